@@ -61,13 +61,12 @@ class Push:
         self._features = [store.feature(name, corpus) for name in feature_names(features)] or store.features()
         self.remote, wanted = Remote(url), _whose_rows(known)
         both = [(one, part) for one in self._features for part in one.parts() if part.record.corpus in wanted]
-        self.parts = {part.folder.relative_to(store.path).as_posix(): (feature, part) for feature, part in both}
-        self._before = self._published(self.remote.read(LATEST))
-        self._merged(self._before)  # whether that may be, before anything is sent
-        checked = [] if replace else self.remote.each(self._whole, self.parts)  # else all is compared byte by byte
-        self._whole_there = {folder: part for folder, part in zip(self.parts, checked, strict=False) if part}
-        self.parts = {folder: one for folder, one in self.parts.items() if folder not in self._whole_there}
-        self.there, self.bytes = len(self._whole_there), sum(part.bytes for _, part in self.parts.values())
+        named = {part.folder.relative_to(store.path).as_posix(): (feature, part) for feature, part in both}
+        before = self._published(self.remote.read(LATEST))
+        self._merged(before)  # whether that may be, before anything is sent
+        known = {} if replace else before.parts  # with `replace` all is compared byte by byte
+        self.parts = {folder: one for folder, one in named.items() if folder not in known}
+        self.there, self.bytes = len(named) - len(self.parts), sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:
         """The record of what is there; with `replace` as if there were nothing, where that is damaged."""
@@ -78,19 +77,8 @@ class Push:
                 raise
             return Published()
 
-    def _whole(self, folder: str) -> PublishedPart | None:
-        """What is there of a part, if that is whole as far as `Remote.holds` can tell."""
-        path, listed = f"{folder}/part.json", self._before.parts.get(folder)
-        if listed or path in self.remote.files:
-            with contextlib.suppress(CorruptStore):
-                part, record = _published_part(self.remote.read(path) or b"", self.remote.where(folder))
-                files = record.files.items()
-                if listed in (None, part) and all(self.remote.holds(f"{folder}/{name}", one) for name, one in files):
-                    return part
-        return None
-
     def run(self, told: Told = lambda _: None) -> str:
-        """Push what is not there, or not whole. Returns the URL with the root digest of all that is published there.
+        """Push what is not published yet. Returns the URL with the root digest of all that is published there.
 
         Raises `StoreError` if another push has begun a part with other numbers; all else is published then.
         """
@@ -108,25 +96,25 @@ class Push:
         return f"{self.remote.shown}@{digest}"
 
     def _send(self, told: Told, folder: str) -> PublishedPart | None:
-        """Put a part there, and its part.json last. None if another push has begun it with other numbers.
-
-        What is published but not whole any more is replaced.
-        """
+        """Put a part there, and its part.json last. None if another push has begun it with other numbers."""
         feature, part = self.parts[folder]
-        replace = self._replace or folder in self._before.parts or f"{folder}/part.json" in self.remote.files
+        path = f"{folder}/part.json"
+        with contextlib.suppress(CorruptStore):  # one that is cut short is put there again
+            if not self._replace and (known := self.remote.read(path)):  # a push has come so far, and was killed
+                return _published_part(known, folder)[0]
         with tempfile.TemporaryDirectory() as scratch:
             if not self._with_text and feature.spec.modality == "text" and part.record.arrays.keys() - _WITHOUT_TEXT:
                 part = _without_tokens(feature, part, Path(scratch))
             # One after the other: of two pushes the first to put a file that differs goes on alone.
-            for name, known in sorted(part.record.files.items()):
+            for name, file in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)
-                if file_record(content) != known:
+                if file_record(content) != file:
                     raise CorruptStore(f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`")
-                if not self.remote.create(f"{folder}/{name}", content, replace):
+                if not self.remote.create(f"{folder}/{name}", content, self._replace):
                     return None
-                told(known.bytes)
+                told(file.bytes)
             content = read_small(part.folder / "part.json")
-        there = self.remote.create(f"{folder}/part.json", content, replace)
+        there = self.remote.create(path, content, self._replace)
         return _published_part(content, folder)[0] if there else None
 
     def _publish(self, sent: dict[str, PublishedPart]) -> str:
@@ -137,7 +125,7 @@ class Push:
             manifests = self._merged(before)
             mine = {one.spec.folder: one.spec for one in self._features}
             records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
-            merged = Published(records, mine | before.features, self._whole_there | before.parts | sent)
+            merged = Published(records, mine | before.features, before.parts | sent)
             digest, card = file_record(merged.content).sha256, self.remote.read("README.md")
             card = _card(card, merged, [*manifests.values()], f"{self.remote.shown}@{digest}")
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -168,28 +168,11 @@ class Remote:
         return f"{self.shown}/{path}"
 
     @cached_property
-    def files(self) -> dict[str, int]:
-        """The sizes of all files there, as of the first look; none where there is no such folder."""
-        found: dict[str, Any] = {}
+    def _files(self) -> set[str]:
+        """All files there, as of the first look; none where there is no such folder."""
         with explained(self.shown), contextlib.suppress(FileNotFoundError):
-            found = self._fs.find(self._root, detail=True)
-        return {name[len(self._root.rstrip("/")) + 1 :]: about["size"] for name, about in found.items()}
-
-    def holds(self, path: str, known: FileRecord) -> bool:
-        """Whether a file there has this size, and in a folder of this machine, where it costs little, this sha256."""
-        if self.files.get(path) != known.bytes and self._look(path).get("size") != known.bytes:
-            return False
-        with contextlib.suppress(CorruptStore):
-            if self._local:
-                self.fetch(path, known)
-            return True
-        return False
-
-    def _look(self, path: str) -> dict[str, Any]:
-        """What the file system says of a file now: nothing if there is none."""
-        with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
-            return dict(self._fs.info(f"{self._root}/{path}", refresh=True))
-        return {}
+            return {name[len(self._root.rstrip("/")) + 1 :] for name in self._fs.find(self._root)}
+        return set()
 
     def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
         """Do this for each, several at once where the file system can; the first fault cancels what has not begun."""
@@ -218,14 +201,16 @@ class Remote:
     def fetch(self, path: str, known: FileRecord) -> bytes:
         """A file of which size and sha256 are known; no byte more is asked for.
 
-        What comes altered or cut short is asked for again. Raises `CorruptStore` if it stays so.
+        What comes altered or cut short is asked for again. Raises `CorruptStore` if it stays so, or is missing.
         """
         with explained(self.where(path)):
             for _ in range(_TRIES):
-                content = self._begin_of(path, min(known.bytes, _LARGEST))
-                if file_record(content) == known:
-                    return content
-            raise CorruptStore(f"{self.where(path)}: altered or cut short, its sha256 is not what was published")
+                with contextlib.suppress(FileNotFoundError):
+                    content = self._begin_of(path, min(known.bytes, _LARGEST))
+                    if file_record(content) == known:
+                        return content
+            fault = "missing, altered or cut short, its sha256 is not what was published"
+            raise CorruptStore(f"{self.where(path)}: {fault}")
 
     def write(self, path: str, content: bytes, **condition: str) -> None:
         """Put a file there, or new content in its place."""
@@ -245,7 +230,7 @@ class Remote:
         One with the same content is not sent again. Without conditional puts, as S3 has them, another process may come
         in between. Without a `look`, nothing is expected there.
         """
-        tag = self._look(path).get("ETag", "") if look and self._conditional else ""  # before the content is read
+        tag = self._tag(path) if look and self._conditional else ""  # before the content is read
         most = len(content) + SMALL
         there = self.read(path, most) if look else None
         if there == content or not over(there):
@@ -259,9 +244,14 @@ class Remote:
             return now == content  # a put whose answer was lost
         return True
 
+    def _tag(self, path: str) -> str:
+        with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
+            return str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
+        return ""
+
     def create(self, path: str, content: bytes, replace: bool = False) -> bool:
         """Put a file where there is none, or one cut short. False if another is there, unless it may `replace` that."""
-        known = path in self.files or not self._conditional
+        known = path in self._files or not self._conditional
         return self.put(path, content, lambda there: there is None or replace or content.startswith(there), known)
 
     def published(self, digest: str) -> Published:

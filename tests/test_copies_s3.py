@@ -104,7 +104,8 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_pat
     lost, cut, *_ = [path for path in there.find(s3.url) if "/data." in path]
     there.rm(lost)
     there.pipe(cut, b"cut")
-    assert ser(*push, store.path).exit_code == 0 and ser(*pull, tmp_path / "mended").exit_code == 0
+    assert "push --replace" in ser(*pull, tmp_path / "lacking").stderr
+    assert ser(*push, store.path, "--replace").exit_code == 0 and ser(*pull, tmp_path / "mended").exit_code == 0
     assert whole(tmp_path / "mended", store)
 
 
