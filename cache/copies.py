@@ -22,7 +22,7 @@ from .atomic_io import explain_disk_errors, move_into_place, read_small, workspa
 from .feature import Feature
 from .manifest import Manifest
 from .part import FileRecord, Part, PartRecord, PartRows, file_record, publish
-from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, feature_names, split_digest
+from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, split_digest
 from .spec import checksummed_json, parse_checksummed
 from .store import Store, open_store
 from .verify import check_part
@@ -55,10 +55,11 @@ class Push:
         if (there / "tmp").is_dir() and not (there / LATEST).exists():
             raise WrongUse(f"{there}: is a store that is worked in; name a new folder to publish at")
         self._with_text, self._replace = with_text, replace
-        names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
-        known = [store.manifest(name) for name in names]
+        corpora = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
+        known = [store.manifest(name) for name in corpora]
         self._manifests = {one.corpus: one if with_text else one.without_text() for one in known}
-        self._features = [store.feature(name, corpus) for name in feature_names(features)] or store.features()
+        names = features.split("+") if features else []
+        self._features = [store.feature(name, corpus) for name in names] or store.features()
         self.remote, wanted = Remote(url), _whose_rows(known)
         both = [(one, part) for one in self._features for part in one.parts() if part.record.corpus in wanted]
         named = {part.folder.relative_to(store.path).as_posix(): (feature, part) for feature, part in both}

@@ -76,7 +76,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises `WrongUse` for what is not there.
         """
         chosen = set() if features else set(self.features)
-        for asked in feature_names(features):
+        for asked in features.split("+") if features else ():
             if not (found := self._read_by(asked)):
                 raise unknown(f"feature of {where}", asked, {spec.name for spec in self.features.values()})
             chosen |= found
@@ -84,27 +84,18 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def modalities(self, features: str) -> set[str]:
         """Of those of these features that are there."""
-        return {self.features[one].modality for name in feature_names(features) for one in self._read_by(name)}
+        return {self.features[one].modality for name in features.split("+") for one in self._read_by(name)}
 
     def _read_by(self, asked: str) -> set[str]:
-        """The folders that a name of `ser train` reads: with `layers=` all layers, else what has most of its options.
-
-        The rest of them say how it is read: `hubert:hop=0.1` reads the plain one.
-        """
+        """The folders that a name of `ser train` reads: with `layers=` all layers, else stored so, or read so."""
         feature, options, read, prefix = parse_name(asked)
-        of_all = {one: {*filter(None, spec.variant.split(","))} for one, spec in self.features.items()}
         if any(option.startswith("layers=") for option in options):  # a fingerprint is that of one of them
-            return {one for one in of_all if one.startswith(f"{feature}/")}
-        near = {one: own for one, own in of_all.items() if one.startswith(f"{feature}/{prefix}")}
-        named = {*options, *(f"{way}={value}" for way, value in read.items())}
-        found = {one for one, own in near.items() if {*options} <= own <= named}
-        most = max((len(near[one]) for one in found), default=0)
-        return {one for one in found if len(near[one]) == most} or {*(() if named else near)}
-
-
-def feature_names(features: str | None) -> list[str]:
-    """The names in "a+b" or "a,b"; a comma before `key=` belongs to a variant."""
-    return re.split(r"\+|,(?!\w+=)", features) if features else []
+            return {folder for folder in self.features if folder.startswith(f"{feature}/")}
+        near = {folder: spec for folder, spec in self.features.items() if folder.startswith(f"{feature}/{prefix}")}
+        for own in ([*options, *(f"{way}={value}" for way, value in read.items())], options):
+            if found := {folder for folder, spec in near.items() if spec.variant == ",".join(sorted(own))}:
+                return found
+        return set()
 
 
 def split_digest(url: str) -> tuple[str, str | None]:

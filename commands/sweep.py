@@ -129,16 +129,15 @@ def sweep(
 def _pulled(recipe: "Recipe", url: str, features: str | None) -> "Recipe":
     """The recipe with the user's copy of the store at a URL in its place; what its cells need is pulled to that."""
     from ser.cache.copies import open_published
-    from ser.cache.remote import feature_names
 
     from .cache import pulled
 
     asked = [cell.experiment for cell in recipe.cells if cell.experiment.store == url]
-    names = {name for one in asked for name in (one.features, one.views) if name}
+    names = {name for one in asked for name in f"{one.features}+{one.views}".split("+") if name}
     if features:  # and of the cells' own those that they do not take the place of
         *_, there = open_published(url)
-        own, replaced = feature_names("+".join(names)), there.modalities(features)
-        names = {features, *(name for name in own if there.modalities(name) - replaced)}
+        replaced = there.modalities(features)
+        names = {features, *(name for name in names if there.modalities(name) - replaced)}
     corpora = {name for one in asked for name in (one.corpus or "").split("+")}
     folder = pulled(url, "+".join(sorted(names)), None if "" in corpora else "+".join(sorted(corpora)))
     cells = (

@@ -241,7 +241,7 @@ NAMES = {  # what a name of `ser train` reads of these
     "hubert:layer=0,pool=mean": "hubert:layer=0,pool=mean",
     "hubert:layers=0-1@{1}": "hubert hubert:layer=0 hubert:layer=0,pool=mean",
     "logmel:hop=0.02": "logmel:hop=0.02",
-    "bert": "bert:layer=1",
+    "bert": "",
     "hubert:layer=7": "",
     "logmel:hop=0.05": "",  # another feature, as mel is extracted with a hop of its own
 }
