@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .options import BACKENDS, FILE, corpus_option, json_option, read_store_option, store_option
+from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, progress, safe, say, table
 
 
@@ -76,10 +76,10 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 @cache.command()
 @click.option("--repair", is_flag=True, help="Move bad parts to bad/, so that `ser features` computes them again.")
 @click.option("--fresh", is_flag=True, help="Check again what an interrupted pass found good less than a day ago.")
-@read_store_option
+@store_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, repair: bool, fresh: bool, store: str, as_json: bool) -> None:
+def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
     """Check every file of the store against its sha256, and what it says; exit 1 if a part cannot be trusted.
 
     \b
@@ -90,7 +90,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: str, as_json: b
 
     checked, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:
-        for one in verify_store(open_store(pulled(store)), repair, fresh):
+        for one in verify_store(open_store(store), repair, fresh):
             checked.append(one)
             size += one.bytes
             rate = size / 1e9 / (time.perf_counter() - start)
@@ -151,8 +151,8 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
 @click.argument("file", type=FILE)
 @click.option("--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit.")
 @corpus_option
-@read_store_option
-def export(name: str, file: Path, backend: str | None, corpus: str | None, store: str) -> None:
+@store_option
+def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
     """Write feature NAME to one FILE: .csv (also for R), .h5, .zarr, .npz or .safetensors (with an index beside it).
 
     Quarantined utterances are left out and named, and the exit code is 3 then.
@@ -165,7 +165,7 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
     from ser.cache import transfer
     from ser.cache.store import open_store
 
-    opened = open_store(pulled(store, name, corpus))
+    opened = open_store(store)
     manifest = opened.manifest(corpus)
     feature = opened.feature(name, manifest.corpus)
     if backend:
@@ -184,13 +184,11 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         click.get_current_context().exit(3 if held else 0)
 
 
-def pulled(store: str, features: str | None = None, corpora: str | None = None) -> Path:
-    """The store's folder; of a URL, the user's copy of it, to which these features and corpora are pulled first."""
-    if "://" not in store:
-        return Path(store)
+def pulled(url: str, features: str, corpora: str | None) -> Path:
+    """The user's copy of the store at a URL, to which these features and corpora are pulled first."""
     from ser.cache.copies import Pull, cache_folder
 
-    pull = Pull(store, folder := cache_folder(store), features, corpora, replace=True)
+    pull = Pull(url, folder := cache_folder(url), features, corpora, replace=True)
     say(f"{_copied('to pull', pull)} to {folder}", err=True)
     with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
         pull.run(bar.update)

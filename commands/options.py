@@ -22,9 +22,6 @@ NAMED = {
 }
 
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
-read_store_option = click.option(
-    "--store", default="features", show_default=True, help="A folder, or the URL of a published store."
-)
 corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
 open_option = click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
