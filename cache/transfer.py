@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -43,17 +42,12 @@ _EXPORTS = (".h5", ".hdf5", ".zarr", ".npz", ".safetensors", ".csv")
 
 
 def read_ids(path: Path) -> list[str]:
-    """Ids from a file: a JSON list (.json), or one per line."""
+    """Ids from a file, one per line."""
     try:
-        content = read_named(path)
-        if path.suffix == ".json":
-            return msgspec.json.decode(content, type=list[str])
-        return content.decode().removesuffix("\n").replace("\r\n", "\n").split("\n")
+        return read_named(path).decode().removesuffix("\n").replace("\r\n", "\n").split("\n")
     except OSError as error:
-        raise WrongUse(
-            f"{path}: cannot be read as ids ({error.strerror}); give a JSON list, or one id per line"
-        ) from None
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise WrongUse(f"{path}: cannot be read as ids ({error.strerror}); give one id per line") from None
+    except ValueError as error:
         raise StoreError(f"{path}: not a list of ids ({error})") from error
 
 

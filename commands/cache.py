@@ -116,7 +116,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
 @click.argument("name")
 @click.argument("file", type=FILE)
 @click.option("--modality", type=click.Choice(["audio", "text"]), required=True)
-@click.option("--ids", type=FILE, metavar="FILE", help="Ids of the rows: one per line, or a JSON list.")
+@click.option("--ids", type=FILE, metavar="FILE", help="Ids of the rows, one per line.")
 @click.option(
     "--manifest", type=FILE, metavar="TABLE", help="Table with the manifest's columns, where there is no audio at hand."
 )
