@@ -72,14 +72,11 @@ def import_feature(
     is refused, unless it may `replace` that.
     Raises `StoreError` or `WrongUse` if shapes, ids or values are not what they should be; then nothing is published.
     """
-    if check_name("corpus", manifest.corpus) in store.corpora() and not replace:
-        latest = store.manifest(manifest.corpus)
-        if not latest.same(manifest):  # what was computed for the other might be superseded, and labels change
-            raise WrongUse(
-                f"{store.path}: corpus {manifest.corpus} has another manifest, and {len(latest.lost(manifest))} of its "
-                f"{len(latest)} utterances, or their audio or transcripts, are not in the table; leave --manifest out, "
-                "give the table another --corpus-name, or let it take that place with --replace"
-            )
+    known = check_name("corpus", manifest.corpus) in store.corpora() and not replace
+    if known and not store.manifest(manifest.corpus).same(manifest):  # it would supersede rows, and change labels
+        fault = f"corpus {manifest.corpus} has another manifest than the table; leave --manifest out"
+        remedy = "give the table another --corpus-name, or let it take that place with --replace"
+        raise WrongUse(f"{store.path}: {fault}, {remedy}")
     rows, by_id = _arrange(path, read_arrays(path), manifest, ids)
     level: Level = "frame" if modality == "audio" else "token"
     spec = Spec(

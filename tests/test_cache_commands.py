@@ -53,7 +53,7 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((len(manifest), 3), "f4"))
     command = ("cache", "import", "mine", tmp_path / "x.npy", "--modality", "audio", "--store", tmp_path / "s")
     refused = ser(*command, "--manifest", tmp_path / "t.csv", "--corpus-name", "toy")
-    assert refused.exit_code == 2 and "corpus toy has another manifest, and 10 of its 10" in refused.stderr
+    assert refused.exit_code == 2 and "corpus toy has another manifest than the table" in refused.stderr
     assert store.manifest().digest == manifest.digest and feature.rows(store.manifest()) == len(manifest)
     assert "10 rows of 10" in printed(*command)
     table = ("--manifest", tmp_path / "t.csv", "--corpus-name", "toy", "--replace")
