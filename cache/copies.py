@@ -224,16 +224,13 @@ class Pull:
         self._specs = {folder: there.features[folder] for folder in there.named(features, self.remote.shown)}
         parts = {path: part for folder in self._specs for path, part in there.parts_of(folder).items()}
         parts = {path: part for path, part in parts.items() if part.corpus in _whose_rows(self._manifests)}
-        here = {path for path in parts if (self._path / path).exists()}
-        self.parts = {path: part for path, part in parts.items() if path not in here}
-        self.there, self.bytes = len(here), sum(part.bytes for part in self.parts.values())
-        for one in here:
+        self.parts = {one: part for one, part in parts.items() if not (path / one).exists()}
+        self.there, self.bytes = len(parts) - len(self.parts), sum(part.bytes for part in self.parts.values())
+        for one in sorted(parts.keys() - self.parts):
             Part.open(path / one, one.split("/")[1])  # which lacks no file
-        held = {one: file_record(read_small(path / one / "part.json")) for one in sorted(here)}
-        others = [one for one, record in held.items() if record != parts[one].record]
-        if others and split_digest(url)[1]:
-            fault = f"{len(others)} parts, such as {others[0]}, are not those of {self.remote.shown}@{self.digest}"
-            raise WrongUse(f"{path}: {fault}; name a new folder with --store")
+            if split_digest(url)[1] and file_record(read_small(path / one / "part.json")) != parts[one].record:
+                fault = f"{one} is another part here than that of {self.remote.shown}@{self.digest}"
+                raise WrongUse(f"{path}: {fault}; name a new folder with --store")
 
     def run(self, told: Told = lambda _: None) -> str:
         """Pull what is not here: parts, each checked down to its last byte, then the manifests.

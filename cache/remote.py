@@ -132,9 +132,7 @@ def explained(where: object) -> Iterator[None]:
             raise StoreError(f"{where}: access is denied ({first}); {remedy}") from None
         if type(error) is ValueError:
             raise WrongUse(f"{where}: cannot be used as a place of stores ({first})") from None
-        if "://" not in str(where):
-            raise StoreError(f"{where}: cannot be used ({first}); see what is there, and who may write to it") from None
-        remedy = "check the network and the address, then run the same command again, which goes on from there"
+        remedy = "check the address, the network and who may write there; the same command goes on from there"
         raise StoreError(f"{where}: cannot be reached ({first}); {remedy}") from None
 
 
