@@ -298,13 +298,8 @@ def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[s
         explain_disk_errors(f"exporting to {path}", path.parent, math.prod(values.shape) * values.dtype.itemsize),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as begun,
     ):
-        try:
-            columns = columns or [f"{feature.spec.name}.{k}" for k in range(feature.spec.dim)]
-            _write(Path(begun) / path.name, rows, about, columns)
-        except OSError:
-            raise
-        except Exception as error:  # these libraries raise nearly every kind
-            raise StoreError(f"{path}: cannot be written ({str(error)[:200]}); check the disk") from error
+        columns = columns or [f"{feature.spec.name}.{k}" for k in range(feature.spec.dim)]
+        _write(Path(begun) / path.name, rows, about, columns)
         sync_tree(Path(begun))
         for file in sorted(Path(begun).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
