@@ -19,8 +19,6 @@ from .cell_scores import heard_in_training, parts
 from .cells import Cell, grouped
 from .tables import Row, Table, described, sentence
 
-COMMANDS = 6  # shown; of more, all go into a table
-
 
 def what_was_run(cells: Sequence[Cell]) -> list[Table]:
     """The section, for all cells of the report."""
@@ -28,7 +26,7 @@ def what_was_run(cells: Sequence[Cell]) -> list[Table]:
     for cell in cells:
         left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
     rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
-    commands = [{"cell": cell.label, "command": command(cell)} for cell in cells if len(cells) > COMMANDS]
+    commands = [{"cell": cell.label, "command": command(cell)} for cell in cells]
     data = [_features(cells), *_corpora(cells), _protocols(cells), described("left-out", rows)]
     return [*data, described("commands", commands), _settings(cells), _versions(cells), _runs(cells)]
 
@@ -95,9 +93,8 @@ def _protocols(cells: Sequence[Cell]) -> Table:
         row["folds tested"] = "; ".join(dict.fromkeys(", ".join(cell.folds) for cell in members))
         row["selection"] = f"{select}: {SELECTIONS[select]}"
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
-        seeds = sorted({seed for cell in members for seed in cell.seeds})
-        whole = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
-        rows.append({**row, "seeds": f"{seeds[0]}–{seeds[-1]}" if whole else ", ".join(map(str, seeds))})
+        row["seeds"] = ", ".join(map(str, sorted({seed for cell in members for seed in cell.seeds})))
+        rows.append(row)
     return described("protocol", rows)
 
 

@@ -21,7 +21,7 @@ from .cells import Cell, drawn, grouped, same_run
 from .examples import Inside, attended, errors
 from .figures import Point, svg_of
 from .paper import beside, claimed, quoted_for
-from .provenance import COMMANDS, command, what_was_run
+from .provenance import what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table, described, sentence, tabulated, text_of
 
@@ -47,11 +47,6 @@ class Page:
     def tables(self) -> list[Table]:
         """All tables in reading order, those behind plots included."""
         return [table for tables in self.sections.values() for table in tables]
-
-    @property
-    def commands(self) -> list[str]:
-        """What runs the first cells again."""
-        return list(dict.fromkeys(map(command, self.cells)))[:COMMANDS]
 
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
