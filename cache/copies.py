@@ -65,8 +65,8 @@ class Push:
         named = {part.folder.relative_to(store.path).as_posix(): (feature, part) for feature, part in both}
         before = self._published(self.remote.read(LATEST))
         self._merged(before)  # whether that may be, before anything is sent
-        known = {} if replace else before.parts  # with `replace` all is compared byte by byte
-        self.parts = {folder: one for folder, one in named.items() if folder not in known}
+        listed = {} if replace else before.parts  # with `replace` all is compared byte by byte
+        self.parts = {folder: one for folder, one in named.items() if folder not in listed}
         self.there, self.bytes = len(named) - len(self.parts), sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:

@@ -307,18 +307,16 @@ def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[s
     return path
 
 
-def copy(feature: Feature, target: Store, backend: str) -> list[str]:
+def copy(feature: Feature, target: Store, backend: str) -> int:
     """Copy all parts of a feature into another store, in this backend.
 
-    Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns the
-    names of the parts that were not there yet. The manifests of all corpora that have rows of it, their own or their
+    Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns how
+    many parts were not there yet. The manifests of all corpora that have rows of it, their own or their
     parent's, are copied too where the target lacks them. Raises `WrongUse` if the target is the feature's own store.
     """
     if target.path.resolve() == feature.store.resolve():
         raise WrongUse(f"{target.path}: is the store that {feature.spec.name} is in; name another folder")
-    source = open_store(feature.store)
-    copied = []
-    made = target.add(feature.spec)
+    source, made, copied = open_store(feature.store), target.add(feature.spec), 0
     for corpus in corpora_of(feature, latest_manifests(source)):
         if corpus in source.corpora() and corpus not in target.corpora():
             target.put_manifest(source.manifest(corpus), command="cache export")
@@ -326,8 +324,8 @@ def copy(feature: Feature, target: Store, backend: str) -> list[str]:
         record = part.record
         packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
         rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
-        copied.append(made.publish(rows, backend, record.written_by))
-    return [name for name in copied if name]
+        copied += made.publish(rows, backend, record.written_by) is not None
+    return copied
 
 
 def utterances(manifest: Manifest) -> "pd.DataFrame":

@@ -106,9 +106,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
     facts = {"checked": len(checked) - skipped, "skipped": skipped, "bytes": size, "bad": [asdict(one) for one in bad]}
     answer(facts if as_json else f"{len(checked) - skipped} things checked{measured}: {len(bad)} bad")
     if skipped and not as_json:
-        parts = sum(Path(one.path).parent.name == "parts" for one in checked)
-        recent = "were checked less than a day ago and have not changed"
-        answer(f"{skipped} of {parts} parts {recent}; --fresh checks them again")
+        answer(f"{skipped} parts were checked less than a day ago and have not changed; --fresh checks them again")
     ctx.exit(1 if any(not one.repaired for one in bad) else 0)
 
 
@@ -170,8 +168,8 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
     feature = opened.feature(name, manifest.corpus)
     if backend:
         copied = transfer.copy(feature, open_store(file, create=True), backend)
-        there = len(feature.parts()) - len(copied)
-        answer(f"copied {len(copied)} parts to {file}" + (f"; {there} are there already" if there else ""))
+        there = len(feature.parts()) - copied
+        answer(f"copied {copied} parts to {file}" + (f"; {there} are there already" if there else ""))
     else:
         columns, made = None, feature.spec.config
         if feature.spec.extractor == "smile":
