@@ -97,11 +97,14 @@ class Push:
         return f"{self.remote.shown}@{digest}"
 
     def _send(self, told: Told, folder: str) -> PublishedPart | None:
-        """Put a part there, and its part.json last. None if another push has begun it with other numbers."""
+        """Put a part there, and its part.json last. None if another push has begun it with other numbers.
+
+        One whose part.json is there already is whole, as a push that was killed has left it.
+        """
         feature, part = self.parts[folder]
         path = f"{folder}/part.json"
         with contextlib.suppress(CorruptStore):  # one that is cut short is put there again
-            if not self._replace and (known := self.remote.read(path)):  # a push has come so far, and was killed
+            if not self._replace and (known := self.remote.read(path)):
                 return _published_part(known, folder)[0]
         with tempfile.TemporaryDirectory() as scratch:
             if not self._with_text and feature.spec.modality == "text" and part.record.arrays.keys() - _WITHOUT_TEXT:

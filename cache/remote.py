@@ -87,7 +87,11 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {self.features[one].modality for name in features.split("+") for one in self._read_by(name)}
 
     def _read_by(self, asked: str) -> set[str]:
-        """The folders that a name of `ser train` reads: with `layers=` all layers, else stored so, or read so."""
+        """The folders that a name of `ser train` reads.
+
+        With `layers=` those are all of the feature. Else they hold what is stored under the whole name, such as
+        `hubert:layer=9,pool=mean`, or where nothing is, what is read as it says: `hubert:layer=9`.
+        """
         feature, options, read, prefix = parse_name(asked)
         if any(option.startswith("layers=") for option in options):  # a fingerprint is that of one of them
             return {folder for folder in self.features if folder.startswith(f"{feature}/")}
@@ -234,6 +238,7 @@ class Remote:
         return True
 
     def _tag(self, path: str) -> str:
+        """What names the content of a file for a conditional put; "" if there is no file."""
         with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
             return str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
         return ""
