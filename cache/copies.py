@@ -16,7 +16,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
+from ser.errors import CorruptStore, WrongUse, printable, unknown
 
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
 from .feature import Feature
@@ -81,23 +81,16 @@ class Push:
     def run(self, told: Told = lambda _: None) -> str:
         """Push what is not published yet. Returns the URL with the root digest of all that is published there.
 
-        Raises `StoreError` if another push has begun a part with other numbers; all else is published then.
+        Raises `StoreError` if another push has begun a part with other numbers.
         """
-        done = self.remote.each(partial(self._send, told), self.parts)
-        sent = {folder: part for folder, part in zip(self.parts, done, strict=True) if part}
+        sent = dict(zip(self.parts, self.remote.each(partial(self._send, told), self.parts), strict=True))
         for manifest in self._manifests.values():
             path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
             self.remote.create(path, manifest.content, replace=True)
-        digest = self._publish(sent)
-        if others := len(done) - len(sent):
-            raise StoreError(
-                f"{self.remote.shown}: all but {others} parts are published (@{digest}), which another push has begun "
-                "with other numbers; run this again when that is done, or with --replace if nobody does it any more"
-            )
-        return f"{self.remote.shown}@{digest}"
+        return f"{self.remote.shown}@{self._publish(sent)}"
 
-    def _send(self, told: Told, folder: str) -> PublishedPart | None:
-        """Put a part there, and its part.json last. None if another push has begun it with other numbers.
+    def _send(self, told: Told, folder: str) -> PublishedPart:
+        """Put a part there, and its part.json last.
 
         One whose part.json is there already is whole, as a push that was killed has left it.
         """
@@ -114,12 +107,11 @@ class Push:
                 content = read_small(part.folder / name)
                 if file_record(content) != file:
                     raise CorruptStore(f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`")
-                if not self.remote.create(f"{folder}/{name}", content, self._replace):
-                    return None
+                self.remote.create(f"{folder}/{name}", content, self._replace)
                 told(file.bytes)
             content = read_small(part.folder / "part.json")
-        there = self.remote.create(path, content, self._replace)
-        return _published_part(content, folder)[0] if there else None
+        self.remote.create(path, content, self._replace)
+        return _published_part(content, folder)[0]
 
     def _publish(self, sent: dict[str, PublishedPart]) -> str:
         """Write the record of all that is there now, and make it the latest, with what others publish meanwhile."""

@@ -243,10 +243,15 @@ class Remote:
             return str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
         return ""
 
-    def create(self, path: str, content: bytes, replace: bool = False) -> bool:
-        """Put a file where there is none, or one cut short. False if another is there, unless it may `replace` that."""
+    def create(self, path: str, content: bytes, replace: bool = False) -> None:
+        """Put a file where there is none, or one cut short.
+
+        Raises `StoreError` if another is there, unless it may `replace` that.
+        """
         known = path in self._files or not self._conditional
-        return self.put(path, content, lambda there: there is None or replace or content.startswith(there), known)
+        if not self.put(path, content, lambda there: there is None or replace or content.startswith(there), known):
+            remedy = "run this again when that is done, or with --replace if nobody does it any more"
+            raise StoreError(f"{self.where(path)}: another push has begun this part with other numbers; {remedy}")
 
     def published(self, digest: str) -> Published:
         """What was published under a root digest. Raises `CorruptStore` if it is not what the digest names."""
