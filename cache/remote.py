@@ -258,15 +258,12 @@ class Remote:
         where = self.where(RECORD.format(digest))
         content = self.read(RECORD.format(digest)) if re.fullmatch(_HEX64, digest) else None
         with explained(where):
-            if content is None:
-                raise CorruptStore(f"{where}: is missing, so nothing is published there under this digest")
-            if file_record(content).sha256 != digest:
-                raise CorruptStore(f"{where}: is not what its digest names")
+            if content is None or file_record(content).sha256 != digest:
+                raise CorruptStore(f"{where}: is missing, or not what its digest names")
             return to_record(content, Published, where)
 
     def latest(self) -> str:
         """The root digest of what was published last. Raises `WrongUse` if nothing was."""
         if (digest := self.read(LATEST)) is None:
-            more = "a root digest behind an @ has 64 digits"
-            raise WrongUse(f"{self.shown}: nothing is published there; `ser cache push URL` does it, and {more}")
+            raise WrongUse(f"{self.shown}: nothing is published there; `ser cache push URL` does it")
         return digest.decode(errors="replace").strip()

@@ -98,7 +98,7 @@ def test_a_digest_names_what_was_published_and_nothing_else(tmp_path: Path) -> N
     assert [one.spec.name for one in sound(tmp_path / "old").features()] == ["frames"]
     assert "is missing" in refused("pull", f"{tmp_path / 'pub'}@{'0' * 64}", "--store", tmp_path / "x")
     for place in (tmp_path / "pub", tmp_path / "nowhere"):
-        assert "behind an @ has 64 digits" in refused("pull", f"{place}@0000", "--store", tmp_path / "x")
+        assert "@0000: nothing is published there" in refused("pull", f"{place}@0000", "--store", tmp_path / "x")
     assert "leave out what follows the @" in refused(
         "push", f"{tmp_path / 'pub'}@{'0' * 64}", "--store", tmp_path / "s"
     )
