@@ -46,10 +46,8 @@ class Push:
         with_text: bool = False,
         replace: bool = False,
     ) -> None:
-        if split_digest(url)[1]:
-            raise WrongUse("a push makes a root digest of its own; leave out what follows the @")
-        if not url or re.match("(?!file:)[a-z0-9]{2,}:/(?!/)", url):
-            raise WrongUse(f"{url!r}: name the URL, such as s3://bucket/store, or the folder to publish at")
+        if not url or re.match("(?!file:)[a-z0-9]{2,}:/(?!/)", url) or split_digest(url)[1]:
+            raise WrongUse(f"{url!r}: name the URL, such as s3://bucket/store, or folder to publish at, and no digest")
         there = Path(url.removeprefix("file://"))
         # Its manifests would lose their transcripts. What was published has no tmp/ before it has a record.
         if (there / "tmp").is_dir() and not (there / LATEST).exists():
