@@ -5,7 +5,6 @@ for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -21,10 +20,7 @@ from typing import Any, get_origin
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.rnn import PackedSequence
 
 from ser.engines import exact_arithmetic
 from ser.engines.machine import choose_device
@@ -37,7 +33,6 @@ from .finetune import with_encoder
 from .fit import Diverged, Epoch, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
-from .models.ragged import Batch
 from .options import Experiment
 from .run import Job, one_thread, oom_as_error, train_jobs
 from .run_folder import CONFIG, Run, open_run
@@ -284,10 +279,7 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     On a GPU the fastest of three, since one of them may capture what is replayed from then on.
     """
     job, found = jobs[0], 0.0
-    once = replace(job.plan.training, refit=False)
-    epochs = 4 if job.stacked else 2
-    short = replace(job.plan.settings, epochs=epochs, lr=0.0)  # no step: a run itself tells that its loss diverges
-    plans = [replace(one.plan, settings=short, training=once) for one in jobs]
+    plans = [_short(one, 4 if job.stacked else 2) for one in jobs]
     for batches in (1, STEPS):
         fold, fitted = _shortened(job, batches), list[Any]()
         with contextlib.suppress(Diverged):
@@ -303,6 +295,12 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
         if sum(seconds) * STEPS > ENOUGH:
             break
     return found
+
+
+def _short(job: Job, epochs: int) -> TrainConfig:
+    """The job's plan for so many epochs without a step: a run itself tells that its loss diverges."""
+    settings = replace(job.plan.settings, epochs=epochs, lr=0.0)
+    return replace(job.plan, settings=settings, training=replace(job.plan.training, refit=False))
 
 
 def _shortened(job: Job, batches: int) -> Fold:
@@ -329,51 +327,21 @@ def _rows(job: Job, fold: Fold) -> float:
 def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     """Floating-point operations of the matrix products of jobs that differ in seed and fold alone.
 
-    An update of the first is counted, forwards and backwards, on a batch in which nothing is hidden. To count is a
-    second of work for torch, whatever the model's size.
+    Those of the first are counted while it trains on one batch, in which nothing is hidden.
     """
-    job = jobs[0]
-    plan, classes = job.plan, len(job.data.utterances.classes)
-    model = TARGETS[plan.target].build(plan.fusion, plan.settings, job.data.dims, classes)
-    rows = _shortened(job, 1).train
-    batch = next(job.data.batches(rows, plan.fusion.unit, plan.settings.batch_size, {}))
-    try:
-        total = _counted(plan, copy.deepcopy(model).to("meta"), batch.to("meta"))  # without values, in no time
-    except RuntimeError:  # some models look at values: those of transformers, whether a mask leaves out anything
-        total = _counted(plan, model, batch)
-    per_row = total / len(plan.fusion.stages) / sum(int(x.lengths.sum()) for x in batch.inputs.values())
-    return per_row * sum(_rows(each, each.fold) for each in jobs) * epochs
-
-
-def _counted(plan: TrainConfig, model: nn.Module, batch: Batch) -> int:
-    """Of one update of each stage."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    total = 0
-    for layer in model.modules():
-        if isinstance(layer, nn.RNNBase):
-            layer.forward = partial(_products, layer)
-    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    for stage in plan.fusion.stages:
-        for name, weight in model.named_parameters():
-            weight.requires_grad_(name in trainable and name.startswith(stage.trains))
-        batch.heads = plan.heads(stage)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # as products, which are known
-            outputs = model(batch)
-            torch.stack([outputs[head].sum() for head in batch.heads or outputs]).sum().backward()
-        total += counter.get_total_flops()
-    return total
-
-
-def _products(layer: nn.RNNBase, x: PackedSequence) -> tuple[PackedSequence, Any]:
-    """What a recurrent layer multiplies, all steps at once: one after the other they would take long to count."""
-    rows, ways = x.data, 1 + layer.bidirectional
-    for first in range(0, len(layer.all_weights), ways):
-        weights = layer.all_weights[first : first + ways]
-        states = [F.linear(rows, w_i)[:, : layer.hidden_size] for w_i, *_ in weights]
-        both = zip(states, weights, strict=True)
-        rows = torch.cat([F.linear(h, w_h)[:, : layer.hidden_size] for h, (_, w_h, *_) in both], 1)
-    return x._replace(data=rows), None
+    job = jobs[0]
+    fold = replace(_shortened(job, 1), dev=job.fold.dev[:0])
+    plan = replace(_short(job, 1), fusion=replace(job.plan.fusion, hide=None), select="last")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Diverged))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # as products, which are known
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # so are the steps of recurrent layers
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        fit(job.data, fold, plan)
+    per_row = counter.get_total_flops() / len(plan.fusion.stages) / _rows(replace(job, plan=plan), fold)
+    return per_row * sum(_rows(each, each.fold) for each in jobs) * epochs
 
 
 def product_rates(plan: TrainConfig) -> dict[str, float]:
