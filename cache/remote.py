@@ -82,10 +82,6 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             chosen |= found
         return sorted(chosen)
 
-    def modalities(self, features: str) -> set[str]:
-        """Of those of these features that are there."""
-        return {self.features[one].modality for name in features.split("+") for one in self._read_by(name)}
-
     def _read_by(self, asked: str) -> set[str]:
         """The folders that a name of `ser train` reads.
 

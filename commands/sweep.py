@@ -82,7 +82,9 @@ def sweep(
     table = read_recipe(recipe, named, **given)
     for store in sorted({str(cell.experiment.store) for cell in table.cells}):
         if "://" in store:
-            table = _pulled(table, store, features)
+            if features:
+                raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
+            table = _pulled(table, store)
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
@@ -126,18 +128,12 @@ def sweep(
     ctx.exit(1 if failed else 0)
 
 
-def _pulled(recipe: "Recipe", url: str, features: str | None) -> "Recipe":
+def _pulled(recipe: "Recipe", url: str) -> "Recipe":
     """The recipe with the user's copy of the store at a URL in its place; what its cells need is pulled to that."""
-    from ser.cache.copies import open_published
-
     from .cache import pulled
 
     asked = [cell.experiment for cell in recipe.cells if cell.experiment.store == url]
     names = {name for one in asked for name in f"{one.features}+{one.views}".split("+") if name}
-    if features:  # and of the cells' own those that they do not take the place of
-        *_, there = open_published(url)
-        replaced = there.modalities(features)
-        names = {features, *(name for name in names if there.modalities(name) - replaced)}
     corpora = {name for one in asked for name in (one.corpus or "").split("+")}
     folder = pulled(url, "+".join(sorted(names)), None if "" in corpora else "+".join(sorted(corpora)))
     cells = (
