@@ -256,9 +256,8 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
 def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> None:
     for name, content, says in [
         ("a.csv", "name\nx\n", "columns id and fold"),
-        ("a.json", "[1]", "not a list of folds"),
-        ("a.json", "{", "not a list of folds"),
-        ("a.txt", "", ".csv, .tsv or .json"),
+        ("c.csv", "id,fold\n\"x", "not a list of folds"),
+        ("a.json", "", ".csv or .tsv"),
         ("b.csv", "id,fold\nstranger,1\n", "tests no labelled utterance"),
     ]:
         (tmp_path / name).write_text(content)

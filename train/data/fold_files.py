@@ -1,4 +1,4 @@
-"""Files of folds: a table, JSON, or EmoBox's folders, as lists of ids."""
+"""Files of folds: a table, or EmoBox's folders, as lists of ids."""
 
 import io
 import re
@@ -19,7 +19,6 @@ def read_folds(path: Path) -> list[Listed]:
 
     - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the others; with a third
       column `part` (train, dev, test) each line names one utterance's part in one fold.
-    - `.json`: a list of `{"name", "train": [id, …], "dev": […], "test": […]}`.
     - a folder: EmoBox's `fold_1/…train….jsonl` and `…test….jsonl` (`valid` too), ids under `key`.
 
     Raises `WrongUse` for anything else.
@@ -27,13 +26,10 @@ def read_folds(path: Path) -> list[Listed]:
     try:
         if path.is_dir():
             folds = _read_emobox(path)
-        elif path.suffix == ".json":
-            found = [{"dev": [], **fold} for fold in msgspec.json.decode(read_named(path))]
-            folds = [(str(fold["name"]), {part: list(map(str, fold[part])) for part in PARTS}) for fold in found]
         elif path.suffix in (".csv", ".tsv"):
             folds = _read_table(path)
         else:
-            raise WrongUse(f"{path}: folds come as .csv, .tsv or .json, or as a folder of EmoBox's fold_N")
+            raise WrongUse(f"{path}: folds come as .csv or .tsv, or as a folder of EmoBox's fold_N")
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file of folds") from None
     except WrongUse:
