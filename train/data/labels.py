@@ -61,8 +61,6 @@ def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
         for raw in raws:
             if maps.setdefault(code(raw), kept) != kept:
                 raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {kept}; keep one")
-    if len(table) < 2:
-        raise WrongUse(f"{path}: a label policy needs two classes or more, here is {len(table)}")
     return Policy(path.name, tuple(table), maps)
 
 
