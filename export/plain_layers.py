@@ -75,10 +75,6 @@ class RaggedLayout:
         lengths = self.lengths[:, None]
         return (torch.arange(self.longest) < lengths) | (lengths == 0)
 
-    def first(self, count: int) -> Tensor:
-        """The first `count` rows of each sequence; int64."""
-        return (self.position < count).nonzero()[:, 0]
-
     def rows_of(self, chosen: Tensor) -> Tensor:
         """The rows of the chosen sequences, bool `[n]`; int64."""
         return chosen[self.owner].nonzero()[:, 0]

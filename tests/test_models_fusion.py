@@ -126,7 +126,7 @@ def outcomes(of, x, y, lengths, others):
     joined, layout = of.interleave(rows, a, y.flatten(1), b)
     found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
     found += [of.mean_rows(rows, a), of.max_rows(rows, a), pool(rows, a), of.recurrent(lstm, rows, a), joined]
-    return [*found, a.pad(x, -1.0), a.unpad(a.pad(x)), x[a.first(2)], x[a.position], x[a.owner]], layout.lengths
+    return [*found, a.pad(x, -1.0), a.unpad(a.pad(x)), x[a.position], x[a.owner]], layout.lengths
 
 
 @in_float64

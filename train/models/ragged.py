@@ -175,10 +175,6 @@ class RaggedLayout:
         owner, position = self._rows
         return [owner, position, owner * self.longest + position, self._attended(self.lengths)]
 
-    def first(self, count: int) -> Tensor:
-        """The first `count` rows of each sequence; int64, at most `[r]`."""
-        return send((self._rows[1] < count).nonzero()[:, 0], self.device)
-
     def rows_of(self, chosen: Tensor) -> Tensor:
         """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
         return send(chosen[self._rows[0]].nonzero()[:, 0], self.device)

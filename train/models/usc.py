@@ -69,10 +69,9 @@ class Cnn(nn.Module):
 
 def to_one_length(x: Tensor, layout: RaggedLayout, frames: int) -> Tensor:
     """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros (§4)."""
-    inside = layout.first(frames)
-    cells = (layout.owner * frames + layout.position).index_select(0, inside)
-    clips = x.new_zeros(len(layout.lengths) * frames, x.shape[1]).index_copy(0, cells, x.index_select(0, inside))
-    return clips.unflatten(0, (len(layout.lengths), frames))
+    n, cells = len(layout.lengths), layout.owner * frames + layout.position
+    cells = torch.where(layout.position < frames, cells, n * frames)  # one more, for what is cropped
+    return x.new_zeros(n * frames + 1, x.shape[1]).index_copy(0, cells, x)[:-1].unflatten(0, (n, frames))
 
 
 class Bert(nn.Module):
