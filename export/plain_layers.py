@@ -132,11 +132,6 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) 
     return {name: recurrent(cast(nn.GRU, layers[name]), rows, layout) for name, rows in x.items()}
 
 
-def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
-    """Each stream's `Attention` over its rows `[r, d]`; `[r, d]` each."""
-    return {name: layers[name](rows, layout) for name, rows in x.items()}
-
-
 def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
     return torch.stack([part.mean(0) if len(part) else part.sum(0) for part in layout.each(x)])

@@ -1,4 +1,4 @@
-"""Several streams over the same dialogues go through a layer at once: a bi-directional GRU, or self-attention.
+"""Attention and transformer layers on packed rows, and bi-directional GRUs over several streams of the same dialogues.
 
 The GRUs' backward pass is written by hand. torch's own layer takes one small step after the other for each direction
 of each layer, and records each for autograd. Here all directions of all streams step together, only the state's own
@@ -130,16 +130,6 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) 
         name: torch.cat([back(forwards, y[2 * i], rows), back(backwards, y[2 * i + 1], rows)], 1)
         for i, (name, rows) in enumerate(x.items())
     }
-
-
-def self_attention(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
-    """Each stream's `Attention` over the dialogues of its rows `[n, d]`, all streams as one batch; `[n, d]` each."""
-    streams = [cast(Attention, layers[name]) for name in x]
-    q, k, v = torch.cat([layer.project(rows) for layer, rows in zip(streams, x.values(), strict=True)]).unbind(1)
-    every = layout.repeat(len(streams))
-    dropout = streams[0].dropout if streams[0].training else 0.0
-    context = attention(q, k, v, every, every, dropout).flatten(1).chunk(len(streams))
-    return {name: layer.out_proj(c) for name, layer, c in zip(x, streams, context, strict=True)}
 
 
 class _Scan(torch.autograd.Function):

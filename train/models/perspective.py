@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
-from .layers import Attention, bigru, self_attention
+from .layers import Attention, bigru
 from .ragged import Batch, RaggedLayout, full_precision, vectors
 
 CODE = "the authors' released code; not stated in the paper"
@@ -132,7 +132,7 @@ class Perspective(nn.Module):
         with full_precision(x):  # behind the first FC everything is too small to gain by less
             x = bigru(self.gru, fuse("ef", x), layout)
             x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
-            x = self_attention(self.attention, x, layout)
+            x = {s: self.attention[s](rows, layout) for s, rows in x.items()}
             x = fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
             x = fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
         x["logits"] = x.pop("fused" if self.position else self.modalities[0])
@@ -173,7 +173,8 @@ class Released(Perspective):
         layout = layout or RaggedLayout(batch.dialogues, batch.device)
         with full_precision(x):
             x = bigru(self.gru, x, layout)
-            x = self_attention(self.attention, {m: self.dropout(rows) for m, rows in x.items()}, layout)
+            x = {m: self.dropout(rows) for m, rows in x.items()}
+            x = {m: self.attention[m](rows, layout) for m, rows in x.items()}
             x = {m: self.logits[m](self.dropout(self.hidden[m](rows).relu())) for m, rows in x.items()}
             x["logits"] = self.fusion(x["audio"], x["text"])
             return {head: logits.softmax(1) for head, logits in x.items()}

@@ -201,15 +201,6 @@ class RaggedLayout:
             return self.pad(x).sum(1)
         return x.new_zeros(len(self.lengths), x.shape[1]).index_add(0, self.owner, x)
 
-    def repeat(self, times: int) -> "RaggedLayout":
-        """The layout of `times` such batches, one after the other."""
-        every = RaggedLayout(self.lengths.repeat(times), self.device)
-        if self.fixed:
-            size = len(self.lengths) * self.longest
-            every.fixed, every.longest = True, self.longest
-            every.cells = torch.cat([self.cells + i * size for i in range(times)])
-        return every
-
     @cached_property
     def steps(self) -> tuple[Tensor, Tensor, list[int]]:
         """Rows in the order in which recurrent layers take them, and how many sequences are alive at each step.
