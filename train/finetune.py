@@ -34,16 +34,10 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     if "joined" in data.notes["specs"]["text"]:
         raise WrongUse("finetune_layers trains the encoder of one text feature; name one, and no layers=…")
     spec = to_record(data.notes["specs"]["text"], Spec, str(data.notes["store"]))
-    if spec.extractor != "text" or not spec.checkpoint:
-        raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, and {spec.name} is none of these")
-    if not spec.config["special"]:
-        raise WrongUse(
-            f"finetune_layers needs the special tokens too, which {spec.name} leaves out; "
-            "extract it without special=false"
-        )
-    checkpoint = recorded_checkpoint(spec, parse_models(models))
-    if (kind := checkpoint.architecture) not in ("bert", "mpnet"):
-        raise WrongUse(f"finetune_layers trains the encoder of bert or mpnet tokens, not of {kind}: {spec.name}")
+    whole = spec.extractor == "text" and spec.checkpoint and spec.config["special"]
+    checkpoint = recorded_checkpoint(spec, parse_models(models)) if whole else None
+    if checkpoint is None or checkpoint.architecture not in ("bert", "mpnet"):
+        raise WrongUse(f"finetune_layers trains bert or mpnet, on special tokens too, and {spec.name} is none of these")
     depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
     if layers == "all":
         features = data.described["features"]
