@@ -9,9 +9,8 @@ Axis letters of all models (`[r, d]` is a shape):
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +33,7 @@ class Sequences:
     values: Tensor
     lengths: Tensor
     rows: Tensor | None = None
+    layout: "RaggedLayout | None" = None  # of the values, if it is known already
 
 
 @dataclass
@@ -46,7 +46,6 @@ class Batch:
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
     heads: Heads = None  # so that a model can leave out the rest
-    layouts: dict[str, "RaggedLayout"] = field(default_factory=dict)  # of the inputs, where they are there already
 
     def wants(self, *heads: str) -> bool:
         """Whether any of these outputs is wanted."""
@@ -63,26 +62,19 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on `device`: to a GPU goes one copy, and any values that are not there yet.
 
-        How many rows and turns there are stays on the CPU, where the models' layouts are made.
+        How many rows and turns there are is known on the CPU too, so that nobody has to wait for these numbers.
         """
         if (device := torch.device(device)) == self.device:
             return self
-        sequences = any(int(x.lengths.max()) > 1 for x in self.inputs.values())  # no layer asks where vectors lie
-        layouts = {m: RaggedLayout(x.lengths, device) for m, x in self.inputs.items() if sequences}
-        laid = list(layouts.values())
-        if len(laid) == 2:
-            laid[0].both = RaggedLayout(laid[0].lengths + laid[1].lengths, device)
-            laid.append(laid[0].both)
         chosen = [x.rows for x in self.inputs.values() if x.rows is not None]
-        sent = iter(_sent_at_once([self.truth, *chosen, *(x for one in laid for x in one.indices())], device))
+        sent = iter(_sent_at_once([self.truth, *chosen, *(x.lengths for x in self.inputs.values())], device))
         truth = next(sent)
+        values = [send(x.values, device) if x.rows is None else x.values[next(sent)] for x in self.inputs.values()]
         inputs = {
-            m: Sequences(send(x.values, device) if x.rows is None else x.values[next(sent)], x.lengths)
-            for m, x in self.inputs.items()
+            m: Sequences(rows, x.lengths, layout=RaggedLayout(x.lengths, device, there))
+            for (m, x), rows, there in zip(self.inputs.items(), values, sent, strict=True)
         }
-        for one in laid:
-            one.owner, one.position, one.cells, one.attended = islice(sent, 4)
-        return replace(self, inputs=inputs, truth=truth, layouts=layouts)
+        return replace(self, inputs=inputs, truth=truth)
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
@@ -120,16 +112,22 @@ class RaggedLayout:
         forwards   c0 a0 | c1 a1 | c2      2, 2 and 1 sequences are alive
         backwards  c2 a1 | c1 a0 | c0
 
-    All is computed where the lengths are, on the CPU, so that no layer has to wait for a GPU to return a number; the
-    indices are then sent to `device`.
+    The lengths are known on the CPU, so that no layer has to wait for a GPU to return a number. The indices are made
+    of them on `device`, where they may be `there` already.
     """
 
     fixed = False  # whether the shapes are those of many batches at once, which only padded forms can be given
-    both: "RaggedLayout | None" = None  # with the other modality's rows, where it is there already
 
-    def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
+    def __init__(self, lengths: Tensor, device: torch.device | None = None, there: Tensor | None = None) -> None:
         self.lengths = lengths  # int64 [n]
         self.device = device or lengths.device
+        if there is not None:
+            self.there = there
+
+    @cached_property
+    def there(self) -> Tensor:
+        """`lengths` on the device."""
+        return send(self.lengths, self.device)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -142,20 +140,16 @@ class RaggedLayout:
         return max(self.sizes, default=0) or 1
 
     @cached_property
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        owner = torch.arange(len(self.lengths)).repeat_interleave(self.lengths, output_size=sum(self.sizes))
-        starts = self.lengths.cumsum(0) - self.lengths
-        return owner, torch.arange(len(owner)) - starts[owner]
-
-    @cached_property
     def owner(self) -> Tensor:
         """The sequence that each row belongs to; int64 `[r]`."""
-        return send(self._rows[0], self.device)
+        numbers = torch.arange(len(self.lengths), device=self.device)
+        return numbers.repeat_interleave(self.there, output_size=sum(self.sizes))
 
     @cached_property
     def position(self) -> Tensor:
         """The place of each row in its sequence, from 0; int64 `[r]`."""
-        return send(self._rows[1], self.device)
+        starts = self.there.cumsum(0) - self.there
+        return torch.arange(len(self.owner), device=self.device) - starts[self.owner]
 
     @cached_property
     def cells(self) -> Tensor:
@@ -165,19 +159,12 @@ class RaggedLayout:
     @cached_property
     def attended(self) -> Tensor:
         """What attention takes in: the cells that hold a row, and all of a sequence without; bool `[n, longest]`."""
-        return self._attended(send(self.lengths, self.device))
-
-    def _attended(self, lengths: Tensor) -> Tensor:
-        return (torch.arange(self.longest, device=lengths.device) < lengths[:, None]) | (lengths[:, None] == 0)
-
-    def indices(self) -> list[Tensor]:
-        """`owner`, `position`, `cells` and `attended`, where the lengths are."""
-        owner, position = self._rows
-        return [owner, position, owner * self.longest + position, self._attended(self.lengths)]
+        lengths = self.there[:, None]
+        return (torch.arange(self.longest, device=self.device) < lengths) | (lengths == 0)
 
     def rows_of(self, chosen: Tensor) -> Tensor:
         """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
-        return send(chosen[self._rows[0]].nonzero()[:, 0], self.device)
+        return send(chosen.repeat_interleave(self.lengths).nonzero()[:, 0], self.device)
 
     @cached_property
     def even(self) -> bool:
@@ -208,7 +195,7 @@ class RaggedLayout:
         The first tensor, int64 `[r]`, walks all sequences forwards, the second backwards; within a step, longer
         sequences come first, so that those alive are always the first ones.
         """
-        owner, position = self._rows
+        owner, position = (here := RaggedLayout(self.lengths)).owner, here.position
         rank = self.lengths.argsort(descending=True, stable=True).argsort()
         forwards = (position * len(self.lengths) + rank[owner]).argsort()
         owner, position = owner[forwards], position[forwards]
@@ -225,7 +212,7 @@ def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout
     x = batch.inputs[modality]
     if x.values.shape[1] != dim:
         raise WrongUse(f"this model was built for {modality} features of {dim} values, and got {x.values.shape[1]}")
-    return x.values, batch.layouts.get(modality) or RaggedLayout(x.lengths, x.values.device)
+    return x.values, x.layout or RaggedLayout(x.lengths, x.values.device)
 
 
 def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
@@ -278,8 +265,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 
 def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
-    count = send(layout.lengths.clamp(min=1)[:, None], x.device)
-    return layout.total(x) / count
+    return layout.total(x) / layout.there.clamp(min=1)[:, None]
 
 
 def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
@@ -332,5 +318,5 @@ def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
     """The rows of a and b utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     order = torch.cat([of_a.owner, of_b.owner]).argsort(stable=True)
-    both = of_a.both or RaggedLayout(of_a.lengths + of_b.lengths, of_a.device)
+    both = RaggedLayout(of_a.lengths + of_b.lengths, of_a.device, of_a.there + of_b.there)
     return torch.cat([a, b]).index_select(0, order), both

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion import CommonSettings, Count, Dropout, Fusion, Positive, setting
-from .ragged import Batch, Sequences, vectors, visible
+from .ragged import Batch, vectors
 
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names
 S3PRL = "s3prl, downstream/emotion/config.yaml"
@@ -38,13 +38,13 @@ class LayerSums(nn.Module):
         found = dict(batch.inputs)
         for modality, sums in self.sums.items():
             widths, rows = [layers * dim for layers, dim in sums], []
-            values, layout = visible(batch, modality, sum(widths))
+            values, _ = visible(batch, modality, sum(widths))
             for number, ((layers, dim), x) in enumerate(zip(sums, values.split(widths, 1), strict=True)):
                 if layers > 1:
                     shares = self.weights[f"{modality} {number}"].softmax(0)
                     x = torch.einsum("l,rld->rd", shares, x.unflatten(1, (layers, dim)))
                 rows.append(x)
-            found[modality] = Sequences(torch.cat(rows, 1), layout.lengths)
+            found[modality] = replace(batch.inputs[modality], values=torch.cat(rows, 1))
         return replace(batch, inputs=found)
 
 
