@@ -31,7 +31,7 @@ from ser.extract.audio import decode
 from ser.extract.extractors import ResolvedFeature
 from ser.extract.registry import FEATURES
 from ser.predict import Predictor
-from ser.train.models import FUSIONS, encoder, superb
+from ser.train.models import FUSIONS, superb, usc
 from ser.train.report.tables import MARKDOWN
 from ser.train.targets import TARGETS, scale_of
 from ser.weights.find import BESIDE, Count
@@ -64,7 +64,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     fusion = FUSIONS[about["fusion"]]
     build: Any = fusion.tune if about["encoder"] else fusion.build
     root = build.func if isinstance(build, partial) else build
-    used = [superb.LayerSums] * bool(about["sums"]) + [encoder.untrained] * bool(about["encoder"])
+    used = [superb.LayerSums] * bool(about["sums"]) + [usc.untrained] * bool(about["encoder"])
     files = {"config.json": [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]}
     files["model.safetensors"] = [save(tensors)]
     given = {

@@ -15,7 +15,7 @@ from ser.weights.find import INCIDENTAL, load_encoder, parse_models, recorded_ch
 
 from .data.dataset import Dataset
 from .models import Fusion
-from .models.encoder import Encoder, Layers, untrained
+from .models.usc import Encoder, Layers, untrained
 
 TOKENS = "token"  # the extra of a text feature that holds token ids
 

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 from torch import Generator, Tensor, nn
 
-from .encoder import Encoder
-
 OURS = "ours: not taken from the paper or its code"
 BOTH = ("audio", "text")
 # What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings` shows it.
@@ -89,8 +87,8 @@ class Fusion:
     class, is added here. `fixed` says what no
     paper states and no setting changes: name → value and help.
 
-    `tune`, where there is one, makes the module with a text encoder inside, which `finetune_layers`, another setting,
-    trains with it.
+    `tune`, where there is one, makes the module with a text encoder inside, a `usc.Encoder`, which another setting,
+    `finetune_layers`, trains with it.
     """
 
     name: str
@@ -103,7 +101,7 @@ class Fusion:
     hide: Callable[[Any, int, int, Generator], dict[str, Tensor]] | None = None
     stages: tuple[Stage, ...] = (Stage("train"),)
     stacks: Callable[[Any], bool] | None = None
-    tune: Callable[[Any, Mapping[str, int], int, Encoder], nn.Module] | None = None
+    tune: Callable[[Any, Mapping[str, int], int, Any], nn.Module] | None = None
     unused: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 

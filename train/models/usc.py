@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .encoder import Encoder
 from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import classifier
 from .ragged import Batch, RaggedLayout, visible
+
+Layers = int | Literal["all"]  # of an encoder: so many at its top
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class UscSettings(CommonSettings):
     frames: Count = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
     channels: Count = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
     hidden: Count = setting(128, OURS, "width between the two linear layers")
-    finetune_layers: int | Literal["all"] = setting(
+    finetune_layers: Layers = setting(
         0,
         "ours: frozen; USC §5.1 fine-tunes BERT",
         "top layers of the text encoder to train, from tokens of the layer below; all: the embeddings too",
@@ -72,6 +73,53 @@ def to_one_length(x: Tensor, layout: RaggedLayout, frames: int) -> Tensor:
     n, cells = len(layout.lengths), layout.owner * frames + layout.position
     cells = torch.where(layout.position < frames, cells, n * frames)  # one more, for what is cropped
     return x.new_zeros(n * frames + 1, x.shape[1]).index_copy(0, cells, x)[:-1].unflatten(0, (n, frames))
+
+
+class Encoder(nn.Module):
+    """The top layers of BERT or MPNet, or all of it, which compute what they compute within the whole model.
+
+    Takes over `model`, a `BertModel` or `MPNetModel` without a pooler. Only what stays of it has gradients, and
+    MPNet's relative positions, which all layers share, only if all of them are trained.
+    """
+
+    def __init__(self, model: Any, layers: Layers) -> None:
+        super().__init__()
+        self.takes_tokens = layers == "all"
+        if layers != "all":
+            model.embeddings = _Given()
+            model.encoder.layer = model.encoder.layer[len(model.encoder.layer) - layers :]
+        self.model = model.requires_grad_(False)
+        (model if self.takes_tokens else model.encoder.layer).requires_grad_(True)
+
+    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
+        """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r, d]`."""
+        real = layout.attended
+        if self.takes_tokens:
+            tokens = layout.pad(x[:, 0].long(), self.model.config.pad_token_id)
+            states = self.model(input_ids=tokens, attention_mask=real.long())
+        else:
+            states = self.model(inputs_embeds=layout.pad(x), attention_mask=real.long())
+        return layout.unpad(states.last_hidden_state)
+
+
+class _Given(nn.Module):
+    """In place of the embeddings: the hidden states of the layer below, as they are."""
+
+    def forward(self, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        return inputs_embeds
+
+
+def untrained(config: Mapping[str, Any], layers: Layers) -> Encoder:
+    """The encoder of a checkpoint's config.json with any weights, to be overwritten by those of a trained run."""
+    import transformers
+
+    settings = dict(config)
+    made = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    if layers != "all":
+        made.num_hidden_layers = layers
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.AutoModel.from_config(made, trust_remote_code=False, add_pooling_layer=False)
+    return Encoder(model, layers)
 
 
 class Bert(nn.Module):
