@@ -1,5 +1,6 @@
 """Many runs at once: each gives what it gives alone, with dropout, in every fusion that can be stacked."""
 
+import copy
 import weakref
 from collections import Counter
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import Diverged, Epoch, fit, learning_rate, make_optimiser
 from ser.train.fit_many import MOST, can_train_together, fit_many
-from ser.train.models import FUSIONS
+from ser.train.models import FUSIONS, stacked
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
-from ser.train.models.stacked import NO_LABEL, Graphs, Layout, Stack
+from ser.train.models.stacked import NO_LABEL, Graphs, Stack
 from ser.train.run_folder import run_name
 from ser.train.sweep import plan_sweep, train_group
 
@@ -62,18 +63,27 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
     return sum(F.cross_entropy(outputs[h], labels, reduction="sum") for h in heads if h in outputs)
 
 
-def trained(stack, values, layout):
-    """With masks drawn as torch's own dropout draws them, in the order of its calls."""
-    layout, keep = layout.within(layout.packed()), 1.0 - stack.dropout
-    masks = [torch.zeros(*layout.rows.shape, width) for width in stack.widths(values, layout)]
-    for run, (count, generator) in enumerate(zip(layout.real.sum(1), stack.generators, strict=True)):
-        for mask in masks:
-            mask[run, :count].bernoulli_(keep, generator=generator)
-    return stack(values, layout, [mask / keep for mask in masks])
+def stack_of(models, values, dropout, generators):
+    return Stack(
+        copy.deepcopy(models[0]), models, values, dropout, [generator.clone_state() for generator in generators]
+    )
 
 
-def truth(layout, labels, run):
-    return torch.where(layout.real[run], labels[layout.rows[run]], NO_LABEL)
+def trained(stack, groups, chosen, labels):
+    """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R, r]`, what is real."""
+    turns = stacked.table(groups)
+    batch, generators = stacked.batch_of(turns, torch.tensor(chosen)), stack.generators
+    if stack.kept is None:
+        stack.generators = [torch.Generator() for _ in generators]
+        stack.draw(turns, *batch)
+        stack.generators = generators
+    _, rows, real = stack(turns, *batch)
+    for run, generator in enumerate(generators):
+        there = rows[run][real[run]]
+        for mask in stack.kept[run].split(2 * SMALL.gru_hidden, 1):
+            mask[there] = torch.empty(len(there), mask.shape[1]).bernoulli_(1 - stack.dropout, generator=generator) > 0
+    outputs, *_ = stack(turns, *batch, training=True)
+    return outputs, torch.where(real, labels[rows], NO_LABEL), real
 
 
 @pytest.mark.parametrize("name", [*STACKABLE, "ef-add fused", "mf-concat fused", "lf-at fused", "lgf-add fused"])
@@ -83,18 +93,17 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
     name, _, fused = name.partition(" ")
     heads = ("logits",) if fused else ("logits", "audio", "text")
     models, generators, values, labels, groups = made(name)
-    stack = Stack(models, SMALL.dropout, [generator.clone_state() for generator in generators])
+    stack = stack_of(models, values, SMALL.dropout, generators)
     stage = FUSIONS[name].stages[0]
     together = make_optimiser(stack.weights, stage, SMALL)
     apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
     random = np.random.default_rng(1)
     for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
-        layout = Layout.of(groups, chosen)
-        outputs = trained(stack, values, layout)
+        outputs, truth, real = trained(stack, groups, chosen, labels)
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
         together.zero_grad()
-        sum(loss_of(one, truth(layout, labels, r), heads) for r, one in enumerate(each)).backward()
+        sum(loss_of(one, truth[r], heads) for r, one in enumerate(each)).backward()
         gradients = {n: None if w.grad is None else w.grad.clone() for n, w in stack.weights.items()}
         together.param_groups[0]["lr"] = learning_rate(SMALL, update)
         together.step()
@@ -110,7 +119,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
                     torch.testing.assert_close(gradients[n][run], weight.grad, rtol=1e-12, atol=1e-12)
             assert alone.keys() == outputs.keys()
             for head, logits in alone.items():
-                torch.testing.assert_close(outputs[head][run, layout.real[run]], logits, rtol=0, atol=1e-9)
+                torch.testing.assert_close(outputs[head][run, real[run]], logits, rtol=0, atol=1e-9)
             optimiser.param_groups[0]["lr"] = learning_rate(SMALL, update)
             optimiser.step()
     for run, model in enumerate(models):
@@ -120,14 +129,13 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
 
 def test_a_run_that_is_no_number_leaves_the_others_alone():
     models, generators, values, labels, groups = made("lgf-add")
-    layout = Layout.of(groups, np.array([[0, 1], [2, 3], [4, 5]]))
 
     def gradients(poison):
-        stack = Stack(models, 0.3, [generator.clone_state() for generator in generators])
+        stack = stack_of(models, values, 0.3, generators)
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
-        outputs = trained(stack, values, layout)
-        sum(loss_of({h: x[r] for h, x in outputs.items()}, truth(layout, labels, r)) for r in range(RUNS)).backward()
+        outputs, truth, _ = trained(stack, groups, [[0, 1], [2, 3], [4, 5]], labels)
+        sum(loss_of({h: x[r] for h, x in outputs.items()}, truth[r]) for r in range(RUNS)).backward()
         return {name: weight.grad for name, weight in stack.weights.items()}
 
     clean, poisoned = gradients(1.0), gradients(float("nan"))
@@ -199,7 +207,7 @@ def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_p
 
     def draw(stack, *args):
         original(stack, *args)
-        drawn.append(stack._kept.clone())
+        drawn.append(stack.kept.clone())
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Stack, "draw", draw)

@@ -3,8 +3,8 @@
 The runs differ in seed and loss. Each draws its batches, as that does, and its dropout from generators of its own, so
 that the others change nothing but the order of sums. A run that diverges is reported when the others are done.
 
-On a GPU an update is one CUDA graph, and so is an evaluation: what is left to do one by one is the upload of a batch's
-indices, and once per epoch each run's dropout.
+On a GPU an update is one CUDA graph, and so is an evaluation: what is left to do one by one is to say which dialogues a
+batch has, and once per epoch each run's dropout.
 """
 
 import copy
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from . import fit
 from .data.dataset import Dataset
 from .data.splits import Fold
 from .fit import Epoch, Fitted, Selection
-from .models.stacked import NO_LABEL, Graphs, Layout, Stack
+from .models.stacked import NO_LABEL, Graphs, Stack, batch_of, table
 from .scores import SHOWN, confusions, metrics
 from .settings import TrainConfig
 
@@ -77,7 +78,7 @@ def fit_many(
         dropping.append(Generator(device).manual_seed(each.seed))
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     frame = config.fusion.build(settings, dims, len(data.utterances.classes))
-    stack = Stack(models, settings.dropout, dropping, frame)
+    stack = Stack(frame, models, values, settings.dropout, dropping)
     optimiser = fit.make_optimiser(stack.weights, stage, settings)
     rate = torch.tensor(settings.lr, device=device)
     optimiser.param_groups[0].update(lr=rate, capturable=True)
@@ -90,20 +91,20 @@ def fit_many(
 
     graphs = Graphs(torch.device(device).type in GRAPHS, on_epoch)
     total, chosen = torch.zeros(len(configs), device=device), torch.zeros_like(kind[0], dtype=torch.bool)
-    places: dict[tuple[int, ...], Tensor] = {}  # by shape: where a batch's indices go
+    places: dict[tuple[int, ...], Tensor] = {}  # by shape: where the dialogues of a batch are named
     eval_groups = data.groups(eval_rows, config.fusion.unit) if len(eval_rows) else []
-    of_each = np.tile(np.arange(len(eval_groups)), (len(configs), 1))  # all runs and epochs evaluate alike
-    cuts = range(0, len(eval_groups), settings.batch_size)
-    layouts = [Layout.of(eval_groups, of_each[:, start : start + settings.batch_size]) for start in cuts]
-    evaluated = [layout.within(layout.packed().to(device)) for layout in layouts]
+    turns, held = table(groups), table(eval_groups)
+    turns_there, held_there = turns.to(device), held.to(device)
+    cuts = torch.arange(len(eval_groups)).split(settings.batch_size) if eval_groups else ()
+    laid = [batch_of(held, some.expand(len(configs), -1)) for some in cuts]  # all runs and epochs evaluate alike
+    evaluated = [(held_there, some.to(device), r) for some, r in laid]
 
-    def step(layout: Layout) -> Tensor:
+    def step(batch: Tensor, r: int) -> Tensor:
         """One update of all runs, of tensors alone; their losses `[R]`."""
-        real = layout.real
-        truth = torch.where(real, labels.gather(1, layout.rows), NO_LABEL)
         with config.autocast():
-            outputs = stack(values, layout, stack.drawn(layout.rows))
+            outputs, rows, real = stack(turns_there, batch, r, training=True)
             outputs = {head: x.float() for head, x in outputs.items()}
+        truth = torch.where(real, labels.gather(1, rows), NO_LABEL)
         by_kind = [vmap(loss)(outputs, truth) for loss in losses_of]
         losses = torch.stack(by_kind).gather(0, kind)[0]  # each run's own
         total.add_(losses.detach() * (1 if config.reduction == "sum" else real.sum(1)))
@@ -124,19 +125,17 @@ def fit_many(
         if not left:
             break
         started = time.perf_counter()
-        order = torch.stack([torch.randperm(len(groups), generator=one) for one in shuffling]).numpy()
+        order = torch.stack([torch.randperm(len(groups), generator=one) for one in shuffling])
         starts, every = range(0, len(groups), settings.batch_size), list[Tensor]()
         total.zero_()
         for update, start in enumerate(starts, epoch * len(starts)):
-            layout = Layout.of(groups, order[:, start : start + settings.batch_size])
-            packed, shape = layout.packed(), (*layout.rows.shape, *layout.lengths.shape)
-            place = places.setdefault(shape, torch.empty_like(packed, device=device))
-            place.copy_(packed.pin_memory() if torch.cuda.is_available() else packed, non_blocking=True)
-            layout = layout.within(place)
+            some, r = batch_of(turns, order[:, start : start + settings.batch_size])
+            place = places.setdefault((r, some.shape[1]), torch.empty_like(some, device=device))
+            place.copy_(some.pin_memory() if torch.cuda.is_available() else some, non_blocking=True)
             if start == 0:
-                stack.draw(len(data.utterances), values, layout)
+                stack.draw(turns_there, place, r)
             rate.fill_(fit.learning_rate(settings, update))
-            every.append(graphs(shape, partial(step, layout)))
+            every.append(graphs((r, some.shape[1]), partial(step, place, r)))
         # Asked here alone: after every batch it would make the GPU wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
             if i in left and (fault := fit.divergence(of_run, stage, epoch)):
@@ -144,10 +143,10 @@ def fit_many(
         means = (total / len(fold.train)).tolist()
         scored = dict[str, np.ndarray]()
         if evaluated:
-            best = [graphs(i, partial(_best, stack, values, config, each)) for i, each in enumerate(evaluated)]
-            real = torch.cat([layout.real[0] for layout in layouts])
+            best = [graphs(i, partial(_best, stack, config, *each)) for i, each in enumerate(evaluated)]
             truth, predicted = data.utterances.labels[np.concatenate(eval_groups)], torch.cat(best, 1).cpu()
-            scored = metrics(confusions(truth, predicted[:, real].numpy(), len(data.utterances.classes)))
+            predicted = predicted[:, predicted[0] >= 0]
+            scored = metrics(confusions(truth, predicted.numpy(), len(data.utterances.classes)))
         seconds = (time.perf_counter() - started) / len(configs)
         better = [False] * len(configs)
         for i, selection in enumerate(selections):
@@ -194,10 +193,11 @@ def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.nda
 
 
 @torch.no_grad()
-def _best(stack: Stack, values: dict[str, Tensor], config: TrainConfig, layout: Layout) -> Tensor:
-    """The most likely class of each row, int64 `[R, r]`."""
+def _best(stack: Stack, config: TrainConfig, *batch: Any) -> Tensor:
+    """The most likely class of each row, int64 `[R, r]`; -1 where there is none."""
     with config.autocast():
-        return stack(values, layout, None)["logits"].argmax(2)
+        outputs, _, real = stack(*batch)
+    return torch.where(real, outputs["logits"].argmax(2), -1)
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:

@@ -8,9 +8,7 @@ as a CUDA graph. Axis letters beside those of `ser.train.models.ragged`:
     R  runs
 """
 
-import copy
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from .ragged import Batch, RaggedLayout, Sequences
 
@@ -27,63 +26,39 @@ NO_LABEL = -100  # what torch's losses leave out
 ROWS = 128  # r is a multiple of it, so that few shapes occur
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where the utterances of R batches stand, each of m − 1 dialogues, in r rows; r is one more than any needs."""
+def table(groups: Sequence[np.ndarray]) -> Tensor:
+    """The turns of each dialogue, rows of the dataset, and those of one that has none; int64 `[g + 1, t]`, then -1."""
+    turns = [*map(torch.from_numpy, groups), torch.empty(0, dtype=torch.int64)]
+    return pad_sequence(turns, batch_first=True, padding_value=-1)
 
-    longest: int
-    rows: Tensor  # int64 [R, r]: row in the dataset; anything where there is none
-    lengths: Tensor  # int64 [R, m]: turns of each dialogue, the last being the one that is none
-    cells: Tensor  # int64 [R, r]: see `RaggedLayout.cells`
-    forwards: Tensor  # int64 [R, s]: see `RaggedLayout.steps`
-    backwards: Tensor  # int64 [R, s]
 
-    @classmethod
-    def of(cls, groups: list[np.ndarray], chosen: np.ndarray) -> "Layout":
-        """Of the dialogues `groups` (rows in turn order), those `chosen` for each run, int64 `[R, m − 1]`.
+def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
+    """The dialogues of a `table` that are chosen for each run `[R, m - 1]`, with its last `[R, m]`; and r for them all.
 
-        As many turns are stepped through as the longest of `groups` has, with every dialogue at each step, and r is a
-        multiple of `ROWS`: so all layouts of as many dialogues and rows have the same shapes.
-        """
-        sizes, starts = np.array([len(group) for group in groups]), np.cumsum([0, *map(len, groups[:-1])])
-        lengths = np.pad(sizes[chosen], ((0, 0), (0, 1)), constant_values=1)
-        (runs, m), longest = lengths.shape, int(sizes.max())
-        turn = np.arange(longest)
-        there = turn < lengths[..., None]  # [R, m, longest]
-        there[:, -1] = False
-        place = there.reshape(runs, -1).cumsum(1) - 1
-        r = -(-(int(place.max()) + 2) // ROWS) * ROWS
-        place = np.where(there, place.reshape(there.shape), r - 1)  # the row of each cell, the last where there is none
+    r is one more than any run needs, and a multiple of `ROWS`.
+    """
+    chosen = F.pad(chosen, (0, 1), value=len(turns) - 1)
+    return chosen, -(-(int((turns[chosen] >= 0).sum((1, 2)).max()) + 1) // ROWS) * ROWS
 
-        run, dialogue, here = there.nonzero()
-        row = place[run, dialogue, here]
-        rows, cells = np.zeros((runs, r), np.int64), np.full((runs, r), (m - 1) * longest)
-        rows[run, row] = np.concatenate(groups)[starts[chosen[run, dialogue]] + here]
-        cells[run, row] = dialogue * longest + here
 
-        back = np.take_along_axis(place, (lengths[..., None] - 1 - turn) % longest, 2)
-        ways = (place, np.where(there, back, r - 1))
-        forwards, backwards = (way.swapaxes(1, 2).reshape(runs, -1) for way in ways)
-        return cls(longest, *map(torch.from_numpy, (rows, lengths, cells, forwards, backwards)))
+def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, RaggedLayout]:
+    """Where the utterances of one run's batch stand: of the dialogues `chosen` `[m]` of a `table`, in r rows.
 
-    @property
-    def real(self) -> Tensor:
-        """Which rows hold an utterance; bool `[R, r]`."""
-        return self.cells < (self.lengths.shape[1] - 1) * self.longest
-
-    @property
-    def indices(self) -> tuple[Tensor, ...]:
-        """Rows, lengths, cells and both ways of the steps: all that differs between layouts of the same shapes."""
-        return self.rows, self.lengths, self.cells, self.forwards, self.backwards
-
-    def packed(self) -> Tensor:
-        """The `indices` in one tensor, int64 `[R · (2 r + m + 2 s)]`: one upload."""
-        return torch.cat([each.flatten() for each in self.indices])
-
-    def within(self, packed: Tensor) -> "Layout":
-        """The same, its `indices` views of a tensor that is, or will be, filled by `packed`."""
-        parts = packed.split([each.numel() for each in self.indices])
-        return Layout(self.longest, *(part.view_as(each) for part, each in zip(parts, self.indices, strict=True)))
+    The row of the dataset, int64 `[r]`, whether it is one, bool `[r]`, and their layout. As many turns are stepped
+    through as the longest of the table has, with every dialogue at each step: so those of as many dialogues and rows
+    have the same shapes, and nobody has to wait for a number.
+    """
+    turns = turns[chosen]  # [m, t]
+    (m, t), there = turns.shape, turns >= 0
+    cell, none = torch.arange(m * t, device=turns.device).view(m, t), (m - 1) * t
+    place = torch.where(there, there.flatten().cumsum(0).view(m, t) - 1, r - 1)  # the row of each cell, or the last
+    cells = torch.where(there, cell, none).flatten()
+    cells = cells.new_full((r,), none).scatter(0, place.flatten(), cells)
+    layout = RaggedLayout(there.sum(1).clamp(min=1))
+    back = place.gather(1, (layout.lengths[:, None] - 1 - cell[0]) % t)
+    layout.fixed, layout.longest, layout.cells = True, t, cells
+    layout.steps = place.T.flatten(), torch.where(there, back, r - 1).T.flatten(), [m] * t
+    return turns.flatten()[cells].clamp(min=0), cells < none, layout
 
 
 class _Drawn(nn.Module):
@@ -105,16 +80,21 @@ class _Drawn(nn.Module):
 class Stack:
     """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`, with gradients.
 
-    `generators` are the random generators of their dropout, one per run: no run changes what another draws. `frame`, a
-    model that takes wider inputs, computes in the place of theirs: what its weights have more is zero, and stays so
-    while those inputs are.
+    `values` `[utterances, dim]` are those of the whole dataset, by modality. `frame`, a model that may take wider ones
+    than `models`, computes in their place: what its weights have more is zero, and stays so while those values are.
+    `generators` are the random generators of their dropout, one per run: no run changes what another draws.
     """
 
     def __init__(
-        self, models: list[nn.Module], dropout: float, generators: list[torch.Generator], frame: nn.Module | None = None
+        self,
+        frame: nn.Module,
+        models: list[nn.Module],
+        values: dict[str, Tensor],
+        dropout: float,
+        generators: list[torch.Generator],
     ) -> None:
         weights, buffers = stack_module_state(models)
-        self.model = frame or copy.deepcopy(models[0])
+        self.model, self.values = frame, values
         wide = {name: weight.shape[-1:] for name, weight in self.model.named_parameters()}
         self.weights: dict[str, Tensor] = {
             name: F.pad(w.detach(), [0, sum(wide[name]) - sum(w.shape[1:][-1:])]).requires_grad_()
@@ -122,57 +102,51 @@ class Stack:
         }
         self.buffers, self.dropout, self.generators = buffers, dropout, generators
         self._drawn = _Drawn()
-        self._kept = torch.empty(0)
+        self.kept: Tensor | None = None  # what dropout keeps, bool [R, utterances, widths of its calls]
         for module in list(self.model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, self._drawn)
 
-    def __call__(self, values: dict[str, Tensor], layout: Layout, masks: list[Tensor] | None) -> dict[str, Tensor]:
-        """Logits `[R, r, K]` by head; `values` `[utterances, dim]` are those of the whole dataset, by modality.
+    def __call__(
+        self, turns: Tensor, chosen: Tensor, r: int, training: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Logits `[R, r, K]` by head, of which row of the dataset each is `[R, r]`, and whether of any, bool `[R, r]`.
 
-        Values and layout are on the models' device; `masks` are those of dropout, or None where nothing is trained.
+        Of a `batch_of` the `table` turns, on the models' device. In training dropout is by `kept`, if that is drawn.
         """
-        self.model.train(masks is not None)
-        weight = next(iter(self.weights.values()))
-        x = {modality: whole[layout.rows].to(weight.dtype) for modality, whole in values.items()}
+        self.model.train(training)
+        kept = self.kept if training else None
+        one = partial(self._one, turns, r)
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
-            one = partial(self._one, layout.longest)
-            return vmap(one)(self.weights, self.buffers, x, layout.indices[1:], masks or [])
+            in_dims = 0, 0, 0, None if kept is None else 0
+            return vmap(one, in_dims)(self.weights, self.buffers, chosen, kept)
 
     def _one(
-        self, longest: int, weights: Any, buffers: Any, x: dict[str, Tensor], indices: Any, masks: list[Tensor]
-    ) -> dict[str, Tensor]:
+        self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """One run, as it is under vmap."""
-        self._drawn.masks = list(masks)
-        lengths, cells, forwards, backwards = indices
-        ones, none = torch.ones_like(cells), torch.zeros_like(cells)
-        inputs = {modality: Sequences(rows, ones) for modality, rows in x.items()}
-        batch = Batch(inputs, truth=none, utterances=none, dialogues=lengths)
-        turns = RaggedLayout(lengths)
-        turns.fixed, turns.longest, turns.cells = True, longest, cells
-        turns.steps = forwards, backwards, [len(lengths)] * longest
-        return functional_call(self.model, (weights, buffers), (batch, turns))
+        rows, real, layout = lay_out(turns, chosen, r)
+        if kept is not None:
+            self._drawn.masks = [mask / (1.0 - self.dropout) for mask in kept[rows].split(self._drawn.widths, 1)]
+        dtype, ones = next(iter(weights.values())).dtype, torch.ones_like(rows)
+        inputs = {modality: Sequences(whole[rows].to(dtype), ones) for modality, whole in self.values.items()}
+        batch = Batch(inputs, truth=rows, utterances=rows, dialogues=layout.lengths)
+        return functional_call(self.model, (weights, buffers), (batch, layout)), rows, real
 
-    def widths(self, values: dict[str, Tensor], layout: Layout) -> list[int]:
-        """Those of what each call of dropout is given."""
-        if not self._drawn.widths:
+    def draw(self, turns: Tensor, chosen: Tensor, r: int) -> None:
+        """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before.
+
+        A batch, as a call takes it, shows how much that is.
+        """
+        if self.kept is None:
             with torch.no_grad():
-                self(values, layout, [])
-        return self._drawn.widths
-
-    def draw(self, utterances: int, values: dict[str, Tensor], layout: Layout) -> None:
-        """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before."""
-        if not len(self._kept):
-            shape = len(self.generators), utterances, sum(self.widths(values, layout))
-            self._kept = torch.empty(shape, dtype=torch.bool, device=layout.rows.device)
-        for kept, generator in zip(self._kept.unbind(0), self.generators, strict=True):
+                self(turns, chosen, r, training=True)
+            values = next(iter(self.values.values()))
+            shape = len(self.generators), len(values), sum(self._drawn.widths)
+            self.kept = torch.empty(shape, dtype=torch.bool, device=values.device)
+        for kept, generator in zip(self.kept.unbind(0), self.generators, strict=True):
             kept.bernoulli_(1.0 - self.dropout, generator=generator)
-
-    def drawn(self, rows: Tensor) -> list[Tensor]:
-        """Masks `[R, r, width]` of these rows `[R, r]` out of what `draw` drew."""
-        kept = self._kept[torch.arange(len(rows), device=rows.device)[:, None], rows]
-        return [mask / (1.0 - self.dropout or 1.0) for mask in kept.split(self._drawn.widths, 2)]
 
 
 class Graphs:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion import CommonSettings, Count, Dropout, Fusion, Positive, setting
-from .ragged import Batch, vectors
+from .ragged import Batch, vectors, visible
 
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names
 S3PRL = "s3prl, downstream/emotion/config.yaml"
