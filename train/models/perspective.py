@@ -183,12 +183,10 @@ class Released(Perspective):
 def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, name: str) -> nn.Module:
     """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3).
 
-    Raises `WrongUse` where the released code is asked for and has no such model, or no such setting.
+    Raises `WrongUse` where the released code is asked for and has no such setting.
     """
     position, _, method = name.partition("-")
     if settings.released:
-        if name not in ("lgf-add", "lgf-at"):
-            raise WrongUse(f"released=true knows lgf-add and lgf-at only, not {name}; leave it out")
         if settings.lr_decay != PerspectiveSettings.lr_decay:
             raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
         return Released(settings, dims, classes, method)
