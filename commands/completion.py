@@ -1,4 +1,4 @@
-"""`ser completion`: the shell completes commands, options and their values."""
+"""`ser completion`: the shell completes commands and options."""
 
 import os
 from pathlib import Path

@@ -1,25 +1,16 @@
 """The commands' options: those that several share, and those that the fields of a configuration declare."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from types import NoneType
 from typing import Any, get_args
 
 import click
-from click.shell_completion import CompletionItem
 
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 BACKENDS = click.Choice(["zarr", "hdf5"])
-# Options whose values a shell completes: the table that has them, and what stands in none.
-NAMED = {
-    "fusion": ("ser.train.models:FUSIONS", "audio", "text"),
-    "labels": ("ser.cache.manifest:LABEL_POLICIES", "all"),
-    "protocol": ("ser.train.data.splits:PROTOCOLS",),
-}
 
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
 corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
@@ -54,15 +45,4 @@ def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
     kind: Any = path if Path in kinds else float if float in kinds else COUNT if kinds == {int} else str
     kind = click.Choice(choices) if choices and not metavar else kind
     shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}
-    completed = partial(_completed, choices or ()) if kind is str or choices else None
-    return click.option(
-        name, field.name, type=kind, multiple=default == (), default=default, shell_complete=completed, **shown
-    )
-
-
-def _completed(choices: Sequence[str], ctx: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The values that a shell may complete `begun` to; a file where no name of the option's begins so."""
-    table, *also = NAMED.get(option.name or "", ("",))
-    known = [*(resolve_name(table) if table else choices), *also]
-    found = [CompletionItem(value) for value in known if value.startswith(begun)]
-    return found or [CompletionItem(begun, type="file")]
+    return click.option(name, field.name, type=kind, multiple=default == (), default=default, **shown)

@@ -156,15 +156,9 @@ def test_the_completion_is_installed(shell: str, tmp_path: Path, monkeypatch: py
     assert script.read_text().strip() == ser("completion", shell, "--print").stdout.strip()
 
 
-def test_the_shell_completes_options_and_their_values() -> None:
-    for begun, completed in {
-        "--fu": ["--fusion"],
-        "--fusion lgf-": ["lgf-add", "lgf-concat", "lgf-at"],
-        "--labels 4": ["4class"],
-        "--protocol sess": ["session-out"],
-        "--target class": ["class", "class+vad"],
-    }.items():
-        words = f"ser train {begun}"
+def test_the_shell_completes_options_and_their_choices() -> None:
+    for begun, completed in {"train --fu": ["--fusion"], "features --backend h": ["hdf5"]}.items():
+        words = f"ser {begun}"
         asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         done = CliRunner(env=asked).invoke(main, [], prog_name="ser")
         assert done.stdout.split() == [f"plain,{value}" for value in completed]
