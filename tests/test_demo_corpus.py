@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from ser.cache.manifest import IEMOCAP
 from ser.errors import WrongUse
 from ser.extract.corpora.counts import count_all, summary
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
-from ser.extract.corpora.iemocap import DEMO_MARKER, LABELS
+from ser.extract.corpora.iemocap import DEMO_MARKER
 from ser.extract.corpora.scan import Scan, read_corpus
 
 
@@ -55,7 +56,7 @@ def test_counts(scan: Scan) -> None:
     assert (scan.problems, summary(scan)["differences"]) == ([], [])
     found = count_all(scan.manifest)
     assert found["utterances"] >= 300 and found["dialogues"] >= 20 and found["speakers"] == 10
-    assert list(found["sessions"]) == ["1", "2", "3", "4", "5"] and set(found["labels"]) == set(LABELS)
+    assert list(found["sessions"]) == ["1", "2", "3", "4", "5"] and set(found["labels"]) == set(IEMOCAP["labels"])
     assert all(min(classes.values()) >= 5 for classes in found["4class per session"].values())
     durations = found["durations"]
     assert found["hours"] <= 0.25 and 0.6 <= durations["min"] <= 0.8 and 6 <= durations["max"] <= 8

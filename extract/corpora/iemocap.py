@@ -9,7 +9,6 @@ between the two in places, so the two are joined on the id alone.
 """
 
 import re
-from collections import Counter
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from . import DETECTORS
 from .scan import Problem, Reading, read_text, visible
 
 SESSIONS = range(1, 6)
-LABELS = ("ang", "hap", "exc", "neu", "sad", "fru", "sur", "fea", "dis", "oth", "xxx")
 DEMO_MARKER = "ser-demo.json"
 
 # Ses01F_impro01_M003: session, who wore the markers, scene, who speaks, turn of that speaker. Turns that are no
@@ -56,17 +54,6 @@ def read_iemocap(root: Path) -> Reading:
     return reading
 
 
-def consensus(votes: list[list[str]]) -> str:
-    """The category with most votes, if it has at least two and no other has as many; else `xxx`.
-
-    Every category that a rater names is one vote.
-    """
-    ranked = Counter(category for rater in votes for category in rater).most_common(2)
-    if not ranked or ranked[0][1] < 2 or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-        return "xxx"
-    return ranked[0][0]
-
-
 def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
     """Add a dialogue's utterances, in turn order, and whatever is wrong with them."""
     evaluation = session / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
@@ -89,7 +76,7 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
         if not (head := HEAD.fullmatch(line)):
             problem(f"line {number}: not readable as [start - end], id, label, [V, A, D]: {line.strip()[:80]}")
             continue
-        id, label = head["id"], head["label"]
+        id = head["id"]
         parts = ID.fullmatch(id)
         if not parts or parts["dialogue"] != dialogue or f"Session{int(parts['session'])}" != session.name:
             problem(f"line {number}: no utterance id of {dialogue} in {session.name}", id)
@@ -99,8 +86,6 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
         votes = [vote[1].split(";") for vote in filter(None, map(VOTE.match, own))]
         # Categories are coded by their first three letters.
         coded = [[category.strip().lower()[:3] for category in vote if category.strip()] for vote in votes]
-        if fault := _label_fault(label, coded):
-            problem(fault, id, "label")
         if not texts.get(id):
             problem(f"its transcript is {'empty' if id in texts else 'missing'}", id, "text", transcripts)
         row = {
@@ -111,7 +96,7 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
             "dialogue": dialogue,
             "speaker": dialogue[:5] + parts["gender"],  # not dialogue[:6]: that letter says who wore the markers
             "gender": parts["gender"],
-            "label": label,
+            "label": head["label"],
             "votes": coded,
         }
         rows.append(row | {name: float(head[name]) for name in ("start", "end", "valence", "arousal", "dominance")})
@@ -122,13 +107,3 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
         problem("this utterance has no label line", id)
     rows.sort(key=lambda row: (row["start"], row["end"], row["id"]))
     reading.rows.extend({**row, "turn": turn} for turn, row in enumerate(rows))
-
-
-def _label_fault(label: str, votes: list[list[str]]) -> str | None:
-    if label not in LABELS:
-        return f"the label {label} is not one of IEMOCAP's"
-    if not votes:
-        return "no external rater's vote is there"
-    if (expected := consensus(votes)) != label:
-        return f"the label is {label}, but the raters' votes make it {expected}"
-    return None

@@ -37,14 +37,13 @@ class Problem:
     """Something wrong with a corpus, in one sentence.
 
     `kind` says what it touches: `audio` and `text` problems belong to a manifest row whose audio or transcript cannot
-    be used, `label` problems to a row whose annotation is odd (its features can be computed), and `corpus` problems
-    to something that is not in the manifest at all: a missing session, a refused row.
+    be used, and `corpus` problems to something that is not in the manifest at all: a missing session, a refused row.
     """
 
     id: str | None
     path: str
     reason: str
-    kind: Literal["audio", "text", "label", "corpus"] = "corpus"
+    kind: Literal["audio", "text", "corpus"] = "corpus"
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.id + ': ' if self.id else ''}{self.reason}")
