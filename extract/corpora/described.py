@@ -18,7 +18,7 @@ import regex
 
 from ser.cache.atomic_io import read_toml
 from ser.cache.manifest import SCHEMA
-from ser.errors import WrongUse
+from ser.errors import WrongUse, unknown
 
 from ..audio import CODED, SOUND
 from .scan import Problem, Reading, read_text
@@ -95,15 +95,10 @@ def read_layout(description: Path) -> Layout:
             _compiled(pattern)
     except (msgspec.ValidationError, WrongUse) as error:
         raise WrongUse(f"{description}: {error}; docs/add-a-corpus.md lists the keys") from None
-    given = {"stem", "folder", *_compiled(layout.pattern).groupindex}
-    for column, template in layout.columns.items():
-        if column not in COLUMNS:
-            raise WrongUse(f"{description}: columns.{column} is no column; those are {', '.join(COLUMNS)}")
-        if not layout.tables and (lacking := {*FIELD.findall(template)} - given):
-            lacks = f"names {{{min(lacking)}}}, which is no group of the pattern; those are {', '.join(sorted(given))}"
-            raise WrongUse(f"{description}: columns.{column} {lacks}")
-    if stray := layout.maps.keys() - {*layout.columns, "votes"}:
-        raise WrongUse(f"{description}: maps.{min(stray)} maps a column that is not under [columns]; add it there")
+    mapped = [*layout.columns, "votes"]
+    for place, names, known in (("columns", layout.columns, COLUMNS), ("maps", layout.maps, mapped)):
+        if strange := [name for name in names if name not in known]:
+            raise unknown(f"column under [{place}] of {description}", strange[0], known)
     return layout
 
 
@@ -171,32 +166,30 @@ def _joined(
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    loaded: dict[str | None, dict[str, Fields]] = {None: {}}
-    kept, shared, used, absent = [], dict[str | None, Fields](), set[tuple[str | None, str]](), set[str]()
+    loaded, shared = dict[str, dict[str, Fields]](), dict[str, Fields]()  # by the table's name
+    kept, used, absent = [], set[tuple[str, str]](), set[str]()
     for path, fields in recordings:
-        name, key = _filled(table.file, fields), _filled(table.of, fields)
-        places = by_name.get(name.rpartition("/")[2], ()) if name else ()
-        place = next((one for one in places if f"/{one}".endswith(f"/{name}")), None)
-        if place is None and name:
-            absent.add(name)
-        if place is not None and place not in loaded:
-            loaded[place] = _rows(table, place, layout, reading)
-            shared[place] = {one: fields[one] for one in ("folder", *FIELD.findall(table.file))}
-        if key is not None and key in loaded[place]:
-            kept.append((path, fields | loaded[place][key]))
-            used.add((place, key))
-        elif not table.audio:
-            kept.append((path, fields))
+        name, key = _filled(table.file, fields) or "", _filled(table.of, fields) or ""
+        if name not in loaded:
+            places = (one for one in by_name.get(name.rpartition("/")[2], ()) if f"/{one}".endswith(f"/{name}"))
+            if (place := next(places, None)) is None and name:
+                absent.add(name)
+            loaded[name] = _rows(table, place, layout, reading) if place else {}
+            shared[name] = {one: fields.get(one) for one in ("folder", *FIELD.findall(table.file))}
+        row = loaded[name].get(key)
+        if row is not None or not table.audio:
+            kept.append((path, fields | (row or {})))
+            used.add((name, key))
     if table.audio and absent:
         raise WrongUse(f"{reading.root} has no {min(absent)}, which lists the utterances of {layout.name}; add it")
     if absent and "{stem}" not in table.file:
         reading.warnings.append(f"{min(absent)} is not here, and nothing is taken from it")
     if len(kept) < len(recordings):
         reading.warnings.append(f"{len(recordings) - len(kept)} files are left out: in no row of {table.file}")
-    for listed, rows in loaded.items() if table.audio else ():
+    for name, rows in loaded.items() if table.audio else ():
         for key, row in rows.items():
-            if (listed, key) not in used and (lost := _filled(table.audio, shared[listed] | row)):
-                kept.append((lost, {"stem": PurePosixPath(lost).stem, **shared[listed], **row}))
+            if (name, key) not in used and (lost := _filled(table.audio, shared[name] | row)):
+                kept.append((lost, {"stem": PurePosixPath(lost).stem, **shared[name], **row}))
     return kept
 
 
