@@ -210,8 +210,8 @@ def test_other_transcripts_are_another_corpus(tmp_path: Path) -> None:
     assert other.manifest.column("audio_sha256") == own.manifest.column("audio_sha256")
     assert other.manifest.digest != own.manifest.digest
     assert reasons(other) == [
+        "line 4: the id a is there twice",
         "line 3: the id 'x' is not in the corpus",
-        "line 4: the id 'a' is there twice",
         "no transcript of this utterance",
     ]
     assert list(other.unusable("text")) == ["c"]

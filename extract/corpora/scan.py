@@ -132,15 +132,15 @@ def read_corpus(
     read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
     reading: Reading = read(path)
     rows, problems = admit(reading)
+    own, texts, unnamed = _name_from(reading.corpus), dict[str, str](), list[Problem]()
+    if text is not None:
+        text = Path(text).expanduser()
+        texts, unnamed = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows])
     if limit is not None:
         rows = rows[:limit]
         kept = {row["id"] for row in rows}
         # Problems of utterances beyond the limit are no news to someone who asked for a few.
-        problems = [p for p in problems if p.id is None or p.id in kept]
-    own = _name_from(reading.corpus)
-    if text is not None:
-        text = Path(text).expanduser()
-        texts, unnamed = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows], complete=limit is None)
+        problems, unnamed = ([p for p in of if p.id is None or p.id in kept] for of in (problems, unnamed))
     if not rows:
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
@@ -195,7 +195,7 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
         id, audio = row["id"], row.get("audio") or ""
         if fault := _fault(id, audio if reading.paths != "unopened" else "", reading, spellings):
             reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
-            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio), reason))
+            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or reading.corpus), reason))
         else:
             rows.append(row)
     return rows, problems

@@ -47,23 +47,19 @@ def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") 
     return Manifest.from_rows(corpus, rows)
 
 
-def read_transcripts(path: Path, ids: list[str], complete: bool = True) -> tuple[dict[str, str], list[Problem]]:
+def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[Problem]]:
     """The texts of `path`, a table with columns `id` and `text`, by id, and a problem for each of `ids` without one.
 
-    Ids of `path` that are not among `ids` are problems as well, if those are `complete`. Raises `WrongUse` if the file
-    lacks those columns.
+    Ids of `path` that are not among `ids` are problems as well. Raises `WrongUse` if the file lacks those columns.
     """
-    reading = _read(path, need="id", columns=["id", "text"])
-    if not any("text" in row for row in reading.rows):
+    rows, problems = admit(_read(path, need="id", columns=["id", "text"]))
+    if not any("text" in row for row in rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
-    known, texts, problems = set(ids), {}, list(reading.problems)
-    for row in reading.rows:
-        if (id := row["id"]) in known and id not in texts:
-            texts[id] = row.get("text", "")
-        elif id in known or complete:
-            fault = "is there twice" if id in known else "is not in the corpus"
-            problems.append(Problem(None, str(path), f"{row['where']}: the id {id!a} {fault}"))
-    problems += [Problem(id, str(path), "no transcript of this utterance", "text") for id in ids if id not in texts]
+    known, place = {*ids}, str(path)
+    texts = {row["id"]: row.get("text", "") for row in rows}
+    strange = [f"{row['where']}: the id {row['id']!a} is not in the corpus" for row in rows if row["id"] not in known]
+    problems += [Problem(None, place, reason) for reason in strange]
+    problems += [Problem(id, place, "no transcript of this utterance", "text") for id in ids if id not in texts]
     return texts, problems
 
 
