@@ -94,8 +94,6 @@ def predict(
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
     if text is not None and text != text.encode(errors="replace").decode():
         raise WrongUse("--text: is not valid Unicode; write it in UTF-8")
-    if folder := next((path for path in audio if Path(path).is_dir()), None):
-        raise WrongUse(f"{folder}: is a folder; name its files, such as {folder}/*.wav")
     predictor = Predictor(run, models, device)
     if table is not None:
         return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs), abstain_below)
