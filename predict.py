@@ -25,7 +25,6 @@ from ser.extract.registry import load_extractors, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
-from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, Run, find_runs
 from ser.train.scores import tempered
@@ -142,6 +141,10 @@ class Predictor:
         A prediction whose highest probability is `abstain_below` that is no answer, and says so.
         Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
         """
+        if not 0 <= abstain_below <= 1:
+            raise WrongUse(f"--abstain-below {abstain_below:g}: must be a probability, from 0 to 1")
+        if abstain_below > 0 and not self.classes:
+            raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
         turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
         without = [tuple(m for m in self.fusion.inputs if getattr(turn, m) is None) for turn in turns]
         may_lack = self.may_lack()
@@ -155,8 +158,7 @@ class Predictor:
                     "masking, so it has never seen an utterance without it; give its audio file, and its transcript by "
                     "--text or a column text in the table"
                 )
-        notes = self._notes(turns, abstain_below)
-        unusable: dict[str, str] = {}
+        notes, unusable = self._notes(turns), dict[str, str]()
         usable: list[tuple[Turn, tuple[str, ...], dict[str, torch.Tensor]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
@@ -168,8 +170,6 @@ class Predictor:
                 notes += [f"{turn.id}: {warning}" for warning in warnings]
             if not usable:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
-            if unusable and self.fusion.unit == "dialogue":
-                notes.append("the turns that cannot be used are missing from the context of their dialogues")
             predicted = self._predicted(*zip(*usable, strict=True))
         if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
             raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
@@ -183,18 +183,8 @@ class Predictor:
             predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
         return Answer(predictions, unusable, notes)
 
-    def _notes(self, turns: Sequence[Turn], abstain_below: float) -> list[str]:
+    def _notes(self, turns: Sequence[Turn]) -> list[str]:
         notes = []
-        if not 0 <= abstain_below <= 1:
-            raise WrongUse(f"--abstain-below {abstain_below:g}: must be a probability, from 0 to 1")
-        if abstain_below > 0 and not self.classes:
-            raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
-        if abstain_below > 0:
-            (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
-            so = f", and {right[0]:.1f} % of those rightly" if right else ""
-            notes.append(f"below {abstain_below:g} no answer: on its test part the run answered {answered:.1f} %{so}")
-            if self.temperature is None:
-                notes.append("the run has no temperature, so its probabilities may be too sure of themselves")
         name, inputs, result = self.fusion.name, self.fusion.inputs, self.run.result
         if result["synthetic"]:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
@@ -205,11 +195,6 @@ class Predictor:
             notes.append(f"z-scored by the statistics of the whole training part: {why}")
         if unused := [m for m in ("audio", "text") if m not in inputs and any(getattr(t, m) for t in turns)]:
             notes.append(f"{' and '.join(unused)} not used: {name} takes {inputs[0]} alone")
-        if self.fusion.unit == "dialogue" and all(turn.dialogue in (None, turn.id) for turn in turns):
-            notes.append(
-                f"each utterance is read by itself; {name} reads whole dialogues too, "
-                "whose turns stand in a table with a column dialogue"
-            )
         return notes
 
     def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, torch.Tensor]:
