@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.atomic_io import move_into_place, sync_tree
-from ser.errors import WrongUse, unknown
+from ser.errors import WrongUse
 
 from .find import MARK, TABLE
 
@@ -28,13 +28,11 @@ def write_random_checkpoint(
     """Write one checkpoint with `save_pretrained`; `settings` go to its config.
 
     Norm weights and biases are random too, so that no test passes on ones and zeros. The same arguments give the
-    same bytes. Raises `WrongUse` for an unknown architecture.
+    same bytes. The architecture is one of `ARCHITECTURES`.
     """
     import torch
     import transformers
 
-    if architecture not in ARCHITECTURES:
-        raise unknown("architecture", architecture, ARCHITECTURES)
     prefix, small = ARCHITECTURES[architecture]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokens = _tokens(SPECIAL[prefix], words) if prefix in SPECIAL else []
@@ -82,7 +80,7 @@ def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, P
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
     words = list(words)
     folders = {}
-    for feature in ("hubert", "mpnet", "bert"):
+    for feature in ARCHITECTURES:
         folders[feature] = directory / f"{feature}-random"
         if not (folders[feature] / "model.safetensors").exists():
             write_random_checkpoint(folders[feature], feature, words=words)

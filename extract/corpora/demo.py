@@ -51,12 +51,9 @@ def write_demo(folder: str | Path) -> None:
     """
     folder = Path(folder).expanduser()
     marker, content = folder / DEMO_MARKER, json.dumps({"synthetic": True, "version": VERSION, "seed": SEED}) + "\n"
-    if folder.exists() and not folder.is_dir():
-        raise WrongUse(f"{folder} is a file; name a new or empty folder for the demo corpus")
-    if marker.is_file() and marker.read_text() != content:
-        raise WrongUse(f"{folder} holds the demo corpus of another version; remove it or name a new folder")
-    if folder.exists() and not marker.is_file() and any(folder.iterdir()):
-        raise WrongUse(f"{folder} exists and is not a demo corpus; name a new or empty folder")
+    ours = marker.is_file() and marker.read_text() == content
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise WrongUse(f"{folder} exists and is not the demo corpus of this ser; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(marker, content.encode())  # first of all: generated speech never lies about unmarked
     for session in range(1, 6):
