@@ -84,12 +84,7 @@ def _open_pickle(source: str) -> dict[str, Any]:
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:
-        asked = str(fault).partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
-        what = f"it asks to run {asked}" if asked else "it holds more than tensors, and could run code"
-        raise SerError(f"refused: {what}") from fault
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+        raise SerError("refused: it holds more than tensors, and could run code") from fault
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise SerError("it is not a dictionary of tensors")
     return content
