@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,14 @@ def as_pickle(folder: Path, content: Any = None) -> Path:
     return folder
 
 
-def in_shards(folder: Path, tensors: dict[str, Any], suffix: str, save: Callable[[Any, Path], None]) -> None:
+def in_shards(folder: Path) -> None:
     """Two files and an index in the place of a checkpoint's one."""
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    stem, names = {".bin": "pytorch_model", ".safetensors": "model"}[suffix], sorted(tensors)
-    weight_map = {name: f"{stem}-{number % 2}{suffix}" for number, name in enumerate(names)}
+    weight_map = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
     for file in set(weight_map.values()):
-        save({name: tensors[name] for name in names if weight_map[name] == file}, folder / file)
-    (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 class Canary:
@@ -83,7 +82,7 @@ def test_random_weights_are_marked_and_deterministic(hubert: Path, tmp_path: Pat
 
 def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:
     before = find_checkpoint(copy).digest
-    in_shards(copy, load_file(copy / "model.safetensors"), ".safetensors", save_file)
+    in_shards(copy)
     edit(copy / "config.json", transformers_version="0.0", _name_or_path="elsewhere")
     assert find_checkpoint(copy).digest == before
     load_encoder(find_checkpoint(copy))
@@ -126,17 +125,18 @@ def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
             resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
-def test_damaged_files_are_refused(copy: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(copy: Path) -> None:
     file = copy / "model.safetensors"
     data = file.read_bytes()
     for damaged in (data[:-10], (1 << 60).to_bytes(8, "little") + data[8:], b""):
         file.write_bytes(damaged)
         with pytest.raises(WeightsError, match="not a readable safetensors"):
             find_checkpoint(copy)
-    for index in ("[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.bin"}}'):
-        (copy / "pytorch_model.bin.index.json").write_text(index)
+    file.unlink()
+    for index in ("[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.safetensors"}}'):
+        (copy / "model.safetensors.index.json").write_text(index)
         with pytest.raises(WrongUse, match=r"not a JSON object|copy the whole folder"):
-            convert(copy, tmp_path / "converted")
+            find_checkpoint(copy)
 
 
 def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
@@ -183,14 +183,13 @@ def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Pat
         convert(str(copy), folder)
 
 
-def test_convert_shards_and_old_names(copy: Path, tmp_path: Path) -> None:
-    """As published: in shards, and with the names that weight norm had before torch 2."""
+def test_convert_old_names(copy: Path, tmp_path: Path) -> None:
+    """As published: with the names that weight norm had before torch 2."""
     plain = load_encoder(find_checkpoint(copy))
     tensors = load_file(copy / "model.safetensors")
     modern = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     old = {re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name] for name in tensors}
-    in_shards(copy, old, ".bin", torch.save)
-    converted = load_encoder(find_checkpoint(convert(str(copy), tmp_path / "converted")))
+    converted = load_encoder(find_checkpoint(convert(str(as_pickle(copy, old)), tmp_path / "converted")))
     samples = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 8000)).astype(np.float32))
     with torch.inference_mode():
         assert torch.equal(plain(samples).last_hidden_state, converted(samples).last_hidden_state)

@@ -10,17 +10,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ser.cache.atomic_io import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
-from .find import BESIDE, TABLE, check_config, find_checkpoint, find_folder, load_encoder, shards
+from .find import BESIDE, TABLE, check_config, find_checkpoint, find_folder, load_encoder
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
-SHARDS = "pytorch_model.bin.index.json"
+PICKLE = "pytorch_model.bin"
 # Of the environment: no tokens.
 KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")
 
@@ -39,7 +39,7 @@ def convert(source: str | Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        _convert_apart([name] if name.startswith(TORCHAUDIO) else _copied(name, made), made)
+        _convert_apart(name if name.startswith(TORCHAUDIO) else _copied(name, made), made)
         load_encoder(find_checkpoint(made))
         sync_tree(made)
         if not move_into_place(made, folder):
@@ -47,31 +47,27 @@ def convert(source: str | Path, folder: Path) -> Path:
     return folder
 
 
-def _copied(name: str, made: Path) -> list[str]:
-    """The pickles of a folder or a Hugging Face id, whose other files are copied. Raises `WrongUse` if it has none."""
-    source = find_folder(name, ["pytorch_model*.bin", SHARDS], "and convert that")
+def _copied(name: str, made: Path) -> str:
+    """The pickle of a folder or a Hugging Face id, whose other files are copied. Raises `WrongUse` if it has none."""
+    source = find_folder(name, [PICKLE], "and convert that")
     check_config(source, name)
-    pickles = [source / "pytorch_model.bin"]
-    if (source / SHARDS).exists():
-        pickles = shards(source / SHARDS, name)
-    elif not pickles[0].exists():
+    if not (source / PICKLE).exists():
         converted = any(source.glob("*.safetensors"))
-        fault = "safetensors already: use it as it is" if converted else "no pytorch_model.bin to convert"
-        raise WrongUse(f"{name} holds {fault}")
+        raise WrongUse(f"{name} holds {'safetensors already: use it as it is' if converted else f'no {PICKLE}'}")
     for file in BESIDE:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)
-    return [str(pickle) for pickle in pickles]
+    return str(source / PICKLE)
 
 
-def _convert_apart(sources: Sequence[str], made: Path) -> None:
-    """Convert pickles or a torchaudio bundle in a process of its own; raises what that reports in one sentence."""
-    command = [sys.executable, "-m", "ser.weights.convert", str(made), *sources]
+def _convert_apart(source: str, made: Path) -> None:
+    """Convert a pickle or a torchaudio bundle in a process of its own; raises what that reports in one sentence."""
+    command = [sys.executable, "-m", "ser.weights.convert", str(made), source]
     environment = {key: value for key, value in os.environ.items() if key in KEPT}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() if done.returncode == 1 else []
-        fault = said[-1] if said else f"{sources[0]}: the converting process ended with code {done.returncode}"
+        fault = said[-1] if said else f"{source}: the converting process ended with code {done.returncode}"
         raise SerError(f"{fault}; nothing was written")
 
 
@@ -137,22 +133,20 @@ def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _main(made: Path, *sources: str) -> None:
-    """The child: write `sources` to `made`, or leave with one sentence on standard error and code 1."""
+def _main(made: Path, source: str) -> None:
+    """The child: write `source` to `made`, or leave with one sentence on standard error and code 1."""
     from huggingface_hub import save_torch_state_dict
 
-    tensors: dict[str, Any] = {}
-    for source in sources:
-        try:
-            bundle = source.startswith(TORCHAUDIO)
-            tensors |= _open_bundle(source.removeprefix(TORCHAUDIO), made) if bundle else _open_pickle(source)
-        except SerError as fault:
-            sys.exit(f"{source}: {fault}")
-        except Exception as fault:
-            sys.exit(f"{source}: cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})")
+    bundle = source.startswith(TORCHAUDIO)
+    try:
+        tensors = _open_bundle(source.removeprefix(TORCHAUDIO), made) if bundle else _open_pickle(source)
+    except SerError as fault:
+        sys.exit(f"{source}: {fault}")
+    except Exception as fault:
+        sys.exit(f"{source}: cannot be read ({type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})")
     # Tied tensors share memory, which safetensors does not hold.
     save_torch_state_dict({str(name): value.detach().contiguous().clone() for name, value in tensors.items()}, made)
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), *sys.argv[2:])
+    _main(Path(sys.argv[1]), sys.argv[2])
