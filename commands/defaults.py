@@ -24,18 +24,14 @@ def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
     for key in ("tool", "ser") if path.name == "pyproject.toml" else ():
         if not isinstance(table := table.get(key, {}), dict):
             raise WrongUse(f"{path}: {key} must be a table; write lines such as `{EXAMPLE}` under [tool.ser]")
-    common = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    for key in common:
-        if key not in ANYWHERE:
-            allowed = ", ".join(ANYWHERE)
-            raise WrongUse(f"{path}: '{key}' cannot stand at the top, where {allowed} may; put it under [train]")
-    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
-    return _of_group(ser, common, tables, path)
+    common = {key: value for key, value in table.items() if key in ANYWHERE and not isinstance(value, dict)}
+    return _of_group(ser, common, {key: table[key] for key in table.keys() - common.keys()}, path)
 
 
 def _of_group(group: click.Group, common: Mapping[str, Any], tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if strange := tables.keys() - group.commands.keys():
-        raise unknown(f"command in {path}", min(strange), group.commands)
+        kind = f"command in {path} (options stand under theirs, such as [train])"
+        raise unknown(kind, min(strange), group.commands)
     found: dict[str, Any] = {}
     for name, command in group.commands.items():
         if not isinstance(own := tables.get(name, {}), dict):

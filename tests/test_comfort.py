@@ -54,7 +54,7 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('fusion = "mit"', "put it under [train]"),
+        ('fusion = "mit"', "options stand under theirs, such as [train]"),
         ('[train]\nfusin = "mit"', "did you mean fusion?"),
         ("[trian]\n", "did you mean train?"),
         ("[train]\nset = 1", "set must be a list"),
