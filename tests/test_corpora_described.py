@@ -112,7 +112,8 @@ def test_counts_that_are_not_met_and_files_that_are_left_out(tmp_path: Path) -> 
 
 
 def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
-    tree(tmp_path, "AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1002_DFA_SAD_XX.wav", "AudioMP3/1001_DFA_ANG_XX.mp3")
+    tree(tmp_path, "AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1002_DFA_SAD_XX.wav")
+    tree(tmp_path, *(f"AudioMP3/{actor}_DFA_ANG_XX.mp3" for actor in range(1001, 1602)))  # before all others
     header = '"","localid","queryType","clipName","respEmo"\n'
     votes = [("1", "1001_DFA_ANG_XX", "A"), ("1", "1001_DFA_ANG_XX", "N"), ("3", "1001_DFA_ANG_XX", "H")]
     lines = "".join(f'"{n}","7","{kind}","{clip}","{vote}"\n' for n, (kind, clip, vote) in enumerate(votes))
@@ -121,7 +122,7 @@ def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
     assert scan.warnings == [
         "VideoDemographics.csv is not here, and nothing is taken from it",
         "nothing gives {Sex}, which a column names",
-        "1 files are left out: copies as MP3",
+        "601 files are left out: copies as MP3",
     ]
     assert scan.manifest.column("votes") == [[["angry"], ["neutral"]], None]
     write(tmp_path / "VideoDemographics.csv", "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n")

@@ -105,8 +105,9 @@ def read_layout(description: Path) -> Layout:
 def fits(root: Path, description: Path) -> bool:
     """Whether most of the first recordings in a folder, without what is left out, are named as described."""
     layout = read_layout(description)
-    sample = islice((path for path in _files(root, FOLDERS) if _ending(path) in SOUND | CODED), SAMPLE)
-    matches = [layout.match(path) is not None for path in sample if layout.leaves_out(path) is None]
+    heard = (path for path in _files(root, FOLDERS) if _ending(path) in SOUND | CODED)
+    sample = islice((path for path in heard if layout.leaves_out(path) is None), SAMPLE)
+    matches = [layout.match(path) is not None for path in sample]
     return 2 * sum(matches) > len(matches)
 
 
