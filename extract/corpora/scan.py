@@ -27,7 +27,6 @@ from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 from ..audio import open_audio, read_bytes
 from . import DETECTORS, FITS, FORMATS, READ_DESCRIBED, TRANSCRIPTS
 
-LONGEST_ID = 255
 # Unicode categories that could rewrite a terminal's line or hide in a name: control, format, surrogate, separators.
 INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -195,7 +194,7 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
         id, audio = row["id"], row.get("audio") or ""
         if fault := _fault(id, audio if reading.paths != "unopened" else "", reading, spellings):
             reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
-            problems.append(Problem(printable(id[:LONGEST_ID]), printable(audio or reading.corpus), reason))
+            problems.append(Problem(printable(id), printable(audio or reading.corpus), reason))
         else:
             rows.append(row)
     return rows, problems
@@ -208,8 +207,6 @@ def _fault(id: str, audio: str, reading: Reading, spellings: dict[str, str]) -> 
     """
     if not id.strip():
         return "the id is empty"
-    if len(id) > LONGEST_ID:
-        return f"the id {id[:20]!a}… has {len(id)} characters, more than {LONGEST_ID}"
     for what, text in (("id", id), ("audio path", audio)):
         if any(unicodedata.category(character) in INVISIBLE for character in text):
             return f"the {what} {text!a} holds a control character or is not valid Unicode"
