@@ -134,7 +134,6 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
     if folder.exists():
         raise WeightsError(f"{name} is a file; give the folder that holds config.json and the weights")
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     wanted = [*weights, *BESIDE]
     try:
@@ -145,13 +144,11 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
             if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
                 return path
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
-    except HFValidationError as fault:
-        raise WeightsError(f"{name}: no such folder, and it is not a Hugging Face id either") from fault
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
         raise WeightsError(
-            f"the checkpoint {name} is not in Hugging Face's cache, and {why}; copy the model's folder here from a "
-            f"machine with a network, {then}"
+            f"{name}: no such folder, nor a checkpoint in Hugging Face's cache, and {why}; copy the model's folder here "
+            f"from a machine with a network, {then}"
         ) from fault
 
 
@@ -253,15 +250,15 @@ def list_checkpoints() -> list[dict[str, Any]]:
         if repository.repo_type != "model" or not repository.revisions:
             continue
         path = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
-        entry = {"model": repository.repo_id, "path": str(path), "bytes": repository.size_on_disk}
-        entry |= {"architecture": "unknown", "fault": None}
+        name, architecture, fault = repository.repo_id, "unknown", None
         try:
-            check_config(path, repository.repo_id)
-            _weight_files(path, repository.repo_id)
-            entry["architecture"] = Checkpoint(path, repository.repo_id, "").architecture
+            check_config(path, name)
+            _weight_files(path, name)
+            architecture = Checkpoint(path, name, "").architecture
         except WeightsError as error:
-            entry["fault"] = str(error)
-        found.append(entry)
+            fault = str(error)
+        about = {"model": name, "path": str(path), "bytes": repository.size_on_disk}
+        found.append({**about, "architecture": architecture, "fault": fault})
     return found
 
 
