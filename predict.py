@@ -251,7 +251,6 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
 def _finished(path: Path) -> Run:
     """The run in that folder, or the only one inside it."""
     runs = find_runs(path)
-    runs = [run for run in runs if run.finished] or runs
     if len(runs) > 1:
         raise WrongUse(f"{path}: holds {len(runs)} runs; name one of them, such as {runs[0].path}")
     _ = runs[0].result  # raises if it is not finished

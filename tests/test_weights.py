@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from ser.errors import SerError, WeightsError, WrongUse
 from ser.extract.registry import resolve
 from ser.weights.convert import convert
-from ser.weights.demo import write_demo_checkpoints, write_random_checkpoint
+from ser.weights.demo import write_random_checkpoint
 from ser.weights.find import find_checkpoint, load_encoder
 
 
@@ -275,9 +275,3 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
     with torch.inference_mode():
         theirs, mine = model(samples)[0], ours(samples).last_hidden_state
     assert (theirs - mine).abs().max() / theirs.abs().max() <= 1e-6
-
-
-def test_demo_checkpoints_go_to_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(WrongUse, match="is a file"):
-        write_demo_checkpoints(tmp_path / "file", ["hello"])

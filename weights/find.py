@@ -147,8 +147,8 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
         raise WeightsError(
-            f"{name}: no such folder, nor a checkpoint in Hugging Face's cache, and {why}; copy the model's folder here "
-            f"from a machine with a network, {then}"
+            f"{name}: no such folder, and not in Hugging Face's cache, and {why}; copy the model's folder here from "
+            f"a machine with a network, {then}"
         ) from fault
 
 

@@ -71,13 +71,11 @@ def summary(scan: Scan) -> dict[str, Any]:
     """The counts of a corpus, its problems, and how it differs from published counts. Durations are in seconds."""
     counts = count_all(scan.manifest)
     shown = ("utterances", "dialogues", "speakers", "hours", "durations", "genders", "labels", "sessions", "policies")
-    used = {raw for classes in LABEL_POLICIES.values() for raws in classes.values() for raw in raws}
     return {
         "corpus": scan.manifest.corpus,
         "format": scan.format,
         "synthetic": scan.manifest.synthetic,
         **{name: counts[name] for name in shown},
-        "in no policy": {label: n for label, n in counts["labels"].items() if code(label) not in used},
         "hours": round(counts["hours"], 4),
         "problems": [asdict(problem) for problem in scan.problems],
         "warnings": scan.warnings,

@@ -31,7 +31,9 @@ Random = np.random.Generator
 
 DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 PLAIN, EMOTIONAL, TAGS, ODD = DATA["plain"], DATA["emotional"], DATA["tags"], DATA["odd"]
-ARCS, RARE, RENAMED, CATEGORIES = DATA["arcs"], DATA["rare"], DATA["renamed"], DATA["categories"]
+ARCS, RARE, RENAMED = DATA["arcs"], DATA["rare"], DATA["renamed"]
+CATEGORIES = DATA["categories"]
+SAID = {**CATEGORIES, "xxx": DATA["undecided"]}  # by label
 
 
 class Line(NamedTuple):
@@ -140,7 +142,7 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
     files[session / "dialog" / "transcriptions" / name] = "\n".join(texts).encode("cp1252")
     # What a Mac leaves behind. And per rater: the same ids again, in other words.
     files |= {path.with_name(f"._{path.name}"): MAC for path in [wavs[0], *[*files][len(wavs) :]]}
-    rated = "".join(f"{line.id} :{_category(line)[0]}; ()\n" for line in lines).encode()
+    rated = "".join(f"{line.id} :{SAID[line.label][0]}; ()\n" for line in lines).encode()
     files[evaluations / "Categorical" / f"{dialogue}_e1_cat.txt"] = rated
     files[evaluations / "Self-evaluation" / f"{dialogue}_f_cat.txt"] = rated
     for path, content in files.items():
@@ -160,14 +162,9 @@ def _spoken(line: Line) -> np.ndarray:
     return speak(line.text, voice, _random(line.id))
 
 
-def _category(line: Line) -> tuple[str, list[float]]:
-    """The raters' word for a line, and its mean valence, activation and dominance."""
-    return CATEGORIES.get(line.label, DATA["undecided"])
-
-
 def _evaluation(line: Line, start: float, end: float, rng: Random) -> str:
     """One block of an EmoEvaluation file."""
-    vad = np.array(_category(line)[1]) + rng.normal(0, 0.3, 3)
+    vad = np.array(SAID[line.label][1]) + rng.normal(0, 0.3, 3)
     if (line.label == "exc" and rng.random() < 0.05) or line.id.endswith("impro03_F003"):
         vad[0] = 5.5  # outside the scale, as seven values of the release are
     values = ", ".join(f"{v:.4f}" for v in np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))

@@ -122,8 +122,6 @@ def read_corpus(
     `limit` keeps the first utterances only. Raises `WrongUse` if the path is not a corpus of that format.
     """
     path = Path(path).expanduser()
-    if limit is not None and limit < 1:
-        raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
     if name is not None:
         check_name("corpus", name)
     format = find_format(path, format)
