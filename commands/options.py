@@ -41,8 +41,7 @@ def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
     default = field.default if field.default == () or (defaults and field.default is not MISSING) else None
     kinds = {kind for kind in get_args(field.type) if kind is not NoneType} or {field.type}
     choices, metavar = facts.get("choices"), facts.get("metavar")
-    path = str if field.name == "store" and str in kinds else FILE  # it may be a URL
-    kind: Any = path if Path in kinds else float if float in kinds else COUNT if kinds == {int} else str
+    kind: Any = FILE if kinds == {Path} else float if float in kinds else COUNT if kinds == {int} else str
     kind = click.Choice(choices) if choices and not metavar else kind
     shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}
     return click.option(name, field.name, type=kind, multiple=default == (), default=default, **shown)

@@ -97,6 +97,5 @@ class StageBars(ExitStack):
     def update(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` units of that stage are finished."""
         if stage not in self.bars:
-            place = {"position": len(self.bars)} if sys.stderr.isatty() else {}
-            self.bars[stage] = self.enter_context(progress(total, f"{stage:<8}", self.unit, **place))
+            self.bars[stage] = self.enter_context(progress(total, f"{stage:<8}", self.unit))
         self.bars[stage].update(done - self.bars[stage].n)

@@ -43,7 +43,8 @@ def read_audformat(root: Path) -> Reading:
         said = " ".join(str(error).split())
         raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
     reading, found = Reading(header.name, root, [], paths="inside"), dict[str, dict[str, Any]]()
-    labels = {name: scheme.get("labels") for name, scheme in header.schemes.items()}
+    mapped = {name: one["labels"] for name, one in header.schemes.items() if isinstance(one.get("labels"), dict)}
+    labels = {name: {str(k): v for k, v in listed.items()} for name, listed in mapped.items()}
     for name, table in header.tables.items():
         place = next((p for p in (root / f"db.{name}.csv", root / f"db.{name}.parquet") if p.is_file()), None)
         if table.get("type") != "filewise" or place is None:
@@ -59,8 +60,7 @@ def read_audformat(root: Path) -> Reading:
             facts: dict[str, Any] = dict(session)
             for column, value in record.items():
                 scheme = str(columns.get(column, {}).get("scheme_id") or column)
-                listed = labels.get(scheme)
-                told = {str(k): v for k, v in listed.items()}.get(str(value)) if isinstance(listed, dict) else None
+                told = labels.get(scheme, {}).get(str(value))
                 facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
                 facts[scheme] = told if isinstance(told, str) else value
             for fact, value in facts.items():

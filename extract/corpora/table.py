@@ -69,10 +69,8 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     Raises `WrongUse` if there is no file of a known kind, `CorpusError` if it cannot be read as what its name says.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
-    if not path.is_file():
-        raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
+    if suffix not in SUFFIXES or not path.is_file():
+        raise WrongUse(f"{path} is not a table that ser can read: a file that ends in {', '.join(sorted(SUFFIXES))}")
     try:
         if suffix == ".parquet":
             table = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE))).read(use_threads=False)
@@ -143,8 +141,7 @@ def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
         turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
         reading.rows.append({**row, "where": line})
     if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
-        wanted = " or ".join([need, *(a for a, name in ALIASES.items() if name == need)])
-        raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {wanted}")
+        raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
     return reading
 
 
