@@ -26,7 +26,7 @@ from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
 from ser.train.run import load_model, one_thread
-from ser.train.run_folder import CONFIG, Run, find_runs
+from ser.train.run_folder import CONFIG, find_runs
 from ser.train.scores import tempered
 from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
@@ -101,14 +101,19 @@ def predict(
 
 
 class Predictor:
-    """A trained run, opened once for many calls. Raises `WrongUse` if this machine cannot compute its features."""
+    """A trained run, in its folder or alone in one, opened once for many calls.
+
+    Raises `WrongUse` if this machine cannot compute its features.
+    """
 
     def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
-        self.run = _finished(Path(run))
+        self.run, *others = find_runs(run)
+        if others:
+            raise WrongUse(f"{run}: holds {1 + len(others)} runs; name one of them, such as {self.run.path}")
+        self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
         self.fitted, self.plan = load_model(self.run, choose_device(device))
         self.fusion = self.plan.fusion
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
-        self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
         self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
         self.features = self._resolve(parse_models(models))
         self._extractors: dict[str, list[Extractor]] = {}  # by modality, each loaded when it is first given
@@ -246,12 +251,3 @@ def read_turns(table: Path, audio: bool = True) -> list[Turn]:
     about = ("text", "dialogue", "turn", "speaker")
     files = [table.parent / row["audio"] if row["audio"] else None for row in rows]
     return [Turn(row["id"], file, *map(row.get, about)) for row, file in zip(rows, files, strict=True)]
-
-
-def _finished(path: Path) -> Run:
-    """The run in that folder, or the only one inside it."""
-    runs = find_runs(path)
-    if len(runs) > 1:
-        raise WrongUse(f"{path}: holds {len(runs)} runs; name one of them, such as {runs[0].path}")
-    _ = runs[0].result  # raises if it is not finished
-    return runs[0]
