@@ -97,13 +97,11 @@ def test_refusals(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"no config\.json"):
         find_checkpoint(tmp_path / "empty")
-    with pytest.raises(WeightsError, match="is a file"):
+    with pytest.raises(WeightsError, match="no such folder"):
         find_checkpoint(copy / "config.json")
     (copy / "model.safetensors").rename(copy / "kept")
-    with pytest.raises(WeightsError, match=r"no model\.safetensors"):
-        find_checkpoint(copy)
     (copy / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"ser weights convert .* DIR"):
+    with pytest.raises(WeightsError, match=r"no model\.safetensors.* `ser weights convert .* DIR`"):
         find_checkpoint(copy)
     (copy / "kept").rename(copy / "model.safetensors")
     assert find_checkpoint(copy)  # safetensors beside a pickle: the pickle is not looked at
@@ -236,7 +234,7 @@ def test_torchaudio_is_missing_in_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(SerError, match="torchaudio cannot be imported"):
             convert("torchaudio:HUBERT_BASE", tmp_path / "converted")
     else:
-        with pytest.raises(SerError, match="no HuBERT bundle"):
+        with pytest.raises(SerError, match="unknown HuBERT bundle"):
             convert("torchaudio:HUBERT_TINY", tmp_path / "converted")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.atomic_io import move_into_place, sync_tree
-from ser.errors import SerError, WrongUse
+from ser.errors import SerError, WrongUse, unknown
 
 from .find import BESIDE, TABLE, check_config, find_checkpoint, find_folder, load_encoder
 
@@ -95,10 +95,10 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
         raise SerError(f"torchaudio cannot be imported here ({kind}): pip install 'ser-fusion[torchaudio]'") from fault
     from transformers import Wav2Vec2FeatureExtractor
 
-    bundle = getattr(torchaudio.pipelines, name, None)
-    if bundle is None or not name.startswith("HUBERT"):
-        known = [known for known in dir(torchaudio.pipelines) if known.startswith("HUBERT")]
-        raise SerError(f"torchaudio has no HuBERT bundle {name}; known: {', '.join(known)}")
+    bundles = [one for one in dir(torchaudio.pipelines) if one.startswith("HUBERT")]
+    if name not in bundles:
+        raise unknown("HuBERT bundle of torchaudio", name, bundles)
+    bundle = getattr(torchaudio.pipelines, name)
     model = bundle.get_model(dl_kwargs={"weights_only": True})
     (made / "config.json").write_text(json.dumps(torchaudio_config(bundle._params), indent=2))
     Wav2Vec2FeatureExtractor(

@@ -131,8 +131,6 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()
-    if folder.exists():
-        raise WeightsError(f"{name} is a file; give the folder that holds config.json and the weights")
     from huggingface_hub import constants, snapshot_download
 
     wanted = [*weights, *BESIDE]
@@ -180,10 +178,9 @@ def _weight_files(path: Path, name: str) -> list[Path]:
         return [path / "model.safetensors"]
     if (path / "model.safetensors.index.json").exists():
         return shards(path / "model.safetensors.index.json", name)
-    pickled = any(entry.suffix in FILES["pickles"] for entry in path.iterdir())
-    fault = "holds its weights as a pickle, which could run code" if pickled else "holds no model.safetensors"
     raise WeightsError(
-        f"{name} {fault}; `ser weights convert {name} DIR` writes a pickle as safetensors, then point at DIR"
+        f"{name} holds no model.safetensors; if its weights are a pickle, which could run code, `ser weights convert "
+        f"{name} DIR` writes them as safetensors, then point at DIR"
     )
 
 
