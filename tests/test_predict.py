@@ -178,7 +178,7 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modality", "change", "message"),
     [
-        ("audio", {"provenance": {"folder": "/nowhere/hubert"}}, r"/nowhere/hubert, which is not.*--model hubert="),
+        ("audio", {"provenance": {"folder": "/nowhere/hubert"}}, r"/nowhere/hubert: no such folder.*--model hubert="),
         ("text", {"dim": 17}, "mpnet was altered"),
     ],
 )

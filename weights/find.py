@@ -108,11 +108,8 @@ def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
     Raises `WrongUse` for another one, for a folder that is not there any more, and where neither is recorded.
     """
     folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))  # a stranger's say anything
-    source = models.get(spec.feature) or folder or model
+    source = models.get(spec.feature) or folder or model or "(not recorded)"
     option = f"--model {spec.feature}=PATH"
-    if source == folder and not (folder and Path(folder).is_dir()):
-        where = f"were in {folder}, which is not there any more" if folder else "lie nowhere that is recorded"
-        raise WrongUse(f"the weights of {spec.feature} {where}; point at them with {option}")
     found = find_checkpoint(source, option)
     if found.digest != (recorded := str(spec.checkpoint.get("digest"))):
         raise WrongUse(
