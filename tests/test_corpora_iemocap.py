@@ -203,7 +203,7 @@ def test_a_missing_session_is_named(release: Path) -> None:
 def test_what_is_not_a_release_is_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match=f"give {release}$"):
         read_corpus(release.parent)
-    with pytest.raises(WrongUse, match="is not an IEMOCAP release"):
+    with pytest.raises(WrongUse, match="read as iemocap; first problem: Session1: Session1 is missing"):
         read_corpus(tmp_path, format="iemocap")
     (release / "ser-demo.json").write_text("{")
     assert read_corpus(release).manifest.synthetic

@@ -163,7 +163,7 @@ def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "notes.txt", None, "is not a table that ser can read"),
         (empty, "emodb", "holds no utterance"),
         (empty, "table", "is not a table"),
-        (tmp_path / "notes.txt", "iemocap", "is not an IEMOCAP release"),
+        (tmp_path / "notes.txt", "iemocap", "holds no utterance"),
         (tmp_path / "notes.txt", "emodb", "holds no utterance"),
         (empty, "iemocup", "did you mean iemocap?"),
     ]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.manifest import IEMOCAP
-from ser.errors import WrongUse
 
-from . import DETECTORS
 from .scan import Problem, Reading, read_text, visible
 
 SESSIONS = range(1, 6)
@@ -34,11 +32,7 @@ TRANSCRIPT = re.compile(r"(\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(.*)", re.DOTALL
 
 
 def read_iemocap(root: Path) -> Reading:
-    """Read the release at `root`. Raises `WrongUse` if there is none."""
-    if not any(root.glob(DETECTORS["iemocap"])):
-        raise WrongUse(
-            f"{root} is not an IEMOCAP release: it holds no Session1/dialog; give the folder of Session1 … 5"
-        )
+    """Read the release at `root`, the folder of Session1 … Session5."""
     synthetic = (root / DEMO_MARKER).exists()  # whatever it says: a damaged one marks generated speech too
     reading = Reading("demo", root, [], synthetic=True) if synthetic else Reading("iemocap", root, [], known=IEMOCAP)
     for number in SESSIONS:
