@@ -133,7 +133,7 @@ def test_damaged_files_are_refused(copy: Path) -> None:
     file.unlink()
     for index in ("[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.safetensors"}}'):
         (copy / "model.safetensors.index.json").write_text(index)
-        with pytest.raises(WrongUse, match=r"not a JSON object|copy the whole folder"):
+        with pytest.raises(WrongUse, match=r"as a JSON object|copy the whole folder"):
             find_checkpoint(copy)
 
 
@@ -211,7 +211,7 @@ def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
 
 
 def test_convert_needs_a_complete_checkpoint(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="safetensors already"):
+    with pytest.raises(WrongUse, match="safetensors are used as they are"):
         convert(str(copy), tmp_path / "converted")
     (copy / "model.safetensors").rename(copy / "kept")
     (copy / "pytorch_model.bin").write_bytes(b"garbage")

@@ -52,8 +52,7 @@ def _copied(name: str, made: Path) -> str:
     source = find_folder(name, [PICKLE], "and convert that")
     check_config(source, name)
     if not (source / PICKLE).exists():
-        converted = any(source.glob("*.safetensors"))
-        raise WrongUse(f"{name} holds {'safetensors already: use it as it is' if converted else f'no {PICKLE}'}")
+        raise WrongUse(f"{name} holds no {PICKLE} to convert; safetensors are used as they are")
     for file in BESIDE:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)

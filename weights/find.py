@@ -150,12 +150,9 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises `WeightsError`."""
     try:
-        content = json.loads(read_named(path))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise WeightsError(f"{path} cannot be read as JSON ({fault})") from fault
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} is not a JSON object")
-    return content
+        return msgspec.convert(json.loads(read_named(path)), dict[str, Any])
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as fault:
+        raise WeightsError(f"{path} cannot be read as a JSON object ({fault})") from fault
 
 
 def check_config(path: Path, name: str) -> None:
