@@ -38,7 +38,6 @@ class Attended:
     tokens: np.ndarray  # [L], which sum to 1
     hop: float | None  # seconds between frames
     texts: Sequence[str | None]  # [N]; None for [CLS], [SEP] and their like
-    even: float  # the audio's share if a query token attended to all frames and tokens alike
 
     @property
     def audio(self) -> np.ndarray:
@@ -82,8 +81,8 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             words, names = _by_word(weights[:, frames:], word, said, text.feature.spec.config)
             tokens, k = seen["pooling"].numpy(), len(run.config["labels"]["classes"])
             probabilities = logits[0, :k].softmax(0).numpy()
-            even, hop = frames / weights.shape[1], audio.hop or audio.feature.spec.hop
-            found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names, even))
+            hop = audio.hop or audio.feature.spec.hop
+            found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names))
     return found
 
 

@@ -63,8 +63,8 @@ def attended(cells: Sequence[Cell]) -> Inside:
         words = [(text, weight) for text, weight in pairs if text is not None]
         plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
         cards.append({"attended": one, "why": why, "words": words, "plot": plot})
-    tables = [_by_token(average), _by_class(average, list(sampled.truth), cell.classes)]
-    return Inside(cell, "", [*tables, *(card["plot"] for card in cards)], cards, logmel is not None)
+    tables = [_by_token(average), *(card["plot"] for card in cards)]
+    return Inside(cell, "", tables, cards, logmel is not None)
 
 
 def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
@@ -91,26 +91,13 @@ def _by_token(seen: Sequence[Attended]) -> Table:
     """The audio's share of each query token's attention."""
     audio = 100 * np.array([one.audio for one in seen])  # [utterances, L]
     pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
-    even = 100 * float(np.mean([one.even for one in seen]))
-    columns = audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), pooling
-    names = "to audio %", "a tenth of the utterances below %", "a tenth above %", "its weight in the pooling %"
+    shares = zip(audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), strict=True)
     rows: list[Row] = [
-        {"query token": number} | dict(zip(names, values, strict=True))
-        for number, values in enumerate(zip(*columns, strict=True), 1)
+        {"query token": number, "to audio %": share, "its weight in the pooling %": weight}
+        for number, (share, weight) in enumerate(zip(shares, pooling, strict=True), 1)
     ]
-    points = [("audio", row["query token"], tuple(row[name] for name in names[:3])) for row in rows]
-    return described("tokens", rows, points=points, n=len(seen), even=even)
-
-
-def _by_class(seen: Sequence[Attended], truths: Sequence[str], classes: Sequence[str]) -> Table:
-    """Both modalities' shares in the utterances of each class."""
-    rows: list[Row] = []
-    for name in (name for name in classes if name in truths):
-        shares = [100 * one.to_audio for one, truth in zip(seen, truths, strict=True) if truth == name]
-        audio = float(np.mean(shares))
-        rows.append({"true class": name, "utterances": len(shares), "audio %": audio, "text %": 100 - audio})
-    points = [(part, row["true class"], row[f"{part} %"]) for part in ("audio", "text") for row in rows]
-    return described("attention-classes", rows, points=points)
+    points = [("audio", row["query token"], row["to audio %"]) for row in rows]
+    return described("tokens", rows, points=points, n=len(seen))
 
 
 def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Table:
