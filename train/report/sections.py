@@ -160,16 +160,7 @@ def _results(cells: Sequence[Cell]) -> list[Table]:
         told = sentence("chance", metric == "ua", chance=chance), drawn(cells, PLOTTED)
         words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "chance": chance}
         plots.append(described("score", rows, *told, points=points, **words))
-    recipes = {quoted.recipe.name: quoted.recipe for cell in cells for quoted in quoted_for(cell)}
-    others = [
-        {"table": recipe.title, "system": name}
-        | {f"{metric.upper()} %": numbers.get(metric) for metric in MAIN}
-        | {"quoted from": recipe.source, "footnote": recipe.footnotes.get(name)}
-        for recipe in recipes.values()
-        for name, numbers in recipe.quoted.items()
-    ]
-    more = [corpora_table(cells), chosen_table(cells), papers_table(cells), described("quoted", others)]
-    return [results_table(cells), *plots, *more]
+    return [results_table(cells), *plots, corpora_table(cells), chosen_table(cells), papers_table(cells)]
 
 
 def results_table(cells: Sequence[Cell]) -> Table:
