@@ -12,19 +12,13 @@ from .figures import Point
 from .tables import Row, Table, described
 
 DRAWN = 2  # cells in the diagram, each before and after its temperature
-ABSTAINING = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # probabilities below which no answer is given
 DOTS = 300  # of a scatter plot
 SLICES = 10  # of the predicted ratings in their order, of equally many each
 
 
 def calibrated(cells: Sequence[Cell]) -> list[Table]:
     """The reliability diagram of the first cells, and the tables of all."""
-    rows = []
-    for cell, below in ((cell, below) for cell in cells for below in ABSTAINING):
-        answered, right = cell.abstaining(below)
-        rows.append({"cell": cell.label, "no answer below": below, "answered %": answered, "WA of those %": right})
-    abstaining = described("abstaining", rows, folded=len(cells) > 1)
-    return [_diagram(cells), calibration_table(cells), votes_table(cells), abstaining]
+    return [_diagram(cells), calibration_table(cells), votes_table(cells)]
 
 
 def calibration_table(cells: Sequence[Cell]) -> Table:

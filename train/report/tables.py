@@ -71,8 +71,8 @@ def described(texts: str, rows: Sequence[Row], *sentences: str, points: Any = No
     last = "note" if points is None else "below"
     told[last] = " ".join(filter(None, [told[last], *sentences]))
     plot = {key: _filled(one, fields) for key, one in TEXTS[texts].get("plot", {}).items()}
-    about = {"name": texts, "folded": TEXTS[texts].get("folded", False)} | fields
-    return Table(about["name"], rows=rows, folded=about["folded"], points=points, plot=plot, **told)
+    name, folded = fields.get("name", texts), TEXTS[texts].get("folded", False)
+    return Table(name, rows=rows, folded=folded, points=points, plot=plot, **told)
 
 
 def _filled(value: Any, fields: Mapping[str, Any]) -> Any:
