@@ -1,5 +1,6 @@
 """One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -59,13 +60,11 @@ class Feature:
 
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
-        folder = self.path / "parts"
-        try:
-            with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is none
-                named = [entry for entry in entries if not entry.is_file(follow_symlinks=False)]
-            names = sorted(entry.name for entry in named if not entry.name.startswith("."))
-        except (FileNotFoundError, NotADirectoryError):
-            raise CorruptStore(f"{folder}: is missing; {REPAIR}") from None
+        names, folder = list[str](), self.path / "parts"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            # A plain file beside the parts, such as a `Thumbs.db`, is none.
+            found = (entry for entry in entries if not entry.is_file(follow_symlinks=False))
+            names = sorted(entry.name for entry in found if not entry.name.startswith("."))
         if names != list(self._parts):
             known = self._parts
             try:

@@ -180,7 +180,6 @@ class Store:
             except CorruptStore:
                 # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
                 replace_file(folder / "spec.json", content, self.path)
-                make_folder(folder / "parts")
         return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:

@@ -154,8 +154,6 @@ def _check(store: Store, path: Path) -> tuple[int, str | None]:
 def _check_feature(store: Store, folder: Path) -> str | None:
     """Whether the spec is whole, and a note if rows stand in two parts."""
     feature = Feature(store.path, folder)
-    if not (folder / "parts").is_dir():
-        raise CorruptStore(f"{folder / 'parts'}: is missing; {REPAIR}")
     keys = Counter[Key]()
     with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
         keys.update(key for part in feature.parts() for key in part.keys)
@@ -164,21 +162,15 @@ def _check_feature(store: Store, folder: Path) -> str | None:
 
 
 def _repair(store: Store, path: Path) -> str | None:
-    """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`, or make a feature's folder for parts again.
+    """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`.
 
     A bad spec is written again by `ser features`. Nothing is touched where there is none, or where
     `bad/` is a link: that folder is somebody's.
     """
-    feature = path.parent if path.name == "spec.json" else path.parent.parent
-    if not (feature / "spec.json").exists() or (store.path / BAD).is_symlink():
+    feature = path.parent.parent
+    if path.parent.name != "parts" or not (feature / "spec.json").exists() or (store.path / BAD).is_symlink():
         return None
     with explain_disk_errors("repairing it", store.path):
-        if path.name == "spec.json":
-            with contextlib.suppress(SerError):
-                Feature(store.path, feature)
-                make_folder(feature / "parts")
-                return "its folder for parts is there again"
-            return None
         folder = store.path / BAD / feature.relative_to(store.path)
         make_folder(folder)
         names = (folder / f"{path.name}-{number}" for number in itertools.count(1))

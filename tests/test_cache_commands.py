@@ -11,7 +11,7 @@ import soundfile
 from ser.cache.part import PartRows, Quarantine
 from ser.cache.store import Manifest, open_store
 from ser.commands.output import answer
-from ser.errors import StoreError
+from ser.errors import MissingRows
 from ser.tests.command_line import printed, ser
 from ser.tests.store_samples import fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
 
@@ -124,7 +124,7 @@ def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
     assert ser("cache", "remove", name, "--store", tmp_path / "s").exit_code == 1, "nobody said yes"
     fill(other, manifest, values_of(manifest, other.spec), "hdf5")
     assert printed("cache", "remove", name, "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")
-    with pytest.raises(StoreError, match="is missing"):  # whoever reads it meanwhile
+    with pytest.raises(MissingRows, match="lacks 10 of 10"):  # whoever reads it meanwhile
         other.load(manifest)
     assert len(store["frames"].load(manifest)) == 10, "the other way's parts are whole"
     assert printed("cache", "remove", "frames", "--yes", "--store", tmp_path / "s").startswith("removed 10 rows")

