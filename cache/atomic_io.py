@@ -37,7 +37,7 @@ _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errn
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE = ".removing-"  # begins the names of what is being removed: no writer knows them
 _OURS = re.compile(r"(\.removing-)?[0-9a-f]{16}")  # in `tmp/`; whatever else lies there is somebody's
-_DAY = 24 * 3600
+DAY = 24 * 3600
 # Zero where the system has none. Of these flags Windows has O_BINARY alone, and changes line ends without it.
 _O_DIRECT, _O_DIRECTORY = getattr(os, "O_DIRECT", 0), getattr(os, "O_DIRECTORY", 0)
 _O_NOFOLLOW, _O_NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
@@ -396,7 +396,7 @@ def _abandoned(folder: Path) -> bool:
         return True
     inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
     changed = (one.lstat().st_mtime for one in (path, folder, *inside) if os.path.lexists(one))
-    return time.time() - max(changed, default=time.time()) > _DAY  # by default: it has just gone
+    return time.time() - max(changed, default=time.time()) > DAY  # by default: it has just gone
 
 
 @contextlib.contextmanager

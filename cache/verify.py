@@ -16,11 +16,11 @@ import numpy as np
 
 from ser.errors import CorruptStore, SerError, StoreError
 
-from .atomic_io import PLAIN, REPAIR, explain_disk_errors, folders_in, make_folder, open_plain, read_small, sync_folder
+from .atomic_io import DAY, PIECE, PLAIN, REPAIR, explain_disk_errors, make_folder, open_plain, read_small, sync_folder
 from .backends import BACKENDS
 from .blocks import Block, check_block, usable_cores
 from .feature import Feature
-from .manifest import RESERVED, Key, read_manifest
+from .manifest import Key, read_manifest
 from .part import Part, part_name
 from .spec import Spec
 from .store import Store
@@ -28,9 +28,7 @@ from .transcripts import FOLDER, check_transcripts
 
 JOURNAL = "verify.journal"
 BAD = "bad"
-_PIECE = 1 << 20
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
-_DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def _recently_good(journal: Path) -> set[str]:
     lines, now = list[tuple[str, str]](), time.time()
     with contextlib.suppress(StoreError):
         lines = re.findall("^([0-9]{1,12}) ([0-9a-f]{64})$", read_small(journal).decode(errors="replace"), re.MULTILINE)
-    return {stamp for checked, stamp in lines if 0 <= now - int(checked) < _DAY}
+    return {stamp for checked, stamp in lines if 0 <= now - int(checked) < DAY}
 
 
 def _stamp(part: Path) -> str | None:
@@ -95,15 +93,11 @@ def _things(store: Store) -> list[Path]:
     things = [store.path / "manifests" / corpus / "latest" for corpus in store.corpora()]
     things = [path for latest in things for path in (latest, *sorted(latest.parent.glob("*.parquet")))]
     things += sorted((store.path / FOLDER).glob("*.json"))
-    features = store.folders()
-    for folder in features:
+    for folder in store.folders():
         things.append(folder / "spec.json")
         with contextlib.suppress(OSError):
-            things += sorted(entry for entry in (folder / "parts").iterdir() if not entry.name.startswith("."))
-    names = {folder.parent for folder in features}
-    for folder in folders_in(store.path):
-        if folder.name not in RESERVED:
-            things += [one for one in folders_in(folder) if one not in features] if folder in names else [folder]
+            found = (one for one in (folder / "parts").iterdir() if one.is_symlink() or not one.is_file())
+            things += sorted(one for one in found if not one.name.startswith("."))
     return things
 
 
@@ -136,18 +130,11 @@ def _check(store: Store, path: Path) -> tuple[int, str | None]:
             check_transcripts(path)
         case _, _, "spec.json":
             note = _check_feature(store, path.parent)
-        case _, fingerprint, "parts", _ if path.is_symlink() or not path.is_file():
+        case _, fingerprint, _, _:
             spec = None
             with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
                 spec = Feature(store.path, path.parent.parent).spec
-            part = check_part(path, fingerprint, spec)
-            known = part.record.files.keys() | {"part.json"}
-            others = (one for one in path.rglob("[!.]*") if one.is_symlink() or not one.is_dir())
-            if stray := sorted({one.relative_to(path).as_posix() for one in others} - known):
-                note = f"holds files that are not of the part, and are never read: {', '.join(map(ascii, stray[:3]))}"
-            return part.bytes, note
-        case _:
-            return 0, f"is not a {'part' if path.parent.name == 'parts' else 'feature'} of the store; left alone"
+            return check_part(path, fingerprint, spec).bytes, None
     return path.stat().st_size, note
 
 
@@ -227,12 +214,12 @@ def _read_file(path: Path, blocks: list[tuple[Block, bool]], dtype: str) -> str:
             return content
 
         for block, is_values in blocks:
-            while (gap := block.offset - file.tell()) > 0 and read(min(gap, _PIECE)):
+            while (gap := block.offset - file.tell()) > 0 and read(min(gap, PIECE)):
                 pass
             content = read(block.bytes)
             check_block(str(path), block, content)
             if is_values and not _finite(content, dtype):
                 raise CorruptStore(f"{path}: holds values that are not finite; {REPAIR}")
-        while read(_PIECE):
+        while read(PIECE):
             pass
     return digest.hexdigest()

@@ -70,8 +70,7 @@ def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     (parts[0].parent / "desktop.ini").write_text("[View]")
     (store.path / "notes" / "2024").mkdir(parents=True)
     check_whole(open_store(tmp_path / "s")["frames"], manifest, arrays)
-    noted = {Path(one.path).name: str(one.note) for one in verify(store, repair=True) if one.note or one.problem}
-    assert noted.keys() == {names[0], "desktop.ini", "notes"} and "'Thumbs.db'" in noted[names[0]]
+    assert not [one for one in verify(store, repair=True) if one.note or one.problem]
     damage(parts[1])
     forge_nan(parts[2])
     (parts[3] / "part.json").write_text("{}")
