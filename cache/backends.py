@@ -133,11 +133,10 @@ def _inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None
             return f"{HDF5}: {fault}"
         for name, array in arrays.items():
             dataset = file[name]
-            offset = array.blocks[0].offset if array.blocks else dataset.id.get_offset()
-            if (dataset.shape, dataset.dtype, dataset.id.get_offset()) != (array.shape, array.dtype, offset):
+            places = itertools.accumulate((block.bytes for block in array.blocks), initial=dataset.id.get_offset())
+            elsewhere = any(block.offset != place for block, place in zip(array.blocks, places, strict=False))
+            if elsewhere or (dataset.shape, dataset.dtype, dataset.chunks) != (array.shape, array.dtype, None):
                 return f"{HDF5}: '{name}' is another for HDF5 than for its blocks"
-            if dataset.chunks or any(a.offset + a.bytes != b.offset for a, b in itertools.pairwise(array.blocks)):
-                return f"{HDF5}: '{name}' is not contiguous"
     return None
 
 
@@ -148,15 +147,11 @@ def foreign_hdf5(file: Any, name: str) -> str | None:
     """
     import h5py
 
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        return f"'{name}' is a link to elsewhere"
-    if not isinstance(file[name], h5py.Dataset):
-        return f"'{name}' is not a dataset"
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        return f"'{name}' is a group, or a link to elsewhere"
     created = file[name].id.get_create_plist()
-    if created.get_layout() == h5py.h5d.VIRTUAL:
-        return f"'{name}' is a virtual dataset"
-    if created.get_external_count():
-        return f"'{name}' keeps its values in another file"
+    if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():
+        return f"'{name}' keeps its values elsewhere"
     if {created.get_filter(i)[0] for i in range(created.get_nfilters())} - _FILTERS:
         return f"'{name}' uses a filter other than gzip, shuffle and fletcher32"
     return None

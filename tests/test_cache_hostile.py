@@ -216,10 +216,10 @@ def evil_hdf5(kind: str, path: Path, beside: Path) -> None:
 EVIL_HDF5 = {
     "external link": "link to elsewhere",
     "soft link": "link to elsewhere",
-    "external storage": "another file",
-    "virtual dataset": "virtual dataset",
+    "external storage": "values elsewhere",
+    "virtual dataset": "values elsewhere",
     "foreign filter": "filter other than",
-    "group": "not a dataset",
+    "group": "a group",
 }
 
 
