@@ -1,7 +1,6 @@
 """One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
 
 import contextlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ser.errors import CorruptStore, MissingRows, StoreError
+from ser.errors import CorruptStore, MissingRows
 
 from .atomic_io import REPAIR, explain_disk_errors, replace_file
 from .blocks import Stretch, read_stretches
@@ -190,9 +189,4 @@ class Feature:
             fault = f"array '{name}' has another dtype or dimension than its spec or in other parts"
             raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
         dtype, shape = kinds.pop()
-        try:
-            return np.empty((rows, *shape), dtype)
-        except MemoryError:
-            size = rows * math.prod(shape) * np.dtype(dtype).itemsize / 1e9
-            fault = f"{size:.1f} GB do not fit into memory; load fewer utterances at once"
-            raise StoreError(f"{self.spec.name}: {fault}") from None
+        return np.empty((rows, *shape), dtype)
