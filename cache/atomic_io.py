@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import logging
 import math
@@ -46,29 +47,30 @@ log = logging.getLogger("ser.cache")
 _warn_once = functools.cache(log.warning)
 
 
-def open_plain(path: Path | str, remedy: str = REPAIR) -> int:
-    """A descriptor to read a plain file from.
+@contextlib.contextmanager
+def plain_file(path: Path | str, remedy: str = REPAIR) -> Iterator[io.BufferedReader]:
+    """A plain file of a store, open to be read.
 
     Raises `CorruptStore` if it is missing, a link or a special file, with what to do about it, and `StoreError` if it
-    cannot be opened.
+    cannot be opened or read.
     """
     try:
-        return open_named(path, os.O_RDONLY | _O_NOFOLLOW)
+        with os.fdopen(open_named(path, os.O_RDONLY | _O_NOFOLLOW), "rb") as file:
+            yield file
+    except StoreError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptStore(f"{path}: is missing; {remedy}") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise CorruptStore(f"{path}: is a link or a special file; {remedy}") from error
-        raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
+        raise StoreError(f"{path}: cannot be read ({error.strerror}); check its mode and the disk") from error
 
 
 def read_small(path: Path, remedy: str = REPAIR) -> bytes:
-    """The content of a small plain file. Raises as `open_plain` does."""
-    with os.fdopen(open_plain(path, remedy), "rb") as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+    """The content of a small plain file. Raises as `plain_file` does."""
+    with plain_file(path, remedy) as file:
+        return file.read()
 
 
 SMALL, LARGE = 256 << 20, 64 << 30  # bytes: more than any description has, more than any table or array

@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ser.errors import CorruptStore, StoreError
+from ser.errors import CorruptStore
 
-from .atomic_io import PIECE, REPAIR, Buffer, open_plain
+from .atomic_io import PIECE, REPAIR, Buffer, plain_file
 
 BLOCK_BYTES = 2 << 20
 _THREADED = 8 << 20  # bytes from which threads pay
@@ -174,15 +174,10 @@ def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ende
 
 def _read_block(path: str, block: Block, into: memoryview) -> None:
     """Fill `into`, which is as long as the block."""
-    done = 0
-    with os.fdopen(open_plain(path), "rb", buffering=0) as file:
-        try:
-            file.seek(block.offset)
-            while done < block.bytes and (read := file.readinto(into[done:])):
-                done += read
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
-    if done < block.bytes:
+    with plain_file(path) as file:
+        file.seek(block.offset)
+        read = file.readinto(into)  # as often as it takes
+    if read < block.bytes:
         raise CorruptStore(f"{path}: cut short; {REPAIR}")
     check_block(path, block, into)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ser.errors import CorruptStore, SerError, StoreError
 
-from .atomic_io import DAY, PIECE, PLAIN, REPAIR, explain_disk_errors, make_folder, open_plain, read_small, sync_folder
+from .atomic_io import DAY, PIECE, PLAIN, REPAIR, explain_disk_errors, make_folder, plain_file, read_small, sync_folder
 from .backends import BACKENDS
 from .blocks import Block, check_block, usable_cores
 from .feature import Feature
@@ -206,7 +206,7 @@ def _finite(content: bytes, dtype: str) -> bool:
 def _read_file(path: Path, blocks: list[tuple[Block, bool]], dtype: str) -> str:
     """The sha256 of a file, whose blocks are checked on the way; those marked hold finite values of this dtype."""
     digest = hashlib.sha256()
-    with os.fdopen(open_plain(path), "rb") as file:
+    with plain_file(path) as file:
 
         def read(size: int) -> bytes:
             content = file.read(size)
