@@ -1,12 +1,10 @@
 """What this machine lets this process have."""
 
-import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from ser.cache.blocks import usable_cores
 from ser.errors import WrongUse
 
 # Of torch, on a GPU and on a CPU; of cuBLAS and cuDNN; of a cuDNN that finds no memory to try its kernels in.
@@ -109,18 +107,11 @@ def memory_budget(asked: str | None) -> int | None:
     return int(float(size[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[size[2].upper()])
 
 
-def cores(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> int:
+def cores() -> int:
     """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
-    # Control groups of version 1 have one folder; those of version 2 are a tree, in which every one counts.
-    quotas = [[_read(groups / "cpu" / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period")]]
-    for line in _read(mine).splitlines():
-        if line.startswith("0::/"):
-            inside = Path(line.removeprefix("0::/"))
-            quotas += [_read(groups / group / "cpu.max").split() for group in (inside, *inside.parents)]
-    numbers = [
-        tuple(map(int, quota)) for quota in quotas if quota and all(map(str.isdecimal, quota))
-    ]  # "max", -1: none
-    return max(1, min([usable_cores(), *(math.ceil(quota / period) for quota, period in numbers)]))
+    import joblib
+
+    return joblib.cpu_count()
 
 
 def _read(file: Path) -> str:

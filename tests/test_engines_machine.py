@@ -4,37 +4,13 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 from ser import engines
-from ser.engines.machine import choose_device, cores, exact_arithmetic, is_out_of_memory
+from ser.engines.machine import choose_device, exact_arithmetic, is_out_of_memory
 from ser.errors import WrongUse
-
-MANY = len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, MANY),  # no control groups at all
-        ({"mine": "0::/", "cpu.max": "100000 100000"}, 1),  # docker run --cpus 1
-        ({"mine": "0::/", "cpu.max": "150000 100000"}, min(2, MANY)),  # --cpus 1.5
-        ({"mine": "0::/", "cpu.max": "max 100000"}, MANY),
-        ({"mine": "0::/", "cpu.max": "6400000 100000"}, MANY),  # more than there are
-        ({"mine": "0::/", "cpu.max": "1000 100000"}, 1),  # a hundredth of one
-        ({"mine": "0::/a/b", "a/b/cpu.max": "max 100000", "a/cpu.max": "50000 50000"}, 1),  # systemd, Slurm
-        ({"mine": "4:cpu:/x\n0::/", "cpu/cpu.cfs_quota_us": "-1"}, MANY),  # version 1
-        ({"mine": "4:cpu:/x", "cpu/cpu.cfs_quota_us": "90000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-    ],
-)
-def test_a_quota_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"{content}\n")
-    assert cores(tmp_path, tmp_path / "mine") == expected
 
 
 def test_the_affinity_counts() -> None:
