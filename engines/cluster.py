@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
@@ -44,29 +44,19 @@ def able(kinds: Iterable[Needs], needs: Needs) -> bool:
     return any(all(kind.get(name, 0) >= amount for name, amount in needs.items()) for kind in kinds)
 
 
-def no_worker(address: str, kinds: Sequence[Needs], needs: Needs) -> str:
-    """One sentence: what the workers, which offer these `kinds` of resources, do not offer, and how to start one.
+def no_worker(address: str, needs: Needs) -> str:
+    """One sentence: what no worker offers, and how to start one.
 
     The command that it names starts a worker that listens no wider than the scheduler.
     """
-
-    def listed(resources: Needs) -> str:
-        return ", ".join(f"{name}={amount:g}" for name, amount in resources.items())
-
-    missing = f"no worker has come to the dask scheduler at {address}"
-    if needs and kinds:
-        needs = {name: math.ceil(amount) for name, amount in needs.items()}  # a share is of a whole one
-        pairs = sorted((amount, name) for kind in kinds for name, amount in kind.items())  # the most of each comes last
-        there = listed({name: amount for amount, name in pairs}) or "nothing"
-        missing = f"no dask worker at {address} offers {listed(needs)} (they offer {there})"
+    resources = ", ".join(f"{name}={math.ceil(amount)}" for name, amount in needs.items())  # a share is of a whole one
+    missing = f"the dask scheduler at {address} has no worker" + (f" with {resources}" if needs else "")
     if local_workers(address):
         return f"{missing}; what was finished is kept: run again"
     host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
     command = f"dask worker {address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1"
-    if address.startswith("tls:"):
-        command += " --tls-ca-file FILE --tls-cert FILE --tls-key FILE"
     if needs:
-        command += f' --resources "{listed(needs)}"'
+        command += f' --resources "{resources}"'
     return f"{missing}; what was finished is kept: start one by `{command}` and run again"
 
 
@@ -107,7 +97,7 @@ class Cluster:
             deadline = time.monotonic() + self.patience
             while not self.workers(anew=True):
                 if time.monotonic() > deadline:
-                    raise SerError(self._no_worker({}))
+                    raise SerError(no_worker(self.address, {}))
                 time.sleep(0.2)
         except BaseException:
             self.__exit__()
@@ -211,7 +201,7 @@ class Cluster:
             needed = needs(task)
             # One that is not known may have come in this moment.
             if not able(self.kinds, needed) and self.workers(anew=True) and not able(self.kinds, needed):
-                raise WrongUse(self._no_worker(needed))
+                raise WrongUse(no_worker(self.address, needed))
             try:
                 # pure=False: a task that ran before and is asked for again must run again.
                 future = self._client.submit(function, task, pure=False, resources=dict(needed) or None)
@@ -237,7 +227,7 @@ class Cluster:
                     hopeful = any(able(there, needed) for _, needed, _ in pending.values())
                     alone_since = None if hopeful else alone_since or time.monotonic()
                     if alone_since and time.monotonic() - alone_since > self.patience:
-                        raise SerError(self._no_worker(next(iter(pending.values()))[1])) from None
+                        raise SerError(no_worker(self.address, next(iter(pending.values()))[1])) from None
                     continue
                 alone_since = None
                 try:
@@ -283,9 +273,6 @@ class Cluster:
         if "ModuleNotFoundError: No module named 'ser" in trace:
             raise SerError(f"the dask workers at {self.address} have no ser: install the same version there")
         raise RuntimeError(f"in a dask worker, on {task_name(task)}:\n{trace}")
-
-    def _no_worker(self, needs: Needs) -> str:
-        return no_worker(self.address, [worker["resources"] for worker in self._workers], needs)
 
     def _gone(self) -> SerError:
         return SerError(

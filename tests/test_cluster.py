@@ -147,7 +147,7 @@ def test_resources(cluster: str) -> None:
         assert set(there.run(worker_name, range(4), needs=lambda task: {"GPU": 1})) == {"b"}
         for needs in ({"GPU": 2}, {"TPU": 1}):
             begun = time.monotonic()
-            with pytest.raises(WrongUse, match=r"no dask worker at .* offers .*they offer GPU=1, CPU=8"):
+            with pytest.raises(WrongUse, match=rf"dask scheduler at .* has no worker with {next(iter(needs))}=\d"):
                 list(there.run(worker_name, range(4), needs=lambda task, needs=needs: needs))
             assert time.monotonic() - begun < 50, "it waits for none, which would take a minute"
 
@@ -200,7 +200,7 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
 def test_nobody_there(processes: DaskProcesses) -> None:
     processes.scheduler()
     with (
-        pytest.raises(SerError, match=r"no worker has come .*: start one by `dask worker tcp://127"),
+        pytest.raises(SerError, match=r"has no worker; .*: start one by `dask worker tcp://127"),
         engines.Cluster(processes.address, patience=1),
     ):
         pass

@@ -191,7 +191,7 @@ def test_what_is_missing_is_waited_for_and_then_named(
         gpu.kill()
         cluster.patience = 1
         with pytest.raises(
-            SerError, match=r"no dask worker at .* offers GPU=1 \(they offer nothing\); what was finished is kept"
+            SerError, match=r"the dask scheduler at .* has no worker with GPU=1; what was finished is kept"
         ) as fault:
             list(running)
     assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(fault.value, WrongUse)
