@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import mmap
 import os
 import re
@@ -207,17 +206,24 @@ def move_into_place(source: Path, target: Path) -> bool:
     return True
 
 
-def new_folder(store: Path, folder: Path, files: Mapping[str, bytes], inside: str = "") -> bool:
-    """Make a folder, with its files and a folder `inside`, in one step. False if another process has just made it."""
-    with workspace(store) as temporary:
-        make_folder(temporary / folder.name / inside)
+def new_folder(store: Path, folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Make a folder, with its files, in one step. False if another process has just made it.
+
+    Raises `StoreError` if the disk is full or fails.
+    """
+    needed = sum(map(len, files.values()))
+    with explain_disk_errors(f"making {folder.relative_to(store)}", store, needed), workspace(store) as temporary:
         write_folder(temporary / folder.name, {name: [content] for name, content in files.items()})
         return move_into_place(temporary / folder.name, folder)
 
 
 def replace_file(path: Path, content: bytes, store: Path) -> None:
-    """Write `path`, or put new content in its place: readers see the old one or the new one."""
-    with workspace(store) as folder:
+    """Write `path`, or put new content in its place: readers see the old one or the new one.
+
+    Raises `StoreError` if the disk is full or fails.
+    """
+    with explain_disk_errors(f"writing {path.name}", store, len(content)), workspace(store) as folder:
+        make_folder(path.parent)
         write_file(folder / path.name, [content])
         os.replace(folder / path.name, path)  # noqa: PTH105
         sync_folder(path.parent)
@@ -411,9 +417,7 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
     except OSError as error:
         if error.errno in _FULL:
             free = shutil.disk_usage(store).free if store.exists() else 0
-            # Rounded apart, so that what did not fit never seems to fit.
-            up, down = math.ceil((needed or 0) / 1e4) / 100, free // 1e4 / 100
-            need = f" ({up:.2f} MB needed, {down:.2f} MB free)" if needed else ""
+            need = f" ({needed / 1e6:.2f} MB needed, {free / 1e6:.2f} MB free)" if needed else ""
             remedy = "free some space and run the same command again, what is published stays"
             raise StoreError(f"{store}: the disk is full{need} while {doing}; {remedy}") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

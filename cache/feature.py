@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, MissingRows
 
-from .atomic_io import REPAIR, explain_disk_errors, replace_file
+from .atomic_io import REPAIR, replace_file
 from .blocks import Stretch, read_stretches
 from .manifest import Key, Manifest, list_corpora, read_manifest
 from .part import Packed, Part, PartRows, publish
@@ -54,8 +54,7 @@ class Feature:
         """Add to the spec's provenance, which the fingerprint does not hash."""
         spec = self._read_spec()
         self.spec = replace(spec, provenance={**spec.provenance, **provenance})
-        with explain_disk_errors("writing spec.json", self.store):
-            replace_file(self.path / "spec.json", checksummed_json(self.spec.to_json()), self.store)
+        replace_file(self.path / "spec.json", checksummed_json(self.spec.to_json()), self.store)
 
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from . import atomic_io
-from .atomic_io import explain_disk_errors, folders_in, make_folder, read_small, replace_file
+from .atomic_io import explain_disk_errors, folders_in, make_folder, new_folder, read_small, replace_file
 from .feature import Feature
 from .manifest import LOG, RESERVED, Manifest, check_name, generations, is_name, list_corpora, log_with, read_manifest
 from .part import Packed, PartRows, Quarantine
@@ -129,10 +129,9 @@ class Store:
     def _make_latest(self, folder: Path, manifest: Manifest, command: str) -> None:
         log, latest = log_with(folder, manifest, command), f"{manifest.digest}\n".encode()
         files = {f"{manifest.digest}.parquet": manifest.content, LOG: log, "latest": latest}
-        with explain_disk_errors("writing a manifest", self.path, len(manifest.content)):
-            if folder.exists() or not atomic_io.new_folder(self.path, folder, files):
-                for name, content in files.items():
-                    replace_file(folder / name, content, self.path)
+        if folder.exists() or not new_folder(self.path, folder, files):
+            for name, content in files.items():
+                replace_file(folder / name, content, self.path)
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
         """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
@@ -172,14 +171,13 @@ class Store:
         name = check_name("feature", spec.feature)
         spec.check()
         folder, content = self.path / name / spec.fingerprint, checksummed_json(spec.to_json())
-        with explain_disk_errors(f"adding feature {spec.name}", self.path):
-            if not folder.exists():
-                atomic_io.new_folder(self.path, folder, {"spec.json": content}, "parts")
-            try:
-                return Feature(self.path, folder)
-            except CorruptStore:
-                # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
-                replace_file(folder / "spec.json", content, self.path)
+        if not folder.exists():
+            new_folder(self.path, folder, {"spec.json": content})
+        try:
+            return Feature(self.path, folder)
+        except CorruptStore:
+            # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
+            replace_file(folder / "spec.json", content, self.path)
         return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:
