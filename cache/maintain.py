@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ser.errors import CorruptStore, SerError, StoreError, WrongUse
+from ser.errors import SerError, StoreError, WrongUse
 
 from .atomic_io import explain_disk_errors, remove_folder
 from .feature import Feature
@@ -113,7 +113,6 @@ class Removed:
     path: str  # relative to the store
     bytes: int
     rows: int
-    problem: str | None = None  # why nothing of it was: it cannot be read
 
 
 def only_feature(store: Store, name: str) -> Path:
@@ -153,23 +152,17 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
     """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
 
     What is kept is published before what holds it is dropped. Other processes may publish manifests and parts
-    meanwhile: a row that one asks for in the moment of the drop may have to be computed again. Of all features (None),
-    those that cannot be read are named and left.
+    meanwhile: a row that one asks for in the moment of the drop may have to be computed again. `folders` None: of all
+    features. Raises `CorruptStore` for one that cannot be read.
     """
     for folder in store.folders() if folders is None else folders:
-        seen = set[str]()
-        try:
-            feature = Feature(store.path, folder)
-            current = {key for manifest in _latest(store).values() for key in feature.keys(manifest)}
-            # Anew each time: others publish parts and remove them, and so does this.
-            while part := next((part for part in feature.parts() if part.name not in seen), None):
-                seen.add(part.name)
-                if _kept(feature, part, current) and part.record.corpus in store.corpora():
-                    yield from _rewrite(store, feature, part, dry_run)
-        except CorruptStore as error:
-            if folders is not None:
-                raise
-            yield Removed(str(folder.relative_to(store.path)), 0, 0, str(error))
+        seen, feature = set[str](), Feature(store.path, folder)
+        current = {key for manifest in _latest(store).values() for key in feature.keys(manifest)}
+        # Anew each time: others publish parts and remove them, and so does this.
+        while part := next((part for part in feature.parts() if part.name not in seen), None):
+            seen.add(part.name)
+            if _kept(feature, part, current) and part.record.corpus in store.corpora():
+                yield from _rewrite(store, feature, part, dry_run)
 
 
 def _latest(store: Store) -> dict[str, Manifest]:

@@ -313,8 +313,7 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
     rewritten = remove_superseded(opened, folders or None, dry_run)  # a generator: not begun without --superseded
     for one in rewritten if superseded else [remove_feature(opened, folders[0])]:
         removed.append(one)
-        if one.problem or dry_run:
-            what = f"left alone ({one.problem})" if one.problem else f"{one.rows} rows, {one.bytes / 1e6:.1f} MB"
-            say(f"{one.path}: {what}", err=one.problem is not None)
+        if dry_run:
+            say(f"{one.path}: {one.rows} rows, {one.bytes / 1e6:.1f} MB")
     done = "would remove" if dry_run else "removed"
     answer(f"{done} {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")
