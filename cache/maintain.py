@@ -108,10 +108,10 @@ def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> d
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed, or with a `dry_run` would be."""
+    """What was removed of a part, or with a `dry_run` would be."""
 
     path: str  # relative to the store
-    bytes: int
+    bytes: int  # that the part had
     rows: int
 
 
@@ -134,18 +134,14 @@ def only_feature(store: Store, name: str) -> Path:
     return found[0].path
 
 
-def remove_feature(store: Store, folder: Path) -> Removed:
-    """Remove a feature with all its parts, whether they can be trusted or not."""
+def remove_feature(store: Store, folder: Path) -> int:
+    """Remove a feature with all its parts, whether they can be trusted or not. Returns how many bytes they had."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    rows = 0
-    for part in (folder / "parts").glob("*"):
-        with contextlib.suppress(OSError):
-            rows += len(Part.open(part, folder.name).record.ids)
     with explain_disk_errors(f"removing {folder}", store.path):
         remove_folder(folder, store.path)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
-    return Removed(str(folder.relative_to(store.path)), size, rows)
+    return size
 
 
 def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: bool = False) -> Iterator[Removed]:

@@ -309,9 +309,11 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
     what = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
     if not yes and not dry_run:
         click.confirm(f"remove {what}?", abort=True)
+    if not superseded:
+        answer(f"removed {remove_feature(opened, folders[0]) / 1e6:.1f} MB")
+        return
     removed = []
-    rewritten = remove_superseded(opened, folders or None, dry_run)  # a generator: not begun without --superseded
-    for one in rewritten if superseded else [remove_feature(opened, folders[0])]:
+    for one in remove_superseded(opened, folders or None, dry_run):
         removed.append(one)
         if dry_run:
             say(f"{one.path}: {one.rows} rows, {one.bytes / 1e6:.1f} MB")
