@@ -68,8 +68,8 @@ def sweep(
     if workers and scheduler:
         raise click.UsageError("--workers starts processes here, --scheduler uses a cluster's workers: give one")
     from ser import engines
+    from ser.engines.cluster import check_scheduler
     from ser.engines.processes import start_fork_server
-    from ser.engines.scheduler_address import check_scheduler
 
     most = workers or engines.cores()
     if most > 1 and scheduler is None and not dry_run:

@@ -1,22 +1,27 @@
-"""A dask cluster: the connection to it, kept for one run, and the tasks that its workers have in hand."""
+"""A dask cluster: its address, the connection to it, kept for one run, and the tasks that its workers have in hand."""
 
 import contextlib
+import ipaddress
 import logging
 import math
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
+import msgspec
+
+from ser.cache.atomic_io import read_named
 from ser.errors import SerError, WrongUse
 
 from . import worker_cache
 from .processes import defer_sigint, task_name
-from .scheduler_address import check_scheduler, is_protected, local_workers, on_this_machine
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -25,6 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
 
+ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
 POLL_SECONDS = 2.0  # between two questions to the scheduler
 PER_THREAD = 3  # tasks in hand per worker thread: one that runs and the next ones there already
 ANSWER_SECONDS = 5.0  # that all workers have to empty their cache: a frozen one never answers
@@ -37,6 +43,59 @@ OWN_CLUSTER = {
     "distributed.deploy.lost-worker-timeout": "1 day",
     "distributed.admin.low-level-log-length": 10,
 }
+
+
+def check_scheduler(scheduler: str, insecure: bool = False) -> str:
+    """The address, or `local:N` as it is. Asks nobody, so a command can begin with it.
+
+    Raises `WrongUse` for what cannot be a scheduler, and, unless `insecure`, for a plain connection to another
+    machine; `SerError` if dask is not installed.
+    """
+    address = scheduler
+    if local_workers(scheduler) is None:
+        try:
+            if "://" not in scheduler:
+                address = str(msgspec.json.decode(read_named(scheduler), type=dict[str, Any])["address"])
+            if urlsplit(address).port == 0 or "://" not in address:  # asking for the port raises for what is none
+                raise ValueError("no address")
+        except (OSError, msgspec.DecodeError, ValueError, LookupError, RecursionError) as fault:
+            raise WrongUse(
+                f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
+                f"scheduler file, as `dask scheduler --scheduler-file` writes one ({fault})"
+            ) from None
+        if not insecure and not is_protected(address):
+            raise WrongUse(
+                f"--scheduler {scheduler}: {address} is plain and leads to another machine, and dask runs whatever it "
+                "is sent; use tls:// or an ssh tunnel to 127.0.0.1, or say --insecure where you trust everyone on the "
+                "network"
+            )
+    if find_spec("distributed") is None:
+        raise SerError("--scheduler needs dask: pip install 'ser-fusion[cluster]'")
+    return address
+
+
+def local_workers(scheduler: str) -> int | None:
+    """N of `local:N`; None for anything else. Raises `WrongUse` if N is not a number of workers."""
+    kind, _, number = scheduler.partition(":")
+    if kind != "local":
+        return None
+    if not number.isdecimal() or not int(number):
+        raise WrongUse(f"--scheduler {scheduler}: write local:N with N workers, such as local:4")
+    return int(number)
+
+
+def is_protected(address: str) -> bool:
+    """Whether nobody on the network can read or alter what is sent there."""
+    return urlsplit(address).scheme in ENCRYPTED or on_this_machine(address)
+
+
+def on_this_machine(address: str) -> bool:
+    """Whether it is a loopback address: no other machine can reach what listens there, or be reached."""
+    host = urlsplit(address).hostname
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def able(kinds: Iterable[Needs], needs: Needs) -> bool:

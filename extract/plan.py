@@ -16,8 +16,8 @@ import numpy as np
 from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
 from ser.cache.store import Feature, Store, check_local, open_store
+from ser.engines.cluster import check_scheduler, local_workers
 from ser.engines.machine import choose_device
-from ser.engines.scheduler_address import check_scheduler, local_workers
 from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
 from ser.weights.find import parse_models
 

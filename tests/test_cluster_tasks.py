@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from ser.cache.store import open_store
-from ser.engines.cluster import Cluster, no_worker
-from ser.engines.scheduler_address import check_scheduler
+from ser.engines.cluster import Cluster, check_scheduler, no_worker
 from ser.errors import WrongUse
 from ser.extract.cluster_tasks import by_device, extract_task, give_up, split
 from ser.extract.plan import ExtractionTask
@@ -24,13 +23,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 NEAR, FAR = "tcp://127.0.0.1:8786", "tcp://10.0.0.1:8786"
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:8786", "tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"]
-)
+@pytest.mark.parametrize("address", ["tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"])
 def test_this_machine_and_encrypted_ones(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a scheme it is tcp."""
-    expected = address if "://" in address else f"tcp://{address}"
-    assert check_scheduler(address) == expected and not caplog.records
+    assert check_scheduler(address) == address and not caplog.records
 
 
 @pytest.mark.parametrize(
