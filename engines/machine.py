@@ -1,5 +1,6 @@
 """What this machine lets this process have."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -81,15 +82,14 @@ def memory() -> tuple[int | None, int | None]:
     The smaller of the machine's and the container's (cgroup's).
     """
     total = free = None
-    try:
-        lines = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    except (KeyError, ValueError):
-        pass
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        most = _read(Path(limit)).strip()
-        if most.isdecimal() and total is not None and int(most) < total:  # it may be "max"
-            total, free = int(most), min(free or int(most), int(most))
+        with contextlib.suppress(OSError, ValueError):  # it may be "max"
+            most = int(Path(limit).read_text())
+            if total is not None and most < total:
+                total, free = most, min(free or most, most)
     return total, free
 
 
@@ -112,10 +112,3 @@ def cores() -> int:
     import joblib
 
     return joblib.cpu_count()
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
