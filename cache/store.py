@@ -215,9 +215,9 @@ class Store:
         found = [feature for feature in ways if feature.spec.name == wanted]
         if not found:
             others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
-            alike = difflib.get_close_matches(name.partition(":")[0], [f.parent.name for f in self.folders()], n=1)
-            there = f" (there is {', '.join(others)});" if others else ";"
-            there = f" (did you mean {alike[0]}?); if not," if alike and not others else there
+            names = {folder.parent.name for folder in self.folders()}
+            alike = others or difflib.get_close_matches(name.partition(":")[0], names, n=1)
+            there = f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
             command = f"ser features CORPUS --features {name.partition('@')[0]} --store {self.path}"
             raise MissingRows(f"{self.path}: has no feature {name!r}{there} run `{command}`")
         return found

@@ -129,23 +129,17 @@ def _check(store: Store, path: Path) -> tuple[int, str | None]:
         case "transcripts", _:
             check_transcripts(path)
         case _, _, "spec.json":
-            note = _check_feature(store, path.parent)
+            feature, keys = Feature(store.path, path.parent), Counter[Key]()
+            with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
+                keys.update(key for part in feature.parts() for key in part.keys)
+            if twice := keys.total() - len(keys):
+                note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them"
         case _, fingerprint, _, _:
             spec = None
             with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
                 spec = Feature(store.path, path.parent.parent).spec
             return check_part(path, fingerprint, spec).bytes, None
     return path.stat().st_size, note
-
-
-def _check_feature(store: Store, folder: Path) -> str | None:
-    """Whether the spec is whole, and a note if rows stand in two parts."""
-    feature = Feature(store.path, folder)
-    keys = Counter[Key]()
-    with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
-        keys.update(key for part in feature.parts() for key in part.keys)
-    twice = keys.total() - len(keys)
-    return f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them" if twice else None
 
 
 def _repair(store: Store, path: Path) -> str | None:

@@ -221,7 +221,7 @@ def test_features_by_name(tmp_path: Path) -> None:
     store, _, manifest, arrays = sample_store(tmp_path / "s", "zarr")
     with pytest.raises(MissingRows, match=r"no feature 'hubert'.*ser features CORPUS --features hubert "):
         store.feature("hubert")
-    with pytest.raises(MissingRows, match=r"no feature 'frmes:layer=9' \(did you mean frames\?\); if not, run "):
+    with pytest.raises(MissingRows, match=r"no feature 'frmes:layer=9' \(there is frames\); if you mean another, run "):
         store.feature("frmes:layer=9")
     a = store.add(spec_of(variant="layer=9,norm=yes", feature="hubert"))
     assert store.feature("hubert:norm=yes,layer=9").fingerprint == a.fingerprint
