@@ -116,7 +116,7 @@ class ExtractionRun:
             for name, most in deviations.items():
                 opened[name].annotate(check={"utterances": config.check, "max_relative": most})
         total = TaskResult()
-        # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
+        # Closed at once when this fails: else processes would go on through their tasks before the message is seen.
         with closing(self._results(on_progress)) as results:
             for result in results:
                 total.add(result)

@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
@@ -91,27 +91,18 @@ class Pool(ThreadPoolExecutor):
         self.width = width
 
 
-class Pools(NamedTuple):
-    """Where the stages of one run compute; on a CPU the first three are one."""
-
-    cpu: Pool
-    models: Pool
-    decoders: Pool
-    writers: Pool
-
-
 class PartPipeline:
     """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
 
-    def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
-        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
+    def __init__(self, worker: "Worker", task: ExtractionTask) -> None:
+        self.worker, self.task, self.result = worker, task, TaskResult(stages=task.stages)
         self.before = {spec.fingerprint: part_names(worker.config.asked.store / spec.folder) for spec in task.specs}
         # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
         rows = task.utterances
         part = part_name(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows])
         self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         # First in, first out: whatever an extractor waits for was submitted before it.
-        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
+        self.inputs = {row.id: worker.decoders.submit(self._read, row) for row in rows if self.specs}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
         # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
@@ -120,7 +111,7 @@ class PartPipeline:
         extractors = worker.extractors(task.modality) if self.specs else []
         for extractor in sorted(extractors, key=attrgetter("batched")):
             stages = {spec.feature for spec in self.specs if spec in extractor.specs}
-            pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
+            pool, most = (worker.models, worker.most) if extractor.batched else (worker.cpu, None)
             for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
                 self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool.width))
 
@@ -128,7 +119,7 @@ class PartPipeline:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio" and not utterance.problem:
-            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.pools.decoders.width)
+            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.worker.decoders.width)
         return found
 
     def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], threads: int) -> None:
@@ -138,8 +129,7 @@ class PartPipeline:
         if "torch" in sys.modules:  # the pool has a thread per core: torch, which is told in each, starts none there
             sys.modules["torch"].set_num_threads(1)
         try:
-            with self.worker.gpu if extractor.batched else contextlib.nullcontext():
-                made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
+            made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
@@ -196,7 +186,7 @@ class PartPipeline:
             result.computed[spec.name] += len(rows.ids)
             if bad:
                 result.quarantined[spec.name] = bad
-        result.seconds["write"] += (time.perf_counter() - start) / self.pools.writers.width
+        result.seconds["write"] += (time.perf_counter() - start) / self.worker.writers.width
         return result
 
     def _published(self, spec: Spec) -> set[tuple[str, str | None]]:
@@ -216,7 +206,7 @@ class PartPipeline:
 
 
 class Worker:
-    """Computes tasks with one set of open extractors.
+    """Computes tasks with one set of open extractors and of threads, until it is closed.
 
     On a CPU every stage shares one pool with a thread per core, and each thread computes alone: utterances are
     independent, so this scales where threads within one small operation do not. On a GPU the models have threads of
@@ -228,8 +218,11 @@ class Worker:
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
         self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
+        self.cpu, self.writers = Pool(config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
+        batches = BATCHES if config.device.startswith("cuda") else 1
+        self.models = Pool(batches, "ser-gpu") if self.on_gpu else self.cpu
+        self.decoders = Pool(max(2, config.threads // 4), "ser-decode") if self.on_gpu else self.cpu
         self._extractors: dict[Modality, list[Extractor]] = {}
-        self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     @cached_property
@@ -238,7 +231,13 @@ class Worker:
         return open_store(self.config.asked.store)
 
     def close(self) -> None:
-        """Let the extractors go, and the memory of a GPU that they took."""
+        """Let the threads go, the extractors, and the memory of a GPU that they took.
+
+        On Ctrl-C what runs ends (an utterance, a publication), and what waits never starts.
+        """
+        for wait_for_it in (False, True):
+            for pool in (self.cpu, self.models, self.decoders, self.writers):
+                pool.shutdown(wait_for_it, cancel_futures=True)
         self._extractors.clear()
         if self.on_gpu:
             import torch
@@ -260,37 +259,19 @@ class Worker:
         No more parts are held in memory than there are writers, and `AHEAD`.
         """
         held = set[Future[TaskResult]]()
-        with self._open_pools() as pools:
-            for task in tasks:
-                held.add(pools.writers.submit(PartPipeline(self, task, pools).publish))
-                while len(held) >= pools.writers.width + AHEAD:
-                    done, held = wait(held, return_when=FIRST_COMPLETED)
-                    yield from (one.result() for one in done)
-            while held:
+        for task in tasks:
+            held.add(self.writers.submit(PartPipeline(self, task).publish))
+            while len(held) >= self.writers.width + AHEAD:
                 done, held = wait(held, return_when=FIRST_COMPLETED)
                 yield from (one.result() for one in done)
+        while held:
+            done, held = wait(held, return_when=FIRST_COMPLETED)
+            yield from (one.result() for one in done)
 
     def trial(self, task: ExtractionTask) -> TaskResult:
         """What computing a task takes. Nothing is published."""
-        with self._open_pools() as pools:
-            PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
-            return PartPipeline(self, task, pools).computed()
-
-    @contextlib.contextmanager
-    def _open_pools(self) -> Iterator[Pools]:
-        cpu, writers = Pool(self.config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
-        cuda = self.config.device.startswith("cuda")
-        models = Pool(BATCHES if cuda else 1, "ser-gpu") if self.on_gpu else cpu
-        decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
-        pools = Pools(cpu, models, decoders, writers)
-        try:
-            yield pools
-        finally:
-            # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
-            for pool in pools:
-                pool.shutdown(wait=False, cancel_futures=True)
-            for pool in pools:
-                pool.shutdown(wait=True)
+        PartPipeline(self, task).computed()  # the first call of a thread loads and allocates
+        return PartPipeline(self, task).computed()
 
     def note(
         self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
