@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from ser import engines
-from ser.cache.spec import Modality
 from ser.cache.store import Quarantine, open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import extract_task, run_on_cluster
 from .extractors import GPU_SECONDS, batches
-from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, Utterance, plan
+from .plan import ExtractionConfig, ExtractionPlan, plan
 from .registry import load_extractors
 from .worker import TaskResult, Worker, read_input
 
@@ -191,32 +190,22 @@ class ExtractionRun:
     def estimate(self) -> float | None:
         """The seconds that the plan will take on this machine, as far as a few utterances can tell.
 
-        None if there is little to do, or if other machines do it.
+        None if there is little to do, or if other machines do it. What a GPU does beside the CPU is added to it.
         """
-        plan = self.plan
-        if plan.config.scheduler is not None or max((len(f.missing) for f in plan.features), default=0) < ESTIMATED:
+        if self.plan.config.scheduler is not None or max(self.totals.values(), default=0) < ESTIMATED:
             return None
-        cores = gpu = 0.0
-        for modality in plan.utterances:
-            if not (some := self._spread(modality)):
-                continue
-            extractors = self.worker.extractors(modality)
-            names = tuple(spec.fingerprint for extractor in extractors for spec in extractor.specs)
-            on_gpu = {spec.feature for one in extractors if self.worker.on_gpu and one.batched for spec in one.specs}
-            trial = self.worker.trial(ExtractionTask(self.worker.config, modality, some, names))
-            for stage, seconds in trial.seconds.items():
-                took = seconds * self.totals[stage] / len(some)
-                cores, gpu = (cores, gpu + took) if stage in on_gpu else (cores + took, gpu)
-        gpus = max(1, min(self.processes, engines.gpus(plan.config.device)))
-        return max(cores / min(self.processes, engines.cores()), gpu / gpus)
-
-    def _spread(self, modality: Modality) -> tuple[Utterance, ...]:
-        """Usable utterances of all lengths: a few for each thread, or for a GPU a few whole batches."""
-        tasks = [task for task in self.tasks if task.modality == modality]
-        usable = [one for task in tasks for one in task.utterances if not one.problem]
-        groups = batches(usable, attrgetter("length"), self.worker.most)
-        step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
-        return tuple(one for group in groups[step // 2 :: step] for one in group)
+        total = 0.0
+        for modality in self.plan.utterances:
+            tasks = [task for task in self.tasks if task.modality == modality]
+            usable = [one for task in tasks for one in task.utterances if not one.problem]
+            # Of all lengths: a few for each thread, or for a GPU a few whole batches.
+            groups = batches(usable, attrgetter("length"), self.worker.most)
+            step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
+            if some := tuple(one for group in groups[step // 2 :: step] for one in group):
+                names = {name for task in tasks for name in task.fingerprints}
+                trial = self.worker.trial(replace(tasks[0], utterances=some, fingerprints=tuple(names)))
+                total += sum(took * self.totals[stage] / len(some) for stage, took in trial.seconds.items())
+        return total / min(self.processes, engines.cores())
 
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:
