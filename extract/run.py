@@ -222,19 +222,13 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
 
 def stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
     """The error that names what cannot be used, by feature, and the problems of the corpus."""
-    unique = list({(q.id, q.reason): q for found in quarantined.values() for q in found}.values())
-    named = [f"{q.id} ({q.path}): {q.reason}" if q.path else f"{q.id}: {q.reason}" for q in unique]
-    clauses = []
-    for what, whose, faults in (
-        ("problem", "with the corpus", refused or []),
-        ("utterance", f"cannot be used for {', '.join(quarantined)}", named),
-    ):
-        if faults:
-            more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
-            listed = "; ".join([*faults[:NAMED], *more])
-            clauses.append(f"{len(faults)} {what}{'s' * (len(faults) > 1)} {whose}: {listed}")
-    clauses.append("correct the corpus, or go on without them by --on-error skip")
-    return ExtractionStopped("; ".join(clauses), quarantined)
+    named = {(q.id, q.reason): f"{q.id} ({q.path})" if q.path else q.id for bad in quarantined.values() for q in bad}
+    faults = [*(refused or []), *(f"{whose}: {reason}" for (_, reason), whose in named.items())]
+    what = f"{len(faults)} problem{'s' * (len(faults) > 1)} with the corpus"
+    where = f" for {', '.join(quarantined)}" if quarantined else ""
+    more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    then = "correct the corpus, or go on without them by --on-error skip"
+    return ExtractionStopped(f"{what}{where}: {'; '.join(faults[:NAMED])}{more}; {then}", quarantined)
 
 
 def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:

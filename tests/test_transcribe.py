@@ -121,7 +121,7 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         Transcription(ExtractionConfig(table, store=tmp_path / "s", models={"whisper": str(tmp_path / "half")})).run()
     (tmp_path / "3.wav").write_bytes(b"RIFF")
     asked = ExtractionConfig(table, store=tmp_path / "s", models=models)
-    with pytest.raises(ExtractionStopped, match=r"cannot be used for whisper: u3 \(3\.wav\)"):
+    with pytest.raises(ExtractionStopped, match=r"1 problem with the corpus for whisper: u3 \(3\.wav\)"):
         Transcription(asked)
     # An utterance that it hears nothing in is kept, and counted.
     job = Transcription(replace(asked, on_error="skip"))
