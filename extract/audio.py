@@ -34,14 +34,9 @@ NOT_AUDIO = {
     b"<html": "is an HTML page, not audio",
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
 }
-# By name: what libsndfile reads, and what only ffmpeg does; the latter by its first bytes: MP4 and MOV, Matroska, AVI,
-# Flash, WMA, AMR, AAC, MPEG.
+# By name: what libsndfile reads, and what only ffmpeg does.
 SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"}
 CODED = {".mp4", ".m4a", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wma", ".wmv", ".amr", ".aac", ".3gp", ".mpg"}
-CODED_BYTES = re.compile(
-    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|0&\xb2u\x8ef\xcf|#!AMR|\xff[\xf0\xf1\xf8\xf9]|\0\0\x01\xba",
-    re.DOTALL,
-)
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
 _MISNAMED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
@@ -123,8 +118,6 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     quoted, new = shlex.quote(name), shlex.quote(re.sub(r"(?i)(\.wav)?$|\.\w+$", r"\1.wav", name, count=1))
     own_name = f" && mv {new} {quoted}" if name.lower().endswith(".wav") else ""
     convert = f"convert it with `ffmpeg -i {quoted} -vn {new}{own_name}`"
-    if CODED_BYTES.match(data):
-        raise CodedAudio(f"is video or coded audio: {convert}")
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
@@ -133,7 +126,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     try:
         file = sf.SoundFile(io.BytesIO(data))
     except _UNDECODABLE as fault:
-        raise CodedAudio(f"{_undecodable(fault)}; if it is audio, {convert}") from fault
+        raise CodedAudio(f"{_undecodable(fault)}; if it is video or coded audio, {convert}") from fault
     if file.frames > LONGEST * file.samplerate:
         hours = file.frames / file.samplerate / 3600
         raise UtteranceError(
