@@ -123,18 +123,18 @@ class PartPipeline:
         return found
 
     def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], threads: int) -> None:
-        inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
-        usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
-        start = time.perf_counter()
         if "torch" in sys.modules:  # the pool has a thread per core: torch, which is told in each, starts none there
             sys.modules["torch"].set_num_threads(1)
         try:
+            inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
+            usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
+            start = time.perf_counter()
             made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
             raise SerError(
-                f"memory ran out in {extractor.label} on {next(iter(usable))}; lower --batch-seconds, or cut the "
+                f"memory ran out in {extractor.label} on {units[0][0].id}; lower --batch-seconds, or cut the "
                 "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
         seconds = (time.perf_counter() - start) / threads

@@ -253,7 +253,7 @@ class Probe:
 def probe(path: Path) -> Probe:
     """Hash an audio file and measure it by its header. What is wrong with it is the probe's `fault`, never raised.
 
-    Raises `CorpusError` if the disk, the mount or the memory fails. The whole file is read every time: size and
+    Raises `CorpusError` if the disk or the mount fails. The whole file is read every time: size and
     modification time do not show changed bytes.
     """
     sha256 = None
