@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
-from ser.errors import DISTRIBUTION, WrongUse
+from ser.errors import DISTRIBUTION
 from ser.extract.options import ExtractionConfig
 from ser.extract.registry import FEATURES
 from ser.weights.find import list_checkpoints
@@ -78,9 +78,7 @@ def _gpu() -> tuple[str, str]:
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
         bf16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
-        starts = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cuDNN": torch.backends.cudnn.allow_tf32}
-        tf32 = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in starts.items())
-        return f"{names}, {bf16} bfloat16; TF32 as torch starts: {tf32} (ser turns it off)", ""
+        return f"{names}, {bf16} bfloat16", ""
     built = "has no CUDA" if torch.version.cuda is None else "finds none"
     advice = "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model"
     return f"none (this torch {built})", advice
@@ -116,24 +114,18 @@ def _locks(there: Path) -> tuple[str, str]:
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
-    """One line for each encoder that is in Hugging Face's cache or computed by default."""
-    absent, cached = [], {entry["model"]: entry for entry in list_checkpoints()}
-    for feature in FEATURES:
-        what = f"weights of {feature}"
-        try:
-            model = FEATURES[feature].model
-        except WrongUse as fault:  # of a package that cannot be imported
-            yield f"feature {feature}", "cannot be used", str(fault)
-            continue
-        here = cached.get(model) if model else None
+    """One line for each encoder that is computed by default, and one for what else is in Hugging Face's cache."""
+    cached = {entry["model"]: entry for entry in list_checkpoints()}
+    models = {feature: FEATURES[feature].model for feature in str(ExtractionConfig.features).split(",")}
+    for feature, model in models.items():
+        here = cached.pop(model, None)
         if here and here["fault"]:
-            yield what, here["fault"], f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
+            advice = f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
+            yield f"weights of {feature}", here["fault"], advice
         elif here:
-            yield what, f"{model} in Hugging Face's cache", ""
-        elif feature in ExtractionConfig.features and model:
-            advice = f"fetched when first used if there is a network; else copy its folder: --model {feature}=PATH"
-            yield what, f"{model} is not on this machine", advice
+            yield f"weights of {feature}", f"{model} in Hugging Face's cache", ""
         elif model:
-            absent.append(feature)
-    if absent:
-        yield "other encoders", f"not on this machine, fetched when first used: {', '.join(absent)}", ""
+            advice = f"fetched when first used if there is a network; else copy its folder: --model {feature}=PATH"
+            yield f"weights of {feature}", f"{model} is not on this machine", advice
+    if cached:
+        yield "other weights", f"in Hugging Face's cache: {', '.join(cached)}", ""

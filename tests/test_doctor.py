@@ -51,6 +51,8 @@ def test_weights_in_the_cache_are_found_and_pickles_are_named(tmp_path: Path) ->
     (folder / "refs" / "main").write_text("0" * 40)
     found = findings()["weights of hubert"]
     assert found.fine and "facebook/hubert-base-ls960 in Hugging Face's cache" in found.found
+    shutil.copytree(folder, tmp_path / "hub" / "models--me--hubert")
+    assert findings()["other weights"].found == "in Hugging Face's cache: me/hubert"
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     found = findings()["weights of hubert"]
     assert not found.fine and "pickle" in found.found and f"ser weights convert {snapshot}" in found.advice
@@ -82,7 +84,7 @@ def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPat
     answers = {"is_available": True, "device_count": 1, "get_device_properties": card, "is_bf16_supported": True}
     for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
-    assert findings()["GPU"].found.startswith("H100 (80 GB), with bfloat16; TF32 as torch starts: matmul off, cuDNN")
+    assert findings()["GPU"].found == "H100 (80 GB), with bfloat16"
     monkeypatch.setattr("ser.benchmarks.gpu.main", lambda words: 7)
     assert ser("doctor", "--gpu").exit_code == 7
     monkeypatch.delitem(sys.modules, "ser.benchmarks.gpu")
