@@ -4,7 +4,6 @@ IS13_ComParE and ComParE_2016 have the same names in the same order, and up to 1
 openSMILE's licence is for research and non-commercial use, and covers the extracted features.
 """
 
-import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -43,9 +42,6 @@ def open_smile(config: SmileConfig) -> opensmile.Smile:
     return opensmile.Smile(SETS[config.feature_set], opensmile.FeatureLevel(LEVELS[config.level]))
 
 
-_local = threading.local()  # one openSMILE per thread: nothing is shared that a later release could make stateful
-
-
 class SmileExtractor(Extractor):
     """One vector per utterance, or frames; threads scale, since openSMILE runs without the GIL."""
 
@@ -79,6 +75,10 @@ class SmileExtractor(Extractor):
         """Seconds between frames: 0.01 in all sets. Functionals are of the utterance."""
         return None if config.level == "functionals" else 0.01
 
+    def open(self) -> None:
+        """Open the library, once for all threads: it keeps nothing from one call to the next."""
+        self.smile = open_smile(self.config)
+
     def extract(self, item: Clip) -> list[np.ndarray]:
         """The rows of a clip, `[1, dim]` or `[frames, dim]` float32, bit for bit as openSMILE gives them."""
         config = self.config
@@ -86,10 +86,7 @@ class SmileExtractor(Extractor):
         if samples.max(initial=0.0) > config.clip or samples.min(initial=0.0) < -1.0:
             item.warnings.append(f"clipped to full scale for {self.label}")
             samples = np.clip(samples, -1.0, config.clip)
-        opened = vars(_local).setdefault("opened", {})
-        if config not in opened:
-            opened[config] = open_smile(config)
-        values = opened[config](samples, config.sampling_rate)[0].T
+        values = self.smile(samples, config.sampling_rate)[0].T
         if np.isnan(values).all():
             raise UtteranceError(f"is too short for {self.label} ({item.seconds * 1000:.0f} ms)")
         return [values]
