@@ -82,7 +82,7 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     file, warnings = open_audio(data, path.name)
     try:
         with file:
-            rate, promised, kind, subtype = file.samplerate, file.frames, file.format, file.subtype
+            rate, promised = file.samplerate, file.frames
             channels = file.read(dtype="float32", always_2d=True)
     except _UNDECODABLE as fault:
         raise _undecodable(fault) from fault
@@ -90,14 +90,10 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
         raise UtteranceError(f"is cut short: the header says {promised} samples, {len(channels)} can be decoded")
     if not np.isfinite(channels).all():
         raise UtteranceError(f"holds NaN or infinite samples ({np.count_nonzero(~np.isfinite(channels))})")
-    if path.suffix.lower() == ".wav" and kind not in {"WAV", "WAVEX", "RF64"}:
-        warnings.append(f"{kind} under the name .wav")
-    if subtype in {"ULAW", "ALAW"}:
-        warnings.append(f"{subtype} coded: eight-bit precision")
     samples = _one_channel(channels, warnings)
     peak = float(np.abs(samples).max())
-    if peak >= 1.0 and subtype in {"FLOAT", "DOUBLE"}:
-        warnings.append("samples at or beyond full scale")
+    if peak > 1.0:
+        warnings.append("samples beyond full scale")
     if peak < SILENT:
         warnings.append("silent")
     elif np.ptp(samples) < SILENT:
