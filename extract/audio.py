@@ -121,14 +121,9 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
         file = sf.SoundFile(io.BytesIO(data))
     except _UNDECODABLE as fault:
         raise CodedAudio(f"{_undecodable(fault)}; if it is video or coded audio, {convert}") from fault
-    if file.frames > LONGEST * file.samplerate:
-        hours = file.frames / file.samplerate / 3600
-        raise UtteranceError(
-            f"is {hours:.1f} hours long: its header claims {file.frames} samples in {len(data)} bytes; "
-            "at most one hour is an utterance: cut it"
-        )
-    if file.frames * file.channels * 4 > LARGEST:
-        raise UtteranceError(f"unpacks to {file.frames * file.channels * 4 / 1e9:.1f} GB: cut it into utterances")
+    if file.frames > LONGEST * file.samplerate or file.frames * file.channels * 4 > LARGEST:
+        claims = f"its header claims {file.frames} samples of {file.channels} channels in {len(data)} bytes"
+        raise UtteranceError(f"is longer than an hour, or unpacks to more than 4 GB: {claims}; cut it into utterances")
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings
