@@ -14,10 +14,8 @@ Whisper attends to padding as it was trained to: every window is filled up with 
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from operator import attrgetter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -170,24 +168,22 @@ class SpeechExtractor(Encoder):
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
         """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
         waves = [clip.at(RATE) for clip in batch]
-        cut = [self.cut(wave) if len(wave) >= self.least else [] for wave in waves]
+        pieces = [(row, one) for row, wave in enumerate(waves) if len(wave) >= self.least for one in self.cut(wave)]
         # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
         most = max(self.batch_seconds, self.config.window) if self.batch_seconds else None
-        groups = batches(chain.from_iterable(cut), attrgetter("seconds"), most)
-        windows = chain.from_iterable(map(self.kept, groups))
-        return [
-            self.joined(wave, pieces, list(islice(windows, len(pieces))))
-            for wave, pieces in zip(waves, cut, strict=True)
-        ]
+        windows: list[list[tuple[int, list[Any]]]] = [[] for _ in batch]
+        for group in batches(pieces, lambda piece: piece[1].seconds, most):
+            for (row, one), layers in zip(group, self.forward([one.samples for _, one in group]), strict=True):
+                windows[row].append((one.keep.stop - one.keep.start, self.kept(one, layers)))
+        return [self.joined(wave, rows) for wave, rows in zip(waves, windows, strict=True)]
 
-    def kept(self, pieces: Sequence[Piece]) -> Iterator[list[Any]]:
-        """Of each piece, in one batch, the rows that go to the store for each spec, or their mean."""
-        for piece, layers in zip(pieces, self.forward([piece.samples for piece in pieces]), strict=True):
-            rows = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
-            if 2 * len(rows[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
-                rows = [Layer(values.copy(), peaks) for values, peaks in rows]
-            both = zip(rows, self.configs, strict=True)
-            yield [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
+    def kept(self, piece: Piece, layers: Sequence[Layer]) -> list[Any]:
+        """The rows of a piece that go to the store for each spec, or their mean."""
+        rows = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
+        if 2 * len(rows[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
+            rows = [Layer(values.copy(), peaks) for values, peaks in rows]
+        both = zip(rows, self.configs, strict=True)
+        return [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
@@ -196,15 +192,15 @@ class SpeechExtractor(Encoder):
         # As the Wav2Vec2 feature extractor computes it.
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def joined(self, wave: np.ndarray, pieces: Sequence[Piece], windows: Sequence[list[Any]]) -> Outcome:
-        """The rows of one utterance, of whose pieces these are the rows."""
-        if not pieces:
+    def joined(self, wave: np.ndarray, windows: Sequence[tuple[int, list[Any]]]) -> Outcome:
+        """The rows of one utterance, from the number of frames and the rows of each of its pieces."""
+        if not windows:
             return UtteranceError(f"is too short for {self.label} ({len(wave)} of {self.least} samples)")
-        if len(pieces) == 1:
-            return self.outcome(windows[0])
+        if len(windows) == 1:
+            return self.outcome(windows[0][1])
         whole: list[Any] = []
-        frames = [piece.keep.stop - piece.keep.start for piece in pieces]
-        for spec, config, *rows in zip(self.specs, self.configs, *windows, strict=True):
+        frames, found = zip(*windows, strict=True)
+        for spec, config, *rows in zip(self.specs, self.configs, *found, strict=True):
             if config.pool == "mean":
                 whole.append(np.average(np.concatenate(rows).astype(spec.dtype), axis=0, weights=frames)[None])
             else:
