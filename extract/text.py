@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from ser.errors import UtteranceError, WeightsError, WrongUse
+from ser.errors import UtteranceError, WrongUse
 from ser.weights.find import Checkpoint, loading
 
 from .extractors import ENCODERS, Encoder, Layer, Outcome, Precision
@@ -66,13 +66,11 @@ class TextExtractor(Encoder):
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
         with loading(f"{folder}: its tokenizer cannot be loaded{hint}"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            self.tokenizer("a")
+            self.tokenizer("a", return_offsets_mapping=True)  # as fast ones alone can
             known = self.model.get_input_embeddings().num_embeddings
             tokens = max(self.tokenizer.get_vocab().values()) + 1  # without its file, few: it is an empty one
             if self.tokenizer.pad_token_id is None or not known / 2 < tokens <= known:
                 raise ValueError(f"it has no padding token, or {tokens} tokens where the model has {known}")
-        if not self.tokenizer.is_fast:
-            raise WeightsError(f"{folder}: its tokenizer gives no offsets; save a fast one (tokenizer.json)")
         self.padding = self.tokenizer.pad_token_id
         self._tokenizing = threading.Lock()  # the tokenizer sets its truncation on every call
 
@@ -90,8 +88,8 @@ class TextExtractor(Encoder):
 
     def run(self, batch: Sequence[str]) -> list[Outcome]:
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
-        why = ("its transcript is empty", "its transcript is empty without its tags")
-        outcomes: list[Outcome] = [UtteranceError(why[bool(text.strip())]) for text in batch]
+        less = ", its tags aside" if self.config.tags == "remove" else ""
+        outcomes: list[Outcome] = [UtteranceError(f"its transcript is empty{less}") for _ in batch]
         if self.config.tags == "remove":
             batch = [" ".join(TAG.sub(" ", text).split()) for text in batch]
         texts = {row: text for row, text in enumerate(batch) if text.strip()}
@@ -104,14 +102,12 @@ class TextExtractor(Encoder):
             special = np.array(self._cut(one["special_tokens_mask"]), dtype=bool)
             keep = slice(None) if self.config.special else ~special
             word = words(text, self._cut(one["offset_mapping"]), special)[keep]
-            if not word.size:
-                outcomes[row] = UtteranceError("its transcript has no token")
-                continue
             total = len(one["input_ids"])
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
             kept = [Layer(*(array[keep] for array in layer)) for layer in layers]
-            outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
+            if word.size:
+                outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
         return outcomes
 
     def _cut(self, tokens: list[Any]) -> list[Any]:

@@ -382,7 +382,7 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     assert set(rows["tags=remove"].extras["word"]) == {-1, 0, 1, 2}
     assert rows["most=8"].warnings and not rows[""].warnings
     assert len(rows["most=8"].values) == 8 and rows["most=8"].extras["word"][-1] == -1
-    assert isinstance(found["tags=remove"][1], UtteranceError) and "without its tags" in str(found["tags=remove"][1])
+    assert isinstance(found["tags=remove"][1], UtteranceError) and "its tags aside" in str(found["tags=remove"][1])
     assert all(isinstance(outcomes[2], UtteranceError) for outcomes in found.values())
 
 
