@@ -131,18 +131,14 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
     """
     if "layers" not in settings or checkpoint is None:
         return [settings]
-    rest = {key: value for key, value in settings.items() if key != "layers"}
-    if "layer" in rest:
-        raise WrongUse("give layer=K or layers=A-B, not both")
-    first, dash, last = settings["layers"].partition("-")
-    deepest, norm = str(checkpoint.setting("num_hidden_layers")), {}
+    rest, deepest, norm = {**settings}, str(checkpoint.setting("num_hidden_layers")), {}
+    asked = rest.pop("layers")
     if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in ("after", "before"):
         norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
-    if settings["layers"] == "all":
-        first, dash, last = "0", "-", deepest
-    if not dash or not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
-        raise WrongUse(f"layers={settings['layers']}: write layers=all or a range such as layers=6-9")
-    layers = map(str, range(int(first), int(last) + 1))
+    span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{deepest}" if asked == "all" else asked)
+    if not span or int(span[1]) > int(span[2]) or "layer" in rest:
+        raise WrongUse(f"layers={asked}: write layers=all or a range such as layers=6-9, and no layer=K beside it")
+    layers = map(str, range(int(span[1]), int(span[2]) + 1))
     return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
 
 

@@ -109,11 +109,9 @@ class ExtractionRun:
         if not known.issuperset(plan.manifest.ids):
             store.put_manifest(plan.manifest, config.replace, "features")
         opened = {feature.resolved.spec.name: store.add(feature.resolved.spec) for feature in plan.features}
-        deviations: dict[str, float] = {}
-        if config.check:
-            deviations = measure_deviations(plan, config.check)
-            for name, most in deviations.items():
-                opened[name].annotate(check={"utterances": config.check, "max_relative": most})
+        deviations = measure_deviations(plan, config.check) if config.check else {}
+        for name, most in deviations.items():
+            opened[name].annotate(check={"utterances": config.check, "max_relative": most})
         total = TaskResult()
         # Closed at once when this fails: else processes would go on through their tasks before the message is seen.
         with closing(self._results(on_progress)) as results:
