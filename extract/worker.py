@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
-from ser.cache.store import Store, open_store
+from ser.cache.store import Store
 from ser.engines import is_out_of_memory
 from ser.errors import SerError, UtteranceError
 
@@ -215,6 +214,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        self.store = Store(config.asked.store)  # which may not be there yet
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
         self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
@@ -224,11 +224,6 @@ class Worker:
         self.decoders = Pool(max(2, config.threads // 4), "ser-decode") if self.on_gpu else self.cpu
         self._extractors: dict[Modality, list[Extractor]] = {}
         self._lock, self._opening = threading.Lock(), threading.Lock()
-
-    @cached_property
-    def store(self) -> Store:
-        """Where it publishes."""
-        return open_store(self.config.asked.store)
 
     def close(self) -> None:
         """Let the threads go, the extractors, and the memory of a GPU that they took.
