@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -99,12 +99,8 @@ class MelExtractor(Extractor):
         if len(samples) < c.window_samples:
             raise UtteranceError(f"is too short for {self.label} ({item.seconds * 1000:.0f} ms; one window is needed)")
         logmel = self.spectrogram(samples)
-        return [
-            scipy.fft.dct(logmel, type=2, norm="ortho", axis=1)[:, : config.coefficients]
-            if config.coefficients
-            else logmel
-            for config in self.configs
-        ]
+        cepstrum = partial(scipy.fft.dct, logmel, type=2, norm="ortho", axis=1)
+        return [cepstrum()[:, : one.coefficients] if one.coefficients else logmel for one in self.configs]
 
     def spectrogram(self, samples: np.ndarray) -> np.ndarray:
         """Log-mel of `samples` `[n]`: `[1 + n // hop, bands]` float32."""
