@@ -62,11 +62,7 @@ class CodedAudio(UtteranceError):
 
 
 class ExtractionStopped(CorpusError):
-    """Something that cannot be used, and `--on-error fail`. `quarantined` lists utterances by feature name."""
-
-    def __init__(self, message: str, quarantined: dict[str, list[Any]]) -> None:
-        super().__init__(message)
-        self.quarantined = quarantined
+    """Something that cannot be used, and `--on-error fail`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.quarantined)

@@ -226,7 +226,7 @@ def stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None 
     where = f" for {', '.join(quarantined)}" if quarantined else ""
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     then = "correct the corpus, or go on without them by --on-error skip"
-    return ExtractionStopped(f"{what}{where}: {'; '.join(faults[:NAMED])}{more}; {then}", quarantined)
+    return ExtractionStopped(f"{what}{where}: {'; '.join(faults[:NAMED])}{more}; {then}")
 
 
 def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
