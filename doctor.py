@@ -1,6 +1,5 @@
 """What this machine has for `ser`, and what to do about what it lacks."""
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -20,10 +19,6 @@ from ser.weights.find import list_checkpoints
 
 MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
 IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB
-PACKAGES = {
-    "dask": ("several machines (--scheduler)", "pip install 'ser-fusion[cluster]'"),
-    "torchaudio": ("converting torchaudio's HuBERT bundles", "pip install torchaudio, of the version of your torch"),
-}
 LICENCES = (
     "openSMILE: research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
     "encoders: see each model's page"
@@ -55,11 +50,8 @@ def examine(store: Path = Path("features")) -> list[Finding]:
         ("disk", *_disk(store, there)),
         ("store locks", *_locks(there.resolve())),
         *_weights(),
+        ("licences", LICENCES, ""),
     ]
-    for name, (use, advice) in PACKAGES.items():
-        here = importlib.util.find_spec(name) is not None
-        found.append((f"package {name}", "installed" if here else f"not installed: {use}", "" if here else advice))
-    found.append(("licences", LICENCES, ""))
     return [Finding(what, text, not advice, advice) for what, text, advice in found]
 
 

@@ -17,7 +17,7 @@ from .output import answer
 @click.option("--gpu", is_flag=True, help="Check the GPU's numbers and times, in five minutes, into gpu.json.")
 @click.pass_context
 def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
-    """Say what this machine has (cores, memory, GPU, the store's disk, weights, packages), and how to get the rest.
+    """Say what this machine has (cores, memory, GPU, the store's disk, weights, licences), and how to get the rest.
 
     \b
     Example: ser doctor --store /scratch/features
