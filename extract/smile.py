@@ -53,11 +53,9 @@ class SmileExtractor(Extractor):
     def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> SmileConfig:
         """The config. Raises `WrongUse` for an unknown set, or a level that the set does not have."""
         asked = settings.pop("set", None)
-        if asked is None:
-            raise WrongUse(f"smile needs a set, as in smile:set=eGeMAPSv02; known: {', '.join(SETS)}")
         name = next((name for name, one in SETS.items() if asked in (name, one.name)), None)
         if name is None:
-            raise unknown("set of openSMILE", asked, SETS)
+            raise unknown("set of openSMILE (smile:set=NAME)", asked or "", SETS)
         config = SmileConfig(name, **settings)
         try:
             open_smile(config)

@@ -262,7 +262,7 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
         ("unispeech-sat:layers=all,norm=both", "norm is before or after or none"),
         ("hubrt", "did you mean hubert"),
         ("is13:layer=1", "unknown setting of is13"),
-        ("smile", "smile needs a set, as in smile:set=eGeMAPSv02; known: ComParE_2016"),
+        ("smile", r"set of openSMILE \(smile:set=NAME\) ''; known: ComParE_2016"),
         ("smile:set=eGeMAPSv2", "did you mean eGeMAPSv02"),
         ("egemaps:level=deltas", "eGeMAPSv02 gives no deltas apart; ask for level=lld"),
         ("compare:level=frames", "level is functionals or lld or deltas"),
