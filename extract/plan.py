@@ -52,11 +52,9 @@ class FeaturePlan:
     @cached_property
     def bytes(self) -> int:
         """Estimated size of what will be computed."""
-        spec, rows = self.resolved.spec, float(len(self.missing))
-        if spec.level != "utterance":
-            seconds = sum(one.length for one in self.missing)
-            rows = _rows_per_second(spec) * seconds + rows * (spec.modality == "audio")
-        return int(rows * _row_bytes(spec))
+        spec = self.resolved.spec
+        more = 0.0 if spec.level == "utterance" else _rows_per_second(spec)
+        return int(sum(1 + more * one.length for one in self.missing) * _row_bytes(spec))
 
 
 @dataclass(frozen=True)
