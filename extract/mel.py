@@ -1,6 +1,5 @@
 """Log-mel spectrogram and the MFCC made from it: librosa's numbers, by torch's FFT."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -39,14 +38,11 @@ class MelConfig:
     view: str = ""  # an augmented copy, such as "pitch-1" (see augment.py)
 
     def __post_init__(self) -> None:
-        if not 0 < self.floor < math.inf:
-            raise WrongUse(f"floor={self.floor}: it must be above 0")
-        if not 1000 <= self.sampling_rate <= 192000:
-            raise WrongUse(f"sampling_rate={self.sampling_rate}: it is in Hz, such as 16000")
-        if min(self.window_samples, self.hop_samples, self.bands) < 1:
-            raise WrongUse("window, hop and bands must be above 0; window and hop are in seconds, such as 0.025")
-        if not 0 <= self.low < (self.high or self.sampling_rate / 2) <= self.sampling_rate / 2:
-            raise WrongUse("low and high are in Hz, low below high, and high at most half the sampling rate")
+        nyquist = self.sampling_rate / 2
+        if not 500 <= nyquist <= 96000 or not 0 <= self.low < (self.high or nyquist) <= nyquist:
+            raise WrongUse("sampling_rate (such as 16000), low and high are in Hz, and high at most half the first")
+        if self.floor <= 0 or min(self.window_samples, self.hop_samples, self.bands) < 1:
+            raise WrongUse("window, hop, floor and bands must be above 0; window and hop are in seconds, such as 0.025")
         if not 0 <= self.coefficients <= self.bands:
             raise WrongUse(f"{self.coefficients} coefficients cannot come from {self.bands} bands")
         if self.view:

@@ -269,7 +269,7 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
         *((f"logmel:view={view}", "pitch") for view in ("pich-1", "pitch", "pitch-0", "pitch-x")),
         ("logmel:floor=0", "must be above 0"),
         ("logmel:bands=0", "bands must be above 0"),
-        ("logmel:high=9000", "high at most half the sampling rate"),
+        *((f"logmel:{setting}", "high are in Hz") for setting in ("high=9000", "low=8000", "sampling_rate=16")),
         ("mfcc:coefficients=81", "81 coefficients cannot come from 80 bands"),
         ("text", "name one by --model text=ID_OR_PATH"),
     ],
