@@ -71,6 +71,7 @@ class ExtractionRun:
 
     def __init__(self, plan: ExtractionPlan) -> None:
         self.plan, self.tasks = plan, plan.tasks()
+        self.totals = sum((task.stages for task in self.tasks), Counter[str]())  # of utterances to do, by stage
 
     @cached_property
     def processes(self) -> int:
@@ -179,11 +180,6 @@ class ExtractionRun:
             for stage, count in result.stages.items():
                 progress(stage, count)
             yield result
-
-    @cached_property
-    def totals(self) -> Counter[str]:
-        """By stage, how many utterances it has to do: without those that the scan found unusable."""
-        return sum((task.stages for task in self.tasks), Counter[str]())
 
     def estimate(self) -> float | None:
         """The seconds that the plan will take on this machine, as far as a few utterances can tell.
