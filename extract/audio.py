@@ -122,8 +122,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     except _UNDECODABLE as fault:
         raise CodedAudio(f"{_undecodable(fault)}; if it is video or coded audio, {convert}") from fault
     if file.frames > LONGEST * file.samplerate or file.frames * file.channels * 4 > LARGEST:
-        claims = f"its header claims {file.frames} samples of {file.channels} channels in {len(data)} bytes"
-        raise UtteranceError(f"is longer than an hour, or unpacks to more than 4 GB: {claims}; cut it into utterances")
+        raise UtteranceError(f"has {file.frames} samples by its header, over an hour or 4 GB: cut it into utterances")
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file, warnings

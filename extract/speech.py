@@ -120,8 +120,7 @@ class SpeechExtractor(Encoder):
             raise WrongUse(f"norm=after is for the last layer ({last}) alone, not for layer {config.layer}")
         if "normalize" not in settings and preprocessor.get("sampling_rate", RATE) != RATE:
             raise WrongUse(
-                f"{checkpoint.model} has no preprocessor_config.json for {RATE} Hz to say whether waveforms are "
-                "normalised: ask for normalize=true or normalize=false"
+                f"{checkpoint.model} has no preprocessor_config.json of {RATE} Hz: ask for normalize=true or false"
             )
         return config
 

@@ -119,12 +119,12 @@ def test_a_pipe_wrote_it(tmp_path: Path) -> None:
 
 def test_more_than_an_hour(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", np.zeros(3700 * 100, np.int16), 100)
-    assert reason(path).startswith("is longer than an hour")
+    assert "over an hour" in reason(path)
     huge = bytearray(wav(path, tone(), format="FLAC").read_bytes())
     huge[21] |= 0x0F  # the 36 bits of STREAMINFO's total number of samples
     huge[22:26] = b"\xff\xff\xff\xff"
     path.write_bytes(huge)
-    assert "claims 68719476735 samples" in reason(path)
+    assert reason(path).startswith("has 68719476735 samples by its header, over an hour")
 
 
 def test_not_finite(tmp_path: Path) -> None:
