@@ -42,7 +42,7 @@ class MelConfig:
         if not 500 <= nyquist <= 96000 or not 0 <= self.low < (self.high or nyquist) <= nyquist:
             raise WrongUse("sampling_rate (such as 16000), low and high are in Hz, and high at most half the first")
         if self.floor <= 0 or min(self.window_samples, self.hop_samples, self.bands) < 1:
-            raise WrongUse("window, hop, floor and bands must be above 0; window and hop are in seconds, such as 0.025")
+            raise WrongUse("window and hop (in seconds), floor and bands must be above 0")
         if not 0 <= self.coefficients <= self.bands:
             raise WrongUse(f"{self.coefficients} coefficients cannot come from {self.bands} bands")
         if self.view:

@@ -216,8 +216,9 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
 
 def stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
     """The error that names what cannot be used, by feature, and the problems of the corpus."""
-    named = {(q.id, q.reason): f"{q.id} ({q.path})" if q.path else q.id for bad in quarantined.values() for q in bad}
-    faults = [*(refused or []), *(f"{whose}: {reason}" for (_, reason), whose in named.items())]
+    unusable = [one for bad in quarantined.values() for one in bad]
+    named = dict.fromkeys(f"{one.id}{f' ({one.path})' if one.path else ''}: {one.reason}" for one in unusable)
+    faults = [*(refused or []), *named]
     what = f"{len(faults)} problem{'s' * (len(faults) > 1)} with the corpus"
     where = f" for {', '.join(quarantined)}" if quarantined else ""
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""

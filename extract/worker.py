@@ -133,8 +133,8 @@ class PartPipeline:
             if not is_out_of_memory(fault):
                 raise
             raise SerError(
-                f"memory ran out in {extractor.label} on {units[0][0].id}; lower --batch-seconds, or cut the "
-                "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
+                f"memory ran out in {extractor.label} on {units[0][0].id}; lower --batch-seconds, or cut it into "
+                "shorter ones, as hubert:window=30 does"
             ) from fault
         seconds = (time.perf_counter() - start) / threads
         done = sum(not one.problem for unit in units for one in unit)
