@@ -79,7 +79,7 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
         raise CorpusError(f"{path}: {reason}; check that the corpus is mounted here, and run again") from fault
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CorpusError(f"{path}: changed after the corpus was read: run again")
-    file, warnings = open_audio(data, path.name)
+    file, warnings = open_audio(data, path.name), list[str]()
     try:
         with file:
             rate, promised = file.samplerate, file.frames
@@ -103,8 +103,8 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     return Clip(samples, rate, warnings)
 
 
-def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
-    """The decoder of a file's bytes, and what is odd about them, so far as the header tells.
+def open_audio(data: bytes, name: str) -> sf.SoundFile:
+    """The decoder of a file's bytes.
 
     Raises `CodedAudio` for what only ffmpeg reads, with the line that converts a file of that `name`; `UtteranceError`
     for what is not audio, holds less than its header says, nothing, or over an hour.
@@ -116,7 +116,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
             raise UtteranceError(reason)
-    warnings = _check_wav(data)
+    _check_wav(data)
     try:
         file = sf.SoundFile(io.BytesIO(data))
     except _UNDECODABLE as fault:
@@ -125,7 +125,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, list[str]]:
         raise UtteranceError(f"has {file.frames} samples by its header, over an hour or 4 GB: cut it into utterances")
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
-    return file, warnings
+    return file
 
 
 def read_bytes(path: Path) -> bytes:
@@ -164,24 +164,21 @@ def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
     return mean
 
 
-def _check_wav(data: bytes) -> list[str]:
-    """What is odd about a WAV file's chunks.
+def _check_wav(data: bytes) -> None:
+    """Raises `UtteranceError` if a WAV file holds less than its header says: libsndfile reads short without a word.
 
-    Raises `UtteranceError` if the file holds less than its header says: libsndfile reads short without a word.
+    What a pipe has written says 0 or 2^32 - 1 bytes, whatever it holds.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return []
+        return
     at = 12
     while at + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, at)
         at += 8
         if name == b"data":
-            there = len(data) - at
-            if size in (0, 0xFFFFFFFF) and there:
-                return ["data chunk of unknown length, as a pipe writes it"]
-            if size > there:
+            if (there := len(data) - at) < size and (size < 0xFFFFFFFF or not there):
                 raise UtteranceError(f"is cut short: its data chunk says {size} bytes, the file holds {there}")
-            return []
+            return
         at += size + size % 2  # chunks are padded to even lengths
     raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
 

@@ -112,7 +112,7 @@ def test_a_pipe_wrote_it(tmp_path: Path) -> None:
         path.write_bytes(data)
         try:
             clip = decode(path)
-            assert len(clip.samples) == RATE and any("unknown length" in warning for warning in clip.warnings)
+            assert len(clip.samples) == RATE and clip.warnings == []
         except UtteranceError as fault:  # a libsndfile that reads nothing then: never half a file in silence
             assert "no samples" in str(fault)
 

@@ -260,7 +260,7 @@ def probe(path: Path) -> Probe:
     try:
         data = read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        file, _ = open_audio(data, path.name)
+        file = open_audio(data, path.name)
     except UtteranceError as fault:
         return Probe(sha256, fault=str(fault), coded=isinstance(fault, CodedAudio))
     with file:
