@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter, itemgetter
@@ -19,7 +19,7 @@ from .cluster_tasks import extract_task, run_on_cluster
 from .extractors import GPU_SECONDS, batches
 from .plan import ExtractionConfig, ExtractionPlan, plan
 from .registry import load_extractors
-from .worker import TaskResult, Worker, read_input
+from .worker import PartPipeline, TaskResult, Worker, read_input
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
@@ -64,7 +64,7 @@ def extract(plan: ExtractionPlan, on_progress: OnProgress | None = None) -> Summ
         return run.extract(on_progress)
 
 
-class ExtractionRun:
+class ExtractionRun(AbstractContextManager["ExtractionRun"]):
     """Carries out a plan in this process or in those that the plan names. The models that it opens are held until it
     is closed, so that an estimate and the extraction after it load each only once.
     """
@@ -85,9 +85,6 @@ class ExtractionRun:
         """What computes in this process. Raises `WrongUse` for a device that is not here."""
         threads = max(1, engines.cores() // self.processes)
         return Worker(replace(self.plan.worker_config().here(), threads=threads))
-
-    def __enter__(self) -> "ExtractionRun":
-        return self
 
     def __exit__(self, *fault: object) -> None:
         if "worker" in self.__dict__:
@@ -197,7 +194,9 @@ class ExtractionRun:
             step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
             if some := tuple(one for group in groups[step // 2 :: step] for one in group):
                 names = {name for task in tasks for name in task.fingerprints}
-                trial = self.worker.trial(replace(tasks[0], utterances=some, fingerprints=tuple(names)))
+                task = replace(tasks[0], utterances=some, fingerprints=tuple(names))
+                # The first call of a thread loads and allocates; nothing is published.
+                _, trial = (PartPipeline(self.worker, task).computed() for _ in range(2))
                 total += sum(took * self.totals[stage] / len(some) for stage, took in trial.seconds.items())
         return total / min(self.processes, engines.cores())
 

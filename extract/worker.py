@@ -263,11 +263,6 @@ class Worker:
             done, held = wait(held, return_when=FIRST_COMPLETED)
             yield from (one.result() for one in done)
 
-    def trial(self, task: ExtractionTask) -> TaskResult:
-        """What computing a task takes. Nothing is published."""
-        PartPipeline(self, task).computed()  # the first call of a thread loads and allocates
-        return PartPipeline(self, task).computed()
-
     def note(
         self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
     ) -> None:
