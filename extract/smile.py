@@ -17,7 +17,6 @@ from ser.errors import UtteranceError, WrongUse, unknown
 from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Extractor
 
-SmileLevel = Literal["functionals", "lld", "deltas"]
 LARGEST_SAMPLE = 32767 / 32768  # openSMILE casts x * 32768 to int16: 1.0 would wrap to -1.0
 SETS = {PurePath(one.value).name: one for one in opensmile.FeatureSet}  # by the name of their configuration file
 LEVELS = {"functionals": "func", "lld": "lld", "deltas": "lld_de"}
@@ -30,7 +29,7 @@ class SmileConfig:
     """How openSMILE is called: with which set (`set=`), for one vector or for frames every 10 ms."""
 
     feature_set: str = field(metadata={"setting": "set"})
-    level: SmileLevel = "functionals"
+    level: Literal["functionals", "lld", "deltas"] = "functionals"
     sampling_rate: int = field(default=16000, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)

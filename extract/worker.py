@@ -219,8 +219,8 @@ class Worker:
         self.on_gpu = config.device != "cpu"
         self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self.cpu, self.writers = Pool(config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
-        batches = BATCHES if config.device.startswith("cuda") else 1
-        self.models = Pool(batches, "ser-gpu") if self.on_gpu else self.cpu
+        cuda = config.device.startswith("cuda")
+        self.models = Pool(BATCHES if cuda else 1, "ser-gpu") if self.on_gpu else self.cpu
         self.decoders = Pool(max(2, config.threads // 4), "ser-decode") if self.on_gpu else self.cpu
         self._extractors: dict[Modality, list[Extractor]] = {}
         self._lock, self._opening = threading.Lock(), threading.Lock()
