@@ -137,7 +137,7 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
         norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
     span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{deepest}" if asked == "all" else asked)
     if not span or int(span[1]) > int(span[2]) or "layer" in rest:
-        raise WrongUse(f"layers={asked}: write layers=all or a range such as layers=6-9, and no layer=K beside it")
+        raise WrongUse(f"layers={asked}: write layers=all or layers=6-9, and no layer=K")
     layers = map(str, range(int(span[1]), int(span[2]) + 1))
     return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
 

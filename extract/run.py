@@ -71,7 +71,8 @@ class ExtractionRun(AbstractContextManager["ExtractionRun"]):
 
     def __init__(self, plan: ExtractionPlan) -> None:
         self.plan, self.tasks = plan, plan.tasks()
-        self.totals = sum((task.stages for task in self.tasks), Counter[str]())  # of utterances to do, by stage
+        # By stage, how many utterances it has to do.
+        self.totals = sum((task.stages for task in self.tasks), Counter[str]())
 
     @cached_property
     def processes(self) -> int:

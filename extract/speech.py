@@ -170,7 +170,8 @@ class SpeechExtractor(Encoder):
         most = max(self.batch_seconds, self.config.window) if self.batch_seconds else None
         windows: list[list[tuple[int, list[Any]]]] = [[] for _ in batch]
         for group in batches(pieces, lambda piece: piece[1].seconds, most):
-            for (row, one), layers in zip(group, self.forward([one.samples for _, one in group]), strict=True):
+            found = self.forward([one.samples for _, one in group])
+            for (row, one), layers in zip(group, found, strict=True):
                 windows[row].append((one.keep.stop - one.keep.start, self.kept(one, layers)))
         return [self.joined(wave, rows) for wave, rows in zip(waves, windows, strict=True)]
 

@@ -66,7 +66,8 @@ class TextExtractor(Encoder):
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
         with loading(f"{folder}: its tokenizer cannot be loaded{hint}"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            self.tokenizer("a", return_offsets_mapping=True)  # as fast ones alone can
+            # Fast tokenizers alone can tell offsets.
+            self.tokenizer("a", return_offsets_mapping=True)
             known = self.model.get_input_embeddings().num_embeddings
             tokens = max(self.tokenizer.get_vocab().values()) + 1  # without its file, few: it is an empty one
             if self.tokenizer.pad_token_id is None or not known / 2 < tokens <= known:

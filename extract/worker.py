@@ -133,8 +133,8 @@ class PartPipeline:
             if not is_out_of_memory(fault):
                 raise
             raise SerError(
-                f"memory ran out in {extractor.label} on {units[0][0].id}; lower --batch-seconds, or cut it into "
-                "shorter ones, as hubert:window=30 does"
+                f"memory ran out in {extractor.label} on {units[0][0].id}; lower --batch-seconds, or cut it "
+                "as hubert:window=30 does"
             ) from fault
         seconds = (time.perf_counter() - start) / threads
         done = sum(not one.problem for unit in units for one in unit)
@@ -214,7 +214,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        self.store = Store(config.asked.store)  # which may not be there yet
+        self.store = Store(config.asked.store)
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
         self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
@@ -230,9 +230,9 @@ class Worker:
 
         On Ctrl-C what runs ends (an utterance, a publication), and what waits never starts.
         """
-        for wait_for_it in (False, True):
+        for ended in (False, True):
             for pool in (self.cpu, self.models, self.decoders, self.writers):
-                pool.shutdown(wait_for_it, cancel_futures=True)
+                pool.shutdown(ended, cancel_futures=True)
         self._extractors.clear()
         if self.on_gpu:
             import torch
