@@ -25,6 +25,7 @@ from ser.extract.registry import load_extractors, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
+from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, find_runs
 from ser.train.scores import tempered
@@ -164,6 +165,10 @@ class Predictor:
                     "--text or a column text in the table"
                 )
         notes, unusable = self._notes(turns), dict[str, str]()
+        if abstain_below > 0:
+            (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
+            so = f", and {right[0]:.1f} % of those rightly" if right else ""
+            notes.append(f"below {abstain_below:g} no answer: on its test part the run answered {answered:.1f} %{so}")
         usable: list[tuple[Turn, tuple[str, ...], dict[str, torch.Tensor]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):

@@ -28,7 +28,7 @@ from .output import answer, say, table
     type=click.FloatRange(0, 1),
     default=0.0,
     metavar="P",
-    help="Give no answer where the highest probability is below P.",
+    help="Give no answer where the highest probability is below P; says what that meant on the run's test part.",
 )
 @json_option
 @click.pass_context

@@ -503,6 +503,8 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     middle = sorted(sure)[1]
     answer = predictor(turns, middle)
     assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
+    (covered, *_), right = CellScores([run]).abstaining(middle)
+    assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
     asked = ("predict", run.path, "--text", "hello there", "--abstain-below")
     wrong, done = ser(*asked, "nan"), ser(*asked, 1)
     assert wrong.exit_code == 2 and "must be a probability" in wrong.output
