@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import mmap
 import os
 import re
@@ -417,7 +418,9 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
     except OSError as error:
         if error.errno in _FULL:
             free = shutil.disk_usage(store).free if store.exists() else 0
-            need = f" ({needed / 1e6:.2f} MB needed, {free / 1e6:.2f} MB free)" if needed else ""
+            # Rounded apart, so that what did not fit never seems to fit.
+            up, down = math.ceil((needed or 0) / 1e4) / 100, free // 1e4 / 100
+            need = f" ({up:.2f} MB needed, {down:.2f} MB free)" if needed else ""
             remedy = "free some space and run the same command again, what is published stays"
             raise StoreError(f"{store}: the disk is full{need} while {doing}; {remedy}") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

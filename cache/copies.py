@@ -16,7 +16,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from ser.errors import CorruptStore, WrongUse, printable, unknown
+from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
 from .feature import Feature
@@ -65,6 +65,9 @@ class Push:
         self._merged(before)  # whether that may be, before anything is sent
         listed = {} if replace else before.parts  # with `replace` all is compared byte by byte
         self.parts = {folder: one for folder, one in named.items() if folder not in listed}
+        left = self.remote.each(self._left, self.parts)
+        self._left_there = {folder: part for folder, part in zip(self.parts, left, strict=True) if part}
+        self.parts = {folder: one for folder, one in self.parts.items() if folder not in self._left_there}
         self.there, self.bytes = len(named) - len(self.parts), sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:
@@ -76,6 +79,17 @@ class Push:
                 raise
             return Published()
 
+    def _left(self, folder: str) -> PublishedPart | None:
+        """A part that a push which was killed has left there whole, since its part.json came last."""
+        if self._replace or f"{folder}/part.json" not in self.remote.files:
+            return None
+        with contextlib.suppress(CorruptStore):  # one that is cut short is put there again
+            said, record = _published_part(self.remote.read(f"{folder}/part.json") or b"", folder)
+            tells = self.parts[folder][0].spec.modality == "text" and record.arrays.keys() - _WITHOUT_TEXT
+            if {f"{folder}/{name}" for name in record.files} <= self.remote.files and (self._with_text or not tells):
+                return said
+        return None
+
     def run(self, told: Told = lambda _: None) -> str:
         """Push what is not published yet. Returns the URL with the root digest of all that is published there.
 
@@ -85,18 +99,11 @@ class Push:
         for manifest in self._manifests.values():
             path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
             self.remote.create(path, manifest.content, replace=True)
-        return f"{self.remote.shown}@{self._publish(sent)}"
+        return f"{self.remote.shown}@{self._publish(self._left_there | sent)}"
 
     def _send(self, told: Told, folder: str) -> PublishedPart:
-        """Put a part there, and its part.json last.
-
-        One whose part.json is there already is whole, as a push that was killed has left it.
-        """
+        """Put a part there, and its part.json last."""
         feature, part = self.parts[folder]
-        path = f"{folder}/part.json"
-        with contextlib.suppress(CorruptStore):  # one that is cut short is put there again
-            if not self._replace and (known := self.remote.read(path)):
-                return _published_part(known, folder)[0]
         with tempfile.TemporaryDirectory() as scratch:
             if not self._with_text and feature.spec.modality == "text" and part.record.arrays.keys() - _WITHOUT_TEXT:
                 part = _without_tokens(feature, part, Path(scratch))
@@ -108,7 +115,7 @@ class Push:
                 self.remote.create(f"{folder}/{name}", content, self._replace)
                 told(file.bytes)
             content = read_small(part.folder / "part.json")
-        self.remote.create(path, content, self._replace)
+        self.remote.create(f"{folder}/part.json", content, self._replace)
         return _published_part(content, folder)[0]
 
     def _publish(self, sent: dict[str, PublishedPart]) -> str:

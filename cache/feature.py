@@ -1,6 +1,5 @@
 """One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -59,10 +58,13 @@ class Feature:
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
         names, folder = list[str](), self.path / "parts"
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-            # A plain file beside the parts, such as a `Thumbs.db`, is none.
-            found = (entry for entry in entries if not entry.is_file(follow_symlinks=False))
-            names = sorted(entry.name for entry in found if not entry.name.startswith("."))
+        try:
+            with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is none
+                found = (entry for entry in entries if not entry.is_file(follow_symlinks=False))
+                names = sorted(entry.name for entry in found if not entry.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(folder):  # a link to a disk that is not mounted
+                raise CorruptStore(f"{folder}: leads to no folder; mount the disk, or remove it") from None
         if names != list(self._parts):
             known = self._parts
             try:

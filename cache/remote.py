@@ -157,7 +157,7 @@ class Remote:
         return f"{self.shown}/{path}"
 
     @cached_property
-    def _files(self) -> set[str]:
+    def files(self) -> set[str]:
         """All files there, as of the first look; none where there is no such folder."""
         with explained(self.shown), contextlib.suppress(FileNotFoundError):
             return {name[len(self._root.rstrip("/")) + 1 :] for name in self._fs.find(self._root)}
@@ -244,7 +244,7 @@ class Remote:
 
         Raises `StoreError` if another is there, unless it may `replace` that.
         """
-        known = path in self._files or not self._conditional
+        known = path in self.files or not self._conditional
         if not self.put(path, content, lambda there: there is None or replace or content.startswith(there), known):
             remedy = "run this again when that is done, or with --replace if nobody does it any more"
             raise StoreError(f"{self.where(path)}: another push has begun this part with other numbers; {remedy}")
@@ -261,5 +261,6 @@ class Remote:
     def latest(self) -> str:
         """The root digest of what was published last. Raises `WrongUse` if nothing was."""
         if (digest := self.read(LATEST)) is None:
-            raise WrongUse(f"{self.shown}: nothing is published there; `ser cache push URL` does it")
+            more = "a root digest behind an @ has 64 digits"
+            raise WrongUse(f"{self.shown}: nothing is published there; `ser cache push URL` does it, and {more}")
         return digest.decode(errors="replace").strip()

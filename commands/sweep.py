@@ -1,7 +1,6 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
 from dataclasses import asdict, fields, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,7 +80,11 @@ def sweep(
 
     given = {name: value for name, value in options.items() if value not in (None, (), False)}
     table = read_recipe(recipe, named, **given)
-    table = _pulled(table, features)
+    for store in sorted({str(cell.experiment.store) for cell in table.cells}):
+        if "://" in store:
+            if features:
+                raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
+            table = _pulled(table, store)
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
@@ -125,19 +128,18 @@ def sweep(
     ctx.exit(1 if failed else 0)
 
 
-def _pulled(recipe: "Recipe", features: str | None) -> "Recipe":
-    """The recipe with the user's copy of a store in place of its URL; what its cells need is pulled to that."""
+def _pulled(recipe: "Recipe", url: str) -> "Recipe":
+    """The recipe with the user's copy of the store at a URL in its place; what its cells need is pulled to that."""
     from .cache import pulled
 
-    fetched, cells = cache(pulled), []
-    for cell in recipe.cells:
-        asked = cell.experiment
-        if "://" in (url := str(asked.store)):
-            if features:
-                raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
-            names = "+".join(filter(None, (asked.features, asked.views)))
-            cell = replace(cell, experiment=replace(asked, store=fetched(url, names, asked.corpus)))
-        cells.append(cell)
+    asked = [cell.experiment for cell in recipe.cells if cell.experiment.store == url]
+    names = "+".join(sorted({name for one in asked for name in (one.features, one.views) if name}))
+    corpora = {name for one in asked for name in (one.corpus or "").split("+")}
+    folder = pulled(url, names, None if "" in corpora else "+".join(sorted(corpora)))
+    cells = (
+        replace(cell, experiment=replace(cell.experiment, store=folder)) if cell.experiment.store == url else cell
+        for cell in recipe.cells
+    )
     return replace(recipe, cells=tuple(cells))
 
 

@@ -114,6 +114,8 @@ def no_worker(address: str, needs: Needs) -> str:
         return f"{missing}; what was finished is kept: run again"
     host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
     command = f"dask worker {address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1"
+    if address.startswith("tls:"):
+        command += " --tls-ca-file FILE --tls-cert FILE --tls-key FILE"
     if needs:
         command += f' --resources "{resources}"'
     return f"{missing}; what was finished is kept: start one by `{command}` and run again"
