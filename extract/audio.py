@@ -3,7 +3,7 @@
 Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
 bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
 `UtteranceError`; what is odd but right is a warning on the clip. What the bytes do not show, such as a mount that is
-gone, is no property of the utterance: it raises `CorpusError`, and nobody is quarantined for it.
+gone or memory that ran out, is no property of the utterance: it raises `CorpusError`, and nobody is quarantined for it.
 """
 
 import errno
@@ -84,6 +84,8 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
         with file:
             rate, promised = file.samplerate, file.frames
             channels = file.read(dtype="float32", always_2d=True)
+    except MemoryError as fault:
+        raise CorpusError(f"{path}: memory ran out while it was decoded; free some, and run again") from fault
     except _UNDECODABLE as fault:
         raise _undecodable(fault) from fault
     if len(channels) < promised:
@@ -131,7 +133,7 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
 def read_bytes(path: Path) -> bytes:
     """The bytes of a plain file. Raises `UtteranceError` for anything else, without ever waiting on it.
 
-    Raises `CorpusError` if the disk or the mount fails.
+    Raises `CorpusError` if the disk, the mount or the memory fails.
     """
     try:
         with open(path, "rb", buffering=0, opener=open_named) as file:
@@ -143,6 +145,8 @@ def read_bytes(path: Path) -> bytes:
             return file.read()
     except UtteranceError:
         raise
+    except MemoryError as fault:
+        raise CorpusError(f"{path}: memory ran out while it was read; free some, and run again") from fault
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         if isinstance(fault, OSError) and fault.errno not in _MISNAMED:

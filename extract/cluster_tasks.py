@@ -75,8 +75,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
         raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
     from distributed import get_worker, secede
 
-    here, worker = config.here(), get_worker()
-    threads = worker.state.nthreads  # for all its tasks: it has one for each
+    here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
     if here.device.startswith("cuda"):
         declared = worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, engines.cores()))
         threads = max(1, int(declared))

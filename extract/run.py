@@ -19,7 +19,7 @@ from .cluster_tasks import extract_task, run_on_cluster
 from .extractors import GPU_SECONDS, batches
 from .plan import ExtractionConfig, ExtractionPlan, plan
 from .registry import load_extractors
-from .worker import PartPipeline, TaskResult, Worker, read_input
+from .worker import TaskResult, Worker, read_input
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
@@ -112,7 +112,7 @@ class ExtractionRun(AbstractContextManager["ExtractionRun"]):
         for name, most in deviations.items():
             opened[name].annotate(check={"utterances": config.check, "max_relative": most})
         total = TaskResult()
-        # Closed at once when this fails: else processes would go on through their tasks before the message is seen.
+        # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
         with closing(self._results(on_progress)) as results:
             for result in results:
                 total.add(result)
@@ -196,9 +196,8 @@ class ExtractionRun(AbstractContextManager["ExtractionRun"]):
             if some := tuple(one for group in groups[step // 2 :: step] for one in group):
                 names = {name for task in tasks for name in task.fingerprints}
                 task = replace(tasks[0], utterances=some, fingerprints=tuple(names))
-                # The first call of a thread loads and allocates; nothing is published.
-                _, trial = (PartPipeline(self.worker, task).computed() for _ in range(2))
-                total += sum(took * self.totals[stage] / len(some) for stage, took in trial.seconds.items())
+                took = self.worker.trial(task).seconds
+                total += sum(seconds * self.totals[stage] / len(some) for stage, seconds in took.items())
         return total / min(self.processes, engines.cores())
 
 

@@ -109,7 +109,7 @@ class SpeechExtractor(Encoder):
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
         ends_in_norm = bool(checkpoint.config.get("do_stable_layer_norm"))
-        preprocessor = {"sampling_rate": None} if checkpoint.preprocessor is None else checkpoint.preprocessor
+        preprocessor = checkpoint.preprocessor or {}
         norm = ("before" if "layer" in settings else "after") if ends_in_norm else "none"
         told = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
         config: SpeechConfig = super().resolve({**told, **settings}, checkpoint)
@@ -118,10 +118,13 @@ class SpeechExtractor(Encoder):
             raise WrongUse(f"norm={config.norm}: for {checkpoint.model} it is {allowed}")
         if config.norm == "after" and config.layer != (last := checkpoint.setting("num_hidden_layers")):
             raise WrongUse(f"norm=after is for the last layer ({last}) alone, not for layer {config.layer}")
-        if "normalize" not in settings and preprocessor.get("sampling_rate", RATE) != RATE:
+        if "normalize" not in settings and checkpoint.preprocessor is None:
             raise WrongUse(
-                f"{checkpoint.model} has no preprocessor_config.json of {RATE} Hz: ask for normalize=true or false"
+                f"{checkpoint.model} has no preprocessor_config.json to say whether waveforms are normalised: "
+                "ask for normalize=true or normalize=false"
             )
+        if "normalize" not in settings and (rate := preprocessor.get("sampling_rate", RATE)) != RATE:
+            raise WrongUse(f"{checkpoint.model} takes audio at {rate} Hz; only {RATE} Hz is supported")
         return config
 
     @classmethod

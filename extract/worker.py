@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
@@ -90,18 +90,27 @@ class Pool(ThreadPoolExecutor):
         self.width = width
 
 
+class Pools(NamedTuple):
+    """Where the stages of one run compute; on a CPU the first three are one."""
+
+    cpu: Pool
+    models: Pool
+    decoders: Pool
+    writers: Pool
+
+
 class PartPipeline:
     """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
 
-    def __init__(self, worker: "Worker", task: ExtractionTask) -> None:
-        self.worker, self.task, self.result = worker, task, TaskResult(stages=task.stages)
+    def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
+        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
         self.before = {spec.fingerprint: part_names(worker.config.asked.store / spec.folder) for spec in task.specs}
         # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
         rows = task.utterances
         part = part_name(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows])
         self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         # First in, first out: whatever an extractor waits for was submitted before it.
-        self.inputs = {row.id: worker.decoders.submit(self._read, row) for row in rows if self.specs}
+        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[None]] = []
         # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
@@ -110,7 +119,7 @@ class PartPipeline:
         extractors = worker.extractors(task.modality) if self.specs else []
         for extractor in sorted(extractors, key=attrgetter("batched")):
             stages = {spec.feature for spec in self.specs if spec in extractor.specs}
-            pool, most = (worker.models, worker.most) if extractor.batched else (worker.cpu, None)
+            pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
             for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
                 self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool.width))
 
@@ -118,23 +127,24 @@ class PartPipeline:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio" and not utterance.problem:
-            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.worker.decoders.width)
+            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.pools.decoders.width)
         return found
 
     def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], threads: int) -> None:
+        inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
+        usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
+        start = time.perf_counter()
         if "torch" in sys.modules:  # the pool has a thread per core: torch, which is told in each, starts none there
             sys.modules["torch"].set_num_threads(1)
         try:
-            inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
-            usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
-            start = time.perf_counter()
-            made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
+            with self.worker.gpu if extractor.batched else contextlib.nullcontext():
+                made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
             raise SerError(
-                f"memory ran out in {extractor.label} on {units[0][0].id}; lower --batch-seconds, or cut it "
-                "as hubert:window=30 does"
+                f"memory ran out in {extractor.label} on {next(iter(usable))}; lower --batch-seconds, or cut the "
+                "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
         seconds = (time.perf_counter() - start) / threads
         done = sum(not one.problem for unit in units for one in unit)
@@ -185,7 +195,7 @@ class PartPipeline:
             result.computed[spec.name] += len(rows.ids)
             if bad:
                 result.quarantined[spec.name] = bad
-        result.seconds["write"] += (time.perf_counter() - start) / self.worker.writers.width
+        result.seconds["write"] += (time.perf_counter() - start) / self.pools.writers.width
         return result
 
     def _published(self, spec: Spec) -> set[tuple[str, str | None]]:
@@ -205,7 +215,7 @@ class PartPipeline:
 
 
 class Worker:
-    """Computes tasks with one set of open extractors and of threads, until it is closed.
+    """Computes tasks with one set of open extractors.
 
     On a CPU every stage shares one pool with a thread per core, and each thread computes alone: utterances are
     independent, so this scales where threads within one small operation do not. On a GPU the models have threads of
@@ -218,21 +228,12 @@ class Worker:
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
         self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
-        self.cpu, self.writers = Pool(config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
-        cuda = config.device.startswith("cuda")
-        self.models = Pool(BATCHES if cuda else 1, "ser-gpu") if self.on_gpu else self.cpu
-        self.decoders = Pool(max(2, config.threads // 4), "ser-decode") if self.on_gpu else self.cpu
         self._extractors: dict[Modality, list[Extractor]] = {}
+        self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def close(self) -> None:
-        """Let the threads go, the extractors, and the memory of a GPU that they took.
-
-        On Ctrl-C what runs ends (an utterance, a publication), and what waits never starts.
-        """
-        for ended in (False, True):
-            for pool in (self.cpu, self.models, self.decoders, self.writers):
-                pool.shutdown(ended, cancel_futures=True)
+        """Let the extractors go, and the memory of a GPU that they took."""
         self._extractors.clear()
         if self.on_gpu:
             import torch
@@ -254,14 +255,37 @@ class Worker:
         No more parts are held in memory than there are writers, and `AHEAD`.
         """
         held = set[Future[TaskResult]]()
-        for task in tasks:
-            held.add(self.writers.submit(PartPipeline(self, task).publish))
-            while len(held) >= self.writers.width + AHEAD:
+        with self._open_pools() as pools:
+            for task in tasks:
+                held.add(pools.writers.submit(PartPipeline(self, task, pools).publish))
+                while len(held) >= pools.writers.width + AHEAD:
+                    done, held = wait(held, return_when=FIRST_COMPLETED)
+                    yield from (one.result() for one in done)
+            while held:
                 done, held = wait(held, return_when=FIRST_COMPLETED)
                 yield from (one.result() for one in done)
-        while held:
-            done, held = wait(held, return_when=FIRST_COMPLETED)
-            yield from (one.result() for one in done)
+
+    def trial(self, task: ExtractionTask) -> TaskResult:
+        """What computing a task takes. Nothing is published."""
+        with self._open_pools() as pools:
+            PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
+            return PartPipeline(self, task, pools).computed()
+
+    @contextlib.contextmanager
+    def _open_pools(self) -> Iterator[Pools]:
+        cpu, writers = Pool(self.config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
+        cuda = self.config.device.startswith("cuda")
+        models = Pool(BATCHES if cuda else 1, "ser-gpu") if self.on_gpu else cpu
+        decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
+        pools = Pools(cpu, models, decoders, writers)
+        try:
+            yield pools
+        finally:
+            # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
+            for pool in pools:
+                pool.shutdown(wait=False, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=True)
 
     def note(
         self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
