@@ -52,7 +52,7 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 
 def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
     """Runs by their facts, one a line."""
-    rows = [[_cell({**one, "MB": one["bytes"] / 1e6}[column]) for column in columns] for one in found]
+    rows = [[_cell({**one, "MB": f"{one['bytes'] / 1e6:.1f}"}[column]) for column in columns] for one in found]
     return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
 
 

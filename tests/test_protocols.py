@@ -256,7 +256,7 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
 def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> None:
     for name, content, says in [
         ("a.csv", "name\nx\n", "columns id and fold"),
-        ("c.csv", "id,fold\n\"x", "not a list of folds"),
+        ("c.csv", 'id,fold\n"x', "not a list of folds"),
         ("a.json", "", ".csv or .tsv"),
         ("b.csv", "id,fold\nstranger,1\n", "tests no labelled utterance"),
     ]:

@@ -335,6 +335,8 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     fold = replace(_shortened(job, 1), dev=job.fold.dev[:0])
     plan = replace(_short(job, 1), fusion=replace(job.plan.fusion, hide=None), select="last")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_thread())
+        stack.enter_context(oom_as_error(job.plan))
         stack.enter_context(contextlib.suppress(Diverged))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # as products, which are known
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # so are the steps of recurrent layers

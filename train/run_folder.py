@@ -66,7 +66,8 @@ ANY: Any = (dict[str, Any], {})
 _CONFIG = dict.fromkeys(("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any])
 CONFIG_SHAPE = shape("corpus manifest fusion loss protocol select fold cut", **_CONFIG)
 _RESULT: dict[str, Any] = {"seed": int, "synthetic": bool, "classes": list[str], "random_weights": list[str]}
-_RESULT |= {"tests": dict[str, Any], "left_out": dict[str, Any], "history": list[dict[str, Any]]}
+_RESULT |= {"tests": dict[str, dict[str, Any]], "left_out": dict[str, int | list[str]], "seconds": float}
+_RESULT |= {"epoch": int | None, "history": list[dict[str, Any]], "corpora": (dict[str, dict[str, Any]], {})}
 RESULT_SHAPE = shape("corpus protocol select labels fold", **_RESULT)
 
 
