@@ -119,5 +119,7 @@ def _weights() -> Iterator[tuple[str, str, str]]:
         elif model:
             advice = f"fetched when first used if there is a network; else copy its folder: --model {feature}=PATH"
             yield f"weights of {feature}", f"{model} is not on this machine", advice
-    if cached:
-        yield "other weights", f"in Hugging Face's cache: {', '.join(cached)}", ""
+    if good := [model for model, entry in cached.items() if not entry["fault"]]:
+        yield "other weights", f"in Hugging Face's cache: {', '.join(good)}", ""
+    for model in cached.keys() - set(good):
+        yield f"weights of {model}", cached[model]["fault"], f"ser weights convert {cached[model]['path']} DIR"

@@ -64,9 +64,6 @@ class CodedAudio(UtteranceError):
 class ExtractionStopped(CorpusError):
     """Something that cannot be used, and `--on-error fail`."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.quarantined)
-
 
 class WeightsError(WrongUse):
     """A checkpoint that is not here, or that may not be opened."""

@@ -108,7 +108,8 @@ class Predictor:
     """
 
     def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
-        self.run, *others = find_runs(run)
+        runs = find_runs(run)
+        self.run, *others = [one for one in runs if one.finished] or runs
         if others:
             raise WrongUse(f"{run}: holds {1 + len(others)} runs; name one of them, such as {self.run.path}")
         self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")

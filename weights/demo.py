@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.atomic_io import move_into_place, sync_tree
+from ser.errors import WrongUse
 
 from .find import MARK, TABLE
 
@@ -73,8 +74,10 @@ def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
 def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, Path]:
     """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given words.
 
-    Returns feature → folder. Deterministic; a folder that is there is kept.
+    Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a file.
     """
+    if directory.exists() and not directory.is_dir():
+        raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
     words = list(words)
     folders = {}
     for feature in ARCHITECTURES:

@@ -122,6 +122,8 @@ def read_corpus(
     `limit` keeps the first utterances only. Raises `WrongUse` if the path is not a corpus of that format.
     """
     path = Path(path).expanduser()
+    if limit is not None and limit < 1:
+        raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
     if name is not None:
         check_name("corpus", name)
     format = find_format(path, format)
@@ -253,7 +255,7 @@ class Probe:
 def probe(path: Path) -> Probe:
     """Hash an audio file and measure it by its header. What is wrong with it is the probe's `fault`, never raised.
 
-    Raises `CorpusError` if the disk or the mount fails. The whole file is read every time: size and
+    Raises `CorpusError` if the disk, the mount or the memory fails. The whole file is read every time: size and
     modification time do not show changed bytes.
     """
     sha256 = None

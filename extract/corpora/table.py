@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -56,6 +57,7 @@ def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[P
     if not any("text" in row for row in rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
     known, place = {*ids}, str(path)
+    problems = [replace(problem, path=place) for problem in problems]
     texts = {row["id"]: row.get("text", "") for row in rows}
     strange = [f"{row['where']}: the id {row['id']!a} is not in the corpus" for row in rows if row["id"] not in known]
     problems += [Problem(None, place, reason) for reason in strange]
@@ -69,8 +71,10 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     Raises `WrongUse` if there is no file of a known kind, `CorpusError` if it cannot be read as what its name says.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or not path.is_file():
-        raise WrongUse(f"{path} is not a table that ser can read: a file that ends in {', '.join(sorted(SUFFIXES))}")
+    if suffix not in SUFFIXES:
+        raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
+    if not path.is_file():
+        raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
     try:
         if suffix == ".parquet":
             table = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE))).read(use_threads=False)
