@@ -192,7 +192,7 @@ def test_limit_keeps_the_first(tmp_path: Path) -> None:
     scan = read_corpus(path, limit=2)
     assert (scan.manifest.ids, scan.problems) == (["a", "b"], [])
     assert scan.manifest.digest == read_corpus(path, limit=2).manifest.digest != read_corpus(path).manifest.digest
-    with pytest.raises(WrongUse, match="holds no utterance"):
+    with pytest.raises(WrongUse, match="leaves no utterance"):
         read_corpus(path, limit=0)
 
 
@@ -220,7 +220,7 @@ def test_other_transcripts_are_another_corpus(tmp_path: Path) -> None:
 def test_transcripts_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "a.wav")
     path = table(tmp_path, "audio", "a.wav")
-    with pytest.raises(WrongUse, match="is not a table that ser can read: a file"):
+    with pytest.raises(WrongUse, match="is not a file"):
         read_corpus(path, text=tmp_path / "gone.csv")
     with pytest.raises(WrongUse, match="has no id column"):
         read_corpus(path, text=table(tmp_path, "name,words", "a,hello", name="asr.csv"))

@@ -129,6 +129,7 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
     if folder.is_dir():
         return folder.absolute()
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     wanted = [*weights, *BESIDE]
     try:
@@ -139,6 +140,9 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
             if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
                 return path
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
+    except HFValidationError as fault:
+        fault_of_name = f"{name}: no such folder, and it is not a Hugging Face id either"
+        raise WeightsError(f"{fault_of_name}; copy the model's folder here, {then}") from fault
     except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
         raise WeightsError(
