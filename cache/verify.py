@@ -130,6 +130,8 @@ def _check(store: Store, path: Path) -> tuple[int, str | None]:
             check_transcripts(path)
         case _, _, "spec.json":
             feature, keys = Feature(store.path, path.parent), Counter[Key]()
+            if os.path.lexists(feature.path / "parts") and not (feature.path / "parts").is_dir():
+                feature.parts()  # says that they lead nowhere
             with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
                 keys.update(key for part in feature.parts() for key in part.keys)
             if twice := keys.total() - len(keys):

@@ -182,6 +182,21 @@ def test_what_a_stranger_publishes_is_not_trusted(lie: str, tmp_path: Path) -> N
         assert not any(feature.parts() for feature in sound(tmp_path / "a/b/got").features())
 
 
+def test_what_a_killed_push_left_counts_as_there_but_for_words(tmp_path: Path) -> None:
+    """Its part is whole, and in no record yet."""
+    store, _ = with_tokens(tmp_path / "s", "zarr")
+    for name, options in (("plain", ()), ("worded", ("--with-text",))):
+        push(store.path, tmp_path / name, *options)
+        for path in (tmp_path / name).glob("*"):
+            if path.is_file():
+                path.unlink()
+    again = ser("cache", "push", tmp_path / "plain", "--store", store.path, "--dry-run")
+    assert "0 parts, 0.0 MB to push, 1 there already" in again.stdout + again.stderr
+    push(store.path, tmp_path / "plain")
+    assert sound(tmp_path / "plain").features()
+    assert "another push has begun this part" in refused("push", tmp_path / "worded", "--store", store.path)
+
+
 def test_a_part_that_another_push_has_begun_is_left_to_it(tmp_path: Path) -> None:
     """What a killed push has put is taken up, also a file cut short; with other numbers only with --replace."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "hdf5")

@@ -228,3 +228,7 @@ def test_a_bad_spec_costs_no_rows_and_missing_parts_are_computed_again(folder: P
     shutil.rmtree(parts)
     assert run(folder) == {name: 6 * (name == "is13") for name in FEATURES.split(",")}
     assert ser("cache", "verify", "--store", folder / "store").exit_code == 0
+    shutil.rmtree(parts)
+    parts.symlink_to(folder / "not mounted")
+    checked = ser("cache", "verify", "--store", folder / "store")
+    assert checked.exit_code == 1 and "leads to no folder" in checked.output
