@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ser.errors import WrongUse
+from ser.errors import SerError, WrongUse
 from ser.train import fit_many as fit_many_module
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
@@ -304,7 +304,7 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
     def small_gpu(data, fold, plans, on_epoch):
         tried.append(len(plans))
         assert not any(ref() for ref in held), "what did not fit is gone before the next try"
-        if len(plans) > 1:
+        if len(plans) > most:
             model = torch.nn.Module()
             model.hook = model.forward = model.eval  # the two know each other
             held.append(weakref.ref(model))
@@ -313,9 +313,13 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
 
     monkeypatch.setattr(run_module, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
+    most = 1
     runs = train_jobs(jobs, tmp_path, False)
     assert tried == [5, 2, 1, 1, 1, 1, 1] and all(run.finished for run in runs)
     assert "started anew with half as many" in (runs[0].path / "log").read_text()
+    most = 0
+    with pytest.raises(SerError, match="memory of cpu ran out while training lgf-add"):
+        train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)
 
 
 def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(store, tmp_path, monkeypatch):
