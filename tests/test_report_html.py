@@ -342,7 +342,7 @@ def test_only_what_is_alike_stands_beside_the_papers(
     if differs is None:
         assert "papers" not in rows and bias["paper UA %"] is None
         return
-    row, *_ = rows["papers"]
+    [row] = rows["papers"]
     assert row["differs in"] == (differs or None) and row["paper UA %"] == (76.4, None) and row["UA difference"]
     assert bias["paper UA %"] == 76.4 and differs in bias["in the papers"]
 

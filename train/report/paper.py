@@ -23,7 +23,6 @@ from .cells import Cell
 from .significance import against_quoted
 from .tables import Row
 
-MAIN = ("ua", "wa")
 # Of IEMOCAP, which all three papers are about: with fewer, other utterances are tested.
 FOLDS = {"session-out": 5, "train1234-test5": 1, "random-70-20-10": 1}
 
@@ -36,6 +35,10 @@ class Quoted(NamedTuple):
     numbers: Mapping[str, float]  # in percent: `ua`, `wa`, recalls by class, each with `_std`
     seeds: int  # of which the numbers are the means
     differs: tuple[str, ...]  # what is not as there in the runs
+
+    def of(self, metrics: Sequence[str]) -> tuple[tuple[str, float], ...]:
+        """The numbers of these metrics, with their deviations."""
+        return tuple(pair for pair in self.numbers.items() if pair[0].removesuffix("_std") in metrics)
 
     @property
     def described(self) -> str:
@@ -124,8 +127,8 @@ def _utterances(run: Run) -> int:
     return 0 if run.result["synthetic"] else sum(run.result.get("parts", {}).values())
 
 
-def quoted_for(cell: Cell, metrics: Sequence[str] = MAIN, test: str = "both") -> list[Quoted]:
-    """The papers' cells with any of these numbers that the runs may stand beside, so tested, in the recipes' order.
+def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
+    """The papers' cells with numbers that these runs may stand beside, tested in that way, in the recipes' order.
 
     Of cells that differ in a setting alone, such as `queries`, those that are nearest.
     """
@@ -136,8 +139,7 @@ def quoted_for(cell: Cell, metrics: Sequence[str] = MAIN, test: str = "both") ->
             where = f"{recipe.title.partition(':')[0]}: {one.name}"
             found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.written.seeds, differs)]
     apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
-    nearest = (one for one, count in zip(found, apart, strict=True) if count == min(apart))
-    return [one for one in nearest if not one.numbers.keys().isdisjoint(metrics)]
+    return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
 
 
 def claimed(one: Mapping[str, float], other: Mapping[str, float], metric: str) -> int:
@@ -154,7 +156,7 @@ def beside(
     """
     row: Row = {}
     for metric in metrics:
-        name, score = metric.upper() if metric in MAIN else metric, ours.get(metric)
+        name, score = metric.upper() if metric in ("ua", "wa") else metric, ours.get(metric)
         paper = (quoted[metric], quoted.get(f"{metric}_std")) if metric in quoted else None
         difference: Any = None
         if meant and paper and score:

@@ -20,7 +20,7 @@ from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
 from .cells import Cell, drawn, grouped, same_run
 from .examples import Inside, attended, errors
 from .figures import Point, svg_of
-from .paper import MAIN, beside, claimed, quoted_for
+from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table, described, sentence, tabulated, text_of
@@ -29,6 +29,7 @@ PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
 ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
+MAIN = ("ua", "wa")
 SHORT, ROOMY = 18, 34  # letters: so short a word is not broken, so long a text needs room
 
 
@@ -201,12 +202,21 @@ def papers_table(cells: Sequence[Cell]) -> Table:
     rows: list[Row] = []
     for cell in cells:
         ours = {metric: cell.score(metric) for metric in MAIN}
-        for one in quoted_for(cell):
-            row: Row = {"cell": cell.label, "in the papers": one.where}
-            row |= beside(MAIN, one.numbers, ours, one.seeds, not one.differs, cell.caveat is None)
-            rows.append({**row, "differs in": ", ".join(one.differs) or None})
+        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.seeds, one.differs))
+        for (numbers, seeds, differs), places in alike.items():
+            if numbers:
+                row: Row = {"cell": cell.label, "in the papers": _together([one.where for one in places])}
+                row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
+                rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [bool(cell.caveat) for cell in cells]
     return described("papers", rows, sentence("meant", not all(unreal)), sentence("unreal", any(unreal)))
+
+
+def _together(places: Sequence[str]) -> str:
+    """Places in the papers, each paper named once: "MSMSER, Table 1: Ours; Table 2: Full"."""
+    papers = [place.partition(", ")[0] for place in places]
+    again = [before == paper for before, paper in zip(["", *papers], papers, strict=False)]
+    return "; ".join(p.partition(", ")[2] if known else p for p, known in zip(places, again, strict=True))
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
@@ -278,9 +288,10 @@ def _emotions(cells: Sequence[Cell]) -> list[Table]:
     rows: list[Row] = []
     for cell in cells:
         rows.append({"cell": cell.label} | {f"{name} %": _recall(cell, name) for name in every})
-        for quoted in quoted_for(cell, every):
-            numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
-            rows.append({"cell": f"paper: {quoted.described}"} | numbers)
+        for quoted in quoted_for(cell):
+            if quoted.of(every):
+                numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
+                rows.append({"cell": f"paper: {quoted.described}"} | numbers)
     points = [(cell.label, name, _recall(cell, name)) for cell in shown for name in classes]
     recalls = described("recalls", rows, *few, points=points)
     rows = [
@@ -339,7 +350,7 @@ def _modalities(cells: Sequence[Cell]) -> Table:
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
     for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
-        quoted = next(iter(quoted_for(cell, test=test)), None)
+        quoted = next((one for one in quoted_for(cell, test) if one.of(MAIN)), None)
         row: Row = {"cell": cell.label, "tested with": test}
         row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
         row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
@@ -363,7 +374,9 @@ def _queries(cells: Sequence[Cell]) -> Table:
         pieces = [cell.label.split(" · ") for cell in members]
         label = " · ".join(piece for piece in pieces[0] if all(piece in one for one in pieces))
         for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
-            rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell)})
+            found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
+            paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
+            rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
     ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
     return described("queries", rows, points=points, ticks=ticks)
