@@ -121,5 +121,5 @@ def _weights() -> Iterator[tuple[str, str, str]]:
             yield f"weights of {feature}", f"{model} is not on this machine", advice
     if good := [model for model, entry in cached.items() if not entry["fault"]]:
         yield "other weights", f"in Hugging Face's cache: {', '.join(good)}", ""
-    for model in cached.keys() - set(good):
+    for model in sorted(cached.keys() - set(good)):
         yield f"weights of {model}", cached[model]["fault"], f"ser weights convert {cached[model]['path']} DIR"

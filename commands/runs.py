@@ -52,7 +52,8 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 
 def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
     """Runs by their facts, one a line."""
-    rows = [[_cell({**one, "MB": f"{one['bytes'] / 1e6:.1f}"}[column]) for column in columns] for one in found]
+    facts = [{**one, "MB": f"{one['bytes'] / 1e6:.1f}"} for one in found]
+    rows = [[_cell(one[column]) for column in columns] for one in facts]
     return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
 
 

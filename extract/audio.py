@@ -124,7 +124,7 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
     except _UNDECODABLE as fault:
         raise CodedAudio(f"{_undecodable(fault)}; if it is video or coded audio, {convert}") from fault
     if file.frames > LONGEST * file.samplerate or file.frames * file.channels * 4 > LARGEST:
-        raise UtteranceError(f"has {file.frames} samples by its header, over an hour or 4 GB")
+        raise UtteranceError(f"has {file.frames} samples by its header, over an hour or 4 GB: cut it into utterances")
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
     return file

@@ -41,7 +41,7 @@ class MelConfig:
     def __post_init__(self) -> None:
         nyquist = self.sampling_rate / 2
         if not 500 <= nyquist <= 96000 or not 0 <= self.low < (self.high or nyquist) <= nyquist:
-            raise WrongUse("sampling_rate, such as 16000, low and high are in Hz, low below high and that at most half")
+            raise WrongUse("sampling_rate, low and high are in Hz: low below high, high at most half of sampling_rate")
         if not 0 < self.floor < math.inf or min(self.window_samples, self.hop_samples, self.bands) < 1:
             raise WrongUse("window and hop (in seconds), floor and bands must be above 0")
         if not 0 <= self.coefficients <= self.bands:
