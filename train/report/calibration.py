@@ -16,11 +16,6 @@ DOTS = 300  # of a scatter plot
 SLICES = 10  # of the predicted ratings in their order, of equally many each
 
 
-def calibrated(cells: Sequence[Cell]) -> list[Table]:
-    """The reliability diagram of the first cells, and the tables of all."""
-    return [_diagram(cells), calibration_table(cells), votes_table(cells)]
-
-
 def calibration_table(cells: Sequence[Cell]) -> Table:
     """One line per cell: its ECE before and after the temperature, and its conformal sets."""
     rows = []
@@ -55,7 +50,7 @@ def votes_table(cells: Sequence[Cell]) -> Table:
     return described("votes", rows)
 
 
-def _diagram(cells: Sequence[Cell]) -> Table:
+def reliability_table(cells: Sequence[Cell]) -> Table:
     """Share right against confidence in each bin; no bin without a prediction."""
     points: list[Point] = []
     rows: list[Row] = []

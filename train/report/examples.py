@@ -124,12 +124,7 @@ def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
     return np.add.reduceat(frames, cuts[:-1], axis=1)
 
 
-def errors(cells: Sequence[Cell]) -> list[Table]:
-    """The groups and the raters' agreement of the first cell; the hardest utterances of all."""
-    return [_groups(cells[0]), _agreement(cells[0]), _hardest(cells)]
-
-
-def _hardest(cells: Sequence[Cell]) -> Table:
+def hardest_table(cells: Sequence[Cell]) -> Table:
     """Wrong in the largest share of all runs on this corpus; of equals, where the truth was given least."""
     import pandas
 
@@ -152,7 +147,7 @@ def _hardest(cells: Sequence[Cell]) -> Table:
     return described("hardest", rows, n=len(rows), where=", of all cells" if len(same) > 1 else "")
 
 
-def _groups(cell: Cell) -> Table:
+def groups_table(cell: Cell) -> Table:
     """The share of wrong predictions in each group; no row where no group is known."""
     import pandas
 
@@ -171,9 +166,8 @@ def _groups(cell: Cell) -> Table:
             rows.append({**row, "UA %": 100 * float(ua)})
     counts = Counter(row["by"] for row in rows)
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
-    every = 100 * (1 - p.right.mean())
-    left = sentence("groupings", len(points) < len(rows), most=GROUPS)
-    return described("groups", rows, left, points=points, every=every, over=cell.over, fewest=FEWEST)
+    left, wrong = sentence("groupings", len(points) < len(rows), most=GROUPS), 100 * (1 - p.right.mean())
+    return described("groups", rows, left, points=points, baseline=wrong, over=cell.over, fewest=FEWEST)
 
 
 def agreement(cell: Cell) -> np.ndarray:
@@ -190,7 +184,7 @@ def agreement(cell: Cell) -> np.ndarray:
     return shares
 
 
-def _agreement(cell: Cell) -> Table:
+def agreement_table(cell: Cell) -> Table:
     """Confidence and recall by the share of the raters' votes that stand behind the label; no row without votes."""
     from scipy.stats import spearmanr
 
@@ -203,10 +197,10 @@ def _agreement(cell: Cell) -> Table:
             row = {"raters for the label": name, "utterances": n, "right %": share(part.right, part.group)}
             rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
     measures = ("right", "confidence", "given to the truth")
-    points = [(measure, place, row[f"{measure} %"]) for measure in measures for place, row in enumerate(rows)]
-    ticks = {place: f"{row['raters for the label']}\nn {row['utterances']:,}" for place, row in enumerate(rows)}
+    places = [f"{row['raters for the label']}\nn {row['utterances']:,}" for row in rows]
+    points = [(one, place, row[f"{one} %"]) for one in measures for place, row in zip(places, rows, strict=True)]
     rank = ""
     if voted.any() and np.ptp(behind[voted]) and np.ptp(p.given[voted]):
         found = shown(float(spearmanr(behind[voted], p.given[voted]).statistic), "difference")
         rank = sentence("rank", rank=found) + " "
-    return described("agreement", rows, points=points, ticks=ticks, over=cell.over, rank=rank)
+    return described("agreement", rows, points=points, over=cell.over, rank=rank)

@@ -2,6 +2,7 @@
 
 Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What `dots` and `lines`
 draw are points: the name of the series, a name or a number to place the point at, and its value or (value, low, high).
+How they draw them stands in texts.toml: their arguments, and those of matplotlib's `Axes.set`.
 """
 
 import io
@@ -9,7 +10,6 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +27,6 @@ DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
 Point = tuple[str, Any, Any]
 
 
-@dataclass(frozen=True)
-class Plot:
-    """How a table's points are drawn; texts.toml says what each means."""
-
-    kind: str
-    xlabel: str = ""
-    ylabel: str = ""
-    low: float | None = None
-    high: float | None = None
-    legend: int = 0
-    baseline: float = np.nan
-    above: bool = False
-    ticks: Mapping[int, str] | None = None
-    band: bool = False
-    joined: bool = True
-    log: bool = False
-    diagonal: bool = False
-
-
 def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
     """A figure `height` points high, with its axes."""
     from matplotlib.figure import Figure
@@ -61,11 +42,12 @@ def svg_of(table: Table) -> tuple[str, str]:
     """
     import matplotlib
 
-    plot, sink = Plot(**table.plot), io.StringIO()
+    sink, how = io.StringIO(), dict(table.plot)
+    draw = KINDS[how.pop("kind")]
     style = Path(__file__).with_name("report.mplstyle")
     with matplotlib.rc_context({"svg.hashsalt": table.name}, style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
-        KINDS[plot.kind](table.points, plot).savefig(sink, format="svg")
+        draw(table.points, **how).savefig(sink, format="svg")
         series = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     opening, _, svg = sink.getvalue().partition("<svg ")[2].partition(">")
     needless = r"<metadata>.*?</metadata>|<style [^>]*>.*?</style>|<!--.*?-->"
@@ -107,22 +89,21 @@ def _fitted(labels: Sequence[str], width: int) -> list[str]:
     return [text if len(text) <= width else f"{text[:half]}…{text[-half:]}" for text in found]
 
 
-def _finished(drawing: Any, axes: Any, plot: Plot) -> Any:
-    """Name the axes, and put the legend below the whole figure, if any."""
-    axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel)
-    if plot.legend:
+def _finished(drawing: Any, axes: Any, legend: int, shown: Mapping[str, Any]) -> Any:
+    """Name and bound the axes, and put the legend below the whole figure in so many columns, if any."""
+    axes.set(**shown)
+    if legend:
         handles, labels = axes.get_legend_handles_labels()
-        drawing.legend(handles, _fitted(labels, 60 // plot.legend), loc="outside lower left", ncols=plot.legend)
+        drawing.legend(handles, _fitted(labels, 60 // legend), loc="outside lower left", ncols=legend)
     return drawing
 
 
-def dots(points: Sequence[Point], plot: Plot) -> Any:
+def dots(points: Sequence[Point], legend: int = 0, above: bool = False, baseline: float = np.nan, **shown: Any) -> Any:
     """One line for each name, or (heading, name), with a dot for each series' value and a bar for its interval."""
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
-    shown = _fitted([name for _, name in names], 54)
+    fitted = _fitted([name for _, name in names], 54)
     headings = {heading for heading, _ in names} - {""}
-    above, legend = plot.above, plot.legend
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
     told = 22 * -(-len(series) // legend) if legend else 0
@@ -131,7 +112,7 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[Any, float] = {}
     end, last = 0.0, ""
-    for (heading, name), short in zip(names, shown, strict=True):
+    for (heading, name), short in zip(names, fitted, strict=True):
         if heading != last:
             end, last = end + 0.4 * bool(lines), heading
             axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
@@ -143,40 +124,45 @@ def dots(points: Sequence[Point], plot: Plot) -> Any:
         y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
         axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
         axes.plot(values, y, **style | {"linestyle": ""})
-    axes.axvline(plot.baseline, **DASHED)
+    axes.axvline(baseline, **DASHED)
     ticks = {} if above else {end: name for (_, name), end in lines.items()}
     axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set(xlim=(plot.low, plot.high), ylim=(end - 0.4, -0.8))
+    axes.set(ylim=(end - 0.4, -0.8))
     axes.grid(axis="y", visible=not above and not headings)
     axes.spines["left"].set_visible(not above)
-    return _finished(drawing, axes, plot)
+    return _finished(drawing, axes, legend, shown)
 
 
-def lines(points: Sequence[Point], plot: Plot) -> Any:
-    """Values over x with their intervals."""
+def lines(
+    points: Sequence[Point],
+    legend: int = 0,
+    band: bool = False,
+    joined: bool = True,
+    diagonal: bool = False,
+    **shown: Any,
+) -> Any:
+    """Values over x, a number or a name, with their intervals, as bars or a `band`; `diagonal`: a value is its x."""
     series = list(_series(points))
-    drawing, axes = figure(230 + (20 * -(-len(series) // plot.legend) if plot.legend else 20))
+    drawing, axes = figure(230 + (20 * -(-len(series) // legend) if legend else 20))
     for x, (values, low, high), style in series:
-        if plot.band:
+        if band:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
             style["marker"] = ""
         else:
-            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if plot.joined else 0.45)
-        axes.plot(x, values, **style if plot.joined else style | {"linestyle": ""})
-    axes.axhline(plot.baseline, **DASHED)
-    if plot.diagonal:
+            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
+        axes.plot(x, values, **style if joined else style | {"linestyle": ""})
+    if diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
-    axes.set(ylim=(plot.low, plot.high), xscale="log" if plot.log else "linear")
-    if plot.ticks is None:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    else:
-        axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
+    _finished(drawing, axes, legend, shown)
+    if axes.get_xscale() == "log":
+        axes.set_xticks(every := sorted({at for _, at, _ in points}), [*map(str, every)])
         axes.minorticks_off()
-        axes.margins(x=0.12)
-    return _finished(drawing, axes, plot)
+    elif not isinstance(points[0][1], str):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return drawing
 
 
-def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> Any:
+def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]]) -> Any:
     """The K classes, and confusion matrices [K, K] by title, in percent of each true class."""
     classes, counts = shown
     across = min(len(counts), 2)
@@ -204,7 +190,7 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]], _: Plot) -> 
     return drawing
 
 
-def attention_maps(shown: tuple[Any, ...], _: Plot) -> Any:
+def attention_maps(shown: tuple[Any, ...]) -> Any:
     """Attention of L query tokens to spans of time [L, T] and to words [L, N], by name, with `over_time` [T] above.
 
     `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.

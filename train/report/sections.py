@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, zip_longest
+from itertools import combinations
 from pathlib import Path
 from textwrap import fill
 
@@ -15,10 +15,10 @@ from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 from ser.train.search import cell_name, chosen_rows
 
-from .calibration import calibrated, calibration_table, ratings, ratings_table, votes_table
+from .calibration import calibration_table, ratings, ratings_table, reliability_table, votes_table
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
 from .cells import Cell, drawn, grouped, same_run
-from .examples import Inside, attended, errors
+from .examples import Inside, agreement_table, attended, groups_table, hardest_table
 from .figures import Point, svg_of
 from .paper import beside, claimed, quoted_for
 from .provenance import what_was_run
@@ -58,13 +58,13 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
         "results": _results(known) if known else [],
         "significance": [significance_table(known), papers_tests_table(known)],
         "emotions": _emotions(known) if known else [],
-        "calibration": calibrated(known),
+        "calibration": [reliability_table(known), calibration_table(known), votes_table(known)],
         "ratings": ratings(cells),
         "training": _training(cells),
         "modalities": [_modalities(known)],
         "query-tokens": [_queries(known)],
         "inside": inside.tables,
-        "errors": errors(known) if known else [],
+        "errors": [groups_table(known[0]), agreement_table(known[0]), hardest_table(known)] if known else [],
     }
     told = {name: [*filter(None, tables)] for name, tables in sections.items()}
     kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
@@ -158,7 +158,7 @@ def _results(cells: Sequence[Cell]) -> list[Table]:
         chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
         points = [(name, *row.values()) for row in rows]
         told = sentence("chance", metric == "ua", chance=chance), drawn(cells, PLOTTED)
-        words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "chance": chance}
+        words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "baseline": chance}
         plots.append(described("score", rows, *told, points=points, **words))
     return [results_table(cells), *plots, corpora_table(cells), chosen_table(cells), papers_table(cells)]
 
@@ -175,7 +175,7 @@ def results_table(cells: Sequence[Cell]) -> Table:
         shape = f"{len(cell.folds)} × {len(cell.seeds)}"
         shape = shape if cell.whole else f"{len(cell.runs)} in {shape}"
         row |= {"interval over": cell.interval_over, "runs": shape, "n": cell.n}
-        rows.append(row if alike else {**row, "conditions": cell.conditions})
+        rows.append({**row, "conditions": None if alike else cell.conditions})
     narrow = sentence("narrow", any(cell.over == "utterances" for cell in cells))
     where = f" ({cells[0].conditions})" if alike else ""
     return described("results", rows, sentence("chosen", len(cells) > 1), _caveat(cells), narrow, where=where)
@@ -330,16 +330,16 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
     points: list[Point] = []
     rows: list[Row] = []
     for cell in cells:
-        told_by = [[(line["stage"], line.get(key)) for line in result["history"]] for result in cell.results]
-        stages = dict.fromkeys(stage for run in told_by for stage, _ in run)
-        aligned = (zip_longest(*([value for of, value in run if of == stage] for run in told_by)) for stage in stages)
-        curve = scale * pandas.DataFrame(chain(*aligned), dtype=float).agg(["mean", "min", "max"], axis=1)
+        told_by = enumerate(result["history"] for result in cell.results)
+        lines = pandas.DataFrame([(run, line["stage"], line.get(key)) for run, every in told_by for line in every])
+        place = [pandas.factorize(lines[1])[0], lines.groupby([0, 1]).cumcount()]  # stage, and epoch within it
+        curve = scale * lines[2].astype(float).groupby(place).agg(["mean", "min", "max"])
         if curve["mean"].isna().all():
             continue
         if len({row["cell"] for row in rows}) < SERIES:
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
-            mean = float(curve["mean"][epoch])
+            mean = float(curve["mean"].iloc[epoch])
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
     words = {"name": f"learning-{key}", "score": title, "heading": heading, "epochs": EPOCHS}
     return described("learning", rows, *told, points=points, **words)
@@ -378,5 +378,4 @@ def _queries(cells: Sequence[Cell]) -> Table:
             paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
             rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
     points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
-    ticks = {number: str(number) for number in sorted({row["L"] for row in rows})}
-    return described("queries", rows, points=points, ticks=ticks)
+    return described("queries", rows, points=points)

@@ -50,11 +50,11 @@ class Table:
 
     @cached_property
     def columns(self) -> dict[str, Any]:
-        """Headings, and the first value below each; where there is none, "" or, in a column of numbers, 0.0."""
-        found: Row = {heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row}
+        """Headings, and the first value below each; one without a value is no column."""
+        found: Row = {heading: None for row in self.rows for heading in row}
         for row in reversed(self.rows):
             found |= {heading: value for heading, value in row.items() if value is not None}
-        return found
+        return {heading: first for heading, first in found.items() if first is not None}
 
     @cached_property
     def texts(self) -> list[list[str]]:
@@ -65,21 +65,16 @@ class Table:
 def described(texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, **fields: Any) -> Table:
     """A table and, if it has `points`, its plot with the texts of that name in texts.toml, filled in with `fields`.
 
-    `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field.
+    `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field; a
+    field `baseline` is where the plot has a dashed line.
     """
     told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
     last = "note" if points is None else "below"
     told[last] = " ".join(filter(None, [told[last], *sentences]))
-    plot = {key: _filled(one, fields) for key, one in TEXTS[texts].get("plot", {}).items()}
+    how = TEXTS[texts].get("plot", {}) | ({"baseline": fields["baseline"]} if "baseline" in fields else {})
+    plot = {key: one.format_map(fields) if isinstance(one, str) else one for key, one in how.items()}
     name, folded = fields.get("name", texts), TEXTS[texts].get("folded", False)
     return Table(name, rows=rows, folded=folded, points=points, plot=plot, **told)
-
-
-def _filled(value: Any, fields: Mapping[str, Any]) -> Any:
-    """With the fields filled in; one that stands alone, such as "{ticks}", is no text."""
-    if not isinstance(value, str):
-        return value
-    return fields[value[1:-1]] if value[1:-1] in fields else value.format_map(fields)
 
 
 def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
