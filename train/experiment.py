@@ -109,9 +109,8 @@ def _check_options(experiment: Experiment) -> None:
     """Raise `WrongUse` for a value that its option does not take, here."""
     for option in fields(experiment):
         value, name, choices = getattr(experiment, option.name), option.name, option.metadata.get("choices")
-        kind: Any = option.type
-        several = get_origin(kind) is tuple
-        kind = str if several else kind
+        several = get_origin(option.type) is tuple
+        kind: Any = str if several else option.type
         for one in value if several and isinstance(value, tuple) else [value]:
             true = isinstance(one, bool) and kind is not bool  # True is a number for Python, and not for us
             if true or not isinstance(one, kind):
@@ -267,7 +266,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
             per_row = _seconds_per_row(fit_groups(jobs)[0])
             known[plan.precision] = per_row / parameters
         per_row = known[plan.precision] * parameters
-    seconds = per_row * sum(_rows(j, j.fold) for j in jobs) * epochs
+    seconds = per_row * sum(map(_rows, jobs)) * epochs
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
     return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed)
@@ -279,49 +278,45 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     On a GPU the fastest of three, since one of them may capture what is replayed from then on.
     """
     job, found = jobs[0], 0.0
-    plans = [_short(one, 4 if job.stacked else 2) for one in jobs]
     for batches in (1, STEPS):
-        fold, fitted = _shortened(job, batches), list[Any]()
+        trial, fitted = _trial(job, 4 if job.stacked else 2, batches), list[Any]()
+        plans = [replace(trial.plan, seed=one.plan.seed, loss=one.plan.loss) for one in jobs]
         with contextlib.suppress(Diverged):
             if job.stacked:
-                fitted = fit_many(job.data, fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
+                fitted = fit_many(job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
             else:
-                fitted = [fit(job.data, fold, plans[0])]
+                fitted = [fit(job.data, trial.fold, plans[0])]
         lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history if line["epoch"] > 1]
         stages = {line["stage"] for line in lines}
         seconds = [min(line["seconds"] for line in lines if line["stage"] == stage) for stage in stages]
         if seconds:
-            found = float(np.mean(seconds) / _rows(job, fold))
+            found = float(np.mean(seconds) / _rows(trial))
         if sum(seconds) * STEPS > ENOUGH:
             break
     return found
 
 
-def _short(job: Job, epochs: int) -> TrainConfig:
-    """The job's plan for so many epochs without a step: a run itself tells that its loss diverges."""
-    settings = replace(job.plan.settings, epochs=epochs, lr=0.0)
-    return replace(job.plan, settings=settings, training=replace(job.plan.training, refit=False))
+def _trial(job: Job, epochs: int, batches: int) -> Job:
+    """The job for so many epochs without a step, as a run itself tells that its loss diverges, on so many batches.
+
+    They are spread over its training part, and as large a share of the other parts is evaluated.
+    """
+    settings, unit, parts = replace(job.plan.settings, epochs=epochs, lr=0.0), job.plan.fusion.unit, {}
+    plan = replace(job.plan, settings=settings, training=replace(job.plan.training, refit=False))
+    units = {part: job.data.groups(rows, unit) for part, rows in job.fold.parts.items()}
+    share = min(1, batches * settings.batch_size / (len(units["train"]) * (len(job.data.views) + 1)))
+    for part, of in units.items():
+        chosen = np.linspace(0, len(of) - 1, math.ceil(share * len(of))).astype(int)
+        parts[part] = np.concatenate([job.fold.train[:0], *(of[i] for i in chosen)])
+    return replace(job, fold=replace(job.fold, **parts), plan=plan)
 
 
-def _shortened(job: Job, batches: int) -> Fold:
-    """The fold with so many batches to train on, spread over its training part, and as large a share of the others."""
-    unit, size = job.plan.fusion.unit, batches * job.plan.settings.batch_size
-    share = min(1, size / (len(job.data.groups(job.fold.train, unit)) * (len(job.data.views) + 1)))
-
-    def spread(rows: np.ndarray) -> np.ndarray:
-        units = job.data.groups(rows, unit)
-        chosen = np.linspace(0, len(units) - 1, math.ceil(share * len(units))).astype(int)
-        return np.concatenate([rows[:0], *(units[i] for i in chosen)])
-
-    fold = job.fold
-    return replace(fold, train=spread(fold.train), dev=spread(fold.dev), test=spread(fold.test))
-
-
-def _rows(job: Job, fold: Fold) -> float:
+def _rows(job: Job) -> float:
     """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a third."""
-    n = len(job.data.utterances)
-    rows = np.sum([np.diff(one.offsets[: n + 1]) for one in job.data.inputs.values()], axis=0)  # of each utterance
-    return rows[fold.train].sum() * (len(job.data.views) + 1) + rows[rows_to_evaluate(fold, job.plan)].sum() / 3
+    data, evaluated = job.data, rows_to_evaluate(job.fold, job.plan)
+    offsets = [one.offsets[: len(data.utterances) + 1] for one in data.inputs.values()]
+    rows = np.sum([np.diff(one) for one in offsets], axis=0)  # of each utterance
+    return rows[job.fold.train].sum() * (len(data.views) + 1) + rows[evaluated].sum() / 3
 
 
 def count_flops(jobs: Sequence[Job], epochs: int) -> float:
@@ -331,19 +326,18 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    job = jobs[0]
-    fold = replace(_shortened(job, 1), dev=job.fold.dev[:0])
-    plan = replace(_short(job, 1), fusion=replace(job.plan.fusion, hide=None), select="last")
+    trial = _trial(jobs[0], 1, 1)
+    plan = replace(trial.plan, fusion=replace(trial.plan.fusion, hide=None), select="last")
+    trial = replace(trial, fold=replace(trial.fold, dev=trial.fold.dev[:0]), plan=plan)
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_thread())
-        stack.enter_context(oom_as_error(job.plan))
+        stack.enter_context(oom_as_error(plan))
         stack.enter_context(contextlib.suppress(Diverged))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # as products, which are known
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # so are the steps of recurrent layers
         counter = stack.enter_context(FlopCounterMode(display=False))
-        fit(job.data, fold, plan)
-    per_row = counter.get_total_flops() / len(plan.fusion.stages) / _rows(replace(job, plan=plan), fold)
-    return per_row * sum(_rows(each, each.fold) for each in jobs) * epochs
+        fit(trial.data, trial.fold, plan)
+    return counter.get_total_flops() / len(plan.fusion.stages) / _rows(trial) * sum(map(_rows, jobs)) * epochs
 
 
 def product_rates(plan: TrainConfig) -> dict[str, float]:
