@@ -290,7 +290,7 @@ def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return 1 - ccc.mean()
 
 
-# By the names that `--target` takes, which are in options.py.
+# By the names that `--target` takes, which are in options.toml.
 _ALL = (
     Target("class"),
     Target("distribution", voted=True, unused=("soft_labels", *OF_RATINGS)),
