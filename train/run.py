@@ -53,15 +53,10 @@ class Job:
         """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not depend on the others."""
         return torch.device(self.plan.device).type == "cuda" and can_train_together(self.data, self.plan)
 
-    @property
-    def group(self) -> str:
-        """The same for jobs that are fitted together."""
-        return self.bundle if self.stacked else self.name
-
     @cached_property
-    def bundle(self) -> str:
-        """The same for jobs that a GPU fits together: those that differ in seed and loss alone."""
-        apart = ("seed", "loss") if can_train_together(self.data, self.plan) else ()
+    def group(self) -> str:
+        """The same for jobs that are fitted together: of those that are `stacked`, which differ in seed and loss alone."""
+        apart = ("seed", "loss") if self.stacked else ()
         return run_name({key: value for key, value in self.config.items() if key not in apart})
 
 
@@ -87,7 +82,7 @@ def train_jobs(
             if together or not resume:
                 (runs[i].path / STATE).unlink(missing_ok=True)
             runs[i].write_json(CONFIG, jobs[i].config)
-            logs[i] = stack.enter_context(_log(runs[i], jobs[i].plan, on_epoch and partial(on_epoch, i)))
+            logs[i] = _log(runs[i], jobs[i].plan, stack, on_epoch and partial(on_epoch, i))
         stack.enter_context(one_thread())
         if together:
             first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
@@ -143,34 +138,35 @@ def _fit_with_states(job: Job, run: Run, log: Log) -> Fitted:
     return fit(job.data, job.fold, job.plan, after_epoch, state)
 
 
-@contextlib.contextmanager
-def _log(run: Run, plan: TrainConfig, on_epoch: Callable[[Epoch], None] | None) -> Iterator[Log]:
-    """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone."""
-    with contextlib.ExitStack() as stack:
-        if not (run.path / STATE).exists():
-            (run.path / LOG).unlink(missing_ok=True)  # not cut: a backup may be a hard link to it
-        lines = stack.enter_context((run.path / LOG).open("a", encoding="utf-8"))
-        curves: Any = None
-        if plan.log == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+def _log(run: Run, plan: TrainConfig, stack: contextlib.ExitStack, on_epoch: Callable[[Epoch], None] | None) -> Log:
+    """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone.
 
-            curves = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
+    What it opens is closed with the stack.
+    """
+    if not (run.path / STATE).exists():
+        (run.path / LOG).unlink(missing_ok=True)  # not cut: a backup may be a hard link to it
+    lines = stack.enter_context((run.path / LOG).open("a", encoding="utf-8"))
+    curves: Any = None
+    if plan.log == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
 
-        def log(event: Epoch | str) -> None:
-            if isinstance(event, str):
-                lines.write(f"{event}\n")
-                lines.flush()
-                return
-            values = {name: value for name, value in asdict(event).items() if value is not None}
-            log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
-            if curves is not None:
-                for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
-                    curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
-                curves.flush()
-            if on_epoch:
-                on_epoch(event)
+        curves = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
 
-        yield log
+    def log(event: Epoch | str) -> None:
+        if isinstance(event, str):
+            lines.write(f"{event}\n")
+            lines.flush()
+            return
+        values = {name: value for name, value in asdict(event).items() if value is not None}
+        log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
+        if curves is not None:
+            for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
+                curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
+            curves.flush()
+        if on_epoch:
+            on_epoch(event)
+
+    return log
 
 
 @contextlib.contextmanager

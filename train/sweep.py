@@ -142,29 +142,28 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     searches: list[tuple[Path, Record]] = []
     for cell in recipe.cells:
         needed, columns = list[SweepTask](), list[list[Job]]()
-        for more in cell.candidates:
-            experiment = replace(cell.experiment, set=(*cell.experiment.set, *more), resume=True)
-            if elsewhere and experiment.precision == "auto":  # a run's name must not depend on who trains it
-                experiment = replace(experiment, precision="float32")
-            try:
+        try:
+            for more in cell.candidates:
+                experiment = replace(cell.experiment, set=(*cell.experiment.set, *more), resume=True)
+                if elsewhere and experiment.precision == "auto":  # a run's name must not depend on who trains it
+                    experiment = replace(experiment, precision="float32")
                 device = choose_device(experiment.device, here=not elsewhere)
                 jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
                 if cell.over and not needed:
                     recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells))
-            except (WrongUse, LookupError) as fault:
-                mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
-                raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
-            plans.append(jobs[0].plan)
-            far = elsewhere and experiment.device != "cpu"
-            needed += [
-                SweepTask(job.name, cell.name, experiment, number, job.bundle if far else job.group)
-                for number, job in enumerate(jobs)
-            ]
-            columns.append(jobs)
-        if cell.test.startswith("only") and plans[-1].fusion.hide is None:
-            raise WrongUse(f"cell '{cell.name}': fusion {plans[-1].fusion.name} cannot hide a modality")
+                plans.append(jobs[0].plan)
+                columns.append(jobs)
+                if elsewhere and experiment.device != "cpu":  # there may be a GPU, which fits some of them together
+                    jobs = [replace(job, plan=replace(job.plan, device="cuda")) for job in jobs]
+                needed += [SweepTask(job.name, cell.name, experiment, at, job.group) for at, job in enumerate(jobs)]
+            if cell.test.startswith("only") and plans[-1].fusion.hide is None:
+                raise WrongUse(f"fusion {plans[-1].fusion.name} cannot hide a modality")
+            if cell.over:
+                check_search(columns)
+        except (WrongUse, LookupError) as fault:
+            mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+            raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
         if cell.over:
-            check_search(cell.name, columns)
             record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
             searches.append((Path(cell.experiment.out), record))
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
@@ -185,17 +184,15 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     return Sweep(recipe, chosen, runs, precisions, tuple(searches))
 
 
-def check_search(cell: str, candidates: Sequence[Sequence[Job]]) -> None:
+def check_search(candidates: Sequence[Sequence[Job]]) -> None:
     """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of each."""
     every = [job for jobs in candidates for job in jobs]
     if every[0].plan.select != "val":
-        raise WrongUse(f"cell '{cell}': a search chooses by the score on dev, which takes --select val")
+        raise WrongUse("a search chooses by the score on dev, which takes --select val")
     if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in every}) > len(candidates[0]):
-        raise WrongUse(
-            f"cell '{cell}': its candidates are not scored alike on dev; search neither dev nor select_score"
-        )
+        raise WrongUse("its candidates are not scored alike on dev; search neither dev nor select_score")
     if len({job.name for job in every}) < len(every):
-        raise WrongUse(f"cell '{cell}': two candidates are one run; leave out a value that is there twice, or --set")
+        raise WrongUse("two candidates are one run; leave out a value that is there twice, or --set")
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
