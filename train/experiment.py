@@ -86,16 +86,14 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         raise WrongUse(
             "patience stops where a score no longer rises, and --select last looks at none; use --select val"
         )
-    shared = ("target", "loss", "select", "precision", "log", "deterministic")
-    how = {name: getattr(experiment, name) for name in shared}
-    device = choose_device(experiment.device)
-    if how["precision"] == "auto":
+    device, precision = choose_device(experiment.device), experiment.precision
+    if precision == "auto":
         frames = fusion.level == "sequence" and device.startswith("cuda")
-        fast = frames and torch.cuda.is_bf16_supported(including_emulation=False)
-        how["precision"] = "bf16" if fast else "float32"
-    plan = TrainConfig(fusion, settings, training, device=device, **how)
-    if plan.device == "mps" and plan.precision == "bf16":
+        precision = "bf16" if frames and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device == "mps" and precision == "bf16":
         raise WrongUse("--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu")
+    how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "log", "deterministic")}
+    plan = TrainConfig(fusion, settings, training, device=device, precision=precision, **how)
     for fold in folds:
         rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
     return [
@@ -261,12 +259,9 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
         parameters = sum(weight.numel() for weight in model.parameters())
         del model
         known = paces if paces is not None and job.stacked else dict[str, float]()
-        timed = plan.precision not in known
-        if timed:
-            per_row = _seconds_per_row(fit_groups(jobs)[0])
-            known[plan.precision] = per_row / parameters
-        per_row = known[plan.precision] * parameters
-    seconds = per_row * sum(map(_rows, jobs)) * epochs
+        if timed := plan.precision not in known:
+            known[plan.precision] = _seconds_per_row(fit_groups(jobs)[0]) / parameters
+    seconds = known[plan.precision] * parameters * sum(map(_rows, jobs)) * epochs
     utterances, at_most = len(job.data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
     return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed)

@@ -31,7 +31,7 @@ from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
-Log = Callable[[Epoch | str], None]
+Log = Callable[..., None]  # of an epoch, with what makes the state after it if that is to be kept, or of a line
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Job:
 
     @cached_property
     def group(self) -> str:
-        """The same for jobs that are fitted together: of those that are `stacked`, which differ in seed and loss alone."""
+        """The same for jobs that are fitted together: those that are `stacked`, and differ in seed and loss alone."""
         apart = ("seed", "loss") if self.stacked else ()
         return run_name({key: value for key, value in self.config.items() if key not in apart})
 
@@ -96,7 +96,9 @@ def train_jobs(
                 if together:
                     fitted = fit_many(first.data, first.fold, [jobs[i].plan for i in now], [logs[i] for i in now])
                 else:
-                    fitted = [_fit_with_states(first, runs[now[0]], logs[now[0]])]
+                    [run] = runs.values()
+                    state = run.tensors(STATE) if (run.path / STATE).exists() else None
+                    fitted = [fit(first.data, first.fold, first.plan, logs[0], state)]
             except Diverged as fault:
                 fitted = [fault]
             except (MemoryError, RuntimeError) as fault:
@@ -123,26 +125,12 @@ def train_jobs(
     return [found[i] for i in range(len(jobs))]
 
 
-def _fit_with_states(job: Job, run: Run, log: Log) -> Fitted:
-    """`fit` from the run's last state, if there is one, writing a new one now and then."""
-    written = time.monotonic()
-
-    def after_epoch(epoch: Epoch, state: Callable[[], bytes]) -> None:
-        nonlocal written
-        log(epoch)
-        if time.monotonic() - written >= STATE_SECONDS:
-            run.write_tensors(STATE, state())
-            written = time.monotonic()
-
-    state = run.tensors(STATE) if (run.path / STATE).exists() else None
-    return fit(job.data, job.fold, job.plan, after_epoch, state)
-
-
 def _log(run: Run, plan: TrainConfig, stack: contextlib.ExitStack, on_epoch: Callable[[Epoch], None] | None) -> Log:
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone.
 
-    What it opens is closed with the stack.
+    Now and then it writes the state after an epoch, if it is given. What it opens is closed with the stack.
     """
+    written = time.monotonic()
     if not (run.path / STATE).exists():
         (run.path / LOG).unlink(missing_ok=True)  # not cut: a backup may be a hard link to it
     lines = stack.enter_context((run.path / LOG).open("a", encoding="utf-8"))
@@ -152,7 +140,8 @@ def _log(run: Run, plan: TrainConfig, stack: contextlib.ExitStack, on_epoch: Cal
 
         curves = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
 
-    def log(event: Epoch | str) -> None:
+    def log(event: Epoch | str, state: Callable[[], bytes] | None = None) -> None:
+        nonlocal written
         if isinstance(event, str):
             lines.write(f"{event}\n")
             lines.flush()
@@ -165,6 +154,9 @@ def _log(run: Run, plan: TrainConfig, stack: contextlib.ExitStack, on_epoch: Cal
             curves.flush()
         if on_epoch:
             on_epoch(event)
+        if state and time.monotonic() - written >= STATE_SECONDS:
+            run.write_tensors(STATE, state())
+            written = time.monotonic()
 
     return log
 

@@ -160,12 +160,11 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
                 raise WrongUse(f"fusion {plans[-1].fusion.name} cannot hide a modality")
             if cell.over:
                 check_search(columns)
+                record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
+                searches.append((Path(cell.experiment.out), record))
         except (WrongUse, LookupError) as fault:
             mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
             raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
-        if cell.over:
-            record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
-            searches.append((Path(cell.experiment.out), record))
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
