@@ -225,12 +225,13 @@ def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, 
     """Streamed ones too: their values are not there to be taken from."""
     jobs = prepare(experiment(store, tmp_path, memory="0.025MB"))
     data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
-    assert data.reader.streamed
-    plans[1] = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
+    assert data.reader.streamed and fit_many(data, fold, plans) == []
+    wild = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
     told = [[] for _ in plans]
-    first, diverged, last = fit_many(data, fold, plans, [lines.append for lines in told])
-    for plan, found, lines in ((plans[0], first, told[0]), (plans[2], last, told[2])):
-        assert found.history[-1]["loss"] == fit(data, fold, plan).history[-1]["loss"] == lines[-1].loss
+    changed = [jobs[0], replace(jobs[1], plan=wild), jobs[2]]
+    first, diverged, last = train_jobs(changed, tmp_path, on_epoch=lambda i, line: told[i].append(line.loss))
+    for plan, run, losses in ((plans[0], first, told[0]), (plans[2], last, told[2])):
+        assert run.result["history"][-1]["loss"] == fit(data, fold, plan).history[-1]["loss"] == losses[-1]
     assert isinstance(diverged, Diverged)
 
 

@@ -279,8 +279,7 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
         with contextlib.suppress(Diverged):
             if job.stacked:
                 fitted = fit_many(job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
-            else:
-                fitted = [fit(job.data, trial.fold, plans[0])]
+            fitted = fitted or [fit(job.data, trial.fold, plans[0])]
         lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history if line["epoch"] > 1]
         stages = {line["stage"] for line in lines}
         seconds = [min(line["seconds"] for line in lines if line["stage"] == stage) for stage in stages]

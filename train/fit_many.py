@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,8 @@ def fit_many(
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Where the inputs do not fit on the GPU, `fit.fit` trains one after the other.
-    Raises `WrongUse` for a selection on a dev part that is empty.
+    fault in the place of its model. Where the inputs do not fit on the GPU there are none: `fit.fit` trains one after
+    the other. Raises `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -63,7 +62,7 @@ def fit_many(
     scaled = data.scaled(scaling)
     there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
     if any(inputs.streamed or inputs.pinned for inputs in there.values()):
-        return [_alone(data, fold, each, log) for each, log in zip_longest(configs, on_epoch)]
+        return []
     values = {modality: inputs.values for modality, inputs in there.items()}
     dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
     values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()}
@@ -172,15 +171,6 @@ def fit_many(
         else:
             fitted.append(Fitted(model, scaling, selections[i].history))
     return fitted
-
-
-def _alone(
-    data: Dataset, fold: Fold, config: TrainConfig, on_epoch: Callable[[Epoch | str], None] | None
-) -> Fitted | Diverged:
-    try:
-        return fit.fit(data, fold, config, on_epoch and (lambda line, _: on_epoch(line)))
-    except Diverged as fault:
-        return fault
 
 
 def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:

@@ -65,10 +65,11 @@ def train_jobs(
 ) -> list[Run | Diverged]:
     """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
 
-    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half as many, down to one.
-    One by itself keeps states, and an unfinished one continues from its last with `resume`; without states it starts
-    anew. One that diverged gives the fault in the place of its run, and its folder holds the weights of the last good
-    epoch. Raises `SerError`, saying what helps, if the memory does not suffice.
+    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half as many, down to one;
+    where their inputs do not fit on the GPU, one after the other. One by itself keeps states, and an unfinished one
+    continues from its last with `resume`; without states it starts anew. One that diverged gives the fault in the place
+    of its run, and its folder holds the weights of the last good epoch. Raises `SerError`, saying what helps, if the
+    memory does not suffice.
     """
     first, together = jobs[0], len(jobs) > 1 or jobs[0].stacked
     with contextlib.ExitStack() as stack:
@@ -86,7 +87,7 @@ def train_jobs(
         stack.enter_context(one_thread())
         if together:
             first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
-        most = min(len(left), runs_at_once(first.data, first.fold, first.plan)) if together else 1
+        most = runs_at_once(first.data, first.fold, first.plan) if together else 1
         while left:
             now = left[:most]
             started = time.monotonic()
@@ -95,10 +96,11 @@ def train_jobs(
             try:
                 if together:
                     fitted = fit_many(first.data, first.fold, [jobs[i].plan for i in now], [logs[i] for i in now])
-                else:
-                    [run] = runs.values()
+                if not fitted:
+                    together, most, now = False, 1, left[:1]
+                    run, plan = runs[now[0]], jobs[now[0]].plan
                     state = run.tensors(STATE) if (run.path / STATE).exists() else None
-                    fitted = [fit(first.data, first.fold, first.plan, logs[0], state)]
+                    fitted = [fit(first.data, first.fold, plan, logs[now[0]], state)]
             except Diverged as fault:
                 fitted = [fault]
             except (MemoryError, RuntimeError) as fault:
