@@ -4,7 +4,7 @@ USC §5.1 fine-tunes BERT. With `finetune_layers=n` its top n layers start from 
 `all` the whole encoder from the cached token ids; their first weights are those of the feature's own checkpoint.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     for a feature that these layers cannot start from, naming the one that they can.
     """
     layers: Layers = settings.finetune_layers
+    tune: Any = fusion.tune  # there is one, beside such a setting
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
     if "text" in data.views:
@@ -57,22 +58,16 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
         )
     config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
     data = replace(data, notes={**data.notes, "encoders": {"text": config}})
-    return _tuned(fusion, lambda: Encoder(load_encoder(checkpoint), layers)), data
+    return replace(fusion, build=lambda *asked: tune(*asked, Encoder(load_encoder(checkpoint), layers))), data
 
 
 def reopened(fusion: Fusion, settings: Any, config: Mapping[str, Any]) -> Fusion:
     """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in the run."""
     layers: Layers = getattr(settings, "finetune_layers", 0)
-    if layers == 0 or fusion.tune is None:
+    tune: Any = fusion.tune
+    if layers == 0 or tune is None:
         return fusion
     encoders = config["provenance"].get("encoders", {})
     if "text" not in encoders:
         raise CorruptStore("the run's config.json does not describe the encoder that it trained; train the run again")
-    return _tuned(fusion, lambda: untrained(encoders["text"], layers))
-
-
-def _tuned(fusion: Fusion, encoder: Callable[[], Encoder]) -> Fusion:
-    """The fusion with that encoder inside each model."""
-    tune = fusion.tune
-    assert tune is not None
-    return replace(fusion, build=lambda settings, dims, classes: tune(settings, dims, classes, encoder()))
+    return replace(fusion, build=lambda *asked: tune(*asked, untrained(encoders["text"], layers)))
