@@ -295,14 +295,16 @@ def _trial(job: Job, epochs: int, batches: int) -> Job:
 
     They are spread over its training part, and as large a share of the other parts is evaluated.
     """
-    settings, unit, parts = replace(job.plan.settings, epochs=epochs, lr=0.0), job.plan.fusion.unit, {}
-    plan = replace(job.plan, settings=settings, training=replace(job.plan.training, refit=False))
-    units = {part: job.data.groups(rows, unit) for part, rows in job.fold.parts.items()}
-    share = min(1, batches * settings.batch_size / (len(units["train"]) * (len(job.data.views) + 1)))
+    data, fold, plan = job.data, job.fold, job.plan
+    settings = replace(plan.settings, epochs=epochs, lr=0.0)
+    units = {part: data.groups(rows, plan.fusion.unit) for part, rows in fold.parts.items()}
+    share = min(1, batches * settings.batch_size / (len(units["train"]) * (len(data.views) + 1)))
+    parts = dict[str, Any]()
     for part, of in units.items():
         chosen = np.linspace(0, len(of) - 1, math.ceil(share * len(of))).astype(int)
-        parts[part] = np.concatenate([job.fold.train[:0], *(of[i] for i in chosen)])
-    return replace(job, fold=replace(job.fold, **parts), plan=plan)
+        parts[part] = np.concatenate([fold.train[:0], *(of[i] for i in chosen)])
+    plan = replace(plan, settings=settings, training=replace(plan.training, refit=False))
+    return replace(job, fold=replace(fold, **parts), plan=plan)
 
 
 def _rows(job: Job) -> float:

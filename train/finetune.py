@@ -27,7 +27,7 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     for a feature that these layers cannot start from, naming the one that they can.
     """
     layers: Layers = settings.finetune_layers
-    tune: Any = fusion.tune  # there is one, beside such a setting
+    tune: Any = fusion.tune
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
     if "text" in data.views:

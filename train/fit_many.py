@@ -91,7 +91,7 @@ def fit_many(
     graphs = Graphs(torch.device(device).type in GRAPHS, on_epoch)
     total, chosen = torch.zeros(len(configs), device=device), torch.zeros_like(kind[0], dtype=torch.bool)
     places: dict[tuple[int, ...], Tensor] = {}  # by shape: where the dialogues of a batch are named
-    eval_groups = data.groups(eval_rows, config.fusion.unit) if len(eval_rows) else []
+    eval_groups = data.groups(eval_rows, config.fusion.unit)
     turns, held = table(groups), table(eval_groups)
     turns_there, held_there = turns.to(device), held.to(device)
     cuts = torch.arange(len(eval_groups)).split(settings.batch_size) if eval_groups else ()

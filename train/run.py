@@ -31,7 +31,7 @@ from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
-Log = Callable[..., None]  # of an epoch, with what makes the state after it if that is to be kept, or of a line
+Log = Callable[..., None]  # of an epoch, perhaps with what makes the state after it, or of a line
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
                     recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells))
                 plans.append(jobs[0].plan)
                 columns.append(jobs)
-                if elsewhere and experiment.device != "cpu":  # there may be a GPU, which fits some of them together
+                if elsewhere and experiment.device != "cpu":  # perhaps a GPU fits some together
                     jobs = [replace(job, plan=replace(job.plan, device="cuda")) for job in jobs]
                 needed += [SweepTask(job.name, cell.name, experiment, at, job.group) for at, job in enumerate(jobs)]
             if cell.test.startswith("only") and plans[-1].fusion.hide is None:
