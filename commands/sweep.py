@@ -107,7 +107,8 @@ def sweep(
             answer(facts)
         for cell, ahead in cells.items() if not as_json else ():
             how = "" if ahead.timed else " (not timed: from another cell's time by rows × parameters)"
-            answer(f"  {cell}: {ahead.parameters:,} parameters, about {duration(ahead.seconds_per_run)} a run{how}")
+            each = duration(ahead.seconds / ahead.runs)
+            answer(f"  {cell}: {ahead.parameters:,} parameters, about {each} a run{how}")
         return
     failed = False
     with progress(len(tasks), planned.recipe.name, "run") as bar:

@@ -230,15 +230,10 @@ class Estimate:
     runs: int
     epochs: int  # per run
     updates: int  # over all runs
-    seconds: float
+    seconds: float  # of all runs; those that are fitted together take a share each
     at_most: bool  # as patience may end a run before
     timed: bool  # or scaled from other runs
     streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
-
-    @property
-    def seconds_per_run(self) -> float:
-        """On average; of runs that are fitted together, each its share."""
-        return self.seconds / self.runs
 
 
 def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Estimate:
