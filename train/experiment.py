@@ -230,7 +230,7 @@ class Estimate:
     runs: int
     epochs: int  # per run
     updates: int  # over all runs
-    seconds: float  # of all runs; those that are fitted together take a share each
+    seconds: float  # over all runs
     at_most: bool  # as patience may end a run before
     timed: bool  # or scaled from other runs
     streamed: tuple[str, ...] = ()  # the modalities that are read from the store as they are needed
@@ -328,7 +328,8 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # so are the steps of recurrent layers
         counter = stack.enter_context(FlopCounterMode(display=False))
         fit(trial.data, trial.fold, plan)
-    return counter.get_total_flops() / len(plan.fusion.stages) / _rows(trial) * sum(map(_rows, jobs)) * epochs
+    per_row = counter.get_total_flops() / len(plan.fusion.stages) / _rows(trial)
+    return per_row * sum(map(_rows, jobs)) * epochs
 
 
 def product_rates(plan: TrainConfig) -> dict[str, float]:

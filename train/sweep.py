@@ -207,7 +207,8 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
         some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
         found = [estimate(fit_groups(jobs)[0], paces) for jobs in some]
         cells[name] = replace(found[0], seconds=fmean(one.seconds for one in found))
-    seconds = sum(cells[task.cell].seconds / cells[task.cell].runs for task in sweep.open_tasks)
+    ahead = [cells[task.cell] for task in sweep.open_tasks]
+    seconds = sum(one.seconds / one.runs for one in ahead)
     return seconds / (min(workers, sweep.gpus) if sweep.precisions else workers), cells
 
 
