@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, product
 from pathlib import Path
@@ -223,9 +223,9 @@ def official(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
         yield _fold(name, utterances, cut, sessions, others | {name: "test"}, "the corpus's own")
 
 
-def from_file(utterances: Utterances, cut: Cut, path: Path) -> Iterator[Fold]:
+def from_file(utterances: Utterances, cut: Cut, file: str) -> Iterator[Fold]:
     """The folds that a file spells out; where it names no dev part, `cut` says it: "next" is the next fold's test."""
-    listed, ids = read_folds(path), utterances.ids
+    listed, ids = read_folds(path := Path(file)), utterances.ids
     for (name, parts), (_, following) in zip(listed, [*listed[1:], listed[0]], strict=True):
         held = [{*parts[part]} for part in PARTS]
         train, dev, test = (np.flatnonzero([one in named for one in ids]) for named in held)
@@ -239,15 +239,9 @@ def from_file(utterances: Utterances, cut: Cut, path: Path) -> Iterator[Fold]:
         yield _fold(name, utterances, cut, ids, part_of, f"named by {path.name}")
 
 
-PROTOCOLS = {
-    "session-out": session_out,
-    "speaker-out": speaker_out,
-    "script-out": script_out,
-    "train1234-test5": train1234_test5,
-    "random-70-20-10": random_70_20_10,
-    "corpus-out": corpus_out,
-    "official": official,
-}
+_PLAIN = (session_out, speaker_out, script_out, train1234_test5, random_70_20_10, corpus_out, official)
+PROTOCOLS: dict[str, Callable[..., Iterator[Fold]]] = {cut.__name__.replace("_", "-"): cut for cut in _PLAIN}
+APART: dict[str, Sequence[str]] = {"random-70-20-10": (), "folds": (), "official": ("dialogue",)}  # else speakers too
 
 
 def corpora_of(protocol: str, corpus: str | None) -> str | None:
@@ -263,16 +257,12 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) ->
     """
     cut = cut or Cut()
     shared_dev = cut.share is not None  # and a wrong share is refused before anything is cut
-    if protocol.startswith("folds:"):
-        folds = [*from_file(utterances, cut, Path(protocol.removeprefix("folds:")))]
-    elif protocol.startswith("cross:"):
-        folds = [*cross(utterances, cut, protocol.removeprefix("cross:"))]
-    elif protocol in PROTOCOLS:
-        folds = [*PROTOCOLS[protocol](utterances, cut)]
-    else:
+    kind, colon, asked = protocol.partition(":")
+    known = {**PROTOCOLS, "cross:": cross, "folds:": from_file}
+    if kind + colon not in known:
         raise unknown("protocol", protocol, [*PROTOCOLS, "cross:A:B", "folds:FILE"])
-    free = protocol == "random-70-20-10" or protocol.startswith("folds:")
-    apart = () if free else ("dialogue",) if protocol == "official" else ("dialogue", "speaker")
+    folds = [*known[kind + colon](utterances, cut, *[asked] * bool(colon))]
+    apart = APART.get(kind, ("dialogue", "speaker"))
     for fold in folds:
         if not len(fold.train):
             raise WrongUse(
@@ -395,13 +385,11 @@ def _natural(names: Iterable[str]) -> list[str]:
 
 def _talking_together(speakers: Sequence[str], dialogues: np.ndarray) -> list[tuple[str, ...]]:
     """The speakers in groups that share no dialogue with one another."""
-    group_of = {name: {name} for name in _natural(speakers)}
+    group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in _natural(speakers)}
     first: dict[int, str] = {}
     for name, dialogue in zip(speakers, dialogues.tolist(), strict=True):
         mine, theirs = group_of[name], group_of[first.setdefault(dialogue, name)]
         if mine is not theirs:
-            merged = mine | theirs
+            merged = mine + theirs
             group_of |= dict.fromkeys(merged, merged)
-    number = {name: i for i, name in enumerate(group_of)}
-    groups = {id(group): group for group in group_of.values()}.values()
-    return [tuple(sorted(group, key=number.__getitem__)) for group in groups]
+    return [tuple(_natural(group)) for group in dict.fromkeys(group_of.values())]
