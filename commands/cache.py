@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
+
+from ser.train.options import Experiment
 
 from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, progress, safe, say, table
@@ -182,15 +184,21 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         click.get_current_context().exit(3 if held else 0)
 
 
-def pulled(url: str, features: str, corpora: str | None) -> Path:
-    """The user's copy of the store at a URL, to which these features and corpora are pulled first."""
+def pulled(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """The same with the user's copy of each store at a URL in its place; what they need is pulled to that first."""
     from ser.cache.copies import Pull, cache_folder
 
-    pull = Pull(url, folder := cache_folder(url), features, corpora, replace=True)
-    say(f"{_copied('to pull', pull)} to {folder}", err=True)
-    with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
-        pull.run(bar.update)
-    return folder
+    folders: dict[str, Path] = {}
+    for url in sorted({str(one.store) for one in experiments if "://" in str(one.store)}):
+        asked = [one for one in experiments if one.store == url]
+        features = "+".join(sorted({name for one in asked for name in (one.features, one.views) if name}))
+        corpora = {name for one in asked for name in (one.corpus or "").split("+")}
+        folders[url] = cache_folder(url)
+        pull = Pull(url, folders[url], features, None if "" in corpora else "+".join(sorted(corpora)), replace=True)
+        say(f"{_copied('to pull', pull)} to {folders[url]}", err=True)
+        with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
+            pull.run(bar.update)
+    return [replace(one, store=folders.get(str(one.store), one.store)) for one in experiments]
 
 
 def _copied(what: str, copy: Any) -> str:

@@ -1,18 +1,16 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ser.extract.options import ExtractionConfig
 from ser.train.options import Experiment
 
+from .cache import pulled
 from .options import COUNT, config_options, json_option
 from .output import answer, duration, next_step, progress, safe, say
-
-if TYPE_CHECKING:
-    from ser.train.recipe import Recipe
 
 # Of the cells: the recipe says the rest.
 OPTIONS = [field.name for field in fields(Experiment) if field.metadata and field.name not in ("features", "fusion")]
@@ -80,11 +78,11 @@ def sweep(
 
     given = {name: value for name, value in options.items() if value not in (None, (), False)}
     table = read_recipe(recipe, named, **given)
-    for store in sorted({str(cell.experiment.store) for cell in table.cells}):
-        if "://" in store:
-            if features:
-                raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
-            table = _pulled(table, store)
+    asked = [cell.experiment for cell in table.cells]
+    if features and any("://" in str(one.store) for one in asked):
+        raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
+    cells = [replace(cell, experiment=one) for cell, one in zip(table.cells, pulled(asked), strict=True)]
+    table = replace(table, cells=tuple(cells))
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks
@@ -127,21 +125,6 @@ def sweep(
         if planned.tasks:
             next_step("report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired")
     ctx.exit(1 if failed else 0)
-
-
-def _pulled(recipe: "Recipe", url: str) -> "Recipe":
-    """The recipe with the user's copy of the store at a URL in its place; what its cells need is pulled to that."""
-    from .cache import pulled
-
-    asked = [cell.experiment for cell in recipe.cells if cell.experiment.store == url]
-    names = "+".join(sorted({name for one in asked for name in (one.features, one.views) if name}))
-    corpora = {name for one in asked for name in (one.corpus or "").split("+")}
-    folder = pulled(url, names, None if "" in corpora else "+".join(sorted(corpora)))
-    cells = (
-        replace(cell, experiment=replace(cell.experiment, store=folder)) if cell.experiment.store == url else cell
-        for cell in recipe.cells
-    )
-    return replace(recipe, cells=tuple(cells))
 
 
 def _recipe_text(facts: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from ser.train.options import Experiment
 
+from .cache import pulled
 from .options import config_options, json_option
 from .output import answer, duration, next_step, progress, safe, say, table
 
@@ -61,12 +62,9 @@ def train(
                 raise click.UsageError(f"--resume RUN goes on as that run was asked for; leave out {option.opts[0]}")
         experiment, jobs = resumed(one_run)
     else:
-        if "://" in options["store"]:
-            from .cache import pulled
-
-            asked = "+".join(filter(None, (options["features"], options["views"])))
-            options["store"] = pulled(options["store"], asked, options["corpus"])
         experiment = Experiment(**options, resume=resume is not None)
+        if "://" in options["store"]:
+            [experiment] = pulled([experiment])
         jobs = prepare(experiment)
     ahead = estimate(jobs)
     most = "at most " * ahead.at_most
