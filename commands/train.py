@@ -188,17 +188,14 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
     found = []
     text: list[str] = []
-    columns = ["setting", "default", "source", "what"]
     for fusion in kinds or [name]:
-        source = FUSIONS[fusion].source
-        told = [vars(one) for one in settings(FUSIONS[fusion])]
-        found.append({"fusion": fusion, "source": source, "settings": told, "defaults": own})
-        rows = []
-        for one in told:
-            limits = f" ({one['range']})" if one["range"] else ""
-            rows.append([one["name"], one["default"], one["source"], one["help"] + limits])
+        source, told = FUSIONS[fusion].source, settings(FUSIONS[fusion])
+        found.append({"fusion": fusion, "source": source, "settings": [*map(vars, told)], "defaults": own})
+        rows = [
+            [one.name, one.default, one.source, one.help + (f" ({one.range})" if one.range else "")] for one in told
+        ]
         text.append(f"{fusion}: {source}")
-        text.append(table(rows, columns, maxcolwidths=[None, None, 32, 56]))
+        text.append(table(rows, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
     for option, value in own.items():
         words = [f"--{option.replace('_', '-')}"]
         if value is not True:  # as of a flag
