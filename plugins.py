@@ -19,15 +19,12 @@ class Registry(UserDict[str, Entry]):
     """
 
     def __init__(self, what: str, group: str, kind: Any, own: Mapping[str, Entry]) -> None:
-        self.what, self.kind, self._own = what, kind, frozenset(own)
-        self._brought: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=group):
-            self._brought.setdefault(point.name, []).append(point)
-        places: dict[str, Any] = {name: points[0] for name, points in self._brought.items()}
+        self.what, self.kind, self._own, self._brought = what, kind, frozenset(own), entry_points(group=group)
+        places: dict[str, Any] = {point.name: point for point in self._brought}
         super().__init__({**own, **places, **own})
 
     def __getitem__(self, name: str) -> Entry:
-        rivals = ["ser"] * (name in self._own) + [_package(point) for point in self._brought.get(name, ())]
+        rivals = ["ser"] * (name in self._own) + [_package(point) for point in self._brought.select(name=name)]
         if len(rivals) > 1:
             both = f"{' and '.join(rivals)} both bring a {self.what} called '{name}'"
             raise WrongUse(f"{both}; uninstall {rivals[-1]}, or have it renamed there")
@@ -49,8 +46,7 @@ class Registry(UserDict[str, Entry]):
 
     def package(self, name: str) -> str | None:
         """The installed package that brings this name, and its version, such as `ser-gated 1.0`; None: ser itself."""
-        points = self._brought.get(name)
-        return _package(points[0]) if points else None
+        return next(map(_package, self._brought.select(name=name)), None)
 
 
 def _package(point: EntryPoint) -> str:
