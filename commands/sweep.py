@@ -81,8 +81,8 @@ def sweep(
     asked = [cell.experiment for cell in table.cells]
     if features and any("://" in str(one.store) for one in asked):
         raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
-    cells = [replace(cell, experiment=one) for cell, one in zip(table.cells, pulled(asked), strict=True)]
-    table = replace(table, cells=tuple(cells))
+    here = zip(table.cells, pulled(asked), strict=True)
+    table = replace(table, cells=tuple(replace(cell, experiment=one) for cell, one in here))
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
     tasks = planned.open_tasks

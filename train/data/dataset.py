@@ -110,13 +110,11 @@ class Inputs:
 
     def pooled(self, pool: Pool) -> "Inputs":
         """One float32 vector per utterance: the mean over its rows, or mean and standard deviation [n, 2 dim]."""
-        values = self.values.numpy()
-        vectors = np.empty((len(self.offsets) - 1, self.dim * (2 if pool == "meanstd" else 1)), dtype=np.float32)
-        for vector, start, end in zip(vectors, self.offsets[:-1], self.offsets[1:], strict=True):
+        values, ways = self.values.numpy(), (np.mean, np.std) if pool == "meanstd" else (np.mean,)
+        vectors = np.empty((len(self.offsets) - 1, self.dim * len(ways)), dtype=np.float32)
+        for vector, (start, end) in zip(vectors, pairwise(self.offsets), strict=True):
             rows = values[start:end].astype(np.float32)
-            vector[: self.dim] = rows.mean(axis=0)
-            if pool == "meanstd":
-                vector[self.dim :] = rows.std(axis=0)
+            vector[:] = np.concatenate([way(rows, axis=0) for way in ways])
         return Inputs(torch.from_numpy(vectors), np.arange(len(self.offsets)))
 
 

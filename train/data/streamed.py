@@ -121,15 +121,15 @@ class Streamed(Inputs):
     def ahead(self, inputs: Mapping[str, Inputs], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
         """Each cut with inputs that hold its utterances, the next ones read by a thread meanwhile."""
         ended = threading.Event()
+        streamed = {name: one for name, one in inputs.items() if isinstance(one, Streamed)}
 
         def read(cuts: Sequence[Cut], room: bool) -> dict[str, Inputs]:
             """What the cuts need; if there is no room for it, all is left in the store."""
             unwanted.set(ended)
             rows = np.concatenate([group for cut in cuts for group in cut])
-            streamed = {name: one for name, one in inputs.items() if room and isinstance(one, Streamed)}
-            return {**inputs, **{name: one.window(rows) for name, one in streamed.items()}}
+            return {**inputs, **{name: one.window(rows) for name, one in streamed.items() if room}}
 
-        groups = self._grouped([one for one in inputs.values() if isinstance(one, Streamed)], cuts, beside)
+        groups = self._grouped([*streamed.values()], cuts, beside)
         with ThreadPoolExecutor(1, "ser reads ahead") as pool:
             readings = ((now, pool.submit(read, now, room)) for now, room in groups)
             try:  # in pairs, so that the next is asked for before the one is waited for and used
@@ -175,10 +175,9 @@ def within(budget: int, streams: Sequence[Streamed], workers: int, vectors: bool
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)
     sizes = [one.bytes // workers + (4 * int(one.offsets[-1]) * one.dim if vectors else 0) for one in streams]
     share = FILLED if sum(sizes) <= FILLED * budget else HELD
-    chosen, total = set[int](), 0
-    for number in np.argsort(sizes, kind="stable").tolist():
-        if total + sizes[number] <= share * budget:
-            chosen, total = chosen | {number}, total + sizes[number]
+    order = np.argsort(sizes, kind="stable")
+    chosen = order[np.cumsum(np.sort(sizes)) <= share * budget]
+    total = sum(sizes[number] for number in chosen)
     room, whole = int(max(READ * budget - total, (1 - FILLED) * budget) / 2), int(sum(sizes) / FILLED)
     for number, one in enumerate(streams):
         yield number in chosen, replace(one, room=room, whole=whole, workers=workers)
