@@ -30,10 +30,10 @@ class Policy:
         """What a run's config records of it."""
         return {"policy": self.name, "classes": list(self.classes), "maps": dict(self.maps)}
 
-    def index(self, raw: str | None) -> int | None:
-        """The class number of a raw label; None where the policy leaves the label out."""
+    def index(self, raw: str | None) -> int:
+        """The class number of a raw label; -1 where the policy leaves the label out."""
         kept = self.maps.get(code(raw)) if raw is not None else None
-        return None if kept is None else self.classes.index(kept)
+        return -1 if kept is None else self.classes.index(kept)
 
 
 NO_MAJORITY = ("xxx", "x", "")  # what corpora write where the raters agree on no category
@@ -151,13 +151,13 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         apply_policy(policy, part, undecided)
     raw, votes = manifest.column("label"), manifest.column("votes")
     labelled = policy != UNLABELLED
-    index = [policy.index(label) if labelled else 0 for label in raw]
+    index = np.array([policy.index(label) if labelled else 0 for label in raw], dtype=np.int64)
     open_ones = [undecided and (label is None or code(label) in NO_MAJORITY) for label in raw]
     for row in np.flatnonzero(open_ones):
         shares = soft_labels(policy, [votes[row]], None)[0]
-        index[row] = int(shares.argmax()) if shares.any() else None
-    rows = np.array([row for row, kept in enumerate(index) if kept is not None], dtype=np.int64)
-    labels = np.array([kept for kept in index if kept is not None], dtype=np.int64)
+        index[row] = shares.argmax() if shares.any() else -1
+    rows, out = np.flatnonzero(index >= 0), np.flatnonzero(index < 0)
+    labels = index[rows]
     if labelled and len(set(labels.tolist())) < 2:
         held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
@@ -178,7 +178,6 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
             f"{len(shared)} utterances of {manifest.corpus} are the same recording in two of these corpora, such as "
             f"{shared[0]}: a test of one would know it from another; leave one of them out"
         )
-    out = [row for row, kept in enumerate(index) if kept is None]
     found = Utterances(
         ids=ids,
         labels=labels,
@@ -281,11 +280,11 @@ def ballots(policy: Policy, raters: Sequence[Sequence[str]] | None) -> np.ndarra
 
     What the policy leaves out is dropped.
     """
-    found = np.zeros((len(raters or []), len(policy.classes)))
+    found = np.zeros((len(raters or []), len(policy.classes) + 1))  # the last is of what is left out, -1
     for ballot, rater in zip(found, raters or [], strict=True):
-        for kept in filter(lambda k: k is not None, map(policy.index, rater)):
+        for kept in map(policy.index, rater):
             ballot[kept] += 1 / len(rater)
-    return found
+    return found[:, :-1]
 
 
 def soft_labels(
