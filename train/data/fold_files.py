@@ -49,16 +49,13 @@ def _read_table(path: Path) -> list[Listed]:
     table = pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     if not {"id", "fold"} <= set(table) or table.empty:
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
+    ids, folds = table["id"], table.groupby("fold", sort=False)["id"]
     if "part" not in table:
-        tests = table.groupby("fold", sort=False)["id"]
-        return [
-            (name, {"train": list(table["id"].drop(ids.index)), "dev": [], "test": list(ids)}) for name, ids in tests
-        ]
-    for part, id_ in zip(table["part"], table["id"], strict=True):
+        return [(name, {"train": [*ids.drop(of.index)], "dev": [], "test": [*of]}) for name, of in folds]
+    for part, id_ in zip(table["part"], ids, strict=True):
         if part not in PARTS:
             raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
-    folds = table.groupby("fold", sort=False)
-    return [(name, {part: list(fold["id"][fold["part"] == part]) for part in PARTS}) for name, fold in folds]
+    return [(name, {part: [*of[table["part"][of.index] == part]] for part in PARTS}) for name, of in folds]
 
 
 def _read_emobox(path: Path) -> list[Listed]:
