@@ -5,7 +5,6 @@ Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined ut
 
 import contextlib
 import logging
-import os
 import sys
 import tempfile
 import traceback
@@ -51,10 +50,9 @@ def _unexpected(fault: Exception) -> str:
     what, *_ = f"{type(fault).__name__}: {fault}".splitlines()
     text = "".join(traceback.format_exception(fault))
     try:
-        descriptor, path = tempfile.mkstemp(".txt", "ser-error-")
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        where = f"the traceback is in {path}; unless it is your own code, please report it"
+        with tempfile.NamedTemporaryFile(prefix="ser-error-", suffix=".txt", delete=False) as file:
+            file.write(text.encode(errors="backslashreplace"))
+        where = f"the traceback is in {file.name}; unless it is your own code, please report it"
     except OSError:
         where = f"please report it with this traceback:\n{text}"
     return f"an unexpected error ({what[:200]}); {where}"

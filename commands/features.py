@@ -9,7 +9,7 @@ from ser.errors import SerError
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import StageBars, answer, duration, next_step, say, table
+from .output import answer, duration, next_step, say, stage_bars, table
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
@@ -52,8 +52,8 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             stop_if_unusable(planned)
             say(_ahead_text(planned), err=True, nl=False)
             say(_about(run.estimate()), err=True)
-            with StageBars("utt") as bars:
-                summary = run.extract(bars.update)
+            with stage_bars() as update:
+                summary = run.extract(update)
             rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
             parent = planned.manifest.parent
             if as_json:
@@ -80,8 +80,8 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         facts = {"corpus": job.name, "transcripts": {"rows": of, "missing": left}}
         answer(facts if as_json else f"{job.name}: {left} of {of} utterances to transcribe")
         return None
-    with StageBars("utt") as bars:
-        scan = job.run(bars.update)
+    with stage_bars() as update:
+        scan = job.run(update)
     about = job.about
     rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
     done = f"{job.name}: {left} of {of} utterances transcribed now, {about['empty']} have no word"

@@ -8,8 +8,8 @@ import json
 import shlex
 import sys
 import webbrowser
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,15 @@ def progress(total: float | None, what: str, unit: str = "it", **options: Any) -
     return tqdm(total=total, desc=what, unit=unit, **options)
 
 
-class StageBars(ExitStack):
-    """One bar per stage of a run, made when the stage first reports."""
+@contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per stage of a run, made when the stage first reports how many utterances of all are done."""
+    bars: dict[str, tqdm[Any]] = {}
+    with ExitStack() as stack:
 
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-        self.bars: dict[str, tqdm[Any]] = {}
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = stack.enter_context(progress(total, f"{stage:<8}", "utt"))
+            bars[stage].update(done - bars[stage].n)
 
-    def update(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units of that stage are finished."""
-        if stage not in self.bars:
-            self.bars[stage] = self.enter_context(progress(total, f"{stage:<8}", self.unit))
-        self.bars[stage].update(done - self.bars[stage].n)
+        yield update
