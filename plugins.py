@@ -28,21 +28,18 @@ class Registry(UserDict[str, Entry]):
         if len(rivals) > 1:
             both = f"{' and '.join(rivals)} both bring a {self.what} called '{name}'"
             raise WrongUse(f"{both}; uninstall {rivals[-1]}, or have it renamed there")
-        if isinstance(entry := self.data[name], EntryPoint):
-            self.data[name] = self._load(entry)
+        if isinstance(point := self.data[name], EntryPoint):
+            where = f"the {self.what} '{name}' of {_package(point)}"
+            try:
+                entry = point.load()
+            except Exception as fault:  # it is someone else's code
+                reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+                raise WrongUse(f"{where} cannot be imported ({reason}); mend that package, or uninstall it") from fault
+            if not isinstance(entry, self.kind):
+                kind = getattr(self.kind, "__name__", self.kind)
+                raise WrongUse(f"{where} is not a {kind}: {point.value}; mend that package, or uninstall it")
+            self.data[name] = entry
         return self.data[name]
-
-    def _load(self, point: EntryPoint) -> Entry:
-        where = f"the {self.what} '{point.name}' of {_package(point)}"
-        try:
-            entry = point.load()
-        except Exception as fault:  # it is someone else's code
-            reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
-            raise WrongUse(f"{where} cannot be imported ({reason}); mend that package, or uninstall it") from fault
-        if not isinstance(entry, self.kind):
-            name = getattr(self.kind, "__name__", self.kind)
-            raise WrongUse(f"{where} is not a {name}: {point.value}; mend that package, or uninstall it")
-        return entry
 
     def package(self, name: str) -> str | None:
         """The installed package that brings this name, and its version, such as `ser-gated 1.0`; None: ser itself."""

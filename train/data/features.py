@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ser.cache.manifest import Manifest
-from ser.cache.part import Packed
 from ser.cache.spec import Spec, canonical_json, parse_name, short_hash
 from ser.cache.store import Feature, Store, listed, open_store
 from ser.engines.machine import memory_budget
@@ -73,7 +72,14 @@ class FeatureSelection:
 
         def read(utterances: np.ndarray) -> Inputs:
             found = [places[number] for number in utterances.tolist()]
-            return self.of(self.feature.gather(found, [""] * len(found), self.extra is not None))
+            packed = self.feature.gather(found, [""] * len(found), self.extra is not None)
+            if self.extra is not None and self.extra not in packed.extras:
+                raise MissingRows(
+                    f"{spec.name} holds rows without '{self.extra}'; run `ser cache remove "
+                    f"{spec.feature}@{self.feature.fingerprint}` and extract it again"
+                )
+            values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
+            return as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, spec, self.vectors)
 
         stored = lengths * spec.dim * np.dtype(spec.dtype).itemsize
         beside = stored if self.pooled or self.hop is not None or self.extra is not None else 0 * stored
@@ -82,17 +88,6 @@ class FeatureSelection:
         numbers = {part: number for number, part in enumerate(dict.fromkeys(part for part, _ in places))}
         order = np.lexsort(([row for _, row in places], [numbers[part] for part, _ in places]))
         return Source(read, made, stored, beside, order)
-
-    def of(self, packed: Packed) -> Inputs:
-        """What is trained on of rows as stored. Raises `MissingRows` if they lack the extra."""
-        if self.extra is not None and self.extra not in packed.extras:
-            raise MissingRows(
-                f"{self.feature.spec.name} holds rows without '{self.extra}'; run `ser cache remove "
-                f"{self.feature.spec.feature}@{self.feature.fingerprint}` and extract it again"
-            )
-        values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
-        stored = Inputs(torch.from_numpy(values), packed.offsets)
-        return as_read(stored, self.described, self.feature.spec, self.vectors)
 
 
 @dataclass(frozen=True)
