@@ -38,15 +38,15 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             message, code = "interrupted; what was finished is kept, and the same command goes on from there", 1
         except Exception as fault:
-            known = isinstance(fault, OSError) and fault.errno is not None
-            where = f"{fault.filename}: " if known and fault.filename else ""  # type: ignore[attr-defined]
-            message, code = f"{where}{fault.strerror}" if known else _unexpected(fault), 1  # type: ignore[attr-defined]
+            message, code = _unexpected(fault), 1
         say(f"ser: {message}", err=True)
         ctx.exit(code)
 
 
 def _unexpected(fault: Exception) -> str:
-    """One sentence about a fault that nobody foresaw; its traceback lies in a file, or else stands below."""
+    """One sentence about a fault that nobody foresaw: what the system says, or else where its traceback is."""
+    if isinstance(fault, OSError) and fault.errno is not None:
+        return f"{fault.filename}: {fault.strerror}" if fault.filename else f"{fault.strerror}"
     what, *_ = f"{type(fault).__name__}: {fault}".splitlines()
     text = "".join(traceback.format_exception(fault))
     try:

@@ -231,7 +231,8 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
             found = find(options)
         except MissingRows as fault:  # the means of layers take a hundredth of their frames, so these are to be made
             raise (lacking if several else fault) from None
-    parts = tuple(FeatureSelection(one, pool, hop=_hop(name, one, read.get("hop"))) for one in found)
+    hop = _hop(name, found[0], read["hop"]) if "hop" in read else None  # layers of one checkpoint have one
+    parts = tuple(FeatureSelection(one, pool, hop=hop) for one in found)
     whole = re.sub("@[^:]*", "", name.strip())
     return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
 
@@ -277,10 +278,8 @@ def _layers(store: Store, feature: str, options: Sequence[str], fingerprint: str
     return found[0]
 
 
-def _hop(name: str, feature: Feature, asked: str | None) -> float | None:
+def _hop(name: str, feature: Feature, asked: str) -> float:
     """The hop asked for, in seconds. Raises `WrongUse` for one that is no multiple of the feature's own."""
-    if asked is None:
-        return None
     own = feature.spec.hop if feature.spec.level == "frame" else None
     try:
         every = float(asked) / (own or math.nan)

@@ -93,9 +93,8 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 
     `shared_dev` allows train and dev to have speakers in common: a dev share is cut from the training speakers.
     """
-    names = {"dialogue": utterances.dialogues.tolist(), "speaker": utterances.speakers}
-    columns: dict[str, Sequence] = {"utterance": utterances.ids, **{kind: names[kind] for kind in separate}}
-    for kind, column in columns.items():
+    names: dict[str, Sequence] = {"dialogue": utterances.dialogues.tolist(), "speaker": utterances.speakers}
+    for kind, column in [("utterance", utterances.ids), *((kind, names[kind]) for kind in separate)]:
         held = {part: {column[row] for row in rows} - {None} for part, rows in fold.parts.items()}
         for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
             if kind == "speaker" and shared_dev and second == "dev":
