@@ -138,13 +138,6 @@ class ModalitySelection:
         found = [{**spec.identity(), "provenance": dict(spec.provenance)} for spec in specs]
         return found[0] if len(found) == 1 else {"joined": found}
 
-    def beside(self, other: "ModalitySelection") -> "ModalitySelection":
-        """Both. Raises `WrongUse` if they have a feature in common."""
-        name = "+".join(read_name(one.described) for one in (self, other))
-        if common := {one.feature.path for one in self.parts} & {one.feature.path for one in other.parts}:
-            raise WrongUse(f"--features {name}: {min(common).parent.name} stands there twice")
-        return ModalitySelection(name, self.parts + other.parts, self.sums + other.sums)
-
     def each(self, **changes: Any) -> "ModalitySelection":
         """The same with each feature changed."""
         parts, views = (tuple(replace(one, **changes) for one in side) for side in (self.parts, self.views))
@@ -308,8 +301,12 @@ def select_features(
     selected: dict[str, ModalitySelection] = {}
     for name in features.split("+"):
         one = select_feature(store, name, corpus)
-        known = selected.get(one.modality)
-        selected[one.modality] = known.beside(one) if known else one
+        if known := selected.get(one.modality):
+            joined = "+".join(read_name(side.described) for side in (known, one))
+            if common := {part.feature.path for part in known.parts} & {part.feature.path for part in one.parts}:
+                raise WrongUse(f"--features {joined}: {min(common).parent.name} stands there twice")
+            one = ModalitySelection(joined, known.parts + one.parts, known.sums + one.sums)
+        selected[one.modality] = one
     augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
     for view in augmented:
         plain = selected.get(view.modality)
@@ -350,7 +347,7 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
     described = {
         "corpus": manifest.corpus,
         "manifest": manifest.digest,
-        "labels": policy.described,
+        "labels": {"policy": policy.name, "classes": list(policy.classes), "maps": dict(policy.maps)},
         "features": {modality: one.described for modality, one in inputs.items()},
         "views": [one.described for one in augmented],
         "limit": asked.limit,

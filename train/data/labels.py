@@ -25,11 +25,6 @@ class Policy:
     classes: tuple[str, ...]
     maps: Mapping[str, str]
 
-    @property
-    def described(self) -> dict[str, Any]:
-        """What a run's config records of it."""
-        return {"policy": self.name, "classes": list(self.classes), "maps": dict(self.maps)}
-
     def index(self, raw: str | None) -> int:
         """The class number of a raw label; -1 where the policy leaves the label out."""
         kept = self.maps.get(code(raw)) if raw is not None else None
