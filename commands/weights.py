@@ -40,9 +40,8 @@ def list_(as_json: bool) -> None:
 
     found = list_checkpoints()
     rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found]
-    shown = "Hugging Face's cache holds no model"
-    if found:
-        shown = table(rows, ["model", "architecture", "size", "state"])
+    columns = ["model", "architecture", "size", "state"]
+    shown = table(rows, columns) if found else "Hugging Face's cache holds no model"
     answer(found if as_json else shown)
 
 
