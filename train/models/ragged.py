@@ -195,13 +195,11 @@ class RaggedLayout:
         The first tensor, int64 `[r]`, walks all sequences forwards, the second backwards; within a step, longer
         sequences come first, so that those alive are always the first ones.
         """
-        owner, position = (here := RaggedLayout(self.lengths)).owner, here.position
-        rank = self.lengths.argsort(descending=True, stable=True).argsort()
-        forwards = (position * len(self.lengths) + rank[owner]).argsort()
-        owner, position = owner[forwards], position[forwards]
-        backwards = forwards + self.lengths[owner] - 1 - 2 * position
-        alive = (torch.arange(self.longest) < self.lengths[:, None]).sum(0).tolist()
-        return send(forwards, self.device), send(backwards, self.device), alive
+        order, t = self.lengths.argsort(descending=True, stable=True), torch.arange(self.longest)[:, None]
+        lengths, ends = self.lengths[order], self.lengths.cumsum(0)[order]
+        alive = t < lengths  # [t, n]
+        forwards, backwards = (ends - lengths + t)[alive], (ends - 1 - t)[alive]
+        return send(forwards, self.device), send(backwards, self.device), alive.sum(1).tolist()
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
