@@ -7,8 +7,7 @@ Axis letters of all models (`[r, d]` is a shape):
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -67,12 +66,12 @@ class Batch:
         if (device := torch.device(device)) == self.device:
             return self
         chosen = [x.rows for x in self.inputs.values() if x.rows is not None]
-        sent = iter(_sent_at_once([self.truth, *chosen, *(x.lengths for x in self.inputs.values())], device))
-        truth = next(sent)
-        values = [send(x.values, device) if x.rows is None else x.values[next(sent)] for x in self.inputs.values()]
+        *sent, truth = _sent_at_once([*chosen, *(x.lengths for x in self.inputs.values()), self.truth], device)
+        there = iter(sent)
+        values = [send(x.values, device) if x.rows is None else x.values[next(there)] for x in self.inputs.values()]
         inputs = {
-            m: Sequences(rows, x.lengths, layout=RaggedLayout(x.lengths, device, there))
-            for (m, x), rows, there in zip(self.inputs.items(), values, sent, strict=True)
+            m: Sequences(rows, x.lengths, layout=RaggedLayout(x.lengths, device, lengths))
+            for (m, x), rows, lengths in zip(self.inputs.items(), values, there, strict=True)
         }
         return replace(self, inputs=inputs, truth=truth)
 
@@ -83,15 +82,12 @@ def send(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors on `device`; to a GPU they go as one copy, which nobody waits for."""
+    """The tensors, int64 but for the last, on `device`; to a GPU they go as one copy, which nobody waits for."""
     if device.type != "cuda":
         return [x.to(device) for x in tensors]
-    sizes = [-(-x.nbytes // 8) * 8 for x in tensors]  # each begins where any dtype may
-    here = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
-    for place, x in zip(here.split(sizes), tensors, strict=True):
-        place[: x.nbytes].copy_(x.flatten().view(torch.uint8))
-    there = send(here, device).split(sizes)
-    return [place[: x.nbytes].view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
+    whole = torch.cat([x.flatten().view(torch.uint8) for x in tensors]).pin_memory()
+    there = send(whole, device).split([x.nbytes for x in tensors])
+    return [place.view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
 
 
 LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU
@@ -301,16 +297,12 @@ def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
     return torch.empty_like(y).index_copy(0, forwards, y)
 
 
-@contextmanager
-def full_precision(x: dict[str, Tensor]) -> Iterator[None]:
-    """Leave autocast, taking the values of `x` along."""
+def full_precision(x: dict[str, Tensor]) -> torch.autocast:
+    """Leave autocast, if it is on, taking the values of `x` along."""
     device = next(iter(x.values())).device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        yield
-        return
-    x.update({name: values.float() for name, values in x.items()})
-    with torch.autocast(device, enabled=False):
-        yield
+    if torch.is_autocast_enabled(device):
+        x.update({name: values.float() for name, values in x.items()})
+    return torch.autocast(device, enabled=False)
 
 
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
