@@ -10,7 +10,7 @@ attention mask to zero does: nothing that it holds reaches the result or a gradi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -93,24 +93,20 @@ class ModalityInteraction(nn.Module):
 
 def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
     """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
-    if not like.is_cuda:
-        return _sinusoids(layout.longest, like).index_select(0, layout.position)
-    kind, rows = (like.device, like.dtype, like.shape[1]), 1 << layout.longest.bit_length()
-    if kind not in _TABLES or len(_TABLES[kind]) < rows:
-        with torch.inference_mode(False):
-            _TABLES[kind] = _sinusoids(rows, like)
-    return _TABLES[kind].index_select(0, layout.position)
+    kind = like.shape[1], like.dtype, like.device
+    if like.is_cuda:  # mostly one table for all batches
+        return _kept(max(2048, 1 << layout.longest.bit_length()), *kind).index_select(0, layout.position)
+    return _sinusoids(layout.longest, *kind).index_select(0, layout.position)
 
 
-_TABLES: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}  # of GPUs: to make one there is a dozen operations
-
-
-def _sinusoids(rows: int, like: Tensor) -> Tensor:
-    d, there = like.shape[1], like.device if like.device.type != "mps" else "cpu"  # Apple's GPU has no float64
+def _sinusoids(rows: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    there = device if device.type != "mps" else "cpu"  # Apple's GPU has no float64
     t = torch.arange(rows, device=there, dtype=torch.float64)[:, None]
     angle = t * torch.exp(torch.arange(0, d, 2, device=there, dtype=torch.float64) * (-math.log(10000.0) / d))
-    table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
-    return table.to(like.dtype).to(like.device)
+    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d].to(dtype).to(device)
+
+
+_kept = cache(torch.inference_mode(False)(_sinusoids))  # of GPUs: to make one there is a dozen operations
 
 
 class Msmser(nn.Module):
