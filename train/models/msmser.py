@@ -9,7 +9,7 @@ attention mask to zero does: nothing that it holds reaches the result or a gradi
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -42,16 +42,16 @@ class MsmserSettings(CommonSettings):
 class Refinement(nn.Module):
     """§2.1, one modality: a linear map to d_e, a transformer encoder, and the frames scaled by the self-attention.
 
-    `gate` says whether the self-attention is there (§4.2, w/o SelfAtt); the encoder may have no layer (w/o Encoder).
+    `encoder` and `gate`, the self-attention, say which of them are there (§4.2, w/o Encoder and w/o SelfAtt).
     """
 
-    def __init__(self, settings: MsmserSettings, dim: int, gate: bool = True) -> None:
+    def __init__(self, settings: MsmserSettings, dim: int, encoder: bool = True, gate: bool = True) -> None:
         super().__init__()
         d = settings.d_model
         self.project = nn.Linear(dim, d)
         self.encoder = nn.ModuleList(
             EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
-            for _ in range(settings.encoder_depth)
+            for _ in range(settings.encoder_depth * encoder)
         )
         # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each frame"
         self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if gate else None
@@ -112,10 +112,12 @@ _kept = cache(torch.inference_mode(False)(_sinusoids))  # of GPUs: to make one t
 class Msmser(nn.Module):
     """Full (§2), w/o Encoder and w/o SelfAtt (§4.2)."""
 
-    def __init__(self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, gate: bool = True) -> None:
+    def __init__(
+        self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, encoder: bool = True, gate: bool = True
+    ) -> None:
         super().__init__()
         self.dims, d = dict(dims), settings.d_model
-        self.audio, self.text = (Refinement(settings, dims[m], gate) for m in BOTH)
+        self.audio, self.text = (Refinement(settings, dims[m], encoder, gate) for m in BOTH)
         self.interaction = ModalityInteraction(settings)
         self.classifier = classifier(settings.dropout, d, d, classes)  # "a 2-layer MLP for classification"
 
@@ -148,11 +150,6 @@ class Pooled(nn.Module):
         return {"logits": self.classifier(torch.cat(pooled, 1))}
 
 
-def without_encoder(settings: MsmserSettings, dims: Mapping[str, int], classes: int) -> Msmser:
-    """§4.2, w/o Encoder."""
-    return Msmser(replace(settings, encoder_depth=0), dims, classes)
-
-
 def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, generator: Generator) -> dict[str, Tensor]:
     """§2.3: strikes each of n training samples with probability p, and then hides its text or its audio, never both.
 
@@ -173,7 +170,7 @@ FUSIONS = {
     name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
     for name, source, inputs, build, hide, unused, fixed in (
         ("mit", "MSMSER §2", BOTH, Msmser, _HIDE, (), _PLACED),
-        ("mit:no-encoder", "MSMSER §4.2", BOTH, without_encoder, _HIDE, ("encoder_depth",), _PLACED),
+        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encoder=False), _HIDE, ("encoder_depth",), _PLACED),
         ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), _HIDE, (), _PLACED),
         # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained so.
         ("concat", "MSMSER §4.2", BOTH, Pooled, None, _PLAIN, _POOLED),
