@@ -4,7 +4,7 @@ Each class names its source. What differs from it, and why, stands beside it; si
 settings. None of these are reproductions of the numbers that the papers quote: those came from other features.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import Attention, classifier
 from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
@@ -61,7 +61,7 @@ class BcLstm(nn.Module):
     text: nn.Module
     fusion: nn.Module
 
-    def __init__(self, settings: BcLstmSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: BcLstmSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
         self.audio, self.text = (ContextualLstm(settings, dims[m], classes) for m in BOTH)
@@ -98,7 +98,7 @@ class Concat(nn.Module):
     The "early fusion" that e.g. Poria et al., ACL 2017, compare with, there with an SVM; no context.
     """
 
-    def __init__(self, settings: ConcatSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: ConcatSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
         layers = classifier(settings.dropout, sum(self.dims.values()), settings.hidden, classes)
@@ -129,7 +129,7 @@ class Cma(nn.Module):
     cached, and only the recurrent encoder over them is left.
     """
 
-    def __init__(self, settings: CmaSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: CmaSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
         d = 2 * settings.lstm_hidden

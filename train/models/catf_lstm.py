@@ -15,14 +15,13 @@ last one's weights.
 turn's own; it has bi-directional GRUs without this attention in the place of the LSTMs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .baselines import HIERARCHY, BcLstm, HierarchySettings
-from .fusion import BOTH, OURS, Count, Fusion, setting
+from .fusion import BOTH, OURS, Count, Dims, Fusion, setting
 from .perspective import Fuse
 from .ragged import RaggedLayout, recurrent
 
@@ -64,7 +63,7 @@ class CatLstm(nn.Module):
 class CatfLstm(BcLstm):
     """The two levels; their order of training is that of bc-LSTM."""
 
-    def __init__(self, settings: CatfLstmSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: CatfLstmSettings, dims: Dims, classes: int) -> None:
         nn.Module.__init__(self)
         self.dims = {m: dims[m] for m in BOTH}
         self.audio, self.text = (CatLstm(settings, dims[m], classes) for m in BOTH)

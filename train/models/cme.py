@@ -14,13 +14,12 @@ W_a is a linear map of a cached frame, where the code has three convolutions wit
 what excites the audio is the token's vector, where the code looks a vector up by the word.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, CommonSettings, Count, Dropout, Even, Fusion, Positive, Weight, setting
+from .fusion import BOTH, CommonSettings, Count, Dims, Dropout, Even, Fusion, Positive, Weight, setting
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
 
 CODE = "the authors' code, tal-ai/FG_CME"
@@ -42,7 +41,7 @@ class CmeSettings(CommonSettings):
 class Cme(nn.Module):
     """The equations above."""
 
-    def __init__(self, settings: CmeSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: CmeSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims, d = {m: dims[m] for m in BOTH}, settings.d_model
         self.audio, self.text = nn.Linear(dims["audio"], d // 2), nn.Linear(dims["text"], d)

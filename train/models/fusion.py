@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 OURS = "ours: not taken from the paper or its code"
 BOTH = ("audio", "text")
+Dims = Mapping[str, int]  # by modality, the values of a row
 # What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings` shows it.
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Even = Annotated[int, Meta(ge=2, le=1_000_000, multiple_of=2)]
@@ -96,12 +97,12 @@ class Fusion:
     settings: type
     inputs: tuple[str, ...]  # modalities taken
     level: Literal["sequence", "vector"]  # frames or tokens, or one vector per utterance
-    build: Callable[[Any, Mapping[str, int], int], nn.Module]
+    build: Callable[[Any, Dims, int], nn.Module]
     unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
     hide: Callable[[Any, int, int, Generator], dict[str, Tensor]] | None = None
     stages: tuple[Stage, ...] = (Stage("train"),)
     stacks: Callable[[Any], bool] | None = None
-    tune: Callable[[Any, Mapping[str, int], int, Any], nn.Module] | None = None
+    tune: Callable[[Any, Dims, int, Any], nn.Module] | None = None
     unused: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 

@@ -14,14 +14,13 @@ then a dense layer with ReLU, dropout and the classes. The code's convolutions o
 make features, are left out: here these are cached. Of its four max-poolings over the frames, one is left.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
 from .layers import classifier
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, send, visible
 
@@ -44,7 +43,7 @@ class GbanSettings(CommonSettings):
 class Gban(nn.Module):
     """The equations above."""
 
-    def __init__(self, settings: GbanSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: GbanSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims, self.pool = {m: dims[m] for m in BOTH}, settings.pool
         d, width = 2 * settings.lstm_hidden, settings.dense

@@ -14,13 +14,12 @@ The code looks back over 40 turns; here the whole dialogue before u_i counts, as
 labelled turns.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Weight, setting
 from .ragged import Batch, RaggedLayout, full_precision, recurrent, send, vectors
 
 SOURCE = "Hazarika et al., EMNLP 2018"
@@ -44,7 +43,7 @@ class IconSettings(CommonSettings):
 class Icon(nn.Module):
     """The equations above, for whole dialogues at once. Where nobody is named, a dialogue is one person's."""
 
-    def __init__(self, settings: IconSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: IconSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims, self.hops, d = {m: dims[m] for m in BOTH if m in dims}, settings.hops, settings.d_model
         width = sum(self.dims.values())

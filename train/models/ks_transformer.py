@@ -14,14 +14,13 @@ modality. The code counts padding as keys where no mask is given; here there is 
 to one width (the code works in each feature's own, 512 and 1,024), and Adam (the code: SGD with cosine annealing).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Even, Factor, Fusion, Positive, Share, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Even, Factor, Fusion, Positive, Share, setting
 from .layers import Attention, EncoderLayer, classifier
 from .msmser import positions
 from .ragged import Batch, RaggedLayout, mean_rows, visible
@@ -82,7 +81,7 @@ class Stack(nn.Module):
 class KsTransformer(nn.Module):
     """The whole of it."""
 
-    def __init__(self, settings: KsSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: KsSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         d, keep, self.dims = settings.d_model, settings.keep, {m: dims[m] for m in BOTH}
         self.classifier = classifier(settings.dropout_classifier, 2 * d, d, d // 2, classes)

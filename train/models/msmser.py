@@ -8,14 +8,13 @@ attention mask to zero does: nothing that it holds reaches the result or a gradi
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Depth, Dropout, Fusion, Positive, Share, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Depth, Dims, Dropout, Fusion, Positive, Share, setting
 from .layers import DecoderLayer, EncoderLayer, classifier
 from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
 
@@ -113,7 +112,7 @@ class Msmser(nn.Module):
     """Full (§2), w/o Encoder and w/o SelfAtt (§4.2)."""
 
     def __init__(
-        self, settings: MsmserSettings, dims: Mapping[str, int], classes: int, encoder: bool = True, gate: bool = True
+        self, settings: MsmserSettings, dims: Dims, classes: int, encoder: bool = True, gate: bool = True
     ) -> None:
         super().__init__()
         self.dims, d = dict(dims), settings.d_model
@@ -134,7 +133,7 @@ class Pooled(nn.Module):
     With both modalities w/o MIT; with one, Text or Audio. A hidden modality's vector is zero.
     """
 
-    def __init__(self, settings: MsmserSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: MsmserSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims, d = {m: dims[m] for m in BOTH if m in dims}, settings.d_model
         self.refine = nn.ModuleDict({m: Refinement(settings, dim) for m, dim in self.dims.items()})

@@ -19,7 +19,6 @@ earlier draft's in the same repository. Its audio features come already reduced 
 it; here the FC layer, without activation and trained with the rest, stands in that map's place.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Weight, setting
 from .layers import Attention, bigru
 from .ragged import Batch, RaggedLayout, full_precision, vectors
 
@@ -96,7 +95,7 @@ class Perspective(nn.Module):
     """
 
     def __init__(
-        self, settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, position: str = "", method: str = ""
+        self, settings: PerspectiveSettings, dims: Dims, classes: int, position: str = "", method: str = ""
     ) -> None:
         super().__init__()
         d, states = settings.d_model, 2 * settings.gru_hidden
@@ -158,7 +157,7 @@ class ReleasedAtFusion(nn.Module):
 class Released(Perspective):
     """LGF as the authors' released code computes it at commit 17036b9."""
 
-    def __init__(self, settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, method: str) -> None:
+    def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, method: str) -> None:
         super().__init__(settings, dims, classes, position="lgf", method=method)
         width = 2 * settings.gru_hidden
         self.hidden = nn.ModuleDict({m: nn.Linear(width, width) for m in self.modalities})
@@ -180,7 +179,7 @@ class Released(Perspective):
             return {head: logits.softmax(1) for head, logits in x.items()}
 
 
-def build(settings: PerspectiveSettings, dims: Mapping[str, int], classes: int, name: str) -> nn.Module:
+def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> nn.Module:
     """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3).
 
     Raises `WrongUse` where the released code is asked for and has no such setting.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fusion import CommonSettings, Count, Dropout, Fusion, Positive, setting
+from .fusion import CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
 from .ragged import Batch, vectors, visible
 
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names
@@ -57,7 +57,7 @@ def with_layer_sums(fusion: Fusion, features: Mapping[str, Mapping[str, Any]]) -
     if not sums:
         return fusion
 
-    def behind(build: Callable[..., nn.Module], settings: Any, dims: Mapping[str, int], *rest: Any) -> nn.Module:
+    def behind(build: Callable[..., nn.Module], settings: Any, dims: Dims, *rest: Any) -> nn.Module:
         summed = {m: sum(dim for _, dim in of) for m, of in sums.items()}
         model = build(settings, {**dims, **summed}, *rest)
         model.add_module(SUMS, LayerSums(sums))
@@ -102,7 +102,7 @@ class Superb(nn.Module):
     weighted sum of layers commutes with the mean too. Function and gradients are those of the head on frames.
     """
 
-    def __init__(self, settings: SuperbSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: SuperbSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dim = dims["audio"]
         self.projector, self.logits = nn.Linear(self.dim, settings.hidden), nn.Linear(settings.hidden, classes)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dropout, Fusion, Positive, Stage, Weight, setting
+from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import classifier
 from .ragged import Batch, RaggedLayout, visible
 
@@ -48,7 +48,7 @@ class UscSettings(CommonSettings):
 class Cnn(nn.Module):
     """§5.2: "5 Convolutional layers with Max Pooling, 2 Linear layers, LeakyReLU activation, Dropout"."""
 
-    def __init__(self, settings: UscSettings, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, settings: UscSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.bands, self.frames = dims["audio"], settings.frames
         channels = [1, *(settings.channels * times for times in (1, 2, 4, 8, 8))]
@@ -128,9 +128,7 @@ class Bert(nn.Module):
     Raises `WrongUse` if BERT itself is to be trained and is not there.
     """
 
-    def __init__(
-        self, settings: UscSettings, dims: Mapping[str, int], classes: int, encoder: Encoder | None = None
-    ) -> None:
+    def __init__(self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None) -> None:
         super().__init__()
         if settings.finetune_layers and encoder is None:
             raise WrongUse(
@@ -153,9 +151,7 @@ class Bert(nn.Module):
 class CnnBert(nn.Module):
     """§5.3: the probabilities of both models, "each … through a Linear layer, after which they are summed up"."""
 
-    def __init__(
-        self, settings: UscSettings, dims: Mapping[str, int], classes: int, encoder: Encoder | None = None
-    ) -> None:
+    def __init__(self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in ("audio", "text")})
