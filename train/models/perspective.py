@@ -90,28 +90,27 @@ class Fuse(nn.Module):
 class Perspective(nn.Module):
     """§2.2 for one modality, or §2.2 for both and §2.3 between them.
 
-    A stream is a modality or, behind an early, middle or late fusion, "fused"; a layer computes its streams together.
+    The name says which: of one modality, or a position and a method, such as "lgf-add". A stream is a modality or,
+    behind an early, middle or late fusion, "fused"; a layer computes its streams together.
     Raises `WrongUse` if the self-attention's width does not split into the heads.
     """
 
-    def __init__(
-        self, settings: PerspectiveSettings, dims: Dims, classes: int, position: str = "", method: str = ""
-    ) -> None:
+    def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         super().__init__()
         d, states = settings.d_model, 2 * settings.gru_hidden
-        self.modalities = tuple(m for m in BOTH if m in dims)
-        self.dims, self.position = dict(dims), position
+        self.modalities, self.dims = tuple(m for m in BOTH if m in dims), dict(dims)
+        self.position, _, method = name.rpartition("-")
 
         def streams(*positions: str) -> tuple[str, ...]:
-            return (*self.modalities, "fused") if position in positions else self.modalities
+            return (*self.modalities, "fused") if self.position in positions else self.modalities
 
         self.features = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in self.modalities})
         self.gru = nn.ModuleDict({s: nn.GRU(d, settings.gru_hidden, bidirectional=True) for s in streams("ef")})
         self.attention = nn.ModuleDict({s: Attention(states, settings.heads) for s in streams("ef", "mf")})
         self.logits = nn.ModuleDict({s: nn.Linear(states, classes) for s in streams("ef", "mf", "lf")})
         self.dropout = nn.Dropout(settings.dropout)
-        if position:
-            width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[position]
+        if self.position:
+            width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[self.position]
             self.fusion: nn.Module = Fuse(method, width)
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
@@ -157,13 +156,13 @@ class ReleasedAtFusion(nn.Module):
 class Released(Perspective):
     """LGF as the authors' released code computes it at commit 17036b9."""
 
-    def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, method: str) -> None:
-        super().__init__(settings, dims, classes, position="lgf", method=method)
+    def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
+        super().__init__(settings, dims, classes, name)
         width = 2 * settings.gru_hidden
         self.hidden = nn.ModuleDict({m: nn.Linear(width, width) for m in self.modalities})
         for m in self.modalities:
             cast(Attention, self.attention[m]).dropout = settings.dropout
-        if method == "at":
+        if name == "lgf-at":
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
@@ -184,12 +183,9 @@ def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) ->
 
     Raises `WrongUse` where the released code is asked for and has no such setting.
     """
-    position, _, method = name.partition("-")
-    if settings.released:
-        if settings.lr_decay != PerspectiveSettings.lr_decay:
-            raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
-        return Released(settings, dims, classes, method)
-    return Perspective(settings, dims, classes, position if method else "", method)
+    if settings.released and settings.lr_decay != PerspectiveSettings.lr_decay:
+        raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
+    return (Released if settings.released else Perspective)(settings, dims, classes, name)
 
 
 FUSIONS = {
