@@ -391,7 +391,7 @@ def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
         assert layer._forward_hooks
     assert not layer._forward_hooks, "the hook must be taken off"
     captured: dict[str, torch.Tensor] = {}
-    layer.register_forward_hook(lambda _, taken, __: captured.update(x=taken[0], memory=taken[2]))
+    layer.register_forward_hook(lambda _, taken, __: captured.update(x=taken[0], memory=taken[2][0]))
     inputs = {}
     for modality, name in (("audio", "hubert"), ("text", "mpnet")):
         values = torch.from_numpy(store[name].load(manifest, [manifest.ids.index(utterance)]).values.astype(np.float32))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import Attention, classifier
-from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
+from .ragged import Batch, RaggedLayout, Rows, mean_rows, recurrent, vectors, visible
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,12 @@ class Cma(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to attend to."""
-        x, layout = {}, {}
+        x, statistics = dict[str, Rows](), list[Tensor]()
         for m, dim in self.dims.items():
-            rows, layout[m] = visible(batch, m, dim)
-            x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, layout[m]))
-        statistics: list[Tensor] = []
+            rows, layout = visible(batch, m, dim)
+            x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, layout)), layout
         for m, other in (("audio", "text"), ("text", "audio")):
-            seen = cast(Attention, self.attention[m])(x[m], layout[m], x[other], layout[other])
-            statistics += mean_and_deviation(seen, layout[m])
+            statistics += mean_and_deviation(self.attention[m](*x[m], x[other]), x[m][1])
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
 
 

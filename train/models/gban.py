@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
 from .layers import classifier
-from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, send, visible
+from .ragged import Batch, RaggedLayout, Rows, max_rows, mean_rows, recurrent, send, visible
 
 CODE = "the authors' code, ppfliu/emotion-recognition"
 
@@ -80,7 +80,7 @@ class Gban(nn.Module):
         return queries.unpad(alpha.to(memory.dtype) @ memory)
 
 
-def pooled(x: Tensor, layout: RaggedLayout, size: int) -> tuple[Tensor, RaggedLayout]:
+def pooled(x: Tensor, layout: RaggedLayout, size: int) -> Rows:
     """The maxima of every `size` rows of a sequence, the last of fewer where they do not go in; and their layout."""
     windows = RaggedLayout(-(-layout.lengths // size))
     sizes = (layout.lengths[windows.owner] - windows.position * size).clamp(max=size)

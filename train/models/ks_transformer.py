@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Even, Factor, Fusion, Positive, Share, setting
 from .layers import Attention, EncoderLayer, classifier
 from .msmser import positions
-from .ragged import Batch, RaggedLayout, mean_rows, visible
+from .ragged import Batch, RaggedLayout, Rows, mean_rows, visible
 
 CODE = "the authors' code, HappyColor/Key-Sparse-Transformer"
 
@@ -49,15 +49,13 @@ class KsSettings(CommonSettings):
 class KeySparse(Attention):
     """Attention with positions in queries and keys."""
 
-    def forward(
-        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
-    ) -> Tensor:
-        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
-        x = k = v = x + positions(layout, x)
-        if memory is not None and keys is not None:
-            k, v = memory + positions(keys, memory), memory
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
+        """Rows `[r, d]` attend to the rows `[r_k, d]` of a `memory`, or to each other; `[r, d]`."""
+        x = x + positions(layout, x)
+        v, keys = memory or (x, layout)
+        k = v + positions(keys, v) if memory else x
         q, k, v = (self.project(rows, slice(i, i + 1))[:, 0] for i, rows in enumerate((x, k, v)))
-        return self.attend(q, k, v, layout, keys or layout)
+        return self.attend(q, k, v, layout, keys)
 
 
 class Stack(nn.Module):
@@ -70,11 +68,11 @@ class Stack(nn.Module):
         sizes, attention = (d, heads, max(1, int(settings.feed_forward * d)), dropout), (d, heads, dropout, keep)
         self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(*attention)) for _ in range(depth))
 
-    def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, *keys: RaggedLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
         """Rows `[r, d]` → `[r, d]`."""
-        x, memory = self.norm(x), self.memory_norm(memory)
+        x, memory = self.norm(x), memory and (self.memory_norm(memory[0]), memory[1])
         for layer in self.layers:
-            x = layer(x, layout, memory, *keys)
+            x = layer(x, layout, memory)
         return x
 
 
@@ -93,15 +91,15 @@ class KsTransformer(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. To a hidden modality nothing attends, and its mean is zero."""
-        x, layout, means = {}, {}, []
+        x, means = dict[str, Rows](), list[Tensor]()
         for m, dim in self.dims.items():
-            rows, layout[m] = visible(batch, m, dim)
-            x[m] = self.own[m](self.project[m](rows), layout[m])
+            rows, layout = visible(batch, m, dim)
+            x[m] = self.own[m](self.project[m](rows), layout), layout
         for m, other in (("audio", "text"), ("text", "audio")):
-            z = x[m]
+            z, layout = x[m]
             for i, stack in enumerate(cast(nn.ModuleList, self.cross[m])):
-                z = stack(z, layout[m]) if i % 2 else stack(z, layout[m], x[other], layout[other])
-            means.append(mean_rows(self.last[m](2 * x[m] + z, layout[m]), layout[m]))
+                z = stack(z, layout, None if i % 2 else x[other])
+            means.append(mean_rows(self.last[m](2 * x[m][0] + z, layout), layout))
         return {"logits": self.classifier(torch.cat(means, 1))}
 
 

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ser.errors import WrongUse
 
-from .ragged import RaggedLayout, attention, recurrent
+from .ragged import RaggedLayout, Rows, attention, recurrent
 
 
 class Attention(nn.Module):
@@ -49,15 +49,12 @@ class Attention(nn.Module):
             w, b = (whole.unflatten(0, (3, -1))[which].flatten(0, 1) for whole in (w, b))
         return F.linear(x, w, b).unflatten(1, (-1, self.heads, self.in_proj_weight.shape[1] // self.heads))
 
-    def forward(
-        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
-    ) -> Tensor:
-        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
-        if memory is None or keys is None:
-            q, k, v = self.project(x).unbind(1)
-        else:
-            [q], (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory, slice(1, 3)).unbind(1)
-        return self.attend(q, k, v, layout, keys or layout)
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
+        """Rows `[r, d]` attend to the rows `[r_k, d]` of a `memory`, or to each other; `[r, d]`."""
+        if memory is None:
+            return self.attend(*self.project(x).unbind(1), layout, layout)
+        [q], (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory[0], slice(1, 3)).unbind(1)
+        return self.attend(q, k, v, layout, memory[1])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: RaggedLayout, keys: RaggedLayout) -> Tensor:
         """Queries `[r, h, d / h]`, and keys and values `[r_k, h, d / h]` laid out by `keys` → `[r, d]`."""
@@ -78,11 +75,9 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, layout: RaggedLayout, memory: Tensor | None = None, keys: RaggedLayout | None = None
-    ) -> Tensor:
-        """Rows `[r, d]` attend to rows `memory` `[r_k, d]`, laid out by `keys`, or to each other; `[r, d]`."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, layout, memory, keys)))
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
+        """Rows `[r, d]` attend to the rows `[r_k, d]` of a `memory`, or to each other; `[r, d]`."""
+        x = self.norm1(x + self.dropout(self.self_attn(x, layout, memory)))
         return self.norm2(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 
@@ -97,10 +92,10 @@ class DecoderLayer(EncoderLayer):
         self.multihead_attn = Attention(d, heads)
         self.norm3 = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, layout: RaggedLayout, memory: Tensor, keys: RaggedLayout) -> Tensor:  # type: ignore[override]
-        """Rows `[r, d]` attend to `memory` `[r_k, d]`; `[r, d]`."""
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
+        """Rows `[r, d]` attend to each other, and then to the rows `[r_k, d]` of the `memory`; `[r, d]`."""
         x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
-        x = self.norm2(x + self.dropout(self.multihead_attn(x, layout, memory, keys)))
+        x = self.norm2(x + self.dropout(self.multihead_attn(x, layout, memory)))
         return self.norm3(x + self.dropout(self.linear2(F.relu(self.linear1(x)))))
 
 

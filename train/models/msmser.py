@@ -81,12 +81,12 @@ class ModalityInteraction(nn.Module):
         """Rows a' `[r_a, d_e]` and w' `[r_w, d_e]` of n utterances → `[n, d_e]`."""
         a = a + positions(audio, a) + self.types[0]
         w = w + positions(text, w) + self.types[1]
-        memory, keys = interleave(a, audio, w, text)
-        n, tokens = len(keys.lengths), len(self.queries)
-        layout = RaggedLayout(torch.full_like(keys.lengths, tokens), keys.device)
+        memory = interleave(a, audio, w, text)
+        n, tokens = len(audio.lengths), len(self.queries)
+        layout = RaggedLayout(torch.full_like(audio.lengths, tokens), audio.device)
         q = self.queries.repeat(n, 1)  # [n L, d_e]
         for layer in self.decoder:
-            q = layer(q, layout, memory, keys)
+            q = layer(q, layout, memory)
         return self.pool(q, layout)
 
 

@@ -198,7 +198,10 @@ class RaggedLayout:
         return send(forwards, self.device), send(backwards, self.device), alive.sum(1).tolist()
 
 
-def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
+Rows = tuple[Tensor, RaggedLayout]  # packed rows `[r, …]`, and where they lie
+
+
+def visible(batch: Batch, modality: str, dim: int) -> Rows:
     """The rows `[r, dim]` of one modality and their layout.
 
     Raises `WrongUse` if the features have another dimension than the model was built for.
@@ -305,7 +308,7 @@ def full_precision(x: dict[str, Tensor]) -> torch.autocast:
     return torch.autocast(device, enabled=False)
 
 
-def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
+def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> Rows:
     """The rows of a and b utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     order = torch.cat([of_a.owner, of_b.owner]).argsort(stable=True)
     both = RaggedLayout(of_a.lengths + of_b.lengths, of_a.device, of_a.there + of_b.there)

@@ -94,7 +94,7 @@ def weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
 
     def attended(attention: Attention, taken: tuple[Any, ...], _: Tensor) -> None:
-        x, _, memory, _ = taken
+        x, _, (memory, _) = taken
         q = attention.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
         k = attention.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, r, d / h]
         seen["attention"] = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2)
