@@ -116,15 +116,10 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) 
         torch.stack([getattr(gru, f"{name}_l0{way}") for gru in grus for way in ("", "_reverse")])
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    y = _Scan.apply(torch.baddbmm(b_i[:, None], inputs, w_i.mT), w_h, b_h, alive)[0]  # [g, s, H]
-
-    def back(order: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
-        return steps.new_zeros(len(rows), steps.shape[1]).index_copy(0, order, steps)
-
-    return {
-        name: torch.cat([back(forwards, y[2 * i], rows), back(backwards, y[2 * i + 1], rows)], 1)
-        for i, (name, rows) in enumerate(x.items())
-    }
+    y = _Scan.apply(torch.baddbmm(b_i[:, None], inputs, w_i.mT), w_h, b_h, alive)[0].unflatten(0, (-1, 2))
+    empty = y.new_zeros(len(x), len(next(iter(x.values()))), y.shape[3])  # of y [streams, 2, s, H]
+    ways = [empty.index_copy(1, order, y[:, way]) for way, order in enumerate((forwards, backwards))]
+    return dict(zip(x, torch.cat(ways, 2).unbind(), strict=True))
 
 
 class _Scan(torch.autograd.Function):
