@@ -1,4 +1,4 @@
-"""The models, one file per paper. A new one is a file with a `FUSIONS` dict and a line here."""
+"""The models, one file per paper. A new one is a file with a list `FUSIONS` and a line here."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from .superb import with_layer_sums
 __all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting", "with_layer_sums"]
 
 _PAPERS = (msmser, perspective, usc, baselines, icon, catf_lstm, gban, cme, ks_transformer, superb)
-_OWN = {name: fusion for paper in _PAPERS for name, fusion in paper.FUSIONS.items()}
+_OWN = {fusion.name: fusion for paper in _PAPERS for fusion in paper.FUSIONS}
 FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _OWN)
 
 

@@ -159,10 +159,8 @@ def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]
 # Level 1 first, each modality alone, and then level 2 on what they have become.
 HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.", "fuse.")))
 
-FUSIONS = {
-    "bc-lstm": Fusion(
-        "bc-lstm", "Poria et al., ACL 2017", BcLstmSettings, BOTH, "vector", BcLstm, "dialogue", stages=HIERARCHY
-    ),
-    "concat:utterance": Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
-    "cma": Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
-}
+FUSIONS = [
+    Fusion("bc-lstm", "Poria et al., ACL 2017", BcLstmSettings, BOTH, "vector", BcLstm, "dialogue", stages=HIERARCHY),
+    Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
+    Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
+]

@@ -70,8 +70,8 @@ class CatfLstm(BcLstm):
         self.fuse, self.fusion = Fuse("at", settings.lstm_hidden), CatLstm(settings, settings.lstm_hidden, classes)
 
 
-FUSIONS = {
-    "catf-lstm": Fusion(
+FUSIONS = [
+    Fusion(
         "catf-lstm", "Poria et al., ICDM 2017", CatfLstmSettings, BOTH, "vector", CatfLstm, "dialogue", stages=HIERARCHY
     )
-}
+]

@@ -71,4 +71,4 @@ def even_shares(audio: RaggedLayout, text: RaggedLayout) -> RaggedLayout:
     return RaggedLayout(ends - tokens.position * total // count, text.device)
 
 
-FUSIONS = {"cme": Fusion("cme", "Li et al., arXiv 2010.12733", CmeSettings, BOTH, "sequence", Cme)}
+FUSIONS = [Fusion("cme", "Li et al., arXiv 2010.12733", CmeSettings, BOTH, "sequence", Cme)]

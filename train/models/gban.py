@@ -87,4 +87,4 @@ def pooled(x: Tensor, layout: RaggedLayout, size: int) -> Rows:
     return max_rows(x, RaggedLayout(sizes, layout.device)), RaggedLayout(windows.lengths, layout.device)
 
 
-FUSIONS = {"gban": Fusion("gban", "Liu, Li & Meng, Interspeech 2020", GbanSettings, BOTH, "sequence", Gban)}
+FUSIONS = [Fusion("gban", "Liu, Li & Meng, Interspeech 2020", GbanSettings, BOTH, "sequence", Gban)]

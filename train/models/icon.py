@@ -87,7 +87,7 @@ def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return rows, mine, torch.tensor([len(group) for group, _ in views])
 
 
-FUSIONS = {
-    name: Fusion(name, SOURCE, IconSettings, inputs, "vector", Icon, unit="dialogue")
+FUSIONS = [
+    Fusion(name, SOURCE, IconSettings, inputs, "vector", Icon, unit="dialogue")
     for name, inputs in (("icon", BOTH), ("icon:audio", ("audio",)), ("icon:text", ("text",)))
-}
+]

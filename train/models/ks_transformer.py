@@ -103,6 +103,4 @@ class KsTransformer(nn.Module):
         return {"logits": self.classifier(torch.cat(means, 1))}
 
 
-FUSIONS = {
-    "ks-transformer": Fusion("ks-transformer", "Chen et al., ICASSP 2022", KsSettings, BOTH, "sequence", KsTransformer)
-}
+FUSIONS = [Fusion("ks-transformer", "Chen et al., ICASSP 2022", KsSettings, BOTH, "sequence", KsTransformer)]

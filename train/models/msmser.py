@@ -165,8 +165,8 @@ _HIDE, _RMM, _MIT = random_modality_masking, ("rmm_start", "rmm_end", "rmm_text"
 _PLAIN = (*_MIT, *_RMM)  # what a model without both has no use for
 _POOLED = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
 _PLACED = _POOLED | {"positions": ("sinusoidal", "codes of both modalities before MIT; there are none in the encoders")}
-FUSIONS = {
-    name: Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
+FUSIONS = [
+    Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
     for name, source, inputs, build, hide, unused, fixed in (
         ("mit", "MSMSER §2", BOTH, Msmser, _HIDE, (), _PLACED),
         ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encoder=False), _HIDE, ("encoder_depth",), _PLACED),
@@ -177,4 +177,4 @@ FUSIONS = {
         ("audio:frame", "MSMSER §4.2", ("audio",), Pooled, None, _PLAIN, _POOLED),
         ("text:token", "MSMSER §4.2", ("text",), Pooled, None, _PLAIN, _POOLED),
     )
-}
+]

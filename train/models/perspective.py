@@ -188,8 +188,8 @@ def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) ->
     return (Released if settings.released else Perspective)(settings, dims, classes, name)
 
 
-FUSIONS = {
-    name: Fusion(
+FUSIONS = [
+    Fusion(
         name=name,
         source="Perspective §2.3" if len(inputs) > 1 else "Perspective §2.2",
         settings=PerspectiveSettings,
@@ -206,4 +206,4 @@ FUSIONS = {
         ("text:utterance", ("text",)),
         *((f"{p}-{method}", BOTH) for p in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")),
     )
-}
+]

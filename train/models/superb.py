@@ -113,4 +113,4 @@ class Superb(nn.Module):
         return {"logits": self.logits(self.dropout(self.projector(vectors(batch, "audio", self.dim))))}
 
 
-FUSIONS = {"superb": Fusion("superb", "SUPERB §3, emotion recognition", SuperbSettings, ("audio",), "vector", Superb)}
+FUSIONS = [Fusion("superb", "SUPERB §3, emotion recognition", SuperbSettings, ("audio",), "vector", Superb)]
