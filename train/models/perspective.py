@@ -24,7 +24,6 @@ from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser.errors import WrongUse
@@ -112,6 +111,8 @@ class Perspective(nn.Module):
         if self.position:
             width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[self.position]
             self.fusion: nn.Module = Fuse(method, width)
+        self.activation: nn.Module = nn.ReLU()
+        self.hidden = nn.ModuleDict()  # of the released code
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text".
@@ -126,11 +127,12 @@ class Perspective(nn.Module):
                 return x
             return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
 
-        x = {m: F.relu(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
+        x = {m: self.activation(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
         with full_precision(x):  # behind the first FC everything is too small to gain by less
             x = bigru(self.gru, fuse("ef", x), layout)
             x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
             x = {s: self.attention[s](rows, layout) for s, rows in x.items()}
+            x |= {s: hidden(x[s]).relu() for s, hidden in self.hidden.items()}
             x = fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
             x = fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
         x["logits"] = x.pop("fused" if self.position else self.modalities[0])
@@ -158,8 +160,8 @@ class Released(Perspective):
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         super().__init__(settings, dims, classes, name)
-        width = 2 * settings.gru_hidden
-        self.hidden = nn.ModuleDict({m: nn.Linear(width, width) for m in self.modalities})
+        self.activation, width = nn.Identity(), 2 * settings.gru_hidden
+        self.hidden.update({m: nn.Linear(width, width) for m in self.modalities})
         for m in self.modalities:
             cast(Attention, self.attention[m]).dropout = settings.dropout
         if name == "lgf-at":
@@ -167,15 +169,7 @@ class Released(Perspective):
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
         """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
-        x = {m: self.features[m](vectors(batch, m, self.dims[m])) for m in self.modalities}
-        layout = layout or RaggedLayout(batch.dialogues, batch.device)
-        with full_precision(x):
-            x = bigru(self.gru, x, layout)
-            x = {m: self.dropout(rows) for m, rows in x.items()}
-            x = {m: self.attention[m](rows, layout) for m, rows in x.items()}
-            x = {m: self.logits[m](self.dropout(self.hidden[m](rows).relu())) for m, rows in x.items()}
-            x["logits"] = self.fusion(x["audio"], x["text"])
-            return {head: logits.softmax(1) for head, logits in x.items()}
+        return {head: logits.softmax(1) for head, logits in super().forward(batch, layout).items()}
 
 
 def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> nn.Module:
