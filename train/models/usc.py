@@ -52,11 +52,10 @@ class Cnn(nn.Module):
         super().__init__()
         self.bands, self.frames = dims["audio"], settings.frames
         channels = [1, *(settings.channels * times for times in (1, 2, 4, 8, 8))]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(channels):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU()]
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that 13 MFCCs are enough for five
-        self.convolutions = nn.Sequential(*layers)
+        self.convolutions = nn.Sequential()
+        for pair in pairwise(channels):
+            pool = nn.MaxPool2d(2, ceil_mode=True)  # so that 13 MFCCs are enough for five
+            self.convolutions.extend([nn.Conv2d(*pair, 3, padding=1), nn.LeakyReLU(), pool])
         flat = channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)  # five halvings, rounded up
         linear = classifier(settings.dropout, flat, settings.hidden, classes, activation=nn.LeakyReLU)
         self.linear = nn.Sequential(nn.Dropout(settings.dropout), *linear)
@@ -93,13 +92,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r, d]`."""
-        real = layout.attended
         if self.takes_tokens:
-            tokens = layout.pad(x[:, 0].long(), self.model.config.pad_token_id)
-            states = self.model(input_ids=tokens, attention_mask=real.long())
+            given = {"input_ids": layout.pad(x[:, 0].long(), self.model.config.pad_token_id)}
         else:
-            states = self.model(inputs_embeds=layout.pad(x), attention_mask=real.long())
-        return layout.unpad(states.last_hidden_state)
+            given = {"inputs_embeds": layout.pad(x)}
+        return layout.unpad(self.model(**given, attention_mask=layout.attended.long()).last_hidden_state)
 
 
 class _Given(nn.Module):
@@ -113,8 +110,7 @@ def untrained(config: Mapping[str, Any], layers: Layers) -> Encoder:
     """The encoder of a checkpoint's config.json with any weights, to be overwritten by those of a trained run."""
     import transformers
 
-    settings = dict(config)
-    made = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    made = transformers.AutoConfig.for_model(**config)
     if layers != "all":
         made.num_hidden_layers = layers
     with torch.random.fork_rng(devices=[]):
