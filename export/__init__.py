@@ -18,6 +18,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import getmodule
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,12 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         "sealed": {name: file_record(content).sha256 for name, [content] in files.items()},
         "functions": functions,
         "extractors": {one["extractor"] for one in functions},
-        "config": predictor.run.config,
-        "result": predictor.run.result,
-        "paper": fusion.source,
+        "run": predictor.run,
+        "fusion": fusion,
         "ser": f"{DISTRIBUTION} {version(DISTRIBUTION)}",
         "title": getattr(getmodule(root), "__doc__", None) or fusion.source,
         "source": source_of([*used, fusion.settings, root]),
         "decoder": source_of([decode]),
-        "settings": fusion.settings.__name__,
         "build": root.__name__,
         "keywords": getattr(build, "keywords", {}),
     }
@@ -131,19 +130,16 @@ def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, A
 
 def _functions(predictor: Predictor) -> list[dict[str, Any]]:
     """The functions of `run.py`: one for each feature, or for the layers that one pass of an encoder gives."""
+    every = [
+        {"modality": modality, **_function(feature, how, predictor.fusion.level)}
+        for modality, features in predictor.features.items()
+        for feature, how in zip(features, predictor.described[modality], strict=True)
+    ]
     found: list[dict[str, Any]] = []
-    for modality, features in predictor.features.items():
-        for feature, how in zip(features, predictor.described[modality], strict=True):
-            one = {"modality": modality, **_function(feature, how, predictor.fusion.level)}
-            last = found[-1] if found and one["layers"] and one["pool"] != "meanstd" else {}
-            if last | {"layers": []} == one | {"layers": []}:
-                last["layers"] += one["layers"]
-            else:
-                found.append(one)
-    for number, one in enumerate(found):
-        name = re.sub(r"\W", "_", one["feature"])
-        again = sum(other["feature"] == one["feature"] for other in found[:number])
-        one["name"] = f"{name}_{again + 1}" if again else name
+    for one, same in groupby(every, lambda one: one | {"layers": one["pool"] == "meanstd" and one["layers"]}):
+        name, again = re.sub(r"\W", "_", one["feature"]), sum(other["feature"] == one["feature"] for other in found)
+        layers = [layer for each in same for layer in each["layers"]]
+        found.append(one | {"layers": layers, "name": f"{name}_{again + 1}" if again else name})
     return found
 
 
