@@ -11,7 +11,7 @@ import torch
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
-from .models import Fusion, Stage
+from .models import CommonSettings, Fusion, Stage
 from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 from .models.ragged import Heads
 
@@ -58,7 +58,8 @@ class Setting:
 
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings that a fusion uses, its own first, and what is fixed."""
-    told = {one.name: one.metadata for one in fields(fusion.settings)} | TEXTS
+    usual = {one.name: one.metadata for one in fields(CommonSettings)}
+    told = {one.name: {**usual.get(one.name, {}), **one.metadata} for one in fields(fusion.settings)} | TEXTS
     listed = [
         Setting(name, one.default, _kind_name(kind), told[name]["source"], told[name]["help"], _range(one.type))
         for owner in (fusion.settings, TrainingSettings)

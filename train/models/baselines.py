@@ -23,9 +23,9 @@ class HierarchySettings(CommonSettings):
 
     epochs: Count = setting(100, OURS, "epochs, of each stage")
     batch_size: Count = setting(20, OURS, "dialogues per batch")
-    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(1e-5, OURS)
     dropout: Dropout = setting(0.2, OURS, "dropout before each dense layer")
-    standardise_audio: bool = setting(True, OURS, "z-score the audio features")
+    standardise_audio: bool = setting(True, OURS)
     lstm_hidden: Count = setting(100, OURS, "LSTM states per direction")
 
 
@@ -84,11 +84,11 @@ class BcLstm(nn.Module):
 class ConcatSettings(CommonSettings):
     """No paper's: the simplest fusion there is."""
 
-    batch_size: Count = setting(32, OURS, "utterances per batch")
-    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    batch_size: Count = setting(32, OURS)
+    weight_decay: Weight = setting(1e-5, OURS)
     dropout: Dropout = setting(0.2, OURS, "dropout before each linear layer")
-    standardise_audio: bool = setting(True, OURS, "z-score the audio features")
-    standardise_text: bool = setting(True, OURS, "z-score the text features")
+    standardise_audio: bool = setting(True, OURS)
+    standardise_text: bool = setting(True, OURS)
     hidden: Count = setting(100, OURS, "width between the two linear layers")
 
 
@@ -113,8 +113,8 @@ class Concat(nn.Module):
 class CmaSettings(CommonSettings):
     """Krishna & Patil, Interspeech 2020, where known; else ours."""
 
-    epochs: Count = setting(50, OURS, "epochs")
-    lr: Positive = setting(1e-4, OURS, "Adam's learning rate")
+    epochs: Count = setting(50, OURS)
+    lr: Positive = setting(1e-4, OURS)
     dropout: Dropout = setting(0.2, OURS, "dropout after the encoders and before the classifier")
     lstm_hidden: Count = setting(128, OURS, "states per direction of the encoders")
     heads: Count = setting(8, OURS, "heads of the cross-modal attention")

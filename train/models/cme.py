@@ -29,10 +29,10 @@ CODE = "the authors' code, tal-ai/FG_CME"
 class CmeSettings(CommonSettings):
     """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one there), else ours."""
 
-    epochs: Count = setting(20, CODE, "epochs")
-    batch_size: Count = setting(32, CODE, "utterances per batch")
-    lr: Positive = setting(5e-4, CODE, "Adam's learning rate")
-    weight_decay: Weight = setting(0.0, CODE, "weight of the L2 term, which Adam adds to the gradient")
+    epochs: Count = setting(20, CODE)
+    batch_size: Count = setting(32, CODE)
+    lr: Positive = setting(5e-4, CODE)
+    weight_decay: Weight = setting(0.0, CODE)
     dropout: Dropout = setting(0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)")
     d_model: Even = setting(256, CODE, "width of s and of a, in which mean and maximum share")
     lstm_hidden: Count = setting(256, CODE, "LSTM states per direction")

@@ -31,9 +31,9 @@ CODE = "the authors' code, ppfliu/emotion-recognition"
 class GbanSettings(CommonSettings):
     """The authors' code (model.py, batch.sh), where it fits; else ours."""
 
-    epochs: Count = setting(50, OURS, "epochs")
-    batch_size: Count = setting(32, CODE, "utterances per batch")
-    lr: Positive = setting(1e-4, CODE, "Adam's learning rate")
+    epochs: Count = setting(50, OURS)
+    batch_size: Count = setting(32, CODE)
+    lr: Positive = setting(1e-4, CODE)
     dropout: Dropout = setting(0.5, CODE, "dropout before the classes")
     pool: Count = setting(8, OURS, "frames that max-pooling makes one of (the code: 16 of 10 ms)")
     lstm_hidden: Count = setting(128, CODE, "LSTM states per direction")

@@ -30,12 +30,12 @@ CODE = "the authors' code, declare-lab/conv-emotion"
 class IconSettings(CommonSettings):
     """The authors' code, ICON/train_iemocap.py, where it fits; else ours."""
 
-    epochs: Count = setting(10, CODE, "epochs")
+    epochs: Count = setting(10, CODE)
     batch_size: Count = setting(16, OURS, "dialogues per batch (the code: 512 utterances, each with its history)")
-    lr: Positive = setting(1e-3, CODE, "Adam's learning rate")
-    weight_decay: Weight = setting(1e-5, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    lr: Positive = setting(1e-3, CODE)
+    weight_decay: Weight = setting(1e-5, OURS)
     dropout: Dropout = setting(0.7, CODE, "dropout of the self-influence states and of the attention's weights")
-    standardise_audio: bool = setting(True, OURS, "z-score the audio features")
+    standardise_audio: bool = setting(True, OURS)
     d_model: Count = setting(100, CODE, "width of the query and of all states")
     hops: Count = setting(3, CODE, "reads of the memory")
 

@@ -32,9 +32,9 @@ CODE = "the authors' code, HappyColor/Key-Sparse-Transformer"
 class KsSettings(CommonSettings):
     """The authors' code (config/, model/), where it fits; else ours."""
 
-    epochs: Count = setting(120, CODE, "epochs")
-    batch_size: Count = setting(16, CODE, "utterances per batch")
-    lr: Positive = setting(5e-5, OURS, "Adam's learning rate")
+    epochs: Count = setting(120, CODE)
+    batch_size: Count = setting(16, CODE)
+    lr: Positive = setting(5e-5, OURS)
     dropout: Dropout = setting(0.1, CODE, "dropout of attention weights and after sub-layers (theirs: in them too)")
     d_model: Even = setting(512, OURS, "width of both modalities")
     heads: Count = setting(8, CODE, "heads of the attention")

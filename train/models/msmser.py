@@ -23,9 +23,9 @@ from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visib
 class MsmserSettings(CommonSettings):
     """MSMSER §2.3 and §3.2."""
 
-    epochs: Count = setting(100, "MSMSER §3.2", "epochs")
-    batch_size: Count = setting(8, "MSMSER §3.2", "utterances per batch")
-    lr: Positive = setting(2e-5, "MSMSER §3.2", "Adam's learning rate")
+    epochs: Count = setting(100, "MSMSER §3.2")
+    batch_size: Count = setting(8, "MSMSER §3.2")
+    lr: Positive = setting(2e-5, "MSMSER §3.2")
     dropout: Dropout = setting(0.1, OURS, "dropout after each sub-layer of the transformers and in the classifier")
     d_model: Count = setting(768, "MSMSER §3.2", "d_e, the hidden size")
     heads: Count = setting(8, "MSMSER §3.2", "heads of the transformers")

@@ -39,14 +39,14 @@ CODE = "the authors' released code; not stated in the paper"
 class PerspectiveSettings(CommonSettings):
     """Perspective §3.2 and §3.3."""
 
-    epochs: Count = setting(150, "Perspective §3.3", "epochs")
+    epochs: Count = setting(150, "Perspective §3.3")
     batch_size: Count = setting(20, "Perspective §3.3", "dialogues per batch")
-    lr: Positive = setting(1e-3, "Perspective §3.3", "Adam's learning rate")
+    lr: Positive = setting(1e-3, "Perspective §3.3")
     lr_decay: Weight = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
-    weight_decay: Weight = setting(1e-5, "Perspective §3.3", "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(1e-5, "Perspective §3.3")
     dropout: Dropout = setting(0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention")
-    standardise_audio: bool = setting(True, "Perspective §3.2.1", "z-score the audio features")
-    standardise_text: bool = setting(False, "Perspective §3.2.2", "z-score the text features")
+    standardise_audio: bool = setting(True, "Perspective §3.2.1")
+    standardise_text: bool = setting(False, "Perspective §3.2.2")
     d_model: Count = setting(100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)")
     gru_hidden: Count = setting(50, CODE, "GRU states per direction; the paper says 100 in all or each")
     heads: Count = setting(4, "Perspective §3.3", "heads of the self-attention")

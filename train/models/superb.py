@@ -89,8 +89,8 @@ class SuperbSettings(CommonSettings):
     """SUPERB's emotion task, by s3prl's config."""
 
     epochs: Count = setting(270, f"{S3PRL}: 30,000 updates", "epochs; of the 4 classes of IEMOCAP, 111 updates each")
-    batch_size: Count = setting(32, f"{S3PRL}: 4 × 8 accumulated", "utterances per batch")
-    lr: Positive = setting(1e-4, S3PRL, "Adam's learning rate")
+    batch_size: Count = setting(32, f"{S3PRL}: 4 × 8 accumulated")
+    lr: Positive = setting(1e-4, S3PRL)
     dropout: Dropout = setting(0.0, f"{S3PRL}: none", "dropout before the last layer")
     hidden: Count = setting(256, S3PRL, "width of the projection")
 

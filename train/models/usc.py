@@ -31,8 +31,8 @@ class UscSettings(CommonSettings):
     """USC table 2 and §4."""
 
     epochs: Count = setting(15, "USC table 2", "epochs, of each stage")
-    lr: Positive = setting(1.5e-4, "USC table 2", "Adam's learning rate")
-    weight_decay: Weight = setting(1e-3, "USC table 2", "weight of the L2 term, which Adam adds to the gradient")
+    lr: Positive = setting(1.5e-4, "USC table 2")
+    weight_decay: Weight = setting(1e-3, "USC table 2")
     dropout: Dropout = setting(0.6, "USC table 2", "dropout before each linear layer")
     standardise_audio: bool = setting(True, "USC §4", "z-score the spectrogram's bands")
     frames: Count = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
