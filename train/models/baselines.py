@@ -6,7 +6,6 @@ settings. None of these are reproductions of the numbers that the papers quote: 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Stage, Weight, setting
 from .layers import Attention, classifier
-from .ragged import Batch, RaggedLayout, Rows, mean_rows, recurrent, vectors, visible
+from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,9 @@ class Cma(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to attend to."""
-        x, statistics = dict[str, Rows](), list[Tensor]()
-        for m, dim in self.dims.items():
-            rows, layout = visible(batch, m, dim)
-            x[m] = self.dropout(recurrent(cast(nn.LSTM, self.encoder[m]), rows, layout)), layout
+        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
+        x = {m: (self.dropout(recurrent(self.encoder[m], *rows)), rows[1]) for m, rows in x.items()}
+        statistics: list[Tensor] = []
         for m, other in (("audio", "text"), ("text", "audio")):
             statistics += mean_and_deviation(self.attention[m](*x[m], x[other]), x[m][1])
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}

@@ -15,7 +15,6 @@ make features, are left out: here these are cached. Of its four max-poolings ove
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ class Gban(nn.Module):
             rows, layout[m] = visible(batch, m, dim)
             if m == "audio":
                 rows, layout[m] = pooled(rows, layout[m], self.pool)
-            x[m] = recurrent(cast(nn.LSTM, self.lstm[m]), rows, layout[m])
+            x[m] = recurrent(self.lstm[m], rows, layout[m])
             ends = torch.where(layout[m].lengths > 0, layout[m].lengths.cumsum(0) - 1, len(rows))
             last[m] = torch.cat([x[m], x[m].new_zeros(1, x[m].shape[1])]).index_select(0, send(ends, rows.device))
         audio, text = (

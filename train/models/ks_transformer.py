@@ -91,10 +91,9 @@ class KsTransformer(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. To a hidden modality nothing attends, and its mean is zero."""
-        x, means = dict[str, Rows](), list[Tensor]()
-        for m, dim in self.dims.items():
-            rows, layout = visible(batch, m, dim)
-            x[m] = self.own[m](self.project[m](rows), layout), layout
+        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
+        x = {m: (self.own[m](self.project[m](rows), layout), layout) for m, (rows, layout) in x.items()}
+        means = []
         for m, other in (("audio", "text"), ("text", "audio")):
             z, layout = x[m]
             for i, stack in enumerate(cast(nn.ModuleList, self.cross[m])):

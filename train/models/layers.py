@@ -13,7 +13,7 @@ Axis letters beside those of `ragged.py`: g directions of all streams, s rows in
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ def classifier(dropout: float, *widths: int, activation: type[nn.Module] = nn.Re
 
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
     """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `layout`; `[r, 2 H]`."""
-    grus = [cast(nn.GRU, layers[name]) for name in x]
+    grus = [layers[name] for name in x]
     if layout.device.type == "cuda" and not layout.fixed:  # cuDNN has a kernel for the whole sequence
         return {name: recurrent(gru, rows, layout) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
     forwards, backwards, alive = layout.steps

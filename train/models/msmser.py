@@ -142,10 +142,8 @@ class Pooled(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        pooled = []
-        for m, dim in self.dims.items():
-            x, layout = visible(batch, m, dim)
-            pooled.append(self.pool[m](self.refine[m](x, layout), layout))
+        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
+        pooled = [self.pool[m](self.refine[m](rows, layout), layout) for m, (rows, layout) in x.items()]
         return {"logits": self.classifier(torch.cat(pooled, 1))}
 
 

@@ -286,7 +286,7 @@ class SelfAttentionPooling(nn.Module):
         return layout.total(weights * x)
 
 
-def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
+def recurrent(layer: nn.Module, x: Tensor, layout: RaggedLayout) -> Tensor:
     """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`.
 
     In full precision: under autocast to bfloat16, torch runs these layers in float16 on a GPU.
