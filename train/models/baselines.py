@@ -70,9 +70,8 @@ class BcLstm(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
         layout = RaggedLayout(batch.dialogues, batch.device)
-        levels = {"audio": self.audio, "text": self.text}
-        asked = [m for m in levels if batch.wants("logits", m)]
-        found = {m: levels[m](vectors(batch, m, self.dims[m]), layout) for m in asked}
+        asked = {m: dim for m, dim in self.dims.items() if batch.wants("logits", m)}
+        found = {m: getattr(self, m)(vectors(batch, m, dim), layout) for m, dim in asked.items()}
         heads = {m: logits for m, (_, logits) in found.items()}
         if batch.wants("logits"):  # and not only what the stages that train one branch do
             heads["logits"] = self.fusion(self.fuse(found["audio"][0], found["text"][0]), layout)[1]

@@ -156,8 +156,7 @@ class CnnBert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models."""
-        branches = {"audio": self.audio, "text": self.text}
-        found = {m: branch(batch)["logits"] for m, branch in branches.items() if batch.wants("logits", m)}
+        found = {m: getattr(self, m)(batch)["logits"] for m in BOTH if batch.wants("logits", m)}
         if not batch.wants("logits"):  # but the stages that train one branch
             return found
         summed = [self.linear[modality](self.predictions(own)) for modality, own in found.items()]
