@@ -107,14 +107,13 @@ def classifier(dropout: float, *widths: int, activation: type[nn.Module] = nn.Re
 
 def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
     """Each stream's one-layer bi-directional `nn.GRU` over its rows `[r, d]`, all laid out by `layout`; `[r, 2 H]`."""
-    grus = [layers[name] for name in x]
     if layout.device.type == "cuda" and not layout.fixed:  # cuDNN has a kernel for the whole sequence
-        return {name: recurrent(gru, rows, layout) for gru, (name, rows) in zip(grus, x.items(), strict=True)}
+        return {name: recurrent(layers[name], rows, layout) for name, rows in x.items()}
     forwards, backwards, alive = layout.steps
     inputs = torch.stack([rows.index_select(0, order) for rows in x.values() for order in (forwards, backwards)])
     w_i, w_h, b_i, b_h = (
-        torch.stack([getattr(gru, f"{name}_l0{way}") for gru in grus for way in ("", "_reverse")])
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        torch.stack([getattr(layers[name], f"{kind}_l0{way}") for name in x for way in ("", "_reverse")])
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     y = _Scan.apply(torch.baddbmm(b_i[:, None], inputs, w_i.mT), w_h, b_h, alive)[0].unflatten(0, (-1, 2))
     empty = y.new_zeros(len(x), len(next(iter(x.values()))), y.shape[3])  # of y [streams, 2, s, H]
