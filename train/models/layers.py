@@ -52,7 +52,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
         """Rows `[r, d]` attend to the rows `[r_k, d]` of a `memory`, or to each other; `[r, d]`."""
         if memory is None:
-            return self.attend(*self.project(x).unbind(1), layout, layout)
+            q, k, v = self.project(x).unbind(1)
+            return self.attend(q, k, v, layout, layout)
         [q], (k, v) = self.project(x, slice(1)).unbind(1), self.project(memory[0], slice(1, 3)).unbind(1)
         return self.attend(q, k, v, layout, memory[1])
 
