@@ -8,6 +8,7 @@ Axis letters of all models (`[r, d]` is a shape):
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -300,11 +301,12 @@ def recurrent(layer: nn.Module, x: Tensor, layout: RaggedLayout) -> Tensor:
     return torch.empty_like(y).index_copy(0, forwards, y)
 
 
-def full_precision(x: dict[str, Tensor]) -> torch.autocast:
-    """Leave autocast, if it is on, taking the values of `x` along."""
+def full_precision(x: dict[str, Tensor]) -> AbstractContextManager[object]:
+    """Leave autocast, taking the values of `x` along."""
     device = next(iter(x.values())).device.type
-    if torch.is_autocast_enabled(device):
-        x.update({name: values.float() for name, values in x.items()})
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    x.update({name: values.float() for name, values in x.items()})
     return torch.autocast(device, enabled=False)
 
 
