@@ -9,7 +9,6 @@ as a CUDA graph. Axis letters beside those of `ser.train.models.ragged`:
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from .ragged import Batch, RaggedLayout, Sequences
 
 NO_LABEL = -100  # what torch's losses leave out
 ROWS = 128  # r is a multiple of it, so that few shapes occur
+Found = tuple[dict[str, Tensor], Tensor, Tensor]  # what a `Stack` returns
 
 
 def table(groups: Sequence[np.ndarray]) -> Tensor:
@@ -108,23 +108,18 @@ class Stack:
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, self._drawn)
 
-    def __call__(
-        self, turns: Tensor, chosen: Tensor, r: int, training: bool = False
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def __call__(self, turns: Tensor, chosen: Tensor, r: int, training: bool = False) -> Found:
         """Logits `[R, r, K]` by head, of which row of the dataset each is `[R, r]`, and whether of any, bool `[R, r]`.
 
         Of a `batch_of` the `table` turns, on the models' device. In training dropout is by `kept`, if that is drawn.
         """
         self.model.train(training)
         kept = self.kept if training else None
-        one = partial(self._one, turns, r)
+        in_dims = None, None, 0, 0, 0, None if kept is None else 0
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
-            in_dims = 0, 0, 0, None if kept is None else 0
-            return vmap(one, in_dims)(self.weights, self.buffers, chosen, kept)
+            return vmap(self._one, in_dims)(turns, r, self.weights, self.buffers, chosen, kept)
 
-    def _one(
-        self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _one(self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None) -> Found:
         """One run, as it is under vmap."""
         rows, real, layout = lay_out(turns, chosen, r)
         if kept is not None:
