@@ -141,7 +141,7 @@ class Cma(nn.Module):
         x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
         x = {m: (self.dropout(recurrent(self.encoder[m], *rows)), rows[1]) for m, rows in x.items()}
         statistics: list[Tensor] = []
-        for m, other in (("audio", "text"), ("text", "audio")):
+        for m, other in (BOTH, BOTH[::-1]):
             statistics += mean_and_deviation(self.attention[m](*x[m], x[other]), x[m][1])
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
 

@@ -54,22 +54,15 @@ class Gban(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. What is made of a hidden modality is zero."""
-        x, layout, last = {}, {}, {}
-        for m, dim in self.dims.items():
-            rows, layout[m] = visible(batch, m, dim)
-            if m == "audio":
-                rows, layout[m] = pooled(rows, layout[m], self.pool)
-            x[m] = recurrent(self.lstm[m], rows, layout[m])
-            ends = torch.where(layout[m].lengths > 0, layout[m].lengths.cumsum(0) - 1, len(rows))
-            last[m] = torch.cat([x[m], x[m].new_zeros(1, x[m].shape[1])]).index_select(0, send(ends, rows.device))
-        audio, text = (
-            mean_rows(self._aligned(m, x[m], layout[m], x[other], layout[other]), layout[m])
-            for m, other in (("audio", "text"), ("text", "audio"))
-        )
-        h = torch.zeros_like(self.maps[0](audio))
-        for i, pair in enumerate(((audio, text), (last["text"], last["audio"]))):
-            z = self.gates[i](torch.cat(pair, 1)).sigmoid()
-            h = h + z * self.maps[2 * i](pair[0]).tanh() + (1 - z) * self.maps[2 * i + 1](pair[1]).tanh()
+        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
+        x["audio"] = pooled(*x["audio"], self.pool)
+        x = {m: (recurrent(self.lstm[m], *rows), rows[1]) for m, rows in x.items()}
+        x_3, x_4 = last_rows(*x["text"]), last_rows(*x["audio"])
+        x_1, x_2 = (mean_rows(self._aligned(m, *x[m], *x[other]), x[m][1]) for m, other in (BOTH, BOTH[::-1]))
+        z = self.gates[0](torch.cat([x_1, x_2], 1)).sigmoid()
+        z_ = self.gates[1](torch.cat([x_3, x_4], 1)).sigmoid()
+        y = [w(one).tanh() for w, one in zip(self.maps, (x_1, x_2, x_3, x_4), strict=True)]
+        h = z * y[0] + (1 - z) * y[1] + z_ * y[2] + (1 - z_) * y[3]
         return {"logits": self.logits(h)}
 
     def _aligned(self, m: str, q: Tensor, queries: RaggedLayout, k: Tensor, keys: RaggedLayout) -> Tensor:
@@ -77,6 +70,12 @@ class Gban(nn.Module):
         scores = self.score[m]((queries.pad(q)[:, :, None] + memory[:, None]).tanh())[..., 0]  # [n, t_q, t_k]
         alpha = scores.masked_fill(~keys.attended[:, None], -torch.inf).softmax(2)
         return queries.unpad(alpha.to(memory.dtype) @ memory)
+
+
+def last_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
+    """The last of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    ends = torch.where(layout.lengths > 0, layout.lengths.cumsum(0) - 1, len(x))
+    return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, send(ends, x.device))
 
 
 def pooled(x: Tensor, layout: RaggedLayout, size: int) -> Rows:

@@ -94,7 +94,7 @@ class KsTransformer(nn.Module):
         x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
         x = {m: (self.own[m](self.project[m](rows), layout), layout) for m, (rows, layout) in x.items()}
         means = []
-        for m, other in (("audio", "text"), ("text", "audio")):
+        for m, other in (BOTH, BOTH[::-1]):
             z, layout = x[m]
             for i, stack in enumerate(cast(nn.ModuleList, self.cross[m])):
                 z = stack(z, layout, None if i % 2 else x[other])

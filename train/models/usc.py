@@ -150,7 +150,7 @@ class CnnBert(nn.Module):
     def __init__(self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
-        self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in ("audio", "text")})
+        self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in BOTH})
         # Of another target: see `Target.build`.
         self.predictions: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1)
 
