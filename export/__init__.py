@@ -137,7 +137,8 @@ def _functions(predictor: Predictor) -> list[dict[str, Any]]:
     ]
     found: list[dict[str, Any]] = []
     for one, same in groupby(every, lambda one: one | {"layers": one["pool"] == "meanstd" and one["layers"]}):
-        name, again = re.sub(r"\W", "_", one["feature"]), sum(other["feature"] == one["feature"] for other in found)
+        name = re.sub(r"\W", "_", one["feature"])
+        again = sum(other["feature"] == one["feature"] for other in found)
         layers = [layer for each in same for layer in each["layers"]]
         found.append(one | {"layers": layers, "name": f"{name}_{again + 1}" if again else name})
     return found

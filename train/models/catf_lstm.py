@@ -67,7 +67,8 @@ class CatfLstm(BcLstm):
         nn.Module.__init__(self)
         self.dims = {m: dims[m] for m in BOTH}
         self.audio, self.text = (CatLstm(settings, dims[m], classes) for m in BOTH)
-        self.fuse, self.fusion = Fuse("at", settings.lstm_hidden), CatLstm(settings, settings.lstm_hidden, classes)
+        self.fuse = Fuse("at", settings.lstm_hidden)
+        self.fusion = CatLstm(settings, settings.lstm_hidden, classes)
 
 
 FUSIONS = [

@@ -65,8 +65,8 @@ class Stack(nn.Module):
         super().__init__()
         d, heads, dropout = settings.d_model, settings.heads, settings.dropout
         self.norm, self.memory_norm = nn.LayerNorm(d), nn.LayerNorm(d) if cross else nn.Identity()
-        sizes, attention = (d, heads, max(1, int(settings.feed_forward * d)), dropout), (d, heads, dropout, keep)
-        self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(*attention)) for _ in range(depth))
+        sizes = d, heads, max(1, int(settings.feed_forward * d)), dropout
+        self.layers = nn.ModuleList(EncoderLayer(*sizes, KeySparse(d, heads, dropout, keep)) for _ in range(depth))
 
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
         """Rows `[r, d]` → `[r, d]`."""

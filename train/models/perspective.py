@@ -97,7 +97,8 @@ class Perspective(nn.Module):
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         super().__init__()
         d, states = settings.d_model, 2 * settings.gru_hidden
-        self.modalities, self.dims = tuple(m for m in BOTH if m in dims), dict(dims)
+        self.dims = dict(dims)
+        self.modalities = tuple(m for m in BOTH if m in dims)
         self.position, _, method = name.rpartition("-")
 
         def streams(*positions: str) -> tuple[str, ...]:
@@ -160,7 +161,8 @@ class Released(Perspective):
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         super().__init__(settings, dims, classes, name)
-        self.activation, width = nn.Identity(), 2 * settings.gru_hidden
+        self.activation = nn.Identity()
+        width = 2 * settings.gru_hidden
         self.hidden.update({m: nn.Linear(width, width) for m in self.modalities})
         for m in self.modalities:
             cast(Attention, self.attention[m]).dropout = settings.dropout
