@@ -228,45 +228,34 @@ def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any
     """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # reading and hashing release the GIL
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
-    pairs = list(zip(rows, probes, strict=True))
-    faults = [Problem(row["id"], row["audio"], one.fault, "audio") for row, one in pairs if one.fault]
-    if all(one.coded for one in probes if one.sha256) and any(one.coded for one in probes):
-        endings = {shlex.quote(f"*{PurePosixPath(row['audio']).suffix}") for row, one in pairs if one.coded}
+    wrong = [(row, fault) for row, (_, fault) in zip(rows, probes, strict=True) if fault]
+    faults = [Problem(row["id"], row["audio"], str(fault), "audio") for row, fault in wrong]
+    coded = [row["audio"] for row, fault in wrong if isinstance(fault, CodedAudio)]
+    if coded and len(coded) == sum(found["audio_sha256"] is not None for found, _ in probes):
+        endings = {shlex.quote(f"*{PurePosixPath(audio).suffix}") for audio in coded}
         named = " -o ".join(f"-name {ending}" for ending in sorted(endings))
         each = """-exec sh -c 'ffmpeg -i "$1" -vn "$1.wav" && mv "$1.wav" "${1%.*}.wav"' _ {} \\;"""
         convert = f"convert them with `find -L {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
         faults.insert(0, Problem(None, str(root), f"no file here can be decoded as it is: {convert}", "audio"))
-    return [{**row, "audio_sha256": one.sha256, "duration": one.duration} for row, one in pairs], faults
+    return [row | found for row, (found, _) in zip(rows, probes, strict=True)], faults
 
 
-@dataclass(frozen=True)
-class Probe:
-    """`sha256` is None if the file cannot be read, `duration` (seconds) if its header is wrong; `fault` says why.
+def probe(path: Path) -> tuple[dict[str, Any], UtteranceError | None]:
+    """Hash an audio file and measure it by its header. What is wrong with it is returned beside that, never raised.
 
-    `coded` is whether ffmpeg would mend it.
+    `audio_sha256` is None if the file cannot be read, `duration` (seconds) if its header is wrong. Raises `CorpusError`
+    if the disk, the mount or the memory fails. The whole file is read every time: size and modification time do not
+    show changed bytes.
     """
-
-    sha256: str | None = None
-    duration: float | None = None
-    fault: str | None = None
-    coded: bool = False
-
-
-def probe(path: Path) -> Probe:
-    """Hash an audio file and measure it by its header. What is wrong with it is the probe's `fault`, never raised.
-
-    Raises `CorpusError` if the disk, the mount or the memory fails. The whole file is read every time: size and
-    modification time do not show changed bytes.
-    """
-    sha256 = None
+    found: dict[str, Any] = {"audio_sha256": None, "duration": None}
     try:
         data = read_bytes(path)
-        sha256 = hashlib.sha256(data).hexdigest()
-        file = open_audio(data, path.name)
+        found["audio_sha256"] = hashlib.sha256(data).hexdigest()
+        with open_audio(data, path.name) as file:
+            found["duration"] = file.frames / file.samplerate
     except UtteranceError as fault:
-        return Probe(sha256, fault=str(fault), coded=isinstance(fault, CodedAudio))
-    with file:
-        return Probe(sha256, file.frames / file.samplerate)
+        return found, fault
+    return found, None
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
