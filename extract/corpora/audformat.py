@@ -14,7 +14,7 @@ from ser.cache.atomic_io import read_named
 from ser.errors import WrongUse
 
 from .scan import Problem, Reading
-from .table import COLUMNS, as_row, records
+from .table import COLUMNS, add_row, records
 
 # The usual names of schemes and columns, where they are not the manifest's.
 NAMES = {"emotion": "label", "transcription": "text", "transcript": "text", "sex": "gender", "activation": "arousal"}
@@ -52,8 +52,8 @@ def read_audformat(root: Path) -> Reading:
             continue
         columns, split = table.get("columns", {}), table.get("split_id")
         session = {} if split is None else {"session": header.splits.get(split, {}).get("type", split)}
-        for where, record in records(place):
-            if isinstance(record, str) or not isinstance(record.get("file"), str):
+        for where, record in records(place, reading.problems, place.name):
+            if not isinstance(record.get("file"), str):
                 reading.problems.append(Problem(None, place.name, f"{where}: is no row of a file"))
                 continue
             row = found.setdefault(record["file"], {"audio": record["file"]})
@@ -67,8 +67,5 @@ def read_audformat(root: Path) -> Reading:
                 if (fact := NAMES.get(fact, fact)) in COLUMNS and value is not None:
                     row.setdefault(fact, value)
     for path, row in sorted(found.items()):
-        try:
-            reading.rows.append({"turn": 0, **as_row(row, "audio", COLUMNS)})
-        except ValueError as error:
-            reading.problems.append(Problem(None, path, str(error)))
+        add_row(reading, {"turn": 0, **row}.items(), path)
     return reading

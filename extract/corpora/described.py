@@ -8,7 +8,7 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from ser.errors import WrongUse, unknown
 
 from ..audio import CODED, SOUND
 from .scan import Problem, Reading, read_text
-from .table import MEASURED, as_row, records
+from .table import MEASURED, add_row, records
 
 SECONDS = 1.0  # that a pattern may take for one name: one that backtracks without end takes for ever
 LONGEST, REPEATS = 1000, 10_000  # of a pattern: its characters, and the product of its counted repeats
@@ -135,15 +135,9 @@ def read_described(root: Path, description: Path) -> Reading:
         recordings = _joined(table, recordings, files, layout, reading)
     turns = Counter[tuple[str | None, str]]()
     for path, fields in recordings:
-        try:
-            row = as_row({"audio": path, **_columns(layout, fields)}, "audio", SCHEMA.names)
-        except ValueError as error:
-            reading.problems.append(Problem(None, path, str(error)))
-            continue
-        dialogue = row.get("session"), row["dialogue"]
-        row.setdefault("turn", turns[dialogue])
-        turns[dialogue] += 1
-        reading.rows.append(row)
+        if row := add_row(reading, _columns(layout, path, fields), path):
+            dialogue = row.get("session"), row["dialogue"]
+            turns[dialogue] = row.setdefault("turn", turns[dialogue]) + 1
     named = FIELD.findall(" ".join(layout.columns.values()))
     given = {name for _, fields in recordings for name, value in fields.items() if isinstance(value, str)}
     warnings, ids = reading.warnings, {row["id"] for row in reading.rows}
@@ -198,16 +192,12 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
     """A table's rows by their keys, the first of each; or by key the votes of all."""
     rows: dict[str, Fields] = {}
     votes = layout.maps.get("votes", {})
-    found: Iterable[tuple[str, Fields | str]]
     if table.line is None:
-        found = records(reading.root / place)
+        found = records(reading.root / place, reading.problems, place)
     else:
         lines = map(str.strip, read_text(reading.root / place, table.encoding).split("\n"))
         found = (("", groups) for line in lines if line and (groups := _match(table.line, line)) is not None)
-    for where, record in found:
-        if isinstance(record, str):
-            reading.problems.append(Problem(None, place, f"{where}: {record}"))
-            continue
+    for _, record in found:
         row = {name: str(value) for name, value in record.items() if value not in ("", None, *layout.unknown)}
         if (key := _filled(table.key, row)) is None or any(row.get(one) != held for one, held in table.where.items()):
             continue
@@ -218,17 +208,16 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
     return rows
 
 
-def _columns(layout: Layout, fields: Fields) -> Fields:
+def _columns(layout: Layout, path: str, fields: Fields) -> Iterator[tuple[str, Any]]:
     """The columns of a recording with these fields. Raises `ValueError` for a value that a map does not list."""
-    row: Fields = {"votes": fields.get("votes")}
+    yield from {"audio": path, "votes": fields.get("votes")}.items()
     for column, template in {"id": "{stem}", **layout.columns}.items():
         value = _filled(template, fields)
         if value is not None and (listed := layout.maps.get(column)) is not None:
             if value not in listed and "*" not in listed:
                 raise ValueError(f"the {column} {value[:60]!a} is not among maps.{column}")
             value = listed.get(value, listed.get("*"))
-        row[column] = value or None
-    return row
+        yield column, value or None
 
 
 def _filled(template: str, fields: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -65,8 +65,8 @@ def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[P
     return texts, problems
 
 
-def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Each record of a table file with where it stands ("line 7"); a string in its place says why there is none.
+def records(path: Path, problems: list[Problem], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each record of a table file with where it stands ("line 7"); what is none joins the `problems` of that `place`.
 
     Raises `WrongUse` if there is no file of a known kind, `CorpusError` if it cannot be read as what its name says.
     """
@@ -76,17 +76,20 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     if not path.is_file():
         raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
     try:
-        if suffix == ".parquet":
+        if suffix in (".csv", ".tsv"):
+            found = _csv_lines(read_text(path), suffix)
+        elif suffix == ".jsonl":
+            lines = enumerate(read_text(path).split("\n"), 1)
+            found = ((f"line {number}", _json_object(line)) for number, line in lines if line.strip())
+        else:
             table = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE))).read(use_threads=False)
             _record([(name, None) for name in table.column_names])
-            for number, row in enumerate(table.to_pylist(), 1):
-                yield f"row {number}", row
-        elif suffix == ".jsonl":
-            for number, line in enumerate(read_text(path).split("\n"), 1):
-                if line.strip():
-                    yield f"line {number}", _json_object(line)
-        else:
-            yield from _csv_lines(read_text(path), suffix)
+            found = ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+        for where, record in found:
+            if isinstance(record, str):
+                problems.append(Problem(None, place, f"{where}: {record}"))
+            else:
+                yield where, record
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise CorpusError(f"{path} cannot be read as {suffix[1:]}: {' '.join(str(error).split())}") from error
 
@@ -133,37 +136,36 @@ def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
     """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
     reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
     names, turns = dict[str, Any](), dict[str, int]()
-    for line, record in records(path):
-        try:
-            if isinstance(record, str):
-                raise ValueError(record)
-            names.update(record)
-            row = as_row(record, need, columns)
-        except ValueError as error:
-            reading.problems.append(Problem(None, str(path), f"{line}: {error}"))
-            continue
-        turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
-        reading.rows.append({**row, "where": line})
+    for line, record in records(path, reading.problems, str(path)):
+        names.update(record)
+        named = ((ALIASES.get(name, name), value) for name, value in record.items())
+        if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line):
+            turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
     if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
         raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
     return reading
 
 
-def as_row(record: dict[str, Any], need: str, columns: list[str]) -> dict[str, Any]:
-    """One record in the manifest's columns. Raises `ValueError` with the reason why it cannot be one."""
-    row: dict[str, Any] = {}
-    for name, value in record.items():
-        column = ALIASES.get(name, name)
-        if value is not None and column in columns:
-            row[column] = _value(column, value)
-    if need not in row:
-        raise ValueError(f"has no {need}")
+def add_row(reading: Reading, record: Iterable[tuple[str, Any]], place: str, where: str = "") -> dict[str, Any] | None:
+    """Add a record, by the manifest's columns, to the reading's rows. What cannot be one is a problem of that place.
+
+    The record may raise `ValueError` while it is read. Returns the row, if there is one.
+    """
+    need = "id" if reading.paths == "unopened" else "audio"
+    try:
+        row = {"where": where} | {column: _value(column, value) for column, value in record if value is not None}
+        if need not in row:
+            raise ValueError(f"has no {need}")
+    except ValueError as error:
+        reading.problems.append(Problem(None, place, f"{where}: {error}".removeprefix(": ")))
+        return None
     if "audio" in row:
         row["audio"] = row["audio"].removeprefix("./")
         row.setdefault("id", str(PurePosixPath(row["audio"]).with_suffix("")) if row["audio"].strip("./") else "")
     row.setdefault("dialogue", row["id"])
     if "gender" in row:
         row["gender"] = GENDERS.get(row["gender"].lower())
+    reading.rows.append(row)
     return row
 
 
