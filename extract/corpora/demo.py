@@ -9,9 +9,10 @@ import re
 import tomllib
 import unicodedata
 import zlib
-from collections import Counter
 from itertools import chain
 from pathlib import Path
+from statistics import multimode
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +30,8 @@ HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
 MAC = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 Random = np.random.Generator
 
-DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-PLAIN, EMOTIONAL, TAGS, ODD = DATA["plain"], DATA["emotional"], DATA["tags"], DATA["odd"]
-ARCS, RARE, RENAMED = DATA["arcs"], DATA["rare"], DATA["renamed"]
-CATEGORIES = DATA["categories"]
-SAID = {**CATEGORIES, "xxx": DATA["undecided"]}  # by label
+DATA = SimpleNamespace(**tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")))
+SAID = {**DATA.categories, "xxx": DATA.undecided}  # by label
 
 
 class Line(NamedTuple):
@@ -59,9 +57,9 @@ def write_demo(folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(marker, content.encode())  # first of all: generated speech never lies about unmarked
     for session in range(1, 6):
-        for number, scene in enumerate(ARCS):
+        for number, scene in enumerate(DATA.arcs):
             rng = np.random.default_rng([SEED, session, number])
-            name = RENAMED.get(f"{session} {scene}", scene)
+            name = DATA.renamed.get(f"{session} {scene}", scene)
             # Who wears the markers; in Ses05M_script01_1 it is who does in Ses05M_script01_1b.
             man = name != scene or rng.random() < 0.5 or (session, scene) == (5, "script01_1")
             dialogue = f"Ses{session:02d}{'M' if man else 'F'}_{name}"
@@ -70,7 +68,7 @@ def write_demo(folder: str | Path) -> None:
 
 def demo_vocabulary() -> list[str]:
     """Every word and punctuation mark of the demo's texts, in lower case, with and without accents, sorted."""
-    lower = " ".join([*PLAIN, *ODD, *TAGS, *chain.from_iterable(EMOTIONAL.values())]).lower()
+    lower = " ".join([*DATA.plain, *DATA.odd, *DATA.tags, *chain.from_iterable(DATA.emotional.values())]).lower()
     bare = "".join(c for c in unicodedata.normalize("NFD", lower) if not unicodedata.combining(c))
     return sorted(set(re.findall(r"\w+|[^\w\s]", f"{lower} {bare}")))
 
@@ -82,12 +80,13 @@ def _lines(dialogue: str, session: int, scene: str, rng: Random) -> list[Line]:
     speaker = str(rng.choice(["F", "M"]))
     lines = []
     for turn in range(turns):
-        label = RARE.get(f"{session} {scene} {turn}") or _label(ARCS[scene], turn / (turns - 1), rng)
+        label = DATA.rare.get(f"{session} {scene} {turn}") or _label(DATA.arcs[scene], turn / (turns - 1), rng)
         mode = rng.choice(["voice", "words", "both"], p=[0.27, 0.28, 0.45])  # what shows the emotion
         voice, words = "neu" if mode == "words" else label, None if mode == "voice" else label
         if label == "xxx":  # voice and words disagree: so did the raters
             voice, words = map(str, rng.choice(["ang", "hap", "sad", "fru", "neu"], 2, replace=False))
-        text = _text(words, rng) if turn != turns - 2 else ODD[(session + list(ARCS).index(scene)) % len(ODD)]
+        odd = DATA.odd[(session + list(DATA.arcs).index(scene)) % len(DATA.odd)]
+        text = odd if turn == turns - 2 else _text(words, rng)
         intensity = rng.normal(0.75 + 0.35 * turn / turns, 0.15)
         lines.append(Line(f"{dialogue}_{speaker}{counts[speaker]:03d}", label, voice, text, float(intensity)))
         counts[speaker] += 1
@@ -108,11 +107,11 @@ def _text(words: str | None, rng: Random) -> str:
     plain = int(rng.choice([1, 2, 3, 5], p=[0.62, 0.28, 0.07, 0.03]))
     if words is not None:
         plain = max(0, plain - int(rng.random() < 0.6))
-    phrases = [str(p) for p in rng.choice(PLAIN, plain, replace=False)]
+    phrases = [str(p) for p in rng.choice(DATA.plain, plain, replace=False)]
     if words is not None:
-        phrases.insert(int(rng.integers(len(phrases) + 1)), str(rng.choice(EMOTIONAL[words])))
+        phrases.insert(int(rng.integers(len(phrases) + 1)), str(rng.choice(DATA.emotional[words])))
     if rng.random() < 0.06:
-        phrases.insert(0, str(rng.choice(TAGS)))
+        phrases.insert(0, str(rng.choice(DATA.tags)))
     return " ".join(phrases)
 
 
@@ -156,8 +155,8 @@ def _spoken(line: Line) -> np.ndarray:
     pitches, tracts = ((185, 225), (1.10, 1.20)) if gender == "F" else ((100, 130), (0.94, 1.04))
     rng = _random(f"{line.id[:5]}{gender}")
     pitch, tract, gain = (float(rng.uniform(low, high)) for low, high in (pitches, tracts, (0.8, 1.2)))
-    neutral, full = (np.array(DATA["manners"][emotion]) for emotion in ("neu", line.voice))
-    voice = dict(zip(DATA["manner"], neutral + line.intensity * (full - neutral), strict=True))
+    neutral, full = (np.array(DATA.manners[emotion]) for emotion in ("neu", line.voice))
+    voice = dict(zip(DATA.manner, neutral + line.intensity * (full - neutral), strict=True))
     voice |= {"pitch": pitch * voice["pitch"], "tract": tract, "gain": 0.06 * gain * voice["gain"]}
     return speak(line.text, voice, _random(line.id))
 
@@ -169,8 +168,8 @@ def _evaluation(line: Line, start: float, end: float, rng: Random) -> str:
         vad[0] = 5.5  # outside the scale, as seven values of the release are
     values = ", ".join(f"{v:.4f}" for v in np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))
     lines, actor = [f"[{start:.4f} - {end:.4f}]\t{line.id}\t{line.label}\t[{values}]"], f"{line.id[-4]}1"
-    votes = [[CATEGORIES[category][0] for category in vote] for vote in _votes(line.label, rng)]
-    for rater, said in zip(("E2", "E3", "E4", actor), [*votes, [CATEGORIES[line.voice][0], "Anger"]], strict=True):
+    votes = [[DATA.categories[category][0] for category in vote] for vote in _votes(line.label, rng)]
+    for rater, said in zip(("E2", "E3", "E4", actor), [*votes, [DATA.categories[line.voice][0], "Anger"]], strict=True):
         lines.append(f"C-{rater}:\t{'; '.join(said)};\t()")
     v, a, d = np.clip(np.round(vad), 1, 5).astype(int)
     for rater in ("E2", "E3", actor):
@@ -179,22 +178,16 @@ def _evaluation(line: Line, start: float, end: float, rng: Random) -> str:
 
 
 def _votes(label: str, rng: Random) -> list[list[str]]:
-    """Three raters' categories, drawn until their consensus is the label."""
+    """Three raters' categories, drawn until their consensus is the label.
+
+    The release's rule: the category with most votes, at least two and more than any other has; else `xxx`. Every
+    category that a rater names is one vote.
+    """
     while True:
         votes = []
         for _ in range(3):
-            drawn = rng.choice(list(CATEGORIES), int(rng.choice([1, 2], p=[0.8, 0.2])), replace=False)
+            drawn = rng.choice(list(DATA.categories), int(rng.choice([1, 2], p=[0.8, 0.2])), replace=False)
             votes.append([label] if label != "xxx" and rng.random() < 0.75 else [str(c) for c in drawn])
-        if _consensus(votes) == label:
+        most = multimode(chain.from_iterable(votes))  # of three votes or more: one alone has two or more
+        if label == (most[0] if len(most) == 1 else "xxx"):
             return votes
-
-
-def _consensus(votes: list[list[str]]) -> str:
-    """The release's rule: the category with most votes, at least two and more than any other has; else `xxx`.
-
-    Every category that a rater names is one vote.
-    """
-    ranked = Counter(category for rater in votes for category in rater).most_common(2)
-    if not ranked or ranked[0][1] < 2 or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-        return "xxx"
-    return ranked[0][0]
