@@ -1,9 +1,8 @@
 """Write the demo corpus: synthetic speech in the layout of the IEMOCAP release, its odd corners included.
 
-Its texts, labels and voices are in demo.toml.
+Its texts, labels and voices, and what its files look like, are in demo.toml.
 """
 
-import io
 import json
 import re
 import tomllib
@@ -13,8 +12,9 @@ from itertools import chain
 from pathlib import Path
 from statistics import multimode
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import soundfile
 
@@ -26,12 +26,11 @@ from .iemocap import DEMO_MARKER
 
 VERSION, SEED = 1, 0  # of the corpus' bytes
 TURNS = 14  # of a dialogue, give or take two
-HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
-MAC = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 Random = np.random.Generator
 
 DATA = SimpleNamespace(**tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")))
 SAID = {**DATA.categories, "xxx": DATA.undecided}  # by label
+TEMPLATES = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, loader=jinja2.DictLoader(DATA.files))
 
 
 class Line(NamedTuple):
@@ -120,33 +119,21 @@ def _random(of: str) -> Random:
 
 
 def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
+    """Write the recordings of a dialogue, and the files that tell of them."""
     rng = _random(dialogue)
-    wavs = [session / "sentences" / "wav" / dialogue / f"{line.id}.wav" for line in lines]
-    evaluations, name = session / "dialog" / "EmoEvaluation", f"{dialogue}.txt"
-    files, times, now = dict[Path, bytes](), list[tuple[float, float]](), float(rng.uniform(3, 8))
-    for line, wav in zip(lines, wavs, strict=True):
-        samples, audio = _spoken(line), io.BytesIO()
-        soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
-        files[wav] = audio.getvalue()
-        times.append((now, now + len(samples) / RATE))
-        now = max(now + 0.1, times[-1][1] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
-    blocks = [_evaluation(line, start, end, rng) for line, (start, end) in zip(lines, times, strict=True)]
-    # The transcription's lines are not all utterances, and not all in order.
-    spoken = [f"{line.id} [{a:08.4f}-{b:08.4f}]: {line.text}" for line, (a, b) in zip(lines, times, strict=True)]
-    spoken[2], spoken[3] = spoken[3], spoken[2]
-    first = f"{dialogue}_FXX0 [000.0000-{times[0][0]:08.4f}]: Okay."
-    last = f"{dialogue}_MXX1 [{times[-1][1]:08.4f}-{times[-1][1] + 1:08.4f}]: Let me see."
-    texts = [first, *spoken[:5], "M: Yeah.", "F:[LAUGHTER]", "F : Right.", *spoken[5:], last]
-    files[evaluations / name] = "".join([HEADER, *blocks]).encode()
-    files[session / "dialog" / "transcriptions" / name] = "\n".join(texts).encode("cp1252")
-    # What a Mac leaves behind. And per rater: the same ids again, in other words.
-    files |= {path.with_name(f"._{path.name}"): MAC for path in [wavs[0], *[*files][len(wavs) :]]}
-    rated = "".join(f"{line.id} :{SAID[line.label][0]}; ()\n" for line in lines).encode()
-    files[evaluations / "Categorical" / f"{dialogue}_e1_cat.txt"] = rated
-    files[evaluations / "Self-evaluation" / f"{dialogue}_f_cat.txt"] = rated
-    for path, content in files.items():
+    wavs = session / "sentences" / "wav" / dialogue
+    wavs.mkdir(parents=True, exist_ok=True)
+    times, now = list[dict[str, float]](), float(rng.uniform(3, 8))
+    for line in lines:
+        samples = _spoken(line)
+        soundfile.write(wavs / f"{line.id}.wav", samples, RATE, subtype="PCM_16")
+        times.append({"start": now, "end": now + len(samples) / RATE})
+        now = max(now + 0.1, times[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
+    told = [line._asdict() | time | _rated(line, rng) for line, time in zip(lines, times, strict=True)]
+    for name in DATA.files:
+        path = session / name.format(dialogue, lines[0].id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(TEMPLATES.get_template(name).render(dialogue=dialogue, lines=told).encode("cp1252"))
 
 
 def _spoken(line: Line) -> np.ndarray:
@@ -161,20 +148,18 @@ def _spoken(line: Line) -> np.ndarray:
     return speak(line.text, voice, _random(line.id))
 
 
-def _evaluation(line: Line, start: float, end: float, rng: Random) -> str:
-    """One block of an EmoEvaluation file."""
+def _rated(line: Line, rng: Random) -> dict[str, Any]:
+    """What raters say of a line, by the names that the templates of demo.toml use."""
     vad = np.array(SAID[line.label][1]) + rng.normal(0, 0.3, 3)
     if (line.label == "exc" and rng.random() < 0.05) or line.id.endswith("impro03_F003"):
         vad[0] = 5.5  # outside the scale, as seven values of the release are
-    values = ", ".join(f"{v:.4f}" for v in np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))
-    lines, actor = [f"[{start:.4f} - {end:.4f}]\t{line.id}\t{line.label}\t[{values}]"], f"{line.id[-4]}1"
+    means = tuple(np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))
     votes = [[DATA.categories[category][0] for category in vote] for vote in _votes(line.label, rng)]
-    for rater, said in zip(("E2", "E3", "E4", actor), [*votes, [DATA.categories[line.voice][0], "Anger"]], strict=True):
-        lines.append(f"C-{rater}:\t{'; '.join(said)};\t()")
-    v, a, d = np.clip(np.round(vad), 1, 5).astype(int)
-    for rater in ("E2", "E3", actor):
-        lines.append(f"A-{rater}:\tval {v}; act {a}; dom  {d if rng.random() < 0.9 else ''};\t()")
-    return "\n".join(lines) + "\n\n"
+    votes.append([DATA.categories[line.voice][0], "Anger"])
+    actor, (v, a, d) = f"{line.id[-4]}1", np.clip(np.round(vad), 1, 5).astype(int)
+    rated = [(rater, v, a, d if rng.random() < 0.9 else "") for rater in ("E2", "E3", actor)]
+    voted = list(zip(("E2", "E3", "E4", actor), votes, strict=True))
+    return {"word": SAID[line.label][0], "means": means, "voted": voted, "rated": rated}
 
 
 def _votes(label: str, rng: Random) -> list[list[str]]:
