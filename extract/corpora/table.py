@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -31,9 +31,21 @@ MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, 
 COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
 
-def read_table(path: Path) -> Reading:
-    """Read a corpus from a table file. A bad row becomes a `Problem` with its line number, and no row."""
-    return _read(path, need="audio", columns=COLUMNS)
+def read_table(path: Path, need: Literal["id", "audio"] = "audio", columns: Sequence[str] = COLUMNS) -> Reading:
+    """Read these of the manifest's `columns` from a table file, of which each row `need`s one.
+
+    A bad row becomes a `Problem` with its line number, and no row.
+    """
+    reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
+    names, turns = dict[str, Any](), dict[str, int]()
+    for line, record in records(path, reading.problems, str(path)):
+        names.update(record)
+        named = ((ALIASES.get(name, name), value) for name, value in record.items())
+        if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line):
+            turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
+    if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
+        raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
+    return reading
 
 
 def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") -> Manifest:
@@ -42,7 +54,7 @@ def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") 
     Raises `CorpusError` at the first bad row: features that are imported in the manifest's order stand or fall with
     every one of its rows.
     """
-    rows, problems = admit(_read(path, need))
+    rows, problems = admit(read_table(path, need, SCHEMA.names))
     if problems:
         raise CorpusError(f"{path}: {problems[0].reason}; correct the table and run again")
     return Manifest.from_rows(corpus, rows)
@@ -53,7 +65,7 @@ def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[P
 
     Ids of `path` that are not among `ids` are problems as well. Raises `WrongUse` if the file lacks those columns.
     """
-    rows, problems = admit(_read(path, need="id", columns=["id", "text"]))
+    rows, problems = admit(read_table(path, "id", ["id", "text"]))
     if not any("text" in row for row in rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
     known, place = {*ids}, str(path)
@@ -130,20 +142,6 @@ def _json_object(line: str) -> dict[str, Any] | str:
     except ValueError as error:  # two columns for one thing, or a number of thousands of digits
         return str(error)
     return record if isinstance(record, dict) else "is not a JSON object"
-
-
-def _read(path: Path, need: str, columns: list[str] = SCHEMA.names) -> Reading:
-    """The table's good rows in the manifest's `columns`, and a problem for each bad row."""
-    reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
-    names, turns = dict[str, Any](), dict[str, int]()
-    for line, record in records(path, reading.problems, str(path)):
-        names.update(record)
-        named = ((ALIASES.get(name, name), value) for name, value in record.items())
-        if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line):
-            turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
-    if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
-        raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
-    return reading
 
 
 def add_row(reading: Reading, record: Iterable[tuple[str, Any]], place: str, where: str = "") -> dict[str, Any] | None:
