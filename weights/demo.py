@@ -79,9 +79,8 @@ def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, P
     if directory.exists() and not directory.is_dir():
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
     words = list(words)
-    folders = {}
-    for feature in ARCHITECTURES:
-        folders[feature] = directory / f"{feature}-random"
-        if not (folders[feature] / "model.safetensors").exists():
-            write_random_checkpoint(folders[feature], feature, words=words)
+    folders = {feature: directory / f"{feature}-random" for feature in ARCHITECTURES}
+    for feature, folder in folders.items():
+        if not (folder / "model.safetensors").exists():
+            write_random_checkpoint(folder, feature, words=words)
     return folders

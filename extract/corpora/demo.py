@@ -139,9 +139,8 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
 def _spoken(line: Line) -> np.ndarray:
     """The line in the voice of its session and gender; no two are alike."""
     gender = line.id.rpartition("_")[2][0]
-    pitches, tracts = ((185, 225), (1.10, 1.20)) if gender == "F" else ((100, 130), (0.94, 1.04))
     rng = _random(f"{line.id[:5]}{gender}")
-    pitch, tract, gain = (float(rng.uniform(low, high)) for low, high in (pitches, tracts, (0.8, 1.2)))
+    pitch, tract, gain = (float(rng.uniform(*bounds)) for bounds in DATA.voices[gender])
     neutral, full = (np.array(DATA.manners[emotion]) for emotion in ("neu", line.voice))
     voice = dict(zip(DATA.manner, neutral + line.intensity * (full - neutral), strict=True))
     voice |= {"pitch": pitch * voice["pitch"], "tract": tract, "gain": 0.06 * gain * voice["gain"]}

@@ -161,8 +161,8 @@ def _joined(
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    loaded, shared = dict[str, dict[str, Fields]](), dict[str, Fields]()  # by the table's name
-    kept, used, absent = [], set[tuple[str, str]](), set[str]()
+    loaded, unused = dict[str, dict[str, Fields]](), dict[tuple[str, str], Fields]()  # by the table's name
+    kept, absent = [], set[str]()
     for path, fields in recordings:
         name, key = _filled(table.file, fields) or "", _filled(table.of, fields) or ""
         if name not in loaded:
@@ -170,21 +170,21 @@ def _joined(
             if (place := next(places, None)) is None and name:
                 absent.add(name)
             loaded[name] = _rows(table, place, layout, reading) if place else {}
-            shared[name] = {one: fields.get(one) for one in ("folder", *FIELD.findall(table.file))}
+            shared = {one: fields.get(one) for one in ("folder", *FIELD.findall(table.file))}
+            unused |= {(name, one): shared | row for one, row in loaded[name].items() if table.audio}
         row = loaded[name].get(key)
         if row is not None or not table.audio:
             kept.append((path, fields | (row or {})))
-            used.add((name, key))
+            unused.pop((name, key), None)
     if table.audio and absent:
         raise WrongUse(f"{reading.root} has no {min(absent)}, which lists the utterances of {layout.name}; add it")
     if absent and "{stem}" not in table.file:
         reading.warnings.append(f"{min(absent)} is not here, and nothing is taken from it")
     if len(kept) < len(recordings):
         reading.warnings.append(f"{len(recordings) - len(kept)} files are left out: in no row of {table.file}")
-    for name, rows in loaded.items() if table.audio else ():
-        for key, row in rows.items():
-            if (name, key) not in used and (lost := _filled(table.audio, shared[name] | row)):
-                kept.append((lost, {"stem": PurePosixPath(lost).stem, **shared[name], **row}))
+    for row in unused.values():
+        if lost := _filled(table.audio, row):
+            kept.append((lost, {"stem": PurePosixPath(lost).stem, **row}))
     return kept
 
 

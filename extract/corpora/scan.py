@@ -161,11 +161,12 @@ def find_format(path: str | Path, format: str | None = None) -> str:
         raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
     if format is not None or path.is_file():
         return format or "table"
-    if found := next((format for format, inside in DETECTORS.items() if any(path.glob(inside))), None):
-        return found
-    described = {format: place for format, place in FORMATS.data.items() if isinstance(place, Path)}
-    if found := next((format for format, place in described.items() if _resolve(FITS)(path, place)), None):
-        return found
+    for format, inside in DETECTORS.items():
+        if any(path.glob(inside)):
+            return format
+    for format, place in FORMATS.data.items():
+        if isinstance(place, Path) and _resolve(FITS)(path, place):
+            return format
     entries = sorted(path.iterdir())
     for inner in (entry for entry in entries if entry.is_dir()):
         if any(inner.glob(DETECTORS["iemocap"])):
