@@ -21,8 +21,6 @@ from .find import BESIDE, TABLE, check_config, find_checkpoint, find_folder, loa
 
 TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 PICKLE = "pytorch_model.bin"
-# Of the environment: no tokens.
-KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL", "HOME", "TORCH_HOME", "SYSTEMROOT")
 
 
 def convert(source: str | Path, folder: Path) -> Path:
@@ -62,7 +60,7 @@ def _copied(name: str, made: Path) -> str:
 def _convert_apart(source: str, made: Path) -> None:
     """Convert a pickle or a torchaudio bundle in a process of its own; raises what that reports in one sentence."""
     command = [sys.executable, "-m", "ser.weights.convert", str(made), source]
-    environment = {key: value for key, value in os.environ.items() if key in KEPT}
+    environment = {key: value for key, value in os.environ.items() if key in TABLE["child"]["environment"]}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() if done.returncode == 1 else []
@@ -120,7 +118,7 @@ def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
     """config.json for the arguments of `torchaudio.models.wav2vec2_model`."""
-    convolutions = params["extractor_conv_layer_config"] or [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2
+    convolutions = params["extractor_conv_layer_config"] or TABLE["torchaudio"]["convolutions"]
     dims, kernels, strides = (list(column) for column in zip(*convolutions, strict=True))
     convolution = {"conv_dim": dims, "conv_kernel": kernels, "conv_stride": strides}
     return {
