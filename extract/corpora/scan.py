@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -128,8 +127,7 @@ def read_corpus(
         check_name("corpus", name)
     format = find_format(path, format)
     place = FORMATS.get(format, Path(format).expanduser())
-    read = partial(_resolve(READ_DESCRIBED), description=place) if isinstance(place, Path) else _resolve(place)
-    reading: Reading = read(path)
+    reading: Reading = _resolve(READ_DESCRIBED)(path, place) if isinstance(place, Path) else _resolve(place)(path)
     rows, problems = admit(reading)
     own, texts, unnamed = _name_from(reading.corpus), dict[str, str](), list[Problem]()
     if text is not None:
