@@ -43,12 +43,11 @@ def write_random_checkpoint(
         torch.manual_seed(seed)
         model = getattr(transformers, f"{prefix}Model")(config)
         for module in model.modules():
-            if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
-                for parameter, mean in ((module.weight, 1.0), (module.bias, 0.0)):
-                    if parameter is not None:
-                        torch.nn.init.normal_(parameter, mean, 0.2)
-            elif getattr(module, "bias", None) is not None:
-                torch.nn.init.normal_(module.bias, 0.0, 0.05)
+            norm = isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)
+            if norm and module.weight is not None:
+                torch.nn.init.normal_(module.weight, 1.0, 0.2)
+            if getattr(module, "bias", None) is not None:
+                torch.nn.init.normal_(module.bias, 0.0, 0.2 if norm else 0.05)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(temporary)
     if tokens:
