@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,13 +21,11 @@ from ser.cache.atomic_io import read_named
 from ser.errors import SerError, WrongUse
 
 from . import worker_cache
-from .processes import defer_sigint, task_name
+from .processes import R, T, defer_sigint, task_name
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-T = TypeVar("T")
-R = TypeVar("R")
 Needs = Mapping[str, float]  # resource → how much of it a task takes, as in `dask worker --resources "GPU=1"`
 
 ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
@@ -317,18 +315,18 @@ class Cluster:
         """Raises what the task raised, `KilledWorker`, or `CancelledError` if dask forgot it, as after a restart."""
         from distributed import CancelledError, KilledWorker
 
+        fault: BaseException = CancelledError()
         try:
-            fault = future.exception() if future.status == "error" else None
-            if fault is None and future.status == "finished":
+            if future.status == "finished":
                 return future.result(timeout=self.patience)
+            if future.status == "error":
+                fault = future.exception()
         # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
         except (CancelledError, TimeoutError, OSError, UnboundLocalError):
-            fault = None
+            pass
         finally:
             future.release()  # else the scheduler keeps every task until Python collects garbage
-        if fault is None:
-            raise CancelledError
-        if isinstance(fault, (SerError, KilledWorker)):
+        if isinstance(fault, (SerError, KilledWorker, CancelledError)):
             raise fault
         trace = "".join(traceback.format_exception(fault))
         if "ModuleNotFoundError: No module named 'ser" in trace:
