@@ -14,10 +14,7 @@ from ser.cache.atomic_io import read_named
 from ser.errors import WrongUse
 
 from .scan import Problem, Reading
-from .table import COLUMNS, add_row, records
-
-# The usual names of schemes and columns, where they are not the manifest's.
-NAMES = {"emotion": "label", "transcription": "text", "transcript": "text", "sex": "gender", "activation": "arousal"}
+from .table import COLUMNS, NAMES, add_row, records
 
 
 class Table(TypedDict, total=False):
@@ -64,7 +61,7 @@ def read_audformat(root: Path) -> Reading:
                 facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
                 facts[scheme] = told if isinstance(told, str) else value
             for fact, value in facts.items():
-                if (fact := NAMES.get(fact, fact)) in COLUMNS and value is not None:
+                if (fact := NAMES["schemes"].get(fact, fact)) in COLUMNS and value is not None:
                     row.setdefault(fact, value)
     for path, row in sorted(found.items()):
         add_row(reading, {"turn": 0, **row}.items(), path)

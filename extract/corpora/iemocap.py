@@ -17,7 +17,6 @@ from ser.cache.manifest import IEMOCAP
 
 from .scan import Problem, Reading, read_text, visible
 
-SESSIONS = range(1, 6)
 DEMO_MARKER = "ser-demo.json"
 
 # Ses01F_impro01_M003: session, who wore the markers, scene, who speaks, turn of that speaker. Turns that are no
@@ -35,7 +34,7 @@ def read_iemocap(root: Path) -> Reading:
     """Read the release at `root`, the folder of Session1 … Session5."""
     synthetic = (root / DEMO_MARKER).exists()  # whatever it says: a damaged one marks generated speech too
     reading = Reading("demo", root, [], synthetic=True) if synthetic else Reading("iemocap", root, [], known=IEMOCAP)
-    for number in SESSIONS:
+    for number in range(1, 6):
         session = root / f"Session{number}"
         if not session.is_dir():
             missing = f"Session{number} is missing from this copy of the corpus"

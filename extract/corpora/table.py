@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -25,8 +26,8 @@ from ser.errors import CorpusError, WrongUse
 from .scan import Problem, Reading, admit, read_text
 
 SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
-ALIASES = {"file": "audio", "wav": "audio", "emotion": "label", "emo": "label", "key": "id", "spk": "speaker"}
-GENDERS = {"f": "F", "female": "F", "w": "F", "weiblich": "F", "m": "M", "male": "M", "männlich": "M"}
+NAMES = tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
+ALIASES = NAMES["columns"]
 MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, whatever a table says
 COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
@@ -162,7 +163,7 @@ def add_row(reading: Reading, record: Iterable[tuple[str, Any]], place: str, whe
         row.setdefault("id", str(PurePosixPath(row["audio"]).with_suffix("")) if row["audio"].strip("./") else "")
     row.setdefault("dialogue", row["id"])
     if "gender" in row:
-        row["gender"] = GENDERS.get(row["gender"].lower())
+        row["gender"] = NAMES["genders"].get(row["gender"].lower())
     reading.rows.append(row)
     return row
 
