@@ -49,9 +49,9 @@ def read_iemocap(root: Path) -> Reading:
 
 def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
     """Add a dialogue's utterances, in turn order, and whatever is wrong with them."""
-    evaluation = session / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
-    transcription = session / "dialog" / "transcriptions" / f"{dialogue}.txt"
-    labels, transcripts = (path.relative_to(session.parent).as_posix() for path in (evaluation, transcription))
+    labels = f"{session.name}/dialog/EmoEvaluation/{dialogue}.txt"
+    transcripts = f"{session.name}/dialog/transcriptions/{dialogue}.txt"
+    evaluation, transcription = reading.root / labels, reading.root / transcripts
 
     def problem(reason: str, id: str | None = None, kind: Any = "corpus", path: str = labels) -> None:
         reading.problems.append(Problem(id, path, reason, kind))

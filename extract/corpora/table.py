@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -175,8 +175,7 @@ def _value(column: str, value: Any) -> Any:
             return msgspec.convert(json.loads(value) if isinstance(value, str) else value, list[list[str]])
         if isinstance(value, bytes | list | tuple | dict):  # whose str() would be taken for a text
             raise TypeError
-        convert: Callable[[Any], Any] = int if kind == pa.int32() else float if kind == pa.float64() else str
-        converted = convert(value)
+        converted: Any = {pa.int32(): int, pa.float64(): float}.get(kind, str)(value)
         if isinstance(converted, str):
             converted.encode()
         elif not math.isfinite(converted) or (isinstance(converted, int) and not 0 <= converted < 1 << 31):
