@@ -115,19 +115,16 @@ def start_fork_server(module: str) -> None:
             os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
             forkserver.ensure_running()
     finally:
-        _set_environment(environment)
-
-
-def _set_environment(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     machine.this_worker = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _set_environment(environment)
+    os.environ.clear()  # that of the fork server
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

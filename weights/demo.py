@@ -36,9 +36,8 @@ def write_random_checkpoint(
     prefix, small = ARCHITECTURES[architecture]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     tokens = _tokens(SPECIAL[prefix], words) if prefix in SPECIAL else []
-    if tokens:
-        settings = {"vocab_size": len(tokens), **settings}
-    config = getattr(transformers, f"{prefix}Config")(**{**small, **settings, MARK: True})
+    size = {"vocab_size": len(tokens)} if tokens else {}
+    config = getattr(transformers, f"{prefix}Config")(**{**small, **size, **settings, MARK: True})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{prefix}Model")(config)
