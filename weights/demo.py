@@ -64,7 +64,7 @@ def write_random_checkpoint(
 def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
     """A WordPiece vocabulary: the special tokens, every letter alone and within a word, and the words."""
     known = {word.lower() for word in words if word.strip()}
-    letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()") | {letter for word in known for letter in word}
+    letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()").union(*known)
     pieces = letters | {f"##{letter}" for letter in letters}
     return [*special, *sorted((pieces | known) - set(special))]
 

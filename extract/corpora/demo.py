@@ -155,10 +155,9 @@ def _rated(line: Line, rng: Random) -> dict[str, Any]:
     means = tuple(np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))
     votes = [[DATA.categories[category][0] for category in vote] for vote in _votes(line.label, rng)]
     votes.append([DATA.categories[line.voice][0], "Anger"])
-    actor, (v, a, d) = f"{line.id[-4]}1", np.clip(np.round(vad), 1, 5).astype(int)
-    rated = [(rater, v, a, d if rng.random() < 0.9 else "") for rater in ("E2", "E3", actor)]
-    voted = list(zip(("E2", "E3", "E4", actor), votes, strict=True))
-    return {"word": SAID[line.label][0], "means": means, "voted": voted, "rated": rated}
+    v, a, d = np.clip(np.round(vad), 1, 5).astype(int)
+    rated = [(v, a, d if rng.random() < 0.9 else "") for _ in range(3)]
+    return {"word": SAID[line.label][0], "means": means, "votes": votes, "rated": rated, "actor": f"{line.id[-4]}1"}
 
 
 def _votes(label: str, rng: Random) -> list[list[str]]:
