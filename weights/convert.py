@@ -112,8 +112,9 @@ def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
     for name, tensor in state.items():
         for theirs, ours in TABLE["torchaudio"]["tensors"].items():
             name = name.replace(theirs, ours, 1)
-        found[name] = tensor
-    return {name: tensor for name, tensor in found.items() if not name.startswith("aux.")}  # the head of an ASR bundle
+        if not name.startswith("aux."):  # the head of an ASR bundle
+            found[name] = tensor
+    return found
 
 
 def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
