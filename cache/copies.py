@@ -198,14 +198,6 @@ def _card(there: bytes | None, published: Published, manifests: Sequence[Manifes
     return template.render(published=published, manifests=manifests, told=told, url=url).encode(errors="replace")
 
 
-def open_published(url: str) -> tuple[Remote, str, Published]:
-    """The place at a URL, the root digest of what is published there, or the one after its `@`, and its record."""
-    place, digest = split_digest(url)
-    remote = Remote(place)
-    digest = digest or remote.latest()
-    return remote, digest, remote.published(digest)
-
-
 class Pull:
     """Copy what is published at a URL, `…@DIGEST` for nothing else, into a store: see `parts`, `bytes` and `run`.
 
@@ -216,7 +208,10 @@ class Pull:
         self, url: str, path: Path, features: str | None = None, corpus: str | None = None, replace: bool = False
     ) -> None:
         self._path, self._replace = path, replace
-        self.remote, self.digest, there = open_published(url)
+        place, asked = split_digest(url)
+        self.remote = Remote(place)
+        self.digest = asked or self.remote.latest()
+        there = self.remote.published(self.digest)
         names = set(corpus.split("+")) if corpus else there.manifests.keys()
         if strange := names - there.manifests.keys():
             raise unknown(f"corpus of {self.remote.shown}", min(strange), there.manifests)
@@ -228,7 +223,7 @@ class Pull:
         self.there, self.bytes = len(parts) - len(self.parts), sum(part.bytes for part in self.parts.values())
         for one in sorted(parts.keys() - self.parts):
             Part.open(path / one, one.split("/")[1])  # which lacks no file
-            if split_digest(url)[1] and file_record(read_small(path / one / "part.json")) != parts[one].record:
+            if asked and file_record(read_small(path / one / "part.json")) != parts[one].record:
                 fault = f"{one} is another part here than that of {self.remote.shown}@{self.digest}"
                 raise WrongUse(f"{path}: {fault}; name a new folder with --store")
 

@@ -73,29 +73,24 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def named(self, features: str | None, where: object) -> list[str]:
         """The folders of these features, "a+b:variant@fingerprint"; of all, where none are asked for.
 
-        Raises `WrongUse` for what is not there.
+        Those are the folders that a name of `ser train` reads: with `layers=` all of the feature. Else they hold what
+        is stored under the whole name, such as `hubert:layer=9,pool=mean`, or where nothing is, what is read as it
+        says: `hubert:layer=9`. Raises `WrongUse` for what is not there.
         """
         chosen = set() if features else set(self.features)
         for asked in features.split("+") if features else ():
-            if not (found := self._read_by(asked)):
+            feature, options, read, prefix = parse_name(asked)
+            several = any(option.startswith("layers=") for option in options)  # a fingerprint is that of one of them
+            begin = f"{feature}/" if several else f"{feature}/{prefix}"
+            near = {folder: spec.variant for folder, spec in self.features.items() if folder.startswith(begin)}
+            whole = [*options, *(f"{way}={value}" for way, value in read.items())]
+            variants = (",".join(sorted(way)) for way in (whole, options))
+            stored = next((variant for variant in variants if variant in near.values()), None)
+            found = {folder for folder, variant in near.items() if several or variant == stored}
+            if not found:
                 raise unknown(f"feature of {where}", asked, {spec.name for spec in self.features.values()})
             chosen |= found
         return sorted(chosen)
-
-    def _read_by(self, asked: str) -> set[str]:
-        """The folders that a name of `ser train` reads.
-
-        With `layers=` those are all of the feature. Else they hold what is stored under the whole name, such as
-        `hubert:layer=9,pool=mean`, or where nothing is, what is read as it says: `hubert:layer=9`.
-        """
-        feature, options, read, prefix = parse_name(asked)
-        if any(option.startswith("layers=") for option in options):  # a fingerprint is that of one of them
-            return {folder for folder in self.features if folder.startswith(f"{feature}/")}
-        near = {folder: spec for folder, spec in self.features.items() if folder.startswith(f"{feature}/{prefix}")}
-        for own in ([*options, *(f"{way}={value}" for way, value in read.items())], options):
-            if found := {folder for folder, spec in near.items() if spec.variant == ",".join(sorted(own))}:
-                return found
-        return set()
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
