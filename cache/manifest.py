@@ -31,11 +31,11 @@ LOG = "log.jsonl"
 WITH_PARENT = 2  # the format's version of a manifest that names a parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-# By policy, then by class: the raw labels that both stages count as that class; every name of a category; and what
-# IEMOCAP's release holds.
-LABEL_POLICIES, _NAMES, IEMOCAP = (
+# By policy, then by class: the raw labels that both stages count as that class; every name of a category; what
+# IEMOCAP's release holds; and the types of a manifest's columns.
+LABEL_POLICIES, _NAMES, IEMOCAP, _COLUMNS = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("policies", "categories", "iemocap")
+    for name in ("policies", "categories", "iemocap", "columns")
 )
 _CODE_OF = {name: code for code, names in _NAMES.items() for name in names}
 
@@ -61,29 +61,12 @@ def check_name(kind: str, name: str) -> str:
 # What a row of a store is computed from: corpus, id, and the digest of its audio or text.
 Key = tuple[str, str, str | None]
 
-# Labels and votes stay raw: policies (exc → hap, which classes) apply at training time.
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("audio", pa.string()),  # path under the corpus root, forward slashes; null for imported rows
-        ("audio_sha256", pa.string()),
-        ("text", pa.string()),  # null where there is no transcript
-        ("text_sha256", pa.string()),
-        ("session", pa.string()),
-        ("dialogue", pa.string()),
-        ("turn", pa.int32()),  # rank within the dialogue
-        ("speaker", pa.string()),
-        ("gender", pa.string()),  # F, M or null
-        ("start", pa.float64()),  # seconds within the dialogue
-        ("end", pa.float64()),
-        ("duration", pa.float64()),  # seconds of audio
-        ("label", pa.string()),  # raw consensus; null where unlabelled
-        ("votes", pa.list_(pa.list_(pa.string()))),  # one list of raw categories per external rater
-        ("valence", pa.float64()),
-        ("arousal", pa.float64()),
-        ("dominance", pa.float64()),
-    ]
-)
+
+def _arrow_type(said: Any) -> pa.DataType:
+    return pa.list_(_arrow_type(said[0])) if isinstance(said, list) else pa.type_for_alias(said)
+
+
+SCHEMA = pa.schema([(name, _arrow_type(said)) for name, said in _COLUMNS.items()])
 OF_ITS_CORPUS = ("id", "session", "dialogue", "speaker")  # columns that name something within one corpus alone
 
 
