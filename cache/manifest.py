@@ -143,13 +143,11 @@ class Manifest:
 
     def lost(self, other: "Manifest") -> list[str]:
         """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
-        columns = ("id", "audio_sha256", "text", "text_sha256")
-
-        def held(manifest: Manifest) -> set[tuple[str, str]]:
-            pairs = [(name, zip(manifest.ids, manifest.column(name), strict=True)) for name in columns]
-            return {(name, id_) for name, column in pairs for id_, value in column if value is not None}
-
-        gone = {id_ for _, id_ in held(self) - held(other)}
+        gone = set[str]()
+        for name in ("id", "audio_sha256", "text", "text_sha256"):
+            pairs = [zip(one.ids, one.column(name), strict=True) for one in (self, other)]
+            mine, theirs = ({id_ for id_, value in held if value is not None} for held in pairs)
+            gone |= mine - theirs
         return [id_ for id_ in self.ids if id_ in gone]
 
     def gives_way(self, other: "Manifest", replace: bool, where: object) -> bool:
