@@ -6,7 +6,6 @@ What is removed is moved aside first, in one step, then deleted; a reader in fli
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +105,6 @@ def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> d
     return {**named, **feature.spec.to_json(), "corpora": _held(feature, manifests)}
 
 
-@dataclass(frozen=True)
-class Removed:
-    """What was removed of a part, or with a `dry_run` would be."""
-
-    path: str  # relative to the store
-    bytes: int  # that the part had
-    rows: int
-
-
 def only_feature(store: Store, name: str) -> Path:
     """The folder of the one feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
 
@@ -144,7 +134,10 @@ def remove_feature(store: Store, folder: Path) -> int:
     return size
 
 
-def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: bool = False) -> Iterator[Removed]:
+Dropped = tuple[Part, int]  # a part that is removed, and how many of its rows are gone then
+
+
+def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: bool = False) -> Iterator[Dropped]:
     """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
 
     What is kept is published before what holds it is dropped. Other processes may publish manifests and parts
@@ -179,7 +172,7 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
     return None if whole else (kept, quarantined)
 
 
-def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Removed]:
+def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Dropped]:
     latest = _latest(store)  # again, the parts having been listed: another process may have put one since
 
     def changed() -> bool:  # also where one cannot be read any more
@@ -198,4 +191,4 @@ def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Itera
         if not gone:  # a row of it may be current again
             yield from _rewrite(store, feature, part, dry_run)
             return
-    yield Removed(str(part.folder.relative_to(store.path)), part.bytes, len(part.keys) - len(kept))
+    yield part, len(part.keys) - len(kept)

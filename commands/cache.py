@@ -320,10 +320,9 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
     if not superseded:
         answer(f"removed {remove_feature(opened, folders[0]) / 1e6:.1f} MB")
         return
-    removed = []
-    for one in remove_superseded(opened, folders or None, dry_run):
-        removed.append(one)
+    dropped = size = 0
+    for part, rows in remove_superseded(opened, folders or None, dry_run):
+        dropped, size = dropped + rows, size + part.bytes
         if dry_run:
-            say(f"{one.path}: {one.rows} rows, {one.bytes / 1e6:.1f} MB")
-    done = "would remove" if dry_run else "removed"
-    answer(f"{done} {sum(r.rows for r in removed)} rows, {sum(r.bytes for r in removed) / 1e6:.1f} MB")
+            say(f"{part.folder.relative_to(opened.path)}: {rows} rows, {part.bytes / 1e6:.1f} MB")
+    answer(f"{'would remove' if dry_run else 'removed'} {dropped} rows, {size / 1e6:.1f} MB")
