@@ -67,7 +67,7 @@ def plain_file(path: Path | str, remedy: str = REPAIR) -> Iterator[io.BufferedRe
         raise StoreError(f"{path}: cannot be read ({error.strerror}); check its mode and the disk") from error
 
 
-def read_small(path: Path, remedy: str = REPAIR) -> bytes:
+def read_small(path: Path | str, remedy: str = REPAIR) -> bytes:
     """The content of a small plain file. Raises as `plain_file` does."""
     with plain_file(path, remedy) as file:
         return file.read()

@@ -23,7 +23,7 @@ from .feature import Feature
 from .manifest import Manifest
 from .part import FileRecord, Part, PartRecord, PartRows, file_record, publish
 from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, split_digest
-from .spec import checksummed_json, parse_checksummed
+from .spec import checksummed_json, read_checksummed
 from .store import Store, open_store
 from .verify import check_part
 
@@ -155,7 +155,7 @@ _WITHOUT_TEXT = {"values", "offsets", "word"}  # arrays that spell no word
 
 
 def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartRecord]:
-    record = parse_checksummed(content, PartRecord, f"{where}/part.json")
+    record = read_checksummed(f"{where}/part.json", PartRecord, content)
     size = sum(file.bytes for file in record.files.values())
     return PublishedPart(file_record(content), record.corpus, len(record.ids), size), record
 

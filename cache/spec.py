@@ -44,16 +44,12 @@ def checksummed_json(record: Any) -> bytes:
     return body[:-1] + _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
 
 
-def read_checksummed(path: Path, kind: type[Json]) -> Json:
-    """The record that `checksummed_json` wrote, as an instance of `kind`. Raises as `parse_checksummed` does."""
-    return parse_checksummed(read_small(path), kind, path)
-
-
-def parse_checksummed(content: bytes, kind: type[Json], path: Path | str) -> Json:
-    """As `read_checksummed`, of the file's content.
+def read_checksummed(path: Path | str, kind: type[Json], content: bytes | None = None) -> Json:
+    """The record that `checksummed_json` wrote, as an instance of `kind`; of the file's `content`, where that is here.
 
     Raises `CorruptStore` if one bit of it has changed or it says something else, and `StoreError` for a newer format.
     """
+    content = read_small(path) if content is None else content
     body = content[:-_LENGTH] + b"}"
     if content[-_LENGTH:] != _CHECKSUM % hashlib.sha256(body).hexdigest().encode():
         raise CorruptStore(f"{path}: altered or cut short (its checksum is wrong); {REPAIR}")
