@@ -196,9 +196,8 @@ class PartRows:
         quarantined: Sequence[Quarantine] = (),
     ) -> "PartRows":
         """Utterances that lie in memory already."""
-        spans = [slice(*packed.offsets[i : i + 2]) for i in range(len(packed))]
-        extras = {name: [array[span] for span in spans] for name, array in packed.extras.items()}
-        arrays = [packed.values[span] for span in spans]
+        extras = {name: np.split(array, packed.offsets[1:-1]) for name, array in packed.extras.items()}
+        arrays = [packed[i] for i in range(len(packed))]
         return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))
 
 
