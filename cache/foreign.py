@@ -46,10 +46,8 @@ class Stored:
         start, stop, _ = rows.indices(self.shape[0])
         pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
         with _explained(self.path), self.open() as arrays:
-            for number in range(max(0, bisect.bisect_right(self.starts, start) - 1), len(self.names)):
-                if (first := self.starts[number]) >= stop:
-                    break
-                found = arrays[self.names[number]]
+            for number in range(bisect.bisect_right(self.starts, start) - 1, bisect.bisect_left(self.starts, stop)):
+                found, first = arrays[self.names[number]], self.starts[number]
                 found = found if len(found.shape) > 1 else np.asarray(found[...])[None]
                 pieces.append(np.asarray(found[max(0, start - first) : stop - first]))
         with np.errstate(over="ignore"):  # infinite, which is refused
