@@ -131,10 +131,8 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         values = dataclasses.replace(values, dtype=np.dtype(np.float32))
     rows = values.shape[0]
     offsets = arrays.get("offsets", np.arange(rows + 1))
-    rising = (
-        offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and (offsets[0], offsets[-1]) == (0, rows)
-    )
-    if not rising or (offsets[1:] < offsets[:-1]).any():
+    fits = offsets.ndim == 1 and offsets.dtype.kind in "iu" and [*offsets[:1], *offsets[-1:]] == [0, rows]
+    if not fits or (offsets[1:] < offsets[:-1]).any():
         raise StoreError(f"{path}: offsets do not rise from 0 to the {rows} rows of its values")
     if len(names) != len(offsets) - 1:
         order = "utterances in the manifest; give ids with --ids" if ids is None else "ids"
