@@ -207,27 +207,18 @@ def move_into_place(source: Path, target: Path) -> bool:
     return True
 
 
-def new_folder(store: Path, folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Make a folder, with its files, in one step. False if another process has just made it.
+def put_files(store: Path, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder with these files in one step, or put them into the one that is there, one after the other.
 
-    Raises `StoreError` if the disk is full or fails.
+    Readers see the old file or the new one. Raises `StoreError` if the disk is full or fails.
     """
     needed = sum(map(len, files.values()))
-    with explain_disk_errors(f"making {folder.relative_to(store)}", store, needed), workspace(store) as temporary:
-        write_folder(temporary / folder.name, {name: [content] for name, content in files.items()})
-        return move_into_place(temporary / folder.name, folder)
-
-
-def replace_file(path: Path, content: bytes, store: Path) -> None:
-    """Write `path`, or put new content in its place: readers see the old one or the new one.
-
-    Raises `StoreError` if the disk is full or fails.
-    """
-    with explain_disk_errors(f"writing {path.name}", store, len(content)), workspace(store) as folder:
-        make_folder(path.parent)
-        write_file(folder / path.name, [content])
-        os.replace(folder / path.name, path)  # noqa: PTH105
-        sync_folder(path.parent)
+    with explain_disk_errors(f"writing {folder.relative_to(store)}", store, needed), workspace(store) as temporary:
+        write_folder(begun := temporary / folder.name, {name: [content] for name, content in files.items()})
+        if folder.exists() or not move_into_place(begun, folder):
+            for name in files:
+                os.replace(begun / name, folder / name)  # noqa: PTH105
+                sync_folder(folder)
 
 
 def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:

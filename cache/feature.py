@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ser.errors import CorruptStore, MissingRows
 
-from .atomic_io import REPAIR, replace_file
+from .atomic_io import REPAIR, put_files
 from .blocks import Stretch, read_stretches
 from .manifest import Key, Manifest, list_corpora, read_manifest
 from .part import Packed, Part, PartRows, publish
@@ -53,7 +53,7 @@ class Feature:
         """Add to the spec's provenance, which the fingerprint does not hash."""
         spec = self._read_spec()
         self.spec = replace(spec, provenance={**spec.provenance, **provenance})
-        replace_file(self.path / "spec.json", checksummed_json(self.spec.to_json()), self.store)
+        put_files(self.store, self.path, {"spec.json": checksummed_json(self.spec.to_json())})
 
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""

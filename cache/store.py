@@ -16,7 +16,7 @@ from pathlib import Path
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from . import atomic_io
-from .atomic_io import explain_disk_errors, folders_in, make_folder, new_folder, read_small, replace_file
+from .atomic_io import explain_disk_errors, folders_in, make_folder, put_files, read_small
 from .feature import Feature
 from .manifest import LOG, RESERVED, Manifest, check_name, generations, is_name, list_corpora, log_with, read_manifest
 from .part import Packed, PartRows, Quarantine
@@ -128,10 +128,7 @@ class Store:
 
     def _make_latest(self, folder: Path, manifest: Manifest, command: str) -> None:
         log, latest = log_with(folder, manifest, command), f"{manifest.digest}\n".encode()
-        files = {f"{manifest.digest}.parquet": manifest.content, LOG: log, "latest": latest}
-        if folder.exists() or not new_folder(self.path, folder, files):
-            for name, content in files.items():
-                replace_file(folder / name, content, self.path)
+        put_files(self.path, folder, {f"{manifest.digest}.parquet": manifest.content, LOG: log, "latest": latest})
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
         """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
@@ -170,14 +167,12 @@ class Store:
         self._cleaned or self.remove_leftovers()
         name = check_name("feature", spec.feature)
         spec.check()
-        folder, content = self.path / name / spec.fingerprint, checksummed_json(spec.to_json())
-        if not folder.exists():
-            new_folder(self.path, folder, {"spec.json": content})
+        folder = self.path / name / spec.fingerprint
         try:
             return Feature(self.path, folder)
         except CorruptStore:
-            # The folder's name vouches for what spec.json must say, so the parts beside it stay good.
-            replace_file(folder / "spec.json", content, self.path)
+            # Missing, or damaged: the folder's name vouches for what it must say, so the parts beside it stay good.
+            put_files(self.path, folder, {"spec.json": checksummed_json(spec.to_json())})
         return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:

@@ -9,7 +9,7 @@ import msgspec
 
 from ser.errors import CorruptStore
 
-from .atomic_io import replace_file
+from .atomic_io import put_files
 from .spec import FORMAT_VERSION, checksummed_json, read_checksummed, short_hash
 
 FOLDER = "transcripts"
@@ -25,8 +25,8 @@ class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def put_transcripts(store: Path, made_by: Mapping[str, Any], texts: Mapping[str, str]) -> None:
     """Keep transcripts, by the sha256 of their audio, durably."""
-    path = store / FOLDER / f"{short_hash(made_by)}-{short_hash(sorted(texts))}.json"
-    replace_file(path, checksummed_json(Transcripts(dict(made_by), dict(texts))), store)
+    name = f"{short_hash(made_by)}-{short_hash(sorted(texts))}.json"
+    put_files(store, store / FOLDER, {name: checksummed_json(Transcripts(dict(made_by), dict(texts)))})
 
 
 def read_transcripts(store: Path, made_by: Mapping[str, Any]) -> dict[str, str]:
