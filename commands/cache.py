@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -58,21 +58,14 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     \b
     Example: ser cache info hubert@3f2a
     """
+    import yaml
+
     from ser.cache.maintain import feature_info, latest_manifests
     from ser.cache.store import open_store
 
     opened = open_store(store)
     facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
-    answer(facts if as_json else "\n".join(_lines(facts)))
-
-
-def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
-    for key, value in facts.items():
-        if isinstance(value, dict) and value:
-            yield f"{indent}{key}"
-            yield from _lines(value, indent + "  ")
-        else:
-            yield f"{indent}{key:<{max(24 - len(indent), 1)}} {value}"
+    answer(facts if as_json else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip())
 
 
 @cache.command()
