@@ -134,14 +134,14 @@ class Feature:
     def places(self, manifest: Manifest, rows: Sequence[int]) -> list[Place]:
         """Where utterances lie, for `gather`. Raises `MissingRows` if some are not in the store."""
         keys = self.keys(manifest)
-        found = [self._rows.get(keys[row]) for row in rows]
-        if lacking := [keys[row] for row, place in zip(rows, found, strict=True) if place is None]:
+        keys = [keys[row] for row in rows]
+        if lacking := [key for key in keys if key not in self._rows]:
             known = sum(key in self._quarantined for key in lacking)
             quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
             fault = f"{len(lacking)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
             command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import all"
             raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run {command}")
-        return [place for place in found if place is not None]
+        return [self._rows[key] for key in keys]
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.
