@@ -203,17 +203,17 @@ class Store:
     def named(self, name: str) -> list[Feature]:
         """Every way of computing `name[:variant][@fingerprint]` in the store. Raises `MissingRows` if there is none."""
         wanted, _, prefix = name.partition("@")
-        wanted = ":".join(",".join(sorted(piece.split(","))) for piece in wanted.split(":"))
-        near = [folder for folder in self.folders() if folder.parent.name == wanted.partition(":")[0]]
+        feature, _, options = wanted.partition(":")
+        near = [folder for folder in self.folders() if folder.parent.name == feature]
         # One that cannot be trusted does not keep from another beside it that is asked for by its fingerprint.
         ways = [Feature(self.path, folder) for folder in near if folder.name.startswith(prefix)]
-        found = [feature for feature in ways if feature.spec.name == wanted]
+        found = [one for one in ways if one.spec.variant.split(",") == sorted(options.split(","))]
         if not found:
             others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
             names = {folder.parent.name for folder in self.folders()}
-            alike = others or difflib.get_close_matches(name.partition(":")[0], names, n=1)
+            alike = others or difflib.get_close_matches(feature, names, n=1)
             there = f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
-            command = f"ser features CORPUS --features {name.partition('@')[0]} --store {self.path}"
+            command = f"ser features CORPUS --features {wanted} --store {self.path}"
             raise MissingRows(f"{self.path}: has no feature {name!r}{there} run `{command}`")
         return found
 
