@@ -68,7 +68,8 @@ class Push:
         left = self.remote.each(self._left, self.parts)
         self._left_there = {folder: part for folder, part in zip(self.parts, left, strict=True) if part}
         self.parts = {folder: one for folder, one in self.parts.items() if folder not in self._left_there}
-        self.there, self.bytes = len(named) - len(self.parts), sum(part.bytes for _, part in self.parts.values())
+        self.there = len(named) - len(self.parts)
+        self.bytes = sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:
         """The record of what is there; with `replace` as if there were nothing, where that is damaged."""
@@ -127,11 +128,12 @@ class Push:
             mine = {one.spec.folder: one.spec for one in self._features}
             records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
             merged = Published(records, mine | before.features, before.parts | sent)
-            digest, card = file_record(merged.content).sha256, self.remote.read("README.md")
+            digest = file_record(merged.content).sha256
+            card = self.remote.read("README.md")
             card = _card(card, merged, [*manifests.values()], f"{self.remote.shown}@{digest}")
             files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
             files |= {RECORD.format(digest): merged.content, "README.md": card}
-            files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in sorted(records.items())}
+            files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in records.items()}
             for path, content in files.items():
                 if self.remote.read(path) != content:
                     self.remote.write(path, content)
@@ -220,7 +222,8 @@ class Pull:
         parts = {path: part for folder in self._specs for path, part in there.parts_of(folder).items()}
         parts = {path: part for path, part in parts.items() if part.corpus in _whose_rows(self._manifests)}
         self.parts = {one: part for one, part in parts.items() if not (path / one).exists()}
-        self.there, self.bytes = len(parts) - len(self.parts), sum(part.bytes for part in self.parts.values())
+        self.there = len(parts) - len(self.parts)
+        self.bytes = sum(part.bytes for part in self.parts.values())
         for one in sorted(parts.keys() - self.parts):
             Part.open(path / one, one.split("/")[1])  # which lacks no file
             if asked and file_record(read_small(path / one / "part.json")) != parts[one].record:

@@ -42,8 +42,9 @@ def list_features(store: Store) -> list[dict[str, Any]]:
     for folder in store.folders():
         try:
             feature = Feature(store.path, folder)
-            about = {**vars(feature.spec), "feature": feature.spec.name, "fingerprint": feature.fingerprint}
-            about |= {"model": feature.spec.provenance.get("model"), "random_weights": feature.spec.random_weights}
+            spec = feature.spec
+            about = {**vars(spec), "feature": spec.name, "fingerprint": feature.fingerprint}
+            about |= {"model": spec.provenance.get("model"), "random_weights": spec.random_weights}
             held = _held(feature, manifests)
             for one in held.values():
                 one |= {"quarantined": len(one["quarantined"]), "backends": sorted(one["backends"])}

@@ -211,7 +211,7 @@ class Manifest:
             table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
             if any(one.values.null_count or one.values.values.null_count for one in table["votes"].chunks):
                 raise ValueError("a vote is null")
-            parent = msgspec.json.decode(metadata[b"parent"], type=Parent) if b"parent" in metadata else None
+            parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)
             manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)
         except (pa.ArrowException, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error

@@ -214,7 +214,7 @@ def pack(rows: PartRows, spec: Spec) -> dict[str, PiecedArray]:
     Raises `StoreError` naming the utterance whose values are not finite, too large for float16, or of another shape.
     """
     arrays = [_checked(id_, array, spec, rows.finite) for id_, array in zip(rows.ids, rows.arrays, strict=True)]
-    lengths = [len(array) for array in arrays]
+    lengths = [*map(len, arrays)]
     if sum(array.nbytes for array in arrays) < _SMALL * len(arrays) or not arrays:
         arrays = [np.concatenate([np.empty((0, spec.dim), spec.dtype), *arrays])]
     packed = {"values": PiecedArray(arrays), "offsets": PiecedArray([np.cumsum([0, *lengths], dtype=np.int64)])}
@@ -223,7 +223,7 @@ def pack(rows: PartRows, spec: Spec) -> dict[str, PiecedArray]:
             raise WrongUse(f"an extra array cannot be called {name!r}")
         if [np.shape(piece) for piece in pieces] != [(length,) for length in lengths]:
             raise StoreError(f"{spec.name}: extra array '{name}' has another length than the rows beside it")
-        joined = np.concatenate([np.asarray(piece) for piece in pieces])
+        joined = np.concatenate(pieces)
         packed[name] = PiecedArray([joined.astype(joined.dtype.newbyteorder("<"), copy=False)])
         if packed[name].dtype.name not in get_args(ArrayDtype):
             raise StoreError(f"{spec.name}: extra array '{name}' has dtype {packed[name].dtype}")

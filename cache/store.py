@@ -127,8 +127,9 @@ class Store:
         return manifest.digest
 
     def _make_latest(self, folder: Path, manifest: Manifest, command: str) -> None:
-        log, latest = log_with(folder, manifest, command), f"{manifest.digest}\n".encode()
-        put_files(self.path, folder, {f"{manifest.digest}.parquet": manifest.content, LOG: log, "latest": latest})
+        name = manifest.digest
+        files = {f"{name}.parquet": manifest.content, LOG: log_with(folder, manifest, command)}
+        put_files(self.path, folder, files | {"latest": f"{name}\n".encode()})
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
         """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.

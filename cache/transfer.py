@@ -118,8 +118,9 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
                     f"{path}: no `values`, and {id_!r} has shape {list(piece.shape)}, not [rows, {dim[0]}]"
                 )
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
-        ids, names, dtype = list(arrays), list(arrays), np.result_type(*{piece.dtype for piece in arrays.values()})
-        whole = Stored(path, first.open, names, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
+        ids = list(arrays)
+        dtype = np.result_type(*{piece.dtype for piece in arrays.values()})
+        whole = Stored(path, first.open, ids, offsets.tolist(), (int(offsets[-1]), *dim), dtype)
         arrays = {"values": whole, "offsets": offsets}
     elif ids is None and "ids" in arrays:
         ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
@@ -160,13 +161,13 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
 
 def _batches(rows: Packed) -> Iterator[Packed]:
     """Utterances in memory, as many as have at most `_PART_BYTES` of values, or one."""
-    start, most = 0, _PART_BYTES // (rows.values.shape[1] * np.dtype(rows.values.dtype).itemsize)
-    offsets = rows.offsets
+    start, offsets, values = 0, rows.offsets, rows.values
+    most = _PART_BYTES // (values.shape[1] * np.dtype(values.dtype).itemsize)
     while start < len(rows):
         stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
         here = slice(offsets[start], offsets[stop])
         extras = {name: array[here] for name, array in rows.extras.items()}
-        yield Packed(rows.values[here], offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
+        yield Packed(values[here], offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
         start = stop
 
 

@@ -315,7 +315,8 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
         return
     dropped = size = 0
     for part, rows in remove_superseded(opened, folders or None, dry_run):
-        dropped, size = dropped + rows, size + part.bytes
+        dropped += rows
+        size += part.bytes
         if dry_run:
             say(f"{part.folder.relative_to(opened.path)}: {rows} rows, {part.bytes / 1e6:.1f} MB")
     answer(f"{'would remove' if dry_run else 'removed'} {dropped} rows, {size / 1e6:.1f} MB")
