@@ -147,7 +147,7 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
     """
     for folder in store.folders() if folders is None else folders:
         seen, feature = set[str](), Feature(store.path, folder)
-        current = {key for manifest in _latest(store).values() for key in feature.keys(manifest)}
+        current = {key for manifest in _latest(store) for key in feature.keys(manifest)}
         # Anew each time: others publish parts and remove them, and so does this.
         while part := next((part for part in feature.parts() if part.name not in seen), None):
             seen.add(part.name)
@@ -155,9 +155,9 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
                 yield from _rewrite(store, feature, part, dry_run)
 
 
-def _latest(store: Store) -> dict[str, Manifest]:
-    """The manifests, by digest, whose rows are current. Whoever publishes a row has put the one that asks for it."""
-    return {one.digest: one for one in map(store.manifest, store.corpora())}
+def _latest(store: Store) -> list[Manifest]:
+    """The manifests whose rows are current. Whoever publishes a row has put the one that asks for it."""
+    return [*map(store.manifest, store.corpora())]
 
 
 def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:
@@ -177,9 +177,10 @@ def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Itera
     latest = _latest(store)  # again, the parts having been listed: another process may have put one since
 
     def changed() -> bool:  # also where one cannot be read any more
-        return [getattr(one, "digest", one) for one in latest_manifests(store).values()] != [*latest]
+        now = latest_manifests(store).values()
+        return [getattr(one, "digest", one) for one in now] != [one.digest for one in latest]
 
-    if (found := _kept(feature, part, {key for one in latest.values() for key in feature.keys(one)})) is None:
+    if (found := _kept(feature, part, {key for one in latest for key in feature.keys(one)})) is None:
         return
     record, (kept, quarantined) = part.record, found
     if not dry_run:
