@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -201,11 +201,10 @@ class PartRows:
         return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))
 
 
-def part_name(
-    corpus: str, ids: Iterable[str], inputs: Iterable[str | None], quarantined: Iterable[Quarantine] = ()
-) -> str:
+def part_name(part: PartRows | PartRecord) -> str:
     """The first 16 hex digits of a sha256 over what the part is computed from."""
-    return short_hash([corpus, list(zip(ids, inputs, strict=True)), [[one.id, one.input] for one in quarantined]])
+    rows = list(zip(part.ids, part.inputs, strict=True))
+    return short_hash([part.corpus, rows, [[one.id, one.input] for one in part.quarantined]])
 
 
 def pack(rows: PartRows, spec: Spec) -> dict[str, PiecedArray]:
@@ -263,7 +262,7 @@ def publish(
             raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} appears twice in one part")
         if id_.encode(errors="replace").decode() != id_:
             raise StoreError(f"corpus {rows.corpus}: utterance {id_!r} has an id that is not valid Unicode")
-    name = part_name(rows.corpus, rows.ids, rows.inputs, rows.quarantined)
+    name = part_name(rows)
     if (parent / name / "part.json").exists():
         return None
     arrays = pack(rows, spec)

@@ -173,7 +173,7 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     """
     part = Part.open(folder, fingerprint)
     record, values = part.record, part.record.arrays["values"]
-    if folder.name != part_name(record.corpus, record.ids, record.inputs, record.quarantined):
+    if folder.name != part_name(record):
         raise CorruptStore(f"{folder}: holds other utterances than its name says; {REPAIR}")
     if spec and (values.shape[1], values.dtype) != (spec.dim, spec.dtype):
         has, says = f"{values.shape[1]} × {values.dtype}", f"{spec.dim} × {spec.dtype}"

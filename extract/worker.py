@@ -107,7 +107,8 @@ class PartPipeline:
         self.before = {spec.fingerprint: part_names(worker.config.asked.store / spec.folder) for spec in task.specs}
         # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
         rows = task.utterances
-        part = part_name(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows])
+        ids, inputs = [row.id for row in rows], [row.digest or "" for row in rows]
+        part = part_name(PartRows(worker.config.corpus, ids, inputs))
         self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
