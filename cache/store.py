@@ -166,9 +166,9 @@ class Store:
         Raises `WrongUse`, and writes nothing, for a spec that could not be read back.
         """
         self._cleaned or self.remove_leftovers()
-        name = check_name("feature", spec.feature)
+        check_name("feature", spec.feature)
         spec.check()
-        folder = self.path / name / spec.fingerprint
+        folder = self.path / spec.folder
         try:
             return Feature(self.path, folder)
         except CorruptStore:
