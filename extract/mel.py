@@ -105,16 +105,12 @@ class MelExtractor(Extractor):
         side = c.window_samples // 2
         # In float64, as librosa: the rounding of a float32 FFT would show in the logarithm of quiet bands.
         padded = torch.nn.functional.pad(torch.from_numpy(samples).double(), (side, side))
-        frames = 1 + (len(padded) - c.window_samples) // c.hop_samples
+        frames = padded.unfold(0, c.window_samples, c.hop_samples)  # a view, `[frames, n_fft]`
         window = torch.hann_window(c.window_samples, dtype=torch.float64)
-        bands = torch.empty(frames, c.bands)
+        bands = []
         with torch.inference_mode():
-            for first in range(0, frames, FRAMES_AT_ONCE):
-                last = min(first + FRAMES_AT_ONCE, frames)
-                piece = padded[first * c.hop_samples : (last - 1) * c.hop_samples + c.window_samples]
-                spectrum = torch.stft(
-                    piece, c.window_samples, c.hop_samples, window=window, center=False, return_complex=True
-                )  # [1 + n_fft // 2, last - first]
+            for piece in frames.split(FRAMES_AT_ONCE):
+                spectrum = torch.fft.rfft(piece * window)  # [frames, 1 + n_fft // 2]
                 power = spectrum.real.float().square() + spectrum.imag.float().square()
-                bands[first:last] = power.T @ self._bank
-        return bands.clamp_(min=c.floor).log_().numpy()
+                bands.append(power @ self._bank)
+            return torch.cat(bands).clamp_(min=c.floor).log_().numpy()
