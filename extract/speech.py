@@ -78,14 +78,11 @@ class RowwiseNorm(nn.Module):
         self.norm, self.state, self.kernel, self.stride = norm, state, kernel, stride
 
     def forward(self, frames: Tensor) -> Tensor:  # [batch, channels, time]
-        valid = [(samples - self.kernel) // self.stride + 1 for samples in self.state.lengths]
-        if all(n == frames.shape[2] for n in valid):
+        whole, valid = frames.shape[2], [(n - self.kernel) // self.stride + 1 for n in self.state.lengths]
+        if all(n == whole for n in valid):
             return cast(Tensor, self.norm(frames))
-        rows = [self.norm(frames[row : row + 1, :, :n]) for row, n in enumerate(valid)]
-        normed = rows[0].new_zeros(frames.shape)  # under autocast the norm gives another dtype than it takes
-        for row, n in enumerate(valid):
-            normed[row, :, :n] = rows[row][0]
-        return normed
+        rows = (self.norm(frames[row : row + 1, :, :n]) for row, n in enumerate(valid))
+        return torch.cat([nn.functional.pad(row, (0, whole - row.shape[2])) for row in rows])
 
 
 @dataclass(frozen=True)
