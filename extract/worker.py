@@ -12,12 +12,12 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
@@ -83,20 +83,27 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
 
 
 class Pool(ThreadPoolExecutor):
-    """Threads, and how many."""
+    """Threads, and how many. On Ctrl-C what runs ends (an utterance, a publication), what waits never starts."""
 
     def __init__(self, width: int, name: str) -> None:
         super().__init__(width, name)
         self.width = width
 
+    def __exit__(self, *fault: object) -> None:
+        self.shutdown(cancel_futures=True)
 
-class Pools(NamedTuple):
-    """Where the stages of one run compute; on a CPU the first three are one."""
 
-    cpu: Pool
-    models: Pool
-    decoders: Pool
-    writers: Pool
+class Pools(contextlib.ExitStack):
+    """Where the stages of one run compute; on a CPU all but the writers are one. What others wait for ends first."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__()
+        on_gpu, cuda = config.device != "cpu", config.device.startswith("cuda")
+        self.writers = self.enter_context(Pool(GPU_WRITERS if on_gpu else 1, "ser-write"))
+        self.cpu = self.models = self.decoders = self.enter_context(Pool(config.threads, "ser-cpu"))
+        if on_gpu:
+            self.models = self.enter_context(Pool(BATCHES if cuda else 1, "ser-gpu"))
+            self.decoders = self.enter_context(Pool(max(2, config.threads // 4), "ser-decode"))
 
 
 class PartPipeline:
@@ -256,37 +263,19 @@ class Worker:
         No more parts are held in memory than there are writers, and `AHEAD`.
         """
         held = set[Future[TaskResult]]()
-        with self._open_pools() as pools:
+        with Pools(self.config) as pools:
             for task in tasks:
                 held.add(pools.writers.submit(PartPipeline(self, task, pools).publish))
                 while len(held) >= pools.writers.width + AHEAD:
                     done, held = wait(held, return_when=FIRST_COMPLETED)
                     yield from (one.result() for one in done)
-            while held:
-                done, held = wait(held, return_when=FIRST_COMPLETED)
-                yield from (one.result() for one in done)
+            yield from (one.result() for one in as_completed(held))
 
     def trial(self, task: ExtractionTask) -> TaskResult:
         """What computing a task takes. Nothing is published."""
-        with self._open_pools() as pools:
+        with Pools(self.config) as pools:
             PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
             return PartPipeline(self, task, pools).computed()
-
-    @contextlib.contextmanager
-    def _open_pools(self) -> Iterator[Pools]:
-        cpu, writers = Pool(self.config.threads, "ser-cpu"), Pool(GPU_WRITERS if self.on_gpu else 1, "ser-write")
-        cuda = self.config.device.startswith("cuda")
-        models = Pool(BATCHES if cuda else 1, "ser-gpu") if self.on_gpu else cpu
-        decoders = Pool(max(2, self.config.threads // 4), "ser-decode") if self.on_gpu else cpu
-        pools = Pools(cpu, models, decoders, writers)
-        try:
-            yield pools
-        finally:
-            # On Ctrl-C: what runs ends (an utterance, a publication), what waits never starts.
-            for pool in pools:
-                pool.shutdown(wait=False, cancel_futures=True)
-            for pool in pools:
-                pool.shutdown(wait=True)
 
     def note(
         self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
