@@ -129,16 +129,16 @@ class PartPipeline:
             stages = {spec.feature for spec in self.specs if spec in extractor.specs}
             pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
             for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
-                self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool.width))
+                self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool))
 
     def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio" and not utterance.problem:
-            self.worker.note(self.result, {"decode"}, 1, (time.perf_counter() - start) / self.pools.decoders.width)
+            self._note({"decode"}, 1, start, self.pools.decoders)
         return found
 
-    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], threads: int) -> None:
+    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], pool: Pool) -> None:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
@@ -154,14 +154,24 @@ class PartPipeline:
                 f"memory ran out in {extractor.label} on {next(iter(usable))}; lower --batch-seconds, or cut the "
                 "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
-        seconds = (time.perf_counter() - start) / threads
         done = sum(not one.problem for unit in units for one in unit)
-        self.worker.note(self.result, stages, done, seconds, extractor if usable else None)
+        self._note(stages, done, start, pool, extractor if usable else None)
         for unit in units:
             outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
                 rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
+
+    def _note(self, stages: set[str], count: int, begun: float, pool: Pool, extractor: Extractor | None = None) -> None:
+        """One more batch is done: count its utterances for each stage, and share the time it took among the stages."""
+        seconds = (time.perf_counter() - begun) / pool.width
+        with self.worker.lock:
+            for stage in stages if count else ():
+                self.result.seconds[stage] += seconds / len(stages)
+                if self.worker.on_stage:
+                    self.worker.on_stage(stage, count)
+            if extractor:
+                self.result.batches.update(spec.name for spec in extractor.specs)
 
     def computed(self) -> TaskResult:
         """Wait for all rows."""
@@ -238,7 +248,7 @@ class Worker:
         self.most = config.asked.batch_seconds or (GPU_SECONDS if self.on_gpu else None)
         self._extractors: dict[Modality, list[Extractor]] = {}
         self.gpu = threading.Semaphore(BATCHES) if self.on_gpu else contextlib.nullcontext()
-        self._lock, self._opening = threading.Lock(), threading.Lock()
+        self.lock, self._opening = threading.Lock(), threading.Lock()
 
     def close(self) -> None:
         """Let the extractors go, and the memory of a GPU that they took."""
@@ -276,15 +286,3 @@ class Worker:
         with Pools(self.config) as pools:
             PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
             return PartPipeline(self, task, pools).computed()
-
-    def note(
-        self, result: TaskResult, stages: set[str], count: int, seconds: float, extractor: Extractor | None = None
-    ) -> None:
-        """One more batch is done: count its utterances for each stage, and share its seconds among the stages."""
-        with self._lock:
-            for stage in stages if count else ():
-                result.seconds[stage] += seconds / len(stages)
-                if self.on_stage:
-                    self.on_stage(stage, count)
-            if extractor:
-                result.batches.update(spec.name for spec in extractor.specs)
