@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter, itemgetter
@@ -64,12 +64,13 @@ def extract(plan: ExtractionPlan, on_progress: OnProgress | None = None) -> Summ
         return run.extract(on_progress)
 
 
-class ExtractionRun(AbstractContextManager["ExtractionRun"]):
+class ExtractionRun(ExitStack):
     """Carries out a plan in this process or in those that the plan names. The models that it opens are held until it
     is closed, so that an estimate and the extraction after it load each only once.
     """
 
     def __init__(self, plan: ExtractionPlan) -> None:
+        super().__init__()
         self.plan, self.tasks = plan, plan.tasks()
         # By stage, how many utterances it has to do.
         self.totals = sum((task.stages for task in self.tasks), Counter[str]())
@@ -85,11 +86,7 @@ class ExtractionRun(AbstractContextManager["ExtractionRun"]):
     def worker(self) -> Worker:
         """What computes in this process. Raises `WrongUse` for a device that is not here."""
         threads = max(1, engines.cores() // self.processes)
-        return Worker(replace(self.plan.worker_config().here(), threads=threads))
-
-    def __exit__(self, *fault: object) -> None:
-        if "worker" in self.__dict__:
-            self.worker.close()
+        return self.enter_context(closing(Worker(replace(self.plan.worker_config().here(), threads=threads))))
 
     def extract(self, on_progress: OnProgress | None = None) -> Summary:
         """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
