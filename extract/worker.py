@@ -63,8 +63,6 @@ class TaskResult:
         self.warnings += other.warnings
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
-        for name, found in other.quarantined.items():
-            self.quarantined.setdefault(name, []).extend(found)
 
 
 def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | str | UtteranceError:
