@@ -4,7 +4,6 @@ Right padding with an attention mask is exact: a row's numbers do not depend on 
 """
 
 import re
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -66,14 +65,13 @@ class TextExtractor(Encoder):
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
         with loading(f"{folder}: its tokenizer cannot be loaded{hint}"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            # Fast tokenizers alone can tell offsets.
+            # Fast tokenizers alone can tell offsets. This call turns off what its file says of cutting and padding.
             self.tokenizer("a", return_offsets_mapping=True)
             known = self.model.get_input_embeddings().num_embeddings
             tokens = max(self.tokenizer.get_vocab().values()) + 1  # without its file, few: it is an empty one
             if self.tokenizer.pad_token_id is None or not known / 2 < tokens <= known:
                 raise ValueError(f"it has no padding token, or {tokens} tokens where the model has {known}")
         self.padding = self.tokenizer.pad_token_id
-        self._tokenizing = threading.Lock()  # the tokenizer sets its truncation on every call
 
     def tap(self, wanted: set[int]) -> None:
         """Drop the layers above the deepest wanted one, but one: after the last, some encoders have a norm."""
@@ -94,16 +92,15 @@ class TextExtractor(Encoder):
         if self.config.tags == "remove":
             batch = [" ".join(TAG.sub(" ", text).split()) for text in batch]
         texts = {row: text for row, text in enumerate(batch) if text.strip()}
-        ask = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-        with self._tokenizing:
-            tokens = [self.tokenizer(text, **ask) for text in texts.values()]
-        ids = [np.array(self._cut(one["input_ids"]), dtype=np.int64) for one in tokens]
+        # By what lies below it: the tokenizer itself sets its truncation on every call, under other threads' feet.
+        tokens = [self.tokenizer.backend_tokenizer.encode(text) for text in texts.values()]
+        ids = [np.array(self._cut(one.ids), dtype=np.int64) for one in tokens]
         arrays = self.forward(ids) if ids else []
         for (row, text), one, numbers, layers in zip(texts.items(), tokens, ids, arrays, strict=True):
-            special = np.array(self._cut(one["special_tokens_mask"]), dtype=bool)
+            special = np.array(self._cut(one.special_tokens_mask), dtype=bool)
             keep = slice(None) if self.config.special else ~special
-            word = words(text, self._cut(one["offset_mapping"]), special)[keep]
-            total = len(one["input_ids"])
+            word = words(text, self._cut(one.offsets), special)[keep]
+            total = len(one.ids)
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
             kept = [Layer(*(array[keep] for array in layer)) for layer in layers]
