@@ -9,7 +9,6 @@ gone or memory that ran out, is no property of the utterance: it raises `CorpusE
 import errno
 import hashlib
 import io
-import os
 import re
 import shlex
 import struct
@@ -20,7 +19,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from ser.cache.atomic_io import open_named
+from ser.cache.atomic_io import read_named
 from ser.errors import CodedAudio, CorpusError, UtteranceError
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
@@ -136,22 +135,19 @@ def read_bytes(path: Path) -> bytes:
     Raises `CorpusError` if the disk, the mount or the memory fails.
     """
     try:
-        with open(path, "rb", buffering=0, opener=open_named) as file:
-            status = os.fstat(file.fileno())
-            if status.st_size == 0:
-                raise UtteranceError("is empty")
-            if status.st_size > LARGEST:
-                raise UtteranceError(f"is too large ({status.st_size / 1e9:.1f} GB): cut it into utterances")
-            return file.read()
-    except UtteranceError:
-        raise
+        data = read_named(path, LARGEST)
     except MemoryError as fault:
         raise CorpusError(f"{path}: memory ran out while it was read; free some, and run again") from fault
     except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
-        if isinstance(fault, OSError) and fault.errno not in _MISNAMED:
+        reason, code = getattr(fault, "strerror", None) or fault, getattr(fault, "errno", errno.ENOENT)
+        if code == errno.EFBIG:
+            raise UtteranceError(f"{reason}: cut it into utterances") from fault
+        if code not in _MISNAMED:
             raise CorpusError(f"{path}: cannot be read ({reason}); check the disk or mount, and run again") from fault
         raise UtteranceError(f"cannot be opened ({reason})") from fault
+    if not data:
+        raise UtteranceError("is empty")
+    return data
 
 
 def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
