@@ -1,6 +1,7 @@
 """What `ser features` will compute: which rows are there already, how the rest is cut into tasks, and its size."""
 
 import contextlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
@@ -52,9 +53,9 @@ class FeaturePlan:
     @cached_property
     def bytes(self) -> int:
         """Estimated size of what will be computed."""
-        spec = self.resolved.spec
-        more = 0.0 if spec.level == "utterance" else _rows_per_second(spec)
-        return int(sum(1 + more * one.length for one in self.missing) * _row_bytes(spec))
+        row, more = _size(self.resolved.spec)
+        more = 0.0 if self.resolved.spec.level == "utterance" else more
+        return int(sum(1 + more * one.length for one in self.missing) * row)
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,10 @@ class ExtractionPlan:
             missing = {one.resolved.spec.fingerprint: {row.id for row in one.missing} for one in mine}
             if not any(missing.values()):
                 continue
-            if modality == "audio":
-                rows = sorted(utterances, key=lambda one: (-one.length, one.id))
-            else:  # equal transcripts stand together, and are computed once
-                rows = sorted(utterances, key=lambda one: (-one.length, one.source or "", one.id))
-            widest = max(_row_bytes(one.resolved.spec) * _rows_per_second(one.resolved.spec) for one in mine)
+            # Equal transcripts stand together, and are computed once.
+            text = modality == "text"
+            rows = sorted(utterances, key=lambda one: (-one.length, (one.source or "") if text else "", one.id))
+            widest = max(math.prod(_size(one.resolved.spec)) for one in mine)
             most = min(self.config.part_seconds, PART_BYTES / widest)
             for group in batches(rows, attrgetter("length"), most, padded=False):
                 found += lacking(config, modality, group, missing)
@@ -252,10 +252,6 @@ def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | 
     return [rows[row] for row in Feature(store.path, folder, spec).missing(whole, retry)]
 
 
-def _row_bytes(spec: Spec) -> int:
-    return spec.dim * np.dtype(spec.dtype).itemsize
-
-
-def _rows_per_second(spec: Spec) -> float:
-    """Rows per second of `Utterance.length`, at most."""
-    return 1 / spec.hop if spec.hop else ROWS_PER_SECOND[spec.level]
+def _size(spec: Spec) -> tuple[int, float]:
+    """Bytes of a row, and rows per second of `Utterance.length`, at most."""
+    return spec.dim * np.dtype(spec.dtype).itemsize, 1 / spec.hop if spec.hop else ROWS_PER_SECOND[spec.level]
