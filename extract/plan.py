@@ -215,7 +215,11 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     utterances = {modality: utterances_of(scan, modality) for modality in modalities}
     features = []
     for one in wanted:
-        missing = _missing(one.spec, utterances[one.spec.modality], scan.manifest, store, config.retry)
+        missing = utterances[one.spec.modality]
+        if store and (folder := store.path / one.spec.folder).exists():
+            # The folder's name vouches for what spec.json must say, and `Store.add` writes one anew that does not.
+            held = Feature(store.path, folder, one.spec)
+            missing = [missing[row] for row in held.missing(scan.manifest, config.retry)]
         features.append(FeaturePlan(one, missing))
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     made = ExtractionPlan(config, scan, utterances, features, free, unavailable)
@@ -242,14 +246,6 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
     for _, _, nearest in sorted(found, key=itemgetter(0, 1))[-1:]:
         parent = Parent(nearest.corpus, nearest.digest, parent.transcripts)
     return replace(scan, manifest=replace(manifest, parent=parent))
-
-
-def _missing(spec: Spec, rows: list[Utterance], whole: Manifest, store: Store | None, retry: bool) -> list[Utterance]:
-    """Those rows of the whole manifest that the store lacks."""
-    if not store or not (folder := store.path / spec.folder).exists():
-        return rows
-    # The folder's name vouches for what spec.json must say, and `Store.add` writes one anew that does not.
-    return [rows[row] for row in Feature(store.path, folder, spec).missing(whole, retry)]
 
 
 def _size(spec: Spec) -> tuple[int, float]:
