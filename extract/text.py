@@ -118,8 +118,6 @@ def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> n
 
     Some tokenizers count the space before a word to its first token, or make a token of it: it is of the word after it.
     """
-    space = np.array([c.isspace() for c in text])
-    starts = ~space & np.concatenate([[True], space[:-1]])
-    number = np.minimum(np.cumsum(starts) - 1 + space, starts.sum() - 1)
-    first = np.array([min(start, len(text) - 1) for start, _ in spans], dtype=np.int64)
-    return np.where(special, -1, number[first]).astype(np.int32)
+    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    before = np.searchsorted(ends, [start for start, _ in spans], side="right")
+    return np.where(special, -1, np.minimum(before, len(ends) - 1)).astype(np.int32)
