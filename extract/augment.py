@@ -8,6 +8,7 @@ copy, and `pitch-1`, `pitch-2` are two.
 import hashlib
 import re
 
+import librosa
 import numpy as np
 
 from ser.errors import WrongUse, unknown
@@ -26,15 +27,11 @@ def noise(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarra
 
 def pitch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     """Shifted by up to `SEMITONES`; the length stays."""
-    import librosa
-
     return np.asarray(librosa.effects.pitch_shift(samples, sr=rate, n_steps=rng.uniform(-SEMITONES, SEMITONES)))
 
 
 def stretch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     """Faster or slower at the same pitch: `n / tempo` samples."""
-    import librosa
-
     tempo = float(np.exp(rng.uniform(np.log(RATES[0]), np.log(RATES[1]))))
     return np.asarray(librosa.effects.time_stretch(samples, rate=tempo))
 

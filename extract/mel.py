@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import librosa
 import numpy as np
 import scipy.fft
 import torch
@@ -80,8 +81,6 @@ class MelExtractor(Extractor):
     @cached_property
     def _bank(self) -> torch.Tensor:
         """Librosa's Slaney filterbank `[1 + n_fft // 2, bands]`."""
-        import librosa
-
         c = self.config
         high = c.high or c.sampling_rate / 2
         bank = librosa.filters.mel(sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high)
