@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -85,8 +85,7 @@ class RowwiseNorm(nn.Module):
         return torch.cat([nn.functional.pad(row, (0, whole - row.shape[2])) for row in rows])
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of one utterance as the model takes it, and which of its frames go to the store."""
 
     samples: np.ndarray
@@ -177,9 +176,8 @@ class SpeechExtractor(Encoder):
 
     def kept(self, piece: Piece, layers: Sequence[Layer]) -> list[Any]:
         """The rows of a piece that go to the store for each spec, or their mean."""
-        rows = [Layer(*(array[piece.keep] for array in layer)) for layer in layers]
-        if 2 * len(rows[0].values) < len(layers[0].values):  # of Whisper's 30 s: the rest is let go
-            rows = [Layer(values.copy(), peaks) for values, peaks in rows]
+        # Copied, so that the batch with its padding (of Whisper, most of the 30 s) is let go.
+        rows = [Layer(values[piece.keep].copy(), peaks[piece.keep]) for values, peaks in layers]
         both = zip(rows, self.configs, strict=True)
         return [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
 
