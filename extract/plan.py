@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from importlib.metadata import version
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -49,13 +48,7 @@ class FeaturePlan:
 
     resolved: ResolvedFeature
     missing: list[Utterance]
-
-    @cached_property
-    def bytes(self) -> int:
-        """Estimated size of what will be computed."""
-        row, more = _size(self.resolved.spec)
-        more = 0.0 if self.resolved.spec.level == "utterance" else more
-        return int(sum(1 + more * one.length for one in self.missing) * row)
+    bytes: int  # estimated, of what will be computed
 
 
 @dataclass(frozen=True)
@@ -220,7 +213,9 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
             # The folder's name vouches for what spec.json must say, and `Store.add` writes one anew that does not.
             held = Feature(store.path, folder, one.spec)
             missing = [missing[row] for row in held.missing(scan.manifest, config.retry)]
-        features.append(FeaturePlan(one, missing))
+        width, per_second = _size(one.spec)
+        rows = (1 if one.spec.level == "utterance" else 1 + per_second * row.length for row in missing)
+        features.append(FeaturePlan(one, missing, int(sum(rows) * width)))
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     made = ExtractionPlan(config, scan, utterances, features, free, unavailable)
     if made.bytes > made.free:
