@@ -118,7 +118,7 @@ class PartPipeline:
         # First in, first out: whatever an extractor waits for was submitted before it.
         self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
-        self.computing: list[Future[None]] = []
+        self.computing: list[Future[list[str]]] = []  # of each batch, the features that it gave
         # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
         same = attrgetter("problem", "source") if task.modality == "text" else attrgetter("id")
         units = [list(unit) for _, unit in groupby(rows, same)]
@@ -136,7 +136,7 @@ class PartPipeline:
             self._note({"decode"}, 1, start, self.pools.decoders)
         return found
 
-    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], pool: Pool) -> None:
+    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], pool: Pool) -> list[str]:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
@@ -153,14 +153,15 @@ class PartPipeline:
                 "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
         done = sum(not one.problem for unit in units for one in unit)
-        self._note(stages, done, start, pool, extractor if usable else None)
+        self._note(stages, done, start, pool)
         for unit in units:
             outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
                 rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
+        return [spec.name for spec in extractor.specs if usable]
 
-    def _note(self, stages: set[str], count: int, begun: float, pool: Pool, extractor: Extractor | None = None) -> None:
+    def _note(self, stages: set[str], count: int, begun: float, pool: Pool) -> None:
         """One more batch is done: count its utterances for each stage, and share the time it took among the stages."""
         seconds = (time.perf_counter() - begun) / pool.width
         with self.worker.lock:
@@ -168,13 +169,11 @@ class PartPipeline:
                 self.result.seconds[stage] += seconds / len(stages)
                 if self.worker.on_stage:
                     self.worker.on_stage(stage, count)
-            if extractor:
-                self.result.batches.update(spec.name for spec in extractor.specs)
 
     def computed(self) -> TaskResult:
         """Wait for all rows."""
         for future in self.computing:
-            future.result()
+            self.result.batches.update(future.result())
         return self.result
 
     def publish(self) -> TaskResult:
