@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
 
 def _with_parent(scan: Scan, store: Store) -> Scan:
     """The scan; the parent of other transcripts is the corpus of the store that has most of their audio, if one has."""
-    manifest, found = scan.manifest, list[tuple[int, bool, Manifest]]()
+    manifest, most = scan.manifest, (0, True)  # utterances that the nearest shares, and whether it is of that name
     if (parent := manifest.parent) is None:
         return scan
     audio = set(zip(manifest.ids, manifest.inputs("audio"), strict=True))
@@ -237,10 +237,9 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
         with contextlib.suppress(StoreError):  # one that cannot be read is nobody's parent
             other = store.manifest(corpus)
             common = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))
-            found += [(common, corpus == parent.corpus, other)] if common and other.parent is None else []
-    for _, _, nearest in sorted(found, key=itemgetter(0, 1))[-1:]:
-        parent = Parent(nearest.corpus, nearest.digest, parent.transcripts)
-    return replace(scan, manifest=replace(manifest, parent=parent))
+            if other.parent is None and (near := (common, corpus == parent.corpus)) > most:
+                most, manifest = near, replace(manifest, parent=Parent(other.corpus, other.digest, parent.transcripts))
+    return replace(scan, manifest=manifest)
 
 
 def _size(spec: Spec) -> tuple[int, float]:
