@@ -208,10 +208,9 @@ class Encoder(Extractor):
             # Not above: there the fault's traceback still holds the tensors that did not fit.
             self.too_large, self.state.taken = min(size, self.too_large), {}
             gc.collect()
-            if self.device.startswith("cuda"):
-                import torch
+            import torch
 
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # nothing elsewhere
         half = len(inputs) // 2
         return self.forward(inputs[:half]) + self.forward(inputs[half:])
 
