@@ -95,22 +95,21 @@ def resolve(
     """
     asked = [parse(name) for name in names]
     _check_models(models)
-    checkpoints: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, Checkpoint | None] = {}
     missing: dict[str, WeightsError] = {}
     for feature in dict.fromkeys(feature for feature, _ in asked):
-        if (model := models.get(feature, FEATURES[feature].model)) is not None:
-            if not model:
-                raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
-            try:
-                checkpoints[feature] = find_checkpoint(model, f"--model {feature}=PATH")
-            except WeightsError as fault:
-                missing[feature] = fault
+        if (model := models.get(feature, FEATURES[feature].model)) == "":
+            raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
+        try:
+            checkpoints[feature] = None if model is None else find_checkpoint(model, f"--model {feature}=PATH")
+        except WeightsError as fault:
+            missing[feature] = fault
     found: dict[str, ResolvedFeature] = {}
     for feature, settings in asked:
-        checkpoint = checkpoints.get(feature)
-        for single in _expand(settings, checkpoint) if feature not in missing else []:
-            one = _resolved(feature, single, checkpoint, dtype)
-            found.setdefault(one.spec.fingerprint, one)
+        if feature in checkpoints:
+            for single in _expand(settings, checkpoints[feature]):
+                one = _resolved(feature, single, checkpoints[feature], dtype)
+                found.setdefault(one.spec.fingerprint, one)
     return list(found.values()), missing
 
 
