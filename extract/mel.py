@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import librosa
@@ -78,13 +78,12 @@ class MelExtractor(Extractor):
         """Seconds between frames, as the samples have it: 0.01 at 16 kHz, 0.009977 at 22.05 kHz."""
         return config.hop_samples / config.sampling_rate
 
-    @cached_property
-    def _bank(self) -> torch.Tensor:
-        """Librosa's Slaney filterbank `[1 + n_fft // 2, bands]`."""
+    def open(self) -> None:
+        """Make librosa's Slaney filterbank `[1 + n_fft // 2, bands]`."""
         c = self.config
         high = c.high or c.sampling_rate / 2
         bank = librosa.filters.mel(sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high)
-        return torch.from_numpy(bank.T).contiguous()
+        self.bank = torch.from_numpy(bank.T).contiguous()
 
     def extract(self, item: Clip) -> list[np.ndarray]:
         """Log-mel or MFCC of a clip, `[1 + n // hop, dim]` float32 each, n samples long."""
@@ -111,5 +110,5 @@ class MelExtractor(Extractor):
             for piece in frames.split(FRAMES_AT_ONCE):
                 spectrum = torch.fft.rfft(piece * window)  # [frames, 1 + n_fft // 2]
                 power = spectrum.real.float().square() + spectrum.imag.float().square()
-                bands.append(power @ self._bank)
+                bands.append(power @ self.bank)
             return torch.cat(bands).clamp_(min=c.floor).log_().numpy()
