@@ -43,19 +43,14 @@ def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bo
             return asked and not cluster.own and any(one.checkpoint for one in task.config.resolved)
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
-            return {"GPU": GPU_SHARE} if on_gpu(task) else cpu_needs(cluster.kinds)
+            if on_gpu(task):
+                return {"GPU": GPU_SHARE}
+            # A CPU where whoever has no GPU declares one: else a plain worker would stand idle for not having done so.
+            declared = [kind.keys() & {"CPU", "GPU"} for kind in cluster.kinds]
+            return {"CPU": 1.0} if all(declared) and any("CPU" in kind for kind in declared) else {}
 
         placed = (one for task in tasks for one in (by_device(task) if on_gpu(task) else [task]))
         yield from cluster.run(extract_on_worker, placed, needs, split, give_up)
-
-
-def cpu_needs(kinds: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """What a task without a model asks for, given what each kind of worker declares.
-
-    A `CPU` where whoever has no GPU declares one: else a plain worker would stand idle for not having declared it.
-    """
-    declared = [("CPU" in kind, "GPU" in kind) for kind in kinds]
-    return {"CPU": 1.0} if any(cpu for cpu, _ in declared) and all(cpu or gpu for cpu, gpu in declared) else {}
 
 
 def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
