@@ -171,15 +171,12 @@ class SpeechExtractor(Encoder):
         for group in batches(pieces, lambda piece: piece[1].seconds, most):
             found = self.forward([one.samples for _, one in group])
             for (row, one), layers in zip(group, found, strict=True):
-                windows[row].append((one.keep.stop - one.keep.start, self.kept(one, layers)))
+                # Copied, so that the batch with its padding (of Whisper, most of the 30 s) is let go.
+                kept = [Layer(values[one.keep].copy(), peaks[one.keep]) for values, peaks in layers]
+                both = zip(kept, self.configs, strict=True)
+                rows = [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
+                windows[row].append((len(kept[0].values), rows))
         return [self.joined(wave, rows) for wave, rows in zip(waves, windows, strict=True)]
-
-    def kept(self, piece: Piece, layers: Sequence[Layer]) -> list[Any]:
-        """The rows of a piece that go to the store for each spec, or their mean."""
-        # Copied, so that the batch with its padding (of Whisper, most of the 30 s) is let go.
-        rows = [Layer(values[piece.keep].copy(), peaks[piece.keep]) for values, peaks in layers]
-        both = zip(rows, self.configs, strict=True)
-        return [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
