@@ -175,7 +175,7 @@ def results_table(cells: Sequence[Cell]) -> Table:
         shape = f"{len(cell.folds)} × {len(cell.seeds)}"
         shape = shape if cell.whole else f"{len(cell.runs)} in {shape}"
         row |= {"interval over": cell.interval_over, "runs": shape, "n": cell.n}
-        rows.append({**row, "conditions": None if alike else cell.conditions})
+        rows.append(row if alike else {**row, "conditions": cell.conditions})
     narrow = sentence("narrow", any(cell.over == "utterances" for cell in cells))
     where = f" ({cells[0].conditions})" if alike else ""
     return described("results", rows, sentence("chosen", len(cells) > 1), _caveat(cells), narrow, where=where)

@@ -50,11 +50,11 @@ class Table:
 
     @cached_property
     def columns(self) -> dict[str, Any]:
-        """Headings, and the first value below each; one without a value is no column."""
-        found: Row = {heading: None for row in self.rows for heading in row}
+        """Headings, and the first value below each; where there is none, "" or, in a column of numbers, 0.0."""
+        found: Row = {heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row}
         for row in reversed(self.rows):
             found |= {heading: value for heading, value in row.items() if value is not None}
-        return {heading: first for heading, first in found.items() if first is not None}
+        return found
 
     @cached_property
     def texts(self) -> list[list[str]]:

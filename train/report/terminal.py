@@ -99,24 +99,29 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     rated = [metric for metric in every if " " in metric]  # no percent
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.written.seeds for cell in recipe.cells}
+    tested, differing = any(row.compared for row in rows), any(row.differs for row in rows)
     lines, about = [], {row.conditions for row in rows}
     title = f"{recipe.title} ({', '.join(about)})" if len(about) == 1 else recipe.title  # a terminal is narrow
     for row in rows:
-        f1, test = row.scores.get("macro_f1"), row.compared
         of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
-        line: dict[str, Any] = {"cell": row.cell, **of_paper, "ours macro-F1 %": f1 and f1.over_seeds}
+        shown = [name for name in of_paper if any(papers) or name.startswith("ours") or "over folds" in name]
+        line: dict[str, Any] = {"cell": row.cell, **{name: of_paper[name] for name in shown}}
+        if "macro_f1" in every:
+            line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         line |= {named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated}
         first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
         line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
-        line |= {"tested cell’s difference": test and test.difference, "p": test and test.p, "Holm p": row.holm_p}
-        line |= {"test": test and test.about, "differs in": row.differs or None}
-        lines.append({**line, "protocol": row.conditions if len(about) > 1 else None})
+        if tested:
+            test = row.compared
+            line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
+            line |= {"Holm p": row.holm_p, "test": test and test.about}
+        line |= {"differs in": row.differs} if differing else {}
+        lines.append(line | ({"protocol": row.conditions} if len(about) > 1 else {}))
     pieces: list[str | None] = [tabulated(described("recipe", lines)) + "\n"]
     if picked := [line for row in rows for line in row.chosen]:
         pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', picked))}\n")
-    tested = text_of("recipe", "tested", vars(recipe)) * any(row.compared for row in rows)
-    pieces += [recipe.note, text_of("recipe", "note", {}), tested, warning]
+    pieces += [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
     return "\n".join([title, "", *filter(None, pieces)])
 
 
