@@ -207,16 +207,17 @@ def move_into_place(source: Path, target: Path) -> bool:
     return True
 
 
-def put_files(store: Path, folder: Path, files: Mapping[str, bytes]) -> None:
+def put_files(store: Path, folder: Path, files: Mapping[str, bytes], replace: bool = True) -> None:
     """Make a folder with these files in one step, or put them into the one that is there, one after the other.
 
-    Readers see the old file or the new one. Raises `StoreError` if the disk is full or fails.
+    Readers see the old file or the new one. If it is not to `replace` them, a folder that another process has just made
+    stays as it is. Raises `StoreError` if the disk is full or fails.
     """
     needed = sum(map(len, files.values()))
     with explain_disk_errors(f"writing {folder.relative_to(store)}", store, needed), workspace(store) as temporary:
         write_folder(begun := temporary / folder.name, {name: [content] for name, content in files.items()})
         if folder.exists() or not move_into_place(begun, folder):
-            for name in files:
+            for name in files if replace else ():
                 os.replace(begun / name, folder / name)  # noqa: PTH105
                 sync_folder(folder)
 

@@ -169,11 +169,12 @@ class Store:
         check_name("feature", spec.feature)
         spec.check()
         folder = self.path / spec.folder
+        there = folder.exists()
         try:
             return Feature(self.path, folder)
         except CorruptStore:
             # Missing, or damaged: the folder's name vouches for what it must say, so the parts beside it stay good.
-            put_files(self.path, folder, {"spec.json": checksummed_json(spec.to_json())})
+            put_files(self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, replace=there)
         return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:
@@ -204,11 +205,11 @@ class Store:
     def named(self, name: str) -> list[Feature]:
         """Every way of computing `name[:variant][@fingerprint]` in the store. Raises `MissingRows` if there is none."""
         wanted, _, prefix = name.partition("@")
-        feature, _, options = wanted.partition(":")
+        feature, colon, options = wanted.partition(":")
         near = [folder for folder in self.folders() if folder.parent.name == feature]
         # One that cannot be trusted does not keep from another beside it that is asked for by its fingerprint.
         ways = [Feature(self.path, folder) for folder in near if folder.name.startswith(prefix)]
-        found = [one for one in ways if one.spec.variant.split(",") == sorted(options.split(","))]
+        found = [one for one in ways if one.spec.name == feature + colon + ",".join(sorted(options.split(",")))]
         if not found:
             others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
             names = {folder.parent.name for folder in self.folders()}

@@ -1,18 +1,20 @@
 """`ser cache`: what a store holds, and how it was made."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ser.train.options import Experiment
-
 from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, progress, safe, say, table
+
+if TYPE_CHECKING:
+    from ser.train.options import Experiment
 
 
 @click.group()
@@ -65,7 +67,7 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
 
     opened = open_store(store)
     facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
-    answer(facts if as_json else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip())
+    answer(facts if as_json else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf).rstrip())
 
 
 @cache.command()
@@ -177,17 +179,18 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         click.get_current_context().exit(3 if held else 0)
 
 
-def pulled(experiments: Sequence[Experiment]) -> list[Experiment]:
+def pulled(experiments: Sequence["Experiment"]) -> list["Experiment"]:
     """The same with the user's copy of each store at a URL in its place; what they need is pulled to that first."""
-    from ser.cache.copies import Pull, cache_folder
-
     folders: dict[str, Path] = {}
     for url in sorted({str(one.store) for one in experiments if "://" in str(one.store)}):
+        from ser.cache.copies import Pull, cache_folder
+
         asked = [one for one in experiments if one.store == url]
         features = "+".join(sorted({name for one in asked for name in (one.features, one.views) if name}))
-        corpora = {name for one in asked for name in (one.corpus or "").split("+")}
+        corpora = [one.corpus or "" for one in asked]
+        names = "+".join(sorted({name for of in corpora for name in of.split("+")})) if all(corpora) else None
         folders[url] = cache_folder(url)
-        pull = Pull(url, folders[url], features, None if "" in corpora else "+".join(sorted(corpora)), replace=True)
+        pull = Pull(url, folders[url], features, names, replace=True)
         say(f"{_copied('to pull', pull)} to {folders[url]}", err=True)
         with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
             pull.run(bar.update)

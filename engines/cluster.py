@@ -315,18 +315,18 @@ class Cluster:
         """Raises what the task raised, `KilledWorker`, or `CancelledError` if dask forgot it, as after a restart."""
         from distributed import CancelledError, KilledWorker
 
-        fault: BaseException = CancelledError()
         try:
-            if future.status == "finished":
+            fault = future.exception() if future.status == "error" else None
+            if fault is None and future.status == "finished":
                 return future.result(timeout=self.patience)
-            if future.status == "error":
-                fault = future.exception()
         # Its worker died before it could be fetched. UnboundLocalError: what distributed makes of a cancellation.
         except (CancelledError, TimeoutError, OSError, UnboundLocalError):
-            pass
+            fault = None
         finally:
             future.release()  # else the scheduler keeps every task until Python collects garbage
-        if isinstance(fault, (SerError, KilledWorker, CancelledError)):
+        if fault is None:
+            raise CancelledError
+        if isinstance(fault, (SerError, KilledWorker)):
             raise fault
         trace = "".join(traceback.format_exception(fault))
         if "ModuleNotFoundError: No module named 'ser" in trace:

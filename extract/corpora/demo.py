@@ -3,6 +3,7 @@
 Its texts, labels and voices, and what its files look like, are in demo.toml.
 """
 
+import io
 import json
 import re
 import tomllib
@@ -125,8 +126,9 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
     wavs.mkdir(parents=True, exist_ok=True)
     times, now = list[dict[str, float]](), float(rng.uniform(3, 8))
     for line in lines:
-        samples = _spoken(line)
-        soundfile.write(wavs / f"{line.id}.wav", samples, RATE, subtype="PCM_16")
+        samples, audio = _spoken(line), io.BytesIO()
+        soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
+        (wavs / f"{line.id}.wav").write_bytes(audio.getvalue())
         times.append({"start": now, "end": now + len(samples) / RATE})
         now = max(now + 0.1, times[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
     told = [line._asdict() | time | _rated(line, rng) for line, time in zip(lines, times, strict=True)]

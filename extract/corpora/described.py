@@ -161,7 +161,7 @@ def _joined(
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    loaded, unused = dict[str, dict[str, Fields]](), dict[tuple[str, str], Fields]()  # by the table's name
+    loaded, unused = dict[str, dict[str, Fields]](), dict[tuple[str, str], Fields]()  # by the table, and row
     kept, absent = [], set[str]()
     for path, fields in recordings:
         name, key = _filled(table.file, fields) or "", _filled(table.of, fields) or ""

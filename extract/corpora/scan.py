@@ -253,7 +253,7 @@ def probe(path: Path) -> tuple[dict[str, Any], UtteranceError | None]:
         with open_audio(data, path.name) as file:
             found["duration"] = file.frames / file.samplerate
     except UtteranceError as fault:
-        return found, fault
+        return found, type(fault)(str(fault))  # without its traceback, which holds the file
     return found, None
 
 

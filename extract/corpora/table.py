@@ -42,7 +42,7 @@ def read_table(path: Path, need: Literal["id", "audio"] = "audio", columns: Sequ
     for line, record in records(path, reading.problems, str(path)):
         names.update(record)
         named = ((ALIASES.get(name, name), value) for name, value in record.items())
-        if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line):
+        if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line, need):
             turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
     if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
         raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
@@ -145,12 +145,14 @@ def _json_object(line: str) -> dict[str, Any] | str:
     return record if isinstance(record, dict) else "is not a JSON object"
 
 
-def add_row(reading: Reading, record: Iterable[tuple[str, Any]], place: str, where: str = "") -> dict[str, Any] | None:
+def add_row(
+    reading: Reading, record: Iterable[tuple[str, Any]], place: str, where: str = "", need: str = "audio"
+) -> dict[str, Any] | None:
     """Add a record, by the manifest's columns, to the reading's rows. What cannot be one is a problem of that place.
 
-    The record may raise `ValueError` while it is read. Returns the row, if there is one.
+    Nor can one without what it must have, its `need`. The record may raise `ValueError` while it is read. Returns the
+    row, if there is one.
     """
-    need = "id" if reading.paths == "unopened" else "audio"
     try:
         row = {"where": where} | {column: _value(column, value) for column, value in record if value is not None}
         if need not in row:
