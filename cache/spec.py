@@ -45,7 +45,7 @@ def checksummed_json(record: Any) -> bytes:
 
 
 def read_checksummed(path: Path | str, kind: type[Json], content: bytes | None = None) -> Json:
-    """The record that `checksummed_json` wrote, as an instance of `kind`; of the file's `content`, where that is here.
+    """The record that `checksummed_json` wrote, as an instance of `kind`: from `content` if given, else from the file.
 
     Raises `CorruptStore` if one bit of it has changed or it says something else, and `StoreError` for a newer format.
     """

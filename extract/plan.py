@@ -229,11 +229,12 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
 
 def _with_parent(scan: Scan, store: Store) -> Scan:
     """The scan; the parent of other transcripts is the corpus of the store that has most of their audio, if one has."""
-    manifest, most = scan.manifest, (0, True)  # utterances that the nearest shares, and whether it is of that name
+    # Utterances that the nearest shares, and whether the manifest names it; of none shared nobody is nearer.
+    manifest, most = scan.manifest, (0, True)
     if (parent := manifest.parent) is None:
         return scan
     audio = set(zip(manifest.ids, manifest.inputs("audio"), strict=True))
-    for corpus in set(store.corpora()) - {manifest.corpus}:
+    for corpus in sorted(set(store.corpora()) - {manifest.corpus}):
         with contextlib.suppress(StoreError):  # one that cannot be read is nobody's parent
             other = store.manifest(corpus)
             common = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))

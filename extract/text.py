@@ -92,7 +92,7 @@ class TextExtractor(Encoder):
         if self.config.tags == "remove":
             batch = [" ".join(TAG.sub(" ", text).split()) for text in batch]
         texts = {row: text for row, text in enumerate(batch) if text.strip()}
-        # By what lies below it: the tokenizer itself sets its truncation on every call, under other threads' feet.
+        # By the backend: the tokenizer in front of it sets its truncation on every call, under other threads' feet.
         tokens = [self.tokenizer.backend_tokenizer.encode(text) for text in texts.values()]
         ids = [np.array(self._cut(one.ids), dtype=np.int64) for one in tokens]
         arrays = self.forward(ids) if ids else []

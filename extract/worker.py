@@ -81,18 +81,18 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
 
 
 class Pool(ThreadPoolExecutor):
-    """Threads, and how many. On Ctrl-C what runs ends (an utterance, a publication), what waits never starts."""
+    """Threads, and how many."""
 
     def __init__(self, width: int, name: str) -> None:
         super().__init__(width, name)
         self.width = width
 
-    def __exit__(self, *fault: object) -> None:
-        self.shutdown(cancel_futures=True)
-
 
 class Pools(contextlib.ExitStack):
-    """Where the stages of one run compute; on a CPU all but the writers are one. What others wait for ends first."""
+    """Where the stages of one run compute; on a CPU all but the writers are one.
+
+    At their end, as on Ctrl-C, what runs ends (an utterance, a publication), and what waits never starts.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         super().__init__()
@@ -102,6 +102,11 @@ class Pools(contextlib.ExitStack):
         if on_gpu:
             self.models = self.enter_context(Pool(BATCHES if cuda else 1, "ser-gpu"))
             self.decoders = self.enter_context(Pool(max(2, config.threads // 4), "ser-decode"))
+
+    def __exit__(self, *fault: Any) -> None:
+        for pool in (self.decoders, self.models, self.cpu, self.writers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        super().__exit__(*fault)
 
 
 class PartPipeline:

@@ -286,9 +286,9 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
 
 
 def _trial(job: Job, epochs: int, batches: int) -> Job:
-    """The job for so many epochs without a step, as a run itself tells that its loss diverges, on so many batches.
+    """The job cut down to so many epochs, and to so many batches spread over its training part.
 
-    They are spread over its training part, and as large a share of the other parts is evaluated.
+    As large a share of the other parts is evaluated. The rate is 0: a run itself tells that its loss diverges.
     """
     data, fold, plan = job.data, job.fold, job.plan
     settings = replace(plan.settings, epochs=epochs, lr=0.0)

@@ -51,7 +51,7 @@ def fit_many(
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Where the inputs do not fit on the GPU there are none: `fit.fit` trains one after
+    fault in the place of its model. Returns [] where the inputs do not fit on the GPU: the caller then trains one after
     the other. Raises `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device

@@ -66,10 +66,10 @@ def train_jobs(
     """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
 
     Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half as many, down to one;
-    where their inputs do not fit on the GPU, one after the other. One by itself keeps states, and an unfinished one
-    continues from its last with `resume`; without states it starts anew. One that diverged gives the fault in the place
-    of its run, and its folder holds the weights of the last good epoch. Raises `SerError`, saying what helps, if the
-    memory does not suffice.
+    where their inputs do not fit on the GPU, one after the other. They keep no states. Any other job does, and goes on
+    from its last with `resume`; without states it starts anew. One that diverged gives the fault in the place of its
+    run, and its folder holds the weights of the last good epoch. Raises `SerError`, saying what helps, if the memory
+    does not suffice.
     """
     first, together = jobs[0], len(jobs) > 1 or jobs[0].stacked
     with contextlib.ExitStack() as stack:
@@ -83,7 +83,7 @@ def train_jobs(
             if together or not resume:
                 (runs[i].path / STATE).unlink(missing_ok=True)
             runs[i].write_json(CONFIG, jobs[i].config)
-            logs[i] = _log(runs[i], jobs[i].plan, stack, on_epoch and partial(on_epoch, i))
+            logs[i] = _log(runs[i], jobs[i].plan, stack, not together, on_epoch and partial(on_epoch, i))
         stack.enter_context(one_thread())
         if together:
             first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
@@ -127,10 +127,12 @@ def train_jobs(
     return [found[i] for i in range(len(jobs))]
 
 
-def _log(run: Run, plan: TrainConfig, stack: contextlib.ExitStack, on_epoch: Callable[[Epoch], None] | None) -> Log:
+def _log(
+    run: Run, plan: TrainConfig, stack: contextlib.ExitStack, states: bool, on_epoch: Callable[[Epoch], None] | None
+) -> Log:
     """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone.
 
-    Now and then it writes the state after an epoch, if it is given. What it opens is closed with the stack.
+    Now and then it writes the state after an epoch, if `states` are kept. What it opens is closed with the stack.
     """
     written = time.monotonic()
     if not (run.path / STATE).exists():
@@ -156,7 +158,7 @@ def _log(run: Run, plan: TrainConfig, stack: contextlib.ExitStack, on_epoch: Cal
             curves.flush()
         if on_epoch:
             on_epoch(event)
-        if state and time.monotonic() - written >= STATE_SECONDS:
+        if states and state and time.monotonic() - written >= STATE_SECONDS:
             run.write_tensors(STATE, state())
             written = time.monotonic()
 

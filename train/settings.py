@@ -60,6 +60,9 @@ def settings(fusion: Fusion) -> list[Setting]:
     """All settings that a fusion uses, its own first, and what is fixed."""
     usual = {one.name: one.metadata for one in fields(CommonSettings)}
     told = {one.name: {**usual.get(one.name, {}), **one.metadata} for one in fields(fusion.settings)} | TEXTS
+    if mute := [name for name, said in told.items() if not said.keys() >= {"source", "help"}]:
+        how = f"say what its setting {mute[0]} does, and where its default is from: setting(default, source, help)"
+        raise WrongUse(f"fusion {fusion.name}: {how}")
     listed = [
         Setting(name, one.default, _kind_name(kind), told[name]["source"], told[name]["help"], _range(one.type))
         for owner in (fusion.settings, TrainingSettings)

@@ -24,13 +24,14 @@ Beta = Annotated[float, Meta(gt=0, lt=1)]
 Gamma = Annotated[float, Meta(ge=0, le=100)]
 
 
-def setting(default: Any, source: str, help: str = "", later: bool = False) -> Any:
+def setting(default: Any, source: str, help: str | None = None, later: bool = False) -> Any:
     """A field of a settings dataclass: its default, where the default comes from, and what it does.
 
     What one of `CommonSettings` does need not be said again. One that came `later` than the first runs stands in a
     run's config only where it is not at its default, so that the runs from before keep their names.
     """
-    return field(default=default, metadata={"source": source, "later": later, **({"help": help} if help else {})})
+    said = {} if help is None else {"help": help}
+    return field(default=default, metadata={"source": source, "later": later, **said})
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class DecoderLayer(EncoderLayer):
         self.multihead_attn = Attention(d, heads)
         self.norm3 = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows) -> Tensor:  # type: ignore[override]
         """Rows `[r, d]` attend to each other, and then to the rows `[r_k, d]` of the `memory`; `[r, d]`."""
         x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
         x = self.norm2(x + self.dropout(self.multihead_attn(x, layout, memory)))
