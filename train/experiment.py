@@ -43,7 +43,7 @@ __all__ = ["run_experiment"]
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
 IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
-STEPS = 3  # timed for an estimate, after as many that warm up
+STEPS, EPOCHS = 3, 4  # batches that are timed for an estimate, and how often: the first time warms up
 PRODUCT = 4096  # rows and columns of the matrices that a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
 
@@ -263,13 +263,13 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
-    """Of an epoch of one of the runs that are fitted together: the second on a few batches, as the first warms up.
+    """Of an epoch of one of the runs that are fitted together: the fastest on a few batches, as the first warms up.
 
-    On a GPU the fastest of three, since one of them may capture what is replayed from then on.
+    The others are disturbed by other processes; on a GPU one of them may capture what is replayed from then on.
     """
     job, found = jobs[0], 0.0
     for batches in (1, STEPS):
-        trial, fitted = _trial(job, 4 if job.stacked else 2, batches), list[Any]()
+        trial, fitted = _trial(job, EPOCHS, batches), list[Any]()
         plans = [replace(trial.plan, seed=one.plan.seed, loss=one.plan.loss) for one in jobs]
         with contextlib.suppress(Diverged):
             if job.stacked:
