@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,12 @@ from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
-Log = Callable[..., None]  # of an epoch, perhaps with what makes the state after it, or of a line
+
+
+class Log(Protocol):
+    """Takes an epoch, perhaps with what makes the state after it, or a line."""
+
+    def __call__(self, event: Epoch | str, state: Callable[[], bytes] | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
