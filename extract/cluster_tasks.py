@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from ser import engines
+from ser.cache.spec import Spec
 from ser.cache.store import Feature, PartRows, Quarantine, open_store
 from ser.errors import DISTRIBUTION, SerError
 
@@ -57,8 +58,8 @@ def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
     """The task's features that need a model, apart from those that a CPU computes."""
     for modelled in (True, False):
         group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == modelled)
-        if mine := tuple(spec.fingerprint for spec in task.specs if spec in [one.spec for one in group]):
-            yield replace(task, config=replace(task.config, resolved=group), fingerprints=mine)
+        if mine := tuple(spec for spec in task.specs if spec in [one.spec for one in group]):
+            yield replace(task, config=replace(task.config, resolved=group), specs=mine)
 
 
 def extract_on_worker(task: ExtractionTask) -> TaskResult:
@@ -81,18 +82,18 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
 
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:
     """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
-    config, missing = task.config, dict[str, set[str]]()
+    config, missing = task.config, list[tuple[Spec, set[str]]]()
     for spec in task.specs:
         feature = Feature(config.asked.store, config.asked.store / spec.folder)
         feature.parts()
-        lacks = (u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None)
-        missing[spec.fingerprint] = set(lacks)
+        lacks = {u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None}
+        missing.append((spec, lacks))
     if (left := lacking(config, task.modality, task.utterances, missing)) != [task]:
         return left
     if (half := len(task.utterances) // 2) > 0:
         return [replace(task, utterances=some) for some in (task.utterances[:half], task.utterances[half:])]
-    if len(task.fingerprints) > 1:
-        return [replace(task, fingerprints=(one,)) for one in task.fingerprints]
+    if len(task.specs) > 1:
+        return [replace(task, specs=(one,)) for one in task.specs]
     return None
 
 

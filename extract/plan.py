@@ -4,9 +4,10 @@ import contextlib
 import math
 import shutil
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
+from itertools import compress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,12 @@ class ExtractionTask:
     config: WorkerConfig
     modality: Modality
     utterances: tuple[Utterance, ...]
-    fingerprints: tuple[str, ...]
+    specs: tuple[Spec, ...]  # of the features that it computes
 
     @property
     def name(self) -> str:
         """For messages."""
         return f"{len(self.utterances)} utterances ({self.modality}, from {self.utterances[0].id})"
-
-    @property
-    def specs(self) -> list[Spec]:
-        """Of the features that it computes."""
-        return [one.spec for one in self.config.resolved if one.spec.fingerprint in self.fingerprints]
 
     @property
     def stages(self) -> Counter[str]:
@@ -96,13 +92,14 @@ class ExtractionTask:
 
 
 def lacking(
-    config: WorkerConfig, modality: Modality, utterances: Iterable[Utterance], missing: Mapping[str, Container[str]]
+    config: WorkerConfig, modality: Modality, utterances: Iterable[Utterance], missing: Sequence[tuple[Spec, set[str]]]
 ) -> list[ExtractionTask]:
-    """What is `missing` (fingerprint → ids) of these utterances: a task for those that lack the same features."""
-    alike: dict[tuple[str, ...], list[Utterance]] = {}
+    """What is `missing` (ids, by feature) of these utterances: a task for those that lack the same features."""
+    specs, alike = [spec for spec, _ in missing], dict[tuple[bool, ...], list[Utterance]]()
     for one in utterances:
-        alike.setdefault(tuple(name for name, ids in missing.items() if one.id in ids), []).append(one)
-    return [ExtractionTask(config, modality, tuple(some), names) for names, some in alike.items() if names]
+        alike.setdefault(tuple(one.id in ids for _, ids in missing), []).append(one)
+    mine = ((some, tuple(compress(specs, lacks))) for lacks, some in alike.items() if any(lacks))
+    return [ExtractionTask(config, modality, tuple(some), lacked) for some, lacked in mine]
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,8 @@ class ExtractionPlan:
         config, found = self.worker_config(), list[ExtractionTask]()
         for modality, utterances in self.utterances.items():
             mine = [feature for feature in self.features if feature.resolved.spec.modality == modality]
-            missing = {one.resolved.spec.fingerprint: {row.id for row in one.missing} for one in mine}
-            if not any(missing.values()):
+            missing = [(one.resolved.spec, {row.id for row in one.missing}) for one in mine if one.missing]
+            if not missing:
                 continue
             # Equal transcripts stand together, and are computed once.
             text = modality == "text"

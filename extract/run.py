@@ -191,9 +191,8 @@ class ExtractionRun(ExitStack):
             groups = batches(usable, attrgetter("length"), self.worker.most)
             step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
             if some := tuple(one for group in groups[step // 2 :: step] for one in group):
-                names = {name for task in tasks for name in task.fingerprints}
-                task = replace(tasks[0], utterances=some, fingerprints=tuple(names))
-                took = self.worker.trial(task).seconds
+                specs = tuple(one.spec for one in tasks[0].config.resolved if one.spec.modality == modality)
+                took = self.worker.trial(replace(tasks[0], utterances=some, specs=specs)).seconds
                 total += sum(seconds * self.totals[stage] / len(some) for stage, seconds in took.items())
         return total / min(self.processes, engines.cores())
 

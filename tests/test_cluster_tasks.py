@@ -118,7 +118,7 @@ def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(tmp_pa
     config = replace(both.config, resolved=(modelled, both.config.resolved[1]))
     both = replace(both, config=config)
     gpu, cpu = by_device(both)
-    assert [one.fingerprints for one in (gpu, cpu)] == [(one.spec.fingerprint,) for one in config.resolved]
+    assert [one.specs for one in (gpu, cpu)] == [(one.spec,) for one in config.resolved]
     assert [one.spec for each in (gpu, cpu) for one in each.config.resolved] == [one.spec for one in config.resolved]
     assert gpu.config.asked.store.is_absolute() and gpu.config.root.is_absolute()
 
@@ -129,7 +129,7 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -
     pieces = split(whole)
     assert [[u.id for u in piece.utterances] for piece in pieces] == [["u002"], ["u001", "u000"]]
     by_feature = split(pieces[0])
-    assert by_feature is not None and [len(piece.fingerprints) for piece in by_feature] == [1, 1]
+    assert by_feature is not None and [len(piece.specs) for piece in by_feature] == [1, 1]
     assert split(by_feature[0]) is None
     [[given_up]] = give_up(by_feature[0], "it kills").quarantined.values()
     assert (given_up.id, given_up.path, given_up.reason) == ("u002", "", "it kills") and given_up.input
@@ -139,7 +139,7 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -
     assert found == [{"u002": "it kills"}, {}]
     # What has come into the store meanwhile, cut in whatever way, is not a task again.
     rest = split(whole) or []
-    assert [(len(one.utterances), len(one.fingerprints)) for one in rest] == [(1, 1), (2, 2)]
+    assert [(len(one.utterances), len(one.specs)) for one in rest] == [(1, 1), (2, 2)]
     assert all(extract_task(one).computed for one in rest)
     assert split(whole) == []
 
