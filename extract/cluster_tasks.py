@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from ser import engines
 from ser.cache.spec import Spec
-from ser.cache.store import Feature, PartRows, Quarantine, open_store
+from ser.cache.store import Feature
 from ser.errors import DISTRIBUTION, SerError
 
 from .plan import ExtractionTask, WorkerConfig, lacking
@@ -99,11 +99,6 @@ def split(task: ExtractionTask) -> list[ExtractionTask] | None:
 
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
     """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
-    config, result = task.config, TaskResult(stages=task.stages)
-    bad = [Quarantine(u.id, u.digest, u.file, reason) for u in task.utterances]
-    for spec in task.specs:
-        if config.asked.on_error == "skip":
-            feature = open_store(config.asked.store).add(spec)
-            feature.publish(PartRows(config.corpus, quarantined=bad), config.asked.backend, config.written_by)
-        result.quarantined[spec.name] = bad
-    return result
+    unusable = tuple(replace(one, problem=reason) for one in task.utterances)
+    [result] = Worker(task.config).run([replace(task, utterances=unusable)])
+    return replace(result, stages=task.stages)

@@ -70,8 +70,6 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
 
     Raises `CorpusError` if the audio cannot be read or is another than the scan found: no fault of the utterance.
     """
-    if utterance.problem:
-        return UtteranceError(utterance.problem)
     if modality == "text":
         return utterance.source or ""
     try:
@@ -120,14 +118,15 @@ class PartPipeline:
         ids, inputs = [row.id for row in rows], [row.digest or "" for row in rows]
         part = part_name(PartRows(worker.config.corpus, ids, inputs))
         self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
+        usable = [row for row in rows if not row.problem] if self.specs else []
         # First in, first out: whatever an extractor waits for was submitted before it.
-        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in rows if self.specs}
+        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in usable}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[list[str]]] = []  # of each batch, the features that it gave
         # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
-        same = attrgetter("problem", "source") if task.modality == "text" else attrgetter("id")
-        units = [list(unit) for _, unit in groupby(rows, same)]
-        extractors = worker.extractors(task.modality) if self.specs else []
+        same = attrgetter("source" if task.modality == "text" else "id")
+        units = [list(unit) for _, unit in groupby(usable, same)]
+        extractors = worker.extractors(task.modality) if usable else []
         for extractor in sorted(extractors, key=attrgetter("batched")):
             stages = {spec.feature for spec in self.specs if spec in extractor.specs}
             pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
@@ -137,7 +136,7 @@ class PartPipeline:
     def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
         start = time.perf_counter()
         found = read_input(utterance, self.task.modality, self.worker.config.root)
-        if self.task.modality == "audio" and not utterance.problem:
+        if self.task.modality == "audio":
             self._note({"decode"}, 1, start, self.pools.decoders)
         return found
 
@@ -157,8 +156,7 @@ class PartPipeline:
                 f"memory ran out in {extractor.label} on {next(iter(usable))}; lower --batch-seconds, or cut the "
                 "utterance into shorter ones (a speech encoder does that by itself: ask for hubert:window=30)"
             ) from fault
-        done = sum(not one.problem for unit in units for one in unit)
-        self._note(stages, done, start, pool)
+        self._note(stages, sum(map(len, units)), start, pool)
         for unit in units:
             outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
@@ -170,7 +168,7 @@ class PartPipeline:
         """One more batch is done: count its utterances for each stage, and share the time it took among the stages."""
         seconds = (time.perf_counter() - begun) / pool.width
         with self.worker.lock:
-            for stage in stages if count else ():
+            for stage in stages:
                 self.result.seconds[stage] += seconds / len(stages)
                 if self.worker.on_stage:
                     self.worker.on_stage(stage, count)
@@ -197,7 +195,8 @@ class PartPipeline:
             for utterance in self.task.utterances:
                 if (utterance.id, utterance.digest) in there:
                     continue
-                outcome = self.outcomes[name, utterance.id]
+                problem = utterance.problem
+                outcome = UtteranceError(problem) if problem else self.outcomes[name, utterance.id]
                 if isinstance(outcome, UtteranceError):
                     bad.append(Quarantine(utterance.id, utterance.digest, utterance.file, str(outcome)))
                     continue
