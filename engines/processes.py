@@ -44,11 +44,7 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
     if workers <= 1:
         yield from map(function, tasks)
         return
-    remaining = iter(tasks)
-    if not (first := list(islice(remaining, workers))):
-        return
-    start_fork_server(function.__module__)
-    busy: dict[Pipe, tuple[BaseProcess, T]] = {}
+    remaining, busy = iter(tasks), dict[Pipe, tuple[BaseProcess, T]]()
 
     def give(pipe: Pipe, process: BaseProcess, task: T) -> None:
         busy[pipe] = process, task
@@ -57,10 +53,11 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
             pipe.send((function, task))
 
     try:
-        for number, task in enumerate(first):
+        for number, task in enumerate(islice(remaining, workers)):
             ours, theirs = _context.Pipe()
             process = _context.Process(target=_work, args=(theirs, dict(os.environ), number), daemon=True)
             for again in (True, False):
+                start_fork_server(function.__module__)
                 try:
                     process.start()
                     break
@@ -68,7 +65,6 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Ite
                     if not again:
                         raise SerError(f"the worker processes did not start ({fault}); run again") from fault
                     time.sleep(0.2)  # a fork server that has just died may not be known to be dead
-                    start_fork_server(function.__module__)
             theirs.close()  # so that the pipe ends when the process does
             give(ours, process, task)
         while busy:
