@@ -1,4 +1,4 @@
-"""Run tasks inline, in processes of this machine, or on a dask cluster (`Cluster`). Knows no task."""
+"""Run tasks in processes of this machine, or on a dask cluster (`Cluster`). Knows no task."""
 
 from .cluster import Cluster
 from .machine import cores, exact_arithmetic, gpus, is_out_of_memory

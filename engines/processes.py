@@ -30,20 +30,16 @@ _context: Any = multiprocessing.get_context(_START)
 Pipe = Any  # multiprocessing's Connection; on Windows its PipeConnection
 
 
-def run(function: Callable[[T], R], tasks: Iterable[T], workers: int = 1) -> Iterator[R]:
-    """`function(task)` for every task, results as they come.
+def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
+    """`function(task)` for every task, results as they come, in so many processes of this machine.
 
-    With one worker inline and lazily; with more, in that many processes here, each holding one task at a time (so
-    `tasks` may be a generator, and is read no further than needed). `function`, tasks and results must pickle.
-    What a function takes from `cached` stays open for the next tasks of the same worker.
+    Each holds one task at a time, so `tasks` may be a generator, and is read no further than needed. `function`, tasks
+    and results must pickle. What a function takes from `cached` stays open for the next tasks of the same worker.
 
     Raises what the function raises (`SerError` as itself, others from a process as `RuntimeError` with their
     traceback), and `SerError` naming the task whose process died. No worker is left running when the iterator ends,
     fails or is closed.
     """
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
     remaining, busy = iter(tasks), dict[Pipe, tuple[BaseProcess, T]]()
 
     def give(pipe: Pipe, process: BaseProcess, task: T) -> None:
