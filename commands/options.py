@@ -1,6 +1,6 @@
 """The commands' options: those that several share, and those that the fields of a configuration declare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType
@@ -18,23 +18,22 @@ open_option = click.option("--open", "open_", is_flag=True, help="Open the page 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 
 
-def config_options(config: type, *names: str, defaults: bool = True) -> Callable[[Any], Any]:
-    """One option for each field of a dataclass whose metadata has a help text, or for those of these names.
+def config_options(config: Any, *names: str, defaults: bool = True) -> Callable[[Any], Any]:
+    """One option for each field of a dataclass that its `TEXTS` tell of, or for those of these names.
 
     Without `defaults` an option that is not given is None, (), or False.
     """
-    chosen = [field for field in fields(config) if (field.name in names if names else field.metadata)]
+    chosen = [field for field in fields(config) if field.name in (names or config.TEXTS)]
 
     def decorate(command: Any) -> Any:
         for field in reversed(chosen):
-            command = _option(field, defaults)(command)
+            command = _option(field, config.TEXTS[field.name], defaults)(command)
         return command
 
     return decorate
 
 
-def _option(field: Field[Any], defaults: bool) -> Callable[[Any], Any]:
-    facts = field.metadata
+def _option(field: Field[Any], facts: Mapping[str, Any], defaults: bool) -> Callable[[Any], Any]:
     name = f"--{facts.get('name') or field.name.replace('_', '-')}"
     if field.type is bool:
         return click.option(name, is_flag=True, help=facts["help"])

@@ -1,6 +1,6 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -13,7 +13,7 @@ from .options import COUNT, config_options, json_option
 from .output import answer, duration, next_step, progress, safe, say
 
 # Of the cells: the recipe says the rest.
-OPTIONS = [field.name for field in fields(Experiment) if field.metadata and field.name not in ("features", "fusion")]
+OPTIONS = [name for name in Experiment.TEXTS if name not in ("features", "fusion")]
 
 
 @click.command()

@@ -1,15 +1,14 @@
 """The options of `ser features`, declared once: for the command line and for Python. Imports nothing heavy.
 
-The command makes one click option of each field of `ExtractionConfig` that options.toml names, whose `help`, `metavar`,
-`choices` and `name` from there are the field's metadata; `field.type` says whether it is a flag, a number, a path or
-text.
+The command makes one click option of each field of `ExtractionConfig` that options.toml names (its `TEXTS`), with the
+`help`, `metavar`, `choices` and `name` from there; `field.type` says whether it is a flag, a number, a path or text.
 """
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .corpora import FORMATS
 
@@ -19,34 +18,30 @@ TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="ut
 TEXTS["format"]["help"] %= ", ".join(FORMATS)
 
 
-def option(name: str, default: Any) -> Any:
-    """The field of `ExtractionConfig` of that name, an option of the command, with what options.toml says of it."""
-    return field(default=default, metadata=TEXTS[name])
-
-
 @dataclass(frozen=True)
 class ExtractionConfig:
     """What `ser features` is asked for. `models` may also be a mapping, as {"hubert": ID_OR_PATH}."""
 
+    TEXTS: ClassVar[Mapping[str, Mapping[str, Any]]] = TEXTS
     corpus: Path
-    features: str | Sequence[str] = option("features", "hubert,mpnet,bert,is13,logmel")
-    format: str | None = option("format", None)
-    corpus_name: str | None = option("corpus_name", None)
-    text: Path | None = option("text", None)  # noqa: RUF009 (immutable)
-    transcribe: str | None = option("transcribe", None)
-    language: str | None = option("language", None)
-    store: Path = option("store", Path("features"))  # noqa: RUF009
-    backend: str = option("backend", "zarr")
-    dtype: Literal["float16", "float32"] = option("dtype", "float16")
-    device: str = option("device", "auto")
-    models: Mapping[str, str] | Sequence[str] = option("models", ())
-    workers: int | None = option("workers", None)
-    batch_seconds: float | None = option("batch_seconds", None)
-    part_seconds: float = option("part_seconds", 600.0)
-    limit: int | None = option("limit", None)
-    on_error: str = option("on_error", "fail")
-    scheduler: str | None = option("scheduler", None)
-    insecure: bool = option("insecure", False)
-    retry: bool = option("retry", False)
-    replace: bool = option("replace", False)
-    check: int | None = option("check", None)
+    features: str | Sequence[str] = "hubert,mpnet,bert,is13,logmel"
+    format: str | None = None
+    corpus_name: str | None = None
+    text: Path | None = None
+    transcribe: str | None = None
+    language: str | None = None
+    store: Path = Path("features")
+    backend: str = "zarr"
+    dtype: Literal["float16", "float32"] = "float16"
+    device: str = "auto"
+    models: Mapping[str, str] | Sequence[str] = ()
+    workers: int | None = None
+    batch_seconds: float | None = None
+    part_seconds: float = 600.0
+    limit: int | None = None
+    on_error: str = "fail"
+    scheduler: str | None = None
+    insecure: bool = False
+    retry: bool = False
+    replace: bool = False
+    check: int | None = None

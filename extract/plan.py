@@ -5,7 +5,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import compress
 from operator import attrgetter
@@ -174,10 +174,10 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     corpus, feature, model or setting that cannot be, `WeightsError` if no feature is left, and `StoreError` if the disk
     is too small for the estimated size.
     """
-    for option in fields(config):
-        value, known = getattr(config, option.name), option.metadata.get("choices")
+    for name, facts in config.TEXTS.items():
+        value, known = getattr(config, name), facts.get("choices")
         if known and value not in (None, *known):
-            raise WrongUse(f"--{option.name.replace('_', '-')} {value}: it is {' or '.join(known)}")
+            raise WrongUse(f"--{name.replace('_', '-')} {value}: it is {' or '.join(known)}")
     check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
     choose_device(config.device, here=config.device != "auto" and not elsewhere)

@@ -162,6 +162,6 @@ def test_shift_moves_and_fills_with_zeros() -> None:
 
 
 def test_the_views_that_the_help_names_can_be_made() -> None:
-    told = Experiment.__dataclass_fields__["views"].metadata["help"]
+    told = Experiment.TEXTS["views"]["help"]
     names = told.rpartition("such as ")[2].rstrip(".").split("+")
     assert [one.spec.name for one in resolve(names, {}, "float32")[0]] == names

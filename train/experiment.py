@@ -106,16 +106,16 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
 def _check_options(experiment: Experiment) -> None:
     """Raise `WrongUse` for a value that its option does not take, here."""
     for option in fields(experiment):
-        value, name, choices = getattr(experiment, option.name), option.name, option.metadata.get("choices")
+        value, name, facts = getattr(experiment, option.name), option.name, experiment.TEXTS.get(option.name, {})
         several = get_origin(option.type) is tuple
         kind: Any = str if several else option.type
         for one in value if several and isinstance(value, tuple) else [value]:
             true = isinstance(one, bool) and kind is not bool  # True is a number for Python, and not for us
             if true or not isinstance(one, kind):
                 raise WrongUse(f"{name}={str(value)[:200]!r}: must be {getattr(kind, '__name__', kind)}")
-        if choices and value is not None and value not in choices:
-            raise unknown(f"value of --{name}", value, choices)
-        most = option.metadata.get("most") or 1_000_000_000
+        if value is not None and value not in facts.get("choices", [value]):
+            raise unknown(f"value of --{name}", value, facts["choices"])
+        most = facts.get("most", 1_000_000_000)
         if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= most:
             raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
     if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
