@@ -37,7 +37,14 @@ def convert(source: str | Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        _convert_apart(name if name.startswith(TORCHAUDIO) else _copied(name, made), made)
+        opened = name if name.startswith(TORCHAUDIO) else _copied(name, made)
+        command = [sys.executable, "-m", "ser.weights.convert", str(made), opened]
+        environment = {key: value for key, value in os.environ.items() if key in TABLE["child"]["environment"]}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:  # the child has said why in one sentence, unless it was killed
+            said = done.stderr.strip().splitlines() if done.returncode == 1 else []
+            fault = said[-1] if said else f"{opened}: the converting process ended with code {done.returncode}"
+            raise SerError(f"{fault}; nothing was written")
         load_encoder(find_checkpoint(made))
         sync_tree(made)
         if not move_into_place(made, folder):
@@ -55,17 +62,6 @@ def _copied(name: str, made: Path) -> str:
         if (source / file).exists():
             shutil.copyfile(source / file, made / file)
     return str(source / PICKLE)
-
-
-def _convert_apart(source: str, made: Path) -> None:
-    """Convert a pickle or a torchaudio bundle in a process of its own; raises what that reports in one sentence."""
-    command = [sys.executable, "-m", "ser.weights.convert", str(made), source]
-    environment = {key: value for key, value in os.environ.items() if key in TABLE["child"]["environment"]}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() if done.returncode == 1 else []
-        fault = said[-1] if said else f"{source}: the converting process ended with code {done.returncode}"
-        raise SerError(f"{fault}; nothing was written")
 
 
 def _open_pickle(source: str) -> dict[str, Any]:
