@@ -100,11 +100,8 @@ class Pools(contextlib.ExitStack):
         if on_gpu:
             self.models = self.enter_context(Pool(BATCHES if cuda else 1, "ser-gpu"))
             self.decoders = self.enter_context(Pool(max(2, config.threads // 4), "ser-decode"))
-
-    def __exit__(self, *fault: Any) -> None:
-        for pool in (self.decoders, self.models, self.cpu, self.writers):
-            pool.shutdown(wait=False, cancel_futures=True)
-        super().__exit__(*fault)
+        for pool in (self.decoders, self.models, self.cpu, self.writers):  # before the first is waited for
+            self.callback(pool.shutdown, wait=False, cancel_futures=True)
 
 
 class PartPipeline:
