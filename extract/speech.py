@@ -29,7 +29,6 @@ from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Layer, Outcome, Precision, batches
 
 RATE = 16000  # Hz, of every encoder of these families
-FRAME = 320  # samples between the frames of Whisper and Wav2Vec2-BERT
 # WavLM hands torch a boolean mask beside a float one, as it means to.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
 
@@ -100,6 +99,7 @@ class SpeechExtractor(Encoder):
     packages = ("torch", "transformers", "soundfile", "soxr")
     own = frozenset({"layer", "norm", "pool"})
     normed = False  # whether the last layer is always the one after the final LayerNorm
+    frame = 0  # samples between frames; 0: as the checkpoint's convolutions have it
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> SpeechConfig:
@@ -125,8 +125,8 @@ class SpeechExtractor(Encoder):
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
-        """Seconds between frames: the product of the convolutions' strides, 320 samples, 0.02."""
-        return math.prod(checkpoint.setting("conv_stride", list[Count])) / RATE
+        """Seconds between frames, 0.02: the product of the convolutions' strides is 320 samples."""
+        return (cls.frame or math.prod(checkpoint.setting("conv_stride", list[Count]))) / RATE
 
     def open(self) -> None:
         """Load the model, and let its norms and convolutions see each row's own frames alone."""
@@ -224,13 +224,9 @@ class FilterbankExtractor(SpeechExtractor):
     name, version = "w2v-bert", 1
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
+    frame, stride, field = 320, 1, 1  # a frame is made of two log-mel frames, which the model takes as one
     fixed = frozenset({"norm", "normalize"})
     rows = Encoder.rows  # as many as there are inputs
-
-    @classmethod
-    def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
-        """Seconds between frames, each of two log-mel frames: 0.02."""
-        return FRAME / RATE
 
     def open(self) -> None:
         """Load the model and its feature extractor. Raises `WeightsError` unless one fits the other."""
@@ -243,7 +239,6 @@ class FilterbankExtractor(SpeechExtractor):
             probe = self.features(np.zeros(RATE, np.float32), sampling_rate=RATE, return_tensors="np")
             if probe.input_features.shape[1:] != (expected := self.shape(probe.input_features.shape[1])):
                 raise ValueError(f"it gives {probe.input_features.shape[1:]} values, and the model takes {expected}")
-        self.frame, self.stride, self.field = FRAME, 1, 1
 
     def shape(self, frames: int) -> tuple[int, int]:
         """Of what the model takes for one second."""
