@@ -317,7 +317,7 @@ def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[
         ({"features": "logmel", "device": "cuda:7", "scheduler": "local:2"}, "torch finds no such device here"),
         ({"features": "logmel:hop=nan"}, "hop is a number"),
         ({"features": "is13", "corpus": Path("elsewhere")}, "elsewhere does not"),
-        ({"features": "is13", "store": Path(__file__).parent}, "no store"),
+        ({"features": "is13", "store": Path(__file__).parent}, "not a store and not empty; name another"),
     ],
 )
 def test_wrong_requests(corpus: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
