@@ -16,20 +16,16 @@ from ser.cache.spec import Spec
 from ser.cache.store import Feature
 from ser.errors import DISTRIBUTION, SerError
 
-from .plan import ExtractionTask, WorkerConfig, lacking
+from .plan import ExtractionTask, lacking
 from .worker import TaskResult, Worker
 
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
 GPU_SHARE = 0.25  # of a GPU that a task takes, so that others are decoded and written while one is computed
 
 
-def extract_task(task: ExtractionTask, real: WorkerConfig | None = None) -> TaskResult:
-    """Compute and publish one task: idempotent, and small to send back.
-
-    The extractors that this process holds for the task's config are used; `real` is the config with what only this
-    machine can tell.
-    """
-    with engines.cached(task.config, lambda: Worker(real or task.config.here())) as worker:
+def extract_task(task: ExtractionTask) -> TaskResult:
+    """Compute and publish one task, idempotently, by the extractors that this process holds for its config."""
+    with engines.cached(task.config, lambda: Worker(task.config.here())) as worker:
         [result] = worker.run([task])
     return result
 
@@ -77,7 +73,7 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
         threads = max(1, int(declared))
         secede()  # its thread: the worker begins the next task beside this one
     me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
-    return extract_task(task, replace(here, threads=threads, written_by={**config.written_by, **me}))
+    return extract_task(replace(task, config=replace(here, threads=threads, written_by={**config.written_by, **me})))
 
 
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:
