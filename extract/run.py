@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +16,7 @@ from ser.cache.store import Quarantine, open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .cluster_tasks import extract_task, run_on_cluster
+from .corpora.scan import Problem
 from .extractors import GPU_SECONDS, batches
 from .plan import ExtractionConfig, ExtractionPlan, plan
 from .registry import load_extractors
@@ -113,8 +114,7 @@ class ExtractionRun(ExitStack):
         with closing(self._results(on_progress)) as results:
             for result in results:
                 total.add(result)
-                if result.quarantined and config.on_error == "fail":
-                    raise stopped(result.quarantined)
+                stop_at(config, result.quarantined)
         summary = Summary(
             store=str(config.store),
             refused=[str(problem) for problem in plan.scan.refused],
@@ -199,26 +199,25 @@ class ExtractionRun(ExitStack):
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:
     """Raises `ExtractionStopped` for all that the scan found unusable, unless the config says `on_error="skip"`."""
-    if plan.config.on_error == "skip":
-        return
     found: dict[str, list[Quarantine]] = {}
     for feature in plan.features:
         if bad := [one for one in feature.missing if one.problem]:
             found[feature.resolved.spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
-    if found or plan.scan.refused:
-        raise stopped(found, [str(problem) for problem in plan.scan.refused])
+    stop_at(plan.config, found, plan.scan.refused)
 
 
-def stopped(quarantined: dict[str, list[Quarantine]], refused: list[str] | None = None) -> ExtractionStopped:
-    """The error that names what cannot be used, by feature, and the problems of the corpus."""
-    unusable = [one for bad in quarantined.values() for one in bad]
+def stop_at(config: ExtractionConfig, bad: Mapping[str, Sequence[Quarantine]], refused: Sequence[Problem] = ()) -> None:
+    """Raises `ExtractionStopped`, naming what is `bad` by feature and `refused`, unless the config goes on (`skip`)."""
+    unusable = [one for some in bad.values() for one in some]
     named = dict.fromkeys(f"{one.id}{f' ({one.path})' if one.path else ''}: {one.reason}" for one in unusable)
-    faults = [*(refused or []), *named]
+    faults = [*map(str, refused), *named]
+    if config.on_error == "skip" or not faults:
+        return
     what = f"{len(faults)} problem{'s' * (len(faults) > 1)} with the corpus"
-    where = f" for {', '.join(quarantined)}" if quarantined else ""
+    where = f" for {', '.join(bad)}" if unusable else ""
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     then = "correct the corpus, or go on without them by --on-error skip"
-    return ExtractionStopped(f"{what}{where}: {'; '.join(faults[:NAMED])}{more}; {then}")
+    raise ExtractionStopped(f"{what}{where}: {'; '.join(faults[:NAMED])}{more}; {then}")
 
 
 def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:

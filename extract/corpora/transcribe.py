@@ -30,7 +30,7 @@ from ..extractors import GPU_SECONDS, batches
 from ..options import ExtractionConfig
 from ..plan import utterances_of
 from ..registry import FEATURES
-from ..run import stopped
+from ..run import stop_at
 from ..text import TAG
 from ..worker import read_input
 from .scan import Problem, Scan, read_corpus
@@ -75,9 +75,7 @@ class Transcription:
             raise WrongUse(f"--corpus-name {self.name}: is the corpus itself; its second transcripts need another name")
         self.utterances = utterances_of(self.scan, "audio")
         self.bad = [Quarantine(one.id, one.digest, one.file, one.problem) for one in self.utterances if one.problem]
-        refused = [str(problem) for problem in self.scan.refused]
-        if config.on_error == "fail" and (self.bad or refused):
-            raise stopped({"whisper": self.bad}, refused)
+        stop_at(config, {"whisper": self.bad}, self.scan.refused)
         self.texts = read_transcripts(config.store, self.made_by)  # by the sha256 of the audio
         lacking = {one.digest: one for one in self.utterances if not one.problem and one.digest not in self.texts}
         self.left = sorted(lacking.values(), key=lambda one: (-one.length, one.id))
@@ -121,8 +119,7 @@ class Transcription:
             if texts:
                 put_transcripts(self.config.store, self.made_by, texts)
                 self.texts |= texts
-            if self.bad and self.config.on_error == "fail":
-                raise stopped({"whisper": self.bad})
+            stop_at(self.config, {"whisper": self.bad})
         return self._transcribed()
 
     def _transcribe(self, clips: Sequence[Clip]) -> list[str]:
