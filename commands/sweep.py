@@ -57,8 +57,13 @@ def sweep(
     if list_:
         from ser.train.recipe import list_recipes
 
-        recipes = list_recipes()
-        answer(recipes if as_json else "\n".join(f"{name}: {_recipe_text(facts)}" for name, facts in recipes.items()))
+        recipes, lines = list_recipes(), []
+        for name, facts in recipes.items():
+            lines.append(f"{name}: {facts['title']} ({facts['cells']} cells)")
+            for cell, paper in facts["paper"].items():
+                scores = ", ".join(f"{metric} {value}" for metric, value in paper.items())
+                lines.append(f"    {cell}: {scores}".rstrip(": "))
+        answer(recipes if as_json else "\n".join(lines))
         return
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
@@ -125,10 +130,3 @@ def sweep(
         if planned.tasks:
             next_step("report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired")
     ctx.exit(1 if failed else 0)
-
-
-def _recipe_text(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['title']} ({facts['cells']} cells)"]
-    for cell, paper in facts["paper"].items():
-        lines.append(f"    {cell}: {', '.join(f'{metric} {value}' for metric, value in paper.items())}".rstrip(": "))
-    return "\n".join(lines)
