@@ -122,11 +122,9 @@ def summary_text(cell: "CellScores") -> str:
     from ser.train.run_folder import column
     from ser.train.scores import SHOWN
 
-    asked = []
-    if cell.classes:
-        asked += [(name, metric, "both") for name, metric in SHOWN.items()]
-        asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
-        asked += [(f"UA, {test}", "ua", test) for test in cell.tests if test != "both"]
+    asked = [(name, metric, "both") for name, metric in SHOWN.items() if cell.classes]
+    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
+    asked += [(f"UA, {test}", "ua", test) for test in cell.tests if cell.classes and test != "both"]
     asked += [(named(metric), metric, "both") for metric in cell.rated]
     asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
     lines = []
