@@ -84,12 +84,11 @@ class PiecedArray:
         most = max(1, BLOCK_BYTES // (self.dtype.itemsize * math.prod(self.shape[1:])))
         each = math.ceil((stop - start) / max(1, math.ceil((stop - start) / most)))
         for first in range(start, stop, each or 1):
-            yield list(self._views(first, min(first + each, stop)))
-
-    def _views(self, start: int, stop: int) -> Iterator[memoryview]:
-        for number in range(bisect.bisect_right(self._ends, start), bisect.bisect_left(self._ends, stop) + 1):
-            begins = self._ends[number] - len(self.pieces[number])
-            yield bytes_of(self.pieces[number][max(0, start - begins) : stop - begins])
+            last, views = min(first + each, stop), list[memoryview]()
+            for number in range(bisect.bisect_right(self._ends, first), bisect.bisect_left(self._ends, last) + 1):
+                begins = self._ends[number] - len(self.pieces[number])
+                views.append(bytes_of(self.pieces[number][max(0, first - begins) : last - begins]))
+            yield views
 
 
 # What is in a file, one after the other: a block of the array that is named, or other bytes (""). None stands for the
