@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ class Backend(NamedTuple):
 
 
 ZARR = "data.zarr"
-_GROUP = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+_SAYS = tomllib.loads(Path(__file__).with_name("zarr.toml").read_text(encoding="utf-8"))
+_GROUP = canonical_json(_SAYS["group"])
 
 
 def chunk_rows(rows: int) -> int:
@@ -44,19 +46,9 @@ def _fill_value(dtype: np.dtype[Any]) -> float | int:
 def _array_metadata(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """The `zarr.json` of an array."""
     chunks = {"name": "regular", "configuration": {"chunk_shape": [chunk_rows(shape[0]), *shape[1:]]}}
-    return canonical_json(
-        {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": list(shape),
-            "data_type": dtype.name,
-            "chunk_grid": chunks,
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": "NaN" if dtype.kind == "f" else _fill_value(dtype),
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-            "attributes": {},
-        }
-    )
+    fill = "NaN" if dtype.kind == "f" else _fill_value(dtype)
+    own = {"shape": shape, "data_type": dtype.name, "chunk_grid": chunks, "fill_value": fill}
+    return canonical_json(_SAYS["array"] | own)
 
 
 def _chunk_file(name: str, number: int, axes: int) -> str:
