@@ -37,52 +37,42 @@ class Finding:
 
 def examine(store: Path = Path("features")) -> list[Finding]:
     """Everything, in the order in which it is printed. Touches no network and writes nothing."""
-    import torch
-
-    usable, all_ = cores(), os.cpu_count() or 1
-    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
-    found = [
-        # torch's own version names its build too, such as +cu130; its package's may not.
-        ("software", f"ser {version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}", ""),
-        ("cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""),
-        ("memory", *_memory()),
-        ("GPU", *_gpu()),
-        ("disk", *_disk(store, there)),
-        ("store locks", *_locks(there.resolve())),
-        *_weights(),
-        ("licences", LICENCES, ""),
-    ]
+    found = [*_machine(), *_disk(store), *_weights(), ("licences", LICENCES, "")]
     return [Finding(what, text, not advice, advice) for what, text, advice in found]
 
 
-def _memory() -> tuple[str, str]:
-    total, free = memory()
-    if total is None:
-        return "unknown on this system", ""
-    needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
-    return f"{total / 1e9:.1f} GB" + (f", {free / 1e9:.1f} GB free" if free else ""), needed if total < 8e9 else ""
-
-
-def _gpu() -> tuple[str, str]:
+def _machine() -> Iterator[tuple[str, str, str]]:
     import torch
 
+    # torch's own version names its build too, such as +cu130; its package's may not.
+    versions = f"ser {version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}"
+    yield "software", versions, ""
+    usable, all_ = cores(), os.cpu_count() or 1
+    yield "cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""
+    total, free = memory()
+    found = f"{total / 1e9:.1f} GB" if total else "unknown on this system"
+    needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
+    yield "memory", found + (f", {free / 1e9:.1f} GB free" if free else ""), needed if total and total < 8e9 else ""
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
         bf16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
-        return f"{names}, {bf16} bfloat16", ""
-    built = "has no CUDA" if torch.version.cuda is None else "finds none"
-    advice = "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model"
-    return f"none (this torch {built})", advice
+        yield "GPU", f"{names}, {bf16} bfloat16", ""
+    else:
+        built = "has no CUDA" if torch.version.cuda is None else "finds none"
+        use = "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model"
+        yield "GPU", f"none (this torch {built})", use
 
 
-def _disk(store: Path, there: Path) -> tuple[str, str]:
-    free = shutil.disk_usage(there).free
-    found = f"{free / 1e9:.1f} GB free for {store}"
-    if not os.access(there, os.W_OK):
-        return f"{found}, not writable", "name a folder that you may write to with --store"
-    needed = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
-    return found, needed if free < IEMOCAP_BYTES else ""
+def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
+    """Of the store, or where it would be made."""
+    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
+    advice = "name a folder that you may write to with --store" if not writable else ""
+    if writable and free < IEMOCAP_BYTES:
+        advice = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
+    yield "disk", f"{free / 1e9:.1f} GB free for {store}{', not writable' * (not writable)}", advice
+    yield "store locks", *_locks(there.resolve())
 
 
 def _locks(there: Path) -> tuple[str, str]:
