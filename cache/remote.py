@@ -214,7 +214,10 @@ class Remote:
         One with the same content is not sent again. Without conditional puts, as S3 has them, another process may come
         in between. Without a `look`, nothing is expected there.
         """
-        tag = self._tag(path) if look and self._conditional else ""  # before the content is read
+        tag = ""  # of what is there, as S3 names its content for a conditional put: before that is read
+        if look and self._conditional:
+            with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
+                tag = str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
         most = len(content) + SMALL
         there = self.read(path, most) if look else None
         if there == content or not over(there):
@@ -227,12 +230,6 @@ class Remote:
                 raise
             return now == content  # a put whose answer was lost
         return True
-
-    def _tag(self, path: str) -> str:
-        """What names the content of a file for a conditional put; "" if there is no file."""
-        with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
-            return str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
-        return ""
 
     def create(self, path: str, content: bytes, replace: bool = False) -> None:
         """Put a file where there is none, or one cut short.
