@@ -51,8 +51,9 @@ def _machine() -> Iterator[tuple[str, str, str]]:
     yield "cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""
     total, free = memory()
     found = f"{total / 1e9:.1f} GB" if total else "unknown on this system"
+    found += f", {free / 1e9:.1f} GB free" if free else ""
     needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
-    yield "memory", found + (f", {free / 1e9:.1f} GB free" if free else ""), needed if total and total < 8e9 else ""
+    yield "memory", found, needed if total and total < 8e9 else ""
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
