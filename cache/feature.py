@@ -22,6 +22,19 @@ __all__ = ["Feature"]
 Place = tuple[Part, int]  # a part, and an utterance's number in it
 
 
+def part_names(feature: Path) -> set[str]:
+    """The names of the parts in a feature's folder. Raises `CorruptStore` if they are to lie on a disk that is away."""
+    folder = feature / "parts"
+    try:
+        with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is none
+            names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+            return {name for name in names if not name.startswith(".")}
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.lexists(folder):  # a link to a disk that is not mounted
+            raise CorruptStore(f"{folder}: leads to no folder; mount the disk, or remove it") from None
+        return set()
+
+
 class Feature:
     """A folder `<store>/<feature>/<fingerprint>/`; `spec`, where the caller knows what its spec.json must say."""
 
@@ -57,16 +70,8 @@ class Feature:
 
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
-        names, folder = list[str](), self.path / "parts"
-        try:
-            with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is none
-                found = (entry for entry in entries if not entry.is_file(follow_symlinks=False))
-                names = sorted(entry.name for entry in found if not entry.name.startswith("."))
-        except (FileNotFoundError, NotADirectoryError):
-            if os.path.lexists(folder):  # a link to a disk that is not mounted
-                raise CorruptStore(f"{folder}: leads to no folder; mount the disk, or remove it") from None
-        if names != list(self._parts):
-            known = self._parts
+        names, folder, known = sorted(part_names(self.path)), self.path / "parts", self._parts
+        if names != list(known):
             try:
                 self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
             except CorruptStore:

@@ -19,7 +19,7 @@ from ser.errors import CorruptStore, SerError, StoreError
 from .atomic_io import DAY, PIECE, PLAIN, REPAIR, explain_disk_errors, make_folder, plain_file, read_small, sync_folder
 from .backends import BACKENDS
 from .blocks import Block, check_block, usable_cores
-from .feature import Feature
+from .feature import Feature, part_names
 from .manifest import Key, read_manifest
 from .part import Part, part_name
 from .spec import Spec
@@ -96,8 +96,7 @@ def _things(store: Store) -> list[Path]:
     for folder in store.folders():
         things.append(folder / "spec.json")
         with contextlib.suppress(OSError):
-            found = (one for one in (folder / "parts").iterdir() if one.is_symlink() or not one.is_file())
-            things += sorted(one for one in found if not one.name.startswith("."))
+            things += [folder / "parts" / name for name in sorted(part_names(folder))]
     return things
 
 
@@ -130,8 +129,7 @@ def _check(store: Store, path: Path) -> tuple[int, str | None]:
             check_transcripts(path)
         case _, _, "spec.json":
             feature, keys = Feature(store.path, path.parent), Counter[Key]()
-            if os.path.lexists(feature.path / "parts") and not (feature.path / "parts").is_dir():
-                feature.parts()  # says that they lead nowhere
+            part_names(feature.path)  # says if they lead nowhere
             with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
                 keys.update(key for part in feature.parts() for key in part.keys)
             if twice := keys.total() - len(keys):

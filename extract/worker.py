@@ -6,7 +6,6 @@ goes back.
 
 import contextlib
 import gc
-import os
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from ser.cache.feature import part_names
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
 from ser.cache.store import Store
@@ -33,14 +33,6 @@ from .registry import load_extractors
 AHEAD = 2  # tasks in work beside those that are written, so that no core waits at the end of one
 BATCHES = 2  # on a GPU at once, so that one's rows are taken from it while the next is computed
 GPU_WRITERS = 4  # a part of HuBERT's rows takes the disk longer than it takes a GPU
-
-
-def part_names(folder: Path) -> set[str]:
-    """What is published in `<store>/<feature>/<fingerprint>/`, or nothing yet."""
-    try:
-        return {name for name in os.listdir(folder / "parts") if not name.startswith(".")}  # noqa: PTH208 (thousands)
-    except FileNotFoundError:
-        return set()
 
 
 @dataclass
