@@ -13,7 +13,9 @@ from .options import config_options, json_option
 from .output import answer, duration, next_step, progress, safe, say, table
 
 if TYPE_CHECKING:
+    from ser.train.fit import Epoch
     from ser.train.report.cell_scores import CellScores
+    from ser.train.run import Job
 
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
 
@@ -88,19 +90,18 @@ def train(
         answer(told if as_json else f"{words}; {flops:.3g} FLOP in matrix products{alone}")
         return
     say(words, err=True)
-    finished: dict[int, int] = {}  # epochs of each run
+    names, finished = [job.name for job in jobs], dict[str, int]()  # epochs of each run
     with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
 
-        def show(step: Any) -> None:
-            if step.epoch is None:  # the run is finished, perhaps by an earlier command that reported its epochs
-                finished[step.run] = ahead.epochs
+        def show(job: "Job", epoch: "Epoch | None") -> None:
+            if epoch is None:  # the run is finished, perhaps by an earlier command that reported its epochs
+                finished[job.name] = ahead.epochs
             else:
-                finished[step.run] = finished.get(step.run, 0) + 1
-                e = step.epoch
-                scores = {"wa": e.wa, "ua": e.ua, "f1": e.macro_f1, "ccc": e.ccc}
+                finished[job.name] = finished.get(job.name, 0) + 1
+                scores = {"wa": epoch.wa, "ua": epoch.ua, "f1": epoch.macro_f1, "ccc": epoch.ccc}
                 dev = "".join(f" {name} {value:.3f}" for name, value in scores.items() if value is not None)
-                place = f"run {step.run}/{step.runs} fold {step.fold}"
-                bar.set_postfix_str(safe(f"{place} loss {e.loss:.3f}{dev}"), refresh=False)
+                place = f"run {names.index(job.name) + 1}/{ahead.runs} fold {job.fold.name}"
+                bar.set_postfix_str(safe(f"{place} loss {epoch.loss:.3f}{dev}"), refresh=False)
             bar.update(sum(finished.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))

@@ -23,12 +23,13 @@ from ser.commands.train import summary_text
 from ser.errors import Diverged, SerError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
-from ser.train.experiment import Experiment, Progress, estimate, prepare, run_experiment
+from ser.train.experiment import Experiment, estimate, prepare, run_experiment
+from ser.train.fit import Epoch
 from ser.train.models import FUSIONS
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.sections import report_text
-from ser.train.run import load_model
+from ser.train.run import Job, load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, find_runs, open_run, run_name
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
@@ -72,16 +73,17 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
 
 
 def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> None:
-    told: list[Progress] = []
-    first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), told.append)
+    told: list[tuple[Job, Epoch | None]] = []
+    first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event))
     stamps = {run.path: (run.path / "result.json").stat().st_mtime_ns for run in first}
-    assert [(p.run, p.epoch and p.epoch.epoch) for p in told] == [
-        (run, epoch) for run in (1, 2, 3, 4) for epoch in (1, 2, 3, 4, None)
+    assert [(job.name, epoch and epoch.epoch) for job, epoch in told] == [
+        (run.name, epoch) for run in first for epoch in (1, 2, 3, 4, None)
     ]
-    assert told[0].runs == 4 and told[0].fold == "session 1" and told[0].epoch and told[0].epoch.ua is not None
-    again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), told.append)
+    (job, epoch), *_ = told
+    assert job.fold.name == "session 1" and epoch is not None and epoch.ua is not None
+    again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event))
     assert {run.path: (run.path / "result.json").stat().st_mtime_ns for run in again} == stamps
-    assert [progress.epoch for progress in told[20:]] == [None] * 4
+    assert [epoch for _, epoch in told[20:]] == [None] * 4
 
 
 def test_a_copied_run_counts_once(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +167,7 @@ settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 made = Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=4, folds=1, set=settings)
 for name in "ab":
     if not os.fork():
-        run_experiment(made, lambda progress: print(name, flush=True))
+        run_experiment(made, lambda job, epoch: print(name, flush=True))
         sys.exit()
 os.wait(), os.wait()
 """

@@ -227,11 +227,12 @@ def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, 
     data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
     assert data.reader.streamed and fit_many(data, fold, plans) == []
     wild = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
-    told = [[] for _ in plans]
+    told = {job.name: [] for job in jobs}
     changed = [jobs[0], replace(jobs[1], plan=wild), jobs[2]]
-    first, diverged, last = train_jobs(changed, tmp_path, on_epoch=lambda i, line: told[i].append(line.loss))
-    for plan, run, losses in ((plans[0], first, told[0]), (plans[2], last, told[2])):
-        assert run.result["history"][-1]["loss"] == fit(data, fold, plan).history[-1]["loss"] == losses[-1]
+    first, diverged, last = train_jobs(changed, tmp_path, on_epoch=lambda job, line: told[job.name].append(line.loss))
+    for job, run in ((jobs[0], first), (jobs[2], last)):
+        alone = fit(data, fold, job.plan).history[-1]["loss"]
+        assert run.result["history"][-1]["loss"] == alone == told[job.name][-1]
     assert isinstance(diverged, Diverged)
 
 
@@ -263,10 +264,10 @@ def test_run_folders_are_those_of_single_runs(store, tmp_path):
     [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
     heard = []
-    runs = train_jobs(jobs, tmp_path / "together", True, lambda i, epoch: heard.append((i, epoch.epoch)))
+    runs = train_jobs(jobs, tmp_path / "together", True, lambda job, epoch: heard.append((job.name, epoch.epoch)))
     assert [run.path.name for run in runs] == names
     assert (before.path / "result.json").stat().st_mtime_ns == stamp, "a finished run is not trained again"
-    assert heard == [(i, epoch) for epoch in (1, 2, 3, 4) for i in (0, 2)]
+    assert heard == [(names[i], epoch) for epoch in (1, 2, 3, 4) for i in (0, 2)]
     for alone, together in zip(run_experiment(experiment(store, tmp_path / "alone", "dropout=0")), runs, strict=True):
         assert sorted(f.name for f in alone.path.iterdir()) == sorted(f.name for f in together.path.iterdir())
         assert alone.path.name == together.path.name == run_name(together.config)

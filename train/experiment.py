@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_origin
@@ -46,17 +45,7 @@ IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent l
 STEPS, EPOCHS = 3, 4  # batches that are timed for an estimate, and how often: the first time warms up
 PRODUCT = 4096  # rows and columns of the matrices that a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Reported after each epoch, and after each run with `epoch` None."""
-
-    run: int  # from 1
-    runs: int
-    fold: str
-    seed: int
-    epoch: Epoch | None
+OnProgress = Callable[[Job, Epoch | None], None]  # after each epoch of a job; None when its run is finished
 
 
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
@@ -188,28 +177,21 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
 
 
 def run_experiment(
-    experiment: Experiment, on_progress: Callable[[Progress], None] | None = None, cache: DataCache | None = None
+    experiment: Experiment, on_progress: OnProgress | None = None, cache: DataCache | None = None
 ) -> list[Run]:
     """Train every fold and seed; runs that are finished already are not trained again."""
     return list(iterate(experiment, prepare(experiment, cache), on_progress))
 
 
-def iterate(
-    experiment: Experiment, jobs: list[Job], on_progress: Callable[[Progress], None] | None = None
-) -> Iterator[Run]:
+def iterate(experiment: Experiment, jobs: list[Job], on_progress: OnProgress | None = None) -> Iterator[Run]:
     """Train the jobs one after the other, yielding each run as it is finished. Raises `Diverged`."""
-    number = {job.name: at for at, job in enumerate(jobs, 1)}
-
-    def report(group: list[Job], i: int, epoch: Epoch | None = None) -> None:
-        if on_progress is not None:
-            job = group[i]
-            on_progress(Progress(number[job.name], len(jobs), job.fold.name, job.plan.seed, epoch))
-
     for group in fit_groups(jobs):
-        for i, run in enumerate(train_jobs(group, Path(experiment.out), experiment.resume, partial(report, group))):
+        trained = train_jobs(group, Path(experiment.out), experiment.resume, on_progress)
+        for job, run in zip(group, trained, strict=True):
             if isinstance(run, Diverged):
                 raise run
-            report(group, i)
+            if on_progress is not None:
+                on_progress(job, None)
             yield run
 
 

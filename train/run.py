@@ -66,7 +66,7 @@ class Job:
 
 
 def train_jobs(
-    jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: Callable[[int, Epoch], None] | None = None
+    jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: Callable[[Job, Epoch], None] | None = None
 ) -> list[Run | Diverged]:
     """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
 
@@ -88,7 +88,7 @@ def train_jobs(
             if together or not resume:
                 (runs[i].path / STATE).unlink(missing_ok=True)
             runs[i].write_json(CONFIG, jobs[i].config)
-            logs[i] = _log(runs[i], jobs[i].plan, stack, not together, on_epoch and partial(on_epoch, i))
+            logs[i] = _log(runs[i], jobs[i].plan, stack, not together, on_epoch and partial(on_epoch, jobs[i]))
         stack.enter_context(one_thread())
         if together:
             first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
