@@ -26,7 +26,6 @@ from .fit_many import can_train_together, fit_many, runs_at_once
 from .models import FUSIONS, with_layer_sums
 from .models.superb import layer_shares
 from .run_folder import AGAIN, CONFIG, DEV, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
-from .scores import divergences
 from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
@@ -197,12 +196,9 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     # How sure a model is of what it was trained on says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev = {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]} if len(dev) else {}
-    undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
-    without_majority = None
+    apart, undecided = dict[str, Any](), fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
     if len(undecided):
-        found = fitted.predict(data, undecided, plan)["logits"]
-        apart = divergences(utterances.votes[undecided], found)
-        without_majority = {"n": len(undecided), **{name: float(each.mean()) for name, each in apart.items()}}
+        apart = target.scored(utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan)
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
         return Diverged(NO_NUMBERS, {}, {})
 
@@ -219,7 +215,7 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
         "classes": list(utterances.classes),
         "tests": tested,
         "raters": data.raters(rows),
-        **({"no_majority": without_majority} if without_majority else {}),
+        **({"no_majority": {name: apart[name] for name in ("n", "kl", "js")}} if apart else {}),
         "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         "synthetic": data.notes["synthetic"],
