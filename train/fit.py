@@ -76,10 +76,7 @@ class Fitted:
         seen, size = list[Tensor](), config.settings.batch_size
         if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
             size = max(size, EVALUATED)
-
-        def hidden(n: int) -> dict[str, Tensor]:
-            return {hide: torch.ones(n, dtype=torch.bool)} if hide else {}
-
+        hidden = (lambda n: {hide: torch.ones(n, dtype=torch.bool)}) if hide else None
         for batch in data.on(config.device).batches(rows, config.fusion.unit, size, self.scaling, hide=hidden):
             batch.heads = heads
             with config.autocast():
