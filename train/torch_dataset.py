@@ -29,8 +29,8 @@ __all__ = ["TorchDataset"]
 class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """One item per labelled utterance: `id`, `label` (its class number), and each feature under its name.
 
-    A feature is float32 `[n, dim]`, or `[dim]` at utterance level. `left_out` names the quarantined utterances with
-    the reason. Raises `MissingRows` if others lack a feature.
+    A feature is float32 `[n, dim]`, or `[dim]` at utterance level. `classes` are the labels, by class number, and
+    `left_out` names the quarantined utterances with the reason. Raises `MissingRows` if others lack a feature.
     """
 
     def __init__(
@@ -43,14 +43,10 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         policy, wanted = get_policy(labels, manifest.column("label")), [one.feature for one in selected.values()]
         labelled = apply_policy(policy, manifest)
         self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
+        self.classes = self.utterances.classes
         self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
         self.features = {name: one.source(manifest, self.utterances.rows).load() for name, one in selected.items()}
         self._vectors = {name for name, one in selected.items() if one.feature.spec.level == "utterance"}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The labels, by class number."""
-        return self.utterances.classes
 
     def __len__(self) -> int:
         return len(self.utterances)
