@@ -74,12 +74,6 @@ class Target:
     undecided: bool = False
     unused: tuple[str, ...] = OF_RATINGS  # settings that change nothing
 
-    @property
-    def select(self) -> tuple[Score, ...]:
-        """The scores by which an epoch can be selected, the default first."""
-        of_classes: tuple[Score, ...] = ("ua", "wa", "macro_f1") if self.labelled else ()
-        return (*of_classes, "ccc") if self.rated else of_classes
-
     def width(self, classes: int) -> int:
         """Outputs of each head."""
         return classes * self.labelled + len(DIMENSIONS) * self.rated
@@ -104,11 +98,13 @@ class Target:
                 raise WrongUse(f"--set {key}: --target {self.name} has no use for it; leave it out")
         if training.effective_beta != usual.effective_beta and training.class_weights != "effective":
             raise WrongUse("--set effective_beta: it is that of class_weights=effective; set both, or leave it out")
-        if training.select_score not in self.select:
+        of_classes: tuple[Score, ...] = ("ua", "wa", "macro_f1") if self.labelled else ()
+        known: tuple[Score, ...] = (*of_classes, "ccc") if self.rated else of_classes  # the default first
+        if training.select_score not in known:
             if training.select_score != usual.select_score:
-                known = " or ".join(self.select)
-                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {known}")
-            training = replace(training, select_score=self.select[0])
+                by = " or ".join(known)
+                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {by}")
+            training = replace(training, select_score=known[0])
         if not self.rated:
             return training, data
         if getattr(settings, "released", False):
@@ -193,7 +189,7 @@ class Target:
     def scored(
         self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
     ) -> dict[str, Any]:
-        """All scores of predictions for the rows, among them those of `select`, as a run's result.json holds them."""
+        """All scores of predictions for the rows, as a run's result.json holds them; some can select an epoch."""
         classes, found = utterances.classes, dict[str, Any]()
         if self.labelled:
             found = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
