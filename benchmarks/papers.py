@@ -12,7 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,7 @@ def choose(only: str) -> list[Recipe]:
 
 def features_of(recipes: Sequence[Recipe]) -> list[str]:
     """What the cells train on, as `ser features` asks for it."""
-    asked = [name for recipe in recipes for cell in recipe.cells for name in _names(cell.experiment)]
-    return list(dict.fromkeys(map(extracted, asked)))
-
-
-def _names(experiment: Any) -> Iterator[str]:
-    yield from (name for text in (experiment.features, experiment.views) for name in text.split("+") if name)
+    return list(dict.fromkeys(name for recipe in recipes for name in extracted(recipe)))
 
 
 def reproduce(

@@ -113,19 +113,15 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     return replace(recipe, cells=tuple(cells), note=recipe.note + left_out, title=f"{recipe.title}, on {features}")
 
 
-def command_for(recipe: Recipe) -> str:
-    """The `ser features` command that computes all that the recipe trains on."""
-    asked = [cell.experiment for cell in recipe.cells]
-    names = dict.fromkeys(name for one in asked for name in f"{one.features}+{one.views}".split("+") if name)
-    plain = dict.fromkeys(map(extracted, names))
-    return f"ser features CORPUS --features {','.join(plain)} --store {asked[0].store}"
-
-
-def extracted(name: str) -> str:
-    """What `ser features` computes for a feature of `ser train`: rows, pooled in training, or the means of layers."""
-    feature, options, read, _ = parse_name(name)
-    means = read.get("pool") == "mean" and any(item.startswith("layers=") for item in options)
-    return f"{feature}:{','.join([*options, *['pool=mean'] * means])}".rstrip(":")
+def extracted(recipe: Recipe) -> list[str]:
+    """What `ser features` computes for the cells to train on: rows, pooled in training, or the means of layers."""
+    asked = [f"{cell.experiment.features}+{cell.experiment.views}" for cell in recipe.cells]
+    found = []
+    for name in filter(None, "+".join(asked).split("+")):
+        feature, options, read, _ = parse_name(name)
+        means = read.get("pool") == "mean" and any(item.startswith("layers=") for item in options)
+        found.append(f"{feature}:{','.join([*options, *['pool=mean'] * means])}".rstrip(":"))
+    return list(dict.fromkeys(found))
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
@@ -163,7 +159,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
                 record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
                 searches.append((Path(cell.experiment.out), record))
         except (WrongUse, LookupError) as fault:
-            mend = f"; for all cells: `{command_for(recipe)}`" if isinstance(fault, MissingRows) else ""
+            command = f"ser features CORPUS --features {','.join(extracted(recipe))} --store {cell.experiment.store}"
+            mend = f"; for all cells: `{command}`" if isinstance(fault, MissingRows) else ""
             raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
