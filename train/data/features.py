@@ -368,8 +368,7 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
     def read(**extras: str) -> dict[str, Inputs]:
         """By modality, in memory, as far as the budget goes; the rest is streamed."""
         chosen = {modality: one.each(extra=extras.get(modality)) for modality, one in inputs.items()}
-        features = [part.feature for one in chosen.values() for part in (*one.parts, *one.views)]
-        size = 4 * sum(part.bytes for feature in features for part in feature.parts())  # at most: all of it in float32
+        size = 4 * sum(part.bytes for feature in needed for part in feature.parts())  # at most: all of it in float32
         if budget is None or cache.fits(size, budget):
             return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
         from .streamed import Streamed, within
