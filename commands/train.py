@@ -128,16 +128,16 @@ def summary_text(cell: "CellScores") -> str:
     asked += [(f"UA, {test}", "ua", test) for test in cell.tests if cell.classes and test != "both"]
     asked += [(named(metric), metric, "both") for metric in cell.rated]
     asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
+    digits = {metric: 3 if metric in ("ccc", *cell.rated) else 2 for metric in cell.metrics}
     lines = []
     for name, metric, test in asked:
-        score, digits = cell.score(metric, test), cell.digits(metric)
-        both = score.over_seeds, score.over_folds
-        spreads = [" ± ".join(f"{x:.{digits}f}" for x in one if x is not None) for one in both]
-        lines.append([name, spreads[0], str(score.seeds), spreads[1], str(score.folds)])
+        score = cell.score(metric, test)
+        of_seeds, of_folds = (_shown(one, digits[metric]) for one in (score.over_seeds, score.over_folds))
+        lines.append([name, of_seeds, str(score.seeds), of_folds, str(score.folds)])
     unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
     headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     found = cell.intervals.items()
-    ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, cell.digits(metric))}" for metric, ends in found)
+    ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, digits[metric])}" for metric, ends in found)
     about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
     if cell.classes:
@@ -158,9 +158,9 @@ def summary_text(cell: "CellScores") -> str:
     return "\n".join([table(lines, headings, disable_numparse=True), *notes, *filter(None, [cell.caveat])])
 
 
-def _shown(ends: tuple[float | None, ...], digits: int) -> str:
-    whole, *others = (f"{x:.{digits}f}" for x in ends if x is not None)
-    return f"{whole} [{', '.join(others)}]" if others else whole
+def _shown(told: tuple[float | None, ...], digits: int) -> str:
+    whole, *others = (f"{x:.{digits}f}" for x in told if x is not None)
+    return f"{whole} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([whole, *others])
 
 
 def _sureness(cell: "CellScores") -> str:

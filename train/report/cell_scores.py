@@ -224,10 +224,6 @@ class CellScores:
     def _is_rated(self, metric: str) -> bool:
         return bool(self.dimensions) and metric in ("ccc", *self.rated)
 
-    def digits(self, metric: str) -> int:
-        """Behind the point, where it is shown."""
-        return 3 if self._is_rated(metric) else 2
-
     @property
     def scale(self) -> str:
         """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
