@@ -51,7 +51,7 @@ class Page:
 
 def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
     """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
-    known = labelled(cells)
+    known = [cell for cell in cells if cell.classes]
     inside = attended(known)
     sections: dict[str, Sequence[Table]] = {
         "what-was-run": what_was_run(cells),
@@ -97,7 +97,7 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
 
     Raises `WrongUse` if tests are asked for and fewer than two cells have classes, which they compare.
     """
-    known = labelled(cells)
+    known = [cell for cell in cells if cell.classes]
     if paired and len(known) < 2:
         which = "are one cell" if len(cells) < 2 else "have fewer than two cells of classes, which the tests are for"
         raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
@@ -111,16 +111,15 @@ def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool =
     return "\n\n".join(pieces)
 
 
-def labelled(cells: Sequence[Cell]) -> list[Cell]:
-    """Those that learn classes."""
-    return [cell for cell in cells if cell.classes]
-
-
 def cautions(cells: Sequence[Cell]) -> list[str]:
     """What a reader must know before comparing any number of the report."""
     heard = {cell.label: heard_in_training(cell.results) for cell in cells}
-    unlike, folds = _unlike(cells), {tuple(cell.folds) for cell in cells}
-    barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
+    folds = {tuple(cell.folds) for cell in cells}
+    names = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
+    under = [{name: cell.results[0][key] for name, key in names.items()} | parts(cell.results) for cell in cells]
+    every = dict.fromkeys(name for one in under for name in one)
+    unlike = [name for name in every if len({one.get(name) for one in under}) > 1]
+    barred = {*names, "n test"}.intersection(unlike)
     told = {
         "unreal": _caveat(cells),
         "best-test": _listed([cell.label for cell in cells if cell.config["select"] == "best-test"]),
@@ -131,14 +130,6 @@ def cautions(cells: Sequence[Cell]) -> list[str]:
         "folds": "tests" * (len(folds) > 1 and len({cell.config["protocol"] for cell in cells}) == 1),
     }
     return [text_of("cautions", which, {"of": of}) for which, of in told.items() if of]
-
-
-def _unlike(cells: Sequence[Cell]) -> list[str]:
-    """What of the cells' conditions is not the same in all."""
-    names = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
-    told = [{name: cell.results[0][key] for name, key in names.items()} | parts(cell.results) for cell in cells]
-    every = dict.fromkeys(name for one in told for name in one)
-    return [name for name in every if len({one.get(name) for one in told}) > 1]
 
 
 def _caveat(cells: Sequence[Cell]) -> str:
@@ -310,7 +301,7 @@ def _recall(cell: Cell, name: str) -> float | None:
 def _training(cells: Sequence[Cell]) -> list[Table]:
     curves = [
         _curves(cells, "loss", "Training loss", "loss", 1),
-        _curves(labelled(cells), "ua", "UA of the evaluated part", "UA %", 100),
+        _curves([cell for cell in cells if cell.classes], "ua", "UA of the evaluated part", "UA %", 100),
         _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
     ]
     rows: list[Row] = []  # what layers count in learned sums
