@@ -75,10 +75,6 @@ class RaggedLayout:
         lengths = self.lengths[:, None]
         return (torch.arange(self.longest) < lengths) | (lengths == 0)
 
-    def rows_of(self, chosen: Tensor) -> Tensor:
-        """The rows of the chosen sequences, bool `[n]`; int64."""
-        return chosen[self.owner].nonzero()[:, 0]
-
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Rows `[r, …]` → `[n, longest, …]`."""
         none = x.new_full((1, *x.shape[1:]), value)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion import BOTH, CommonSettings, Count, Dims, Dropout, Even, Fusion, Positive, Weight, setting
-from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, visible
+from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, send, visible
 
 CODE = "the authors' code, tal-ai/FG_CME"
 
@@ -54,7 +54,8 @@ class Cme(nn.Module):
         """Logits `[n, K]`. Where the text is hidden nothing is seen: no token is there to have frames."""
         frames, audio = visible(batch, "audio", self.dims["audio"])
         w, text = visible(batch, "text", self.dims["text"])
-        a = self.audio(frames.index_select(0, audio.rows_of(text.lengths > 0)))
+        heard = (text.lengths > 0)[RaggedLayout(audio.lengths).owner].nonzero()[:, 0]  # the others are no token's
+        a = self.audio(frames.index_select(0, send(heard, frames.device)))
         shares = even_shares(audio, text)
         a = torch.cat([mean_rows(a, shares), max_rows(a, shares)], 1)  # [r_w, d]
         s = self.text(w)

@@ -159,10 +159,6 @@ class RaggedLayout:
         lengths = self.there[:, None]
         return (torch.arange(self.longest, device=self.device) < lengths) | (lengths == 0)
 
-    def rows_of(self, chosen: Tensor) -> Tensor:
-        """The rows of the chosen sequences, bool `[n]` on the CPU; int64, at most `[r]`."""
-        return send(chosen.repeat_interleave(self.lengths).nonzero()[:, 0], self.device)
-
     @cached_property
     def even(self) -> bool:
         """Whether on a GPU the rows are their padded form, since all sequences are as long."""
