@@ -142,15 +142,11 @@ class Cma(nn.Module):
         x = {m: (self.dropout(recurrent(self.encoder[m], *rows)), rows[1]) for m, rows in x.items()}
         statistics: list[Tensor] = []
         for m, other in (BOTH, BOTH[::-1]):
-            statistics += mean_and_deviation(self.attention[m](*x[m], x[other]), x[m][1])
+            rows, layout = self.attention[m](*x[m], x[other]), x[m][1]
+            centre = mean_rows(rows, layout)
+            variance = mean_rows((rows - centre[layout.owner]).square(), layout)
+            statistics += centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
-
-
-def mean_and_deviation(x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]:
-    """Statistics over time of packed rows `[r, d]`: two of `[n, d]`; zeros for a sequence without rows."""
-    centre = mean_rows(x, layout)
-    variance = mean_rows((x - centre[layout.owner]).square(), layout)
-    return centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
 
 
 # Level 1 first, each modality alone, and then level 2 on what they have become.
