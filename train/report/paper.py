@@ -77,6 +77,8 @@ def differences(
     features, provenance = config["features"], config["provenance"]
     corpora = config["corpus"], corpora_of(asked.protocol, asked.corpus) or ""
     several = [sorted(names.split("+")) if "+" in names else [] for names in corpora]
+    # In any part; not known of generated speech and of an earlier ser.
+    n = 0 if runs[0].result["synthetic"] else sum(runs[0].result.get("parts", {}).values())
     pairs: dict[str, tuple[Any, Any]] = {
         "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
         "features": (
@@ -92,7 +94,7 @@ def differences(
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
         "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in asked.set),
-        "utterances": ((cell.utterances and _utterances(runs[0])) or cell.utterances, cell.utterances),
+        "utterances": ((cell.utterances and n) or cell.utterances, cell.utterances),
     }
     if barred := tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs):
         return barred, ()
@@ -120,11 +122,6 @@ def differences(
             pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
     others = tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
     return (), (*filter(None, [cell.differs]), *others)
-
-
-def _utterances(run: Run) -> int:
-    """Of its corpus under its labels, as far as they are in a part; 0 of generated speech and of an earlier ser."""
-    return 0 if run.result["synthetic"] else sum(run.result.get("parts", {}).values())
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
