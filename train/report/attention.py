@@ -39,16 +39,6 @@ class Attended:
     hop: float | None  # seconds between frames
     texts: Sequence[str | None]  # [N]; None for [CLS], [SEP] and their like
 
-    @property
-    def audio(self) -> np.ndarray:
-        """The share of each query token's attention that goes to the audio [L]."""
-        return self.frames.sum(1)
-
-    @property
-    def to_audio(self) -> float:
-        """The share of the audio in what reaches the classifier."""
-        return float(self.audio @ self.tokens)
-
 
 @torch.inference_mode()
 def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]) -> list[Attended]:

@@ -62,7 +62,8 @@ def attended(cells: Sequence[Cell]) -> Inside:
         pairs = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
         words = [(text, weight) for text, weight in pairs if text is not None]
         plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
-        cards.append({"attended": one, "why": why, "words": words, "plot": plot})
+        to_audio = float(one.frames.sum(1) @ one.tokens)  # the share of the audio in what reaches the classifier
+        cards.append({"attended": one, "why": why, "words": words, "to_audio": to_audio, "plot": plot})
     tables = [_by_token(average), *(card["plot"] for card in cards)]
     return Inside(cell, "", tables, cards, logmel is not None)
 
@@ -89,7 +90,7 @@ def _energy(logmel: Feature | None, manifest: Manifest, one: Attended) -> tuple[
 
 def _by_token(seen: Sequence[Attended]) -> Table:
     """The audio's share of each query token's attention."""
-    audio = 100 * np.array([one.audio for one in seen])  # [utterances, L]
+    audio = 100 * np.array([one.frames.sum(1) for one in seen])  # [utterances, L]
     pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
     shares = zip(audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), strict=True)
     rows: list[Row] = [
