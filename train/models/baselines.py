@@ -56,15 +56,12 @@ class BcLstm(nn.Module):
     ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
     """
 
-    audio: nn.Module
-    text: nn.Module
-    fusion: nn.Module
-
     def __init__(self, settings: BcLstmSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
-        self.audio, self.text = (ContextualLstm(settings, dims[m], classes) for m in BOTH)
-        self.fusion = ContextualLstm(settings, 2 * settings.dense, classes)
+        self.audio: nn.Module = ContextualLstm(settings, dims["audio"], classes)
+        self.text: nn.Module = ContextualLstm(settings, dims["text"], classes)
+        self.fusion: nn.Module = ContextualLstm(settings, 2 * settings.dense, classes)
         self.fuse: Callable[[Tensor, Tensor], Tensor] = lambda a, t: torch.cat([a, t], 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
