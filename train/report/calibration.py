@@ -66,9 +66,29 @@ def reliability_table(cells: Sequence[Cell]) -> Table:
 
 
 def ratings(cells: Sequence[Cell]) -> list[Table]:
-    """The scores of all cells that learn them; scatter and calibration of the one with the highest mean CCC."""
+    """The scores of all cells that learn them; truth over prediction of the one with the highest mean CCC.
+
+    Of each dimension a scatter plot, and the mean rating in each slice of the predictions.
+    """
     best = max((cell for cell in cells if cell.dimensions), key=lambda cell: cell.score("ccc").pooled, default=None)
-    return [ratings_table(cells), *_scatters(best), _rated(best)] if best else []
+    if best is None:
+        return []
+    truth, predicted = best.ratings()
+    some = np.linspace(0, len(truth) - 1, min(DOTS, len(truth))).round().astype(int)
+    told = {"cell": best.label, "drawn": len(some), "n": len(truth)}
+    plots = []
+    means: list[Row] = []
+    for name, t, p in zip(best.dimensions, truth.T, predicted.T, strict=True):
+        rows = [{"predicted": of, "rated": rated} for of, rated in zip(p[some].tolist(), t[some].tolist(), strict=True)]
+        points = [(name, *row.values()) for row in rows]
+        words = {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize(), **told}
+        plots.append(described("scatter", rows, points=points, **words))
+        for part in np.array_split(np.argsort(p, kind="stable"), min(SLICES, len(p))):
+            row: Row = {"dimension": name, "mean predicted": float(p[part].mean()), "mean rated": float(t[part].mean())}
+            means.append({**row, "predictions": len(part)})
+    points = [(row["dimension"], row["mean predicted"], row["mean rated"]) for row in means]
+    plots.append(described("calibration-ratings", means, points=points, cell=best.label, bins=SLICES))
+    return [ratings_table(cells), *plots]
 
 
 def ratings_table(cells: Sequence[Cell]) -> Table:
@@ -80,29 +100,3 @@ def ratings_table(cells: Sequence[Cell]) -> Table:
         row |= {"scale": cell.scale, "interval over": cell.interval_over, "n": cell.n}
         rows.append({**row, "conditions": cell.conditions})
     return described("ratings", rows)
-
-
-def _scatters(cell: Cell) -> list[Table]:
-    """Truth over prediction of each dimension."""
-    truth, predicted = cell.ratings()
-    some = np.linspace(0, len(truth) - 1, min(DOTS, len(truth))).round().astype(int)
-    told = {"cell": cell.label, "drawn": len(some), "n": len(truth)}
-    plots = []
-    for d, name in enumerate(cell.dimensions):
-        pairs = np.stack([predicted[some, d], truth[some, d]], axis=1).tolist()
-        points = [(name, *pair) for pair in pairs]
-        rows = [{"predicted": p, "rated": t} for p, t in pairs]
-        words = {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize(), **told}
-        plots.append(described("scatter", rows, points=points, **words))
-    return plots
-
-
-def _rated(cell: Cell) -> Table:
-    """The mean rating in each slice of the predictions, by dimension."""
-    rows: list[Row] = []
-    for name, truth, predicted in zip(cell.dimensions, *(each.T for each in cell.ratings()), strict=True):
-        for some in np.array_split(np.argsort(predicted, kind="stable"), min(SLICES, len(predicted))):
-            means = {"mean predicted": float(predicted[some].mean()), "mean rated": float(truth[some].mean())}
-            rows.append({"dimension": name, **means, "predictions": len(some)})
-    points = [(row["dimension"], row["mean predicted"], row["mean rated"]) for row in rows]
-    return described("calibration-ratings", rows, points=points, cell=cell.label, bins=SLICES)
