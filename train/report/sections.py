@@ -240,34 +240,32 @@ def claimed_better(one: Cell, other: Cell, metric: str) -> int:
 
 
 def papers_tests_table(cells: Sequence[Cell]) -> Table:
-    """The tests that papers print, on single utterances and single runs; no row for one cell."""
-    rows = [_as_papers_test(one, other) for one, other in _pairs(cells)]
+    """The tests that papers print, on single utterances and single runs; no row for one cell.
+
+    McNemar's on the utterances of the lowest seed that both have, the others on runs of the same fold and seed. None
+    where there is nothing to compare.
+    """
+    columns = ["utterances", "McNemar p", "McNemar Holm p", "pairs of runs"]
+    columns += ["t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"]
+    rows: list[Row] = []
+    for first, second in _pairs(cells):
+        row: Row = {"cell": first.label, "against": second.label, **dict.fromkeys(columns)}
+        rows.append(row)
+        if first.classes != second.classes:
+            continue
+        seed = min({*first.seeds} & {*second.seeds}, default=None)
+        judged = (cell.judged.assign(id=[name for name, _ in cell.tested]) for cell in (first, second))
+        one, other = (p[p.seed == seed].drop_duplicates("id") for p in judged)
+        if len(both := one.merge(other, on=["id", "truth"], suffixes=(None, "_2"))):
+            row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
+        ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in (first, second))
+        if len(keys := sorted(ours.keys() & theirs.keys())) > 1:
+            t, wilcoxon = p_of_runs([ours[key] for key in keys], [theirs[key] for key in keys])
+            row |= {"pairs of runs": len(keys), "t-test p": t, "Wilcoxon p": wilcoxon}
     for name in ("McNemar", "t-test", "Wilcoxon"):
         for row, p in zip(rows, holm([row[f"{name} p"] for row in rows]), strict=True):
             row[f"{name} Holm p"] = p
     return described("papers-tests", rows)
-
-
-def _as_papers_test(first: Cell, second: Cell) -> Row:
-    """McNemar's test on the utterances of the lowest seed that both have, the others on runs of the same fold and seed.
-
-    None where there is nothing to compare.
-    """
-    row: Row = {"cell": first.label, "against": second.label}
-    row |= dict.fromkeys(("utterances", "McNemar p", "McNemar Holm p", "pairs of runs"))
-    row |= dict.fromkeys(("t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"))
-    if first.classes != second.classes:
-        return row
-    seed = min({*first.seeds} & {*second.seeds}, default=None)
-    judged = (cell.judged.assign(id=[name for name, _ in cell.tested]) for cell in (first, second))
-    one, other = (p[p.seed == seed].drop_duplicates("id") for p in judged)
-    if len(both := one.merge(other, on=["id", "truth"], suffixes=(None, "_2"))):
-        row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
-    ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in (first, second))
-    if len(keys := sorted(ours.keys() & theirs.keys())) > 1:
-        t, wilcoxon = p_of_runs([ours[key] for key in keys], [theirs[key] for key in keys])
-        row |= {"pairs of runs": len(keys), "t-test p": t, "Wilcoxon p": wilcoxon}
-    return row
 
 
 def _emotions(cells: Sequence[Cell]) -> list[Table]:
