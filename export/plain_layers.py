@@ -2,8 +2,8 @@
 
 `ser export` copies this file into the folder of a run, whose model.py has these in the place of what is called so in
 `train/models/ragged.py` and `layers.py`, where all sequences of a batch are computed at once. Shapes and numbers are
-the same: tests hold the two against each other. What does not see an end is plain already, and copied as it is. ser
-itself never runs this file, and this file never imports ser.
+the same: tests hold the two against each other. What does not see an end, or only by a layout, is plain already, and
+copied as it is. ser itself never runs this file, and this file never imports ser.
 """
 
 import math
@@ -47,7 +47,8 @@ class RaggedLayout:
     """How rows `[r, …]` are cut into n sequences: the first `lengths[0]` are those of the first, and so on."""
 
     def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
-        self.lengths, self.device = lengths, device or lengths.device  # int64 [n]
+        self.lengths = self.there = lengths  # int64 [n]
+        self.device = device or lengths.device
 
     def each(self, x: Tensor) -> tuple[Tensor, ...]:
         """The rows of each sequence."""
@@ -84,6 +85,10 @@ class RaggedLayout:
     def unpad(self, x: Tensor) -> Tensor:
         """`[n, longest, …]` → rows `[r, …]`."""
         return x[0, : self.lengths[0]] if len(self.lengths) == 1 else x[self.owner, self.position]
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+        return torch.stack([part.sum(0) for part in self.each(x)])
 
 
 def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
@@ -128,26 +133,9 @@ def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) 
     return {name: recurrent(cast(nn.GRU, layers[name]), rows, layout) for name, rows in x.items()}
 
 
-def mean_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
-    """The mean of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
-    return torch.stack([part.mean(0) if len(part) else part.sum(0) for part in layout.each(x)])
-
-
 def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The largest values among each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
     return torch.stack([part.amax(0) if len(part) else part.sum(0) for part in layout.each(x)])
-
-
-class SelfAttentionPooling(nn.Module):
-    """α = softmax(w · x) over the rows of a sequence, z = Σ α x."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(d, 1, bias=False)
-
-    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
-        """Rows `[r, d]` → `[n, d]`; zeros for a sequence without rows."""
-        return torch.stack([(self.score(part).softmax(0) * part).sum(0) for part in layout.each(x)])
 
 
 def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:

@@ -122,10 +122,11 @@ def outcomes(of, x, y, lengths, others):
     """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]` in sequences, some of them empty."""
     torch.manual_seed(1)
     a, b = of.RaggedLayout(torch.tensor(lengths)), of.RaggedLayout(torch.tensor(others))
-    rows, pool, lstm = x.flatten(1), of.SelfAttentionPooling(10), nn.LSTM(10, 3, bidirectional=True)
+    rows, pool, lstm = x.flatten(1), ragged.SelfAttentionPooling(10), nn.LSTM(10, 3, bidirectional=True)
     joined, layout = of.interleave(rows, a, y.flatten(1), b)
     found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
-    found += [of.mean_rows(rows, a), of.max_rows(rows, a), pool(rows, a), of.recurrent(lstm, rows, a), joined]
+    found += [a.total(rows), of.max_rows(rows, a), of.recurrent(lstm, rows, a), joined]
+    found += [ragged.mean_rows(rows, a), pool(rows, a)]  # which see the ends by the layout alone
     return [*found, a.pad(x, -1.0), a.unpad(a.pad(x)), x[a.position], x[a.owner]], layout.lengths
 
 
