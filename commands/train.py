@@ -128,7 +128,7 @@ def summary_text(cell: "CellScores") -> str:
     asked += [(f"UA, {test}", "ua", test) for test in cell.tests if cell.classes and test != "both"]
     asked += [(named(metric), metric, "both") for metric in cell.rated]
     asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
-    digits = {metric: 3 if metric in ("ccc", *cell.rated) else 2 for metric in cell.metrics}
+    digits = {metric: 3 if metric in cell.of_ratings else 2 for metric in cell.metrics}
     lines = []
     for name, metric, test in asked:
         score = cell.score(metric, test)

@@ -69,8 +69,8 @@ class CellScores:
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
         self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
-        self.metrics = [*METRICS, *self.classes] if self.classes else []
-        self.metrics += ["ccc", *self.rated] if self.dimensions else []
+        self.of_ratings = ["ccc", *self.rated] if self.dimensions else []
+        self.metrics = [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
         for run in self.runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
@@ -104,7 +104,7 @@ class CellScores:
         Left out is a group's part in all seeds at once. No ends where `within` gives none, nor for the recall of a
         class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
         """
-        rated = self._is_rated(metric)
+        rated = metric in self.of_ratings
         groups = self.group
         if corpus is not None:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
@@ -221,9 +221,6 @@ class CellScores:
         asked = [metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics]
         return {metric: ends for metric in asked if None not in (ends := self.with_interval(metric))}
 
-    def _is_rated(self, metric: str) -> bool:
-        return bool(self.dimensions) and metric in ("ccc", *self.rated)
-
     @property
     def scale(self) -> str:
         """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
@@ -332,12 +329,12 @@ class CellScores:
             raise unknown("test", test, self.tests)
         if metric not in self.metrics:
             raise unknown("metric", metric, self.metrics)
-        counted = "moments" if self._is_rated(metric) else "confusion"
+        counted = "moments" if metric in self.of_ratings else "confusion"
         return np.array([result["tests"][test][counted] for result in self.results])
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
         """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
-        if self._is_rated(metric):
+        if metric in self.of_ratings:
             kind, _, name = metric.partition(" ")
             rated = scores.concordance(matrices)[kind]
             return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
