@@ -24,7 +24,6 @@ from ser.train.run_folder import Run, column
 from ser.train.scores import FEWEST, LEVEL, METRICS, PERCENT, SHOWN, Ends
 
 RANGES = {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
-NO_COMPARISON = "no comparison with the paper is meant"
 NOT_KNOWN = "whether test speakers are heard in training is not known"
 ENDS = ("pooled", "low", "high")
 Spread = tuple[float, float | None]  # mean, deviation
@@ -410,12 +409,11 @@ def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
 
 def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
     """One line for tables whose numbers say nothing about people, else None."""
-    results = list(results)
-    found = []
-    if names := sorted({name for result in results for name in result["random_weights"]}):
-        found.append(f"random weights ({', '.join(names)})")
-    unreal = [result for result in results if result["synthetic"]]
-    about = [r.get("corpora") or {r["corpus"]: {"synthetic": True}} for r in unreal]
-    if corpora := sorted({name for corpora in about for name, one in corpora.items() if one["synthetic"]}):
-        found.append(f"synthetic corpus ({', '.join(corpora)})")
-    return f"{' and '.join(found)}: {NO_COMPARISON}" if found else None
+    weights, corpora = set[str](), set[str]()
+    for result in results:
+        weights.update(result["random_weights"])
+        every = result.get("corpora") or {result["corpus"]: result}
+        corpora.update(name for name, one in every.items() if one["synthetic"])
+    found = [f"random weights ({', '.join(sorted(weights))})"] if weights else []
+    found += [f"synthetic corpus ({', '.join(sorted(corpora))})"] if corpora else []
+    return f"{' and '.join(found)}: no comparison with the paper is meant" if found else None
