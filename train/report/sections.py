@@ -360,8 +360,7 @@ def _queries(cells: Sequence[Cell]) -> Table:
     able = [cell for cell in cells if isinstance(cell.settings.get("queries"), int)]
     rows: list[Row] = []
     for members in (members for members in grouped(able, family).values() if len(members) > 1):
-        pieces = [cell.label.split(" · ") for cell in members]
-        label = " · ".join(piece for piece in pieces[0] if all(piece in one for one in pieces))
+        label = " · ".join(piece for piece in members[0].label.split(" · ") if not piece.startswith("queries "))
         for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
             found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
             paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
