@@ -127,9 +127,8 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str =
     if ours and ours not in labels:
         raise unknown("cell", ours, labels)
     cells = [Cell(label, *one, ours=label == ours) for label, one in zip(labels, found, strict=True)]
-    best = {cell.label: -cell.score("ua" if cell.classes else "ccc").pooled for cell in cells}
-    ranked = sorted(cells, key=lambda cell: (not cell.classes, best[cell.label], cell.label))
-    return ranked, [run for run in every if not run.finished]
+    cells.sort(key=lambda cell: (not cell.classes, -cell.score("ua" if cell.classes else "ccc").pooled, cell.label))
+    return cells, [run for run in every if not run.finished]
 
 
 def _config(run: Run, search: Record | None) -> dict[str, Any]:
