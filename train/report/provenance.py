@@ -67,7 +67,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
             about["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
         told = [sentence("away" if manifest is None else "tested", **about)]
         maps = cell.config["labels"]["maps"]
-        raw = {name: [label for label, mapped in maps.items() if mapped == name] for name in cell.classes}
+        raw = grouped(maps, maps.get)
         merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
         told.append(sentence("merged", merged, merged=merged))
         row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
