@@ -56,20 +56,15 @@ class Cme(nn.Module):
         w, text = visible(batch, "text", self.dims["text"])
         heard = (text.lengths > 0)[RaggedLayout(audio.lengths).owner].nonzero()[:, 0]  # the others are no token's
         a = self.audio(frames.index_select(0, send(heard, frames.device)))
-        shares = even_shares(audio, text)
+        # Token j of N has an even share of the T frames, from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋.
+        tokens = RaggedLayout(text.lengths)
+        j, (t, n) = tokens.position, (x.lengths[tokens.owner] for x in (audio, text))
+        shares = RaggedLayout((j + 1) * t // n - j * t // n, text.device)
         a = torch.cat([mean_rows(a, shares), max_rows(a, shares)], 1)  # [r_w, d]
         s = self.text(w)
         s, a = s + s * self.excite_text(a).sigmoid(), a + a * self.excite_audio(w).sigmoid()
         z = max_rows(recurrent(self.lstm, torch.cat([s, a], 1), text), text)
         return {"logits": self.logits(self.dropout(z))}
-
-
-def even_shares(audio: RaggedLayout, text: RaggedLayout) -> RaggedLayout:
-    """How many of its utterance's frames each token gets, as the layout of the frames of all tokens."""
-    tokens = RaggedLayout(text.lengths)
-    total, count = audio.lengths[tokens.owner], text.lengths[tokens.owner]
-    ends = (tokens.position + 1) * total // count
-    return RaggedLayout(ends - tokens.position * total // count, text.device)
 
 
 FUSIONS = [Fusion("cme", "Li et al., arXiv 2010.12733", CmeSettings, BOTH, "sequence", Cme)]
