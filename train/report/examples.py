@@ -61,7 +61,7 @@ def attended(cells: Sequence[Cell]) -> Inside:
     for number, (one, why) in enumerate(zip(single, chosen.values(), strict=True), 1):
         pairs = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
         words = [(text, weight) for text, weight in pairs if text is not None]
-        plot = _maps(f"attention-{number}", one, _energy(logmel, manifest, one))
+        plot = _maps(f"attention-{number}", one, logmel, manifest)
         to_audio = float(one.frames.sum(1) @ one.tokens)  # the share of the audio in what reaches the classifier
         cards.append({"attended": one, "why": why, "words": words, "to_audio": to_audio, "plot": plot})
     tables = [_by_token(average), *(card["plot"] for card in cards)]
@@ -79,15 +79,6 @@ def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
     return found | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
 
 
-def _energy(logmel: Feature | None, manifest: Manifest, one: Attended) -> tuple[np.ndarray, float] | None:
-    """Mean over the bands of each frame [T], and the seconds between frames; None where the attention has no clock."""
-    if logmel is not None and one.hop:
-        with suppress(SerError):
-            packed = logmel.load(manifest, [manifest.ids.index(one.utterance)])
-            return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
-    return None
-
-
 def _by_token(seen: Sequence[Attended]) -> Table:
     """The audio's share of each query token's attention."""
     audio = 100 * np.array([one.frames.sum(1) for one in seen])  # [utterances, L]
@@ -101,8 +92,13 @@ def _by_token(seen: Sequence[Attended]) -> Table:
     return described("tokens", rows, points=points, n=len(seen))
 
 
-def _maps(name: str, one: Attended, energy: tuple[np.ndarray, float] | None) -> Table:
-    """The attention of each query token over the seconds and the words."""
+def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) -> Table:
+    """The attention of each query token over the seconds and the words, and above it the energy, if that is known."""
+    energy = None  # the mean over the bands of each frame [T], and the seconds between frames
+    if logmel is not None and one.hop:  # without a hop the attention has no clock
+        with suppress(SerError):
+            packed = logmel.load(manifest, [manifest.ids.index(one.utterance)])
+            energy = packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
     frames = one.frames.shape[1]
     unit, end = ("seconds", frames * one.hop) if one.hop else ("frames", float(frames))
     binned, spans = _binned(one.frames, STEPS), _binned(one.frames, ROWS)
