@@ -159,7 +159,7 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
     """A line for each cell and selection, and one for each quoted system; and what keeps the numbers from counting."""
     rows: list[Row] = []
     warnings: set[str] = set()
-    quoted = [*(cell.paper or {} for cell in recipe.cells), *recipe.quoted.values()]
+    quoted = [*(cell.paper or {} for cell in recipe.cells), *(other.paper for other in recipe.quoted)]
     metrics = list(dict.fromkeys([*(m for paper in quoted for m in paper if not m.endswith("_std")), "ua", "wa"]))
     names = {metric: metric.upper() if metric in ("ua", "wa") else f"recall {metric}" for metric in metrics}
 
@@ -189,9 +189,9 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
             row |= {"n": int(ours.confusion(cell.test).sum()), "protocol": ours.conditions}
             row |= {"differs in": found["differs"] or None, "first run": done[0]}
             rows.append({**row, "all runs": hashlib.sha256(" ".join(done).encode()).hexdigest()[:8]})
-    for name, numbers in recipe.quoted.items():
-        about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
-        rows.append({"cell": name, **theirs(numbers), "protocol": about})
+    for other in recipe.quoted:
+        about = "; ".join(filter(None, ["quoted by the paper", other.footnote]))
+        rows.append({"cell": other.name, **theirs(other.paper), "protocol": about})
     return rows, warnings
 
 

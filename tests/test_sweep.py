@@ -118,7 +118,7 @@ def test_every_cell_of_every_recipe_runs_and_one_that_stands_in_several_trains_o
         sweep = plan_sweep(recipe)
         assert [fault for _, fault in run_sweep(sweep)] == [None] * RECIPES[name][1]
         rows, shown = recipe_rows(recipe, sweep.runs), recipe_table(recipe, sweep.runs)
-        assert [row.cell for row in rows] == [cell.name for cell in recipe.cells] + list(recipe.quoted)
+        assert [row.cell for row in rows] == [cell.name for cell in recipe.cells] + [one.name for one in recipe.quoted]
         for row, cell in zip(rows, recipe.cells, strict=False):
             [run] = sweep.runs[cell.name]  # one model's tests, such as "only text", share it
             assert row.done == row.runs == 1
@@ -131,7 +131,7 @@ def test_every_cell_of_every_recipe_runs_and_one_that_stands_in_several_trains_o
             assert row.cell in shown
             for metric in ("ua", "wa"):
                 assert metric not in row.paper or f"{row.paper[metric]:.2f}" in shown
-        assert all(footnote in shown for footnote in recipe.footnotes.values())
+        assert all((one.footnote or "") in shown for one in recipe.quoted)
         random = sorted({feature for runs in sweep.runs.values() for feature in runs[0].result["random_weights"]})
         assert f"random weights ({', '.join(random)}) and synthetic corpus (demo): no comparison" in shown
         assert ("(speaker-dependent)" in shown) == (name == "usc-table3")

@@ -13,8 +13,8 @@
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,12 +78,11 @@ class Recipe:
     source: str
     note: str
     cells: tuple[Cell, ...]
-    quoted: Mapping[str, Mapping[str, float]]
-    tested: str | None = None
-    models: Mapping[str, str] = field(default_factory=dict)  # by feature
-    footnotes: Mapping[str, str] = field(default_factory=dict)  # by what is quoted
-    budget: Budget = Budget()  # of each cell's search  # noqa: RUF009 (immutable)
-    file: str = ""
+    quoted: Sequence[Any]  # each with its name, paper and footnote
+    tested: str | None
+    models: Mapping[str, str]  # by feature
+    budget: Budget  # of each cell's search
+    file: str
 
 
 def recipe_names() -> list[str]:
@@ -98,7 +97,7 @@ def list_recipes() -> dict[str, dict[str, Any]]:
             "cells": len(recipe.cells),
             "title": recipe.title,
             "paper": {cell.name: dict(cell.paper or {}) for cell in recipe.cells},
-            "quoted": {quoted: dict(numbers) for quoted, numbers in recipe.quoted.items()},
+            "quoted": {quoted.name: quoted.paper for quoted in recipe.quoted},
         }
         for recipe in map(read_recipe, recipe_names())
     }
@@ -133,10 +132,8 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
     cells = tuple(cell for cell in cells if not named or cell.name in named)
     if read.tested is not None and read.tested not in names:
         raise unknown(f"cell to be tested in {path}", read.tested, names)
-    quoted = {line.name: line.paper for line in read.quoted}
-    footnotes = {line.name: line.footnote for line in read.quoted if line.footnote}
-    about = read.tested, read.models, footnotes, read.search, str(path)
-    return Recipe(path.stem, read.title or path.stem, read.source, read.note, cells, quoted, *about)
+    about = read.quoted, read.tested, read.models, read.search, str(path)
+    return Recipe(path.stem, read.title or path.stem, read.source, read.note, cells, *about)
 
 
 def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:

@@ -59,9 +59,9 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Row]:
         chosen = chosen_rows(cell.name, tried, cell.over, ours.runs) if cell.over else ()
         about_runs = needed, len(ours.runs), ours.conditions
         rows.append(Row(cell.name, paper, found, *about_runs, differs=about, folders=folders, chosen=chosen))
-    for name, paper in recipe.quoted.items():
-        about = "; ".join(filter(None, ["quoted by the paper", recipe.footnotes.get(name)]))
-        rows.append(Row(name, paper, {}, 0, 0, about, quoted=True))
+    for other in recipe.quoted:
+        about = "; ".join(filter(None, ["quoted by the paper", other.footnote]))
+        rows.append(Row(other.name, other.paper, {}, 0, 0, about, quoted=True))
     if recipe.tested in finished:
         first = next(row for row in rows if row.cell == recipe.tested)
         tested = finished.pop(recipe.tested)
@@ -92,7 +92,7 @@ def _compared(
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs · tests · protocol."""
     rows = recipe_rows(recipe, runs)
-    papers = [*(cell.paper or {} for cell in recipe.cells), *recipe.quoted.values()]
+    papers = [*(cell.paper or {} for cell in recipe.cells), *(other.paper for other in recipe.quoted)]
     every = list(dict.fromkeys(metric for row in rows for metric in row.scores))
     metrics = list(dict.fromkeys(metric for paper in papers for metric in _metrics(paper)))
     metrics = metrics or [metric for metric in every if " " not in metric][:2]
