@@ -1,0 +1,459 @@
+"""Every fusion against its paper's equations written plainly, and MSMSER and Perspective against torch's own layers."""
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ser.benchmarks.train import PlainMsmser, PlainPerspective, sinusoids
+from ser.errors import WrongUse
+from ser.export import plain_layers
+from ser.tests.plain_layers import DIMS, FRAMES, LONG, TINY, build, make_batch, parts, without
+from ser.train.models import FUSIONS
+from ser.train.models.msmser import MsmserSettings, random_modality_masking
+from ser.train.models.perspective import PerspectiveSettings
+from ser.train.models.ragged import Batch, Sequences
+from ser.train.models.usc import UscSettings
+
+pytestmark = pytest.mark.usefixtures("double")
+MSMSER = ("mit", "mit:no-encoder", "mit:no-selfatt", "concat", "concat:rmm", "audio:frame", "text:token")
+PERSPECTIVE = [f"{where}-{method}" for where in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")]
+short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
+
+
+def make_dialogues(sizes: list[int], dims: dict[str, int] = DIMS) -> Batch:
+    """Vectors of dialogues of these many turns."""
+    n = sum(sizes)
+    inputs = {m: Sequences(torch.randn(n, dim), torch.ones(n, dtype=torch.int64)) for m, dim in dims.items()}
+    return Batch(inputs, torch.randint(4, (n,)), torch.arange(n), torch.tensor(sizes), torch.arange(n) % 2)
+
+
+def utterances(batch: Batch) -> list[dict[str, Tensor]]:
+    """The rows of each utterance, by modality."""
+    return [{m: x.values for m, x in one.inputs.items()} for one in parts(batch, [1] * len(batch))]
+
+
+def check_updates(
+    ours: nn.Module, plain: nn.Module, heads_of: Callable, make: Callable, steps: int = 12, decay: float = 0.0
+) -> None:
+    """Two models, the plain one by what gives its heads of a batch, have the same heads at every training step.
+
+    In the end they have the same weights.
+    """
+    pairs = [(ours, lambda model, batch: model(batch)), (plain, heads_of)]
+    adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=decay) for model, _ in pairs]
+    for _ in range(steps):
+        batch, found = make(), []
+        for adam, (model, compute) in zip(adams, pairs, strict=True):
+            found.append(compute(model, batch))
+            adam.zero_grad()
+            sum(F.cross_entropy(logits, batch.truth, reduction="sum") for logits in found[-1].values()).backward()
+            adam.step()
+        torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=0, atol=1e-10)
+
+
+def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = None) -> Tensor:
+    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, and take the values of others."""
+    rows = x, memory, memory if values is None else values
+    of_each = zip(rows, layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
+    q, k, v = (F.linear(x, w, b).unflatten(1, (layer.heads, -1)) for x, w, b in of_each)
+    layouts = (plain_layers.RaggedLayout(torch.tensor([len(one)])) for one in (x, memory))
+    found = plain_layers.attention(q, k, v, *layouts, keep=layer.keep)
+    return layer.out_proj(found.flatten(1))
+
+
+# MSMSER, for one utterance [t, d] -------------------------------------------------------------------------------------
+
+
+def refine(module: nn.Module, x: Tensor) -> Tensor:
+    """§2.1."""
+    x = module.project(x)
+    for layer in module.encoder:
+        x = layer.norm1(x + attend(layer.self_attn, x, x))
+        x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
+    if module.scales is None:
+        return x
+    return x * module.scales[2](module.scales[0](x).relu()).sigmoid()  # one for each frame
+
+
+def pool(module: nn.Module, x: Tensor) -> Tensor:
+    return (x @ module.score.weight[0]).softmax(0) @ x
+
+
+def classify(module: nn.Module, z: Tensor) -> Tensor:
+    return module[3](module[0](z).relu())
+
+
+def with_mit(model: nn.Module, x: dict[str, Tensor]) -> Tensor:
+    """§2.1 and §2.2."""
+    mit, parts = model.interaction, []
+    for refinement, rows, code in zip((model.audio, model.text), x.values(), mit.types, strict=True):
+        rows = refine(refinement, rows)
+        parts.append(rows + sinusoids(50, rows.shape[1])[: len(rows)] + code)
+    memory, q = torch.cat(parts), mit.queries
+    for layer in mit.decoder:
+        q = layer.norm1(q + attend(layer.self_attn, q, q))
+        q = layer.norm2(q + attend(layer.multihead_attn, q, memory))
+        q = layer.norm3(q + layer.linear2(layer.linear1(q).relu()))
+    return classify(model.classifier, pool(mit.pool, q))
+
+
+def without_mit(model: nn.Module, x: dict[str, Tensor]) -> Tensor:
+    return classify(
+        model.classifier, torch.cat([pool(model.pool[m], refine(model.refine[m], x[m])) for m in model.dims])
+    )
+
+
+@short_and_long
+@pytest.mark.parametrize("name", MSMSER)
+@pytest.mark.parametrize("hidden", [",,,", "audio,text,,text", "audio,audio,audio,audio", "text,text,text,text"])
+def test_msmser_is_the_papers_sections(name, frames, hidden):
+    """Also where an attention mask of zero hides a modality: of what is hidden there are no rows."""
+    model, whole = build(name), make_batch(name, frames)
+    batch = without(whole, {m: torch.tensor([one == m for one in hidden.split(",")]) for m in whole.inputs})
+    plain = with_mit if name.startswith("mit") else without_mit
+    expected = torch.stack([plain(model, x) for x in utterances(batch)])
+    torch.testing.assert_close(model(batch)["logits"], expected, rtol=0, atol=1e-10)
+
+
+def test_msmsers_variants_lack_what_they_say():
+    full, no_encoder, no_gate = build("mit"), build("mit:no-encoder"), build("mit:no-selfatt")
+    assert len(full.audio.encoder) == len(no_gate.audio.encoder) == 2
+    assert len(no_encoder.audio.encoder) == len(no_encoder.text.encoder) == 0
+    assert full.audio.scales is not None and no_encoder.audio.scales is not None
+    assert no_gate.audio.scales is no_gate.text.scales is None
+    assert not hasattr(build("concat"), "interaction")
+
+
+def padded_utterances(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What a model of padded utterances gives."""
+    x = {m: pad_sequence(list(s.values.split(s.lengths.tolist())), batch_first=True) for m, s in batch.inputs.items()}
+    return model(x, {m: s.lengths for m, s in batch.inputs.items()})
+
+
+@short_and_long
+def test_msmser_equals_the_plain_model(frames):
+    sizes = {key: value for key, value in TINY.items() if key in MsmserSettings.__dataclass_fields__}
+    ours, plain = build("mit"), PlainMsmser(MsmserSettings(**sizes), DIMS, 4)
+    plain.load_state_dict(ours.state_dict())
+    check_updates(ours, plain, padded_utterances, partial(make_batch, "mit", frames))
+
+
+def test_masking_frequencies_are_the_stated_ones():
+    generator, n = torch.Generator().manual_seed(1), 200_000
+    for epoch, p in [(0, 0.8), (7, 0.72), (35, 0.4), (63, 0.08), (70, 0.0), (99, 0.0)]:
+        for times in (1, 2):  # scaled with the epochs
+            settings = MsmserSettings(epochs=100 * times)
+            hidden = random_modality_masking(settings, n, epoch * times, generator)
+            text, audio = hidden["text"], hidden["audio"]
+            assert not (text & audio).any()
+            tolerance = 4 * math.sqrt(0.25 / n)
+            assert text.double().mean().item() == pytest.approx(0.6 * p, abs=tolerance)
+            assert audio.double().mean().item() == pytest.approx(0.4 * p, abs=tolerance)
+            assert (text | audio).any() == (p > 0)
+
+
+# Perspective, for one dialogue ----------------------------------------------------------------------------------------
+
+
+def fuse(method: str, fusion: nn.Module, a: Tensor, t: Tensor) -> Tensor:
+    """§2.3 for one utterance."""
+    if method == "add":
+        return a + t  # eq. 1
+    if method == "concat":
+        return fusion.w_f(torch.cat([a, t]))  # eq. 2
+    b = torch.stack([t, a], 1)  # columns
+    return b @ (fusion.w_vector.weight @ torch.tanh(fusion.w_matrix.weight @ b))[0].softmax(0)
+
+
+def equations(model: nn.Module, batch: Batch, name: str) -> dict[str, Tensor]:
+    """§2.2 and §2.3 for one dialogue after the other."""
+    position, _, method = name.partition("-")
+
+    def fused_at(where: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        if where != position:
+            return x
+        pairs = zip(x["audio"], x["text"], strict=True)
+        return x | {"fused": torch.stack([fuse(method, model.fusion, a, t) for a, t in pairs])}
+
+    found = []
+    for dialogue in parts(batch, batch.dialogues.tolist()):
+        x = {m: model.features[m](rows.values).relu() for m, rows in dialogue.inputs.items()}
+        x = fused_at("ef", x)
+        x = {s: model.gru[s](rows)[0] for s, rows in x.items()}
+        x = fused_at("mf", x)
+        x = {s: attend(model.attention[s], rows, rows) for s, rows in x.items()}
+        x = fused_at("lf", x)
+        x = {s: model.logits[s](rows) for s, rows in x.items()}
+        found.append(fused_at("lgf", x))
+    logits = {stream: torch.cat([x[stream] for x in found]) for stream in found[0]}
+    return {"logits": logits.pop("fused"), **logits} if method else {"logits": logits.popitem()[1]}
+
+
+@pytest.mark.parametrize("name", [*PERSPECTIVE, "audio:utterance", "text:utterance"])
+def test_perspective_follows_the_papers_equations(name):
+    model, dims = build(name), {m: DIMS[m] for m in FUSIONS[name].inputs}
+    of_name, make = partial(equations, name=name), partial(make_dialogues, [3, 1, 5, 2], dims)
+    check_updates(model, copy.deepcopy(model), of_name, make, steps=3, decay=1e-5)
+
+
+def padded_dialogues(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What a model of padded dialogues gives."""
+    sizes = batch.dialogues
+    x = {m: pad_sequence(list(s.values.split(sizes.tolist())), batch_first=True) for m, s in batch.inputs.items()}
+    there = torch.arange(int(sizes.max())) < sizes[:, None]
+    return {head: logits[there] for head, logits in model(x, sizes).items()}
+
+
+@pytest.mark.parametrize(
+    "sizes", [[3, 1, 8, 2], [1, 1], [30, 5, 26]], ids=["padded attention", "single turns", "attention per dialogue"]
+)
+def test_perspective_equals_the_plain_model(sizes):
+    settings = {"d_model": 16, "gru_hidden": 8, "heads": 4, "dropout": 0.0}
+    ours, plain = build("lgf-add", **settings), PlainPerspective(PerspectiveSettings(**settings), DIMS, 4)
+    plain.load_state_dict(ours.state_dict())
+    check_updates(ours, plain, padded_dialogues, partial(make_dialogues, sizes), decay=1e-5)
+
+
+def released_code(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What Luyizhe/SpeechEmotion@17036b9 computes, for one dialogue after the other: probabilities."""
+    found = []
+    for dialogue in parts(batch, batch.dialogues.tolist()):
+        heads = {}
+        for m, rows in dialogue.inputs.items():
+            h = model.gru[m](model.features[m](rows.values))[0]
+            heads[m] = model.logits[m](model.hidden[m](attend(model.attention[m], h, h)).relu())
+        heads["logits"] = heads["audio"] + heads["text"]
+        if hasattr(model.fusion, "w_matrix"):
+            u = model.fusion.w_matrix(torch.stack([heads["text"], heads["audio"]], 1))  # [S, 2, K]
+            weights = (u.relu() @ model.fusion.w_vector).softmax(1)
+            heads["logits"] = torch.einsum("sik,si->sk", u, weights)
+        found.append(heads)
+    return {head: torch.cat([x[head] for x in found]).softmax(1) for head in found[0]}
+
+
+@pytest.mark.parametrize("method", ["add", "at"])
+def test_released_code_update_by_update(method):
+    """Over updates of plain Adam; the score vector stays as it was."""
+    ours = build(f"lgf-{method}", released=True, heads=4)
+    start = copy.deepcopy(ours.state_dict())
+    make = partial(make_dialogues, [3, 1, 5, 30, 2])
+    check_updates(ours, copy.deepcopy(ours), released_code, make, decay=1e-5)
+    assert [name for name, weight in ours.state_dict().items() if torch.equal(weight, start[name])] == [
+        name for name in start if name.endswith("w_vector")
+    ]
+    assert build("lgf-add", released=True, dropout=0.2).attention["text"].dropout == 0.2
+
+
+def test_released_code_has_nothing_else():
+    assert {name for name in FUSIONS if "released" not in FUSIONS[name].unused} >= {"lgf-add", "lgf-at"}
+    assert all("released" in FUSIONS[name].unused for name in (*PERSPECTIVE[:-3], "lgf-concat", "audio:utterance"))
+    with pytest.raises(WrongUse, match="constant rate; leave lr_decay out"):
+        build("lgf-add", released=True, lr_decay=0.0)
+
+
+# USC, and the systems that the papers compare with --------------------------------------------------------------------
+
+
+def bc_level(module, x):
+    z = module.dense(module.lstm(x)[0]).relu()
+    return z, module.logits(z)
+
+
+def bc_fuse(model, audio, text):
+    return torch.cat([audio, text], 1)
+
+
+def catf_level(cat, x):
+    h, found = cat.lstm(x)[0], []
+    for i, h_t in enumerate(h):
+        t = min(i, 3)
+        alpha = (cat.w[t] @ torch.tanh(cat.w_h[t] @ h.T)).softmax(0)
+        found.append(torch.tanh(cat.w_p[t] @ (h.T @ alpha) + cat.w_x[t] @ h_t))
+    return torch.stack(found), cat.logits(torch.stack(found))
+
+
+def catf_fuse(model, audio, text):
+    b = torch.stack([text, audio], 2)  # [n, d, 2]
+    alpha = (model.fuse.w_vector.weight @ torch.tanh(model.fuse.w_matrix.weight @ b))[:, 0].softmax(1)
+    return (b * alpha[:, None]).sum(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "fuse"), [("bc-lstm", bc_level, bc_fuse), ("catf-lstm", catf_level, catf_fuse)]
+)
+def test_two_levels_over_a_dialogue(name, level, fuse):
+    model, batch = build(name), make_dialogues([3, 1, 6])  # two turns more than have weights of their own
+    expected = {"audio": [], "text": [], "logits": []}
+    for dialogue in parts(batch, [3, 1, 6]):
+        levels = {m: level(getattr(model, m), dialogue.inputs[m].values) for m in ("audio", "text")}
+        levels["logits"] = level(model.fusion, fuse(model, levels["audio"][0], levels["text"][0]))
+        for head, (_, logits) in levels.items():
+            expected[head].append(logits)
+    wanted = {head: torch.cat(logits) for head, logits in expected.items()}
+    torch.testing.assert_close(model(batch), wanted, rtol=0, atol=1e-10)
+
+
+def test_superb_on_layer_means_is_the_head_on_frames():
+    """SUPERB's emotion head as s3prl has it, frame by frame."""
+    name, frames = "superb on layers", [5, 1, 200, 4]
+    ours, plain = build(name), build(name)
+    plain.load_state_dict(ours.state_dict())
+
+    def make():
+        batch = make_batch(name)
+        batch.frames = torch.randn(sum(frames), 3, 9).split(frames)  # [t, layers, dim] each
+        batch.inputs["audio"].values = torch.stack([one.mean(0).flatten() for one in batch.frames])
+        return batch
+
+    def on_frames(model, batch):
+        shares, logits = model.layer_sums.weights["audio 0"].softmax(0), []
+        for one in batch.frames:
+            summed = sum(share * one[:, i] for i, share in enumerate(shares))
+            logits.append(model.logits(model.projector(summed).mean(0)))
+        return {"logits": torch.stack(logits)}
+
+    check_updates(ours, plain, on_frames, make)
+    assert ours.layer_sums.weights["audio 0"].abs().min() > 1e-3  # they have been trained
+
+
+def test_icon_turn_by_turn():
+    """Each turn with the histories of its own speaker and of the other, as the authors' code is given them."""
+    model, batch, expected = build("icon"), make_dialogues([5, 1, 4]), []
+    batch.speakers = torch.tensor([0, 1, 1, 0, 0, 7, 2, 2, 3, 2])
+    for dialogue in parts(batch, [5, 1, 4]):
+        u = torch.cat([dialogue.inputs[m].values for m in ("audio", "text")], 1)
+        for i, said in enumerate(dialogue.speakers):
+            q, m = torch.tanh(model.query(u[i])), torch.zeros(i, 8)
+            own = dialogue.speakers[:i] == said
+            for gru, turns in ((model.own, own), (model.other, ~own)):
+                if turns.any():
+                    m[turns] = gru(u[:i][turns])[0]
+            m = torch.tanh(m)
+            for gru in (model.influence, model.memory, model.memory):
+                m = gru(m)[0] if i else m
+                q = torch.tanh(q + torch.tanh(m @ q).softmax(0) @ m)
+            expected.append(model.logits(q))
+    torch.testing.assert_close(model(batch)["logits"], torch.stack(expected), rtol=0, atol=1e-10)
+
+
+def concat_utterance(model, audio, text):
+    return model.layers[4](model.layers[1](torch.cat([audio, text], 1)).relu())[0]
+
+
+def cma(model, audio, text):
+    a, w = model.encoder["audio"](audio)[0], model.encoder["text"](text)[0]
+    seen = attend(model.attention["audio"], a, w), attend(model.attention["text"], w, a)
+    statistics = [(y.mean(0), (((y - y.mean(0)) ** 2).mean(0) + 1e-8).sqrt()) for y in seen]
+    return model.logits(torch.cat([one for pair in statistics for one in pair]))
+
+
+def gban(model, audio, text):
+    windows = torch.stack([part.max(0).values for part in audio.split(2)])
+    s, w = model.lstm["audio"](windows)[0], model.lstm["text"](text)[0]
+
+    def aligned(score, queries, keys):
+        return torch.stack([(torch.tanh(q + keys) @ score.weight[0]).softmax(0) @ keys for q in queries]).mean(0)
+
+    x = [aligned(model.score["audio"], s, w), aligned(model.score["text"], w, s), w[-1], s[-1]]
+    h = [torch.tanh(one(y)) for one, y in zip(model.maps, x, strict=True)]
+    z = [torch.sigmoid(gate(torch.cat(x[i : i + 2]))) for gate, i in zip(model.gates, (0, 2), strict=True)]
+    fused = z[0] * h[0] + (1 - z[0]) * h[1] + z[1] * h[2] + (1 - z[1]) * h[3]
+    return model.logits[3](model.logits[0](fused).relu())
+
+
+def cme(model, audio, text):
+    words, count = [], len(text)
+    for j, w in enumerate(text):
+        frames = model.audio(audio[j * len(audio) // count : (j + 1) * len(audio) // count])
+        a = torch.cat([frames.mean(0), frames.max(0).values]) if len(frames) else torch.zeros(8)
+        s = model.text(w)
+        excited = torch.sigmoid(model.excite_text(a)), torch.sigmoid(model.excite_audio(w))
+        words.append(torch.cat([s * (1 + excited[0]), a * (1 + excited[1])]))
+    return model.logits(model.lstm(torch.stack(words))[0].max(0).values)
+
+
+def ks_transformer(model, audio, text):
+    def stack(module, x, memory=None):
+        x = module.norm(x)
+        memory = None if memory is None else module.memory_norm(memory)
+        for layer in module.layers:
+            x = layer.norm1(x + key_sparse(layer.self_attn, x, memory))
+            x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
+        return x
+
+    def key_sparse(layer, x, memory):
+        q = x + sinusoids(len(x), 8)
+        k, v = (q, q) if memory is None else (memory + sinusoids(len(memory), 8), memory)
+        return attend(layer, q, k, v)
+
+    x = [stack(model.own[m], model.project[m](rows)) for m, rows in (("audio", audio), ("text", text))]
+    z = []
+    for m, own, other in (("audio", *x), ("text", *x[::-1])):
+        y = own
+        for i in range(0, 4, 2):
+            y = stack(model.cross[m][i + 1], stack(model.cross[m][i], y, other))
+        z.append(stack(model.last[m], own + (y + own)).mean(0))
+    h = torch.cat(z)
+    for i in (0, 3):
+        h = model.classifier[i](h).relu()
+    return model.classifier[6](h)
+
+
+def cnn(model, audio, frames=40):
+    """Zeros behind a clip's end; 3×3 convolutions with zeros around, LeakyReLU, the largest of each 2×2 or fewer."""
+    clip = F.pad(audio[:frames], (0, 0, 0, max(0, frames - len(audio))))[None]
+    for conv in model.convolutions:
+        if isinstance(conv, nn.Conv2d):
+            clip = F.max_pool2d(F.leaky_relu(F.conv2d(clip, conv.weight, conv.bias, padding=1)), 2, ceil_mode=True)
+    first, last = (layer for layer in model.linear if isinstance(layer, nn.Linear))
+    return last(F.leaky_relu(first(clip.flatten())))
+
+
+def bert(model, text):
+    return model.linear[1](text[0])
+
+
+CLIPS = [12, 40, 75, 1]  # frames: of 40 that a clip is padded or cropped to
+USC_DIMS = {"audio": 13, "text": 7}  # thirteen MFCCs are the fewest that the CNN takes
+
+
+@pytest.mark.parametrize("plain", [concat_utterance, cma, gban, cme, ks_transformer, cnn, bert])
+def test_utterance_by_utterance(plain):
+    name = plain.__name__.replace("_", ":" if plain is concat_utterance else "-")
+    model, batch = build(name, USC_DIMS), make_batch(name, CLIPS, USC_DIMS)
+    expected = torch.stack([plain(model, **rows) for rows in utterances(batch)])
+    torch.testing.assert_close(model(batch)["logits"], expected, rtol=0, atol=1e-10)
+
+
+def test_uscs_late_fusion_adds_the_mapped_probabilities():
+    model, batch = build("cnn+bert", USC_DIMS), make_batch("cnn+bert", CLIPS, USC_DIMS)
+    pairs = [(cnn(model.audio, x["audio"]), bert(model.text, x["text"])) for x in utterances(batch)]
+    expected = dict(zip(("audio", "text"), map(torch.stack, zip(*pairs, strict=True)), strict=True))
+    expected["logits"] = sum(model.linear[m](logits.softmax(1)) for m, logits in list(expected.items()))
+    torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-10)
+
+
+def test_uscs_cnn_has_the_papers_layers():
+    settings = UscSettings()
+    model = FUSIONS["cnn"].build(settings, {"audio": 80}, 5)
+    kinds = [type(layer).__name__ for layer in model.modules()]
+    assert kinds.count("Conv2d") == kinds.count("MaxPool2d") == 5
+    assert kinds.count("Linear") == 2
+    assert kinds.count("LeakyReLU") == 6
+    assert all(layer.p == 0.6 for layer in model.modules() if isinstance(layer, nn.Dropout))
+    batch = Batch({"audio": Sequences(torch.randn(900, 80).float(), torch.tensor([700, 200]))}, *[torch.zeros(2)] * 3)
+    assert model.float()(batch)["logits"].shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["bert", "cnn+bert"])
+def test_fine_tuning_says_that_it_has_no_encoder(name):
+    with pytest.raises(WrongUse, match="finetune_layers=2 trains an encoder, and none was given"):
+        build(name, finetune_layers=2)
