@@ -6,13 +6,15 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from functools import partial
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from scipy import stats
 from scipy.special import softmax
@@ -38,6 +40,18 @@ from ser.train.run_folder import RESULT, Run
 from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, share, tempered
 
 CLASSES = ("ang", "hap", "neu", "sad")
+MEASURES = {
+    "wa": accuracy_score,
+    "ua": balanced_accuracy_score,
+    "macro_f1": partial(f1_score, average="macro"),
+    "weighted_f1": partial(f1_score, average="weighted"),
+    "hap": partial(recall_score, labels=["hap"], average="macro"),
+}
+
+
+def percent(metric: str, rows: pandas.DataFrame) -> float:
+    """That of scikit-learn; each row weighs as much as its weight says, if any does."""
+    return 100 * float(MEASURES[metric](rows.truth, rows.predicted, sample_weight=rows.get("weight")))
 
 
 def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]]:
@@ -94,49 +108,37 @@ def test_the_examples_hold() -> None:
 @pytest.fixture
 def cell(tmp_path: Path) -> Any:
     """Two seeds × three folds of unequal size, and what was predicted."""
-    held, runs = {}, {}
-    for seed in range(2):
-        for fold in range(3):
-            truth, predicted = made(fold, 20 + 31 * fold)[0], made(10 * seed + fold, 20 + 31 * fold)[1]
-            speakers = [f"{fold}{'ab'[i % 3 == 0]}" for i in range(len(truth))]
-            held[seed, fold] = truth, predicted, speakers
-            runs[seed, fold] = make_run(tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers)
-    return SimpleNamespace(held=held, runs=runs, scores=CellScores([*runs.values()]))
+    runs = {}
+    for seed, fold in product(range(2), range(3)):
+        truth, predicted = made(fold, 20 + 31 * fold)[0], made(10 * seed + fold, 20 + 31 * fold)[1]
+        speakers = [f"{fold}{'ab'[i % 3 == 0]}" for i in range(len(truth))]
+        runs[seed, fold] = make_run(tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers)
+    return SimpleNamespace(runs=runs, scores=CellScores([*runs.values()]))
 
 
-@pytest.mark.parametrize("metric", ["wa", "ua", "macro_f1", "weighted_f1", "hap"])
+@pytest.mark.parametrize("metric", MEASURES)
 def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, metric: str) -> None:
-    def one(pairs: list[tuple]) -> float:
-        found = scores([t for p in pairs for t in p[0]], [k for p in pairs for k in p[1]], CLASSES)
-        return 100 * (found[metric] if metric in found else found["per_class"][metric])
-
     found = cell.scores.score(metric)
-    by_seed = [one([cell.held[seed, fold] for fold in range(3)]) for seed in range(2)]
-    by_run = {place: one([held]) for place, held in cell.held.items()}
-    by_fold = [(by_run[0, fold] + by_run[1, fold]) / 2 for fold in range(3)]
-    mean = sum(by_fold) / 3
-    assert found.pooled == pytest.approx(sum(by_seed) / 2)
-    assert found.over_seeds == pytest.approx((found.pooled, abs(by_seed[0] - by_seed[1]) / math.sqrt(2)))
-    assert found.over_folds == pytest.approx((mean, math.sqrt(sum((value - mean) ** 2 for value in by_fold) / 2)))
+    by_seed, by_run = (
+        [percent(metric, rows) for _, rows in cell.scores.predictions.groupby(by)] for by in ("seed", "run")
+    )
+    by_fold = np.reshape(by_run, (2, 3)).mean(0)
+    assert found.pooled == pytest.approx(np.mean(by_seed))
+    assert found.over_seeds == pytest.approx((np.mean(by_seed), np.std(by_seed, ddof=1)))
+    assert found.over_folds == pytest.approx((np.mean(by_fold), np.std(by_fold, ddof=1)))
     assert (found.seeds, found.folds) == (2, 3)
     assert cell.scores.score(metric, "only audio").pooled == 100
     alone = CellScores([cell.runs[1, 2]]).score(metric)
-    assert alone.over_seeds == alone.over_folds == (pytest.approx(by_run[1, 2]), None)
+    assert alone.over_seeds == alone.over_folds == (pytest.approx(by_run[-1]), None)
 
 
 @pytest.mark.parametrize("metric", ["ua", "wa", "macro_f1"])
 def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metric: str) -> None:
     """By hand: the score without each speaker in both seeds at once; g θ − (g − 1) θ₍ᵢ₎; their t-test's interval."""
-    macro_f1 = partial(f1_score, average="macro")
-    measure = {"ua": balanced_accuracy_score, "wa": accuracy_score, "macro_f1": macro_f1}[metric]
 
     def without(speaker: str | None) -> float:
-        by_seed = []
-        for seed in range(2):
-            held = [row for (own, _), parts in cell.held.items() if own == seed for row in zip(*parts, strict=True)]
-            kept = [row for row in held if row[2] != speaker]
-            by_seed.append(measure([row[0] for row in kept], [row[1] for row in kept]))
-        return 100 * float(np.mean(by_seed))
+        held = cell.scores.predictions
+        return float(np.mean([percent(metric, rows) for _, rows in held[held.speaker != speaker].groupby("seed")]))
 
     values = np.array([6 * without(None) - 5 * without(f"{fold}{part}") for fold in range(3) for part in "ab"])
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -195,21 +197,15 @@ def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
             wrong()
 
 
-@pytest.mark.parametrize(("b", "c"), [(8, 2), (1, 1), (0, 6), (0, 0)])
-def test_mcnemar_is_the_binomial_tail_summed(b: int, c: int) -> None:
-    truth = [0] * (b + c + 5)
-    first = [0] * b + [1] * c + [0] * 5
-    second = [1] * b + [0] * c + [0] * 5
-    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-    assert mcnemar(truth, first, second) == pytest.approx(min(1, 2 * tail))
+@pytest.mark.parametrize(("b", "c", "p"), [(8, 2, 2 * (1 + 10 + 45) / 2**10), (1, 1, 1), (0, 6, 2 / 2**6), (0, 0, 1)])
+def test_mcnemar_is_the_binomial_tail_summed(b: int, c: int, p: float) -> None:
+    first, second = [0] * b + [1] * c + [0] * 5, [1] * b + [0] * c + [0] * 5
+    assert mcnemar([0] * (b + c + 5), first, second) == pytest.approx(p)
 
 
 def test_what_papers_print_of_runs() -> None:
     first, second = [0.61, 0.64, 0.60, 0.66, 0.63], [0.60, 0.60, 0.59, 0.61, 0.64]
-    d = [a - b for a, b in zip(first, second, strict=True)]
-    mean = sum(d) / 5
-    t = mean / math.sqrt(sum((x - mean) ** 2 for x in d) / 4 / 5)
-    assert p_of_runs(first, second)[0] == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert p_of_runs(first, second)[0] == pytest.approx(stats.ttest_rel(first, second).pvalue)
     assert p_of_runs(first, first) == (None, 1.0)
 
 
@@ -237,38 +233,29 @@ def two_cells(folder: Path, speakers: int, dialogues: list[int] | None = None) -
 @pytest.mark.parametrize("metric", ["ua", "wa"])
 def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric: str) -> None:
     """By hand: the difference with each set of speakers swapped between the cells, and without each speaker."""
-    one, two = two_cells(tmp_path, 8)
-    measure = {"ua": balanced_accuracy_score, "wa": accuracy_score}[metric]
-    number = {name: k for k, name in enumerate(CLASSES)}
-    tables = [[run.predictions().to_pydict() for run in cell.runs] for cell in (one, two)]
+    one, two = two_cells(tmp_path, 6)
+    # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
+    tables = [one.predictions.assign(cell=0, weight=1 / 2), two.predictions.assign(cell=1, weight=1 / 3)]
+    rows = pandas.concat(tables)
 
-    def difference(swapped: set[str], without: str | None = None) -> float:
-        # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
-        ends = []
-        for cell in (0, 1):
-            rows = [
-                (number[table["truth"][i]], number[table["predicted"][i]], 1 / len(drawn))
-                for i, speaker in enumerate(tables[0][0]["speaker"])
-                for drawn in [tables[cell ^ (speaker in swapped)]]
-                for table in (drawn if speaker != without else ())
-            ]
-            truth, predicted, weight = zip(*rows, strict=True)
-            ends.append(100 * measure(truth, predicted, sample_weight=weight))
-        return ends[0] - ends[1]
+    def difference(swapped: Sequence[str], without: str | None = None) -> float:
+        kept = rows[rows.speaker != without]
+        cell = kept.cell ^ kept.speaker.isin(swapped)
+        return percent(metric, kept[cell == 0]) - percent(metric, kept[cell == 1])
 
-    names = [str(k) for k in range(8)]
-    flipped = [difference({n for n, s in zip(names, signs, strict=True) if s}) for signs in product((0, 1), repeat=8)]
+    names = list("012345")
+    flipped = [difference([*compress(names, signs)]) for signs in product((0, 1), repeat=6)]
     found = compare(one, two, metric)
-    assert found is not None and found.p is not None
     whole, low, high = found.difference
     assert whole == pytest.approx(flipped[0]) == pytest.approx(one.score(metric).pooled - two.score(metric).pooled)
     assert found.p == pytest.approx(np.mean(np.abs(flipped) >= abs(flipped[0]) - 1e-9))
-    values = np.array([8 * whole - 7 * difference(set(), name) for name in names])
-    half = stats.t.ppf(0.975, 7) * stats.sem(values)
-    assert (low, high) == pytest.approx((whole - half, whole + half)) and found.about == "two-sided, 8 speakers"
-    better, worse = compare(one, two, metric, claimed=1), compare(one, two, metric, claimed=-1)
-    assert better is not None and better.p == pytest.approx(np.mean(np.array(flipped) >= flipped[0] - 1e-9))
-    assert worse is not None and worse.p is not None and worse.p > 0.8 and worse.about == "one-sided, 8 speakers"
+    values = np.array([6 * whole - 5 * difference([], name) for name in names])
+    half = stats.t.ppf(0.975, 5) * stats.sem(values)
+    assert (low, high) == pytest.approx((whole - half, whole + half)) and found.about == "two-sided, 6 speakers"
+    for claimed in (1, -1):
+        found = compare(one, two, metric, claimed=claimed)
+        assert found.p == pytest.approx(np.mean(claimed * np.array(flipped) >= claimed * flipped[0] - 1e-9))
+        assert found.about == "one-sided, 6 speakers"
 
 
 def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path) -> None:
@@ -432,16 +419,12 @@ def drawn(n: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray
 def test_the_error_is_that_of_its_bins_and_a_temperature_mends_it() -> None:
     truth, sure = drawn(4000, 0, 2.5)
     right, confidence = sure.argmax(1) == truth, sure.max(1)
-    theirs = 0.0
-    for b in range(15):
-        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
-        if inside.any():
-            theirs += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    bins = reliability(truth, sure)
-    assert ece(bins) == pytest.approx(theirs) and theirs > 0.1
     share, mean = calibration_curve(right, confidence, n_bins=15)
+    bins = reliability(truth, sure)
     filled = bins[bins[:, 0] > 0]
+    assert bins[:, 0].tolist() == np.histogram(confidence, 15, (0, 1))[0].tolist()
     assert filled[:, 2] / filled[:, 0] == pytest.approx(share) and filled[:, 1] / filled[:, 0] == pytest.approx(mean)
+    assert ece(bins) == pytest.approx(filled[:, 0] @ abs(share - mean) / 4000) and ece(bins) > 0.1
     temperature = fit_temperature(truth, sure)
     assert temperature == pytest.approx(2.5, rel=0.06)
     after = tempered(sure, temperature)
