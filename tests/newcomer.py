@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile as sf
 
 from ser.extract.corpora.demo import demo_vocabulary
 from ser.extract.run import ExtractionConfig, extract, plan
@@ -44,7 +45,7 @@ def write_inputs(folder: Path, demo_corpus: Path) -> dict[str, str]:
 
 
 def shrink(corpus: Path) -> None:
-    """Keep the first dialogue of each session: what is tested is the commands, not the corpus."""
+    """Keep half a second of each turn of one dialogue a session: what is tested is the commands, not the corpus."""
     for session in corpus.glob("Session*"):
         names = sorted(path.name for path in (session / "sentences" / "wav").iterdir())
         for name in names[1:]:
@@ -52,6 +53,9 @@ def shrink(corpus: Path) -> None:
             for path in session.rglob(f"{name}*"):
                 if path.is_file():
                     path.unlink()
+        for path in session.glob("sentences/wav/*/[!.]*.wav"):
+            samples, rate = sf.read(path, dtype="int16")
+            sf.write(path, samples[: rate // 2], rate)
 
 
 def make_newcomer(folder: Path, demo_corpus: Path) -> None:
