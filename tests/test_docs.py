@@ -88,16 +88,19 @@ def test_every_block_of_the_page_runs(
         elif block.language == "sh":
             for words in commands(block.text):
                 assert words[0] == "ser", f"{block.where}: only ser is run here, not {words[0]}"
-                done = ser(*map(_stand_in, words, words[1:]))
+                done = ser(*_stand_in(words[1:]))
                 assert done.exit_code == 0, f"{block.where}: {shlex.join(words)}\n{done.output}\n{done.exception!r}"
                 if words[:3] == ["ser", "corpus", "demo"]:
                     shrink(Path(words[3]))
 
 
-def _stand_in(before: str, word: str) -> str:
-    """What is on this machine for a path on the reader's; and one epoch shows as well as several that training runs."""
-    option, equals, value = word.rpartition("=")
-    return "1" if before == "--epochs" else f"{option}{equals}{STAND_INS.get(value, value)}"
+def _stand_in(words: list[str]) -> Iterator[str]:
+    """What is on this machine for a path on the reader's; one epoch of one fold shows as well as many that it runs."""
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.rpartition("=")
+        yield "1" if before == "--epochs" else f"{option}{equals}{STAND_INS.get(value, value)}"
+    if words[:1] == ["train"] and "--folds" not in words:
+        yield from ("--folds", "1")
 
 
 def test_blocks_run_or_say_why_not_and_would_be_understood() -> None:
