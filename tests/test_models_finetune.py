@@ -43,8 +43,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = {word for text in texts for word in text.split()}
     for name in ENCODERS:
         write_random_checkpoint(folder / name, name, words=words, num_hidden_layers=DEPTH)
-    other = shutil.copytree(folder / "bert", folder / "text") / "config.json"
-    other.write_text(other.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
+    write_random_checkpoint(folder / "other", "bert", num_hidden_layers=DEPTH, seed=7)
+    unknown = shutil.copytree(folder / "bert", folder / "text") / "config.json"
+    unknown.write_text(unknown.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
     store = new_store(folder / "features", manifest)
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
     asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
@@ -160,34 +161,32 @@ def test_hidden_text_has_no_influence(made: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "layers", "says"),
+    ("features", "layers", "more", "says"),
     [
-        ("bert@", 1, r"starts from layer 2 of bert's 3, and bert is layer 3.*--features bert:layer=2`"),
-        ("bert:layer=1", 1, r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`"),
-        ("bert:layer=2", 4, "has layers 1 to 3, or all"),
-        ("bert:layer=2", -1, "has layers 1 to 3, or all"),
-        ("bert:layer=2", "some", "must be int.all"),
-        ("bert:layer=2,special=false", 1, "bert or mpnet, on special tokens too, and bert:layer=2,special=false"),
-        ("text:layer=2", 1, "bert or mpnet, .* and text:layer=2 is none of these"),
+        ("bert@", 1, {}, r"starts from layer 2 of bert's 3, and bert is layer 3.*--features bert:layer=2`"),
+        ("bert:layer=1", 1, {}, r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`"),
+        ("bert:layer=2", 4, {}, "has layers 1 to 3, or all"),
+        ("bert:layer=2", -1, {}, "has layers 1 to 3, or all"),
+        ("bert:layer=2", "some", {}, "must be int.all"),
+        ("bert:layer=2,special=false", 1, {}, "bert or mpnet, on special tokens too, and bert:layer=2,special=false"),
+        ("text:layer=2", 1, {}, "bert or mpnet, .* and text:layer=2 is none of these"),
+        ("logmel", 1, {"fusion": "cnn"}, "finetune_layers=1: fusion cnn has no use for it"),
+        ("bert:layer=2", 1, {"set": ("standardise_text=true",)}, "standardise_text=false"),
+        ("bert:layer=2", 1, {"model": ("bert=other",)}, "not the checkpoint that bert:layer=2 .*--model bert=PATH"),
+        ("bert:layer=2", 1, {"model": ("bert",)}, "write --model NAME=ID_OR_PATH"),
     ],
 )
-def test_a_layer_that_it_cannot_start_from(made: Path, features: str, layers: object, says: str) -> None:
+def test_what_does_not_go_together(
+    made: Path, monkeypatch: pytest.MonkeyPatch, features: str, layers: object, more: dict[str, Any], says: str
+) -> None:
+    monkeypatch.chdir(made)
     with pytest.raises(WrongUse, match=says):
-        prepared(made, features.rstrip("@"), layers)
+        prepared(made, features.rstrip("@"), layers, **more)
 
 
-def test_what_does_not_go_together(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="finetune_layers=1: fusion cnn has no use for it"):
-        prepared(made, "logmel", 1, fusion="cnn")
-    with pytest.raises(WrongUse, match="standardise_text=false"):
-        prepared(made, "bert:layer=2", 1, set=("standardise_text=true",))
-    other = write_random_checkpoint(tmp_path / "other", "bert", num_hidden_layers=DEPTH, seed=7)
-    with pytest.raises(WrongUse, match=r"is not the checkpoint that bert:layer=2 was computed with.*--model bert=PATH"):
-        prepared(made, "bert:layer=2", 1, model=(f"bert={other}",))
-    shutil.copytree(made / "bert", tmp_path / "moved")
-    prepared(made, "bert:layer=2", 1, model=(f"bert={tmp_path / 'moved'}",))
-    with pytest.raises(WrongUse, match="write --model NAME=ID_OR_PATH"):
-        prepared(made, "bert:layer=2", 1, model=("bert",))
+def test_a_checkpoint_may_lie_elsewhere(made: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(made / "bert", tmp_path / "moved")
+    prepared(made, "bert:layer=2", 1, model=(f"bert={moved}",))
 
 
 def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
