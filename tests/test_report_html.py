@@ -94,6 +94,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are without their drawings, which take most of the time."""
+    monkeypatch.setattr("ser.train.report.sections.svg_of", lambda table: ("", ""))
+
+
 class _Tags(HTMLParser):
     """Every start tag with its attributes."""
 
@@ -161,7 +167,7 @@ def test_words_in_pictures_are_left_alone() -> None:
 
 
 def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
-    folder: Path, runs: list[Run], tmp_path: Path
+    folder: Path, runs: list[Run], tmp_path: Path, undrawn: None
 ) -> None:
     open_run = Run(tmp_path / runs[0].name)
     open_run.path.mkdir()
@@ -357,7 +363,9 @@ def test_the_better_of_two_papers_cells_is_claimed(cells: dict[str, Cell]) -> No
     assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
 
 
-def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(cells: dict[str, Cell], tmp_path: Path) -> None:
+def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(
+    cells: dict[str, Cell], tmp_path: Path, undrawn: None
+) -> None:
     one = cells["mit · hubert+mpnet · queries 3"]
     runs = [Run(run.path) for run in one.runs]
     for run in runs:
