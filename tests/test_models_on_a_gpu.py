@@ -49,7 +49,8 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
     torch.manual_seed(0)
     model, whole = build(case), make_batch(case, [5, 26, 1, 9])  # longer than what a CPU pads
     there, idle = copy.deepcopy(model), list[set[str]]()  # what no gradient reaches
-    some = [{m: torch.tensor(mask)} for m in CASES[case].inputs for mask in HIDDEN if CASES[case].hide]
+    hides = CASES[case].hide and "no-" not in case  # what MIT's variants hide, MIT does
+    some = [{m: torch.tensor(mask)} for m in CASES[case].inputs for mask in HIDDEN if hides]
     tried = [("float32", hidden) for hidden in ({}, *some)]
     tried += [("bf16", hidden) for hidden in ({}, *some[1::2])]  # where some is hidden there are no other dtypes
     for precision, hidden in tried:
