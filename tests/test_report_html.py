@@ -24,9 +24,8 @@ from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import prepare, run_experiment
 from ser.train.models.msmser import MsmserSettings
-from ser.train.models.ragged import Batch, Sequences
 from ser.train.options import Experiment
-from ser.train.report.attention import attend, weights_of
+from ser.train.report.attention import attend
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.examples import agreement
 from ser.train.report.figures import svg_of
@@ -380,36 +379,28 @@ def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(
 # --- attention against the equations
 
 
-def test_attention_is_the_models_own(cells: dict[str, Cell]) -> None:
-    """The weights are those of torch's own attention; and reading them changes no number."""
+def test_attention_is_the_models_own(cells: dict[str, Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are those of torch's own attention to what the layer is given; reading them changes no number."""
     cell = cells["mit · hubert+mpnet · queries 6"]
-    utterance = cell.predictions.id[0]
-    store, manifest, _ = cell.origin
-    first, one = attend(cell.runs[0], store, manifest, [cell.predictions.id[1], utterance])
-    assert first.utterance == cell.predictions.id[1] and first.frames.shape != one.frames.shape
+    run, (store, manifest, _), (utterance, other, *_) = cell.runs[0], cell.origin, cell.predictions.id
+    fitted, plan = load_model(run)
+    layer, given = fitted.model.interaction.decoder[-1].multihead_attn, list[Any]()
+    monkeypatch.setattr("ser.train.report.attention.load_model", lambda run: (fitted, plan))
+    with layer.register_forward_hook(lambda _, taken, __: given.append(taken)):
+        first, one = attend(run, store, manifest, [other, utterance])
+    assert not layer._forward_hooks, "the hook must be taken off"
+    assert first.utterance == other and first.frames.shape != one.frames.shape
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
     assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], "the last one: special tokens"
     # The predictions of the run came from the plain model.
-    np.testing.assert_allclose(one.probabilities, cell.runs[0].predictions()["probabilities"][0].as_py(), atol=1e-5)
-    fitted, _ = load_model(cell.runs[0])
-    layer = fitted.model.interaction.decoder[-1].multihead_attn
-    with weights_of(fitted.model.interaction):
-        assert layer._forward_hooks
-    assert not layer._forward_hooks, "the hook must be taken off"
-    captured: dict[str, torch.Tensor] = {}
-    layer.register_forward_hook(lambda _, taken, __: captured.update(x=taken[0], memory=taken[2][0]))
-    inputs = {}
-    for modality, name in (("audio", "hubert"), ("text", "mpnet")):
-        values = torch.from_numpy(store[name].load(manifest, [manifest.ids.index(utterance)]).values.astype(np.float32))
-        inputs[modality] = Sequences(values, torch.tensor([len(values)]))
-    zero = torch.zeros(1, dtype=torch.long)
+    np.testing.assert_allclose(one.probabilities, run.predictions()["probabilities"][0].as_py(), atol=1e-5)
+    plain = torch.nn.MultiheadAttention(layer.out_proj.in_features, layer.heads)
+    plain.load_state_dict(layer.state_dict())
+    x, _, (memory, _) = given[-1]
     with torch.inference_mode():
-        fitted.model(Batch(inputs, zero, zero, zero + 1))
-        plain = torch.nn.MultiheadAttention(layer.out_proj.in_features, layer.heads)
-        plain.load_state_dict(layer.state_dict())
-        expected = plain(captured["x"], captured["memory"], captured["memory"])[1].numpy()
+        expected = plain(x, memory, memory)[1].numpy()
     np.testing.assert_allclose(one.frames, expected[:, : one.frames.shape[1]], atol=1e-6)
 
 
