@@ -44,8 +44,9 @@ def check_updates(
 ) -> None:
     """Two models, the plain one by what gives its heads of a batch, have the same heads at every training step.
 
-    In the end they have the same weights.
+    They start with our weights, and in the end they have the same ones.
     """
+    plain.load_state_dict(ours.state_dict())
     pairs = [(ours, lambda model, batch: model(batch)), (plain, heads_of)]
     adams = [torch.optim.Adam(model.parameters(), 1e-3, weight_decay=decay) for model, _ in pairs]
     for _ in range(steps):
@@ -57,6 +58,12 @@ def check_updates(
             adam.step()
         torch.testing.assert_close(*found, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=0, atol=1e-10)
+
+
+def by_dialogue(model: nn.Module, batch: Batch, of: Callable) -> dict[str, Tensor]:
+    """The heads that a function of the model gives for one dialogue after the other."""
+    found = [of(model, dialogue) for dialogue in parts(batch, batch.dialogues.tolist())]
+    return {head: torch.cat([one[head] for one in found]) for head in found[0]}
 
 
 def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = None) -> Tensor:
@@ -142,7 +149,6 @@ def padded_utterances(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def test_msmser_equals_the_plain_model(frames):
     sizes = {key: value for key, value in TINY.items() if key in MsmserSettings.__dataclass_fields__}
     ours, plain = build("mit"), PlainMsmser(MsmserSettings(**sizes), DIMS, 4)
-    plain.load_state_dict(ours.state_dict())
     check_updates(ours, plain, padded_utterances, partial(make_batch, "mit", frames))
 
 
@@ -173,8 +179,8 @@ def fuse(method: str, fusion: nn.Module, a: Tensor, t: Tensor) -> Tensor:
     return b @ (fusion.w_vector.weight @ torch.tanh(fusion.w_matrix.weight @ b))[0].softmax(0)
 
 
-def equations(model: nn.Module, batch: Batch, name: str) -> dict[str, Tensor]:
-    """§2.2 and §2.3 for one dialogue after the other."""
+def equations(model: nn.Module, dialogue: Batch, name: str) -> dict[str, Tensor]:
+    """§2.2 and §2.3."""
     position, _, method = name.partition("-")
 
     def fused_at(where: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,25 +189,22 @@ def equations(model: nn.Module, batch: Batch, name: str) -> dict[str, Tensor]:
         pairs = zip(x["audio"], x["text"], strict=True)
         return x | {"fused": torch.stack([fuse(method, model.fusion, a, t) for a, t in pairs])}
 
-    found = []
-    for dialogue in parts(batch, batch.dialogues.tolist()):
-        x = {m: model.features[m](rows.values).relu() for m, rows in dialogue.inputs.items()}
-        x = fused_at("ef", x)
-        x = {s: model.gru[s](rows)[0] for s, rows in x.items()}
-        x = fused_at("mf", x)
-        x = {s: attend(model.attention[s], rows, rows) for s, rows in x.items()}
-        x = fused_at("lf", x)
-        x = {s: model.logits[s](rows) for s, rows in x.items()}
-        found.append(fused_at("lgf", x))
-    logits = {stream: torch.cat([x[stream] for x in found]) for stream in found[0]}
-    return {"logits": logits.pop("fused"), **logits} if method else {"logits": logits.popitem()[1]}
+    x = {m: model.features[m](rows.values).relu() for m, rows in dialogue.inputs.items()}
+    x = fused_at("ef", x)
+    x = {s: model.gru[s](rows)[0] for s, rows in x.items()}
+    x = fused_at("mf", x)
+    x = {s: attend(model.attention[s], rows, rows) for s, rows in x.items()}
+    x = fused_at("lf", x)
+    x = {s: model.logits[s](rows) for s, rows in x.items()}
+    x = fused_at("lgf", x)
+    return {"logits": x.pop("fused"), **x} if method else {"logits": x.popitem()[1]}
 
 
 @pytest.mark.parametrize("name", [*PERSPECTIVE, "audio:utterance", "text:utterance"])
 def test_perspective_follows_the_papers_equations(name):
     model, dims = build(name), {m: DIMS[m] for m in FUSIONS[name].inputs}
-    of_name, make = partial(equations, name=name), partial(make_dialogues, [3, 1, 5, 2], dims)
-    check_updates(model, copy.deepcopy(model), of_name, make, steps=3, decay=1e-5)
+    plain, make = partial(by_dialogue, of=partial(equations, name=name)), partial(make_dialogues, [3, 1, 5, 2], dims)
+    check_updates(model, build(name), plain, make, steps=3, decay=1e-5)
 
 
 def padded_dialogues(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -218,34 +221,29 @@ def padded_dialogues(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def test_perspective_equals_the_plain_model(sizes):
     settings = {"d_model": 16, "gru_hidden": 8, "heads": 4, "dropout": 0.0}
     ours, plain = build("lgf-add", **settings), PlainPerspective(PerspectiveSettings(**settings), DIMS, 4)
-    plain.load_state_dict(ours.state_dict())
     check_updates(ours, plain, padded_dialogues, partial(make_dialogues, sizes), decay=1e-5)
 
 
-def released_code(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """What Luyizhe/SpeechEmotion@17036b9 computes, for one dialogue after the other: probabilities."""
-    found = []
-    for dialogue in parts(batch, batch.dialogues.tolist()):
-        heads = {}
-        for m, rows in dialogue.inputs.items():
-            h = model.gru[m](model.features[m](rows.values))[0]
-            heads[m] = model.logits[m](model.hidden[m](attend(model.attention[m], h, h)).relu())
-        heads["logits"] = heads["audio"] + heads["text"]
-        if hasattr(model.fusion, "w_matrix"):
-            u = model.fusion.w_matrix(torch.stack([heads["text"], heads["audio"]], 1))  # [S, 2, K]
-            weights = (u.relu() @ model.fusion.w_vector).softmax(1)
-            heads["logits"] = torch.einsum("sik,si->sk", u, weights)
-        found.append(heads)
-    return {head: torch.cat([x[head] for x in found]).softmax(1) for head in found[0]}
+def released_code(model: nn.Module, dialogue: Batch) -> dict[str, Tensor]:
+    """What Luyizhe/SpeechEmotion@17036b9 computes: probabilities."""
+    heads = {}
+    for m, rows in dialogue.inputs.items():
+        h = model.gru[m](model.features[m](rows.values))[0]
+        heads[m] = model.logits[m](model.hidden[m](attend(model.attention[m], h, h)).relu())
+    heads["logits"] = heads["audio"] + heads["text"]
+    if hasattr(model.fusion, "w_matrix"):
+        u = model.fusion.w_matrix(torch.stack([heads["text"], heads["audio"]], 1))  # [S, 2, K]
+        weights = (u.relu() @ model.fusion.w_vector).softmax(1)
+        heads["logits"] = torch.einsum("sik,si->sk", u, weights)
+    return {head: logits.softmax(1) for head, logits in heads.items()}
 
 
 @pytest.mark.parametrize("method", ["add", "at"])
 def test_released_code_update_by_update(method):
     """Over updates of plain Adam; the score vector stays as it was."""
-    ours = build(f"lgf-{method}", released=True, heads=4)
-    start = copy.deepcopy(ours.state_dict())
-    make = partial(make_dialogues, [3, 1, 5, 30, 2])
-    check_updates(ours, copy.deepcopy(ours), released_code, make, decay=1e-5)
+    ours, other = (build(f"lgf-{method}", released=True, heads=4) for _ in range(2))
+    start, make = copy.deepcopy(ours.state_dict()), partial(make_dialogues, [3, 1, 5, 30, 2])
+    check_updates(ours, other, partial(by_dialogue, of=released_code), make, decay=1e-5)
     assert [name for name, weight in ours.state_dict().items() if torch.equal(weight, start[name])] == [
         name for name in start if name.endswith("w_vector")
     ]
@@ -267,10 +265,6 @@ def bc_level(module, x):
     return z, module.logits(z)
 
 
-def bc_fuse(model, audio, text):
-    return torch.cat([audio, text], 1)
-
-
 def catf_level(cat, x):
     h, found = cat.lstm(x)[0], []
     for i, h_t in enumerate(h):
@@ -281,31 +275,29 @@ def catf_level(cat, x):
 
 
 def catf_fuse(model, audio, text):
-    b = torch.stack([text, audio], 2)  # [n, d, 2]
-    alpha = (model.fuse.w_vector.weight @ torch.tanh(model.fuse.w_matrix.weight @ b))[:, 0].softmax(1)
-    return (b * alpha[:, None]).sum(2)
+    return torch.stack([fuse("at", model.fuse, a, t) for a, t in zip(audio, text, strict=True)])
+
+
+def concat_fuse(model, audio, text):
+    return torch.cat([audio, text], 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "level", "fuse"), [("bc-lstm", bc_level, bc_fuse), ("catf-lstm", catf_level, catf_fuse)]
+    ("name", "level", "fuse"), [("bc-lstm", bc_level, concat_fuse), ("catf-lstm", catf_level, catf_fuse)]
 )
 def test_two_levels_over_a_dialogue(name, level, fuse):
-    model, batch = build(name), make_dialogues([3, 1, 6])  # two turns more than have weights of their own
-    expected = {"audio": [], "text": [], "logits": []}
-    for dialogue in parts(batch, [3, 1, 6]):
-        levels = {m: level(getattr(model, m), dialogue.inputs[m].values) for m in ("audio", "text")}
+    def plain(model, dialogue):
+        levels = {m: level(getattr(model, m), rows.values) for m, rows in dialogue.inputs.items()}
         levels["logits"] = level(model.fusion, fuse(model, levels["audio"][0], levels["text"][0]))
-        for head, (_, logits) in levels.items():
-            expected[head].append(logits)
-    wanted = {head: torch.cat(logits) for head, logits in expected.items()}
-    torch.testing.assert_close(model(batch), wanted, rtol=0, atol=1e-10)
+        return {head: logits for head, (_, logits) in levels.items()}
+
+    model, batch = build(name), make_dialogues([3, 1, 6])  # two turns more than have weights of their own
+    torch.testing.assert_close(model(batch), by_dialogue(model, batch, plain), rtol=0, atol=1e-10)
 
 
 def test_superb_on_layer_means_is_the_head_on_frames():
     """SUPERB's emotion head as s3prl has it, frame by frame."""
     name, frames = "superb on layers", [5, 1, 200, 4]
-    ours, plain = build(name), build(name)
-    plain.load_state_dict(ours.state_dict())
 
     def make():
         batch = make_batch(name)
@@ -320,28 +312,31 @@ def test_superb_on_layer_means_is_the_head_on_frames():
             logits.append(model.logits(model.projector(summed).mean(0)))
         return {"logits": torch.stack(logits)}
 
-    check_updates(ours, plain, on_frames, make)
+    check_updates(ours := build(name), build(name), on_frames, make)
     assert ours.layer_sums.weights["audio 0"].abs().min() > 1e-3  # they have been trained
 
 
-def test_icon_turn_by_turn():
+def icon(model, dialogue):
     """Each turn with the histories of its own speaker and of the other, as the authors' code is given them."""
-    model, batch, expected = build("icon"), make_dialogues([5, 1, 4]), []
+    logits, u = [], torch.cat([dialogue.inputs[m].values for m in ("audio", "text")], 1)
+    for i, said in enumerate(dialogue.speakers):
+        q, m = torch.tanh(model.query(u[i])), torch.zeros(i, 8)
+        own = dialogue.speakers[:i] == said
+        for gru, turns in ((model.own, own), (model.other, ~own)):
+            if turns.any():
+                m[turns] = gru(u[:i][turns])[0]
+        m = torch.tanh(m)
+        for gru in (model.influence, model.memory, model.memory):
+            m = gru(m)[0] if i else m
+            q = torch.tanh(q + torch.tanh(m @ q).softmax(0) @ m)
+        logits.append(model.logits(q))
+    return {"logits": torch.stack(logits)}
+
+
+def test_icon_turn_by_turn():
+    model, batch = build("icon"), make_dialogues([5, 1, 4])
     batch.speakers = torch.tensor([0, 1, 1, 0, 0, 7, 2, 2, 3, 2])
-    for dialogue in parts(batch, [5, 1, 4]):
-        u = torch.cat([dialogue.inputs[m].values for m in ("audio", "text")], 1)
-        for i, said in enumerate(dialogue.speakers):
-            q, m = torch.tanh(model.query(u[i])), torch.zeros(i, 8)
-            own = dialogue.speakers[:i] == said
-            for gru, turns in ((model.own, own), (model.other, ~own)):
-                if turns.any():
-                    m[turns] = gru(u[:i][turns])[0]
-            m = torch.tanh(m)
-            for gru in (model.influence, model.memory, model.memory):
-                m = gru(m)[0] if i else m
-                q = torch.tanh(q + torch.tanh(m @ q).softmax(0) @ m)
-            expected.append(model.logits(q))
-    torch.testing.assert_close(model(batch)["logits"], torch.stack(expected), rtol=0, atol=1e-10)
+    torch.testing.assert_close(model(batch), by_dialogue(model, batch, icon), rtol=0, atol=1e-10)
 
 
 def concat_utterance(model, audio, text):
