@@ -2,7 +2,6 @@
 store and trained runs. The fixtures are in conftest.py; made once per test session and shared by its processes.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import soundfile as sf
+from filelock import FileLock
 
 from ser.extract.corpora.demo import demo_vocabulary
 from ser.extract.run import ExtractionConfig, extract, plan
@@ -87,8 +87,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent  # the processes' own folders lie in it
     folder = shared / name
-    with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(shared / f"{name}.lock"):
         if not (folder / "done").exists():
             make(folder)
             (folder / "done").touch()
