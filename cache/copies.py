@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import eq
 from pathlib import Path
@@ -261,11 +261,14 @@ class Pull:
             if said != known:
                 raise CorruptStore(f"{where}: is another part than was published")
         with explain_disk_errors("pulling a part", store.path, known.bytes), workspace(store.path) as temporary:
-            folder = temporary / path.rpartition("/")[2]
-            for name, file in record.files.items():
-                write_folder(folder, {name: [self.remote.fetch(f"{path}/{name}", file)]})
+
+            def fetched(name: str, file: FileRecord) -> Iterator[bytes]:
+                yield self.remote.fetch(f"{path}/{name}", file)
                 told(file.bytes)
-            write_folder(folder, {"part.json": [content]})
+
+            folder = temporary / path.rpartition("/")[2]
+            files = {name: fetched(name, file) for name, file in record.files.items()}
+            write_folder(folder, {**files, "part.json": [content]})
             with explained(where):
                 try:
                     check_part(folder, spec.fingerprint, spec)
