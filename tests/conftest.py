@@ -74,6 +74,12 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
 
 
+@pytest.fixture(params=["zarr", "hdf5"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each way to store the parts of a feature."""
+    return request.param
+
+
 @pytest.fixture
 def double() -> Iterator[None]:
     """Everything in float64, from one seed."""

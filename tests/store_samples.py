@@ -9,13 +9,14 @@ prints the name of each; with ASK, it waits for a line then. Exits 3 with one se
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ser.cache.part import Packed
 from ser.cache.spec import checksummed_json
 from ser.cache.store import Feature, Manifest, PartRows, Spec, Store, open_store
 from ser.errors import SerError
@@ -67,26 +68,26 @@ def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
 
 
 def part_rows(manifest: Manifest, spec: Spec, arrays: Arrays, rows: list[int]) -> PartRows:
-    """Some of a manifest's rows, ready to publish; token features get their words."""
+    """Some of a manifest's rows, ready to publish; token features get their words, and tokens that spell them."""
     digests = manifest.inputs(spec.modality)
     ids = [manifest.ids[row] for row in rows]
-    words = {"word": [np.arange(len(arrays[id_]), dtype=np.int32) - 1 for id_ in ids]} if spec.level == "token" else {}
-    return PartRows(manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], words)
+    places = [np.arange(len(arrays[id_]), dtype=np.int32) - 1 for id_ in ids]
+    extras = {"token": places, "word": places} if spec.level == "token" else {}
+    return PartRows(manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], extras)
 
 
-def publish_missing(
-    feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int
-) -> Iterator[str | None]:
-    """Publish what is missing, in parts of a few utterances. Yields the name of each part, None if it was there."""
+def publish_missing(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int) -> Iterator[str]:
+    """Publish what is missing, in parts of a few utterances. Yields the names of those that were not there."""
     lacking = set(feature.missing(manifest))
     for start in range(0, len(manifest), per_part):
-        if rows := [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]:
-            yield feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"test": "fill"})
+        rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
+        if rows and (name := feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"by": "fill"})):
+            yield name
 
 
 def fill(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int = 4) -> list[str]:
-    """Publish what is missing. Returns the names of the parts that were published."""
-    return [name for name in publish_missing(feature, manifest, arrays, backend, per_part) if name]
+    """Publish what is missing. Returns the names of the parts that were not there."""
+    return list(publish_missing(feature, manifest, arrays, backend, per_part))
 
 
 def sample_store(
@@ -101,12 +102,13 @@ def sample_store(
     return store, feature, manifest, arrays
 
 
-def check_whole(feature: Feature, manifest: Manifest, arrays: Arrays) -> None:
-    """Every utterance reads back bit for bit."""
-    packed = feature.load(manifest)
-    assert packed.ids == manifest.ids
-    for number, id_ in enumerate(manifest.ids):
+def check_whole(feature: Feature, manifest: Manifest, arrays: Arrays, rows: Sequence[int] | None = None) -> Packed:
+    """Every utterance, or these rows of the manifest, read back bit for bit."""
+    packed = feature.load(manifest, rows)
+    assert packed.ids == [manifest.ids[row] for row in (range(len(manifest)) if rows is None else rows)]
+    for number, id_ in enumerate(packed.ids):
         assert packed[number].tobytes() == arrays[id_].tobytes(), id_
+    return packed
 
 
 def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -115,6 +117,13 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     del record["sha256"]
     change(record)
     path.write_bytes(checksummed_json(record))
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Put other content into a part and record its size and digest, so that only its meaning can give it away."""
+    (folder / name).write_bytes(content)
+    known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite_record(folder / "part.json", lambda record: record["files"].update({name: known}))
 
 
 def write(path: str, backend: str, per_part: str = "2", ask: str = "") -> None:
