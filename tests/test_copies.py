@@ -16,11 +16,20 @@ from fsspec.registry import _registry
 
 from ser.cache.remote import Published, redacted
 from ser.cache.spec import canonical_json
-from ser.cache.store import Manifest, PartRows, Store, open_store
+from ser.cache.store import Store, open_store
 from ser.cache.verify import verify
 from ser.errors import WrongUse
 from ser.tests.command_line import ser
-from ser.tests.store_samples import check_whole, fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
+from ser.tests.store_samples import (
+    check_whole,
+    fill,
+    manifest_of,
+    new_store,
+    rewrite_record,
+    sample_store,
+    spec_of,
+    values_of,
+)
 from ser.tests.test_cache_hostile import LIES
 
 
@@ -44,37 +53,24 @@ def sound(path: Path) -> Store:
     return open_store(path)
 
 
-def with_tokens(path: Path, backend: str) -> tuple[Store, Manifest]:
-    """A store of a text feature whose token ids spell the transcripts."""
-    store, manifest = open_store(path, create=True), manifest_of(10)
-    store.put_manifest(manifest)
-    feature = store.add(spec_of("token", feature="words"))
-    arrays = values_of(manifest, feature.spec)
-    extras = {name: [array[:, 0].astype("int32") for array in arrays.values()] for name in ("word", "token")}
-    rows = PartRows("toy", manifest.ids, manifest.inputs("text"), list(arrays.values()), extras)
-    feature.publish(rows, backend)
-    return store, manifest
-
-
 def test_a_push_leaves_a_store_that_is_worked_in_alone(tmp_path: Path) -> None:
-    store, manifest = with_tokens(tmp_path / "store", "zarr")
+    store, _, manifest, _ = sample_store(tmp_path / "store", "zarr")
     for url in (store.path, store.path.as_uri()):
         assert "is a store that is worked in" in refused("push", url, "--store", store.path)
     assert open_store(store.path).manifest().digest == manifest.digest
     assert all("name the URL" in refused("push", url, "--store", store.path) for url in ("", "s3:/bucket/x"))
 
 
-@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_what_is_pulled_is_what_was_pushed_without_its_words(backend: str, tmp_path: Path) -> None:
     _, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
-    store, _ = with_tokens(tmp_path / "s", backend)
+    _, words, *_ = sample_store(tmp_path / "s", backend, level="token")
     pinned = push(tmp_path / "s", tmp_path / "pub")
     assert ser("cache", "pull", f"file://{pinned}", "--store", tmp_path / "got").exit_code == 0
     got = sound(tmp_path / "got")
     check_whole(got["frames"], got.manifest(), arrays)
     assert [part.record for part in got["frames"].parts()] == [part.record for part in feature.parts()]
     assert set(got.manifest().column("text")) == {None} and got.manifest().inputs("text") == manifest.inputs("text")
-    mine, theirs = store["words"].load(manifest), got["words"].load(got.manifest())
+    mine, theirs = words.load(manifest), got["tokens"].load(got.manifest())
     assert theirs.values.tobytes() == mine.values.tobytes() and {*mine.extras} - {*theirs.extras} == {"token"}
     assert not [file for file in (tmp_path / "pub").rglob("*") if file.is_file() and b"number 3" in file.read_bytes()]
     assert sound(tmp_path / "pub")["frames"].complete(manifest)  # what lies there is a store
@@ -82,7 +78,7 @@ def test_what_is_pulled_is_what_was_pushed_without_its_words(backend: str, tmp_p
     push(tmp_path / "s", tmp_path / "open", "--with-text")
     assert ser("cache", "pull", tmp_path / "open", "--store", tmp_path / "told").exit_code == 0
     assert sound(tmp_path / "told").manifest().same(manifest)
-    assert {*open_store(tmp_path / "told")["words"].load(manifest).extras} == {"word", "token"}
+    assert {*open_store(tmp_path / "told")["tokens"].load(manifest).extras} == {"word", "token"}
     assert ser("cache", "pull", pinned, "--store", tmp_path / "told").exit_code == 1 + 1  # its parts are others
     assert ser("cache", "pull", tmp_path / "pub", "--store", tmp_path / "told").exit_code == 0
     assert open_store(tmp_path / "told").manifest().same(manifest)  # no transcript is lost
@@ -184,7 +180,7 @@ def test_what_a_stranger_publishes_is_not_trusted(lie: str, tmp_path: Path) -> N
 
 def test_what_a_killed_push_left_counts_as_there_but_for_words(tmp_path: Path) -> None:
     """Its part is whole, and in no record yet."""
-    store, _ = with_tokens(tmp_path / "s", "zarr")
+    store, *_ = sample_store(tmp_path / "s", "zarr", level="token", count=4)
     for name, options in (("plain", ()), ("worded", ("--with-text",))):
         push(store.path, tmp_path / name, *options)
         for path in (tmp_path / name).glob("*"):
@@ -200,8 +196,7 @@ def test_what_a_killed_push_left_counts_as_there_but_for_words(tmp_path: Path) -
 def test_a_part_that_another_push_has_begun_is_left_to_it(tmp_path: Path) -> None:
     """What a killed push has put is taken up, also a file cut short; with other numbers only with --replace."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "hdf5")
-    second = open_store(tmp_path / "second", create=True)
-    second.put_manifest(manifest)
+    second = new_store(tmp_path / "second", manifest)
     fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "hdf5")
     begun, cut, *_ = (part.folder.relative_to(first.path) / "data.h5" for part in feature.parts())
     for path, size in ((begun, None), (cut, 1000)):
@@ -274,9 +269,9 @@ def test_a_name_brings_what_training_reads_by_it(asked: str) -> None:
 
 
 def test_the_card_says_how_the_features_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, manifest = open_store(tmp_path / "s", create=True), manifest_of(3, "my_iemocap_")
-    for one in (manifest, manifest_of(4, "a_corpus_without_rows")):
-        store.put_manifest(one)
+    manifest = manifest_of(3, "my_iemocap_")
+    store = new_store(tmp_path / "s", manifest)
+    store.put_manifest(manifest_of(4, "a_corpus_without_rows"))
     odd = {"variant": "a='$(x)'", "provenance": {"model": "a|b <script>"}}
     feature = store.add(spec_of(feature="is13", extractor="smile", **odd))
     fill(feature, manifest, values_of(manifest, feature.spec), "zarr")
