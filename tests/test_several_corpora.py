@@ -1,6 +1,5 @@
 """Several corpora in one run: joined under qualified names, cut by corpus, standardised and scored each by itself."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,18 +58,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("several")
     for corpus, shift in (("acted", 1.0), ("read", 3.0)):
         (folder / corpus).mkdir()
-        rng = np.random.default_rng(int(shift))
-        with (folder / corpus / "corpus.csv").open("w", newline="") as file:
-            rows = rows_of(corpus)
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({**row, **({"votes": json.dumps(row["votes"])} if "votes" in row else {})} for row in rows)
+        rng, rows = np.random.default_rng(int(shift)), rows_of(corpus)
+        (folder / corpus / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
         for row in rows:
             seconds = np.arange(4000 + 16 * rng.integers(100)) / 16000
             pitch = 300 * shift * (1 + LABELS[corpus].index(row["label"]))
             sound = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds) + rng.normal(0, 0.01, len(seconds))
             sf.write(folder / corpus / row["audio"], sound, 16000)
-        ser("features", folder / corpus / "corpus.csv", "--corpus-name", corpus, "--features", "logmel", store=folder)
+        ser("features", folder / corpus / "corpus.jsonl", "--corpus-name", corpus, "--features", "logmel", store=folder)
     return folder / "store"
 
 
