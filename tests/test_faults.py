@@ -59,7 +59,6 @@ def ser_features(corpus: Path, store: Path, backend: str) -> Result:
     return ser("features", corpus, "--store", store, "--backend", backend, *options)
 
 
-@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
 def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
     store = disk / "store"
     made = plan(ExtractionConfig(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
@@ -177,11 +176,10 @@ def test_each_read_and_write_fails_once(tmp_path: Path, name: str) -> None:
 
 FEATURES = "logmel,mfcc"  # of a process that is soon at work
 SECONDS = 4.0  # of audio to a part
-BACKENDS = ("zarr", "hdf5")
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, kills: int) -> None:
     """What is published stays as it was, whichever backend wrote it; a store that is complete is begun anew."""
     corpus, store = write_corpus(tmp_path / "corpus", ["words"] * 20, [1.0] * 20), tmp_path / "store"
@@ -190,7 +188,7 @@ def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, ki
 
     def start() -> subprocess.Popen[bytes]:
         words = ["features", corpus, "--features", FEATURES, "--store", store, "--part-seconds", SECONDS]
-        words += ["--backend", dice.choice(BACKENDS), "--json"]
+        words += ["--backend", dice.choice(("zarr", "hdf5")), "--json"]
         return subprocess.Popen([sys.executable, "-m", "ser", *map(str, words)], stdout=subprocess.DEVNULL)
 
     for _ in range(kills):
@@ -208,4 +206,4 @@ def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, ki
         if len(parts(store)) == len(parts(tmp_path / "quiet")):
             shutil.rmtree(store)
     assert [command.wait() for command in (start(), start())] == [0, 0]
-    assert contents(store) == whole and (kills < 100 or with_parts > 50)
+    assert contents(store) == whole and (kills < 100 or with_parts > kills / 2)
