@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import pytest
 from ser.cache import atomic_io
 from ser.cache.backends import BACKENDS
 from ser.cache.store import Feature, PartRows, open_store
+from ser.cache.transfer import export
 from ser.cache.verify import verify
 from ser.errors import StoreError
+from ser.tests.command_line import printed
 from ser.tests.store_samples import (
     COUNT,
     check_whole,
@@ -29,6 +33,8 @@ from ser.tests.store_samples import (
     spec_of,
     values_of,
 )
+from ser.train.run_folder import Run
+from ser.weights.demo import write_random_checkpoint
 
 WRITER = [sys.executable, "-m", "ser.tests.store_samples"]
 MANIFEST = manifest_of(COUNT)
@@ -75,9 +81,6 @@ CALLS = ["openat", "write", "read", "fsync", "fdatasync", "rename", "mkdir", "fl
 FAULTS = ["ENOSPC", "EIO", "EINTR"]
 
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-
-
 def traced(log: Path, command: list[Any], *options: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """What came of a command under strace, and strace's lines."""
     words = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", log, *options, *command]
@@ -88,7 +91,7 @@ def traced(log: Path, command: list[Any], *options: str) -> tuple[subprocess.Com
 EVERY_CALL = [pytest.param(*one, 12, marks=pytest.mark.slow) for one in itertools.product(BACKENDS, CALLS)]
 
 
-@needs_strace
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("backend", "call", "most"), [("zarr", "fsync", 1), ("hdf5", "rename", 1), *EVERY_CALL])
 def test_a_failing_system_call(tmp_path: Path, backend: str, call: str, most: int) -> None:
@@ -273,39 +276,32 @@ def test_files_in_memory_are_no_devices() -> None:
             assert (Path(folder, "x").stat().st_ino == os.fstat(opened.fileno()).st_ino) == stays
 
 
-EXPORTS = """
-import sys
-from pathlib import Path
-from ser.cache.store import open_store
-from ser.cache.transfer import export
-from ser.cli import main
-from ser.train.run_folder import Run
-from ser.weights.demo import write_random_checkpoint
-out, store = Path(sys.argv[1]), open_store(sys.argv[2])
-for suffix in ("h5", "zarr", "npz", "safetensors"):
-    export(store["frames"], store.manifest(), out / f"x.{suffix}")
-write_random_checkpoint(out / "weights", "bert")
-Run(out).write_json("config.json", {})
-main(["report", sys.argv[3], *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv"))])
-"""
-
-
-@needs_strace
-def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path) -> None:
-    sample_store(tmp_path / "s", "zarr", count=2)
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="which file was synced is read from /proc")
+def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", count=2)
     (out := tmp_path / "out").mkdir()
+    durable, sync = set[Path](), os.fsync
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        durable.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    def moved(move: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+        if target.parent == out:
+            held = [file for file in source.rglob("*") if file.is_file()] or [source]
+            assert {*held} <= durable, target
+            durable.discard(out)
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, partial(moved, getattr(os, name)))
+    for suffix in ("h5", "zarr", "npz", "safetensors"):
+        export(feature, manifest, out / f"x.{suffix}")
+    write_random_checkpoint(out / "weights", "bert")
+    Run(out).write_json("config.json", {})
     run = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
-    command = [sys.executable, "-c", EXPORTS, out, tmp_path / "s", run]
-    calls = "trace=fsync,rename,renameat,renameat2"
-    done, lines = traced(tmp_path / "log", command, "-y", "-s", "4096", "-e", calls)
-    assert done.returncode == 0, done.stderr
-    durable: set[str] = set()
-    for line in lines:
-        if found := re.search(r"fsync\(\d+<(.*)>\) += 0", line):
-            durable.add(found[1])
-        elif (found := re.search(r'rename\w*\(.*?"(.*?)".*"(.*?)".*= 0', line)) and Path(found[2]).parent == out:
-            held = [file for file in Path(found[2]).rglob("*") if file.is_file()] or [Path(found[2])]
-            assert {str(file).replace(found[2], found[1], 1) for file in held} <= durable, found[2]
-            durable.discard(str(out))
-    assert str(out) in durable, "the last name is not on disk"
+    printed("report", run, *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv")))
+    assert out in durable, "the last name is not on disk"
     assert len(list(out.iterdir())) == 11
