@@ -38,7 +38,7 @@ class Faulty:
         if answer.status_code < 300:
             self.done.append(asked)
         if fault == "slow":
-            time.sleep(0.5)
+            time.sleep(0.1)
         if fault == "lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         if fault in ("cut", "short"):

@@ -34,7 +34,8 @@ def server() -> Iterator[Faulty]:
 
 @pytest.fixture
 def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Faulty]:
-    """The server without faults; `url` is a place in a new bucket."""
+    """The server without faults, which is asked again at once; `url` is a place in a new bucket."""
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda **_: 0.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECRETKEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
@@ -110,7 +111,7 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_pat
 
 
 def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path: Path) -> None:
-    store, *_ = sample_store(tmp_path / "here", "zarr")
+    store, *_ = sample_store(tmp_path / "here", "zarr", count=6)
     push, pull = (["cache", what, s3.url, "--store"] for what in ("push", "pull"))
     s3.fault = at_first("500", None, None, "lost", None, None)
     assert ser(*push, store.path).exit_code == 0
@@ -128,10 +129,10 @@ def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path:
 
 def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path) -> None:
     """Parts of the same names with other numbers, as two machines compute them, and a feature that one alone has."""
-    first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr")
+    first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr", count=6)
     second = new_store(tmp_path / "second", manifest)
     fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "zarr")
-    sample_store(tmp_path / "second", "zarr", level="utterance")
+    sample_store(tmp_path / "second", "zarr", count=6, level="utterance")
     with ThreadPoolExecutor() as pool:
         pushes = [pool.submit(lambda store: Push(store, s3.url).run(), store) for store in (first, second)]
     faults = [str(push.exception()) for push in pushes if push.exception()]
