@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from ser.train.fit import fit_standardizers
 from ser.train.run_folder import LOG, STATE, Run, find_runs
 
 MIT = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
+STREAMED: dict[str, Any] = {"features": "hubert+mpnet", "fusion": "mit", "memory": "0.015MB", "set": MIT}
+STREAMED |= {"epochs": 4, "folds": 1, "resume": True}
 CASES = {
     "mit": ("hubert+mpnet", "mit", "0.015MB", MIT, ""),
     "vectors": ("is13+bert", "lgf-add", "0.025MB", ("batch_size=2",), ""),
@@ -86,13 +89,13 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
 CHILD = """
 import os, re, sys
 from pathlib import Path
+from ser.tests.test_streamed import MIT
 from ser.train.experiment import Experiment, run_experiment
 store, *cases = sys.argv[1:]
-settings = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
-asked = {"store": store, "epochs": 1, "folds": 1, "set": settings}
 for dim, memory in (case.split() for case in cases):
     if not os.fork():
-        run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", out=f"{store}-runs-{dim}", memory=memory, **asked))
+        asked = {"store": store, "out": f"{store}-runs-{dim}", "memory": memory, "epochs": 1, "folds": 1, "set": MIT}
+        run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", **asked))
         print(dim, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
         break
     assert not os.wait()[1]
@@ -126,9 +129,8 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
 def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(rich: Path, tmp_path: Path) -> None:
     """The fault in the thread is the sentence of the reader; mended, the run ends with the same bytes."""
     store = make_store(tmp_path / "s").path
-    plain = Experiment("hubert+mpnet", "mit", store=store, out=tmp_path / "a", epochs=3, folds=1, set=MIT)
-    [whole] = run_experiment(plain)
-    small = replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True)
+    small = Experiment(**STREAMED, store=store, out=tmp_path / "b")
+    [whole] = run_experiment(replace(small, out=tmp_path / "a", memory=None))
     [part] = open_store(store).feature("hubert").parts()
     block = part.record.arrays["values"].blocks[-1]
     file = part.folder / block.file
@@ -150,16 +152,12 @@ STOPPED = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from ser.cache import blocks
-from ser.errors import SerError
+from ser.tests.test_streamed import STREAMED
 from ser.train import run
 from ser.train.data.streamed import Streamed
 from ser.train.experiment import Experiment, run_experiment
-store, out, how = sys.argv[1:]
+store, out = sys.argv[1:]
 run.STATE_SECONDS = 0.0
-made = Experiment(
-    "hubert+mpnet", "mit", store=store, out=out, epochs=4, folds=1, resume=True, memory="0.015MB",
-    set=("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4"),
-)
 window, read, after = Streamed.window, blocks._read_block, []
 
 def slow(*asked):
@@ -167,7 +165,7 @@ def slow(*asked):
     read(*asked)
 
 def stops(self, utterances):
-    after.extend(Path(out).glob("*/state.safetensors"))
+    after.extend(Path(out, how).glob("*/state.safetensors"))
     if len(after) == 6:
         if how == "SIGINT":
             blocks._read_block = slow
@@ -177,36 +175,38 @@ def stops(self, utterances):
     return window(self, utterances)
 
 Streamed.window = stops
-try:
-    run_experiment(made)
-except KeyboardInterrupt:
-    pass
-print(*[thread.name for thread in threading.enumerate()])
+for how in ("SIGKILL", "SIGINT"):
+    if not os.fork():
+        try:
+            run_experiment(Experiment(**STREAMED, store=store, out=f"{out}/{how}"))
+        except KeyboardInterrupt:
+            print(how, *[thread.name for thread in threading.enumerate()])
+        break
+    print(how, os.wait()[1], flush=True)
 """
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
 def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_same_bytes(
-    rich: Path, tmp_path: Path, how: str
+    rich: Path, tmp_path: Path
 ) -> None:
     """In the middle of an epoch, with a window ahead that would take minutes to read."""
-    plain = Experiment("hubert+mpnet", "mit", store=rich, out=tmp_path / "a", epochs=4, folds=1, set=MIT)
-    [whole] = run_experiment(plain)
-    command = [sys.executable, "-c", STOPPED, rich, tmp_path / "b", how]
+    [whole] = run_experiment(Experiment(**{**STREAMED, "memory": None}, store=rich, out=tmp_path))
+    command = [sys.executable, "-c", STOPPED, rich, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout) == ((-9, "") if how == "SIGKILL" else (0, "MainThread\n")), done.stderr
-    [part] = find_runs(tmp_path / "b")
-    assert (part.path / STATE).exists()
-    with pytest.raises(WrongUse, match=r"not finished.*--resume"):
-        _ = part.result
-    [resumed] = run_experiment(replace(plain, out=tmp_path / "b", memory="0.015MB", resume=True))
-    assert weights(resumed) == weights(whole) and len(resumed.result["history"]) == 4
-    assert not (part.path / STATE).exists()
-    assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
+    assert done.stdout.splitlines() == ["SIGKILL 9", "SIGINT MainThread", "SIGINT 0"], done.stderr
+    for how in ("SIGKILL", "SIGINT"):
+        [part] = find_runs(tmp_path / how)
+        assert (part.path / STATE).exists()
+        with pytest.raises(WrongUse, match=r"not finished.*--resume"):
+            _ = part.result
+        [resumed] = run_experiment(Experiment(**STREAMED, store=rich, out=tmp_path / how))
+        assert weights(resumed) == weights(whole) and len(resumed.result["history"]) == 4
+        assert not (part.path / STATE).exists()
+        assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
 
 
 def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path, tmp_path: Path) -> None:
-    asked = Experiment("hubert+mpnet", "mit", store=rich, out=tmp_path, epochs=1, folds=1, memory="0.001MB", set=MIT)
+    asked = Experiment(**{**STREAMED, "memory": "0.001MB", "epochs": 1}, store=rich, out=tmp_path)
     with pytest.raises(WrongUse, match=r"too small for the largest batch.*--memory (\d+)MB is enough") as told:
         run_experiment(asked)
     enough = re.search(r"--memory (\d+MB)", str(told.value))
