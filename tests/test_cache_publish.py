@@ -166,12 +166,11 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
     with atomic_io.workspace(store.path) as mine:
         (mine / "work").write_text("going on")
         assert store.remove_leftovers() == [] and (mine / "work").exists()
-        code = (
-            "import os, pathlib, sys; from ser.cache.atomic_io import workspace\n"
-            "with workspace(pathlib.Path(sys.argv[1])) as w: (w / 'x').write_text('x'); os._exit(9)"
-        )
-        gone = subprocess.run([sys.executable, "-c", code, str(store.path)])
-        assert gone.returncode == 9 and len(list((store.path / "tmp").iterdir())) == 4
+        if not (child := os.fork()):
+            with atomic_io.workspace(store.path) as gone:
+                (gone / "x").write_text("x")
+                os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9 and len([*mine.parent.iterdir()]) == 4
         for age, name in enumerate(("e" * 16, "d" * 16)):  # of nobody, or of a ser that recorded no owner
             (store.path / "tmp" / name).mkdir()
             for path in (store.path / "tmp" / name, store.path / "tmp" / f"{name}.lock"):
