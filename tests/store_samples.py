@@ -58,36 +58,39 @@ def spec_of(level: str = "frame", dim: int = 8, dtype: str = "float16", **other:
 
 
 def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
-    """What each utterance's feature is: normal values in the stored dtype, `[n, dim]`."""
+    """What each utterance's feature is, wherever it stands: normal values in the stored dtype, `[n, dim]`."""
     arrays = {}
-    for number, id_ in enumerate(manifest.ids):
-        random = np.random.default_rng([number, spec.dim])
+    for id_ in manifest.ids:
+        random = np.random.default_rng([*id_.encode(), spec.dim])
         rows = 1 if spec.level == "utterance" else int(random.integers(1, longest + 1))
         arrays[id_] = random.normal(size=(rows, spec.dim)).astype(spec.dtype)
     return arrays
 
 
-def part_rows(manifest: Manifest, spec: Spec, arrays: Arrays, rows: list[int]) -> PartRows:
+def part_rows(manifest: Manifest, spec: Spec, rows: Sequence[int], arrays: Arrays | None = None) -> PartRows:
     """Some of a manifest's rows, ready to publish; token features get their words, and tokens that spell them."""
-    digests = manifest.inputs(spec.modality)
+    arrays, digests = arrays or values_of(manifest, spec), manifest.inputs(spec.modality)
     ids = [manifest.ids[row] for row in rows]
     places = [np.arange(len(arrays[id_]), dtype=np.int32) - 1 for id_ in ids]
     extras = {"token": places, "word": places} if spec.level == "token" else {}
     return PartRows(manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], extras)
 
 
-def publish_missing(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int) -> Iterator[str]:
+def publish_missing(
+    feature: Feature, manifest: Manifest, backend: str, arrays: Arrays | None = None, per_part: int = 4
+) -> Iterator[str]:
     """Publish what is missing, in parts of a few utterances. Yields the names of those that were not there."""
     lacking = set(feature.missing(manifest))
     for start in range(0, len(manifest), per_part):
         rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
-        if rows and (name := feature.publish(part_rows(manifest, feature.spec, arrays, rows), backend, {"by": "fill"})):
+        made = part_rows(manifest, feature.spec, rows, arrays)
+        if rows and (name := feature.publish(made, backend, {"test": "fill"})):
             yield name
 
 
-def fill(feature: Feature, manifest: Manifest, arrays: Arrays, backend: str, per_part: int = 4) -> list[str]:
+def fill(feature: Feature, manifest: Manifest, backend: str, arrays: Arrays | None = None) -> list[str]:
     """Publish what is missing. Returns the names of the parts that were not there."""
-    return list(publish_missing(feature, manifest, arrays, backend, per_part))
+    return list(publish_missing(feature, manifest, backend, arrays))
 
 
 def sample_store(
@@ -97,14 +100,15 @@ def sample_store(
     manifest = manifest_of(count)
     store = new_store(path, manifest)
     feature = store.add(spec_of(level, **other))
-    arrays = values_of(manifest, feature.spec)
-    fill(feature, manifest, arrays, backend)
-    return store, feature, manifest, arrays
+    fill(feature, manifest, backend)
+    return store, feature, manifest, values_of(manifest, feature.spec)
 
 
-def check_whole(feature: Feature, manifest: Manifest, arrays: Arrays, rows: Sequence[int] | None = None) -> Packed:
+def check_whole(
+    feature: Feature, manifest: Manifest, arrays: Arrays | None = None, rows: Sequence[int] | None = None
+) -> Packed:
     """Every utterance, or these rows of the manifest, read back bit for bit."""
-    packed = feature.load(manifest, rows)
+    packed, arrays = feature.load(manifest, rows), arrays or values_of(manifest, feature.spec)
     assert packed.ids == [manifest.ids[row] for row in (range(len(manifest)) if rows is None else rows)]
     for number, id_ in enumerate(packed.ids):
         assert packed[number].tobytes() == arrays[id_].tobytes(), id_
@@ -130,7 +134,7 @@ def write(path: str, backend: str, per_part: str = "2", ask: str = "") -> None:
     """As the writer: publish what is missing."""
     manifest = manifest_of(COUNT)
     feature = new_store(Path(path), manifest).add(spec_of("token", dim=16))
-    for name in publish_missing(feature, manifest, values_of(manifest, feature.spec), backend, int(per_part)):
+    for name in publish_missing(feature, manifest, backend, per_part=int(per_part)):
         print(name, flush=True)
         if ask:
             sys.stdin.readline()

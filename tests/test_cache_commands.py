@@ -13,7 +13,7 @@ from ser.cache.store import Manifest, open_store
 from ser.commands.output import answer
 from ser.errors import MissingRows
 from ser.tests.command_line import printed, ser
-from ser.tests.store_samples import fill, manifest_of, rewrite_record, sample_store, spec_of, values_of
+from ser.tests.store_samples import fill, manifest_of, rewrite_record, sample_store, spec_of
 
 
 def test_published_feature_files_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and f"frames@{other.fingerprint[:8]}" in refused.stderr
     name = f"frames@{other.fingerprint}"
     assert ser("cache", "remove", name, "--store", tmp_path / "s").exit_code == 1, "nobody said yes"
-    fill(other, manifest, values_of(manifest, other.spec), "hdf5")
+    fill(other, manifest, "hdf5")
     assert printed("cache", "remove", name, "--yes", "--store", tmp_path / "s").startswith("removed 0.")
     with pytest.raises(MissingRows, match="lacks 10 of 10"):  # whoever reads it meanwhile
         other.load(manifest)
@@ -133,9 +133,9 @@ def test_what_to_remove_is_named_and_asked(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_can_be_removed_and_stops_nothing_else(tmp_path: Path) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
     poisoned = store.add(spec_of(feature="hubert"))
-    fill(poisoned, manifest, arrays, "zarr")
+    fill(poisoned, manifest, "zarr")
     rewrite_record(poisoned.path / "spec.json", lambda record: record.update(dim=-64))
     where = ("--store", tmp_path / "s")
     assert "spec.json" in printed("cache", "list", *where) and "complete" in printed("cache", "list", *where)

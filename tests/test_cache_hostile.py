@@ -15,7 +15,7 @@ import pytest
 from ser.cache.store import Feature, Manifest, open_store
 from ser.cache.verify import check_part, verify
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
-from ser.tests.store_samples import Arrays, check_whole, manifest_of, replace_file, rewrite_record, sample_store
+from ser.tests.store_samples import check_whole, manifest_of, replace_file, rewrite_record, sample_store
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -230,9 +230,9 @@ DATA = re.compile(r"data\.h5|data\.zarr")  # files that are read only when their
 
 
 @pytest.fixture
-def stored(backend: str, tmp_path: Path) -> tuple[Path, Manifest, Arrays]:
-    store, _, manifest, arrays = sample_store(tmp_path / "s", backend, count=4, dim=5, level="token")
-    return store.path, manifest, arrays
+def stored(backend: str, tmp_path: Path) -> tuple[Path, Manifest]:
+    store, _, manifest, _ = sample_store(tmp_path / "s", backend, count=4, dim=5, level="token")
+    return store.path, manifest
 
 
 def files_of(path: Path) -> list[Path]:
@@ -240,14 +240,13 @@ def files_of(path: Path) -> list[Path]:
     return sorted(file for file in found if file.name != "log.jsonl")  # a history: what is read does not rest on it
 
 
-def complaints(path: Path, manifest: Manifest, arrays: Arrays) -> Iterator[str]:
+def complaints(path: Path, manifest: Manifest) -> Iterator[str]:
     """What is said when the store is opened and read, and when it is verified. Wrong values fail the test."""
     try:
         store = open_store(path)
         feature = store.feature("tokens", "toy")
         store.manifest()
-        check_whole(feature, manifest, arrays)
-        assert feature["u003"].tobytes() == arrays["u003"].tobytes()
+        assert feature["u003"].tobytes() == check_whole(feature, manifest)[3].tobytes()
     except SerError as error:
         yield str(error)
     if (path / "manifests").exists():
@@ -258,9 +257,9 @@ FLIPS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in ran
 
 
 @pytest.mark.parametrize("harm", ["delete", "empty", "truncate", "grow", "link", "pipe", *FLIPS])
-def test_each_file_in_turn(stored: tuple[Path, Manifest, Arrays], harm: str | int, tmp_path: Path) -> None:
+def test_each_file_in_turn(stored: tuple[Path, Manifest], harm: str | int, tmp_path: Path) -> None:
     """A number is that of the seed by which one bit of each file is flipped."""
-    path, manifest, arrays = stored
+    path, manifest = stored
     dice = random.Random(harm)
     files = files_of(path)
     assert len(files) >= 5
@@ -279,7 +278,7 @@ def test_each_file_in_turn(stored: tuple[Path, Manifest, Arrays], harm: str | in
             file.write_bytes(altered)
         elif harm in others:
             file.write_bytes(others[harm])
-        said = list(complaints(path, manifest, arrays))
+        said = list(complaints(path, manifest))
         # A named error: the file itself, or the part that it belongs to.
         names = [str(file), *(str(parent) for parent in file.parents if parent.parent.name == "parts")]
         assert said, f"nobody noticed {file}"
@@ -292,24 +291,24 @@ def test_each_file_in_turn(stored: tuple[Path, Manifest, Arrays], harm: str | in
                 assert [feature.parts() for feature in store.features()]
         file.unlink(missing_ok=True)
         file.write_bytes(content)
-    assert not list(complaints(path, manifest, arrays))
+    assert not list(complaints(path, manifest))
 
 
-def test_each_folder_in_turn(stored: tuple[Path, Manifest, Arrays]) -> None:
-    path, manifest, arrays = stored
+def test_each_folder_in_turn(stored: tuple[Path, Manifest]) -> None:
+    path, manifest = stored
     folders = sorted(folder for folder in path.glob("**/*") if folder.is_dir() and folder.name != "tmp")
     # Without its whole folder a part or feature is not there, which is absence and not corruption: rows are missing.
     for folder in folders:
         aside = path.parent / "aside"
         folder.rename(aside)
-        assert list(complaints(path, manifest, arrays)), f"nobody noticed {folder}"
+        assert list(complaints(path, manifest)), f"nobody noticed {folder}"
         aside.rename(folder)
-    assert not list(complaints(path, manifest, arrays))
+    assert not list(complaints(path, manifest))
 
 
-def test_a_reader_in_flight_gets_an_error(stored: tuple[Path, Manifest, Arrays]) -> None:
+def test_a_reader_in_flight_gets_an_error(stored: tuple[Path, Manifest]) -> None:
     """Files that go or change after a feature has been opened."""
-    path, manifest, arrays = stored
+    path, manifest = stored
     for file in (one for one in files_of(path) if one.name == "data.h5" or "values/c/" in str(one)):
         for content in (None, b"", bytes(file.stat().st_size)):
             feature = open_store(path)["tokens"]
@@ -322,4 +321,4 @@ def test_a_reader_in_flight_gets_an_error(stored: tuple[Path, Manifest, Arrays])
             with pytest.raises(CorruptStore, match=str(file)):
                 feature.load(manifest)
             file.write_bytes(kept)
-    check_whole(open_store(path)["tokens"], manifest, arrays)
+    check_whole(open_store(path)["tokens"], manifest)

@@ -25,24 +25,13 @@ from ser.cache.transfer import export
 from ser.cache.verify import verify
 from ser.errors import StoreError
 from ser.tests.command_line import printed
-from ser.tests.store_samples import (
-    COUNT,
-    check_whole,
-    fill,
-    manifest_of,
-    new_store,
-    part_rows,
-    sample_store,
-    spec_of,
-    values_of,
-)
+from ser.tests.store_samples import COUNT, check_whole, fill, manifest_of, new_store, part_rows, sample_store, spec_of
 from ser.train.run_folder import Run
 from ser.weights.demo import write_random_checkpoint
 
 WRITER = [sys.executable, "-m", "ser.tests.store_samples"]
 MANIFEST = manifest_of(COUNT)
 SPEC = spec_of("token", dim=16)
-ARRAYS = values_of(MANIFEST, SPEC)
 
 
 def run_writer(path: Path, backend: str, *more: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -51,7 +40,7 @@ def run_writer(path: Path, backend: str, *more: str, **options: Any) -> subproce
 
 def check_rows(feature: Feature) -> int:
     """Each row that is there reads back bit for bit. Returns how many there are."""
-    return len(check_whole(feature, MANIFEST, ARRAYS, sorted({*range(COUNT)} - {*feature.missing(MANIFEST)})))
+    return len(check_whole(feature, MANIFEST, rows=sorted({*range(COUNT)} - {*feature.missing(MANIFEST)})))
 
 
 def check_published(path: Path, said: list[str]) -> None:
@@ -221,7 +210,7 @@ def test_a_host_that_sees_no_locks(tmp_path: Path, same: bool, monkeypatch: pyte
         blind.setattr(os, "unlink", slow_unlink)
         remover = pool.submit(removes)
         try:
-            fill(feature, MANIFEST, ARRAYS, "zarr", per_part=1)
+            fill(feature, MANIFEST, "zarr")
         except StoreError as error:
             assert same and "\n" not in str(error)
         finally:
@@ -246,13 +235,13 @@ def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that goes wrong without an error is found by reading back."""
-    store, feature, _manifest, arrays = sample_store(tmp_path / "s", "zarr", count=4)
+    store, feature, *_ = sample_store(tmp_path / "s", "zarr", count=4)
     honest = os.write
     for lie in (lambda fd, view: honest(fd, bytes(len(view))), lambda fd, view: honest(fd, bytes(view) + b"\0") - 1):
         monkeypatch.setattr(atomic_io.os, "write", lie)
         other = manifest_of(4, "other")
         with pytest.raises(StoreError, match="the disk gave back"):
-            feature.publish(part_rows(other, feature.spec, arrays, [0, 1]), "zarr", {})
+            feature.publish(part_rows(other, feature.spec, [0, 1]), "zarr", {})
         monkeypatch.setattr(atomic_io.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
 

@@ -27,7 +27,6 @@ from ser.tests.store_samples import (
     rewrite_record,
     sample_store,
     spec_of,
-    values_of,
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -52,7 +51,7 @@ def forge_nan(part: Path) -> None:
 
 
 def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, count=20)
+    store, feature, manifest, _ = sample_store(tmp_path / "s", backend, count=20)
     parts = [part.folder for part in feature.parts()]
     names = [part.name for part in parts]
     assert len(names) == 5
@@ -60,7 +59,7 @@ def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     (parts[0] / "elsewhere").symlink_to(tmp_path)
     (parts[0].parent / "desktop.ini").write_text("[View]")
     (store.path / "notes" / "2024").mkdir(parents=True)
-    check_whole(open_store(tmp_path / "s")["frames"], manifest, arrays)
+    check_whole(open_store(tmp_path / "s")["frames"], manifest)
     assert not [one for one in verify(store, repair=True) if one.note or one.problem]
     damage(parts[1])
     forge_nan(parts[2])
@@ -80,27 +79,27 @@ def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     feature = open_store(tmp_path / "s")["frames"]
     assert [part.name for part in feature.parts()] == [names[0], names[4]]
     assert len(feature.missing(manifest)) == 12 and not list((store.path / "notes" / "2024").iterdir())
-    assert sorted(fill(feature, manifest, arrays, backend)) == names[1:4]
-    check_whole(feature, manifest, arrays)
+    assert sorted(fill(feature, manifest, backend)) == names[1:4]
+    check_whole(feature, manifest)
     assert not [checked for checked in verify(store) if checked.problem]
     assert not list((store.path / "tmp").iterdir())
 
 
 def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backend: str) -> None:
     """As another program writes it: all checksums are right."""
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="utterance")
+    store, feature, manifest, _ = sample_store(tmp_path / "s", backend, level="utterance")
     first = feature.parts()[0].folder
     expected = {"0" * 16: "holds other utterances than its name says"}
     for spec, fault in ((spec_of("utterance", 9), "holds 9 × float16"), (spec_of(), "are not one row each")):
-        rows = part_rows(Manifest(fault, manifest.table), spec, values_of(manifest, spec), [0, 1])
+        rows = part_rows(Manifest(fault, manifest.table), spec, [0, 1])
         name = str(publish(store.path, first.parent, rows, spec, backend, {}))
         rewrite_record(first.parent / name / "part.json", lambda record: record.update(fingerprint=feature.fingerprint))
         expected[name] = fault
     first.rename(first.with_name("0" * 16))
     found = {Path(one.path).name: str(one.problem) for one in verify(store, repair=True) if one.repaired}
     assert found.keys() == expected.keys() and all(fault in found[name] for name, fault in expected.items())
-    fill(feature, manifest, arrays, backend)
-    check_whole(feature, manifest, arrays)
+    fill(feature, manifest, backend)
+    check_whole(feature, manifest)
 
 
 def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> None:
@@ -137,12 +136,12 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
 def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="token", count=10)
     other = manifest_of(3, "other")
-    fill(feature, other, values_of(other, feature.spec), backend)  # a corpus without a manifest is nobody's business
+    fill(feature, other, backend)  # a corpus without a manifest is nobody's business
     rows = manifest.table.to_pylist()
     rows[2]["text"] = "changed"
     changed = Manifest.from_rows("toy", [row for row in rows if row["id"] != "u009"])
     store.put_manifest(changed, replace=True)
-    again = part_rows(changed, feature.spec, arrays, [0, 1, 2])  # 0 and 1 appear twice now
+    again = part_rows(changed, feature.spec, [0, 1, 2])  # 0 and 1 appear twice now
     gone = [Quarantine("u001", changed.inputs("text")[1], "", "was bad"), Quarantine("x", "y", "", "unknown")]
     again.quarantined = [gone[1]]
     feature.publish(again, backend, {})
@@ -150,10 +149,8 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     assert list_features(store)[-1]["superseded"] >= 3
     removed = list(remove_superseded(store))
     assert sum(rows for _, rows in removed) == 4  # u000 and u001 once, the old u002, u009
-    current = {id_: arrays[id_] for id_ in changed.ids}
-    check_whole(feature, changed, current)
-    words = feature.load(changed).extras["word"]
-    assert np.array_equal(words, np.concatenate([np.arange(len(current[id_])) - 1 for id_ in changed.ids]))
+    words = check_whole(feature, changed).extras["word"]
+    assert np.array_equal(words, np.concatenate([np.arange(len(arrays[id_])) - 1 for id_ in changed.ids]))
     assert sum(len(part.record.ids) for part in feature.parts() if part.record.corpus == "toy") == 9
     assert not [entry for part in feature.parts() for entry in part.record.quarantined]
     assert not feature.missing(other)
@@ -162,7 +159,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
 
 def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = "hdf5"
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
+    store, feature, manifest, _ = sample_store(tmp_path / "s", backend)
     later = store.add(spec_of("utterance"))
     rows = manifest.table.to_pylist()
     rows[0]["audio_sha256"] = "0" * 64
@@ -170,21 +167,20 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     removing = remove_superseded(store)
     assert next(removing)[1] == 1
     store.put_manifest(newest := manifest_of(15))  # as `ser features` does: the first audio is back, and more
-    values = values_of(newest, later.spec)
-    fill(later, newest, values, backend)
-    fill(feature, newest, {**values_of(newest, feature.spec), **arrays}, backend)
+    fill(later, newest, backend)
+    fill(feature, newest, backend)
     list(removing)
-    check_whole(later, newest, values)
+    check_whole(later, newest)
     assert feature.complete(newest) and list(remove_superseded(store)) == []
     store.put_manifest(replace(newest, table=newest.table.slice(0, 14)), replace=True)
     published = Feature.publish  # of what is kept, before another process finds the rows of its manifest there
     monkeypatch.setattr(Feature, "publish", lambda *part: (published(*part), store.put_manifest(newest, replace=True)))
     assert list(remove_superseded(store)) and later.complete(newest)
-    check_whole(feature, newest, {**values_of(newest, feature.spec), **arrays})
+    check_whole(feature, newest)
     late = lambda part, *asked: (remove_folder(part, store.path), check_part(part, *asked))  # noqa: E731
     monkeypatch.setattr("ser.cache.verify.check_part", late)
     assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
-    fill(feature, newest, {**values_of(newest, feature.spec), **arrays}, backend)
+    fill(feature, newest, backend)
     opened = Part.open  # each is gone since it was listed
     monkeypatch.setattr(Part, "open", lambda part, name: (remove_folder(part, store.path), opened(part, name))[1])
     assert Feature(store.path, feature.path).parts() == []
@@ -195,7 +191,7 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     [("zarr", "hdf5", "frame"), ("hdf5", "zarr", "token"), ("zarr", "hdf5", "utterance")],
 )
 def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: str, level: str) -> None:
-    store, feature, _, arrays = sample_store(tmp_path / "a", source, level=level)
+    store, feature, _, _ = sample_store(tmp_path / "a", source, level=level)
     feature.publish(PartRows("toy", quarantined=[Quarantine("u001", "old", "p", "r")]), source, {})
     there = open_store(tmp_path / "b", create=True)
     back = open_store(tmp_path / "c", create=True)
@@ -203,7 +199,7 @@ def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: 
     assert copied == 4 and copy(feature, there, target) == 0
     assert {part.record.backend for part in there.features()[0].parts()} == {target}
     copy(there.features()[0], back, source)
-    check_whole(there[feature.spec.name], there.manifest(), arrays)
+    check_whole(there[feature.spec.name], there.manifest())
     ours = {p.relative_to(store.path): p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
     theirs = {p.relative_to(back.path): p.read_bytes() for p in back.path.rglob("*") if p.is_file()}
     assert ours.pop(log := Path("manifests/toy/log.jsonl")) and theirs.pop(log)  # when it was put, and by what
@@ -232,7 +228,7 @@ def test_stores_of_version_1_open_for_ever(tmp_path: Path, backend: str) -> None
 def test_a_read_only_store(tmp_path: Path) -> None:
     """As another user, whom the permissions bind even where the tests run as root."""
     backend = "zarr"
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
+    store, feature, manifest, _ = sample_store(tmp_path / "s", backend)
     for path in [tmp_path / "s", *(tmp_path / "s").rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     for parent in [tmp_path, *tmp_path.parents]:
@@ -245,13 +241,13 @@ def test_a_read_only_store(tmp_path: Path) -> None:
             if os.getuid() == 0:
                 os.setuid(65534)
             store = open_store(tmp_path / "s")
-            check_whole(store["frames"], store.manifest(), arrays)
+            check_whole(store["frames"], store.manifest())
             assert list_features(store)[0]["complete"]
             assert not [checked for checked in verify(store) if checked.problem]
             for write in (
                 lambda: store.put_manifest(manifest_of(12)),
                 lambda: store.add(spec_of(dim=99)),
-                lambda: store["frames"].publish(part_rows(manifest, feature.spec, arrays, [1]), backend, {}),
+                lambda: store["frames"].publish(part_rows(manifest, feature.spec, [1]), backend, {}),
             ):
                 with pytest.raises(StoreError, match="is not writable"):
                     write()

@@ -20,16 +20,7 @@ from ser.cache.store import Store, open_store
 from ser.cache.verify import verify
 from ser.errors import WrongUse
 from ser.tests.command_line import ser
-from ser.tests.store_samples import (
-    check_whole,
-    fill,
-    manifest_of,
-    new_store,
-    rewrite_record,
-    sample_store,
-    spec_of,
-    values_of,
-)
+from ser.tests.store_samples import check_whole, fill, manifest_of, new_store, rewrite_record, sample_store, spec_of
 from ser.tests.test_cache_hostile import LIES
 
 
@@ -62,12 +53,12 @@ def test_a_push_leaves_a_store_that_is_worked_in_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_pulled_is_what_was_pushed_without_its_words(backend: str, tmp_path: Path) -> None:
-    _, feature, manifest, arrays = sample_store(tmp_path / "s", backend)
+    _, feature, manifest, _ = sample_store(tmp_path / "s", backend)
     _, words, *_ = sample_store(tmp_path / "s", backend, level="token")
     pinned = push(tmp_path / "s", tmp_path / "pub")
     assert ser("cache", "pull", f"file://{pinned}", "--store", tmp_path / "got").exit_code == 0
     got = sound(tmp_path / "got")
-    check_whole(got["frames"], got.manifest(), arrays)
+    check_whole(got["frames"], got.manifest())
     assert [part.record for part in got["frames"].parts()] == [part.record for part in feature.parts()]
     assert set(got.manifest().column("text")) == {None} and got.manifest().inputs("text") == manifest.inputs("text")
     mine, theirs = words.load(manifest), got["tokens"].load(got.manifest())
@@ -197,7 +188,7 @@ def test_a_part_that_another_push_has_begun_is_left_to_it(tmp_path: Path) -> Non
     """What a killed push has put is taken up, also a file cut short; with other numbers only with --replace."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "hdf5")
     second = new_store(tmp_path / "second", manifest)
-    fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "hdf5")
+    fill(second.add(feature.spec), manifest, "hdf5", {id_: array + 1 for id_, array in arrays.items()})
     begun, cut, *_ = (part.folder.relative_to(first.path) / "data.h5" for part in feature.parts())
     for path, size in ((begun, None), (cut, 1000)):
         (tmp_path / "pub" / path).parent.mkdir(parents=True)
@@ -229,7 +220,7 @@ def test_only_what_is_asked_for(tmp_path: Path) -> None:
     sample_store(tmp_path / "s", "zarr", level="utterance")
     other = replace(manifest_of(5, "other"), synthetic=True)
     store.put_manifest(other)
-    fill(feature, other, values_of(other, feature.spec), "zarr")
+    fill(feature, other, "zarr")
     push(tmp_path / "s", tmp_path / "pub")
     about = json.loads(ser("cache", "pull", tmp_path / "pub", "--dry-run", "--json", "--corpus", "other").stdout)
     assert about["parts"] == 2 and about["bytes"] == sum(p.bytes for p in feature.parts() if p.record.corpus == "other")
@@ -274,7 +265,7 @@ def test_the_card_says_how_the_features_were_made(tmp_path: Path, monkeypatch: p
     store.put_manifest(manifest_of(4, "a_corpus_without_rows"))
     odd = {"variant": "a='$(x)'", "provenance": {"model": "a|b <script>"}}
     feature = store.add(spec_of(feature="is13", extractor="smile", **odd))
-    fill(feature, manifest, values_of(manifest, feature.spec), "zarr")
+    fill(feature, manifest, "zarr")
     pinned = push(tmp_path / "s", tmp_path / "pub")
     text = (tmp_path / "pub/README.md").read_text()
     assert text.startswith("---\npretty_name:") and feature.fingerprint in text and str(tmp_path) not in text
@@ -284,7 +275,7 @@ def test_the_card_says_how_the_features_were_made(tmp_path: Path, monkeypatch: p
     (line,) = (line for line in text.splitlines() if line.startswith("ser train"))
     assert shlex.split(line)[5] == "is13:a='$(x)'"
     other = store.add(spec_of(feature="is13", extractor="other", **odd))  # under the same name
-    fill(other, manifest, values_of(manifest, other.spec), "zarr")
+    fill(other, manifest, "zarr")
     push(tmp_path / "s", tmp_path / "pub")
     lines = (tmp_path / "pub/README.md").read_text().split("```")[1].splitlines()[1:]
     pull, python, train = (shlex.split(line.replace("FOLDER", str(tmp_path / "pub")))[1:] for line in lines)

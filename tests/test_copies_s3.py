@@ -131,7 +131,7 @@ def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path)
     """Parts of the same names with other numbers, as two machines compute them, and a feature that one alone has."""
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr", count=6)
     second = new_store(tmp_path / "second", manifest)
-    fill(second.add(feature.spec), manifest, {id_: array + 1 for id_, array in arrays.items()}, "zarr")
+    fill(second.add(feature.spec), manifest, "zarr", {id_: array + 1 for id_, array in arrays.items()})
     sample_store(tmp_path / "second", "zarr", count=6, level="utterance")
     with ThreadPoolExecutor() as pool:
         pushes = [pool.submit(lambda store: Push(store, s3.url).run(), store) for store in (first, second)]

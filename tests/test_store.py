@@ -32,7 +32,7 @@ def test_what_goes_in_comes_out(tmp_path: Path, backend: str, level: str) -> Non
     _, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level=level)
     again = open_store(tmp_path / "s")
     feature = again[feature.spec.name]
-    assert check_whole(feature, again.manifest(), arrays).values.dtype == np.float16
+    assert check_whole(feature, again.manifest()).values.dtype == np.float16
     assert feature.complete(manifest) and feature.rows(manifest) == len(manifest) and not feature.missing(manifest)
     one = feature["u003"]
     assert one.tobytes() == arrays["u003"].tobytes()
@@ -49,7 +49,7 @@ def test_any_rows_in_any_order(tmp_path: Path, backend: str) -> None:
     large = new_store(tmp_path / "s", manifest).add(spec_of(dim=1000, feature="large", dtype="float32"))
     lengths = dict(zip(manifest.ids, [3, 900, 1, 1500, 7, 40], strict=True))
     arrays = {id_: random.normal(size=(n, 1000)).astype("f4") for id_, n in lengths.items()}
-    fill(large, manifest, arrays, backend, per_part=4)
+    fill(large, manifest, backend, arrays)
     for rows in ([5, 0, 3], [1], [], [3, 3, 0, 3], [4, 5, 2, 1, 0, 3], [np.int64(2)]):
         packed = check_whole(large, manifest, arrays, rows)
         assert packed.offsets.tolist() == np.cumsum([0, *(len(arrays[id_]) for id_ in packed.ids)]).tolist()
@@ -64,7 +64,7 @@ def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, level: str) -> None:
     for rows, backend in itertools.product([0, 1, 5, 1023, 1024, 1025, 2049, 3001], BACKENDS):
         array = np.random.default_rng(rows).normal(size=(rows, 3)).astype("f2")
         arrays = {"u000": array[: rows // 3], "u001": array[rows // 3 : rows // 2], "u002": array[rows // 2 :]}
-        made = part_rows(manifest, spec, arrays, [0, 1, 2])
+        made = part_rows(manifest, spec, [0, 1, 2], arrays)
         made.corpus = f"{backend}-{rows}"
         folder = feature.path / "parts" / str(feature.publish(made, backend, {}))
         data = zarr.open_group(folder / "data.zarr", mode="r") if backend == "zarr" else h5py.File(folder / "data.h5")
@@ -81,15 +81,15 @@ def test_size_on_disk(tmp_path: Path, backend: str) -> None:
     store = new_store(tmp_path / "s", manifest)
     for spec in (spec_of("utterance", 6373, "float32", feature="is13"), spec_of(dim=768, feature="hubert")):
         feature, arrays = store.add(spec), values_of(manifest, spec, longest=100)
-        fill(feature, manifest, arrays, backend, per_part=100)
+        feature.publish(part_rows(manifest, spec, range(100), arrays), backend, {})
         held = sum(path.stat().st_size for path in (feature.path / "parts").rglob("*") if path.is_file())
         assert held <= 1.02 * sum(array.nbytes for array in arrays.values())
 
 
 def test_what_has_changed_is_missing_and_nothing_else(tmp_path: Path) -> None:
-    store, audio, manifest, arrays = sample_store(tmp_path / "s", "zarr", level="frame")
+    store, audio, manifest, _ = sample_store(tmp_path / "s", "zarr", level="frame")
     text = store.add(spec_of("token"))
-    fill(text, manifest, values_of(manifest, text.spec), "zarr")
+    fill(text, manifest, "zarr")
     rows = manifest.table.to_pylist()
     rows[2]["text"] = "changed"
     rows[5]["audio_sha256"] = "0" * 64
@@ -99,9 +99,9 @@ def test_what_has_changed_is_missing_and_nothing_else(tmp_path: Path) -> None:
     assert audio.missing(Manifest("asr", manifest.table)) == list(range(10))  # another corpus
     with pytest.raises(MissingRows, match=r"lacks 2 of 11 utterances.*ser features"):
         audio.load(changed)
-    check_whole(audio, manifest, arrays)
+    check_whole(audio, manifest)
     other = manifest_of(3, "other")
-    fill(audio, other, values_of(other, audio.spec), "hdf5")
+    fill(audio, other, "hdf5")
     both = Manifest.joined([other, manifest])
     assert audio.load(both).ids == both.ids and both.ids[0] == "other/u000"
     assert audio.load(both, [12, 1]).ids == [both.ids[12], both.ids[1]]
@@ -110,8 +110,7 @@ def test_what_has_changed_is_missing_and_nothing_else(tmp_path: Path) -> None:
 def test_quarantine(tmp_path: Path) -> None:
     manifest = manifest_of(4)
     feature = new_store(tmp_path / "s", manifest).add(spec_of())
-    arrays = values_of(manifest, feature.spec)
-    rows = part_rows(manifest, feature.spec, arrays, [0, 1])
+    rows = part_rows(manifest, feature.spec, [0, 1])
     digest = manifest.inputs("audio")[2]
     rows.quarantined = [Quarantine("u002", digest, "u002.wav", "is empty"), Quarantine("u003", "old", "x", "was empty")]
     feature.publish(rows, "zarr", {})
@@ -123,9 +122,9 @@ def test_quarantine(tmp_path: Path) -> None:
     only = PartRows("toy", quarantined=[Quarantine("u003", manifest.inputs("audio")[3], "u003.wav", "is a folder")])
     assert feature.publish(only, "hdf5", {}) and feature.publish(only, "zarr", {}) is None
     assert feature.complete(manifest) and feature.rows(manifest) == 2
-    feature.publish(part_rows(manifest, feature.spec, arrays, [2, 3]), "hdf5", {})
+    feature.publish(part_rows(manifest, feature.spec, [2, 3]), "hdf5", {})
     assert feature.quarantined(manifest) == {} and feature.rows(manifest) == 4
-    check_whole(feature, manifest, arrays)
+    check_whole(feature, manifest)
 
 
 ONE = np.zeros((1, 8))
@@ -164,8 +163,8 @@ def test_ids_are_data(tmp_path: Path, backend: str) -> None:
     manifest = Manifest.from_rows("toy", [{"id": id_, "audio_sha256": "0" * 64} for id_ in HOSTILE])
     feature = new_store(tmp_path / "s", manifest).add(spec_of())
     arrays = values_of(manifest, feature.spec)
-    fill(feature, manifest, arrays, backend, per_part=len(HOSTILE))
-    check_whole(open_store(tmp_path / "s")["frames"], open_store(tmp_path / "s").manifest(), arrays)
+    feature.publish(part_rows(manifest, feature.spec, range(len(HOSTILE))), backend, {})
+    check_whole(open_store(tmp_path / "s")["frames"], open_store(tmp_path / "s").manifest())
     assert all(feature[id_].tobytes() == arrays[id_].tobytes() for id_ in HOSTILE)
     names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*")]
     assert not [name for name in names if any(id_ in name.parts for id_ in HOSTILE if id_ != "data.h5")]
@@ -206,7 +205,7 @@ def test_a_path_that_holds_no_store(tmp_path: Path) -> None:
 
 
 def test_features_by_name(tmp_path: Path) -> None:
-    store, _, manifest, arrays = sample_store(tmp_path / "s", "zarr")
+    store, _, manifest, _ = sample_store(tmp_path / "s", "zarr")
     with pytest.raises(MissingRows, match=r"no feature 'hubert'.*ser features CORPUS --features hubert "):
         store.feature("hubert")
     with pytest.raises(MissingRows, match=r"no feature 'frmes:layer=9' \(there is frames\); if you mean another, run "):
@@ -220,9 +219,9 @@ def test_features_by_name(tmp_path: Path) -> None:
     assert store.feature(f"hubert@{second.fingerprint[:6]}").fingerprint == second.fingerprint
     with pytest.raises(WrongUse, match="begun in several ways"):
         store.feature("hubert")
-    fill(first, manifest, arrays, "zarr")
+    fill(first, manifest, "zarr")
     assert store["hubert"].fingerprint == first.fingerprint
-    fill(second, manifest, arrays, "zarr")
+    fill(second, manifest, "zarr")
     with pytest.raises(WrongUse, match=f"{first.fingerprint[:8]}.*{second.fingerprint[:8]}|{second.fingerprint[:8]}"):
         store.feature("hubert", "toy")
 
@@ -267,7 +266,7 @@ def test_a_manifest_keeps_its_bytes(tmp_path: Path) -> None:
 def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
     _store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=4)
     other = {id_: array + 1 for id_, array in arrays.items()}
-    feature.publish(part_rows(manifest, feature.spec, other, [1, 2]), "zarr", {})
+    feature.publish(part_rows(manifest, feature.spec, [1, 2], other), "zarr", {})
     first = feature.parts()[0].record.ids
     check_whole(feature, manifest, {**arrays, **{id_: other[id_] for id_ in first if len(first) == 2}})
 
