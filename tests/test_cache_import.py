@@ -253,19 +253,6 @@ def test_evil_files(tmp_path: Path, empty: Store, kind: str, monkeypatch: pytest
     assert empty.features() == [] and not Path("pickle-was-opened").exists()
 
 
-def test_large_imports_are_cut_into_parts(tmp_path: Path, empty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ser.cache import transfer
-
-    monkeypatch.setattr(transfer, "_PART_BYTES", 500)
-    manifest = manifest_of(6)
-    offsets = np.array([0, 1, 4, 5, 9, 10, 12])
-    np.savez(tmp_path / "x.npz", values=np.tile(VALUES, (1, 10)), offsets=offsets)
-    done = import_feature(empty, "mine", tmp_path / "x.npz", "text", manifest)
-    assert done["parts"] >= 4 and empty["mine"].spec.level == "token"
-    packed = empty["mine"].load(manifest)
-    assert np.array_equal(packed.values, np.tile(VALUES, (1, 10))) and packed.offsets.tolist() == offsets.tolist()
-
-
 # Imports files, one of which is another one's export, and exports what came of them, in blocks of 4 MB.
 # Prints after each how large the process has been, in bytes.
 BOUNDED = """
@@ -288,13 +275,14 @@ for file in ("small.h5", "byid.h5", "out-byid.h5", "packed.safetensors"):
 @pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the mark")
 def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
-    """100 MB of values within 40 MB, and their numbers unchanged."""
-    values = np.random.default_rng(0).random((50_000, 500), np.float32)
-    ids, offsets = manifest_of(500).ids, np.arange(0, 50_001, 100)
+    """100 MB of values of 500 utterances within 40 MB, and their numbers unchanged."""
+    rng, ids = np.random.default_rng(0), manifest_of(500).ids
+    values = rng.random((50_000, 500), np.float32)
+    offsets = np.array([0, *sorted(rng.choice(np.arange(1, 50_000), 499, replace=False)), 50_000])
     with h5py.File(tmp_path / "small.h5", "w") as small, h5py.File(tmp_path / "byid.h5", "w") as file:
         for number, id_ in enumerate(ids):
             small[id_] = values[number : number + 1]
-            file[id_] = values[100 * number : 100 * number + 100]
+            file[id_] = values[offsets[number] : offsets[number + 1]]
     safetensors.numpy.save_file({"values": values, "offsets": offsets}, tmp_path / "packed.safetensors")
     done = subprocess.run([sys.executable, "-c", BOUNDED, str(tmp_path)], capture_output=True, text=True, check=True)
     small, *_, most = map(int, done.stdout.split())
