@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from click.testing import Result
 from sklearn.metrics import f1_score, recall_score
 
 from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import open_store
 from ser.errors import LeakageError, WrongUse
-from ser.tests import command_line
+from ser.tests.command_line import printed, ser
 from ser.tests.pretend_device import Gpu
 from ser.tests.tiny_store import add_feature
 from ser.train.data.features import load_dataset
@@ -65,14 +64,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pitch = 300 * shift * (1 + LABELS[corpus].index(row["label"]))
             sound = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds) + rng.normal(0, 0.01, len(seconds))
             sf.write(folder / corpus / row["audio"], sound, 16000)
-        ser("features", folder / corpus / "corpus.jsonl", "--corpus-name", corpus, "--features", "logmel", store=folder)
+        table = ["features", folder / corpus / "corpus.jsonl", "--corpus-name", corpus]
+        printed(*table, "--features", "logmel", "--store", folder / "store")
     return folder / "store"
-
-
-def ser(*words: object, store: Path) -> Result:
-    result = command_line.ser(*words, "--store", store if store.name == "store" else store / "store")
-    assert not isinstance(result.exception, Exception), result.output
-    return result
 
 
 def asked(store: Path, out: Path = Path("runs"), **options) -> Experiment:
@@ -161,10 +155,10 @@ def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusio
 
 
 def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) -> None:
-    words = ["train", "--features", "logmel", "--fusion", "audio", "--corpus", "acted+read", "--protocol", "corpus-out"]
+    words = ["train", "--store", store, "--features", "logmel", "--fusion", "audio", "--protocol", "corpus-out"]
     words += [w for one in (*asked(store).set, "standardise_by=corpus") for w in ("--set", one)]
     words += ["--epochs", "3", "--out", tmp_path / "runs"]
-    told = json.loads(ser(*words, "--json", store=store).stdout)["scores"]
+    told = json.loads(printed(*words, "--corpus", "acted+read", "--json"))["scores"]
     runs = find_runs(tmp_path / "runs")
     cell = CellScores(runs)
     assert "corpora acted+read · z-scored by corpus, the tested one by its own unlabelled" in cell.conditions
@@ -187,16 +181,16 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     assert [told["corpora"][2][one][0] for one in metrics] == pytest.approx(mean)
     assert [line.get("has no") for line in told["corpora"]] == [None, "sad", None]
     files = [word for form in ("html", "csv", "latex", "markdown") for word in (f"--{form}", tmp_path / f"r.{form}")]
-    shown = command_line.ser("report", tmp_path / "runs", *files).output
+    shown = ser("report", tmp_path / "runs", *files).output
     for text in (shown, *((tmp_path / f"r.{form}").read_text() for form in ("html", "csv", "latex", "markdown"))):
         assert "mean over corpora" in text and "transductive" in text
     written = Experiment("logmel", "audio", protocol="corpus-out")
     assert "corpora" in differences(runs, Cell("x", written, written), {})[0]
     scaling = load_model(runs[0])[0].scaling["audio"]
     assert scaling.mean.shape == (3, 80)
-    answer = command_line.ser("predict", runs[0].path, store.parent / "acted" / "0.wav")
+    answer = ser("predict", runs[0].path, store.parent / "acted" / "0.wav")
     assert answer.exit_code == 0 and "z-scored by the statistics of the whole training part" in answer.output
-    assert "has no corpus 'b'" in ser(*words[:5], "--corpus", "b+read", store=store).output
+    assert "has no corpus 'b'" in ser(*words, "--corpus", "b+read").output
 
 
 @pytest.mark.parametrize(
