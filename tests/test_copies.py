@@ -19,15 +19,13 @@ from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
 from ser.cache.verify import verify
 from ser.errors import WrongUse
-from ser.tests.command_line import ser
+from ser.tests.command_line import printed, ser
 from ser.tests.store_samples import check_whole, fill, manifest_of, new_store, rewrite_record, sample_store, spec_of
 from ser.tests.test_cache_hostile import LIES
 
 
 def push(store: Path, url: object, *options: object) -> str:
-    done = ser("cache", "push", url, "--store", store, *options)
-    assert done.exit_code == 0, done.stderr
-    return done.stdout.splitlines()[0]
+    return printed("cache", "push", url, "--store", store, *options).splitlines()[0]
 
 
 def refused(*words: object) -> str:
