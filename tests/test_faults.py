@@ -23,7 +23,7 @@ from ser.cache.verify import verify
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.command_line import ser
-from ser.tests.stand_in_corpus import contents, parts, run, write_corpus
+from ser.tests.stand_in_corpus import contents, parts, run, ser_features, slow_texts, write_corpus
 from ser.tests.store_samples import sample_store, spec_of
 from ser.tests.tiny_store import make_store
 
@@ -53,7 +53,7 @@ def corpus(tmp_path: Path) -> Path:
     return write_corpus(tmp_path, [None] * UTTERANCES, [2.0] * UTTERANCES)
 
 
-def ser_features(corpus: Path, store: Path, backend: str) -> Result:
+def ser_logmel(corpus: Path, store: Path, backend: str) -> Result:
     options = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", value)]
     return ser("features", corpus, "--store", store, "--backend", backend, *options)
 
@@ -74,13 +74,13 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
     kept = {path: path.stat().st_ino for path in feature.path.rglob("part.json")}
     before = feature.load(manifest, there)
 
-    again = ser_features(corpus, store, backend)
+    again = ser_logmel(corpus, store, backend)
     assert again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
     with pytest.raises(StoreError, match="disk is full"):
         for version in range(50):
             opened.add(spec_of(version=version, provenance={"text": "x" * 100_000}))
     (disk / "another").unlink()
-    done = ser_features(corpus, store, backend)
+    done = ser_logmel(corpus, store, backend)
     assert done.exit_code == 0, done.output
     assert open_store(store)["logmel"].complete(manifest) and not [one for one in verify(opened) if one.problem]
     assert {path: path.stat().st_ino for path in kept} == kept, "a published part was written again"
@@ -168,22 +168,20 @@ def test_each_read_and_write_fails_once(tmp_path: Path) -> None:
 
 # Kill -9 at random moments, and two at once on one store --------------------------------------------------------------
 
-FEATURES = "logmel,mfcc"  # of a process that is soon at work
-SECONDS = 4.0  # of audio to a part
-
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("features", "kills"), [("standin,standin2", 3), pytest.param("logmel,mfcc", 200, marks=pytest.mark.slow)]
+)
+def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, features: str, kills: int) -> None:
     """What is published stays as it was, whichever backend wrote it; a store that is complete is begun anew."""
-    corpus, store = write_corpus(tmp_path / "corpus", ["words"] * 20, [1.0] * 20), tmp_path / "store"
-    run(corpus, tmp_path / "quiet", FEATURES, part_seconds=SECONDS)
+    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(20, 0.01), [1.0] * 20), tmp_path / "store"
+    run(corpus, tmp_path / "quiet", features)
     whole, dice, with_parts = contents(tmp_path / "quiet"), random.Random(kills), 0
 
     def start() -> subprocess.Popen[bytes]:
-        words = ["features", corpus, "--features", FEATURES, "--store", store, "--part-seconds", SECONDS]
-        words += ["--backend", dice.choice(("zarr", "hdf5")), "--json"]
-        return subprocess.Popen([sys.executable, "-m", "ser", *map(str, words)], stdout=subprocess.DEVNULL)
+        options = ("--features", features, "--backend", dice.choice(("zarr", "hdf5")), "--json")
+        return subprocess.Popen(ser_features(corpus, store, 4, *options), stdout=subprocess.DEVNULL)
 
     for _ in range(kills):
         before, more = parts(store), dice.randrange(4)
