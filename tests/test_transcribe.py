@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.transcribe import Transcription, word_errors
 from ser.extract.options import ExtractionConfig
-from ser.tests import stand_in  # noqa: F401 (registers an extractor)
 from ser.tests.command_line import printed, ser
+from ser.tests.stand_in_corpus import write_corpus  # and registers an extractor
 
 COUNT = 8  # utterances
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
@@ -67,14 +68,8 @@ def directly(folder: Path, path: Path) -> str:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """Noises of one or two seconds, at last one of 31 s, and manual transcripts."""
-    noise, lines = np.random.default_rng(0), ["id,audio,text,label"]
-    for number in range(COUNT):
-        seconds = 31 if number == COUNT - 1 else 1 + number % 2
-        samples = noise.standard_normal(16000 * seconds) * (0.01 + number / 25)
-        sf.write(tmp_path / f"{number}.wav", samples, 16000)
-        lines.append(f"u{number},{number}.wav,so it is {number},ang")
-    (tmp_path / "noises.csv").write_text("\n".join(lines))
-    return tmp_path / "noises.csv"
+    seconds = [1 + number % 2 for number in range(COUNT - 1)]
+    return write_corpus(tmp_path, [f"so it is {number}" for number in range(COUNT)], [*seconds, 31])
 
 
 def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_path: Path) -> None:
@@ -85,13 +80,13 @@ def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_p
     assert missing == COUNT and done.exit_code == 0, done.output
     manifest = open_store(tmp_path / "s").manifest()
     texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
-    expected = {f"u{number}": directly(whisper, tmp_path / f"{number}.wav") for number in range(COUNT - 1)}
+    expected = {f"u{number:03d}": directly(whisper, tmp_path / f"{number}.wav") for number in range(COUNT - 1)}
     assert {id_: texts[id_] for id_ in expected} == expected and len(set(expected.values())) > 3
     samples, both = decode(tmp_path / f"{COUNT - 1}.wav").samples, []
     for window in (samples[:480_000], samples[480_000:]):
         sf.write(tmp_path / "window.wav", window, 16000, subtype="FLOAT")
         both.append(directly(whisper, tmp_path / "window.wav"))
-    assert texts[f"u{COUNT - 1}"] == " ".join(both)
+    assert texts[f"u{COUNT - 1:03d}"] == " ".join(both)
     # What is printed stands in the manifest; no transcript is made twice, and another language makes others.
     about = manifest.parent.transcripts
     assert json.loads(done.stdout) == {"transcripts": about} and about["words"] == 4 * COUNT and about["wer"] >= 1
@@ -105,7 +100,7 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     for options, message in (
         ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
         ({"text": table}, "give one"),
-        ({"corpus_name": "noises"}, "is the corpus itself"),
+        ({"corpus_name": "corpus"}, "is the corpus itself"),
         ({"corpus_name": "a+b"}, "cannot be called"),
     ):
         with pytest.raises(WrongUse, match=message):
@@ -121,15 +116,15 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         Transcription(ExtractionConfig(table, store=tmp_path / "s", models={"whisper": str(tmp_path / "half")})).run()
     (tmp_path / "3.wav").write_bytes(b"RIFF")
     asked = ExtractionConfig(table, store=tmp_path / "s", models=models)
-    with pytest.raises(ExtractionStopped, match=r"1 problem with the corpus for whisper: u3 \(3\.wav\)"):
+    with pytest.raises(ExtractionStopped, match=r"1 problem with the corpus for whisper: u003 \(3\.wav\)"):
         Transcription(asked)
     # An utterance that it hears nothing in is kept, and counted.
     job = Transcription(replace(asked, on_error="skip"))
     put_transcripts(tmp_path / "s", job.made_by, {job.utterances[5].digest: ""})
     done = ser("features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}", "--store", tmp_path / "s",
                "--on-error", "skip", "--features", "standin")  # fmt: skip
-    assert done.exit_code == 3 and "u3: not transcribed: " in done.output and ", 1 have no word" in done.output
-    assert "quarantined in standin: u3: not transcribed" in done.output
+    assert done.exit_code == 3 and "u003: not transcribed: " in done.output and ", 1 have no word" in done.output
+    assert "quarantined in standin: u003: not transcribed" in done.output
     texts = open_store(tmp_path / "s").manifest().column("text")
     assert (texts[3], texts[5], len(texts)) == (None, "", COUNT)
 
@@ -179,16 +174,13 @@ def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Pa
     assert 3 <= len(files) < COUNT
     assert all(path.stat().st_ino == files[path] for path in files if path != altered)
     assert ser(*asked, "--store", tmp_path / "whole").exit_code == 0
-    both = [open_store(tmp_path / name).manifest("noises-asr") for name in ("s", "whole")]
+    both = [open_store(tmp_path / name).manifest("corpus-asr") for name in ("s", "whole")]
     assert both[0].same(both[1]) and ser("cache", "verify", "--store", tmp_path / "s").exit_code == 0
 
 
-def rows_of(store: Store, name: str) -> dict[str, int]:
+def rows_of(store: Store, name: str) -> Counter[str]:
     """How many rows of a feature are kept for each corpus."""
-    rows: dict[str, int] = {}
-    for part in store[name].parts():
-        rows[part.record.corpus] = rows.get(part.record.corpus, 0) + len(part.keys)
-    return rows
+    return Counter(part.record.corpus for part in store[name].parts() for _ in part.keys)
 
 
 def test_the_parents_audio_trains_with_the_recognisers_words(demo_store: Path, whisper: Path, tmp_path: Path) -> None:
@@ -222,7 +214,7 @@ def test_the_parents_audio_trains_with_the_recognisers_words(demo_store: Path, w
 
 
 def test_other_transcripts_share_audio_in_both_orders(table: Path, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "asr.csv").write_text("\n".join(["id,text", *(f"u{number},so it was" for number in range(COUNT))]))
+    (tmp_path / "asr.csv").write_text("\n".join(["id,text", *(f"u{number:03d},so it was" for number in range(COUNT))]))
     other = ["--text", tmp_path / "asr.csv", "--corpus-name", "heard", "--features", "logmel"]
     own = ["--corpus-name", "mine", "--features", "logmel"]
     for name, orders in (("after", (own, other)), ("before", ([*other[:5], "mfcc"], own, other))):
