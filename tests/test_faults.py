@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 
 from ser.cache.store import open_store
 from ser.cache.transfer import export
@@ -29,7 +28,6 @@ from ser.tests.tiny_store import make_store
 
 RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
 UTTERANCES = 12
-OPTIONS = {"features": "logmel", "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
 
 
 # A disk that fills up -------------------------------------------------------------------------------------------------
@@ -53,14 +51,12 @@ def corpus(tmp_path: Path) -> Path:
     return write_corpus(tmp_path, [None] * UTTERANCES, [2.0] * UTTERANCES)
 
 
-def ser_logmel(corpus: Path, store: Path, backend: str) -> Result:
-    options = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return ser("features", corpus, "--store", store, "--backend", backend, *options)
-
-
 def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
     store = disk / "store"
-    made = plan(ExtractionConfig(corpus, store=store, backend=backend, **OPTIONS))  # type: ignore[arg-type]
+    asked = {"store": store, "backend": backend, "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
+    words = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    words = ["features", corpus, "--features", "logmel", *words]
+    made = plan(ExtractionConfig(corpus, "logmel", **asked))
     status = os.statvfs(disk)
     (disk / "another").write_bytes(bytes(status.f_bavail * status.f_frsize - 450_000))  # somebody else's file
     with pytest.raises(
@@ -74,13 +70,13 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
     kept = {path: path.stat().st_ino for path in feature.path.rglob("part.json")}
     before = feature.load(manifest, there)
 
-    again = ser_logmel(corpus, store, backend)
+    again = ser(*words)
     assert again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
     with pytest.raises(StoreError, match="disk is full"):
         for version in range(50):
             opened.add(spec_of(version=version, provenance={"text": "x" * 100_000}))
     (disk / "another").unlink()
-    done = ser_logmel(corpus, store, backend)
+    done = ser(*words)
     assert done.exit_code == 0, done.output
     assert open_store(store)["logmel"].complete(manifest) and not [one for one in verify(opened) if one.problem]
     assert {path: path.stat().st_ino for path in kept} == kept, "a published part was written again"
