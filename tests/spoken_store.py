@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import Manifest
-from ser.cache.spec import Spec
-from ser.cache.store import Store
+from ser.cache.store import Manifest, Spec, Store
 from ser.tests.tiny_store import NAMES, add_feature, base_rows, new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")

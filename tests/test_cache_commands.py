@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser.cache.part import PartRows, Quarantine
-from ser.cache.store import Manifest, open_store
+from ser.cache.store import Manifest, PartRows, Quarantine, open_store
 from ser.commands.output import answer
 from ser.errors import MissingRows
 from ser.tests.command_line import printed, ser

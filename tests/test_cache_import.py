@@ -19,8 +19,7 @@ import pytest
 import safetensors.numpy
 import zarr
 
-from ser.cache.manifest import Manifest
-from ser.cache.store import Store, open_store
+from ser.cache.store import Manifest, Store, open_store
 from ser.cache.transfer import export, import_feature, read_ids
 from ser.errors import MissingRows, SerError, StoreError, WrongUse
 from ser.tests.store_samples import manifest_of, sample_store

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ser.cache.spec import Spec
-from ser.cache.store import open_store
+from ser.cache.store import Spec, open_store
 from ser.engines.machine import memory_budget
 from ser.errors import CorruptStore, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store

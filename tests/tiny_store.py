@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import Manifest
-from ser.cache.spec import Spec
-from ser.cache.store import Feature, PartRows, Quarantine, Store
+from ser.cache.store import Feature, Manifest, PartRows, Quarantine, Spec, Store
 from ser.tests.store_samples import new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
