@@ -1,4 +1,10 @@
-"""`ser …` in this process."""
+"""`ser …` in this process, and functions of tests in one of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from click.testing import CliRunner, Result
 
@@ -15,3 +21,14 @@ def printed(*words: object) -> str:
     done = ser(*words)
     assert done.exit_code == 0, (done.output, done.exception)
     return str(done.stdout)
+
+
+def in_a_process(function: Callable[..., None], *words: object, cwd: Path | None = None, **env: str) -> str:
+    """What a function of a file of tests prints in a process of its own."""
+    name, module = function.__name__, Path(function.__code__.co_filename).stem
+    code = f"import sys; from ser.tests.{module} import {name}; {name}(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | paths | env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -38,7 +38,7 @@ HEAVY_TESTS = {
     "test_wheel_alone_runs",
 }
 HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "fork_server", "newcomer", "processes", "runs"}
-PROCESSES = {"subprocess", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
+PROCESSES = {"subprocess", "in_a_process", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,7 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
+import re
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +18,11 @@ import pytest
 import safetensors.numpy
 import zarr
 
+from ser.cache import transfer
 from ser.cache.store import Manifest, Store, open_store
 from ser.cache.transfer import export, import_feature, read_ids
 from ser.errors import MissingRows, SerError, StoreError, WrongUse
+from ser.tests.command_line import in_a_process
 from ser.tests.store_samples import manifest_of, sample_store
 from ser.tests.test_cache_hostile import EVIL_HDF5, evil_hdf5
 
@@ -251,26 +252,19 @@ def test_evil_files(tmp_path: Path, empty: Store, kind: str, monkeypatch: pytest
     assert empty.features() == [] and not Path("pickle-was-opened").exists()
 
 
-# Imports files, one of which is another one's export, and exports what came of them, in blocks of 4 MB.
-# Prints after each how large the process has been, in bytes.
-BOUNDED = """
-import sys
-from pathlib import Path
-import h5py, safetensors, zarr
-from ser.cache import transfer
-from ser.cache.store import open_store
-from ser.tests.store_samples import manifest_of
-def most(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) << 10
-folder, transfer._PART_BYTES, manifest = Path(sys.argv[1]), 4 << 20, manifest_of(500)
-for file in ("small.h5", "byid.h5", "out-byid.h5", "packed.safetensors"):
-    store = open_store(folder / f"store-{file}", create=True)
-    transfer.import_feature(store, "mine", folder / file, "audio", manifest)
-    transfer.export(store["mine"], manifest, folder / f"out-{file}")
-    print(most())
-"""
+def bounded(where: str) -> None:
+    """Import files, one of which is another one's export, and export what came of them, in blocks of 4 MB.
+
+    Prints after each how large the process has been, in kB.
+    """
+    folder, manifest, transfer._PART_BYTES = Path(where), manifest_of(500), 4 << 20
+    for file in ("small.h5", "byid.h5", "out-byid.h5", "packed.safetensors"):
+        store = open_store(folder / f"store-{file}", create=True)
+        import_feature(store, "mine", folder / file, "audio", manifest)
+        export(store["mine"], manifest, folder / f"out-{file}")
+        print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-@pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the mark")
 def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
     """100 MB of values of 500 utterances within 40 MB, and their numbers unchanged."""
@@ -282,9 +276,8 @@ def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
             small[id_] = values[number : number + 1]
             file[id_] = values[offsets[number] : offsets[number + 1]]
     safetensors.numpy.save_file({"values": values, "offsets": offsets}, tmp_path / "packed.safetensors")
-    done = subprocess.run([sys.executable, "-c", BOUNDED, str(tmp_path)], capture_output=True, text=True, check=True)
-    small, *_, most = map(int, done.stdout.split())
-    assert most - small < 40_000_000
+    small, *_, most = map(int, in_a_process(bounded, tmp_path).split())
+    assert most - small < 40_000
     with h5py.File(tmp_path / "out-out-byid.h5") as file:
         assert np.array_equal(file["values"], values) and np.array_equal(file["offsets"], offsets)
     found = safetensors.numpy.load_file(tmp_path / "out-packed.safetensors")

@@ -21,7 +21,7 @@ from ser.cache.transfer import export
 from ser.cache.verify import verify
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.tests.command_line import ser
+from ser.tests.command_line import in_a_process, ser
 from ser.tests.stand_in_corpus import contents, parts, run, ser_features, slow_texts, write_corpus
 from ser.tests.store_samples import sample_store, spec_of
 from ser.tests.tiny_store import make_store
@@ -156,10 +156,7 @@ def test_each_read_and_write_fails_once(tmp_path: Path) -> None:
     (work := tmp_path / "work").mkdir()
     store = make_store(work / "before", turns=4)
     np.save(work / "new.npy", np.ones((len(store.manifest().ids), 3), np.float32))
-    command = [sys.executable, "-c", "from ser.tests.test_faults import drive; drive()"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LD_PRELOAD": str(shim)}
-    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_a_process(drive, cwd=work, LD_PRELOAD=str(shim))
 
 
 # Kill -9 at random moments, and two at once on one store --------------------------------------------------------------

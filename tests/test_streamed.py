@@ -2,9 +2,10 @@
 
 import os
 import re
-import subprocess
+import signal
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ser.cache import blocks
 from ser.cache.store import Spec, open_store
 from ser.engines.machine import memory_budget
 from ser.errors import CorruptStore, WrongUse
+from ser.tests.command_line import in_a_process
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
+from ser.train import run
 from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
+from ser.train.data.streamed import Streamed
 from ser.train.experiment import Experiment, estimate, prepare, run_experiment
 from ser.train.fit import fit_standardizers
 from ser.train.run_folder import LOG, STATE, Run, find_runs
@@ -85,20 +90,15 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
         assert total.equal(wide.sum(0)) and squares.equal((wide * wide).sum(0))
 
 
-CHILD = """
-import os, re, sys
-from pathlib import Path
-from ser.tests.test_streamed import MIT
-from ser.train.experiment import Experiment, run_experiment
-store, *cases = sys.argv[1:]
-for dim, memory in (case.split() for case in cases):
-    if not os.fork():
-        asked = {"store": store, "out": f"{store}-runs-{dim}", "memory": memory, "epochs": 1, "folds": 1, "set": MIT}
-        run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", **asked))
-        print(dim, re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-        break
-    assert not os.wait()[1]
-"""
+def measured(store: str, *cases: str) -> None:
+    """Print the peak memory of a run for each case of a width and a budget, each in a fork."""
+    for dim, memory in (case.split() for case in cases):
+        if not os.fork():
+            asked: Any = {"store": store, "out": f"{store}-{dim}", "memory": memory, "epochs": 1, "folds": 1}
+            run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", set=MIT, **asked))
+            print(dim, re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+            break
+        assert not os.wait()[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark is read from /proc")
@@ -115,10 +115,8 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
             feature = add_feature(store, manifest, spec, rows, numbers, backend=backend)
         assert dim == 16 or sum(part.bytes for part in feature.parts()) > 3.9e6 * budget
     cases = ["16 8GB", *(f"{dim} {budget}MB" for dim in (512, 520))]
-    command = [sys.executable, "-c", CHILD, store.path, *cases]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert not done.returncode, done.stderr
-    peaks = {int(dim): int(kilobytes) * 1024 / 1e6 for dim, kilobytes in map(str.split, done.stdout.splitlines())}
+    told = in_a_process(measured, store.path, *cases, OMP_NUM_THREADS="1")
+    peaks = {int(dim): int(kilobytes) * 1024 / 1e6 for dim, kilobytes in map(str.split, told.splitlines())}
     held = 2 * lengths.sum() * 16 / 1e6  # of the narrow features, in memory
     # A batch in float32 is the model's input, and as much wider as its features are.
     batch = 4 * 4 * lengths.max() * 520 / 1e6
@@ -147,42 +145,34 @@ def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
     assert weights(mended) == weights(whole)
 
 
-STOPPED = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from ser.cache import blocks
-from ser.tests.test_streamed import STREAMED
-from ser.train import run
-from ser.train.data.streamed import Streamed
-from ser.train.experiment import Experiment, run_experiment
-store, out = sys.argv[1:]
-run.STATE_SECONDS = 0.0
-window, read, after = Streamed.window, blocks._read_block, []
+def stopped(store: str, out: str) -> None:
+    """Runs that are killed, or interrupted, within the epoch after their first state, each in a fork."""
+    run.STATE_SECONDS = 0.0
+    window, read, after = Streamed.window, blocks._read_block, []
 
-def slow(*asked):
-    time.sleep(0.3)
-    read(*asked)
+    def slow(*asked: Any) -> None:
+        time.sleep(0.3)
+        read(*asked)
 
-def stops(self, utterances):
-    after.extend(Path(out, how).glob("*/state.safetensors"))
-    if len(after) == 6:
-        if how == "SIGINT":
-            blocks._read_block = slow
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-            [window(self, utterances) for _ in range(1000)]
-        os.kill(os.getpid(), signal.SIGKILL)
-    return window(self, utterances)
+    def stops(self: Streamed, utterances: Any) -> Any:
+        after.extend(Path(out, how).glob("*/state.safetensors"))
+        if len(after) == 6:
+            if how == "SIGINT":
+                blocks._read_block = slow
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+                [window(self, utterances) for _ in range(1000)]
+            os.kill(os.getpid(), signal.SIGKILL)
+        return window(self, utterances)
 
-Streamed.window = stops
-for how in ("SIGKILL", "SIGINT"):
-    if not os.fork():
-        try:
-            run_experiment(Experiment(**STREAMED, store=store, out=f"{out}/{how}"))
-        except KeyboardInterrupt:
-            print(how, *[thread.name for thread in threading.enumerate()])
-        break
-    print(how, os.wait()[1], flush=True)
-"""
+    Streamed.window = stops
+    for how in ("SIGKILL", "SIGINT"):
+        if not os.fork():
+            try:
+                run_experiment(Experiment(**STREAMED, store=store, out=f"{out}/{how}"))
+            except KeyboardInterrupt:
+                print(how, *[thread.name for thread in threading.enumerate()])
+            break
+        print(how, os.wait()[1], flush=True)
 
 
 def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_same_bytes(
@@ -190,9 +180,8 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
 ) -> None:
     """In the middle of an epoch, with a window ahead that would take minutes to read."""
     [whole] = run_experiment(Experiment(**{**STREAMED, "memory": None}, store=rich, out=tmp_path))
-    command = [sys.executable, "-c", STOPPED, rich, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.stdout.splitlines() == ["SIGKILL 9", "SIGINT MainThread", "SIGINT 0"], done.stderr
+    told = in_a_process(stopped, rich, tmp_path)
+    assert told.splitlines() == ["SIGKILL 9", "SIGINT MainThread", "SIGINT 0"]
     for how in ("SIGKILL", "SIGINT"):
         [part] = find_runs(tmp_path / how)
         assert (part.path / STATE).exists()
