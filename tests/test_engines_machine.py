@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
-from collections import Counter
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
 from ser import engines
+from ser.engines import machine
 from ser.engines.machine import choose_device, exact_arithmetic, is_out_of_memory
 from ser.errors import WrongUse
 
@@ -36,14 +37,13 @@ def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("an illegal memory access"))
 
 
-def device_of_three(task: int) -> str:
-    torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 3  # type: ignore[assignment]
-    return choose_device("auto")
-
-
-def test_each_worker_has_a_gpu_of_its_own(fork_server: None) -> None:
-    found = Counter(engines.run(device_of_three, range(5), 5))
-    assert found == {"cuda": 2, "cuda:1": 2, "cuda:2": 1}
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    numbers = sorted(engines.run(resolve_name, ["ser.engines.machine:this_worker"] * 3, 3))
+    for worker, device in zip(numbers, ("cuda", "cuda:1", "cuda:2"), strict=True):
+        monkeypatch.setattr(machine, "this_worker", worker)
+        assert choose_device("auto") == device
 
 
 def test_one_function_turns_tf32_off_whatever_was_set_before() -> None:
