@@ -1,5 +1,6 @@
 """Extraction on a machine with a GPU, tried without one: stand-ins are told that they compute on it."""
 
+import os
 import threading
 import tracemalloc
 from collections import Counter
@@ -20,6 +21,7 @@ from ser.extract.cluster_tasks import run_on_cluster
 from ser.extract.mel import MelExtractor
 from ser.extract.run import ExtractionConfig, ExtractionRun, plan
 from ser.extract.worker import AHEAD, GPU_WRITERS
+from ser.tests.dask_processes import listening
 from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import write_corpus, writers
 from ser.tests.store_samples import spec_of
@@ -86,8 +88,10 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(tmp_path: Path, monk
     open_store(tmp_path / "store", create=True).put_manifest(made.manifest)
     modelled = replace(made.features[0].resolved, checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
     tasks = [replace(task, config=replace(task.config, resolved=(modelled,))) for task in made.tasks()]
-    here = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(resources={"GPU": 1}, **here) as cluster:
+    one = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "resources": {"GPU": 1}}
+    here = {"worker_dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
+    with distributed.LocalCluster(**one, **here) as cluster:
+        assert listening([os.getpid()]) <= {"127.0.0.1"}
         results = list(run_on_cluster(tasks, cluster.scheduler_address, False))
     assert sum(sum(result.computed.values()) for result in results) == len(tasks) == len(TEXTS)
     assert 3 <= disk.peak <= 4 and len(writers(tmp_path / "store")) == len(TEXTS)
