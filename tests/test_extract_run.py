@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongU
 from ser.extract.extractors import rows_of
 from ser.extract.plan import WorkerConfig
 from ser.extract.registry import load_extractors, resolve_again
-from ser.extract.run import ESTIMATED, ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan
+from ser.extract.run import ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan, relative
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import ser_features, write_corpus, write_table
@@ -52,36 +53,44 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def run(corpus: Path, store: Path, models: dict[str, str], features: str = EVERYTHING, **options: Any) -> Summary:
-    mine = {name: path for name, path in models.items() if name in features}
-    return extract(plan(ExtractionConfig(corpus, features, store=store, models=mine, **options)))
+    mine, on_progress = {name: path for name, path in models.items() if name in features}, options.pop("told", None)
+    return extract(plan(ExtractionConfig(corpus, features, store=store, models=mine, **options)), on_progress)
 
 
 def rows(store: Path, feature: str) -> list[np.ndarray]:
+    """Of all utterances that are not quarantined."""
     opened = open_store(store)
-    packed = opened.feature(feature).load(opened.manifest())
+    manifest, one = opened.manifest(), opened.feature(feature)
+    bad = one.quarantined(manifest)
+    packed = one.load(manifest, [row for row, id_ in enumerate(manifest.ids) if id_ not in bad])
     return [packed[i] for i in range(len(packed))]
 
 
-def test_however_it_is_run_the_rows_are_the_same(
+def test_however_it_is_run_the_rows_are_the_same_and_progress_reaches_the_end(
     corpus: Path, tmp_path: Path, models: dict[str, str], fork_server: None
 ) -> None:
-    summary = run(corpus, tmp_path / "plain", models, dtype="float32")
-    assert {name: facts["rows"] for name, facts in summary.features.items()} == dict.fromkeys(EVERYTHING.split(","), 8)
-    assert summary.features["hubert"]["batches"] == 8 and summary.features["bert"]["batches"] == 6  # "Yeah." once
-    assert all(facts["random_weights"] == (name[:2] in ("hu", "be", "mp")) for name, facts in summary.features.items())
-    batched = run(corpus, tmp_path / "batched", models, dtype="float32", batch_seconds=8, backend="hdf5")
-    assert 2 <= batched.features["hubert"]["batches"] <= 5 and batched.features["bert"]["batches"] == 1
-    run(corpus, tmp_path / "spread", models, dtype="float32", workers=2, part_seconds=5, batch_seconds=8)
-    for feature in EVERYTHING.split(","):
-        reference = rows(tmp_path / "plain", feature)
-        for other in ("batched", "spread"):
-            for ours, theirs in zip(rows(tmp_path / other, feature), reference, strict=True):
-                if feature in ("is13", "logmel", "mfcc"):
-                    assert np.array_equal(ours, theirs)
-                else:
-                    assert np.abs(ours - theirs).max() / np.abs(theirs).max() <= 1e-5
-    stores = [open_store(tmp_path / name) for name in ("plain", "batched", "spread")]
-    assert len({tuple(f.fingerprint for f in store.features()) for store in stores}) == 1
+    """Without what cannot be used: the audio of one utterance is not there."""
+    (corpus.parent / "2.wav").unlink()
+    there = {name: 8 if name in ("bert", "mpnet") else 7 for name in ("decode", *EVERYTHING.split(","))}
+    spread = {"workers": 2, "part_seconds": 5, "batch_seconds": 8}
+    batches, fingerprints = [], set()
+    for number, way in enumerate(({}, {"batch_seconds": 8, "backend": "hdf5"}, spread)):
+        seen, store = defaultdict[str, list[object]](list), tmp_path / f"{number}"
+        way |= {"told": lambda stage, *steps, seen=seen: seen[stage].append(steps)}
+        summary = run(corpus, store, models, dtype="float32", on_error="skip", **way)
+        last = {name: (there[name], there[name]) for name in ("decode", *NAMES)}
+        assert {stage: steps[-1] for stage, steps in seen.items()} == last
+        assert all(steps == sorted(steps) for steps in seen.values())
+        assert "limited by" in summary.sentence and set(summary.stages) >= set(seen)
+        for name, facts in summary.features.items():
+            assert facts["rows"] == there[name] and facts["random_weights"] == (name[:2] in ("hu", "be", "mp"))
+            most = 0.0 if name in ("is13", "logmel", "mfcc") else 1e-5
+            pairs = zip(rows(store, name), rows(tmp_path / "0", name), strict=True)
+            assert all(relative(ours, plain) <= most for ours, plain in pairs), name
+        batches.append([summary.features[name]["batches"] for name in ("hubert", "bert")])
+        fingerprints.add(tuple(facts["fingerprint"] for facts in summary.features.values()))
+    assert len(fingerprints) == 1 and batches[0] == [7, 6], "the text that three utterances share is computed once"
+    assert 2 <= batches[1][0] <= 5 and batches[1][1] == 1
 
 
 def broken(corpus: Path) -> Path:
@@ -148,22 +157,6 @@ def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Path, tmp_path: Path
     assert len(open_store(store).manifest()) == 8
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_progress_reaches_the_end_without_what_cannot_be_used(
-    corpus: Path, tmp_path: Path, models: dict[str, str], workers: int, fork_server: None
-) -> None:
-    (corpus.parent / "2.wav").unlink()
-    seen: dict[str, list[tuple[int, int]]] = {}
-    config = ExtractionConfig(
-        corpus, EVERYTHING, store=tmp_path / "store", models=models, on_error="skip", workers=workers, part_seconds=9
-    )
-    summary = extract(plan(config), lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
-    last = {stage: (8, 8) if stage in ("bert", "mpnet") else (7, 7) for stage in ("decode", *NAMES)}
-    assert {stage: steps[-1] for stage, steps in seen.items()} == last
-    assert all(steps == sorted(steps) for steps in seen.values())
-    assert "limited by" in summary.sentence and set(summary.stages) >= set(seen)
-
-
 def test_missing_weights_stop_their_own_feature_alone(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
     options = ["features", corpus, "--store", tmp_path / "store", "--json"]
     options += ["--model", "hubert=/nowhere", "--model", f"bert={models['bert']}", "--features"]
@@ -211,18 +204,27 @@ def test_a_corpus_that_lost_utterances_does_not_become_the_latest(
     assert commands == ["features", "features", "cache rollback", "cache rollback"]
 
 
-def test_a_dry_plan_writes_nothing_and_estimates(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    made = plan(ExtractionConfig(corpus, EVERYTHING, store=tmp_path / "store", models=models))
+def test_a_dry_plan_writes_nothing_and_estimates_and_a_check_records_the_deviation(
+    corpus: Path, tmp_path: Path, models: dict[str, str]
+) -> None:
+    features = f"{EVERYTHING},hubert:layer=1,pool=mean"
+    made = plan(ExtractionConfig(corpus, features, store=tmp_path / "store", models=models, check=5))
     assert not (tmp_path / "store").exists()
-    run(corpus, tmp_path / "store", models)
+    summary = extract(made)
+    assert set(summary.check) == {*EVERYTHING.split(","), "hubert:layer=1,pool=mean"}
+    assert all(value <= 1e-5 for value in summary.check.values()) and summary.check["is13"] == 0
     written = sum(path.stat().st_size for path in (tmp_path / "store").rglob("c/*/*"))
     assert 0.7 < made.bytes / written < 1.3
-    assert [feature.missing for feature in plan(made.config).features] == [[]] * 7
+    assert [feature.missing for feature in plan(made.config).features] == [[]] * 8
     store = open_store(tmp_path / "store")
-    float32 = {f.spec.feature for f in store.features() if f.spec.dtype == "float32"}
-    assert float32 == {"is13"}, "frames and tokens are float16 by default"
+    float32 = {f.spec.name for f in store.features() if f.spec.dtype == "float32"}
+    assert float32 == {"is13", "hubert:layer=1,pool=mean"}, "frames and tokens are float16 by default"
     packed = store.feature("bert").load(store.manifest())
     assert packed.extras["word"].dtype == np.int32 and len(packed.extras["word"]) == len(packed.values)
+    assert "max_relative" in (store.feature("hubert").path / "spec.json").read_text()
+    # No number at all, rather than a perfect 0.0, where IS13 has no utterance long enough.
+    short = write_corpus(tmp_path / "short", ["Yeah."], [0.03])
+    assert set(run(short, tmp_path / "other", models, "is13,bert", check=1, on_error="skip").check) == {"bert"}
 
 
 def test_the_time_is_estimated_from_the_corpus_itself(
@@ -230,11 +232,11 @@ def test_the_time_is_estimated_from_the_corpus_itself(
 ) -> None:
     """Right to a factor of four, by the CPU's clock: others share the machine. The encoders it opened serve the run."""
     monkeypatch.setattr("ser.extract.worker.time", SimpleNamespace(perf_counter=time.thread_time))
-    texts = [f"{number} times" for number in range(ESTIMATED)]
-    corpus = write_corpus(tmp_path, texts, list(np.linspace(0.6, 2.0, ESTIMATED)))
+    monkeypatch.setattr("ser.extract.run.ESTIMATED", most := 40)
+    corpus = write_corpus(tmp_path, [f"{number} times" for number in range(most)], list(np.linspace(0.6, 2.0, most)))
     mine = {"hubert": models["hubert"]}
     request = ExtractionConfig(corpus, "hubert,is13", store=tmp_path / "store", models=mine)
-    assert ExtractionRun(plan(ExtractionConfig(corpus, "is13", limit=ESTIMATED - 1))).estimate() is None
+    assert ExtractionRun(plan(ExtractionConfig(corpus, "is13", limit=most - 1))).estimate() is None
     with ExtractionRun(plan(request)) as run:
         about = run.estimate()
         opened = run.worker.extractors("audio")
@@ -243,7 +245,7 @@ def test_the_time_is_estimated_from_the_corpus_itself(
         spent = (time.process_time() - begun) / engines.cores()
         assert run.worker.extractors("audio") is opened
     assert about is not None and spent / 4 < about < spent * 4
-    assert summary.features["hubert"]["computed"] == ESTIMATED
+    assert summary.features["hubert"]["computed"] == most
     assert ExtractionRun(plan(request)).estimate() is None  # all is there
 
 
@@ -271,17 +273,6 @@ def test_a_disk_too_small_is_refused_before_it_starts(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     with pytest.raises(StoreError, match=r"about 0\.20 MB will be written and 0\.01 MB are free"):
         plan(ExtractionConfig(corpus, "is13", store=tmp_path / "store"))
-
-
-def test_check_records_the_deviation(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
-    summary = run(corpus, tmp_path / "store", models, f"{EVERYTHING},hubert:layer=1,pool=mean", check=5)
-    assert set(summary.check) == {*EVERYTHING.split(","), "hubert:layer=1,pool=mean"}
-    assert all(value <= 1e-5 for value in summary.check.values()) and summary.check["is13"] == 0
-    spec = json.loads(next((tmp_path / "store" / "hubert").rglob("spec.json")).read_text())
-    assert "max_relative" in json.dumps(spec)
-    # No number at all, rather than a perfect 0.0, where IS13 has no utterance long enough.
-    short = write_corpus(tmp_path / "short", ["Yeah."], [0.03])
-    assert set(run(short, tmp_path / "other", models, "is13,bert", check=1, on_error="skip").check) == {"bert"}
 
 
 def test_a_worker_that_dies_is_named(corpus: Path, tmp_path: Path, models: dict[str, str]) -> None:
