@@ -226,12 +226,13 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: s
     assert relative(cut, whole) <= RTOL
 
 
-def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_audio_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
     [one] = load_extractors(wanted, "cpu", 300)
-    pieces = one.cut(np.zeros(16000 * 3600, np.float32))  # type: ignore[attr-defined]
+    long = np.zeros(16000 * 1200, np.float32)
+    pieces = one.cut(long)  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
-    assert sum(kept) == one.rows(16000 * 3600) == 179999  # type: ignore[attr-defined]
+    assert sum(kept) == one.rows(len(long)) == 59999  # type: ignore[attr-defined]
     assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
     sizes: list[int] = []
 
@@ -241,9 +242,9 @@ def test_an_hour_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pyte
         return [[Layer(np.zeros((n, 64), np.float32), np.zeros(n))] for n in rows]
 
     monkeypatch.setattr(one, "_forward", nothing)
-    [rows] = rows_of(one, [Clip(np.zeros(16000 * 3600, np.float32), 16000)])
-    assert rows.shape == (179999, 64)
-    assert len(sizes) > 10 and max(sizes) <= 300 * 16000
+    [rows] = rows_of(one, [Clip(long, 16000)])
+    assert rows.shape == (59999, 64)
+    assert len(sizes) > 3 and max(sizes) <= 300 * 16000
 
 
 @pytest.mark.parametrize(
