@@ -28,11 +28,6 @@ def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "hubert", "hubert")
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "bert", "bert", words=["hello"])
-
-
 @pytest.fixture
 def copy(hubert: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(hubert, tmp_path / "copy"))
@@ -173,21 +168,19 @@ def test_offline_and_without_a_network(hubert: Path, tmp_path: Path, offline: st
 
 
 def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:
+    """As published: with the names that weight norm had before torch 2."""
     (copy / "generation_config.json").write_text("{}")  # `ser features --transcribe` reads Whisper's
+    plain = load_encoder(find_checkpoint(copy))
+    tensors = load_file(copy / "model.safetensors")
+    modern = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    old = {re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name] for name in tensors}
+    save_file(old, copy / "model.safetensors")
     before, files = find_checkpoint(copy).digest, {path.name for path in copy.iterdir()}
     folder = convert(str(as_pickle(copy)), tmp_path / "converted")
     assert find_checkpoint(folder).digest == before and {path.name for path in folder.iterdir()} == files
     with pytest.raises(WrongUse, match="not empty"):
         convert(str(copy), folder)
-
-
-def test_convert_old_names(copy: Path, tmp_path: Path) -> None:
-    """As published: with the names that weight norm had before torch 2."""
-    plain = load_encoder(find_checkpoint(copy))
-    tensors = load_file(copy / "model.safetensors")
-    modern = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
-    old = {re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name] for name in tensors}
-    converted = load_encoder(find_checkpoint(convert(str(as_pickle(copy, old)), tmp_path / "converted")))
+    converted = load_encoder(find_checkpoint(folder))
     samples = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, 8000)).astype(np.float32))
     with torch.inference_mode():
         assert torch.equal(plain(samples).last_hidden_state, converted(samples).last_hidden_state)
@@ -246,23 +239,20 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
         pytest.skip(f"torchaudio cannot be imported beside this torch ({type(fault).__name__})")
     from ser.weights.convert import torchaudio_config, torchaudio_names
 
+    drops = "projection_dropout", "attention_dropout", "ff_interm_dropout", "dropout", "layer_drop"
     params = {
         "extractor_mode": mode,
         "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
         "extractor_conv_bias": mode == "layer_norm",
         "encoder_embed_dim": 64,
-        "encoder_projection_dropout": 0.0,
         "encoder_pos_conv_kernel": 32,
         "encoder_pos_conv_groups": 4,
         "encoder_num_layers": 2,
         "encoder_num_heads": 4,
-        "encoder_attention_dropout": 0.0,
         "encoder_ff_interm_features": 128,
-        "encoder_ff_interm_dropout": 0.0,
-        "encoder_dropout": 0.0,
         "encoder_layer_norm_first": mode == "layer_norm",
-        "encoder_layer_drop": 0.0,
         "aux_num_out": None,
+        **{f"encoder_{name}": 0.0 for name in drops},
     }
     model = torchaudio.models.wav2vec2_model(**params).eval()
     config = transformers.HubertConfig.from_dict(torchaudio_config(params))
