@@ -1,6 +1,5 @@
 """How a feature is computed and what from are never mixed: one thing is changed, and `ser features` is run again."""
 
-import hashlib
 import json
 import os
 import re
@@ -17,11 +16,11 @@ import soundfile as sf
 
 from ser.cache.store import open_store
 from ser.extract.mel import MelExtractor
-from ser.extract.run import ExtractionConfig, plan
+from ser.extract.run import ExtractionConfig, ExtractionPlan, extract, plan
 from ser.extract.smile import SmileExtractor
 from ser.extract.speech import SpeechExtractor
 from ser.extract.text import TextExtractor
-from ser.tests.command_line import printed, ser
+from ser.tests.command_line import ser
 from ser.tests.stand_in_corpus import write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 
@@ -46,21 +45,28 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
-def run(folder: Path, features: str = FEATURES, *options: str, store: str = "store") -> dict[str, int]:
-    """How many rows `ser features` computed, by feature. Every feature ends complete."""
-    models = [f"--model={name}={folder / name}" for name in ("hubert", "bert") if name in features]
-    command = ["features", folder / "corpus" / "corpus.csv", "--features", features, *models, *options]
-    facts = json.loads(printed(*command, "--store", folder / store, "--json"))
-    assert all(one["rows"] == one["computed"] + one["reused"] for one in facts.values())
-    return {name: one["computed"] for name, one in facts.items()}
+def planned(folder: Path, features: str = FEATURES, store: str = "store", **options: Any) -> ExtractionPlan:
+    models = {name: str(folder / name) for name in ("hubert", "bert") if name in features}
+    corpus = folder / "corpus" / "corpus.csv"
+    return plan(ExtractionConfig(corpus, features, store=folder / store, models=models, **options))
 
 
-def files(folder: Path) -> dict[str, str]:
-    """Every file of the store's features, and the digest of its bytes."""
-    found = {str(path.relative_to(folder)): path for path in (folder / "store").rglob("*") if path.is_file()}
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if "manifests" not in name
-    }
+def lacking(*asked: Any) -> dict[str, int]:
+    """How many rows `ser features` would compute, by feature."""
+    return {one.resolved.spec.name: len(one.missing) for one in planned(*asked).features}
+
+
+def run(*asked: Any, **options: Any) -> dict[str, int]:
+    """How many rows it computed. Every feature ends complete."""
+    summary = extract(planned(*asked, **options))
+    assert summary.whole
+    return {name: one["computed"] for name, one in summary.features.items()}
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Every file of the store's features."""
+    found = (path for path in (folder / "store").rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in found if "manifests" not in path.parts}
 
 
 def rows(folder: Path, feature: str, store: str = "store") -> dict[str, bytes]:
@@ -69,59 +75,44 @@ def rows(folder: Path, feature: str, store: str = "store") -> dict[str, bytes]:
     return {id_: packed[number].tobytes() for number, id_ in enumerate(packed.ids)}
 
 
-def a_weight(name: str) -> Callable[[Path], None]:
-    """One bit, the least, of one number."""
-
-    def change(folder: Path) -> None:
-        path = folder / name / "model.safetensors"
-        tensors = safetensors.numpy.load_file(path)
-        flat = tensors[sorted(tensors)[-1]].reshape(-1).view(np.uint8)
-        flat[0] ^= 1
-        safetensors.numpy.save_file(tensors, path)
-
-    return change
+def a_bit(path: Path) -> None:
+    """The least of one weight."""
+    tensors = safetensors.numpy.load_file(path)
+    flat = tensors[sorted(tensors)[-1]].reshape(-1).view(np.uint8)
+    flat[0] ^= 1
+    safetensors.numpy.save_file(tensors, path)
 
 
-def a_token(folder: Path) -> None:
+def a_token(path: Path) -> None:
     """Two words of the tokenizer change places."""
-    path = folder / "bert" / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     words = tokenizer["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
     path.write_text(json.dumps(tokenizer))
 
 
-def a_setting(name: str, file: str, **values: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / name / file
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return change
-
-
-HOW: dict[str, tuple[Callable[[Path], None], set[str]]] = {
-    "a bit of a weight of HuBERT": (a_weight("hubert"), {"hubert"}),
-    "a bit of a weight of BERT": (a_weight("bert"), {"bert"}),
-    "the tokenizer": (a_token, {"bert"}),
-    "the tokenizer's settings": (a_setting("bert", "tokenizer_config.json", do_lower_case=False), {"bert"}),
-    "the preprocessor": (a_setting("hubert", "preprocessor_config.json", do_normalize=False), {"hubert"}),
-    "the model's settings": (a_setting("hubert", "config.json", layer_norm_eps=1e-4), {"hubert"}),
-}
+def a_setting(path: Path) -> None:
+    """The one of these that the file has."""
+    values = {"do_lower_case": False, "do_normalize": False, "layer_norm_eps": 1e-4}
+    content = json.loads(path.read_text())
+    [name] = values.keys() & content.keys()
+    path.write_text(json.dumps({**content, name: values[name]}))
 
 
-def lacking(folder: Path, features: str = FEATURES, **options: Any) -> dict[str, int]:
-    """How many rows `ser features` would compute, by feature."""
-    models = {name: str(folder / name) for name in ("hubert", "bert") if name in features}
-    corpus, store = folder / "corpus" / "corpus.csv", folder / "store"
-    made = plan(ExtractionConfig(corpus, features, store=store, models=models, **options))
-    return {one.resolved.spec.name: len(one.missing) for one in made.features}
-
-
-@pytest.mark.parametrize("what", HOW)
-def test_another_checkpoint(folder: Path, what: str) -> None:
-    change, touched = HOW[what]
-    change(folder)
-    assert lacking(folder) == {name: 6 * (name in touched) for name in FEATURES.split(",")}
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("hubert/model.safetensors", a_bit),
+        ("bert/model.safetensors", a_bit),
+        ("bert/tokenizer.json", a_token),
+        ("bert/tokenizer_config.json", a_setting),
+        ("hubert/preprocessor_config.json", a_setting),
+        ("hubert/config.json", a_setting),
+    ],
+)
+def test_another_checkpoint(folder: Path, file: str, change: Callable[[Path], None]) -> None:
+    change(folder / file)
+    assert lacking(folder) == {name: 6 * file.startswith(name) for name in FEATURES.split(",")}
 
 
 @pytest.mark.parametrize(
@@ -142,10 +133,10 @@ def test_another_version_of_an_extractor(made: Path) -> None:
 
 def test_what_is_computed_another_way_stands_beside_what_was_there(folder: Path) -> None:
     before = files(folder)
-    a_weight("hubert")(folder)
-    a_token(folder)
+    a_bit(folder / "hubert" / "model.safetensors")
+    a_token(folder / "bert" / "tokenizer.json")
     assert run(folder) == {"hubert": 6, "bert": 6, "is13": 0, "logmel": 0}
-    assert run(folder, "logmel", "--dtype", "float32") == {"logmel": 6}
+    assert run(folder, "logmel", dtype="float32") == {"logmel": 6}
     assert before.items() <= files(folder).items(), "what was there is altered"
     names = [feature.spec.name for feature in open_store(folder / "store").features()]
     assert sorted(names) == sorted([*FEATURES.split(","), "hubert", "bert", "logmel"])
@@ -158,7 +149,7 @@ def test_where_things_lie_is_no_way(folder: Path, tmp_path: Path) -> None:
     table = folder / "corpus" / "corpus.csv"
     shutil.copytree(folder / "corpus", folder / "corpus" / "sounds")
     table.write_text(re.sub(r"(\d\.wav)", r"sounds/\1", table.read_text()))
-    assert run(folder, FEATURES, "--backend", "hdf5", "--part-seconds", "1") == dict.fromkeys(FEATURES.split(","), 0)
+    assert run(folder, backend="hdf5", part_seconds=1) == dict.fromkeys(FEATURES.split(","), 0)
 
 
 def keep_time(path: Path, content: bytes) -> None:
@@ -207,9 +198,8 @@ def test_another_corpus(folder: Path, what: str) -> None:
     old = {name: rows(folder, name) for name in FEATURES.split(",")}
     change, *touched = WHAT[what]
     change(folder)
-    options = ["--replace"] if what == "one less" else []
     by_name = {name: touched[name == "bert"] for name in FEATURES.split(",")}
-    assert run(folder, FEATURES, *options) == {name: len(ids) for name, ids in by_name.items()}
+    assert run(folder, replace=what == "one less") == {name: len(ids) for name, ids in by_name.items()}
     assert before.items() <= files(folder).items(), "what was there is altered"
     run(folder, store="fresh")
     for name, ids in by_name.items():
