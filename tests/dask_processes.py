@@ -21,8 +21,11 @@ class DaskProcesses:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
+        self.log, self.go = folder / "log", folder / "go"  # what stand-ins have done, and what they wait for
+        self.log.touch()
+        stand_in = {"SER_STAND_IN_LOG": str(self.log), "SER_STAND_IN_GO": str(self.go)}
         blame = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # soon: dask's own are 3 deaths
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **blame}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **stand_in, **blame}
         self.address = ""
 
     def _start(self, *words: str) -> tuple[subprocess.Popen[str], Path]:

@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from operator import length_hint
 from pathlib import Path
 
 import pytest
 
 from ser import engines
 from ser.errors import SerError, WrongUse
-from ser.extract.run import ExtractionStopped
 from ser.tests.dask_processes import DaskProcesses
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
 from ser.tests.stand_in_corpus import contents, files, part_seconds, parts, run, wait_for, write_corpus, writers
@@ -36,12 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(folder: Path) -> Iterator[str]:
     """A scheduler and two workers; "b" says that it has a GPU and eight CPUs, as docs/scaling.md would have it."""
     made = DaskProcesses(folder)
-    made.environment["SER_STAND_IN_LOG"] = str(folder / "log")
-    (folder / "log").touch()
     file = ("--scheduler-file", str(folder / "scheduler.json"))
     made.scheduler(*file)
     made.worker("a", *file)
-    made.worker("b", "--resources", "GPU=1 CPU=8")
+    made.worker("b", "--no-nanny", "--resources", "GPU=1 CPU=8")
     with engines.Cluster(made.address, patience=200) as waiting:
         wait_for(lambda: len(waiting.workers(anew=True)) == 2)
     yield made.address
@@ -84,9 +82,9 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path) 
     corpus = write_corpus(tmp_path / "corpus", texts)
     models = {
         name: str(write_random_checkpoint(tmp_path / name, name, words=" ".join(texts).split(), hidden_size=192))
-        for name in ("hubert", "bert", "mpnet")
+        for name in ("hubert", "bert")
     }
-    features = "hubert,hubert:layer=1,bert,mpnet,is13,logmel"
+    features = "hubert,hubert:layer=1,bert,is13,logmel"
     command = ["features", corpus, "--features", features, "--store", tmp_path / "near", "--dtype", "float32", "--json"]
     command += ["--backend", "hdf5", "--batch-seconds", 5, "--part-seconds", part_seconds(corpus, 2)]
     for name, path in models.items():
@@ -99,7 +97,7 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path) 
     options = {"backend": "hdf5", "dtype": "float32", "models": models, "device": "cpu"}
     run(corpus, tmp_path / "far", features, 2, batch_seconds=5, scheduler=cluster, **options)
     assert set(writers(tmp_path / "far")) == {"a", "b"}
-    assert len(contents(tmp_path / "near")) == 6 and contents(tmp_path / "far") == contents(tmp_path / "near")
+    assert len(contents(tmp_path / "near")) == 5 and contents(tmp_path / "far") == contents(tmp_path / "near")
     assert files(tmp_path / "far") == files(tmp_path / "near")
 
 
@@ -133,14 +131,6 @@ def test_one_run_lets_go_what_another_holds(cluster: str, folder: Path) -> None:
         assert (folder / "log").read_text().count("closed") == closed + 2
 
 
-def test_an_utterance_that_cannot_be_used_is_told_as_inline(cluster: str, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", ["fine", "this is [bad]", "good"])
-    with pytest.raises(ExtractionStopped, match=r"u001: it says \[bad\]"):
-        run(corpus, tmp_path / "store", per_part=1, scheduler=cluster)
-    summary = run(corpus, tmp_path / "store", per_part=1, scheduler=cluster, on_error="skip")
-    assert summary.quarantined == {"standin": {"u001": "it says [bad]"}}
-
-
 def test_resources(cluster: str) -> None:
     with engines.Cluster(cluster) as there:
         assert {"GPU": 1.0, "CPU": 8.0} in there.kinds
@@ -153,19 +143,12 @@ def test_resources(cluster: str) -> None:
 
 
 def test_the_window_is_bounded(cluster: str) -> None:
-    taken = 0
-
-    def tasks() -> Iterator[int]:
-        nonlocal taken
-        while taken < 1000:
-            taken += 1
-            yield taken
-
+    tasks = iter(range(1000))
     with engines.Cluster(cluster) as there:
-        running = there.run(worker_name, tasks())
+        running = there.run(worker_name, tasks)
         for done in range(1, 9):
             next(running)
-            assert 2 * 2 <= taken - done <= 4 * 2, "2 to 4 tasks per thread, of 2 threads"
+            assert 2 * 2 <= 1000 - length_hint(tasks) - done <= 4 * 2, "2 to 4 tasks per thread, of 2 threads"
         running.close()
 
 
@@ -197,16 +180,15 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
     assert list(run_sweep(sweep("far"), scheduler=cluster)) == []
 
 
-def test_nobody_there(processes: DaskProcesses) -> None:
-    processes.scheduler()
-    with (
-        pytest.raises(SerError, match=r"has no worker; .*: start one by `dask worker tcp://127"),
-        engines.Cluster(processes.address, patience=1),
-    ):
-        pass
+def test_something_else_or_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import Client
 
+    connect = Client.__init__
 
-def test_something_else_or_nobody_answers() -> None:
+    def soon(client: Client, address: str, timeout: str, **how: object) -> None:
+        connect(client, address, timeout="1s", **how)
+
+    monkeypatch.setattr(Client, "__init__", soon)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 

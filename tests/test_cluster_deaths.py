@@ -48,21 +48,20 @@ def with_waits(count: int, *numbers: int) -> list[str]:
 def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProcesses, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", with_waits(20, *range(2, 20, 4)))  # each part in its middle
     run(corpus, tmp_path / "near")
-    log, go = tmp_path / "log", tmp_path / "go"
-    processes.environment |= {"SER_STAND_IN_LOG": str(log), "SER_STAND_IN_GO": str(go), **MISSED_SOON}
+    processes.environment |= MISSED_SOON
     processes.scheduler()
     nanny, frozen = processes.worker("killed"), processes.worker("frozen", "--no-nanny")
     far = tmp_path / "far"
 
     def computed(pid: int) -> int:
-        return log.read_text().count(f"computed {pid}\n") if log.exists() else 0
+        return processes.log.read_text().count(f"computed {pid}\n")
 
     def harm() -> None:
         wait_for(lambda: (worker := worker_of(nanny)) and computed(worker.pid) == computed(frozen.pid) == 2)
         frozen.send_signal(signal.SIGSTOP)
         worker = worker_of(nanny)
         worker.kill()
-        go.touch()
+        processes.go.touch()
 
     with meanwhile(harm):
         summary = run(corpus, far, scheduler=processes.address)
@@ -73,21 +72,20 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
     time.sleep(1)
     wait_for(lambda: not list((far / "tmp").iterdir()))  # on a busy machine it may still write what nobody needs
     assert contents(far) == whole and parts(far) == before
-    opened = [line for line in log.read_text().splitlines() if line.startswith("opened")]
+    opened = [line for line in processes.log.read_text().splitlines() if line.startswith("opened")]
     assert len(opened) == len(set(opened)) >= 3, "each process opens the extractor once, also the one that came later"
 
 
 def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_path: Path) -> None:
     """The command is killed, and run again while its worker still publishes."""
     corpus = write_corpus(tmp_path / "corpus", with_waits(12, 3))  # at the second of the second part
-    log, go, far = tmp_path / "log", tmp_path / "go", tmp_path / "far"
-    processes.environment |= {"SER_STAND_IN_LOG": str(log), "SER_STAND_IN_GO": str(go)}
+    far = tmp_path / "far"
     processes.scheduler()
     processes.worker("a")
     command = ser_features(corpus, far, 2, "--scheduler", processes.address)
 
     def done() -> int:
-        return log.read_text().count("computed") if log.exists() else 0
+        return processes.log.read_text().count("computed")
 
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: done() == 3)  # one part is there, and the worker is in the middle of the next
@@ -97,7 +95,7 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
 
     def goes_on() -> None:
         time.sleep(1)  # in which the command begins
-        go.touch()
+        processes.go.touch()
 
     with meanwhile(goes_on):
         summary = extract(again, lambda stage, done, total: seen.append((done, total)))
@@ -109,8 +107,7 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
 
 def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", with_waits(10, 3))
-    far, go = tmp_path / "far", tmp_path / "go"
-    processes.environment["SER_STAND_IN_GO"] = str(go)
+    far = tmp_path / "far"
     scheduler = processes.scheduler()
     processes.worker("a")
 
@@ -121,12 +118,9 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
     with meanwhile(harm), pytest.raises(SerError, match="is gone; what was finished is kept") as fault:
         run(corpus, far, per_part=2, scheduler=processes.address)
     assert "\n" not in str(fault.value)
-    go.touch()
     there = parts(far)
     assert there
-    processes.scheduler()
-    processes.worker("b")
-    summary = run(corpus, far, per_part=2, scheduler=processes.address)
+    summary = run(corpus, far, per_part=2)
     assert summary.features["standin"]["rows"] == 10 and 0 < summary.features["standin"]["computed"] < 10
     assert there.items() <= parts(far).items()
     run(corpus, tmp_path / "near", per_part=2)
@@ -135,9 +129,9 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
 
 def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     """The command itself, on two workers of its own, of which one utterance kills every one that touches it."""
-    corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me"])
+    corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "this is [bad]"])
     environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}
-    command = ser_features(corpus, tmp_path / "store", 4, "--scheduler", "local:2", "--on-error", "skip")
+    command = ser_features(corpus, tmp_path / "store", 1, "--scheduler", "local:2", "--on-error", "skip")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     addresses: set[str] = set()
     while process.poll() is None:
@@ -148,7 +142,8 @@ def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     assert "u001: the process that computes it dies, 3 times in a row" in told
     assert not any(word in told for word in ("KilledWorker", "Traceback", "Warning", "INFO"))
     store = open_store(tmp_path / "store")
-    assert set(store["standin"].quarantined(store.manifest())) == {"u001"}
+    quarantined = store["standin"].quarantined(store.manifest())
+    assert set(quarantined) == {"u001", "u002"} and quarantined["u002"] == "it says [bad]"
     assert store["standin"].rows(store.manifest()) == 1
     assert addresses and addresses <= {"127.0.0.1", "::1"}
     opened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("opened")]
@@ -160,21 +155,23 @@ def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProc
 
     By default, what kills it stops the run, and stays out of the quarantine.
     """
-    corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "four five six"])
+    corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me"])
     processes.scheduler()
     processes.worker("only", "--resources", "GPU=1 CPU=8")
     with pytest.raises(ExtractionStopped, match="u001: the process that computes it dies, 2 times in a row"):
         run(corpus, tmp_path / "store", scheduler=processes.address)
     store = open_store(tmp_path / "store")
-    assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 2
+    assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 1
 
 
 def test_what_is_missing_is_waited_for_and_then_named(
     processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker with the GPU is killed, twice, and no nanny starts another; a plain one is there all the time."""
+    """Any worker; then the one with the GPU, killed twice without a nanny, while a plain one is there all the time."""
     monkeypatch.setattr("ser.engines.cluster.POLL_SECONDS", 0.2)
     processes.scheduler()
+    with pytest.raises(SerError, match=r"has no worker; .*: start one by `dask worker tcp://127"):
+        Cluster(processes.address, patience=1).__enter__()
     processes.worker("plain")
     gpu = processes.worker("gpu", "--no-nanny", "--resources", "GPU=1")
     with Cluster(processes.address) as cluster:

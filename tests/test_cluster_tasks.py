@@ -95,23 +95,19 @@ def test_the_docs_start_what_listens_here() -> None:
         assert "--no-dashboard" not in line
 
 
-TEXTS = ["a", "bb", "ccc", "dddd"]
-
-
-def one_task(corpus: Path, store: Path, features: str) -> ExtractionTask:
-    """All of a small corpus as one task."""
-    made = plan(ExtractionConfig(corpus, features, store=store, on_error="skip", device="cpu"))
-    opened = open_store(store, create=True)
-    opened.put_manifest(made.manifest)
+@pytest.fixture
+def both(tmp_path: Path) -> ExtractionTask:
+    """Two features of three utterances, as one task."""
+    corpus, store = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"]), tmp_path / "store"
+    made = plan(ExtractionConfig(corpus, "standin,standin2", store=store, on_error="skip", device="cpu"))
+    open_store(store, create=True).put_manifest(made.manifest)
     for feature in made.features:
-        opened.add(feature.resolved.spec)
+        open_store(store).add(feature.resolved.spec)
     [task] = made.tasks()
     return task
 
 
-def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", TEXTS[:3])
-    both = one_task(corpus, tmp_path / "store", "standin,standin2")
+def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(both: ExtractionTask) -> None:
     assert pickle.loads(pickle.dumps(both)) == both
     assert not any(hasattr(utterance, "__dict__") for utterance in both.utterances), "64 bytes more for each of them"
     modelled = replace(both.config.resolved[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
@@ -123,10 +119,8 @@ def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(tmp_pa
     assert gpu.config.asked.store.is_absolute() and gpu.config.root.is_absolute()
 
 
-def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", TEXTS[:3])
-    whole = one_task(corpus, tmp_path / "store", "standin,standin2")
-    pieces = split(whole)
+def test_a_task_is_cut_by_utterances_then_by_features_then_not(both: ExtractionTask) -> None:
+    pieces = split(both)
     assert [[u.id for u in piece.utterances] for piece in pieces] == [["u002"], ["u001", "u000"]]
     by_feature = split(pieces[0])
     assert by_feature is not None and [len(piece.specs) for piece in by_feature] == [1, 1]
@@ -134,19 +128,19 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(tmp_path: Path) -
     [[given_up]] = give_up(by_feature[0], "it kills").quarantined.values()
     assert (given_up.id, given_up.path, given_up.reason) == ("u002", "", "it kills") and given_up.input
     extract_task(by_feature[1])
-    store = open_store(tmp_path / "store")
+    store = open_store(both.config.asked.store)
     found = [store[name].quarantined(store.manifest()) for name in ("standin", "standin2")]
     assert found == [{"u002": "it kills"}, {}]
     # What has come into the store meanwhile, cut in whatever way, is not a task again.
-    rest = split(whole) or []
+    rest = split(both) or []
     assert [(len(one.utterances), len(one.specs)) for one in rest] == [(1, 1), (2, 2)]
     assert all(extract_task(one).computed for one in rest)
-    assert split(whole) == []
+    assert split(both) == []
 
 
 def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever engine runs it: half of its part is published by another command, cut otherwise."""
-    corpus, store = write_corpus(tmp_path / "corpus", TEXTS), tmp_path / "store"
+    corpus, store = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc", "dddd"]), tmp_path / "store"
     extract = StandInExtractor.extract
 
     def meanwhile(self: StandInExtractor, text: str) -> object:
