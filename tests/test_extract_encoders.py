@@ -16,7 +16,7 @@ import transformers
 
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
-from ser.extract.extractors import ENCODERS, Extractor, Layer
+from ser.extract.extractors import ENCODERS, Extractor, Layer, ResolvedFeature
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import relative
 from ser.tests.pretend_device import Gpu
@@ -109,6 +109,11 @@ def clips() -> list[Clip]:
     ]
 
 
+def extractors(folder: Path, *names: str, most: float | None = None) -> list[Extractor]:
+    """Those of the features of one checkpoint, opened on the CPU, in float32."""
+    return load_extractors(resolve(names, {names[0].partition(":")[0]: str(folder)}, "float32")[0], "cpu", most)
+
+
 def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
     """The first feature of each item."""
     outcomes = one.run(items)
@@ -142,8 +147,8 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
 def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
     name, folder = architecture.removesuffix("-large").removesuffix("-batchnorm"), checkpoints / architecture
     names = [name, f"{name}:layers=all,norm=before", f"{name}:layers=all", f"{name}:layers=all,pool=mean"]
-    wanted = resolve(names if "large" in architecture else [names[0], *names[2:]], {name: str(folder)}, "float32")[0]
-    [together] = load_extractors(wanted, "cpu", batch_seconds=1000)  # the layers, the output and means: one pass
+    # The layers, the output and means: one pass.
+    [together] = extractors(folder, *(names if "large" in architecture else [names[0], *names[2:]]), most=1000)
     assert [spec.level for spec in together.specs[-3:]] == ["utterance"] * 3
     for clip, outcome in zip(clips, together.run(clips), strict=True):
         if isinstance(outcome, UtteranceError):
@@ -155,7 +160,7 @@ def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], archi
         means = [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last)]
         for ours, plain in zip(rows, [*expected, *means], strict=True):
             assert ours.shape == plain.shape and relative(ours, plain) <= RTOL
-    [deep] = load_extractors(resolve([f"{name}:layer=1"], {name: str(folder)}, "float32")[0], "cpu")
+    [deep] = extractors(folder, f"{name}:layer=1")
     [ours] = rows_of(deep, clips[1:2])  # without the layers above
     assert relative(ours, plain_speech(folder, clips[1].samples)[0][1]) <= RTOL
 
@@ -184,8 +189,7 @@ def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Pat
     frames, means, cut, cut_means = resolve(names, {"hubert": str(checkpoints / "hubert")}, "float16")[0]
     assert (means.spec.dtype, means.spec.level, means.spec.hop) == ("float32", "utterance", None)
     for plain, pooled in ((frames, means), (cut, cut_means)):
-        whole = resolve([plain.spec.name], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
-        [alone] = load_extractors(whole, "cpu")
+        [alone] = extractors(checkpoints / "hubert", plain.spec.name)
         [batched] = load_extractors([pooled], "cpu", 1000)
         for x, mean in zip(rows_of(alone, clips), rows_of(batched, clips), strict=True):
             assert relative(mean, x.mean(0, dtype=np.float64, keepdims=True)) <= RTOL
@@ -221,14 +225,13 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: s
     feature, folder = architecture.removesuffix("-large"), checkpoints / architecture
     name = f"{feature}:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
     samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
-    both = load_extractors(resolve([name, f"{feature}:layer=0,context=1"], {feature: str(folder)}, "float32")[0])
+    both = extractors(folder, name, f"{feature}:layer=0,context=1")
     [cut], [whole] = (rows_of(one, [Clip(samples, 16000)]) for one in both)
     assert relative(cut, whole) <= RTOL
 
 
 def test_long_audio_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
-    [one] = load_extractors(wanted, "cpu", 300)
+    [one] = extractors(checkpoints / "hubert", "hubert", most=300)
     long = np.zeros(16000 * 1200, np.float32)
     pieces = one.cut(long)  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
@@ -261,6 +264,7 @@ def test_long_audio_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: p
         ("hubert:layr=1", "did you mean layer"),
         ("hubert:layers=2-1", "layers=all"),
         ("unispeech-sat:layers=all,norm=both", "norm is before or after or none"),
+        ("unispeech-sat:layer=1,norm=after", "last layer"),
         ("hubrt", "did you mean hubert"),
         ("is13:layer=1", "unknown setting of is13"),
         ("smile", r"set of openSMILE \(smile:set=NAME\) ''; known: ComParE_2016"),
@@ -302,28 +306,27 @@ def test_text_takes_a_checkpoint_of_an_encoder_alone(checkpoints: Path, tmp_path
 @pytest.mark.parametrize("name", PREPROCESSORS)
 def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(checkpoints / name, tmp_path / name)
-    wanted = resolve([name], {name: str(folder)}, "float32")[0]
-    path = folder / "preprocessor_config.json"
-    other = {"feature_size": 40, "num_mel_bins": 40}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
-    changed = resolve([name], {name: str(folder)}, "float32")[0][0].spec.fingerprint
-    assert changed != wanted[0].spec.fingerprint
+    good = json.loads((folder / "preprocessor_config.json").read_text())
+    bad = good | {"feature_size": 40, "num_mel_bins": 40}
+
+    def found(own: dict[str, Any] | None, shared: dict[str, Any] | None) -> list[ResolvedFeature]:
+        whole = shared and {"feature_extractor": shared}  # as transformers 5 saves a whole processor
+        for file, content in (("preprocessor_config.json", own), ("processor_config.json", whole)):
+            (folder / file).unlink(missing_ok=True)
+            if content is not None:
+                (folder / file).write_text(json.dumps(content))
+        return resolve([name], {name: str(folder)}, "float32")[0]
+
+    with pytest.raises(WeightsError, match="its preprocessor does not fit"):
+        load_extractors(found(bad, None))
+    wanted = found(good, None)
+    (folder / "preprocessor_config.json").unlink()
     with pytest.raises(WeightsError, match="its preprocessor does not fit"):
         load_extractors(wanted)
-    shared = json.loads((checkpoints / name / path.name).read_text())  # as transformers 5 saves a whole processor
-    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
-    load_extractors(both := resolve([name], {name: str(folder)}, "float32")[0])  # where both are, this one counts
-    assert both[0].spec.fingerprint not in (changed, wanted[0].spec.fingerprint)
-    path.write_text(json.dumps(shared))
-    assert resolve([name], {name: str(folder)}, "float32")[0][0].spec.fingerprint == wanted[0].spec.fingerprint
-    (folder / "processor_config.json").unlink()
-    path.unlink()
-    with pytest.raises(WeightsError, match="its preprocessor does not fit"):
-        load_extractors(wanted)
-    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared}))
-    moved = resolve([name], {name: str(folder)}, "float32")[0]
-    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": shared | other}))
-    assert resolve([name], {name: str(folder)}, "float32")[0][0].spec.fingerprint != moved[0].spec.fingerprint
+    load_extractors(found(bad, good))  # where both are, the whole processor's counts
+    cases = (good, None), (bad, None), (bad, good), (good, good), (None, good), (None, bad)
+    alone, changed, both, same, moved, other = (found(*case)[0].spec.fingerprint for case in cases)
+    assert len({alone, changed, both}) == 3 and same == alone and moved != other
 
 
 def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: Path, clips: list[Clip]) -> None:
@@ -331,7 +334,7 @@ def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: 
     settings = {**LARGE, "add_adapter": True, "output_hidden_size": 64}
     with patch.dict(ARCHITECTURES, {"adapter": ("Wav2Vec2", settings)}):
         folder = write_random_checkpoint(tmp_path / "adapter", "adapter")
-    [one] = load_extractors(resolve(["wav2vec2"], {"wav2vec2": str(folder)}, "float32")[0])
+    [one] = extractors(folder, "wav2vec2")
     [rows] = rows_of(one, clips[1:2])
     assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
     assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
@@ -341,17 +344,13 @@ def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
     folder = str(checkpoints / "hubert-large")
     after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")[0]
     assert (after.config.norm, before.config.norm) == ("after", "before")
-    for name, said in (("layer=1,norm=after", "last layer"), ("layers=all,norm=both", "norm is before or after")):
-        with pytest.raises(WrongUse, match=said):
-            resolve([f"hubert:{name}"], {"hubert": folder}, "float32")
 
 
 @pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
 def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) -> None:
     folder = text_checkpoints / architecture
-    wanted = resolve(["text", "text:layers=all"], {"text": str(folder)}, "float32")[0]
-    [together] = load_extractors(wanted, "cpu")
-    [single] = load_extractors(resolve(["text:layer=0"], {"text": str(folder)}, "float32")[0], "cpu")
+    [together] = extractors(folder, "text", "text:layers=all")
+    [single] = extractors(folder, "text:layer=0")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for text, outcome, alone in zip(TEXTS, together.run(TEXTS), single.run(TEXTS), strict=True):
@@ -371,8 +370,7 @@ def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) ->
 @pytest.mark.parametrize("name", ("bert", "mpnet"))
 def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     names = [name, f"{name}:special=false", f"{name}:tags=remove", f"{name}:most=8"]
-    wanted = resolve(names, {name: str(checkpoints / name)}, "float32")[0]
-    passes = {one.specs[0].variant: one for one in load_extractors(wanted, "cpu")}
+    passes = {one.specs[0].variant: one for one in extractors(checkpoints / name, *names)}
     text = "[LAUGHTER]  I don't know."
     found = {variant: one.run([text, "[LAUGHTER]", " "]) for variant, one in passes.items()}
     rows = {variant: outcomes[0][passes[variant].specs[0].fingerprint] for variant, outcomes in found.items()}  # type: ignore[index]
@@ -388,8 +386,7 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
 
 
 def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Clip]) -> None:
-    wanted = resolve(["hubert", "hubert:precision=bfloat16"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
-    exact, fast = load_extractors(wanted, "cpu", None)
+    exact, fast = extractors(checkpoints / "hubert", "hubert", "hubert:precision=bfloat16")
     assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
     [ours], [near] = (rows_of(one, clips[1:2]) for one in (exact, fast))
     assert 0 < relative(near, ours) < 0.1
@@ -400,8 +397,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(
     checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
     """The memory ends at 15 s, padding counted: the run goes on, with the same rows, and does not try that again."""
-    wanted = resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float32")[0]
-    [one] = load_extractors(wanted, "cpu", batch_seconds=1000)
+    [one] = extractors(checkpoints / "hubert", "hubert", most=1000)
     sizes: list[int] = []  # of the batches
     failed: list[weakref.ref[Any]] = []  # what the passes that failed had in hand
     whole, plain = one._forward, rows_of(one, clips[1:])  # type: ignore[attr-defined]
