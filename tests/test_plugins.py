@@ -13,6 +13,7 @@ import soundfile as sf
 
 from ser.errors import WrongUse
 from ser.predict import predict
+from ser.tests.command_line import printed
 
 PLUGIN = Path(__file__).parent / "fixtures" / "example_plugin"
 CELL = "[[cell]]\nname = '{0}'\nfusion = '{0}'\n"
@@ -24,10 +25,15 @@ from click.testing import CliRunner
 from ser.cli import main
 from ser.engines.processes import start_fork_server
 if __name__ == "__main__":
-    if '"--workers", "2"' in sys.argv[1]:
+    if "--workers 2" in sys.argv[1]:
         start_fork_server("ser.train.sweep")  # for the features too, which come first
-    done = [CliRunner().invoke(main, command) for command in json.loads(sys.argv[1])]
-    print(json.dumps([[one.exit_code, one.output] for one in done]))
+    done, run = [], ""
+    for command in json.loads(sys.argv[1]):
+        one = CliRunner().invoke(main, command.replace("RUN", run).split())
+        done.append([one.exit_code, one.output])
+        if command.startswith("sweep") and "--json" in command:
+            run = json.loads(one.output.splitlines()[-1])["rows"][0]["folders"][0]
+    print(json.dumps(done))
 """
 
 
@@ -52,13 +58,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ser(site: Path, *commands: str) -> list[tuple[int, str]]:
-    """Each command in one new process that has the package: exit code and output."""
-    asked = json.dumps([command.split() for command in commands])
+def installed(site: Path, *commands: str) -> list[tuple[int, str]]:
+    """Each command in one new process that has the package: exit code and output. RUN is the first of a sweep."""
     script = site.parent / "commands.py"
     script.write_text(SER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
-    run = subprocess.run([sys.executable, script, asked], env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, script, json.dumps(commands)], env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return [(code, output) for code, output in json.loads(run.stdout)]
 
@@ -66,12 +73,15 @@ def ser(site: Path, *commands: str) -> list[tuple[int, str]]:
 def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "both.toml").write_text(RECIPE)
     store, runs = tmp_path / "features", tmp_path / "runs"
-    features = f"features {corpus} --store {store} --features"
-    done = ser(
+    wav, features = corpus / "anna-ang-0.wav", f"features {corpus} --store {store} --features"
+    again = f"sweep {tmp_path}/both.toml --store {store} --out {runs} --workers 1"
+    done = installed(
         site,
         f"{features} example-loudness:hop=0.05,example-loudness --format example-flat --workers 2 --part-seconds 4",
         "train --fusion example-mean --settings",
         f"sweep {tmp_path}/both.toml --store {store} --out {runs} --workers 2 --json",
+        f"{again} --dry-run",
+        f"predict RUN {wav} --json",
         # What is wrong with one thing that a package brings is in nobody else's way.
         f"{features} logmel --format example-flat",
         f"{features} broken --format example-flat",
@@ -79,8 +89,8 @@ def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus:
         f"{features} example-loudnes --format example-flat",
         f"train --store {store} --features example-loudness --fusion wrong",
     )
-    good, bad = done[:4], done[4:]
-    assert [code for code, _ in good] == [0] * 4, good
+    good, bad = done[:6], done[6:]
+    assert [code for code, _ in good] == [0] * 6, good
     assert "width" in good[1][1] and "ser-example" in good[1][1]
     wanted = [
         "ser: the feature 'broken' of ser-example 1.0 cannot be imported (ModuleNotFoundError: No module named",
@@ -94,17 +104,14 @@ def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus:
     mean, plain = (Path(row["folders"][0]) for row in rows)
     config = json.loads((mean / "config.json").read_text())
     assert config["provenance"]["package"] == "ser-example 1.0"
-
-    wav = corpus / "anna-ang-0.wav"
-    source, again = site / "ser_example.py", f"sweep {tmp_path}/both.toml --store {store} --out {runs} --workers 1"
-    listing = f"runs list {runs} --json --where code={config['code'][:8]}"
-    (code, output), unchanged, listed = ser(site, f"predict {mean} {wav} --json", f"{again} --dry-run", listing)
-    assert {one["fusion"] for one in json.loads(listed[1])} == {"example-mean"}
-    assert code == 0 and json.loads(output)["predictions"][0]["label"] in ("ang", "hap", "neu", "sad")
-    assert "6 runs, 6 finished already" in unchanged[1]
+    listed = printed("runs", "list", runs, "--json", "--where", f"code={config['code'][:8]}")
+    assert {one["fusion"] for one in json.loads(listed)} == {"example-mean"}
+    assert "6 runs, 6 finished already" in good[3][1]
+    assert json.loads(good[4][1])["predictions"][0]["label"] in ("ang", "hap", "neu", "sad")
     # A model that was edited is another one, whatever its package's version; and what it returns is looked at.
+    source = site / "ser_example.py"
     source.write_text(source.read_text().replace("settings.width, classes)", "settings.width, classes + 1)"))
-    [(code, output)] = ser(site, f"{again} --cell example-mean")
+    [(code, output)] = installed(site, f"{again} --cell example-mean")
     assert code == 2 and "3 runs, 0 finished already" in output and "must return a dict of heads [n, 4]" in output
     for run, what in ((mean, "the fusion 'example-mean'"), (plain, "example-loudness was computed by an extractor")):
         with pytest.raises(WrongUse, match=f"{what} of ser-example 1.0, .*; run `pip install ser-example==1.0`"):
