@@ -17,7 +17,7 @@ from ser import engines
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import DaskProcesses
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
-from ser.tests.stand_in_corpus import contents, files, part_seconds, parts, run, wait_for, write_corpus, writers
+from ser.tests.stand_in_corpus import contents, files, part_seconds, run, wait_for, write_corpus, writers
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
@@ -46,37 +46,12 @@ def cluster(folder: Path) -> Iterator[str]:
     made.stop()
 
 
-def test_two_workers_give_what_one_process_gives(cluster: str, folder: Path, tmp_path: Path) -> None:
-    """Also the one that declares nothing writes parts, though the other has said that it has CPUs.
-
-    `dask scheduler --scheduler-file` wrote the file that the command goes by, and worker "a" came by it.
-    """
-    corpus = write_corpus(tmp_path / "corpus", [f"words {number}" for number in range(12)])
-    everything = "standin,standin2:shift=1,logmel"
-    seen: dict[str, list[int]] = {}
-    file = folder / "scheduler.json"
-    assert cluster in file.read_text()
-    summary = run(
-        *(corpus, tmp_path / "far", everything),
-        per_part=2,
-        scheduler=str(file),
-        on_progress=lambda stage, done, total: seen.setdefault(stage, []).append(done),
-    )
-    assert {facts["computed"] for facts in summary.features.values()} == {12}
-    stages = ("standin", "standin2", "logmel", "decode")
-    assert {stage: steps[-1] for stage, steps in seen.items()} == dict.fromkeys(stages, 12)
-    assert set(writers(tmp_path / "far")) == {"a", "b"}
-    run(corpus, tmp_path / "near", everything, per_part=2)
-    assert contents(tmp_path / "far") == contents(tmp_path / "near")
-    assert parts(tmp_path / "far").keys() == parts(tmp_path / "near").keys()
-    again = run(corpus, tmp_path / "far", everything, per_part=2, scheduler=cluster)
-    assert {facts["computed"] for facts in again.features.values()} == {0}
-
-
-def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path) -> None:
+def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(cluster: str, folder: Path, tmp_path: Path) -> None:
     """Real extractors, in batches, in float32 so that nothing is rounded away, and each part's files as a whole.
 
-    The command alone has as many threads as there are cores, and no variable that tells torch or BLAS otherwise.
+    The command alone has as many threads as there are cores, and no variable that tells torch or BLAS otherwise. The
+    worker that declares nothing writes parts too, though the other has said that it has CPUs.
+    `dask scheduler --scheduler-file` wrote the file that the run goes by, and worker "a" came by it.
     """
     texts = [" ".join(["I don't know why", "you are [LAUGHTER] talking"][n % 2 :] * (1 + n)) for n in range(6)]
     corpus = write_corpus(tmp_path / "corpus", texts)
@@ -94,11 +69,17 @@ def test_bit_for_bit_what_the_command_alone_gives(cluster: str, tmp_path: Path) 
         [sys.executable, "-m", "ser", *map(str, command)], env=free, stdout=subprocess.PIPE, check=True
     )
     assert all(json.loads(alone.stdout)[name]["batches"] < 6 for name in models), "there are batches of several"
-    options = {"backend": "hdf5", "dtype": "float32", "models": models, "device": "cpu"}
-    run(corpus, tmp_path / "far", features, 2, batch_seconds=5, scheduler=cluster, **options)
+    file, seen = folder / "scheduler.json", dict[str, int]()
+    assert cluster in file.read_text()
+    asked = corpus, tmp_path / "far", features, 2
+    options = {"backend": "hdf5", "dtype": "float32", "models": models, "device": "cpu", "batch_seconds": 5}
+    run(*asked, on_progress=lambda stage, done, total: seen.update({stage: done}), scheduler=str(file), **options)
+    assert seen == dict.fromkeys(("hubert", "bert", "is13", "logmel", "decode"), 6)
     assert set(writers(tmp_path / "far")) == {"a", "b"}
     assert len(contents(tmp_path / "near")) == 5 and contents(tmp_path / "far") == contents(tmp_path / "near")
     assert files(tmp_path / "far") == files(tmp_path / "near")
+    again = run(*asked, scheduler=cluster, **options)
+    assert {facts["computed"] for facts in again.features.values()} == {0}
 
 
 def test_one_run_lets_go_what_another_holds(cluster: str, folder: Path) -> None:
