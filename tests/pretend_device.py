@@ -87,14 +87,11 @@ def _cast(name: str, dtype: torch.dtype | None) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if dtype is torch.half:
             raise RuntimeError(f"{name}: cuDNN computes it in float16 under autocast; leave autocast before")
-        floats = [
-            x.dtype for x in tree_leaves(args) if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float)
-        ]
-        into = dtype or (torch.float if torch.float in floats else torch.bfloat16)
+        there = {x.dtype for x in tree_leaves(args) if isinstance(x, Tensor)} & {torch.bfloat16, torch.float}
+        into = dtype or (torch.float if torch.float in there else torch.bfloat16)
         with torch._C._ExcludeDispatchKeyGuard(without):
-            return op(
-                *tree_map(lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in floats else x, args), **kwargs
-            )
+            args = tree_map(lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in there else x, args)
+            return op(*args, **kwargs)
 
     return call
 
@@ -104,10 +101,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
     if dropout_p or rest or more or q.dim() != 4:
-        causal = more.get("is_causal", bool(rest and rest[0]))
-        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout_p, causal, scale=more.get("scale"))[
-            0
-        ]
+        how = dropout_p, more.get("is_causal", bool(rest and rest[0]))
+        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, *how, scale=more.get("scale"))[0]
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
 
 
@@ -125,9 +120,8 @@ class Gpu(TorchDispatchMode):
         self._allowed, self._pinned = downloads, WeakIdKeyDictionary()
 
     def __enter__(self) -> "Gpu":
-        self._patches = [patch.object(torch.cuda, name, found) for name, found in PATCHED.items()]
-        for one in self._patches:
-            one.start()
+        self._cuda = patch.multiple(torch.cuda, **PATCHED)
+        self._cuda.start()
         self._before = torch.__future__.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # a Parameter's `data` keeps its own class
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) is sent as any other
@@ -144,8 +138,7 @@ class Gpu(TorchDispatchMode):
         self._instead._destroy()
         torch.__future__.set_overwrite_module_params_on_conversion(self._before[0])
         torch._C._set_only_lift_cpu_tensors(self._before[1])
-        for one in self._patches:
-            one.stop()
+        self._cuda.stop()
 
     @staticmethod
     def read(x: Any) -> Any:
