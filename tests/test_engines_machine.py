@@ -32,7 +32,8 @@ def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
-    for told in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"):
+    allocating = "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"
+    for told in (*allocating, "unable to find an engine"):
         assert is_out_of_memory(RuntimeError(told))
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("an illegal memory access"))
 

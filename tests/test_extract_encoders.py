@@ -265,7 +265,6 @@ def test_long_audio_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: p
         ("hubert:layers=2-1", "layers=all"),
         ("unispeech-sat:layers=all,norm=both", "norm is before or after or none"),
         ("unispeech-sat:layer=1,norm=after", "last layer"),
-        ("hubrt", "did you mean hubert"),
         ("is13:layer=1", "unknown setting of is13"),
         ("smile", r"set of openSMILE \(smile:set=NAME\) ''; known: ComParE_2016"),
         ("smile:set=eGeMAPSv2", "did you mean eGeMAPSv02"),
@@ -392,9 +391,8 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     assert 0 < relative(near, ours) < 0.1
 
 
-@pytest.mark.parametrize("told", ["unable to find an engine", "CUDA out of memory"])
 def test_out_of_memory_halves_the_batch_and_remembers(
-    checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, told: str
+    checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory ends at 15 s, padding counted: the run goes on, with the same rows, and does not try that again."""
     [one] = extractors(checkpoints / "hubert", "hubert", most=1000)
@@ -411,7 +409,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(
             one.state.taken = {1: hidden}  # type: ignore[attr-defined]
             circle: list[Any] = [hidden]
             circle.append(circle)  # which garbage collection alone lets go
-            raise torch.OutOfMemoryError(told) if "CUDA" in told else RuntimeError(told)
+            raise RuntimeError("unable to find an engine")
         return whole(waves)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(one, "_forward", small_memory)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def as_pickle(folder: Path, content: Any = None) -> Path:
     return folder
 
 
+@dataclass
 class Canary:
     """Touches a file when unpickled."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def __reduce__(self) -> Any:
         return os.system, (f"touch {self.path}",)

@@ -2,7 +2,7 @@
 
 import importlib
 
-for name in ("ser.extract.mel", "ser.extract.smile", "ser.extract.speech", "ser.extract.text", "ser.train.sweep"):
+for name in ("ser.extract.mel", "ser.extract.smile", "ser.extract.speech", "ser.extract.text"):
     importlib.import_module(name)
 for architecture in ("bert", "hubert", "mpnet"):
     importlib.import_module(f"transformers.models.{architecture}.modeling_{architecture}")
