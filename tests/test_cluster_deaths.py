@@ -81,7 +81,7 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
     corpus = write_corpus(tmp_path / "corpus", with_waits(12, 3))  # at the second of the second part
     far = tmp_path / "far"
     processes.scheduler()
-    processes.worker("a")
+    processes.worker("a", "--no-nanny")
     command = ser_features(corpus, far, 2, "--scheduler", processes.address)
 
     def done() -> int:
@@ -109,7 +109,7 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
     corpus = write_corpus(tmp_path / "corpus", with_waits(10, 3))
     far = tmp_path / "far"
     scheduler = processes.scheduler()
-    processes.worker("a")
+    processes.worker("a", "--no-nanny")
 
     def harm() -> None:
         wait_for(lambda: parts(far))
@@ -164,15 +164,13 @@ def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProc
     assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 1
 
 
-def test_what_is_missing_is_waited_for_and_then_named(
-    processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_there_is_waited_for(processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any worker; then the one with the GPU, killed twice without a nanny, while a plain one is there all the time."""
     monkeypatch.setattr("ser.engines.cluster.POLL_SECONDS", 0.2)
     processes.scheduler()
     with pytest.raises(SerError, match=r"has no worker; .*: start one by `dask worker tcp://127"):
         Cluster(processes.address, patience=1).__enter__()
-    processes.worker("plain")
+    processes.worker("plain", "--no-nanny")
     gpu = processes.worker("gpu", "--no-nanny", "--resources", "GPU=1")
     with Cluster(processes.address) as cluster:
 

@@ -67,9 +67,8 @@ def test_a_scheduler_file_obeys_the_same_rule(tmp_path: Path) -> None:
         ({"scheduler": "local:2", "workers": 4}, "--workers starts processes here.*give one"),
     ],
 )
-def test_a_wrong_one_is_refused_before_the_corpus_is_read(
-    tmp_path: Path, options: dict[str, object], message: str
-) -> None:
+def test_a_wrong_one_is_refused_before_all_else(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    """There is no corpus."""
     with pytest.raises(WrongUse, match=message):
         plan(ExtractionConfig(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options))
     assert not list(tmp_path.iterdir())

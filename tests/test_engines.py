@@ -142,10 +142,8 @@ def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
         assert run.returncode == 1 and run.stderr.count("Traceback") == 1, run.stderr
 
 
-def test_workers_see_the_environment_of_now_and_no_module_of_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with `ser` itself: a user's random.py is not for us."""
+def test_workers_see_the_environment_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no module of the current folder, as with `ser` itself: a user's random.py is not for us."""
     (tmp_path / "random.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.chdir(tmp_path)
     for value in ("first", "second"):

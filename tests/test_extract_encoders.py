@@ -391,9 +391,7 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     assert 0 < relative(near, ours) < 0.1
 
 
-def test_out_of_memory_halves_the_batch_and_remembers(
-    checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_halves_the_batch(checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory ends at 15 s, padding counted: the run goes on, with the same rows, and does not try that again."""
     [one] = extractors(checkpoints / "hubert", "hubert", most=1000)
     sizes: list[int] = []  # of the batches
