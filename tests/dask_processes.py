@@ -20,7 +20,7 @@ class DaskProcesses:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
         self.log, self.go = folder / "log", folder / "go"  # what stand-ins have done, and what they wait for
         self.log.touch()
         stand_in = {"SER_STAND_IN_LOG": str(self.log), "SER_STAND_IN_GO": str(self.go)}
@@ -28,17 +28,15 @@ class DaskProcesses:
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **stand_in, **blame}
         self.address = ""
 
-    def _start(self, *words: str) -> tuple[subprocess.Popen[str], Path]:
+    def _start(self, *words: str) -> tuple[subprocess.Popen[bytes], Path]:
         log = self.folder / f"dask{len(self.started)}.log"
         command = [sys.executable, "-m", "dask", *words]
         with log.open("w") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=self.environment, cwd=self.folder, text=True
-            )
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=self.environment, cwd=self.folder)
         self.started.append(process)
         return process, log
 
-    def scheduler(self, *words: str) -> subprocess.Popen[str]:
+    def scheduler(self, *words: str) -> subprocess.Popen[bytes]:
         """Start one on a free port; `address` is then where it listens."""
         process, log = self._start("scheduler", *HERE, "--port", "0", *words)
         deadline = time.monotonic() + 200
@@ -48,7 +46,7 @@ class DaskProcesses:
         self.address = found[0]
         return process
 
-    def worker(self, name: str, *words: str) -> subprocess.Popen[str]:
+    def worker(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """Start one of one thread; `--scheduler-file` among the words takes the place of the address."""
         here = (*HERE, "--nthreads", "1", "--memory-limit", "0", "--name", name)
         address = () if "--scheduler-file" in words else (self.address,)
@@ -85,7 +83,7 @@ def send(process: psutil.Process, number: int = signal.SIGKILL) -> None:
         process.send_signal(number)
 
 
-def worker_of(nanny: subprocess.Popen[str]) -> psutil.Process | None:
+def worker_of(nanny: subprocess.Popen[bytes]) -> psutil.Process | None:
     """The process that computes, under the one that watches it."""
     return next(iter(workers_of(nanny.pid)), None)
 

@@ -55,20 +55,16 @@ def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(cluster: str,
     """
     texts = [" ".join(["I don't know why", "you are [LAUGHTER] talking"][n % 2 :] * (1 + n)) for n in range(6)]
     corpus = write_corpus(tmp_path / "corpus", texts)
-    models = {
-        name: str(write_random_checkpoint(tmp_path / name, name, words=" ".join(texts).split(), hidden_size=192))
-        for name in ("hubert", "bert")
-    }
+    names, words = ("hubert", "bert"), " ".join(texts).split()
+    models = {name: str(write_random_checkpoint(tmp_path / name, name, words, hidden_size=192)) for name in names}
     features = "hubert,hubert:layer=1,bert,is13,logmel"
     command = ["features", corpus, "--features", features, "--store", tmp_path / "near", "--dtype", "float32", "--json"]
     command += ["--backend", "hdf5", "--batch-seconds", 5, "--part-seconds", part_seconds(corpus, 2)]
     for name, path in models.items():
         command += ["--model", f"{name}={path}"]
     free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    alone = subprocess.run(
-        [sys.executable, "-m", "ser", *map(str, command)], env=free, stdout=subprocess.PIPE, check=True
-    )
-    assert all(json.loads(alone.stdout)[name]["batches"] < 6 for name in models), "there are batches of several"
+    alone = json.loads(subprocess.check_output([sys.executable, "-m", "ser", *map(str, command)], env=free))
+    assert all(alone[name]["batches"] < 6 for name in models), "there are batches of several"
     file, seen = folder / "scheduler.json", dict[str, int]()
     assert cluster in file.read_text()
     asked = corpus, tmp_path / "far", features, 2

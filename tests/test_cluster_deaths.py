@@ -185,9 +185,7 @@ def test_what_is_not_there_is_waited_for(processes: DaskProcesses, monkeypatch: 
         assert next(running) == "another"
         gpu.kill()
         cluster.patience = 1
-        with pytest.raises(
-            SerError, match=r"the dask scheduler at .* has no worker with GPU=1; what was finished is kept"
-        ) as fault:
+        with pytest.raises(SerError, match="has no worker with GPU=1; what was finished is kept") as fault:
             list(running)
     assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(fault.value, WrongUse)
 

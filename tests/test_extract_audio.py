@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -174,11 +175,7 @@ def test_changed_while_running(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
 def test_a_fault_of_the_disk_is_none_of_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     path = wav(tmp_path / "a.wav", tone())
-
-    def fail(*_: object) -> int:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(os, "open", Mock(side_effect=OSError(code, os.strerror(code))))
     for read in (decode, probe):
         with pytest.raises(CorpusError, match=f"{path}: cannot be read .*{os.strerror(code)}") as fault:
             read(path)

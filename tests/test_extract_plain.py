@@ -47,9 +47,8 @@ def test_mel_equals_librosa(name: str, seconds: float) -> None:
     clip = Clip(samples * np.linspace(0, 1, len(samples), dtype=np.float32) ** 4, RATE)
     ours, c = run(clip, name), wanted.config
     sizes = {"n_fft": c.window_samples, "hop_length": c.hop_samples, "n_mels": c.bands, "pad_mode": "constant"}
-    power = librosa.feature.melspectrogram(
-        y=clip.at(c.sampling_rate), sr=c.sampling_rate, fmin=c.low, fmax=c.high or None, **sizes
-    )
+    sizes |= {"sr": c.sampling_rate, "fmin": c.low, "fmax": c.high or None}
+    power = librosa.feature.melspectrogram(y=clip.at(c.sampling_rate), **sizes)
     plain = np.log(np.maximum(power, c.floor))
     plain = librosa.feature.mfcc(S=plain, n_mfcc=c.coefficients) if c.coefficients else plain
     assert ours.shape[1] == wanted.spec.dim and relative(ours, plain.T) < 1e-6

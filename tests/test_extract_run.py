@@ -41,9 +41,7 @@ EVERYTHING = ",".join([*NAMES, "hubert:layer=1"])
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     words = " ".join(TEXTS).split()
-    return {
-        name: str(write_random_checkpoint(folder / name, name, words=words)) for name in ("hubert", "bert", "mpnet")
-    }
+    return {name: str(write_random_checkpoint(folder / name, name, words)) for name in ("hubert", "bert", "mpnet")}
 
 
 @dataclass(frozen=True)
@@ -141,12 +139,8 @@ def test_what_has_no_row_stops_or_is_named(corpus: Corpus) -> None:
 def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Corpus) -> None:
     damage(corpus)
     summary = corpus.run("is13,logmel,bert,hubert", on_error="skip")
-    assert {name: set(found) for name, found in summary.quarantined.items()} == {
-        "is13": {"u002", "u004"},
-        "logmel": {"u002"},
-        "hubert": {"u002"},
-        "bert": {"u006"},
-    }
+    bad = {"is13": {"u002", "u004"}, "logmel": {"u002"}, "bert": {"u006"}, "hubert": {"u002"}}
+    assert {name: set(found) for name, found in summary.quarantined.items()} == bad
     assert not summary.whole and "cut short" in summary.quarantined["is13"]["u002"]
     assert summary.quarantined["bert"]["u006"] == "no transcript"
     assert all(facts["rows"] + facts["quarantined"] == 8 for facts in summary.features.values())

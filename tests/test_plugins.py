@@ -62,10 +62,9 @@ def installed(site: Path, *commands: str) -> list[tuple[int, str]]:
     """Each command in one new process that has the package: exit code and output. RUN is the first of a sweep."""
     script = site.parent / "commands.py"
     script.write_text(SER)
+    command = [sys.executable, script, json.dumps(commands)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
-    run = subprocess.run(
-        [sys.executable, script, json.dumps(commands)], env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return [(code, output) for code, output in json.loads(run.stdout)]
 
