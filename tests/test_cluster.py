@@ -27,26 +27,20 @@ pytest.importorskip("distributed")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scheduler writes `scheduler.json`, and the stand-in extractor its `log`."""
-    return tmp_path_factory.mktemp("dask")
-
-
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[str]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
     """A scheduler and two workers; "b" says that it has a GPU and eight CPUs, as docs/scaling.md would have it."""
-    made = DaskProcesses(folder)
-    file = ("--scheduler-file", str(folder / "scheduler.json"))
+    made = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    file = ("--scheduler-file", str(made.folder / "scheduler.json"))
     made.scheduler(*file)
     made.worker("a", *file)
     made.worker("b", "--no-nanny", "--resources", "GPU=1 CPU=8")
     with engines.Cluster(made.address, patience=200) as waiting:
         wait_for(lambda: len(waiting.workers(anew=True)) == 2)
-    yield made.address
+    yield made
     made.stop()
 
 
-def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(cluster: str, folder: Path, tmp_path: Path) -> None:
+def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(cluster: DaskProcesses, tmp_path: Path) -> None:
     """Real extractors, in batches, in float32 so that nothing is rounded away, and each part's files as a whole.
 
     The command alone has as many threads as there are cores, and no variable that tells torch or BLAS otherwise. The
@@ -65,8 +59,8 @@ def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(cluster: str,
     free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     alone = json.loads(subprocess.check_output([sys.executable, "-m", "ser", *map(str, command)], env=free))
     assert all(alone[name]["batches"] < 6 for name in models), "there are batches of several"
-    file, seen = folder / "scheduler.json", dict[str, int]()
-    assert cluster in file.read_text()
+    file, seen = cluster.folder / "scheduler.json", dict[str, int]()
+    assert cluster.address in file.read_text()
     asked = corpus, tmp_path / "far", features, 2
     options = {"backend": "hdf5", "dtype": "float32", "models": models, "device": "cpu", "batch_seconds": 5}
     run(*asked, on_progress=lambda stage, done, total: seen.update({stage: done}), scheduler=str(file), **options)
@@ -74,42 +68,42 @@ def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(cluster: str,
     assert set(writers(tmp_path / "far")) == {"a", "b"}
     assert len(contents(tmp_path / "near")) == 5 and contents(tmp_path / "far") == contents(tmp_path / "near")
     assert files(tmp_path / "far") == files(tmp_path / "near")
-    again = run(*asked, scheduler=cluster, **options)
+    again = run(*asked, scheduler=cluster.address, **options)
     assert {facts["computed"] for facts in again.features.values()} == {0}
 
 
-def test_one_run_lets_go_what_another_holds(cluster: str, folder: Path) -> None:
+def test_one_run_lets_go_what_another_holds(cluster: DaskProcesses) -> None:
     """It opens it anew, and lets it go at its own end; so does a run that comes after one that was killed."""
     from distributed import Client
 
     def opened() -> int:
-        return (folder / "log").read_text().count("opened")
+        return cluster.log.read_text().count("opened")
 
-    with Client(cluster, set_as_default=False) as client:
-        with engines.Cluster(cluster) as long:
+    with Client(cluster.address, set_as_default=False) as client:
+        with engines.Cluster(cluster.address) as long:
             before = opened()
             assert len(set(long.run(with_thing, range(8)))) == opened() - before == 2
-            with engines.Cluster(cluster) as short:
+            with engines.Cluster(cluster.address) as short:
                 assert len(set(short.run(with_thing, range(8)))) == 2 and opened() == before + 4
                 assert set(long.run(with_thing, range(8))) and opened() == before + 4
             assert list(client.run(left_open).values()) == [0, 0]
             assert set(long.run(with_thing, range(8))) and opened() == before + 6
         assert list(client.run(left_open).values()) == [0, 0]
-        closed = (folder / "log").read_text().count("closed")
+        closed = cluster.log.read_text().count("closed")
         killed = (
             f"import os; from ser import engines; from ser.tests.stand_in import with_thing\n"
-            f"cluster = engines.Cluster({cluster!r}).__enter__(); list(cluster.run(with_thing, range(8))); os._exit(9)"
+            f"far = engines.Cluster({cluster.address!r}).__enter__(); list(far.run(with_thing, range(8))); os._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
         assert list(client.run(left_open).values()) == [1, 1]
-        with engines.Cluster(cluster):
+        with engines.Cluster(cluster.address):
             assert list(client.run(left_open).values()) == [0, 0]
         assert list(client.run(left_open).values()) == [0, 0]
-        assert (folder / "log").read_text().count("closed") == closed + 2
+        assert cluster.log.read_text().count("closed") == closed + 2
 
 
-def test_resources(cluster: str) -> None:
-    with engines.Cluster(cluster) as there:
+def test_resources(cluster: DaskProcesses) -> None:
+    with engines.Cluster(cluster.address) as there:
         assert {"GPU": 1.0, "CPU": 8.0} in there.kinds
         assert set(there.run(worker_name, range(4), needs=lambda task: {"GPU": 1})) == {"b"}
         for needs in ({"GPU": 2}, {"TPU": 1}):
@@ -119,9 +113,9 @@ def test_resources(cluster: str) -> None:
             assert time.monotonic() - begun < 50, "it waits for none, which would take a minute"
 
 
-def test_the_window_is_bounded(cluster: str) -> None:
+def test_the_window_is_bounded(cluster: DaskProcesses) -> None:
     tasks = iter(range(1000))
-    with engines.Cluster(cluster) as there:
+    with engines.Cluster(cluster.address) as there:
         running = there.run(worker_name, tasks)
         for done in range(1, 9):
             next(running)
@@ -129,7 +123,7 @@ def test_the_window_is_bounded(cluster: str) -> None:
         running.close()
 
 
-def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_trains_on_the_workers(cluster: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path / "tiny", turns=24)
     monkeypatch.chdir(tmp_path)  # the workers stand elsewhere: relative paths must be made absolute for them
     store = next(path.parent for path in Path().rglob("manifests"))
@@ -142,8 +136,8 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
 
     assert len(list(run_sweep(sweep("near")))) == 4
     outcomes, held = [], []
-    with Client(cluster, set_as_default=False) as client:
-        for outcome in run_sweep(sweep("far"), scheduler=cluster):
+    with Client(cluster.address, set_as_default=False) as client:
+        for outcome in run_sweep(sweep("far"), scheduler=cluster.address):
             outcomes.append(outcome)
             held = list(client.run(loaded).values())
         assert held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
@@ -154,7 +148,7 @@ def test_a_sweep_trains_on_the_workers(cluster: str, tmp_path: Path, monkeypatch
     for name in names:
         near, far = (Path(out, name, "model.safetensors").read_bytes() for out in ("near", "far"))
         assert near == far
-    assert list(run_sweep(sweep("far"), scheduler=cluster)) == []
+    assert list(run_sweep(sweep("far"), scheduler=cluster.address)) == []
 
 
 def test_something_else_or_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
