@@ -24,6 +24,22 @@ from ser.train.report.provenance import command
 from ser.train.report.sections import make_page
 from ser.train.run import load_model
 
+LAYERS: dict[str, Any] = {"checkpoint": {"digest": "a", "random": True}, "provenance": {"layers": 2}}
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store with a view, and three layers of a model that ends in a LayerNorm; k is k more than hubert."""
+    manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("rich") / "s")
+    for layer, norm in ((0, "before"), (1, "before"), (2, "before"), (3, "after")):
+        config = {"layer": min(layer, 2), "norm": norm}
+        variant = f"layer={config['layer']}" + ",norm=after" * (layer == 3)
+        rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
+        add_feature(store, manifest, "hubert", rows, variant=variant, config=config, **LAYERS)
+    rows = [values + np.float16(8) for values in make_rows(manifest, "logmel")]
+    add_feature(store, manifest, "logmel", rows, variant="view=pitch-1")
+    return store.path
+
 
 def stored(feature: str) -> dict[str, np.ndarray]:
     manifest = make_manifest()
@@ -123,26 +139,9 @@ def test_every_utterance_comes_once_an_epoch_in_a_new_order(store: Path) -> None
     assert sorted(first) == sorted(second) == rows.tolist() != first != second
 
 
-def test_scaling_is_that_of_the_given_rows_written_plainly(store: Path) -> None:
-    for features, modality, feature in (("is13", "audio", "is13"), ("hubert+mpnet", "text", "mpnet")):
-        data, _ = load_dataset(Experiment(features, "audio" if feature == "is13" else "mit", store))
-        fold = make_folds("session-out", data.utterances)[1]
-        found = Standardizer.of(data.inputs[modality], fold.train)
-        frames = np.concatenate([stored(feature)[data.utterances.ids[row]] for row in fold.train]).astype(np.float64)
-        assert np.allclose(found.mean.numpy(), frames.mean(0), atol=1e-6)
-        assert np.allclose(found.std.numpy(), frames.std(0), rtol=1e-5)
-        batch = data.batch(data.groups(fold.train, "utterance"), {modality: found})
-        scaled = batch.inputs[modality].values
-        assert scaled.mean(0).abs().max() < 1e-5 and (scaled.std(0, correction=0) - 1).abs().max() < 1e-4
-
-
-def test_what_is_constant_in_training_is_not_divided_by_zero(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    rows = make_rows(manifest, "is13")
-    for values in rows:
-        values[:, 3] = 1e7 / 3
-    add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", rows)
-    data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s"))
+def test_what_is_constant_in_training_is_not_divided_by_zero(store: Path) -> None:
+    data, _ = load_dataset(Experiment("is13", "audio", store))
+    data.inputs["audio"].values[:, 3] = 1e7 / 3
     scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
     assert scaling.std[3] == 1 and torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
 
@@ -176,22 +175,35 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
         ("bert:pool=max", "text", "pool must be mean or meanstd"),
         ("logmel & hubert", "cnn", "cannot stand in the place of logmel"),
         ("logmel & bert", "cnn", "cannot stand in the place of any feature"),
+        ("hubert:layers=0-1 & hubert:layers=0-1", "audio", "several features in the place of one"),
     ],
 )
-def test_names_that_do_not_fit(store: Path, features: str, fusion: str, says: str) -> None:
+def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str) -> None:
     plain, _, views = features.partition(" & ")
     with pytest.raises(WrongUse, match=says):
-        _ = load_dataset(Experiment(plain, fusion, store, views=views))[0].inputs
+        _ = load_dataset(Experiment(plain, fusion, rich, views=views))[0].inputs
 
 
-def test_a_feature_that_is_not_there_names_the_command(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingRows, match="ser features CORPUS --features wavlm"):
-        load_dataset(Experiment("wavlm", "audio", store))
+@pytest.mark.parametrize(
+    ("features", "fusion", "says"),
+    [
+        ("wavlm", "audio", "ser features CORPUS --features wavlm"),
+        ("hubert:layers=0-3", "audio", "all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"),
+        ("hubert:layers=all,norm=none", "audio", "all of hubert:layers=all,norm=none"),  # not the last layer of another
+        ("hubert:layers=0-3,pool=mean", "superb", "ser features CORPUS --features hubert:layers=0-3,pool=mean"),
+    ],
+)
+def test_a_feature_that_is_not_there_names_the_command(rich: Path, features: str, fusion: str, says: str) -> None:
+    """For the means of layers that of the means, not of the frames, which are 100 times as large."""
+    with pytest.raises(MissingRows, match=says):
+        load_dataset(Experiment(features, fusion, rich))
+
+
+def test_a_feature_that_is_half_there_names_the_command(tmp_path: Path) -> None:
     manifest = make_manifest()
-    rows = make_rows(manifest, "is13")
-    add_feature(new_store(tmp_path / "half", manifest), manifest, "is13", rows, of=range(50))
+    add_feature(new_store(tmp_path, manifest), manifest, "is13", make_rows(manifest, "is13"), of=range(50))
     with pytest.raises(MissingRows, match=r"lacks \d+ of \d+ .*ser features CORPUS --features is13"):
-        load_dataset(Experiment("is13", "audio", tmp_path / "half"))
+        load_dataset(Experiment("is13", "audio", tmp_path))
 
 
 def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
@@ -208,17 +220,8 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
 
 
-@pytest.fixture
-def with_view(tmp_path: Path) -> Path:
-    manifest = make_manifest()
-    store = make_store(tmp_path / "views")
-    rows = [values + np.float16(8) for values in make_rows(manifest, "logmel")]
-    add_feature(store, manifest, "logmel", rows, variant="view=pitch-1")
-    return store.path
-
-
-def test_views_are_copies_of_the_training_utterances_alone(with_view: Path) -> None:
-    data, _ = load_dataset(Experiment("logmel+bert", "cnn+bert", with_view, views="logmel:view=pitch-1"))
+def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
+    data, _ = load_dataset(Experiment("logmel+bert", "cnn+bert", rich, views="logmel:view=pitch-1"))
     fold = make_folds("session-out", data.utterances)[0]
     more, rows = with_views(data, fold.train)
     n = len(data.utterances)
@@ -234,9 +237,9 @@ def test_views_are_copies_of_the_training_utterances_alone(with_view: Path) -> N
     assert len(more.utterances.by_dialogue(rows)) == 2 * len(data.utterances.by_dialogue(fold.train))
 
 
-def test_views_do_not_touch_the_statistics_nor_the_other_parts(with_view: Path) -> None:
+def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_path: Path) -> None:
     settings = ("frames=48", "channels=2")
-    plain = Experiment("logmel", "cnn", store=with_view, out=with_view / "runs", epochs=1, folds=1, set=settings)
+    plain = Experiment("logmel", "cnn", store=rich, out=tmp_path, epochs=1, folds=1, set=settings)
     (without,), (mixed,) = run_experiment(plain), run_experiment(replace(plain, views="logmel:view=pitch-1"))
     assert without.path != mixed.path and mixed.config["views"][0]["feature"] == "logmel:view=pitch-1"
     assert without.result["n"] == mixed.result["n"] and without.result["parts"] == mixed.result["parts"]
@@ -249,6 +252,8 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s")
     asked = Experiment("hubert+bert", "mit", store.path)
     plain, _ = load_dataset(asked)
+    pooled, _ = load_dataset(Experiment("is13+bert", "lgf-add", store.path), DataCache(tmp_path))
+    assert pooled.inputs["text"].values.dtype == torch.float32
     first, second = (load_dataset(asked, DataCache(tmp_path))[0] for _ in range(2))
     assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}  # read now
     for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):  # the second reads no values from the store
@@ -257,56 +262,28 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
         for data in (first, second):
             assert torch.equal(data.inputs[modality].values, expected.values)
             assert np.array_equal(data.inputs[modality].offsets, expected.offsets)
-    whole = make_store(tmp_path / "t")
-    pooled, _ = load_dataset(Experiment("is13+bert", "lgf-add", whole.path), DataCache(tmp_path))
-    assert pooled.inputs["text"].values.dtype == torch.float32
 
 
-LAYERS: dict[str, Any] = {"checkpoint": {"digest": "a", "random": True}, "provenance": {"layers": 2}}
-
-
-@pytest.fixture(scope="module")
-def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny store with three layers of a model that ends in a LayerNorm; layer k is k more than hubert."""
-    manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("layers") / "s")
-    for layer, norm in ((0, "before"), (1, "before"), (2, "before"), (3, "after")):
-        config = {"layer": min(layer, 2), "norm": norm}
-        variant = f"layer={config['layer']}" + ",norm=after" * (layer == 3)
-        rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
-        add_feature(store, manifest, "hubert", rows, variant=variant, config=config, **LAYERS)
-    return store.path
-
-
-def test_layers_stand_side_by_side_the_last_one_after_its_norm(layered: Path) -> None:
+def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> None:
     for name, layers in (("all", (0, 1, 3)), ("1-2", (1, 3)), ("all,norm=before", (0, 1, 2)), ("0-1", (0, 1))):
-        data, _ = load_dataset(Experiment(f"hubert:layers={name}", "audio", layered))
+        data, _ = load_dataset(Experiment(f"hubert:layers={name}", "audio", rich))
         expected = [stored("hubert")[id_] + np.float16(layer) for id_ in data.utterances.ids[:5] for layer in layers]
         values = data.batch(data.groups(np.arange(5), "utterance"), {}).inputs["audio"].values
         pieces = [np.concatenate(expected[i : i + len(layers)], 1) for i in range(0, len(expected), len(layers))]
         assert np.array_equal(values.numpy(), np.concatenate(pieces).astype(np.float32)), name
-        pooled, _ = load_dataset(Experiment(f"hubert:layers={name},pool=mean", "superb", layered))
+        pooled, _ = load_dataset(Experiment(f"hubert:layers={name},pool=mean", "superb", rich))
         assert np.allclose(
             pooled.inputs["audio"].values[:5].numpy(), [x.mean(0, dtype=float) for x in pieces], atol=1e-3
         )
-    first = open_store(layered).feature("hubert:layer=0").fingerprint[:9]  # any of a checkpoint's layers tells it
-    assert load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", layered))[0].dims == {"audio": 24}
+    first = open_store(rich).feature("hubert:layer=0").fingerprint[:9]  # any of a checkpoint's layers tells it
+    assert load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", rich))[0].dims == {"audio": 24}
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
-    sums, beside = (load_dataset(Experiment(name, "audio", layered), cache)[0].described for name in names)
+    sums, beside = (load_dataset(Experiment(name, "audio", rich), cache)[0].described for name in names)
     assert sums["features"] != beside["features"], "the same features, and other runs"
-    with pytest.raises(
-        MissingRows, match=r"all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"
-    ):
-        load_dataset(Experiment("hubert:layers=0-3", "audio", layered))
-    with pytest.raises(MissingRows, match="all of hubert:layers=all,norm=none"):  # and not the last layer of another
-        load_dataset(Experiment("hubert:layers=all,norm=none", "audio", layered))
-    with pytest.raises(MissingRows, match="ser features CORPUS --features hubert:layers=0-3,pool=mean"):
-        load_dataset(Experiment("hubert:layers=0-3,pool=mean", "superb", layered))  # not frames, 100 times as large
-    with pytest.raises(WrongUse, match="several features in the place of one"):
-        load_dataset(Experiment("hubert:layers=0-1", "audio", layered, views="hubert:layers=0-1"))
 
 
-def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Path) -> None:
-    store, manifest = open_store(shutil.copytree(layered, tmp_path / "s")), make_manifest()
+def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path) -> None:
+    store, manifest = open_store(shutil.copytree(rich, tmp_path / "s")), make_manifest()
     before, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     for layer in range(2):
         means = [x.mean(0, dtype=np.float64).astype(np.float32) + layer for x in make_rows(manifest, "hubert")]
@@ -319,25 +296,25 @@ def test_means_in_the_store_are_taken_and_told_apart(layered: Path, tmp_path: Pa
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
     for layer, rows in enumerate([make_rows(manifest, "hubert")] * 2):  # begun with another checkpoint
         add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
-    found = [load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0] for path in (layered, store.path)]
+    found = [load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0] for path in (rich, store.path)]
     assert torch.equal(*(data.inputs["audio"].values for data in found)), "the one that is complete"
 
 
-def test_features_of_a_modality_are_joined_each_standardised_by_itself(layered: Path, tmp_path: Path) -> None:
-    asked = Experiment("hubert:layers=all+is13+mpnet", "lgf-add", store=layered, out=tmp_path, folds=1, epochs=2)
+def test_features_of_a_modality_are_joined_each_standardised_by_itself(rich: Path, tmp_path: Path) -> None:
+    asked = Experiment("hubert:layers=all+is13+mpnet", "lgf-add", store=rich, out=tmp_path, folds=1, epochs=2)
     [job] = prepare(asked)
     assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12} and not can_train_together(job.data, job.plan)
     columns = job.data.inputs["audio"].values.split([12, 12, 12, 24], 1)
     whole = Standardizer.of(job.data.inputs["audio"], job.fold.train)
     for name, own in (("hubert:layer=0", columns[0]), ("is13", columns[3])):
-        alone, _ = load_dataset(Experiment(f"{name}+mpnet", "lgf-add", layered))
+        alone, _ = load_dataset(Experiment(f"{name}+mpnet", "lgf-add", rich))
         assert torch.equal(alone.inputs["audio"].values, own)
         own_scale = Standardizer.of(alone.inputs["audio"], job.fold.train)
         assert torch.equal(own_scale.mean, whole.mean[:12] if name != "is13" else whole.mean[36:])
     [run] = run_experiment(asked)
     joined = run.config["features"]["audio"]["joined"]
     assert [one["feature"] for one in joined] == [f"hubert:layer={k}" for k in ("0", "1", "2,norm=after")] + ["is13"]
-    assert all(open_store(layered).feature(f"{one['feature']}@{one['fingerprint']}") for one in joined)
+    assert all(open_store(rich).feature(f"{one['feature']}@{one['fingerprint']}") for one in joined)
     assert list(run.result["layers"]) == [one["feature"] for one in joined[:3]]
     assert sum(run.result["layers"].values()) == pytest.approx(1) and len(set(run.result["layers"].values())) == 3
     shares = load_model(run)[0].model.get_parameter("layer_sums.weights.audio 0").softmax(0)
