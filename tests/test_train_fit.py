@@ -1,9 +1,9 @@
 """The loop: what is learnt, what is not seen, what is kept, and the same bytes again."""
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,31 +12,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
-from scipy import stats
+from scipy import special, stats
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
-from ser.errors import WrongUse
+from ser.errors import Diverged, WrongUse
 from ser.tests.tiny_store import make_store
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, Fold, make_folds
-from ser.train.fit import (
-    Adam,
-    Diverged,
-    Epoch,
-    Fitted,
-    fit,
-    fit_standardizers,
-    learning_rate,
-    shuffled,
-    snapshot,
-    training_loss,
-)
+from ser.train.fit import Adam, Epoch, Fitted, fit, fit_standardizers, learning_rate, shuffled, snapshot, training_loss
 from ser.train.fit_many import fit_many
 from ser.train.models import Stage
 from ser.train.options import Experiment
 from ser.train.run_folder import Run
-from ser.train.scores import scores
 from ser.train.settings import TrainConfig, TrainingSettings, parse_settings
 from ser.train.targets import TARGETS
 
@@ -125,7 +114,7 @@ def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
         assert not torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("fusion", ["mit", "bc-lstm refit=true"])
+@pytest.mark.parametrize("fusion", ["lgf-add", "bc-lstm refit=true"])
 def test_patience_ends_a_stage_where_no_better_score_has_come(store: Path, fusion: str) -> None:
     fusion, *more = fusion.split()
     long = fit(*prepared(store, fusion, "epochs=9", "lr=0.02")).history
@@ -179,17 +168,12 @@ def test_poison_in_the_test_part_changes_nothing_in_training(store: Path, fusion
     assert weights(fit(poisoned, fold, plan)) != weights(clean), "and the training part trains"
 
 
-def accuracy(store: Path, fusion: str, *more: str) -> float:
-    data, fold, plan = prepared(store, fusion, *more, "epochs=30", select="last")
-    fitted = fit(data, fold, plan)
-    predicted = fitted.predict(data, fold.test, plan)["logits"].argmax(1)
-    return scores(data.utterances.labels[fold.test].tolist(), predicted.tolist(), data.utterances.classes)["ua"]
-
-
 def test_learns_and_falls_to_chance_with_shuffled_labels(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", turns=48).path
-    assert accuracy(store, "lgf-add") > 0.8
-    assert accuracy(store, "lgf-add", "shuffle_labels=true") < 0.45
+    for more, least, most in (((), 0.8, 1.0), (("shuffle_labels=true",), 0.0, 0.45)):
+        data, fold, plan = prepared(store, "lgf-add", *more, "epochs=18", select="last")
+        predicted = fit(data, fold, plan).predict(data, fold.test, plan)["logits"].argmax(1)
+        assert least < balanced_accuracy_score(data.utterances.labels[fold.test], predicted) < most
 
 
 def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
@@ -203,8 +187,7 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
         assert fitted.epoch == int(np.argmax(uas)) + 1  # the first of equals
         watched = fold.dev if select == "val" else fold.test
         predicted = fitted.predict(data, watched, plan)["logits"].argmax(1)
-        labels = data.utterances.labels[watched]
-        assert scores(labels.tolist(), predicted.tolist(), data.utterances.classes)["ua"] == max(uas)
+        assert balanced_accuracy_score(data.utterances.labels[watched], predicted) == pytest.approx(max(uas))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(store: Path) -> None:
@@ -244,22 +227,13 @@ def test_the_rate_decays_as_the_paper_says(store: Path, tmp_path: Path, monkeypa
 
 def test_stages_train_only_what_they_name(store: Path) -> None:
     data, fold, plan = prepared(store, "bc-lstm", "epochs=1")
-    initial: dict[str, torch.Tensor] = {}
-    seen: list[tuple[str, set[str]]] = []
-    stages = plan.fusion.stages
-    assert len(stages) > 1
-
-    def changed(epoch: Epoch, take: Callable[[], bytes]) -> None:
-        now = {n.removeprefix("model."): t for n, t in load(take()).items() if n.startswith("model.")}
-        before = initial or dict.fromkeys(now)
-        moved = {n for n, t in now.items() if before[n] is None or not torch.equal(t, before[n])}
-        seen.append((epoch.stage, moved))
-        initial.update(now)
-
-    fit(data, fold, plan, on_epoch=changed)
-    for stage, (name, moved) in zip(stages[1:], seen[1:], strict=True):
-        assert stage.name == name and moved
-        assert all(weight.startswith(stage.trains) for weight in moved)
+    after: list[tuple[str, dict[str, torch.Tensor]]] = []
+    fit(data, fold, plan, on_epoch=lambda epoch, state: after.append((epoch.stage, load(state()))))
+    assert len(after) == len(plan.fusion.stages) > 1
+    for stage, ((_, old), (name, new)) in zip(plan.fusion.stages[1:], pairwise(after), strict=True):
+        weights = [weight for weight in new if weight.startswith("model.")]
+        moved = [weight.removeprefix("model.") for weight in weights if not torch.equal(new[weight], old[weight])]
+        assert stage.name == name and moved and all(weight.startswith(stage.trains) for weight in moved)
 
 
 @pytest.mark.parametrize("fusion", ["ef-add", "mf-concat", "lf-at", "lgf-add", "bc-lstm"])
@@ -277,17 +251,14 @@ def test_heads_that_nobody_asks_for_change_nothing_in_those_that_are_asked_for(s
 @pytest.mark.parametrize("fusion", ["mit", "lgf-add"])
 def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
     data, fold, plan = prepared(store, fusion, "dropout=0", "epochs=2")
-    exact, rounded = (fit(data, fold, replace(plan, precision=precision)) for precision in ("float32", "bf16"))
-    assert weights(exact) != weights(rounded)
+    plans = [replace(plan, precision=precision) for precision in ("float32", "bf16")]
+    exact, rounded = (fit(data, fold, one) for one in plans)
+    assert weights(exact) != weights(rounded) == weights(fit(data, fold, plans[1]))
     assert all(weight.dtype == torch.float32 for weight in rounded.model.parameters())
-    for one, other in zip(exact.history, rounded.history, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
-    first, second = (
-        fitted.predict(data, fold.test, replace(plan, precision=precision))["logits"]
-        for fitted, precision in ((exact, "float32"), (rounded, "bf16"))
-    )
+    losses, wanted = ([line["loss"] for line in fitted.history] for fitted in (rounded, exact))
+    assert losses == pytest.approx(wanted, rel=0.02)
+    first, second = (one.predict(data, fold.test, p)["logits"] for one, p in zip((exact, rounded), plans, strict=True))
     assert np.abs(first - second).max() < 0.05
-    assert weights(rounded) == weights(fit(data, fold, replace(plan, precision="bf16")))
 
 
 # The losses against the papers' equations, written as loops over utterances ---------------------------------------
@@ -299,18 +270,15 @@ def made(n: int = 7, classes: int = 4) -> tuple[dict[str, torch.Tensor], torch.T
     return outputs, torch.randint(classes, (n,), generator=generator)
 
 
-def slow(logits: torch.Tensor, weights: torch.Tensor) -> float:
+def plain(logits: torch.Tensor, weights: Any) -> float:
     """Perspective eq. 3 and USC §3.2: the sum over utterances i and classes k of −p_ik log P(ŷ_i = k)."""
-    total = 0.0
-    for of, p in zip(logits.tolist(), weights.tolist(), strict=True):
-        total += sum(w * (math.log(sum(map(math.exp, of))) - x) for x, w in zip(of, p, strict=True))
-    return total
+    return -(np.asarray(weights) * special.log_softmax(logits.numpy(), axis=1)).sum()
 
 
 def test_the_losses_are_equations_3_and_6() -> None:
     """Of the fused head, of one other, and of all three; sums over the utterances and means are below."""
     outputs, truth = made()
-    of = {head: slow(logits, torch.nn.functional.one_hot(truth, 4)) for head, logits in outputs.items()}
+    of = {head: plain(logits, np.eye(4)[truth]) for head, logits in outputs.items()}
     wanted = {("single", "logits"): of["logits"], ("perspective", "logits"): sum(of.values())}
     for (kind, output), expected in {**wanted, ("perspective", "text"): of["text"]}.items():
         config: Any = SimpleNamespace(target="class", loss=kind, reduction="sum", training=TrainingSettings())
@@ -329,7 +297,7 @@ def test_soft_labels_class_weights_and_the_focal_factor(gamma: float, weights: l
     outputs["logits"][0] = torch.tensor([200.0, 0, 0, 0])  # as sure as can be
     shares = torch.tensor([[2 / 3, 1 / 3, 0, 0], [0, 0, 1, 0], [0.25] * 4]).double() if soft else torch.eye(4)[truth]
     truth = shares * torch.tensor(weights).double() if soft or weights != [1.0] * 4 else truth
-    wanted = slow(outputs["logits"], shares * torch.tensor(weights) * (1 - outputs["logits"].softmax(1)) ** gamma)
+    wanted = plain(outputs["logits"], shares * torch.tensor(weights) * (1 - outputs["logits"].softmax(1)) ** gamma)
     config: Any = SimpleNamespace(target="class", loss="single", training=TrainingSettings(focal_gamma=gamma))
     logits = outputs["logits"].requires_grad_()
     for config.reduction, n in (("sum", 1), ("mean", 3)):
