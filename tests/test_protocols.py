@@ -180,37 +180,24 @@ def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
         make_folds(protocol, alone(), cut)
 
 
-def test_two_sessions_leave_nothing_to_train_on(utterances: Utterances) -> None:
-    two = utterances.take(np.flatnonzero([session in "12" for session in utterances.sessions]))
-    with pytest.raises(WrongUse, match="nothing is left to train on"):
-        make_folds("session-out", two, Cut("next"))
-    assert [len(make_folds("session-out", two, Cut(dev))) for dev in ("none", "auto")] == [2, 2]
-
-
-# check_leakage, on folds that are wrong in one way each.
-
-
-def test_guard_finds_an_utterance_in_two_parts(utterances: Utterances) -> None:
+def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
     fold = make_folds("session-out", utterances)[0]
-    with pytest.raises(LeakageError, match=r"1 utterance\(s\) stand in both train and test"):
-        check_leakage(replace(fold, train=np.append(fold.train, fold.test[0])), utterances, ())
-    twice = replace(alone(), ids=["u39", *alone().ids[1:]])  # the same id under two rows
+    dialogues = utterances.dialogues
+    a, b, rest = (np.flatnonzero(chosen) for chosen in (dialogues == 0, dialogues == 1, dialogues > 3))
+    twice = replace(fold, train=np.append(fold.train, fold.test[0]))
+    for wrong, apart, says in (
+        (twice, (), r"1 utterance\(s\) stand in both train and test"),
+        (Fold("bad", rest, a[:3], a[3:]), ("dialogue",), r"dialogue\(s\) stand in both dev and test"),
+        (Fold("bad", b, rest, a), ("dialogue", "speaker"), r"speaker\(s\) stand in both train and test"),
+        (Fold("bad", b, a, rest), ("speaker",), r"speaker\(s\) stand in both train and dev"),
+    ):
+        with pytest.raises(LeakageError, match=says):
+            check_leakage(wrong, utterances, apart)
+    check_leakage(Fold("good", b, rest, a), utterances, ("dialogue",))
+    check_leakage(Fold("share", b, a, rest), utterances, ("speaker",), shared_dev=True)
+    alike = replace(alone(), ids=["u39", *alone().ids[1:]])  # the same id under two rows
     with pytest.raises(LeakageError, match="u39"):
-        check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), twice, ())
-
-
-def test_guard_finds_a_dialogue_and_a_speaker_in_two_parts(utterances: Utterances) -> None:
-    rows = np.flatnonzero(utterances.dialogues == 0)
-    rest = np.flatnonzero(utterances.dialogues > 3)
-    with pytest.raises(LeakageError, match=r"dialogue\(s\) stand in both dev and test"):
-        check_leakage(Fold("bad", rest, rows[:3], rows[3:]), utterances, ("dialogue",))
-    other = np.flatnonzero(utterances.dialogues == 1)  # the same two speakers in another dialogue
-    check_leakage(Fold("bad", other, rest, rows), utterances, ("dialogue",))
-    with pytest.raises(LeakageError, match=r"speaker\(s\) stand in both train and test"):
-        check_leakage(Fold("bad", other, rest, rows), utterances, ("dialogue", "speaker"))
-    with pytest.raises(LeakageError, match=r"speaker\(s\) stand in both train and dev"):
-        check_leakage(Fold("bad", other, rows, rest), utterances, ("speaker",))
-    check_leakage(Fold("share", other, rows, rest), utterances, ("speaker",), shared_dev=True)
+        check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), alike, ())
 
 
 # Folds from files.
