@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -31,7 +32,7 @@ from ser.train.sweep import plan_sweep, train_group
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
 SIZES = [3, 1, 7, 5, 2, 30]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
-RUNS = 3
+RUNS = 2
 
 
 def test_which_fusions_can_be_stacked():
@@ -134,7 +135,7 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         stack = stack_of(models, values, 0.3, generators)
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
-        outputs, truth, _ = trained(stack, groups, [[0, 1], [2, 3], [4, 5]], labels)
+        outputs, truth, _ = trained(stack, groups, [[0, 1, 2], [3, 4, 5]], labels)
         sum(loss_of({h: x[r] for h, x in outputs.items()}, truth[r]) for r in range(RUNS)).backward()
         return {name: weight.grad for name, weight in stack.weights.items()}
 
@@ -170,10 +171,10 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
 )
 def test_seeds_and_losses_trained_at_once_give_what_each_gives_alone(store, tmp_path, options):
     options = {"losses": False, **options}
-    both = ("single", "perspective", "single") if options.pop("losses") else ()
+    both = options.pop("losses")
     jobs = prepare(experiment(store, tmp_path, "dropout=0", *options.pop("more", ()), **options))
     data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
-    plans = [replace(plan, loss=loss) for plan, loss in zip(plans, both, strict=True)] if both else plans
+    plans[1] = replace(plans[1], loss="perspective") if both else plans[1]
     assert can_train_together(data, plans[0]) and len(plans) == 3
     loose = 2e-2 if plans[0].precision == "bf16" else 1e-4
     heard = [[] for _ in plans]
@@ -286,7 +287,8 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
     where = str(alone.value).partition(" in ")[2]
     assert str(faults[0]).endswith(where), "the same epoch and batch"
     folder = tmp_path / run_name(jobs[0].config)
-    assert str(faults[0]).startswith(str(folder)) and (folder / "model.safetensors").exists()
+    assert str(faults[0]).startswith(str(folder))
+    assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
     assert not (folder / "result.json").exists() and where in (folder / "log").read_text()
 
 
@@ -440,28 +442,25 @@ def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_i
     streams, modes, told = ["default"], [], []
 
     @contextmanager
-    def stream(one):
-        before, streams[0] = streams[0], one
+    def entered(stream, breaks=False):
+        before, streams[0] = streams[0], stream
         try:
             yield
         finally:
+            if breaks:
+                raise RuntimeError("operation failed due to a previous error during capture")
             streams[0] = before
 
-    @contextmanager
     def broken(graph, pool, capture_error_mode):
         modes.append(capture_error_mode)
-        streams[0] = "capture"
-        try:
-            yield
-        finally:
-            raise RuntimeError("operation failed due to a previous error during capture")
+        return entered("capture", breaks=True)
 
     def function():
         if streams[0] == "capture":
             raise RuntimeError("operation not permitted when stream is capturing")
         return torch.ones(1)
 
-    there = {"stream": stream, "current_stream": lambda: streams[0], "graph": broken}
+    there = {"stream": entered, "current_stream": lambda: streams[0], "graph": broken}
     for name, found in {**there, "CUDAGraph": object, "graph_pool_handle": object}.items():
         monkeypatch.setattr(torch.cuda, name, found)
     graphs = Graphs(True, [told.append])
