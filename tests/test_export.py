@@ -1,15 +1,15 @@
 """An exported run gives what `ser predict` gives, in a process that cannot import ser."""
 
-import dataclasses
-import itertools
 import json
 import shutil
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,6 @@ for line in sys.stdin:
 """
 
 
-def arguments_of(turns: list[Turn], inputs: tuple[str, ...], speakers: bool) -> list[str]:
-    files = [str(turn.audio) for turn in turns if "audio" in inputs and turn.audio]
-    texts = [word for turn in turns if "text" in inputs and turn.text for word in ("--text", turn.text)]
-    return [*files, *texts, *(word for turn in turns if speakers for word in ("--speaker", str(turn.speaker)))]
-
-
 @pytest.fixture(scope="module")
 def without_ser() -> Iterator[Callable[[list[str]], tuple[Any, Any, str]]]:
     """Runs one exported script, in the process of all: its answer if any, its exit code, and its standard error."""
@@ -79,11 +73,9 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
     calls, wanted = [], []
     for name in [*RUNS, "mit without text"]:
         predictor = Predictor(run_of(newcomer, name.split()[0]).path)
-        turns = [
-            Turn(t.id, t.audio, t.text, "a", i, t.speaker) for i, t in enumerate(turns_of(newcomer, predictor.run)[:2])
-        ]
+        turns = [replace(one, dialogue="a", turn=i) for i, one in enumerate(turns_of(newcomer, predictor.run)[:2])]
         if "without" in name:
-            turns = [dataclasses.replace(turn, text=None) for turn in turns]
+            turns = [replace(turn, text=None) for turn in turns]
         else:
             said = export(predictor.run.path, tmp_path / name)
             if find_spec("onnx") and find_spec("onnxruntime"):
@@ -92,8 +84,11 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
                 assert (tmp_path / name / "model.onnx").is_file() == ("cannot" not in said)
             assert "model.onnx" in said and said in (tmp_path / name / "README.md").read_text()
             assert len((tmp_path / name / "run.py").read_text().splitlines()) < 70
-        spoken = predictor.fusion.unit == "dialogue"
-        calls.append([str(tmp_path / name.split()[0]), *arguments_of(turns, predictor.fusion.inputs, spoken)])
+        inputs, spoken = predictor.fusion.inputs, predictor.fusion.unit == "dialogue"
+        words = [str(turn.audio) for turn in turns if "audio" in inputs]
+        words += [word for turn in turns if "text" in inputs and turn.text for word in ("--text", turn.text)]
+        words += [word for turn in turns if spoken for word in ("--speaker", turn.speaker)]
+        calls.append([str(tmp_path / name.split()[0]), *words])
         wanted.append([[*one.probabilities.values(), *one.ratings.values()] for one in predictor(turns).predictions])
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
     calls += [[*calls[0], "--model", f"hubert={other}"], calls[0][:1], [calls[2][0], *calls[2][1:3]]]
@@ -103,7 +98,7 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
     bad["cut"].write_bytes(bad["cut"].read_bytes()[:9000])
     sf.write(bad["nan"], np.full(16000, np.nan), 16000, subtype="FLOAT")
     bad["page"].write_text("<html>")
-    for name, file in itertools.product(("mit", "lgf-add", "superb"), bad.values()):
+    for name, file in product(("mit", "lgf-add", "superb"), bad.values()):
         predictor = Predictor(run_of(newcomer, name).path)
         said = "Hello." if "text" in predictor.fusion.inputs else None
         calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
@@ -133,7 +128,7 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
     text = source_of([fusion.settings, root])
     assert "\nimport ser" not in text and "\nfrom ser" not in text
     exec(text, vars(plain))
-    settings = {one.name: TINY[one.name] for one in dataclasses.fields(fusion.settings) if one.name in TINY}
+    settings = {one.name: TINY[one.name] for one in fields(fusion.settings) if one.name in TINY}
     dims, keywords = {m: DIMS[m] for m in fusion.inputs}, getattr(fusion.build, "keywords", {})
     model = getattr(plain, root.__name__)(getattr(plain, fusion.settings.__name__)(**settings), dims, 4, **keywords)
     torch.manual_seed(0)
@@ -143,7 +138,7 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
     hidden = {"text": torch.tensor([False, True, False, True])}
     both = len(fusion.inputs) == 2 and fusion.level == "sequence"
     for batch in (whole, without(whole, hidden)) if both else (whole,):
-        given = {field.name: getattr(batch, field.name) for field in dataclasses.fields(plain_layers.Batch)}
+        given = {field.name: getattr(batch, field.name) for field in fields(plain_layers.Batch)}
         for head, logits in model.eval()(plain_layers.Batch(**given)).items():
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pandas
 import pytest
 import torch
 
-from ser.cache.manifest import Manifest
 from ser.cache.store import open_store
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict, read_turns
@@ -24,28 +22,14 @@ from ser.train.scores import tempered
 from ser.weights.demo import write_random_checkpoint
 
 
-def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
-    manifest: Manifest = open_store(folder / "features").manifest()
-    return {row["id"]: row for row in manifest.table.to_pylist()}
-
-
 def turns_of(folder: Path, run: Run) -> list[Turn]:
     """The utterances of the run's test part, as somebody would bring them."""
-    rows = manifest_of(folder)
-    ids = run.predictions().column("id").to_pylist()
+    rows = {row["id"]: row for row in open_store(folder / "features").manifest().table.to_pylist()}
+    tested = [rows[i] for i in run.predictions().column("id").to_pylist()]
     return [
-        Turn(i, folder / "corpus" / row["audio"], row["text"], row["dialogue"], row["turn"], speaker=row["speaker"])
-        for i, row in ((i, rows[i]) for i in ids)
+        Turn(row["id"], folder / "corpus" / row["audio"], row["text"], row["dialogue"], row["turn"], row["speaker"])
+        for row in tested
     ]
-
-
-def altered_copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """A copy of a run whose provenance says something else, sealed again."""
-    copy = Run(Path(shutil.copytree(run.path, folder / run.name)))
-    result, config = copy.result, copy.config
-    change(config["provenance"])
-    copy.write_json(RESULT, {**result, "files": result["files"] | copy.write_json(CONFIG, config)})
-    return copy.path
 
 
 def far_from(predictions: list[Prediction], run: Run, column: str = "probabilities") -> np.ndarray:
@@ -185,9 +169,13 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
 def test_weights_that_are_gone_and_an_altered_spec_are_refused(
     newcomer: Path, tmp_path: Path, modality: str, change: dict[str, Any], message: str
 ) -> None:
-    run = altered_copy(run_of(newcomer, "mit"), tmp_path, lambda found: found["specs"][modality].update(change))
+    whole = run_of(newcomer, "mit")
+    run = Run(Path(shutil.copytree(whole.path, tmp_path / whole.name)))
+    run.config["provenance"]["specs"][modality].update(change)
+    files = run.result["files"] | run.write_json(CONFIG, run.config)  # sealed again
+    run.write_json(RESULT, run.result | {"files": files})
     with pytest.raises(WrongUse if modality == "audio" else CorruptStore, match=message):
-        Predictor(run)
+        Predictor(run.path)
 
 
 def test_contradictions_are_refused(newcomer: Path) -> None:
