@@ -406,44 +406,44 @@ def test_what_does_not_match_its_name_is_refused(trained: Run, tmp_path: Path, m
         _ = open_run(old).config
 
 
-def unfinished(store: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+@pytest.fixture
+def begun(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was interrupted after its first state."""
 
     def stop(progress: Any) -> None:
-        if list(out.glob(f"*/{STATE}")):
+        if list(tmp_path.glob(f"runs/*/{STATE}")):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(short(store, out), stop)
-    [state] = out.glob(f"*/{STATE}")
+        run_experiment(short(store, tmp_path / "runs"), stop)
+    [state] = tmp_path.glob(f"runs/*/{STATE}")
     return Run(state.parent)
 
 
-def test_a_damaged_state_is_not_gone_on_from(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = unfinished(store, tmp_path, monkeypatch)
-    content = bytearray((run.path / STATE).read_bytes())
+def test_a_damaged_state_is_not_gone_on_from(store: Path, begun: Run) -> None:
+    content = bytearray((begun.path / STATE).read_bytes())
     content[-9] ^= 4
-    (run.path / STATE).write_bytes(content)
-    told = command("--resume", store, run.path)
-    assert told.exit_code == 1 and f"{STATE}: altered or cut short" in told.stderr and not run.finished
-    (run.path / STATE).unlink()
-    assert command("--resume", store, run.path).exit_code == 0
+    (begun.path / STATE).write_bytes(content)
+    told = command("--resume", store, begun.path)
+    assert told.exit_code == 1 and f"{STATE}: altered or cut short" in told.stderr and not begun.finished
+    (begun.path / STATE).unlink()
+    assert command("--resume", store, begun.path).exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["log", STATE, CONFIG, "tensorboard"])
-def test_links_are_not_followed(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    run, victim = unfinished(store, tmp_path / "runs", monkeypatch), tmp_path / "victim"
-    held = (run.path / name).read_bytes() if (run.path / name).exists() else b"mine"
+def test_links_are_not_followed(store: Path, begun: Run, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    held = (begun.path / name).read_bytes() if (begun.path / name).exists() else b"mine"
     victim.write_bytes(held)
-    (run.path / name).unlink(missing_ok=True)
-    (run.path / name).symlink_to(victim)
+    (begun.path / name).unlink(missing_ok=True)
+    (begun.path / name).symlink_to(victim)
     for how in ("--resume", "train"):
-        told = command(how, store, run.path)
+        told = command(how, store, begun.path)
         assert told.exit_code == 1 and f"{name}: is a link or a special file" in told.stderr
     assert victim.read_bytes() == held
-    run.path.rename(tmp_path / "elsewhere")
-    run.path.symlink_to(tmp_path / "elsewhere")
+    begun.path.rename(tmp_path / "elsewhere")
+    begun.path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="is a link or a special file, and no run is written through one"):
         run_experiment(short(store, tmp_path / "runs"))
 
@@ -466,12 +466,12 @@ def test_predictions_and_weights_that_are_nan(store: Path, tmp_path: Path, monke
     assert not list((tmp_path / "b").glob(f"*/{RESULT}"))
 
 
-def test_the_log_of_a_backup_is_not_cut(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_of_a_backup_is_not_cut(store: Path, begun: Run, tmp_path: Path) -> None:
     """`cp -al` makes hard links; without a state the run starts anew, and so does its log."""
-    run, backup = unfinished(store, tmp_path / "runs", monkeypatch), tmp_path / "backup"
-    (run.path / STATE).unlink()
-    (run.path / LOG).unlink()
+    backup = tmp_path / "backup"
+    (begun.path / STATE).unlink()
+    (begun.path / LOG).unlink()
     backup.write_text("as it was")
-    (run.path / LOG).hardlink_to(backup)
-    assert command("--resume", store, run.path).exit_code == 0
-    assert backup.read_text() == "as it was" and "epoch 2" in (run.path / LOG).read_text()
+    (begun.path / LOG).hardlink_to(backup)
+    assert command("--resume", store, begun.path).exit_code == 0
+    assert backup.read_text() == "as it was" and "epoch 2" in (begun.path / LOG).read_text()
