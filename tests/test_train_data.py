@@ -74,15 +74,13 @@ def test_vector_fusions_get_the_mean_or_mean_and_deviation_of_the_rows(store: Pa
 
 
 def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    store, rows = new_store(tmp_path / "s", manifest), make_rows(manifest, "hubert")
-    add_feature(store, manifest, "hubert", rows, hop=0.02)
+    manifest, store = make_manifest(), make_store(tmp_path / "s")
+    rows = make_rows(manifest, "hubert")
     add_feature(store, manifest, "hubert", rows, hop=0.02, variant="view=noise-1")
-    add_feature(store, manifest, "mpnet", make_rows(manifest, "mpnet"))
     cache = DataCache(tmp_path)
     plain, _ = load_dataset(Experiment("hubert+mpnet", "mit", store.path), cache)
     data, _ = load_dataset(Experiment("mpnet+hubert:hop=0.06", "mit", store.path), cache)
-    inputs, held = data.inputs["audio"], dict(zip(manifest.ids, rows, strict=True))
+    inputs, held = data.inputs["audio"], stored("hubert")
     assert inputs.values.dtype == torch.float32 and data.inputs["text"].values.dtype == torch.float16
     assert len(inputs.values) < len(plain.inputs["audio"].values)
     for i, name in enumerate(data.utterances.ids):

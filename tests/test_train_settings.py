@@ -8,7 +8,6 @@ import torch
 
 from ser.errors import WrongUse
 from ser.tests.plain_layers import DIFFERENT
-from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
@@ -104,23 +103,13 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
             assert all(weights.numel() for weights in model.parameters()), f"{key}={value}"
 
 
-@pytest.fixture(scope="module")
-def hopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose audio frames say how far apart they are."""
-    manifest = make_manifest()
-    store = new_store(tmp_path_factory.mktemp("hopped") / "s", manifest)
-    add_feature(store, manifest, "hubert", make_rows(manifest, "hubert"), hop=0.02)
-    add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
-    return store.path
-
-
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(hopped: Path, name: str) -> None:
+def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(store: Path, name: str) -> None:
     fusion, stages = FUSIONS[name], len(FUSIONS[name].stages)
 
     def fitted(*more: str, hop: str = "", select: str = "last") -> Fitted:
         features = "+".join({"audio": f"hubert{hop}", "text": "bert"}[modality] for modality in fusion.inputs)
-        data, _ = load_dataset(Experiment(features, name, hopped, limit=30), CACHE)
+        data, _ = load_dataset(Experiment(features, name, store, limit=30), CACHE)
         [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="next" if select == "val" else "none"))
         options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
         return fit(data, fold, TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select))

@@ -103,5 +103,6 @@ def make_store(path: Path, turns: int = 12) -> Store:
     manifest = make_manifest(turns)
     store = new_store(path, manifest)
     for feature in FEATURES:
-        add_feature(store, manifest, feature, make_rows(manifest, feature), checkpoint={"random": feature != "is13"})
+        more = {"checkpoint": {"random": feature != "is13"}, "hop": 0.02 if feature == "hubert" else None}
+        add_feature(store, manifest, feature, make_rows(manifest, feature), **more)
     return store
