@@ -158,7 +158,6 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"loss": "perspective", "select": "best-test"},
         {"fusion": "ef-add", "select": "last"},
         {"fusion": "audio", "features": "is13"},
