@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -194,14 +195,12 @@ def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path
 def test_a_finished_run_takes_no_lock_and_a_new_one_does_without(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def no_locks(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
     (first,) = run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1))
     (first.path / "lock").unlink()
     assert run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1)) == [first]
     assert not (first.path / "lock").exists()
-    monkeypatch.setattr("filelock.lock_descriptor", no_locks)
+    no_locks = OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr("filelock.lock_descriptor", Mock(side_effect=no_locks))
     assert len(run_experiment(lgf(store, tmp_path / "runs", folds=2, epochs=2))) == 2
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
         f"{tmp_path / 'runs'}: its file system has no locks"
@@ -311,17 +310,11 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
         assert told.exit_code in (1, 2) and "config.json: " in told.output and "Traceback" not in told.output
 
 
-class Greedy(torch.nn.Linear):
-    def __init__(self, settings: Any, dims: dict[str, int], classes: int) -> None:
-        super().__init__(dims["audio"], classes)
-
-    def forward(self, batch: Any) -> Any:
-        return {"logits": self.weight.new_empty(1 << 50)}
-
-
 def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real allocation that fails: torch's own words for it are a page."""
-    monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=Greedy))
+    greedy = torch.nn.Linear(1, 1)
+    greedy.forward = lambda batch: {"logits": greedy.weight.new_empty(1 << 50)}
+    monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=lambda *_: greedy))
     experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
     for work in (lambda asked: estimate(prepare(asked)), run_experiment):
         with pytest.raises(

@@ -330,11 +330,8 @@ def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(s
     plain, exact = (prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True))
     assert plain.name == exact.name and exact.plan.deterministic
     assert [job.config["provenance"]["asked"]["deterministic"] for job in (plain, exact)] == [False, True]
-
-    def refuse(*_):
-        raise RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
-
-    monkeypatch.setattr(run_module, "fit", refuse)
+    refused = RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
+    monkeypatch.setattr(run_module, "fit", Mock(side_effect=refused))
     with pytest.raises(WrongUse, match="--deterministic: lgf-add computes what has no deterministic way on cpu"):
         train_jobs([exact], tmp_path, False)
 
