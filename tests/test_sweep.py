@@ -123,9 +123,7 @@ def test_the_papers_protocols() -> None:
 
 
 @pytest.mark.parametrize("paper", ["msmser", "perspective", "superb", "usc"])
-def test_every_cell_of_every_recipe_runs_and_one_that_stands_in_several_trains_once(
-    paper: str, demo_store: Path, tmp_path: Path
-) -> None:
+def test_every_cell_runs_and_one_in_several_recipes_trains_once(paper: str, demo_store: Path, tmp_path: Path) -> None:
     one_encoder = {"features": "hubert:layers=all,pool=mean"} if paper == "superb" else {}
     for name in (name for name in RECIPES if name.startswith(paper)):
         recipe = tiny(name, demo_store, tmp_path, **one_encoder)

@@ -189,27 +189,20 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
 
 
 def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(
-        'tested = "a"\n[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
-        '[[cell]]\nname = "a"\n[[cell]]\nname = "b"\ntarget = "vad"\npaper = {ua = 60.0}\n'
-    )
-    asked_for = ["sweep", str(tmp_path / "mine.toml"), "--store", str(store), "--out", str(tmp_path), "--workers", "1"]
+    recipe, base = tmp_path / "mine.toml", '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
+    cells = '[[cell]]\nname = "a"\n[[cell]]\nname = "b"\ntarget = "vad"\npaper = {ua = 60.0}\n'
+    recipe.write_text(f'tested = "a"\n{base}{cells}')
+    asked_for = ["sweep", recipe, "--store", store, "--out", tmp_path, "--workers", "1"]
     asked_for += ["--epochs", "1", "--folds", "1", "--set", "d_model=8", "--set", "gru_hidden=4"]
     shown = ser(*asked_for)
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
     [_, rated] = json.loads(ser(*asked_for, "--json").stdout)["rows"]
     assert rated["scores"]["rmse valence"]["pooled"] > 0 and "ua" not in rated["scores"]
-    (tmp_path / "mine.toml").write_text(
-        '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\ntarget = "vad"\n'
-        '[[cell]]\nname = "a"\nset = { lr = [1e-3, 1e-2] }\n'
-    )
+    recipe.write_text(base + 'target = "vad"\n[[cell]]\nname = "a"\nset = { lr = [1e-3, 1e-2] }\n')
     shown = ser(*asked_for)
     tables, *_ = shown.stdout.partition("\nours: ")
     assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
-    (tmp_path / "mine.toml").write_text(
-        '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
-        '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n'
-    )
+    recipe.write_text(base + '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n')
     chosen = ser(*asked_for).stdout.partition("chosen on dev")[2]
     assert "dev macro-F1 %" in chosen and " True " in chosen, "the first of equals"
 

@@ -22,16 +22,13 @@ def release(change: int = 0) -> Manifest:
     labels = [("1", "fru")] * 1849 + [("2", "fea")] * 40 + [("2", "sur")] * 107
     for session, (ang, hap, neu, sad) in SESSIONS.items():
         moved = change if session == "5" else 0
-        for name, n in zip(
-            ("ang", "exc", "hap", "neu", "sad", "xxx"), (ang, hap - 119, 119, neu, sad - moved, moved), strict=True
-        ):
-            labels += [(session, name)] * n
+        counts = {"ang": ang, "exc": hap - 119, "hap": 119, "neu": neu, "sad": sad - moved, "xxx": moved}
+        labels += [(session, name) for name, n in counts.items() for _ in range(n)]
     labels += [("2", "xxx")] * (10_039 - len(labels))
-    rows = [
-        {"id": f"{dialogue}_F{i % 1000:03d}", "dialogue": dialogue, "session": session, "label": label}
-        for i, (session, label) in enumerate(labels)
-        for dialogue in (f"Ses0{session}F_impro{i // 1000 + 1:02d}{'abcd'[i % 4]}",)
-    ]
+    rows = []
+    for i, (session, label) in enumerate(labels):
+        dialogue = f"Ses0{session}F_impro{i // 1000 + 1:02d}{'abcd'[i % 4]}"
+        rows.append({"id": f"{dialogue}_F{i % 1000:03d}", "dialogue": dialogue, "session": session, "label": label})
     return Manifest.from_rows("iemocap", rows)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -83,9 +84,8 @@ def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> N
     told: list[tuple[Job, Epoch | None]] = []
     first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event))
     stamps = {run.path: (run.path / "result.json").stat().st_mtime_ns for run in first}
-    assert [(job.name, epoch and epoch.epoch) for job, epoch in told] == [
-        (run.name, epoch) for run in first for epoch in (1, 2, 3, 4, None)
-    ]
+    names = [run.name for run in first]
+    assert [(job.name, epoch and epoch.epoch) for job, epoch in told] == [*product(names, (1, 2, 3, 4, None))]
     (job, epoch), *_ = told
     assert job.fold.name == "session 1" and epoch is not None and epoch.ua is not None
     again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event))
@@ -202,9 +202,8 @@ def test_a_finished_run_takes_no_lock_and_a_new_one_does_without(
     no_locks = OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr("filelock.lock_descriptor", Mock(side_effect=no_locks))
     assert len(run_experiment(lgf(store, tmp_path / "runs", folds=2, epochs=2))) == 2
-    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
-        f"{tmp_path / 'runs'}: its file system has no locks"
-    ]
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{tmp_path / 'runs'}: its file system has no locks;")
 
 
 def test_what_a_killed_process_left_is_removed(store: Path, tmp_path: Path) -> None:
@@ -317,9 +316,7 @@ def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, m
     monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=lambda *_: greedy))
     experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
     for work in (lambda asked: estimate(prepare(asked)), run_experiment):
-        with pytest.raises(
-            SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change the num"
-        ):
+        with pytest.raises(SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change"):
             work(experiment)
 
 

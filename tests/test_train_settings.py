@@ -52,9 +52,8 @@ def test_the_papers_values_are_the_defaults() -> None:
 
 
 def test_values_have_types() -> None:
-    own, training = parse_settings(
-        FUSIONS["lgf-add"], ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True"), epochs=3
-    )
+    asked = ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True")
+    own, training = parse_settings(FUSIONS["lgf-add"], asked, epochs=3)
     assert (own.lr, own.d_model, own.standardise_text, own.epochs) == (1e-4, 40, True, 3)
     assert (training.dev, training.soft_labels) == ("0.2", True)
 

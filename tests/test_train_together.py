@@ -66,9 +66,8 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
 
 
 def stack_of(models, values, dropout, generators):
-    return Stack(
-        copy.deepcopy(models[0]), models, values, dropout, [generator.clone_state() for generator in generators]
-    )
+    states = [generator.clone_state() for generator in generators]
+    return Stack(copy.deepcopy(models[0]), models, values, dropout, states)
 
 
 def trained(stack, groups, chosen, labels):
