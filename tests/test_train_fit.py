@@ -36,7 +36,6 @@ SMALL = {
     "cnn": ("logmel", ("frames=48", "channels=2", "epochs=2")),
     "bc-lstm": ("is13+bert", ("lstm_hidden=8", "dense=8", "epochs=2", "batch_size=2")),
 }
-
 SMALL |= dict.fromkeys(("ef-add", "mf-concat", "lf-at"), SMALL["lgf-add"])
 
 
