@@ -107,22 +107,11 @@ def test_a_copied_run_counts_once(store: Path, tmp_path: Path, caplog: pytest.Lo
 
 def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) -> None:
     plain = lgf(store, tmp_path, folds=1)
-    changes = [
-        {"epochs": 5},
-        {"loss": "single"},
-        {"select": "last"},
-        {"labels": "5class"},
-        {"protocol": "train1234-test5"},
-        {"set": (*SMALL, "dropout=0.1")},
-        {"set": (*SMALL, "soft_labels=true")},
-        {"features": "is13+bert:pool=meanstd"},
-        {"limit": 60},
-        {"precision": "bf16"},
-        {"only": "improvised"},
-        {"set": (*SMALL, "dev=next")},
-        {"set": (*SMALL, "refit=true")},
-    ]
-    names = [run_name(prepare(replace(plain, **change))[0].config) for change in [{}, *changes]]
+    settings = ("dropout=0.1", "soft_labels=true", "dev=next", "refit=true")
+    others = {"epochs": 5, "loss": "single", "select": "last", "labels": "5class", "protocol": "train1234-test5"}
+    others |= {"features": "is13+bert:pool=meanstd", "limit": 60, "precision": "bf16", "only": "improvised"}
+    changes = [{}, *({"set": (*SMALL, one)} for one in settings), *({key: value} for key, value in others.items())]
+    names = [run_name(prepare(replace(plain, **change))[0].config) for change in changes]
     assert len(set(names)) == len(names)
     # What cannot change the numbers does not change the name.
     moved = replace(plain, out=tmp_path / "elsewhere", resume=True, seeds=2)
