@@ -28,7 +28,7 @@ from ser.train.models import FUSIONS, stacked
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Graphs, Stack
-from ser.train.run_folder import run_name
+from ser.train.run_folder import Run, run_name
 from ser.train.sweep import plan_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
@@ -231,7 +231,9 @@ def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, 
     for job, run in ((jobs[0], first), (jobs[2], last)):
         alone = fit(data, fold, job.plan).history[-1]["loss"]
         assert run.result["history"][-1]["loss"] == alone == told[job.name][-1]
-    assert isinstance(diverged, Diverged)
+    assert isinstance(diverged, Diverged) and Run(tmp_path / jobs[1].name).diverged
+    [again] = train_jobs([jobs[1]], tmp_path)
+    assert not again.diverged
 
 
 def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):

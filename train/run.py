@@ -86,6 +86,7 @@ def train_jobs(
         for i in left:
             if together or not resume:
                 (runs[i].path / STATE).unlink(missing_ok=True)
+            (runs[i].path / FAULT).unlink(missing_ok=True)
             runs[i].write_json(CONFIG, jobs[i].config)
             logs[i] = _log(runs[i], jobs[i].plan, stack, not together, on_epoch and partial(on_epoch, jobs[i]))
         stack.enter_context(one_thread())
