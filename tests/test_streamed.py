@@ -133,7 +133,7 @@ def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
     file = part.folder / block.file
     content = file.read_bytes()
 
-    def alter(step: object) -> None:
+    def alter(job: object, epoch: object) -> None:
         file.unlink()
         file.write_bytes(content[: block.offset] + bytes([content[block.offset] ^ 1]) + content[block.offset + 1 :])
 

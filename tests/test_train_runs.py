@@ -389,7 +389,7 @@ def test_what_does_not_match_its_name_is_refused(trained: Run, tmp_path: Path, m
 def begun(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was interrupted after its first state."""
 
-    def stop(progress: Any) -> None:
+    def stop(job: Job, epoch: Epoch | None) -> None:
         if list(tmp_path.glob(f"runs/*/{STATE}")):
             raise KeyboardInterrupt
 
