@@ -126,10 +126,17 @@ def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-5) and other["wa"] == one["wa"]
 
 
-@pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "audio:utterance"])
-def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "memory"), [("lgf-at", None), ("ef-add", None), ("ef-add", "0.025MB"), ("audio:utterance", None)]
+)
+def test_many_runs_give_the_numbers_of_the_cpu(
+    store: Path, fusion: str, memory: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from vectors that are streamed to where they fit, the GPU."""
     monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())  # CUDA's own does not exist here
-    data, found = load_dataset(Experiment("is13+bert" if "-" in fusion else "is13", fusion, store))
+    asked = Experiment("is13+bert" if "-" in fusion else "is13", fusion, store)
+    (data, found), (sent, _) = load_dataset(asked), load_dataset(replace(asked, memory=memory))
+    assert any(one.streamed for one in sent.inputs.values()) == (memory is not None)
     small = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "epochs=2", "dropout=0")
     settings, training = parse_settings(found, small)
     config = TrainConfig(found, settings, training, select="last")
@@ -137,7 +144,7 @@ def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeyp
     configs = [replace(config, loss=loss, seed=seed) for loss in losses for seed in (0, 1)]
     fold = Fold("1", np.arange(24), np.arange(0), np.arange(0))
     here = fit_many.fit_many(data, fold, configs)
-    gpu, called = Gpu(downloads=torch.inf), set[Any]()
+    gpu, called = Gpu(downloads=torch.inf, waits=torch.inf if memory else 0), set[Any]()
 
     def as_if_captured(_: Any, key: Any, function: Any) -> Tensor:
         called.add(key)
@@ -148,8 +155,8 @@ def test_many_runs_give_the_numbers_of_the_cpu(store: Path, fusion: str, monkeyp
 
     monkeypatch.setattr(Graphs, "__call__", as_if_captured)
     with gpu:
-        there = fit_many.fit_many(data, fold, [replace(one, device="cuda:0") for one in configs])
-    assert gpu.uploads["waiting"] < 200 and len(called) > 1
+        there = fit_many.fit_many(sent, fold, [replace(one, device="cuda:0") for one in configs])
+    assert gpu.uploads["waiting"] < 210 and len(called) > 1
     for one, other in zip(here, there, strict=True):
         pairs = zip(one.history, other.history, strict=True)
         assert all(b["loss"] == pytest.approx(a["loss"], rel=1e-5) for a, b in pairs)
