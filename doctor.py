@@ -42,6 +42,7 @@ def examine(store: Path = Path("features")) -> list[Finding]:
 
 
 def _machine() -> Iterator[tuple[str, str, str]]:
+    """What computes, and with which versions."""
     import torch
 
     # torch's own version names its build too, such as +cu130; its package's may not.
@@ -66,7 +67,7 @@ def _machine() -> Iterator[tuple[str, str, str]]:
 
 
 def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
-    """Of the store, or where it would be made."""
+    """Of the store, or where it would be made, and whether locks work there."""
     there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
     free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
     advice = "name a folder that you may write to with --store" if not writable else ""

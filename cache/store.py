@@ -36,7 +36,8 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
     if not manifests.is_dir():
         free = not path.exists() or (path.is_dir() and all(entry.name in RESERVED for entry in path.iterdir()))
         if not free and not manifests.is_dir():  # another process may have made it just now
-            raise WrongUse(f"{path}: is not a store and not empty; name another folder with --store")
+            fault = "is a file" if path.is_file() else "is not a store and not empty"
+            raise WrongUse(f"{path}: {fault}; name another folder with --store")
         if not create:
             raise WrongUse(f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one")
         with explain_disk_errors("making a store", path):

@@ -159,6 +159,7 @@ def summary_text(cell: "CellScores") -> str:
 
 
 def _shown(told: tuple[float | None, ...], digits: int) -> str:
+    """A score with its low and high end, or with its deviation; or alone, where these are None."""
     whole, *others = (f"{x:.{digits}f}" for x in told if x is not None)
     return f"{whole} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([whole, *others])
 

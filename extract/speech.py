@@ -125,7 +125,7 @@ class SpeechExtractor(Encoder):
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Checkpoint) -> float:
-        """Seconds between frames, 0.02: the product of the convolutions' strides is 320 samples."""
+        """Seconds between frames, 0.02: 320 samples, the class's own or the product of the convolutions' strides."""
         return (cls.frame or math.prod(checkpoint.setting("conv_stride", list[Count]))) / RATE
 
     def open(self) -> None:
@@ -224,7 +224,7 @@ class FilterbankExtractor(SpeechExtractor):
     name, version = "w2v-bert", 1
     preprocessor = "SeamlessM4TFeatureExtractor"
     least = 560  # samples: two log-mel frames of 25 ms
-    frame, stride, field = 320, 1, 1  # a frame is made of two log-mel frames, which the model takes as one
+    frame, stride, field = 320, 1, 1  # samples, for Whisper too; the others in frames as the model takes them
     fixed = frozenset({"norm", "normalize"})
     rows = Encoder.rows  # as many as there are inputs
 

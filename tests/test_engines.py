@@ -1,4 +1,4 @@
-"""Tasks run inline and in processes: results, failures, deaths; Ctrl-C, which waits; what workers keep open."""
+"""Tasks run in processes: results, failures, deaths; Ctrl-C, which waits; what workers keep open."""
 
 import itertools
 import math
