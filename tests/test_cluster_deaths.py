@@ -127,7 +127,7 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
     assert contents(far) == contents(tmp_path / "near")
 
 
-def test_what_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
+def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
     """The command itself, on two workers of its own, of which one utterance kills every one that touches it."""
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "this is [bad]"])
     environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}

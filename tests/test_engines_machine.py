@@ -41,8 +41,8 @@ def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
 def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    numbers = sorted(engines.run(resolve_name, ["ser.engines.machine:this_worker"] * 3, 3))
-    for worker, device in zip(numbers, ("cuda", "cuda:1", "cuda:2"), strict=True):
+    numbers = sorted(engines.run(resolve_name, ["ser.engines.machine:this_worker"] * 5, 5))
+    for worker, device in zip(numbers, ("cuda", "cuda:1", "cuda:2", "cuda", "cuda:1"), strict=True):
         monkeypatch.setattr(machine, "this_worker", worker)
         assert choose_device("auto") == device
 

@@ -211,6 +211,14 @@ def test_what_a_killed_process_left_is_removed(store: Path, tmp_path: Path) -> N
     assert [found.path for found in find_runs(tmp_path)] == [run]
 
 
+def test_a_diverged_run_leaves_its_last_good_weights(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="epoch 1, batch 2"):
+        run_experiment(lgf(store, tmp_path, folds=1, set=("lr=1e30", *SMALL[:-1])))
+    (run,) = find_runs(tmp_path)
+    assert not run.finished and "batch 2" in (run.path / LOG).read_text()
+    assert all(torch.isfinite(value).all() for value in load_file(run.path / MODEL).values())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
