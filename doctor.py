@@ -69,11 +69,13 @@ def _machine() -> Iterator[tuple[str, str, str]]:
 def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
     """Of the store, or where it would be made, and whether locks work there."""
     there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
-    free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
-    advice = "name a folder that you may write to with --store" if not writable else ""
-    if writable and free < IEMOCAP_BYTES:
-        advice = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
-    yield "disk", f"{free / 1e9:.1f} GB free for {store}{', not writable' * (not writable)}", advice
+    free = shutil.disk_usage(there).free
+    found = f"{free / 1e9:.1f} GB free for {store}"
+    if os.access(there, os.W_OK):
+        needed = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
+        yield "disk", found, needed if free < IEMOCAP_BYTES else ""
+    else:
+        yield "disk", f"{found}, not writable", "name a folder that you may write to with --store"
     yield "store locks", *_locks(there.resolve())
 
 
