@@ -45,15 +45,20 @@ def empty(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "level", "dtype"),
+    ("suffix", "level", "dtype", "parts"),
     [
-        *((suffix, "token", "float32") for suffix in PLAIN),
-        (".h5", "frame", "float16"),
-        (".npz", "utterance", "float32"),
+        *((suffix, "token", "float32", 1) for suffix in PLAIN),
+        (".h5", "frame", "float16", 1),
+        (".npz", "utterance", "float32", 1),
+        (".h5", "token", "float32", 10),
     ],
 )
-def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> None:
+def test_there_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, level: str, dtype: str, parts: int
+) -> None:
     """What is exported opens with the format's own library too."""
+    if parts > 1:
+        monkeypatch.setattr(transfer, "_PART_BYTES", 1)  # an utterance each
     _, feature, manifest, _ = sample_store(tmp_path / "a", "zarr", level=level, dtype=dtype)
     path = export(feature, manifest, tmp_path / f"out{suffix}")
     packed, (data, ids) = feature.load(manifest), PLAIN[suffix](path)
@@ -62,7 +67,7 @@ def test_there_and_back(tmp_path: Path, suffix: str, level: str, dtype: str) -> 
     assert [id_.decode() if isinstance(id_, bytes) else id_ for id_ in ids(data)] == manifest.ids
     back = open_store(tmp_path / "b", create=True)
     done = import_feature(back, "mine", path, feature.spec.modality, manifest, backend="hdf5")
-    assert [done[name] for name in ("rows", "missing", "parts")] == [10, 0, 1]
+    assert [done[name] for name in ("rows", "missing", "parts")] == [10, 0, parts]
     mine = back["mine"]
     assert (mine.spec.level, mine.spec.dtype, mine.spec.dim) == (level, dtype, 8)
     old, new = feature.load(manifest), mine.load(back.manifest())

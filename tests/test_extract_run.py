@@ -159,6 +159,9 @@ def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Corpus) -> None:
     assert [facts[key] for key in ("rows", "computed", "reused", "quarantined")] == [8, 5, 3, 0]
     assert corpus.run("mfcc", limit=3).features["mfcc"]["rows"] == 3
     assert len(open_store(corpus.store).manifest()) == 8
+    made = corpus.plan("mfcc", limit=3)
+    summary = extract(replace(made, scan=replace(made.scan, warnings=["a clip is left out"])))
+    assert summary.warnings == ["a clip is left out"]
 
 
 def test_missing_weights_stop_their_own_feature_alone(corpus: Corpus) -> None:
