@@ -11,12 +11,12 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
-from . import atomic_io
-from .atomic_io import explain_disk_errors, folders_in, make_folder, put_files, read_small
+from .atomic_io import explain_disk_errors, folders_in, make_folder, put_files, read_small, remove_leftovers
 from .feature import Feature
 from .manifest import LOG, RESERVED, Manifest, check_name, generations, is_name, list_corpora, log_with, read_manifest
 from .part import Packed, PartRows, Quarantine
@@ -27,9 +27,9 @@ __all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "S
 
 
 def open_store(path: Path | str, create: bool = False) -> "Store":
-    """Open a store; with `create`, make one where there is none (a missing or empty folder).
+    """Open a store; with `create`, to write to it: made where there is none (a missing or empty folder).
 
-    Raises `WrongUse` if the path holds no store.
+    What killed writers left there is removed then. Raises `WrongUse` if the path holds no store.
     """
     path = check_local(path)
     manifests = path / "manifests"
@@ -42,6 +42,8 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
             raise WrongUse(f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one")
         with explain_disk_errors("making a store", path):
             make_folder(manifests)
+    if create:
+        remove_leftovers(path)
     return Store(path)
 
 
@@ -53,20 +55,11 @@ def check_local(path: Path | str) -> Path:
     return Path(path)
 
 
+@dataclass(frozen=True)
 class Store:
     """An open store. Reading writes nothing, so a read-only one works."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._cleaned = False
-
-    def __repr__(self) -> str:
-        return f"<Store {self.path}>"
-
-    def remove_leftovers(self) -> list[str]:
-        """Remove what killed writers left under `tmp/`. Returns the names that went."""
-        self._cleaned = True
-        return atomic_io.remove_leftovers(self.path)
+    path: Path
 
     def corpora(self) -> list[str]:
         """The names of the corpora that have a manifest."""
@@ -105,7 +98,6 @@ class Store:
         of the latest, or their audio or transcripts, or where the latest is damaged and another, and `StoreError`
         where the latest is of a newer format, unless it may `replace` that.
         """
-        self._cleaned or self.remove_leftovers()
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
         for id_, times in Counter(manifest.ids).items():
             if id_ is None or times > 1:
@@ -166,7 +158,6 @@ class Store:
 
         Raises `WrongUse`, and writes nothing, for a spec that could not be read back.
         """
-        self._cleaned or self.remove_leftovers()
         check_name("feature", spec.feature)
         spec.check()
         folder = self.path / spec.folder
