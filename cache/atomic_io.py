@@ -251,22 +251,18 @@ def workspace(store: Path) -> Iterator[Path]:
 
     One that is used for long is touched now and then (`os.utime`): after a day, other hosts may take it for a leftover.
     """
-    make_folder(store / "tmp")
-    while True:  # another process may take a lock file that is not locked yet for a leftover, and unlink it
-        folder = store / "tmp" / secrets.token_hex(8)
-        try:
-            with open_lock(folder.with_suffix(".lock"), os.O_CREAT | os.O_EXCL) as (lock, held):
-                if held is not False and os.fstat(lock).st_nlink:
-                    os.write(lock, json.dumps({**_here(), "pid": os.getpid()}).encode())
-                    try:
-                        folder.mkdir()
-                        yield folder
-                        return
-                    finally:
-                        shutil.rmtree(folder, ignore_errors=True)
-        finally:  # the lock is closed: Windows unlinks no open file
-            if not folder.exists():  # else its record tells the next process that this one is gone
-                folder.with_suffix(".lock").unlink(missing_ok=True)
+    folder = store / "tmp" / secrets.token_hex(8)
+    try:
+        with locked(folder.with_suffix(".lock")) as lock:
+            os.write(lock, json.dumps({**_here(), "pid": os.getpid()}).encode())
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:  # the lock is closed: Windows unlinks no open file
+        if not folder.exists():  # else its record tells the next process that this one is gone
+            folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -306,16 +302,24 @@ def try_lock(descriptor: int, wait: bool = False) -> bool | None:
 def locked(path: Path, waiting: str = "") -> Iterator[int]:
     """Hold a lock file, which stays, by its descriptor; without a lock on a file system that has none.
 
-    A second process waits for the first, and says what it is `waiting` for, if anything.
+    A second process waits for the first, and says what it is `waiting` for, if anything. The lock is that of the file
+    that lies there: another process may unlink one before it is locked, or move its folder aside.
     """
-    with open_lock(path, os.O_CREAT) as (descriptor, held):
-        if held is None and waiting:
-            fault = "%s: its file system has no locks; let no two processes train the same run at once"
-            _warn_once(fault, path.parent.parent)
-        if held is False and waiting:
-            log.warning("%s: %s", path.parent, waiting)
-        if held is False:
-            try_lock(descriptor, wait=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            make_folder(path.parent)
+            with contextlib.suppress(FileNotFoundError):
+                descriptor, held = stack.enter_context(open_lock(path, os.O_CREAT))
+                if held is None and waiting:
+                    fault = "%s: its file system has no locks; let no two processes train the same run at once"
+                    _warn_once(fault, path.parent.parent)
+                if held is False and waiting:
+                    log.warning("%s: %s", path.parent, waiting)
+                if held is False:
+                    try_lock(descriptor, wait=True)
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    break
+            stack.close()
         yield descriptor
 
 

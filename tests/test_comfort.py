@@ -126,9 +126,10 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch:
     trains.join()
     assert began == [True] and [path.name for path in waits.iterdir()] == ["lock"]
     makers = iter([lambda path: None, Path.mkdir])  # first it is gone before the lock is made
-    monkeypatch.setattr("ser.train.run_folder.make_folder", lambda path: next(makers)(path))
-    with claimed(here / "gone") as run:
-        assert (run.path / "lock").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("ser.cache.atomic_io.make_folder", lambda path: next(makers)(path))
+        with claimed(here / "gone") as run:
+            assert (run.path / "lock").exists()
     (unfinished.path / "lock").unlink()
     os.mkfifo(unfinished.path / "lock")  # nobody waits for it
     (unfinished.path / ".0.part").symlink_to("gone")  # as a file is that a training has just put in its place

@@ -21,7 +21,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -33,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from ser.cache.atomic_io import Buffer, locked, make_folder, read_small, remove_leftovers, write_whole
+from ser.cache.atomic_io import Buffer, locked, read_small, remove_leftovers, write_whole
 from ser.cache.spec import short_hash
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
@@ -260,14 +259,8 @@ def claimed(path: Path) -> Iterator[Run]:
     if Run(path).finished:
         yield Run(path)
         return
-    with contextlib.ExitStack() as stack:
-        while not path.is_symlink():  # `ser runs remove` may move the folder aside meanwhile, and the lock with it
-            stack.close()
-            make_folder(path)
-            with contextlib.suppress(FileNotFoundError):
-                lock = stack.enter_context(locked(path / "lock", "waits for the process that trains this run"))
-                if os.path.samestat(os.fstat(lock), (path / "lock").stat()):
-                    break
+    waiting = "waits for the process that trains this run"
+    with contextlib.nullcontext() if path.is_symlink() else locked(path / "lock", waiting):
         remove_leftovers(path.parent / SHARED)
         for entry in (path, *(() if path.is_symlink() else path.iterdir())):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
