@@ -165,20 +165,15 @@ def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ende
         (start, stop, to), *others = wanted
         rows = scratch[: block.bytes].reshape(-1, target.shape[1])
         together = not others and stop - start == len(rows)
-        _read_block(path, block, bytes_of(target[to : to + len(rows)] if together else rows))
+        content = bytes_of(target[to : to + len(rows)] if together else rows)
+        with plain_file(path) as file:
+            file.seek(block.offset)
+            if file.readinto(content) < block.bytes:  # it reads as often as it takes
+                raise CorruptStore(f"{path}: cut short; {REPAIR}")
+        check_block(path, block, content)
         # Arrays, not memory views: while those are copied, no other thread runs.
         for start, stop, to in () if together else wanted:
             target[to : to + stop - start] = rows[start - first : stop - first]
-
-
-def _read_block(path: str, block: Block, into: memoryview) -> None:
-    """Fill `into`, which is as long as the block."""
-    with plain_file(path) as file:
-        file.seek(block.offset)
-        read = file.readinto(into)  # as often as it takes
-    if read < block.bytes:
-        raise CorruptStore(f"{path}: cut short; {REPAIR}")
-    check_block(path, block, into)
 
 
 def check_block(path: str, block: Block, content: Buffer) -> None:
