@@ -23,7 +23,7 @@ import pyarrow as pa
 from ser.errors import SerError, StoreError, WrongUse, unknown
 
 from .atomic_io import LARGE, read_named
-from .backends import foreign_hdf5
+from .blocks import foreign_hdf5
 
 Opened = contextlib.AbstractContextManager[Mapping[str, Any]]  # arrays by name that are read where they are indexed
 

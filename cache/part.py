@@ -18,8 +18,7 @@ import numpy.typing as npt
 from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .atomic_io import REPAIR, explain_disk_errors, move_into_place, sync_folder, workspace, write_file, write_folder
-from .backends import BACKENDS
-from .blocks import ArrayDtype, ArrayRecord, Block, Count, PiecedArray, contents, read_stretches
+from .blocks import BACKENDS, ArrayDtype, ArrayRecord, Block, Count, PiecedArray, contents, read_stretches
 from .spec import FORMAT_VERSION, Spec, checksummed_json, read_checksummed, short_hash
 
 _SMALL = 64 << 10  # bytes of a piece, below which copying it into a larger one costs less than writing it alone

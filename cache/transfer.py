@@ -21,8 +21,7 @@ import numpy.typing as npt
 from ser.errors import StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
-from .backends import chunk_rows
-from .blocks import bytes_of
+from .blocks import bytes_of, chunk_rows
 from .feature import Feature, Place
 from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests

@@ -17,8 +17,7 @@ import numpy as np
 from ser.errors import CorruptStore, SerError, StoreError
 
 from .atomic_io import DAY, PIECE, PLAIN, REPAIR, explain_disk_errors, make_folder, plain_file, read_small, sync_folder
-from .backends import BACKENDS
-from .blocks import Block, check_block, usable_cores
+from .blocks import BACKENDS, Block, check_block, usable_cores
 from .feature import Feature, part_names
 from .manifest import Key, read_manifest
 from .part import Part, part_name

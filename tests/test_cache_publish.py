@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ser.cache import atomic_io
-from ser.cache.backends import BACKENDS
+from ser.cache.blocks import BACKENDS
 from ser.cache.store import Feature, PartRows, open_store
 from ser.cache.transfer import export
 from ser.cache.verify import verify

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from ser.cache.backends import BACKENDS
+from ser.cache.blocks import BACKENDS
 from ser.cache.store import Manifest, PartRows, Quarantine, open_store
 from ser.errors import MissingRows, StoreError, WrongUse
 from ser.tests.store_samples import (
