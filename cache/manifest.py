@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ser.errors import CorruptStore, StoreError, WrongUse
 
-from .atomic_io import folders_in, read_small
+from .atomic_io import folders_in, put_files, read_small
 from .spec import FORMAT_VERSION, Modality, canonical_json, check_version
 
 __all__ = ["Manifest"]
@@ -260,12 +260,14 @@ def _utc(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
-def log_with(folder: Path, manifest: Manifest, command: str) -> bytes:
-    """The log of a corpus's folder, with one line more: this command makes this manifest the latest."""
-    log = b""
+def make_latest(store: Path, manifest: Manifest, command: str) -> None:
+    """Make a manifest its corpus's latest, written if it is not there, and the command a line of the corpus's log."""
+    folder, name, log = store / "manifests" / manifest.corpus, manifest.digest, b""
     with contextlib.suppress(StoreError):
         log = read_small(folder / LOG)
-    return log + msgspec.json.encode(Generation(manifest.digest, _utc(time.time()), len(manifest), command)) + b"\n"
+    log += msgspec.json.encode(Generation(name, _utc(time.time()), len(manifest), command)) + b"\n"
+    files = {f"{name}.parquet": manifest.content, LOG: log, "latest": f"{name}\n".encode()}
+    put_files(store, folder, files)
 
 
 def generations(folder: Path) -> list[Generation]:

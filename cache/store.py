@@ -18,7 +18,7 @@ from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from .atomic_io import explain_disk_errors, folders_in, make_folder, put_files, read_small, remove_leftovers
 from .feature import Feature
-from .manifest import LOG, RESERVED, Manifest, check_name, generations, is_name, list_corpora, log_with, read_manifest
+from .manifest import RESERVED, Manifest, check_name, generations, is_name, list_corpora, make_latest, read_manifest
 from .part import Packed, PartRows, Quarantine
 from .spec import Spec, checksummed_json
 
@@ -103,10 +103,11 @@ class Store:
             if id_ is None or times > 1:
                 what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
                 raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
-        latest = None
         if manifest.corpus in self.corpora():
             try:
                 latest = self.manifest(manifest.corpus)
+                if not latest.gives_way(manifest, replace, self.path):
+                    return latest.digest
             except CorruptStore as error:  # is written again; what another one lacks of it, nobody can tell
                 known = {one.digest for one in generations(folder)}
                 if not replace and known and manifest.digest not in known:
@@ -114,15 +115,8 @@ class Store:
             except StoreError:
                 if not replace:
                     raise
-        if latest and not latest.gives_way(manifest, replace, self.path):
-            return latest.digest
-        self._make_latest(folder, manifest, command)
+        make_latest(self.path, manifest, command)
         return manifest.digest
-
-    def _make_latest(self, folder: Path, manifest: Manifest, command: str) -> None:
-        name = manifest.digest
-        files = {f"{name}.parquet": manifest.content, LOG: log_with(folder, manifest, command)}
-        put_files(self.path, folder, files | {"latest": f"{name}\n".encode()})
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
         """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
@@ -141,7 +135,7 @@ class Store:
             which = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
             raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback {corpus} --list` names them")
         manifest = self.manifest(corpus, chosen[0])
-        self._make_latest(folder, manifest, "cache rollback")
+        make_latest(self.path, manifest, "cache rollback")
         return manifest
 
     def folders(self) -> list[Path]:
