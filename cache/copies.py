@@ -20,12 +20,12 @@ from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
 from .feature import Feature
+from .maintain import check_part
 from .manifest import Manifest
 from .part import FileRecord, Part, PartRecord, PartRows, file_record, publish
 from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, split_digest
 from .spec import checksummed_json, read_checksummed
 from .store import Store, open_store
-from .verify import check_part
 
 Told = Callable[[int], Any]  # so many bytes more are done
 

@@ -82,8 +82,8 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
     \b
     Example: ser cache verify --repair
     """
+    from ser.cache.maintain import verify as verify_store
     from ser.cache.store import open_store
-    from ser.cache.verify import verify as verify_store
 
     checked, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:

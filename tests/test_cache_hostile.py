@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
+from ser.cache.maintain import check_part, verify
 from ser.cache.store import Feature, Manifest, open_store
-from ser.cache.verify import check_part, verify
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 from ser.tests.store_samples import check_whole, manifest_of, replace_file, rewrite_record, sample_store
 

@@ -20,9 +20,9 @@ import pytest
 
 from ser.cache import atomic_io
 from ser.cache.blocks import BACKENDS
+from ser.cache.maintain import verify
 from ser.cache.store import Feature, PartRows, open_store
 from ser.cache.transfer import export
-from ser.cache.verify import verify
 from ser.errors import StoreError
 from ser.tests.command_line import printed
 from ser.tests.store_samples import (

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from ser.cache.atomic_io import remove_folder
-from ser.cache.maintain import list_features, remove_superseded
+from ser.cache.maintain import JOURNAL, check_part, list_features, remove_superseded, verify
 from ser.cache.part import Part, publish
 from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
 from ser.cache.transfer import copy
-from ser.cache.verify import JOURNAL, check_part, verify
 from ser.errors import StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
@@ -178,7 +177,7 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     assert list(remove_superseded(store)) and later.complete(newest)
     check_whole(feature, newest)
     late = lambda part, *asked: (remove_folder(part, store.path), check_part(part, *asked))  # noqa: E731
-    monkeypatch.setattr("ser.cache.verify.check_part", late)
+    monkeypatch.setattr("ser.cache.maintain.check_part", late)
     assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
     fill(feature, newest, backend)
     opened = Part.open  # each is gone since it was listed

@@ -14,10 +14,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
+from ser.cache.maintain import verify
 from ser.cache.remote import Published, redacted
 from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
-from ser.cache.verify import verify
 from ser.errors import WrongUse
 from ser.tests.command_line import printed, ser
 from ser.tests.store_samples import check_whole, fill, manifest_of, new_store, rewrite_record, sample_store, spec_of

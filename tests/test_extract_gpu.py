@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from ser.cache import atomic_io, blocks, feature
+from ser.cache.maintain import verify
 from ser.cache.store import PartRows, open_store
-from ser.cache.verify import verify
 from ser.extract.cluster_tasks import run_on_cluster
 from ser.extract.mel import MelExtractor
 from ser.extract.run import ExtractionConfig, ExtractionRun, plan
