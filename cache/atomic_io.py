@@ -331,23 +331,19 @@ def _here() -> dict[str, str]:
     return {"boot": "", **known, "host": f"{socket.gethostname()} {known.get('host')}"}
 
 
-def remove_leftovers(store: Path) -> list[str]:
-    """Remove what killed writers left under `tmp/`, not what a live one may hold, or is not ser's. Returns the names.
+def remove_leftovers(store: Path) -> None:
+    """Remove what killed writers left under `tmp/`, not what a live one may hold, or is not ser's.
 
     Another host's locks may be invisible here: what is not this host's goes when nothing in it has changed for a day.
     """
     tmp = store / "tmp"
-    removed = []
     for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}) if tmp.is_dir() else ():
         try:
-            if not _OURS.fullmatch(folder.name) or not (folder.name.startswith(_ASIDE) or _abandoned(folder)):
-                continue
-            remove_folder(folder, store)
-            folder.with_suffix(".lock").unlink(missing_ok=True)
-            removed.append(folder.name)
+            if _OURS.fullmatch(folder.name) and (folder.name.startswith(_ASIDE) or _abandoned(folder)):
+                remove_folder(folder, store)
+                folder.with_suffix(".lock").unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: cannot be removed (%s)", folder, error.strerror)
-    return removed
 
 
 def remove_folder(folder: Path, store: Path, on_move: Callable[[], Any] = lambda: False) -> bool:

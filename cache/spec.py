@@ -28,9 +28,8 @@ _LENGTH = len(_CHECKSUM % (b"0" * 64))
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for a lone surrogate: equal values give equal bytes."""
     plain = msgspec.structs.asdict
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain
-    ).encode(errors="replace")
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain)
+    return text.encode(errors="replace")
 
 
 def short_hash(value: Any) -> str:
