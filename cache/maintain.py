@@ -17,11 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import DAY, PLAIN, REPAIR, explain_disk_errors, make_folder, read_small, remove_folder, sync_folder
+from .atomic_io import DAY, PLAIN, REPAIR, explain_disk_errors, move_into_place, read_small, remove_folder, sync_folder
 from .blocks import BACKENDS, Block, read_file, usable_cores
 from .feature import Feature, part_names
 from .manifest import Key, Manifest, latest_manifests, read_manifest
@@ -334,12 +332,10 @@ def _repair(store: Store, path: Path) -> str | None:
         return None
     with explain_disk_errors("repairing it", store.path):
         folder = store.path / BAD / feature.relative_to(store.path)
-        make_folder(folder)
         names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
         place = next(name for name in names if not os.path.lexists(name))
         with contextlib.suppress(FileNotFoundError):  # another process did
-            os.rename(path, place)  # noqa: PTH104
-        sync_folder(folder)
+            move_into_place(path, place)
         sync_folder(path.parent)
     return f"moved to {place.relative_to(store.path)}"
 
@@ -364,8 +360,8 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     for file, known in record.files.items():
         if read_file(folder / file, sorted(blocks[file], key=lambda one: one[0].offset), values.dtype) != known.sha256:
             raise CorruptStore(f"{folder / file}: altered (its sha256 is wrong); {REPAIR}")
-    lengths = np.diff(part.offsets)
-    if spec and spec.level == "utterance" and (lengths != 1).any():
+    one_each = part.offsets == [*range(len(record.ids) + 1)]  # raises if they do not fit the rows
+    if spec and spec.level == "utterance" and not one_each:
         raise CorruptStore(f"{folder}: has utterances that are not one row each, as its spec says; {REPAIR}")
     if fault := BACKENDS[record.backend].inspect(folder, record.arrays):
         raise CorruptStore(f"{folder}: {fault}; {REPAIR}")

@@ -188,11 +188,7 @@ class PartRows:
 
     @classmethod
     def from_packed(
-        cls,
-        corpus: str,
-        inputs: Sequence[str | None],
-        packed: Packed,
-        quarantined: Sequence[Quarantine] = (),
+        cls, corpus: str, inputs: Sequence[str | None], packed: Packed, quarantined: Sequence[Quarantine] = ()
     ) -> "PartRows":
         """Utterances that lie in memory already."""
         extras = {name: np.split(array, packed.offsets[1:-1]) for name, array in packed.extras.items()}
