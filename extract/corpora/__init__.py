@@ -13,7 +13,7 @@ DESCRIBED = ("ravdess", "crema-d", "savee", "tess", "esd", "emodb", "meld", "msp
 _OWN: dict[str, str | Path | Callable[..., Any]] = {
     "iemocap": "ser.extract.corpora.iemocap:read_iemocap",
     **{name: Path(__file__).with_name(f"{name}.toml") for name in DESCRIBED},
-    "audformat": "ser.extract.corpora.audformat:read_audformat",
+    "audformat": "ser.extract.corpora.table:read_audformat",
     "table": "ser.extract.corpora.table:read_table",
 }
 FORMATS = Registry("corpus format", "ser.corpora", Callable | Path, _OWN)

@@ -1,4 +1,4 @@
-"""Any corpus, as a table: CSV, TSV, Parquet or JSONL with an audio column.
+"""Any corpus, as a table: CSV, TSV, Parquet or JSONL with an audio column; or as several, of audformat (audeering).
 
 Columns have the manifest's names; those of nkululeko's CSV (`file,speaker,gender,emotion`) and EmoBox's JSONL
 (`key,wav,length,emo`) are understood too. Audio paths are relative to the table's folder.
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from ser.cache.atomic_io import LARGE, read_named
 from ser.cache.manifest import SCHEMA, Manifest
@@ -46,6 +47,63 @@ def read_table(path: Path, need: Literal["id", "audio"] = "audio", columns: Sequ
             turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
     if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
         raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
+    return reading
+
+
+class DatabaseTable(msgspec.Struct):
+    """One table, as the header of a database tells of it."""
+
+    type: str = ""
+    split_id: str | None = None
+    columns: dict[str, dict[str, Any]] = {}
+
+
+class Database(msgspec.Struct):
+    """What is read of the header of an audformat database, by the names of its parts."""
+
+    name: str
+    tables: dict[str, DatabaseTable] = {}
+    schemes: dict[str, dict[str, Any]] = {}
+    splits: dict[str, dict[str, Any]] = {}
+
+
+def read_audformat(root: Path) -> Reading:
+    """Read a database of audformat: `db.yaml`, the header, and beside it a CSV or Parquet file for each table.
+
+    What a corpus needs is read: file-wise tables, schemes whose labels are maps, and splits, each as a session. Of two
+    tables that say the same of a file, the first counts. The package audformat is not used: it also opens pickles.
+    """
+    try:
+        header = msgspec.convert(yaml.safe_load(read_named(root / "db.yaml")), Database, strict=False)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
+        said = " ".join(str(error).split())
+        raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
+    reading, found = Reading(header.name, root, [], paths="inside"), dict[str, dict[str, Any]]()
+    mapped = {name: one["labels"] for name, one in header.schemes.items() if isinstance(one.get("labels"), dict)}
+    labels = {name: {str(k): v for k, v in listed.items()} for name, listed in mapped.items()}
+    for name, table in header.tables.items():
+        place = next((p for p in (root / f"db.{name}.csv", root / f"db.{name}.parquet") if p.is_file()), None)
+        if table.type != "filewise" or place is None:
+            reading.warnings.append(f"the table {name} is not by file, or not here as CSV or Parquet: it is not read")
+            continue
+        split = table.split_id
+        session = {} if split is None else {"session": header.splits.get(split, {}).get("type", split)}
+        for where, record in records(place, reading.problems, place.name):
+            if not isinstance(record.get("file"), str):
+                reading.problems.append(Problem(None, place.name, f"{where}: is no row of a file"))
+                continue
+            row = found.setdefault(record["file"], {"audio": record["file"]})
+            facts: dict[str, Any] = dict(session)
+            for column, value in record.items():
+                scheme = str(table.columns.get(column, {}).get("scheme_id") or column)
+                told = labels.get(scheme, {}).get(str(value))
+                facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
+                facts[scheme] = told if isinstance(told, str) else value
+            for fact, value in facts.items():
+                if (fact := NAMES["schemes"].get(fact, fact)) in COLUMNS and value is not None:
+                    row.setdefault(fact, value)
+    for path, row in sorted(found.items()):
+        add_row(reading, {"turn": 0, **row}.items(), path)
     return reading
 
 
