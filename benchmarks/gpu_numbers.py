@@ -289,22 +289,26 @@ def encoders(asked: Asked) -> Iterator[Row]:
     from ser.extract.audio import Clip
     from ser.extract.registry import load_extractors, resolve
     from ser.extract.run import relative
-    from ser.weights import demo
+    from ser.weights.demo import SIZES, write_random_checkpoint
 
-    demo.ARCHITECTURES["wavlm"] = "WavLM", demo.ARCHITECTURES["hubert"][1]
     large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-    demo.ARCHITECTURES["wav2vec2"] = "Wav2Vec2", {**demo.ARCHITECTURES["hubert"][1], **large}
+    speech: dict[str, dict[str, Any]] = {
+        "hubert": {},
+        "wav2vec2": {**SIZES["hubert"], **large},
+        "wavlm": SIZES["hubert"],
+    }
+    words = ["yeah", "why", "oh", "no", "know"]
     random, longest = np.random.default_rng(0), 6 if asked.small else 34
     lasts = np.geomspace(0.585, longest, 6 if asked.small else 16)
     clips = [Clip(random.normal(0.01, 0.1, int(16000 * s)).astype(np.float32), 16000) for s in lasts[::-1]]
     faults: dict[str, str] = {}
-    for name in ("hubert", "wav2vec2", "wavlm", "bert", "mpnet"):
-        folder = demo.write_random_checkpoint(asked.folder / name, name, words=["yeah", "why", "oh", "no", "know"])
+    for name in (*speech, "bert", "mpnet"):
+        folder = write_random_checkpoint(asked.folder / name, name, words, **speech.get(name, {}))
         wanted = resolve([name], {name: str(folder)}, "float32")[0]
         here: Any
         there: Any
         [here], [there] = (load_extractors(wanted, device, 1e6) for device in ("cpu", asked.device))
-        items: list[Any] = clips if name in ("hubert", "wav2vec2", "wavlm") else TEXTS * 64
+        items: list[Any] = clips if name in speech else TEXTS * 64
         alone = {id(item): here.run([item])[0] for item in items}
         key = here.specs[0].fingerprint
 

@@ -20,28 +20,28 @@ from ser.extract.extractors import ENCODERS, Extractor, Layer, ResolvedFeature
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import relative
 from ser.tests.pretend_device import Gpu
-from ser.weights.demo import ARCHITECTURES, write_random_checkpoint
+from ser.weights.demo import SIZES, write_random_checkpoint
 
 TEXT_ARCHITECTURES = [name for name, row in ENCODERS.items() if row["extractor"] == "text"]
-SIZE, SPEECH_SIZE = (ARCHITECTURES[name][1] for name in ("bert", "hubert"))
+SIZE, SPEECH_SIZE = SIZES["bert"], SIZES["hubert"]
 # Layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
 LARGE = {**SPEECH_SIZE, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 WHISPER = dict.fromkeys(("encoder_layers", "decoder_layers"), 2)
 WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
-# The prefix of its classes in transformers, and settings.
+# What transformers calls it, and settings.
 SPEECH: dict[str, tuple[str, dict[str, Any]]] = {
-    "hubert": ("Hubert", SPEECH_SIZE),
-    "hubert-large": ("Hubert", LARGE),
-    "wav2vec2": ("Wav2Vec2", SPEECH_SIZE),
-    "wav2vec2-large": ("Wav2Vec2", LARGE),
-    "wavlm": ("WavLM", SPEECH_SIZE),
-    "wavlm-large": ("WavLM", LARGE),
-    "hubert-batchnorm": ("Hubert", {**SPEECH_SIZE, "conv_pos_batch_norm": True}),
-    "data2vec": ("Data2VecAudio", {**SPEECH_SIZE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
-    "unispeech-sat": ("UniSpeechSat", SPEECH_SIZE),
-    "unispeech-sat-large": ("UniSpeechSat", LARGE),
-    "w2v-bert": ("Wav2Vec2Bert", {**SIZE, "left_max_position_embeddings": 8, "conv_depthwise_kernel_size": 9}),
-    "whisper": ("Whisper", {**WHISPER, "d_model": 64, "max_source_positions": 500, "vocab_size": 8, "pad_token_id": 1}),
+    "hubert": ("hubert", SPEECH_SIZE),
+    "hubert-large": ("hubert", LARGE),
+    "wav2vec2": ("wav2vec2", SPEECH_SIZE),
+    "wav2vec2-large": ("wav2vec2", LARGE),
+    "wavlm": ("wavlm", SPEECH_SIZE),
+    "wavlm-large": ("wavlm", LARGE),
+    "hubert-batchnorm": ("hubert", {**SPEECH_SIZE, "conv_pos_batch_norm": True}),
+    "data2vec": ("data2vec-audio", {**SPEECH_SIZE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
+    "unispeech-sat": ("unispeech-sat", SPEECH_SIZE),
+    "unispeech-sat-large": ("unispeech-sat", LARGE),
+    "w2v-bert": ("wav2vec2-bert", {**SIZE, "left_max_position_embeddings": 8, "conv_depthwise_kernel_size": 9}),
+    "whisper": ("whisper", {**WHISPER, "d_model": 64, "max_source_positions": 500, "vocab_size": 8, "pad_token_id": 1}),
 }
 PREPROCESSORS = {
     "w2v-bert": transformers.SeamlessM4TFeatureExtractor(padding_value=1),
@@ -72,11 +72,11 @@ RTOL = 1e-5  # max |difference| / max |reference|
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One random checkpoint per architecture."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    with patch.dict(ARCHITECTURES, SPEECH):
-        for name in (*SPEECH, "bert", "mpnet"):
-            write_random_checkpoint(folder / name, name, words=WORDS)
-            if name in PREPROCESSORS:
-                PREPROCESSORS[name].save_pretrained(folder / name)
+    for name in (*SPEECH, "bert", "mpnet"):
+        architecture, settings = SPEECH.get(name, (name, {}))
+        write_random_checkpoint(folder / name, architecture, words=WORDS, **settings)
+        if name in PREPROCESSORS:
+            PREPROCESSORS[name].save_pretrained(folder / name)
     return folder
 
 
@@ -89,11 +89,10 @@ def text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
     named = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
-    with patch.dict(ARCHITECTURES), patch.dict("ser.weights.demo.SPECIAL", clear=True):
+    with patch.dict("ser.weights.demo.TABLE", special={}):
         for name in TEXT_ARCHITECTURES:
-            prefix = type(transformers.AutoConfig.for_model(name)).__name__.removesuffix("Config")
-            ARCHITECTURES[name] = prefix, {**({} if name == "distilbert" else SIZE), **TEXT_SETTINGS.get(name, {})}
-            write_random_checkpoint(folder / name, name, **TOKENS)
+            settings = {**({} if name == "distilbert" else SIZE), **TEXT_SETTINGS.get(name, {})}
+            write_random_checkpoint(folder / name, name, **settings, **TOKENS)
             beside = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", **named)
             beside.save_pretrained(folder / name)
     return folder
@@ -331,8 +330,7 @@ def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path:
 def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: Path, clips: list[Clip]) -> None:
     """Its frames are eight times as long."""
     settings = {**LARGE, "add_adapter": True, "output_hidden_size": 64}
-    with patch.dict(ARCHITECTURES, {"adapter": ("Wav2Vec2", settings)}):
-        folder = write_random_checkpoint(tmp_path / "adapter", "adapter")
+    folder = write_random_checkpoint(tmp_path / "adapter", "wav2vec2", **settings)
     [one] = extractors(folder, "wav2vec2")
     [rows] = rows_of(one, clips[1:2])
     assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm

@@ -14,33 +14,29 @@ from ser.errors import WrongUse
 
 from .find import MARK, TABLE
 
-SPECIAL: dict[str, list[str]] = TABLE["special"]
-# architecture → (class prefix, settings)
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    name: (prefix, {**TABLE["random"]["small"], **TABLE["random"][name]})
-    for name, prefix in {"hubert": "Hubert", "bert": "Bert", "mpnet": "MPNet"}.items()
-}
+SIZES: dict[str, dict[str, Any]] = {name: {**TABLE["small"], **own} for name, own in TABLE["random"].items()}
 
 
 def write_random_checkpoint(
     folder: Path, architecture: str, words: Iterable[str] = (), seed: int = 0, **settings: Any
 ) -> Path:
-    """Write one checkpoint with `save_pretrained`; `settings` go to its config.
+    """Write one checkpoint with `save_pretrained`, of any architecture of transformers; `settings` go to its config.
 
     Norm weights and biases are random too, so that no test passes on ones and zeros. The same arguments give the
-    same bytes. The architecture is one of `ARCHITECTURES`.
+    same bytes.
     """
     import torch
     import transformers
 
-    prefix, small = ARCHITECTURES[architecture]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    tokens = _tokens(SPECIAL[prefix], words) if prefix in SPECIAL else []
-    size = {"vocab_size": len(tokens)} if tokens else {}
-    config = getattr(transformers, f"{prefix}Config")(**{**small, **size, **settings, MARK: True})
+    special = TABLE["special"].get(architecture)
+    vocabulary = {token: number for number, token in enumerate(_tokens(special, words))} if special else {}
+    size = {"vocab_size": len(vocabulary)} if special else {}
+    own = {**SIZES.get(architecture, {}), **size, **settings, MARK: True}
+    config = transformers.AutoConfig.for_model(architecture, **own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{prefix}Model")(config)
+        model = transformers.AutoModel.from_config(config)
         for module in model.modules():
             norm = isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)
             if norm and module.weight is not None:
@@ -49,9 +45,9 @@ def write_random_checkpoint(
                 torch.nn.init.normal_(module.bias, 0.0, 0.2 if norm else 0.05)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(temporary)
-    if tokens:
-        vocabulary = {token: number for number, token in enumerate(tokens)}
-        beside = getattr(transformers, f"{prefix}Tokenizer")(vocab=vocabulary, model_max_length=512)
+    if special:
+        tokenizer = getattr(transformers, type(config).__name__.replace("Config", "Tokenizer"))
+        beside = tokenizer(vocab=vocabulary, model_max_length=512)
     else:
         beside = transformers.Wav2Vec2FeatureExtractor(do_normalize=bool(settings.get("do_normalize", True)))
     beside.save_pretrained(temporary)
@@ -77,7 +73,7 @@ def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, P
     if directory.exists() and not directory.is_dir():
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
     words = list(words)
-    folders = {feature: directory / f"{feature}-random" for feature in ARCHITECTURES}
+    folders = {feature: directory / f"{feature}-random" for feature in SIZES}
     for feature, folder in folders.items():
         if not (folder / "model.safetensors").exists():
             write_random_checkpoint(folder, feature, words=words)
