@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import multimode
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -28,20 +28,11 @@ from .iemocap import DEMO_MARKER
 VERSION, SEED = 1, 0  # of the corpus' bytes
 TURNS = 14  # of a dialogue, give or take two
 Random = np.random.Generator
+Line = dict[str, Any]  # an utterance, by the names that the templates of demo.toml use
 
 DATA = SimpleNamespace(**tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")))
 SAID = {**DATA.categories, "xxx": DATA.undecided}  # by label
 TEMPLATES = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, loader=jinja2.DictLoader(DATA.files))
-
-
-class Line(NamedTuple):
-    """One utterance of the script: `voice` is the emotion heard, and `intensity` how far it is from neutral."""
-
-    id: str
-    label: str
-    voice: str
-    text: str
-    intensity: float
 
 
 def write_demo(folder: str | Path) -> None:
@@ -74,7 +65,7 @@ def demo_vocabulary() -> list[str]:
 
 
 def _lines(dialogue: str, session: int, scene: str, rng: Random) -> list[Line]:
-    """The lines of a dialogue, in the order in which they are spoken."""
+    """The lines of a dialogue as spoken, in order: `voice` is the emotion heard, `intensity` how far from neutral."""
     turns = TURNS + int(rng.integers(-2, 3))
     counts = {"F": 0, "M": 0}
     speaker = str(rng.choice(["F", "M"]))
@@ -87,8 +78,8 @@ def _lines(dialogue: str, session: int, scene: str, rng: Random) -> list[Line]:
             voice, words = map(str, rng.choice(["ang", "hap", "sad", "fru", "neu"], 2, replace=False))
         odd = DATA.odd[(session + list(DATA.arcs).index(scene)) % len(DATA.odd)]
         text = odd if turn == turns - 2 else _text(words, rng)
-        intensity = rng.normal(0.75 + 0.35 * turn / turns, 0.15)
-        lines.append(Line(f"{dialogue}_{speaker}{counts[speaker]:03d}", label, voice, text, float(intensity)))
+        line = {"id": f"{dialogue}_{speaker}{counts[speaker]:03d}", "label": label, "voice": voice, "text": text}
+        lines.append(line | {"intensity": float(rng.normal(0.75 + 0.35 * turn / turns, 0.15))})
         counts[speaker] += 1
         if rng.random() < 0.85:
             speaker = "M" if speaker == "F" else "F"
@@ -124,42 +115,44 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
     rng = _random(dialogue)
     wavs = session / "sentences" / "wav" / dialogue
     wavs.mkdir(parents=True, exist_ok=True)
-    times, now = list[dict[str, float]](), float(rng.uniform(3, 8))
+    spoken, now = list[Line](), float(rng.uniform(3, 8))
     for line in lines:
         samples, audio = _spoken(line), io.BytesIO()
         soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
-        (wavs / f"{line.id}.wav").write_bytes(audio.getvalue())
-        times.append({"start": now, "end": now + len(samples) / RATE})
-        now = max(now + 0.1, times[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
-    told = [line._asdict() | time | _rated(line, rng) for line, time in zip(lines, times, strict=True)]
+        (wavs / f"{line['id']}.wav").write_bytes(audio.getvalue())
+        spoken.append(line | {"start": now, "end": now + len(samples) / RATE})
+        now = max(now + 0.1, spoken[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
+    told = [line | _rated(line, rng) for line in spoken]
     for name in DATA.files:
-        path = session / name.format(dialogue, lines[0].id)
+        path = session / name.format(dialogue, lines[0]["id"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(TEMPLATES.get_template(name).render(dialogue=dialogue, lines=told).encode("cp1252"))
 
 
 def _spoken(line: Line) -> np.ndarray:
     """The line in the voice of its session and gender; no two are alike."""
-    gender = line.id.rpartition("_")[2][0]
-    rng = _random(f"{line.id[:5]}{gender}")
+    id, intensity = line["id"], line["intensity"]
+    gender = id.rpartition("_")[2][0]
+    rng = _random(f"{id[:5]}{gender}")
     pitch, tract, gain = (float(rng.uniform(*bounds)) for bounds in DATA.voices[gender])
-    neutral, full = (np.array(DATA.manners[emotion]) for emotion in ("neu", line.voice))
-    voice = dict(zip(DATA.manner, neutral + line.intensity * (full - neutral), strict=True))
+    neutral, full = (np.array(DATA.manners[emotion]) for emotion in ("neu", line["voice"]))
+    voice = dict(zip(DATA.manner, neutral + intensity * (full - neutral), strict=True))
     voice |= {"pitch": pitch * voice["pitch"], "tract": tract, "gain": 0.06 * gain * voice["gain"]}
-    return speak(line.text, voice, _random(line.id))
+    return speak(line["text"], voice, _random(id))
 
 
 def _rated(line: Line, rng: Random) -> dict[str, Any]:
-    """What raters say of a line, by the names that the templates of demo.toml use."""
-    vad = np.array(SAID[line.label][1]) + rng.normal(0, 0.3, 3)
-    if (line.label == "exc" and rng.random() < 0.05) or line.id.endswith("impro03_F003"):
+    """What raters say of a line."""
+    id, label = line["id"], line["label"]
+    vad = np.array(SAID[label][1]) + rng.normal(0, 0.3, 3)
+    if (label == "exc" and rng.random() < 0.05) or id.endswith("impro03_F003"):
         vad[0] = 5.5  # outside the scale, as seven values of the release are
     means = tuple(np.where(vad == 5.5, 5.5, np.clip(np.round(vad * 2) / 2, 1, 5)))
-    votes = [[DATA.categories[category][0] for category in vote] for vote in _votes(line.label, rng)]
-    votes.append([DATA.categories[line.voice][0], "Anger"])
+    votes = [[DATA.categories[category][0] for category in vote] for vote in _votes(label, rng)]
+    votes.append([DATA.categories[line["voice"]][0], "Anger"])
     v, a, d = np.clip(np.round(vad), 1, 5).astype(int)
     rated = [(v, a, d if rng.random() < 0.9 else "") for _ in range(3)]
-    return {"word": SAID[line.label][0], "means": means, "votes": votes, "rated": rated, "actor": f"{line.id[-4]}1"}
+    return {"word": SAID[label][0], "means": means, "votes": votes, "rated": rated, "actor": f"{id[-4]}1"}
 
 
 def _votes(label: str, rng: Random) -> list[list[str]]:
