@@ -165,11 +165,9 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     for format, place in FORMATS.data.items():
         if isinstance(place, Path) and _resolve(FITS)(path, place):
             return format
-    entries = sorted(path.iterdir())
-    for inner in (entry for entry in entries if entry.is_dir()):
-        if any(inner.glob(DETECTORS["iemocap"])):
-            raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {inner}")
-    tables = [p.name for p in entries if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"}]
+    if sessions := sorted(path.glob(f"*/{DETECTORS['iemocap']}")):
+        raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {sessions[0].parents[1]}")
+    tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"})
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
     raise WrongUse(
         f"{path} is not a corpus that ser knows: neither laid out nor named as any of {', '.join(FORMATS)}; describe "
