@@ -282,6 +282,8 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
     assert (scan.manifest.corpus, scan.manifest.column("speaker")) == ("mine", ["anna", "bob"])
     assert apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest).classes == ("hap", "rage")
+    write(tmp_path / "mine.toml", MINE.replace("[a-z]+", f"(?:[a-z]+|{'a' * 945})", 1))  # of 992 characters
+    assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).problems == []
     (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
     assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids == scan.manifest.ids
     votes = "[[tables]]\nfile = 'said.csv'\nof = '{stem}'\nkey = '{of}'\nvotes = '{said}'\n"

@@ -29,6 +29,7 @@ LONGEST, REPEATS = 1000, 10_000  # of a pattern: its characters, and the product
 SAMPLE, FOLDERS = 500, 100  # recordings, and folders, that say whether a corpus is laid out so
 COLUMNS = [name for name in SCHEMA.names if name not in (*MEASURED, "audio", "votes")]
 FIELD = regex.compile(r"\{(\w+)\}")
+ANYWHERE = "(?:.*/)?(?:{})"  # around a pattern that matches from the start of any folder
 Fields = dict[str, Any]  # what is known of a recording, by the names that templates use
 
 
@@ -76,12 +77,12 @@ class Layout(msgspec.Struct, forbid_unknown_fields=True):
     def match(self, path: str) -> Fields | None:
         """The fields that a path gives; None if it is not named as described."""
         pure = PurePosixPath(path)
-        groups = _match(f"(?:.*/)?(?:{self.pattern})", str(pure.with_suffix("")))
+        groups = _match(self.pattern, str(pure.with_suffix("")), ANYWHERE)
         return groups if groups is None else {"stem": pure.stem, "folder": str(pure.parent), **groups}
 
     def leaves_out(self, path: str) -> str | None:
         """As what a path is left out, if it is."""
-        found = (what for what, one in self.left_out.items() if _match(f"(?:.*/)?(?:{one})", path) is not None)
+        found = (what for what, one in self.left_out.items() if _match(one, path, ANYWHERE) is not None)
         return next(found, None)
 
 
@@ -228,21 +229,21 @@ def _filled(template: str, fields: Mapping[str, Any]) -> str | None:
 
 
 @functools.lru_cache(64)
-def _compiled(pattern: str) -> Any:
+def _compiled(pattern: str, around: str = "{}") -> Any:
     """Raises `WrongUse` for what is no pattern, or would take gigabytes: counted repeats are multiplied out."""
     repeats = [int(number[:9]) or 1 for number in regex.findall(r"[{,]\s*([0-9]+)", pattern)]
     if len(pattern) > LONGEST or math.prod(repeats) > REPEATS:
         raise WrongUse(f"the pattern {pattern[:60]!a} is too large; take fewer characters and counted repeats")
     try:
-        return regex.compile(pattern)
+        return regex.compile(around.format(pattern))
     except (regex.error, RecursionError, OverflowError, ValueError) as error:
         raise WrongUse(f"the pattern {pattern[:60]!a} is not a regular expression ({error})") from None
 
 
-def _match(pattern: str, text: str) -> Fields | None:
+def _match(pattern: str, text: str, around: str = "{}") -> Fields | None:
     """The groups of a whole match. Raises `WrongUse` if it takes too long."""
     try:
-        match = _compiled(pattern).fullmatch(text, timeout=SECONDS)
+        match = _compiled(pattern, around).fullmatch(text, timeout=SECONDS)
     except TimeoutError:
         slow = f"the pattern {pattern[:60]!a} takes over {SECONDS:g} s to match {text[:60]!a}"
         raise WrongUse(f"{slow}; write it without a repeat within a repeat") from None
