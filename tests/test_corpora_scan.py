@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,8 @@ def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "no.jsonl").write_text("hello")
+    os.mkfifo(tmp_path / "pipe.csv")
     write(tmp_path / "music" / "song.wav")
     write(tmp_path / "tables" / "a.wav")
     table(tmp_path / "tables", "audio", "a.wav")
@@ -155,6 +158,8 @@ def test_wrong_paths_are_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "notes.txt", None, "is not a table that ser can read"),
         (empty, "emodb", "holds no utterance"),
         (empty, "table", "is not a table"),
+        (tmp_path / "no.jsonl", None, "line 1: is not JSON"),
+        (tmp_path / "pipe.csv", None, "is not a file; give a CSV"),
         (tmp_path / "notes.txt", "iemocap", "holds no utterance"),
         (tmp_path / "notes.txt", "emodb", "holds no utterance"),
         (empty, "iemocup", "did you mean iemocap?"),

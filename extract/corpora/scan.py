@@ -157,7 +157,7 @@ def find_format(path: str | Path, format: str | None = None) -> str:
         raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
     if format is not None and format not in FORMATS and not format.endswith(".toml"):
         raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
-    if format is not None or path.is_file():
+    if format is not None or not path.is_dir():
         return format or "table"
     for format, inside in DETECTORS.items():
         if any(path.glob(inside)):

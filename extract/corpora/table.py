@@ -45,7 +45,7 @@ def read_table(path: Path, need: Literal["id", "audio"] = "audio", columns: Sequ
         named = ((ALIASES.get(name, name), value) for name, value in record.items())
         if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line, need):
             turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
-    if not reading.rows and need not in {ALIASES.get(c, c) for c in names}:
+    if not reading.rows and (names or not reading.problems) and need not in {ALIASES.get(c, c) for c in names}:
         raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
     return reading
 
