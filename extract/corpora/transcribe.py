@@ -120,7 +120,22 @@ class Transcription:
                 put_transcripts(self.config.store, self.made_by, texts)
                 self.texts |= texts
             stop_at(self.config, {"whisper": self.bad})
-        return self._transcribed()
+        heard = {one.id: self.texts[one.digest] for one in self.utterances if one.digest in self.texts}
+        own = zip(self.scan.manifest.ids, self.scan.manifest.column("text"), strict=True)
+        errors, words, compared = word_errors([(text or "", heard[id_]) for id_, text in own if id_ in heard])
+        self.about: dict[str, Any] = {
+            "model": self.checkpoint.model,
+            "fingerprint": short_hash(self.made_by),
+            "checkpoint": self.checkpoint.digest,
+            "language": self.config.language,
+            "random": self.checkpoint.random,
+            "empty": sum(not text for text in heard.values()),
+            "wer": errors / words if words else None,
+            "words": words,
+            "utterances": compared,
+        }
+        problems = [Problem(one.id, one.path, f"not transcribed: {one.reason}", "text") for one in self.bad]
+        return self.scan.with_texts(heard, problems, self.name, self.about)
 
     def _transcribe(self, clips: Sequence[Clip]) -> list[str]:
         import torch
@@ -134,24 +149,6 @@ class Transcription:
             tokens = model.generate(features.to(self.device), do_sample=False, num_beams=1, **told)
         texts = iter(model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True))
         return [" ".join(filter(None, (next(texts).strip() for _ in one))) for one in windows]
-
-    def _transcribed(self) -> Scan:
-        texts = {one.id: self.texts[one.digest] for one in self.utterances if one.digest in self.texts}
-        own = zip(self.scan.manifest.ids, self.scan.manifest.column("text"), strict=True)
-        errors, words, compared = word_errors([(text or "", texts[id_]) for id_, text in own if id_ in texts])
-        self.about: dict[str, Any] = {
-            "model": self.checkpoint.model,
-            "fingerprint": short_hash(self.made_by),
-            "checkpoint": self.checkpoint.digest,
-            "language": self.config.language,
-            "random": self.checkpoint.random,
-            "empty": sum(not text for text in texts.values()),
-            "wer": errors / words if words else None,
-            "words": words,
-            "utterances": compared,
-        }
-        problems = [Problem(one.id, one.path, f"not transcribed: {one.reason}", "text") for one in self.bad]
-        return self.scan.with_texts(texts, problems, self.name, self.about)
 
 
 def split_words(text: str) -> list[str]:
