@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -236,23 +237,19 @@ def list_checkpoints() -> list[dict[str, Any]]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return []
-    found = []
-    for repository in sorted(repositories, key=lambda entry: entry.repo_id):
-        if repository.repo_type != "model" or not repository.revisions:
-            continue
-        path = max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path
-        name, architecture, fault = repository.repo_id, "unknown", None
+    found, models = list[dict[str, Any]](), list[Any]()
+    with suppress(CacheNotFound):
+        models = [one for one in scan_cache_dir().repos if one.repo_type == "model" and one.revisions]
+    for model in sorted(models, key=attrgetter("repo_id")):
+        name, path = model.repo_id, max(model.revisions, key=attrgetter("last_modified")).snapshot_path
+        architecture, fault = "unknown", None
         try:
             check_config(path, name)
             _weight_files(path, name)
             architecture = Checkpoint(path, name, "").architecture
         except WeightsError as error:
             fault = str(error)
-        about = {"model": name, "path": str(path), "bytes": repository.size_on_disk}
+        about = {"model": name, "path": str(path), "bytes": model.size_on_disk}
         found.append({**about, "architecture": architecture, "fault": fault})
     return found
 
