@@ -127,6 +127,10 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     assert "quarantined in standin: u003: not transcribed" in done.output
     texts = open_store(tmp_path / "s").manifest().column("text")
     assert (texts[3], texts[5], len(texts)) == (None, "", COUNT)
+    for number in (0, 1):  # the same file twice, whose header is right
+        sf.write(tmp_path / f"{number}.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    problems = Transcription(replace(asked, on_error="skip")).run().problems
+    assert [one.id for one in problems if "not transcribed: holds NaN" in one.reason] == ["u000", "u001"]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,9 @@ class Transcription:
             "words": words,
             "utterances": compared,
         }
-        problems = [Problem(one.id, one.path, f"not transcribed: {one.reason}", "text") for one in self.bad]
+        reasons = {one.input: one.reason for one in self.bad}  # a file may stand there twice
+        lacking = [(one, one.problem or reasons[one.digest]) for one in self.utterances if one.digest not in self.texts]
+        problems = [Problem(one.id, one.file, f"not transcribed: {reason}", "text") for one, reason in lacking]
         return self.scan.with_texts(heard, problems, self.name, self.about)
 
     def _transcribe(self, clips: Sequence[Clip]) -> list[str]:
