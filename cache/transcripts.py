@@ -12,7 +12,7 @@ from ser.errors import CorruptStore
 from .atomic_io import put_files
 from .spec import FORMAT_VERSION, checksummed_json, read_checksummed, short_hash
 
-FOLDER = "transcripts"
+TRANSCRIPTS = "transcripts"
 
 
 class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,13 +26,13 @@ class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def put_transcripts(store: Path, made_by: Mapping[str, Any], texts: Mapping[str, str]) -> None:
     """Keep transcripts, by the sha256 of their audio, durably."""
     name = f"{short_hash(made_by)}-{short_hash(sorted(texts))}.json"
-    put_files(store, store / FOLDER, {name: checksummed_json(Transcripts(dict(made_by), dict(texts)))})
+    put_files(store, store / TRANSCRIPTS, {name: checksummed_json(Transcripts(dict(made_by), dict(texts)))})
 
 
 def read_transcripts(store: Path, made_by: Mapping[str, Any]) -> dict[str, str]:
     """All that were made in this way, by the sha256 of their audio, but for files that cannot be trusted."""
     found: dict[str, str] = {}
-    for path in sorted((store / FOLDER).glob(f"{short_hash(made_by)}-*.json")):
+    for path in sorted((store / TRANSCRIPTS).glob(f"{short_hash(made_by)}-*.json")):
         with contextlib.suppress(CorruptStore):
             found |= check_transcripts(path)
     return found
