@@ -111,11 +111,9 @@ def no_worker(address: str, needs: Needs) -> str:
     if local_workers(address):
         return f"{missing}; what was finished is kept: run again"
     host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
-    command = f"dask worker {address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1"
-    if address.startswith("tls:"):
-        command += " --tls-ca-file FILE --tls-cert FILE --tls-key FILE"
-    if needs:
-        command += f' --resources "{resources}"'
+    tls = " --tls-ca-file FILE --tls-cert FILE --tls-key FILE" if address.startswith("tls:") else ""
+    needed = f' --resources "{resources}"' if needs else ""
+    command = f"dask worker {address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1{tls}{needed}"
     return f"{missing}; what was finished is kept: start one by `{command}` and run again"
 
 
