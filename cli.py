@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ser.commands import cache, completion, corpus, demo, doctor, features, predict, report, runs, sweep, train, weights
-from ser.commands.defaults import read_defaults
+from ser.commands.options import read_defaults
 from ser.commands.output import LineStream, say
 from ser.errors import DISTRIBUTION, SerError
 
