@@ -66,7 +66,7 @@ class Push:
         listed = {} if replace else before.parts  # with `replace` all is compared byte by byte
         self.parts = {folder: one for folder, one in named.items() if folder not in listed}
         left = self.remote.each(self._left, self.parts)
-        self._left_there = {folder: part for folder, part in zip(self.parts, left, strict=True) if part}
+        self._left_there = {folder: part for folder, part in left.items() if part}
         self.parts = {folder: one for folder, one in self.parts.items() if folder not in self._left_there}
         self.there = len(named) - len(self.parts)
         self.bytes = sum(part.bytes for _, part in self.parts.values())
@@ -96,11 +96,25 @@ class Push:
 
         Raises `StoreError` if another push has begun a part with other numbers.
         """
-        sent = dict(zip(self.parts, self.remote.each(partial(self._send, told), self.parts), strict=True))
-        for manifest in self._manifests.values():
-            path = f"manifests/{manifest.corpus}/{manifest.digest}.parquet"
-            self.remote.create(path, manifest.content, replace=True)
-        return f"{self.remote.shown}@{self._publish(self._left_there | sent)}"
+        sent = self._left_there | self.remote.each(partial(self._send, told), self.parts)
+        mine = {one.spec.folder: one.spec for one in self._features}
+        while True:  # what others publish meanwhile is in the record too
+            latest = self.remote.read(LATEST)
+            before = self._published(latest)
+            manifests = self._merged(before)
+            records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
+            merged = Published(records, mine | before.features, before.parts | sent)
+            digest = file_record(merged.content).sha256
+            url = f"{self.remote.shown}@{digest}"
+            files = {f"manifests/{one.corpus}/{one.digest}.parquet": one.content for one in self._manifests.values()}
+            files |= {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
+            files[RECORD.format(digest)] = merged.content
+            files["README.md"] = _card(self.remote.read("README.md"), merged, [*manifests.values()], url)
+            files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in records.items()}
+            seen = {path: self.remote.read(path) for path in files} | {LATEST: latest}
+            files[LATEST] = f"{digest}\n".encode()
+            if all(self.remote.put(path, content, partial(eq, seen[path])) for path, content in files.items()):
+                return url
 
     def _send(self, told: Told, folder: str) -> PublishedPart:
         """Put a part there, and its part.json last."""
@@ -118,27 +132,6 @@ class Push:
             content = read_small(part.folder / "part.json")
         self.remote.create(f"{folder}/part.json", content, self._replace)
         return _published_part(content, folder)[0]
-
-    def _publish(self, sent: dict[str, PublishedPart]) -> str:
-        """Write the record of all that is there now, and make it the latest, with what others publish meanwhile."""
-        while True:
-            latest = self.remote.read(LATEST)
-            before = self._published(latest)
-            manifests = self._merged(before)
-            mine = {one.spec.folder: one.spec for one in self._features}
-            records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
-            merged = Published(records, mine | before.features, before.parts | sent)
-            digest = file_record(merged.content).sha256
-            card = self.remote.read("README.md")
-            card = _card(card, merged, [*manifests.values()], f"{self.remote.shown}@{digest}")
-            files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
-            files |= {RECORD.format(digest): merged.content, "README.md": card}
-            files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in records.items()}
-            for path, content in files.items():
-                if self.remote.read(path) != content:
-                    self.remote.write(path, content)
-            if self.remote.put(LATEST, f"{digest}\n".encode(), partial(eq, latest)):
-                return digest
 
     def _merged(self, before: Published) -> dict[str, Manifest]:
         """What is there, with those of ours that take the place of it."""

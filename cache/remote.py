@@ -6,7 +6,7 @@ What comes from there is somebody else's: names, sizes and digests are checked b
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,6 @@ _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"
 _LARGEST = 4 << 30  # bytes of one file: several times what a part may have
 _TRIES, _THREADS = 3, 4
 _MEND = "if it stays so, it is damaged there, and who pushed it mends it by `ser cache push --replace` to the same URL"
-_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 # Names become paths, on both sides.
@@ -158,10 +157,10 @@ class Remote:
             return {name[len(self._root.rstrip("/")) + 1 :] for name in self._fs.find(self._root)}
         return set()
 
-    def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    def each(self, work: Callable[[str], _Result], names: Collection[str]) -> dict[str, _Result]:
         """Do this for each, several at once where the file system can; the first fault cancels what has not begun."""
         with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(work, items))
+            return dict(zip(names, pool.map(work, names), strict=True))
 
     def _begin_of(self, path: str, most: int) -> bytes:
         """The first bytes of a file, which must be a plain one where it is this machine's."""
@@ -196,35 +195,30 @@ class Remote:
             fault = "missing, altered or cut short, its sha256 is not what was published"
             raise CorruptStore(f"{self.where(path)}: {fault}")
 
-    def write(self, path: str, content: bytes, **condition: str) -> None:
-        """Put a file there, or new content in its place."""
-        place = f"{self._root}/{path}"
-        with explained(self.where(path)):
-            if self._local:
-                make_folder(Path(place).parent)
-                write_whole(Path(place), content)
-                return
-            if not self._conditional:
-                self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(place, content, **condition)
-
     def put(self, path: str, content: bytes, over: Callable[[bytes | None], bool], look: bool = True) -> bool:
         """Put a file there if it may stand `over` what is there (None: nothing). Whether it is there then.
 
         One with the same content is not sent again. Without conditional puts, as S3 has them, another process may come
         in between. Without a `look`, nothing is expected there.
         """
-        tag = ""  # of what is there, as S3 names its content for a conditional put: before that is read
+        place, tag = f"{self._root}/{path}", ""  # as S3 names what is there, for a conditional put: before that is read
         if look and self._conditional:
             with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
-                tag = str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
+                tag = str(self._fs.info(place, refresh=True)["ETag"])
         most = len(content) + SMALL
         there = self.read(path, most) if look else None
         if there == content or not over(there):
             return there == content
-        condition = {"mode": "create"} if there is None else {"IfMatch": tag}
         try:
-            self.write(path, content, **(condition if self._conditional else {}))
+            with explained(self.where(path)):
+                if self._local:
+                    make_folder(Path(place).parent)
+                    write_whole(Path(place), content)
+                elif self._conditional:
+                    self._fs.pipe_file(place, content, **({"mode": "create"} if there is None else {"IfMatch": tag}))
+                else:
+                    self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+                    self._fs.pipe_file(place, content)
         except StoreError:
             if (now := self.read(path, most)) == there:
                 raise

@@ -145,6 +145,22 @@ def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path)
     assert len(got.features()) == 2 and all(one.complete(manifest) for one in got.features())
 
 
+def test_a_card_that_another_push_writes_meanwhile_ends_none(s3: Faulty, tmp_path: Path) -> None:
+    """Whenever it does: while it is looked at, before it is read, before it is put."""
+    store, *_ = sample_store(tmp_path / "here", "zarr", count=2)
+    there, card = fsspec.filesystem("s3", skip_instance_cache=True), f"{s3.url}/README.md"
+    for at in range(1, 5):
+        number = itertools.count(1)
+
+        def fault(method: str, path: str, number: Any = number, at: int = at) -> None:
+            if path.endswith("/README.md") and next(number) == at:
+                there.pipe(card, b"<!-- written by `ser cache push` %d" % at)
+
+        s3.fault = fault
+        assert ser("cache", "push", s3.url, "--store", store.path).exit_code == 0
+        assert there.cat(card).startswith(b"---")
+
+
 def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Faulty, monkeypatch: Any, tmp_path: Path) -> None:
     store, *_ = sample_store(tmp_path / "here", "zarr", count=2)
     assert "no such bucket" in ser("cache", "push", "s3://no-such-bucket/x", "--store", store.path).stderr
