@@ -205,7 +205,10 @@ class Pull:
         self._path, self._replace = path, replace
         place, asked = split_digest(url)
         self.remote = Remote(place)
-        self.digest = asked or self.remote.latest()
+        self.digest = asked or (self.remote.read(LATEST) or b"").decode(errors="replace").strip()
+        if not self.digest:
+            more = "a root digest behind an @ has 64 digits"
+            raise WrongUse(f"{self.remote.shown}: nothing is published there; `ser cache push URL` does it, and {more}")
         there = self.remote.published(self.digest)
         names = set(corpus.split("+")) if corpus else there.manifests.keys()
         if strange := names - there.manifests.keys():

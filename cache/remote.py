@@ -243,10 +243,3 @@ class Remote:
             if content is None or file_record(content).sha256 != digest:
                 raise CorruptStore(f"{where}: is missing, or not what its digest names")
             return to_record(content, Published, where)
-
-    def latest(self) -> str:
-        """The root digest of what was published last. Raises `WrongUse` if nothing was."""
-        if (digest := self.read(LATEST)) is None:
-            more = "a root digest behind an @ has 64 digits"
-            raise WrongUse(f"{self.shown}: nothing is published there; `ser cache push URL` does it, and {more}")
-        return digest.decode(errors="replace").strip()
