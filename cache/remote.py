@@ -162,38 +162,35 @@ class Remote:
         with ThreadPoolExecutor(self._threads) as pool:
             return dict(zip(names, pool.map(work, names), strict=True))
 
-    def _begin_of(self, path: str, most: int) -> bytes:
-        """The first bytes of a file, which must be a plain one where it is this machine's."""
-        place = f"{self._root}/{path}"
-        if not self._local:
-            return bytes(self._fs.cat_file(place, start=0, end=most))
-        with os.fdopen(open_named(place), "rb") as file:
-            return file.read(most)
-
     def read(self, path: str, most: int = SMALL) -> bytes | None:
-        """A file, or None if there is none. Raises `CorruptStore` for one that has that many bytes."""
-        with explained(self.where(path)):
-            try:
-                content = self._begin_of(path, most)
-            except FileNotFoundError:
-                return None
-        if len(content) >= most:
-            raise CorruptStore(f"{self.where(path)}: is larger than any such file; nothing of it was kept")
-        return content
+        """A file, a plain one where it is this machine's, or None if there is none.
+
+        Raises `CorruptStore` for one that has more than that many bytes, of which no more than one is asked for.
+        """
+        place = f"{self._root}/{path}"
+        with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
+            if self._local:
+                with os.fdopen(open_named(place), "rb") as file:
+                    content = file.read(most + 1)
+            else:
+                content = bytes(self._fs.cat_file(place, start=0, end=most + 1))
+            if len(content) > most:
+                raise CorruptStore(f"{self.where(path)}: is larger than any such file; nothing of it was kept")
+            return content
+        return None
 
     def fetch(self, path: str, known: FileRecord) -> bytes:
-        """A file of which size and sha256 are known; no byte more is asked for.
+        """A file of which size and sha256 are known.
 
         What comes altered or cut short is asked for again. Raises `CorruptStore` if it stays so, or is missing.
         """
-        with explained(self.where(path)):
-            for _ in range(_TRIES):
-                with contextlib.suppress(FileNotFoundError):
-                    content = self._begin_of(path, min(known.bytes, _LARGEST))
-                    if file_record(content) == known:
-                        return content
-            fault = "missing, altered or cut short, its sha256 is not what was published"
-            raise CorruptStore(f"{self.where(path)}: {fault}")
+        for _ in range(_TRIES):
+            with contextlib.suppress(CorruptStore):  # one that is larger
+                content = self.read(path, min(known.bytes, _LARGEST))
+                if content is not None and file_record(content) == known:
+                    return content
+        fault = "missing, altered or cut short, its sha256 is not what was published"
+        raise CorruptStore(f"{self.where(path)}: {fault}; {_MEND}")
 
     def put(self, path: str, content: bytes, over: Callable[[bytes | None], bool], look: bool = True) -> bool:
         """Put a file there if it may stand `over` what is there (None: nothing). Whether it is there then.
