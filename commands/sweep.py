@@ -29,20 +29,7 @@ OPTIONS = [name for name in Experiment.TEXTS if name not in ("features", "fusion
 @click.option("--workers", type=COUNT, metavar="N", help="Processes: one per core; five on a GPU, one each on several.")
 @config_options(ExtractionConfig, "scheduler", "insecure")
 @click.pass_context
-def sweep(
-    ctx: click.Context,
-    recipe: str | None,
-    list_: bool,
-    features: str | None,
-    named: tuple[str, ...],
-    shard: str | None,
-    workers: int | None,
-    scheduler: str | None,
-    insecure: bool,
-    dry_run: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train every cell of RECIPE, a paper's table or a TOML file of one's own, and print it beside the paper's numbers.
 
     A run that is finished is never trained again, in whatever recipe it stands; after a kill the same command goes on.
@@ -67,6 +54,7 @@ def sweep(
         return
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
+    features, workers, scheduler = (options[name] for name in ("features", "workers", "scheduler"))
     if workers and scheduler:
         raise click.UsageError("--workers starts processes here, --scheduler uses a cluster's workers: give one")
     from ser import engines
@@ -77,19 +65,19 @@ def sweep(
     if most > 1 and scheduler is None and not dry_run:
         start_fork_server("ser.train.sweep")  # it imports torch while this process does
     if scheduler is not None:
-        check_scheduler(scheduler, insecure)
+        check_scheduler(scheduler, options["insecure"])
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 
-    given = {name: value for name, value in options.items() if value not in (None, (), False)}
-    table = read_recipe(recipe, named, **given)
+    given = {name: options[name] for name in OPTIONS if options[name] not in (None, (), False)}
+    table = read_recipe(recipe, options["named"], **given)
     asked = [cell.experiment for cell in table.cells]
     if features and any("://" in str(one.store) for one in asked):
         raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
     here = zip(table.cells, pulled(asked), strict=True)
     table = replace(table, cells=tuple(replace(cell, experiment=one) for cell, one in here))
     table = on_features(table, features) if features else table
-    planned = plan_sweep(table, shard, elsewhere=scheduler is not None)
+    planned = plan_sweep(table, options["shard"], elsewhere=scheduler is not None)
     tasks = planned.open_tasks
     there = len(planned.tasks) - len(tasks)
     say(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
@@ -115,7 +103,7 @@ def sweep(
         return
     failed = False
     with progress(len(tasks), planned.recipe.name, "run") as bar:
-        for task, fault in run_sweep(planned, workers or 1, scheduler, insecure=insecure):
+        for task, fault in run_sweep(planned, workers or 1, scheduler, insecure=options["insecure"]):
             bar.update()
             if fault:
                 failed = True
