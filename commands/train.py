@@ -31,13 +31,9 @@ UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
     metavar="[RUN]",
     help="Go on with unfinished runs from their last state; with a run's folder, with that run as it was asked for.",
 )
-@click.option(
-    "--settings", "show_settings", is_flag=True, help="Print every setting of the fusion with its default and source."
-)
+@click.option("--settings", is_flag=True, help="Print every setting of the fusion with its default and source.")
 @click.pass_context
-def train(
-    ctx: click.Context, resume: str | None, show_settings: bool, dry_run: bool, as_json: bool, **options: Any
-) -> None:
+def train(ctx: click.Context, resume: str | None, settings: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train one model on cached features, one run per fold and seed.
 
     \b
@@ -48,7 +44,7 @@ def train(
       ser train --resume runs/3f2a91c07b5e8d64
     """
     one_run = None if resume == UNFINISHED else resume
-    if show_settings and options["fusion"] is not None:
+    if settings and options["fusion"] is not None:
         own = {name: value for name, value in (ctx.default_map or {}).items() if value}
         _print_settings(options["fusion"], as_json, own, str(ctx.obj))
         return
