@@ -215,8 +215,8 @@ class Pull:
             raise unknown(f"corpus of {self.remote.shown}", min(strange), there.manifests)
         self._manifests = [_manifest_there(self.remote, name, there.manifests[name]) for name in sorted(names)]
         self._specs = {folder: there.features[folder] for folder in there.named(features, self.remote.shown)}
-        parts = {path: part for folder in self._specs for path, part in there.parts_of(folder).items()}
-        parts = {path: part for path, part in parts.items() if part.corpus in _whose_rows(self._manifests)}
+        every, wanted = there.parts_of(*self._specs), _whose_rows(self._manifests)
+        parts = {path: part for path, part in every.items() if part.corpus in wanted}
         self.parts = {one: part for one, part in parts.items() if not (path / one).exists()}
         self.there = len(parts) - len(self.parts)
         self.bytes = sum(part.bytes for part in self.parts.values())

@@ -65,9 +65,9 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The record as a file."""
         return canonical_json(msgspec.to_builtins(self))
 
-    def parts_of(self, folder: str) -> dict[str, PublishedPart]:
-        """The parts of a feature, by their folders."""
-        return {path: part for path, part in self.parts.items() if path.startswith(f"{folder}/")}
+    def parts_of(self, *folders: str) -> dict[str, PublishedPart]:
+        """The parts of features, by their folders."""
+        return {path: part for path, part in self.parts.items() if path.partition("/parts/")[0] in folders}
 
     def named(self, features: str | None, where: object) -> list[str]:
         """The folders of these features, "a+b:variant@fingerprint"; of all, where none are asked for.

@@ -113,9 +113,8 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         dim = first.shape[-1:] or (0,)
         for id_, piece in arrays.items():
             if len(piece.shape) not in (1, 2) or piece.shape[-1:] != dim or np.dtype(piece.dtype).kind not in "fiu":
-                raise StoreError(
-                    f"{path}: no `values`, and {id_!r} has shape {list(piece.shape)}, not [rows, {dim[0]}]"
-                )
+                fault = f"no `values`, and {id_!r} has shape {list(piece.shape)}, not [rows, {dim[0]}]"
+                raise StoreError(f"{path}: {fault}")
         offsets = np.cumsum([0, *(math.prod(piece.shape[:-1]) for piece in arrays.values())])
         ids = list(arrays)
         dtype = np.result_type(*{piece.dtype for piece in arrays.values()})
@@ -140,9 +139,8 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
     if twice := [id_ for id_, times in Counter(names).items() if times > 1]:
         raise StoreError(f"{path}: id {twice[0]!r} appears twice")
     if strange := sorted(set(names) - set(manifest.ids)):
-        raise StoreError(
-            f"{path}: {len(strange)} of {len(names)} ids are not in corpus {manifest.corpus} (such as {strange[0]!r})"
-        )
+        few = f"{len(strange)} of {len(names)} ids"
+        raise StoreError(f"{path}: {few} are not in corpus {manifest.corpus} (such as {strange[0]!r})")
     if not (lengths := np.diff(offsets)).all():
         raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
     extras = {
