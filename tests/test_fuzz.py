@@ -38,7 +38,7 @@ from ser.cache.spec import checksummed_json
 from ser.cache.transcripts import put_transcripts
 from ser.tests.command_line import ser
 from ser.tests.newcomer import once
-from ser.train.search import Record
+from ser.train.recipe import Record
 from ser.weights.demo import write_random_checkpoint
 
 FILES = Path(__file__).parent / "fixtures" / "fuzz"

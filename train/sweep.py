@@ -24,9 +24,8 @@ from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
 from .fit import Diverged
 from .models import FUSIONS
-from .recipe import Recipe
+from .recipe import Recipe, Record, cell_name
 from .run_folder import SHARED, Run
-from .search import Record, cell_name
 from .settings import TrainConfig, has_setting
 
 GPU_WORKERS = 5  # on one GPU: some lay batches out, read and write while others train

@@ -13,8 +13,8 @@ from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import Store, open_store
 from ser.errors import SerError, WrongUse, unknown
 from ser.train.models import FUSIONS
+from ser.train.recipe import Record, cell_name, choose
 from ser.train.run_folder import Run
-from ser.train.search import Record, cell_name, choose
 
 from .cell_scores import CellScores, finished
 from .tables import sentence

@@ -10,10 +10,9 @@ import numpy as np
 
 from ser.cache.atomic_io import write_whole
 from ser.errors import WrongUse
-from ser.train.recipe import TESTS
+from ser.train.recipe import TESTS, cell_name, chosen_rows
 from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
-from ser.train.search import cell_name, chosen_rows
 
 from .calibration import calibration_table, ratings, ratings_table, reliability_table, votes_table
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread

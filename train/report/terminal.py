@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ser.errors import WrongUse
-from ser.train.recipe import Recipe
+from ser.train.recipe import Recipe, choose, chosen_rows
 from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
-from ser.train.search import choose, chosen_rows
 
 from .cell_scores import CellScores, Score, caveat, named
 from .paper import beside, claimed, differences
