@@ -1,5 +1,6 @@
 """Settings: listed with their sources, parsed with types, refused with the nearest name."""
 
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
 from ser.train.fit import Fitted, fit, snapshot
-from ser.train.models import FUSIONS
+from ser.train.models import FUSIONS, CommonSettings
+from ser.train.models.fusion import Count
 from ser.train.options import Experiment
 from ser.train.settings import TrainConfig, parse_settings, settings
 
@@ -85,6 +87,18 @@ def test_wrong_values(assignment: str, says: str) -> None:
     fusion, _, setting = assignment.rpartition(" ")
     with pytest.raises(WrongUse, match=says):
         parse_settings(FUSIONS[fusion or "mit"], (setting,))
+
+
+@dataclass(frozen=True)
+class Postponed(CommonSettings):
+    width: "Count" = field(default=3)  # as every annotation is after `from __future__ import annotations`
+
+
+def test_settings_with_postponed_annotations_are_set_too() -> None:
+    fusion = replace(FUSIONS["mit"], settings=Postponed)
+    assert parse_settings(fusion, ("width=4",))[0].width == 4
+    with pytest.raises(WrongUse, match="width=0: must be a whole number at least 1"):
+        parse_settings(fusion, ("width=0",))
 
 
 @pytest.mark.parametrize("name", FUSIONS)

@@ -83,7 +83,8 @@ def parse_settings(
     out of its range.
     """
     own, common = get_type_hints(fusion.settings), get_type_hints(TrainingSettings)
-    types = {field.name: field.type for owner in (fusion.settings, TrainingSettings) for field in fields(owner)}
+    owners = (TrainingSettings, fusion.settings)
+    types = {name: kind for one in owners for name, kind in get_type_hints(one, include_extras=True).items()}
     chosen: dict[str, Any] = {}
     for assignment in [*assignments, *([] if epochs is None else [f"epochs={epochs}"])]:
         key, equals, text = (piece.strip() for piece in assignment.partition("="))
