@@ -181,7 +181,7 @@ class Predictor:
                 notes += [f"{turn.id}: {warning}" for warning in warnings]
             if not usable:
                 raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
-            predicted = self._predicted(*zip(*usable, strict=True))
+            predicted = self._predicted([turn for turn, *_ in usable], [rows for *_, rows in usable])
         if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
             raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
         target, predictions, k = TARGETS[self.plan.target], [], len(self.classes)
@@ -228,10 +228,8 @@ class Predictor:
             found[modality] = torch.cat(columns, 1)
         return found
 
-    def _predicted(
-        self, turns: Sequence[Turn], without: Sequence[tuple[str, ...]], rows: Sequence[Mapping[str, torch.Tensor]]
-    ) -> np.ndarray:
-        """What the target predicts, `[n, …]`."""
+    def _predicted(self, turns: Sequence[Turn], rows: Sequence[Mapping[str, torch.Tensor]]) -> np.ndarray:
+        """What the target predicts, `[n, …]`. A turn without a modality has no rows of it, as where it is hidden."""
         inputs = {}
         for modality in self.features:
             pieces = [found[modality] for found in rows]
@@ -239,12 +237,7 @@ class Predictor:
         told = [{"dialogue": one.dialogue, "turn": one.turn, "speaker": one.speaker} for one in turns]
         manifest = Manifest.from_rows("new", ({"id": str(row), **one} for row, one in enumerate(told)))
         data = Dataset(apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {})
-        found = np.empty((len(turns), TARGETS[self.plan.target].width(len(self.classes))), np.float32)
-        for lacking in sorted(set(without)):
-            same = np.flatnonzero([other == lacking for other in without])
-            hide = lacking[0] if lacking else None
-            found[same] = self.fitted.predict(data, same, self.plan, hide)["logits"]
-        return found
+        return self.fitted.predict(data, np.arange(len(turns)), self.plan)["logits"]
 
 
 def read_turns(table: Path, audio: bool = True) -> list[Turn]:
