@@ -11,7 +11,7 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +29,11 @@ from .data.dataset import DataCache, Dataset
 from .data.features import load_dataset
 from .data.splits import SHARE, Cut, Fold, make_folds
 from .finetune import with_encoder
-from .fit import Diverged, Epoch, fit, rows_to_evaluate
+from .fit import Diverged, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
 from .options import Experiment
-from .run import Job, one_thread, oom_as_error, train_jobs
+from .run import Job, OnProgress, one_thread, oom_as_error, train_jobs
 from .run_folder import CONFIG, Run, open_run
 from .settings import TrainConfig, described, has_setting, parse_settings
 from .targets import TARGETS
@@ -45,7 +45,6 @@ IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent l
 STEPS, EPOCHS = 3, 4  # batches that are timed for an estimate, and how often: the first time warms up
 PRODUCT = 4096  # rows and columns of the matrices that a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
-OnProgress = Callable[[Job, Epoch | None], None]  # after each epoch of a job; None when its run is finished
 
 
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:

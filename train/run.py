@@ -6,9 +6,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +30,6 @@ from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
-
-
-class Log(Protocol):
-    """Takes an epoch, perhaps with what makes the state after it, or a line."""
-
-    def __call__(self, event: Epoch | str, state: Callable[[], bytes] | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,8 +58,11 @@ class Job:
         return run_name({key: value for key, value in self.config.items() if key not in apart})
 
 
+OnProgress = Callable[[Job, Epoch | None], None]  # after each epoch of a job; None when its run is finished
+
+
 def train_jobs(
-    jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: Callable[[Job, Epoch], None] | None = None
+    jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: OnProgress | None = None
 ) -> list[Run | Diverged]:
     """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
 
@@ -78,17 +75,14 @@ def train_jobs(
     first, together = jobs[0], len(jobs) > 1 or jobs[0].stacked
     with contextlib.ExitStack() as stack:
         stack.enter_context(oom_as_error(first.plan))
-        in_order = sorted(range(len(jobs)), key=lambda i: jobs[i].name)  # in all processes, so none waits for ever
-        runs = {i: stack.enter_context(claimed(out / jobs[i].name)) for i in in_order}
-        found: dict[int, Run | Diverged] = {i: run.checked() for i, run in runs.items() if run.finished}
-        left = [i for i in range(len(jobs)) if i not in found]
-        logs = {}
-        for i in left:
+        in_order = sorted(jobs, key=lambda job: job.name)  # in all processes, so none waits for ever
+        runs = {job.name: stack.enter_context(claimed(out / job.name)) for job in in_order}
+        found: dict[str, Run | Diverged] = {name: run.checked() for name, run in runs.items() if run.finished}
+        left = []
+        for job in (job for job in jobs if job.name not in found):
             if together or not resume:
-                (runs[i].path / STATE).unlink(missing_ok=True)
-            (runs[i].path / FAULT).unlink(missing_ok=True)
-            runs[i].write_json(CONFIG, jobs[i].config)
-            logs[i] = _log(runs[i], jobs[i].plan, stack, not together, on_epoch and partial(on_epoch, jobs[i]))
+                (runs[job.name].path / STATE).unlink(missing_ok=True)
+            left.append(Training(job, runs[job.name], stack, not together, on_epoch))
         stack.enter_context(one_thread())
         if together:
             first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
@@ -100,74 +94,75 @@ def train_jobs(
             torch.cuda.empty_cache()
             try:
                 if together:
-                    fitted = fit_many(first.data, first.fold, [jobs[i].plan for i in now], [logs[i] for i in now])
+                    fitted = fit_many(first.data, first.fold, [one.job.plan for one in now], now)
                 if not fitted:
                     together, most, now = False, 1, left[:1]
-                    run, plan = runs[now[0]], jobs[now[0]].plan
-                    state = run.tensors(STATE) if (run.path / STATE).exists() else None
-                    fitted = [fit(first.data, first.fold, plan, logs[now[0]], state)]
+                    [one] = now
+                    state = one.run.tensors(STATE) if (one.run.path / STATE).exists() else None
+                    fitted = [fit(first.data, first.fold, one.job.plan, one, state)]
             except Diverged as fault:
                 fitted = [fault]
             except (MemoryError, RuntimeError) as fault:
                 if len(now) == 1 or not is_out_of_memory(fault):
                     raise
-                for i in now:
-                    logs[i](f"memory ran out with {len(now)} runs at once; started anew with half as many")
+                for one in now:
+                    one(f"memory ran out with {len(now)} runs at once; started anew with half as many")
                 most = len(now) // 2
                 traceback.clear_frames(fault.__traceback__)  # they hold the models,
                 gc.collect()  # in which a module and its hooks know each other
                 continue
             seconds = (time.monotonic() - started) / len(now)
-            for i, one in zip(now, fitted, strict=True):
-                run = runs[i]
-                ended = one if isinstance(one, Diverged) else _finish(run, jobs[i], one, seconds)
+            for one, model in zip(now, fitted, strict=True):
+                ended = model if isinstance(model, Diverged) else _finish(one.run, one.job, model, seconds)
                 if isinstance(ended, Diverged):
                     if ended.kept:
-                        write_model(run, ended.kept, ended.standardizers)
-                    logs[i](str(ended))
-                    run.write_json(FAULT, {"fault": str(ended)})
-                    ended = Diverged(f"{run.path}: {ended}", ended.kept, ended.standardizers)
-                found[i] = ended
+                        write_model(one.run, ended.kept, ended.standardizers)
+                    one(str(ended))
+                    one.run.write_json(FAULT, {"fault": str(ended)})
+                    ended = Diverged(f"{one.run.path}: {ended}", ended.kept, ended.standardizers)
+                found[one.job.name] = ended
             left = left[most:]
-    return [found[i] for i in range(len(jobs))]
+        return [found[job.name] for job in jobs]
 
 
-def _log(
-    run: Run, plan: TrainConfig, stack: contextlib.ExitStack, states: bool, on_epoch: Callable[[Epoch], None] | None
-) -> Log:
-    """What takes epochs to a run's log, to TensorBoard if asked and to `on_epoch`, and other lines to the log alone.
+class Training:
+    """A job at work in its run's folder. Called with an epoch, or with a line, it is the run's log.
 
-    Now and then it writes the state after an epoch, if `states` are kept. What it opens is closed with the stack.
+    An epoch goes to TensorBoard too, if asked, and to `on_epoch`; now and then the state after it is written, if
+    `states` are kept. What is opened is closed with the stack.
     """
-    written = time.monotonic()
-    if not (run.path / STATE).exists():
-        (run.path / LOG).unlink(missing_ok=True)  # not cut: a backup may be a hard link to it
-    lines = stack.enter_context((run.path / LOG).open("a", encoding="utf-8"))
-    curves: Any = None
-    if plan.log == "tensorboard":
-        from torch.utils.tensorboard import SummaryWriter
 
-        curves = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
+    def __init__(
+        self, job: Job, run: Run, stack: contextlib.ExitStack, states: bool, on_epoch: OnProgress | None
+    ) -> None:
+        self.job, self.run, self.states, self.on_epoch, self.written = job, run, states, on_epoch, time.monotonic()
+        (run.path / FAULT).unlink(missing_ok=True)
+        run.write_json(CONFIG, job.config)
+        if not (run.path / STATE).exists():
+            (run.path / LOG).unlink(missing_ok=True)  # not cut: a backup may be a hard link to it
+        self.lines = stack.enter_context((run.path / LOG).open("a", encoding="utf-8"))
+        self.curves: Any = None
+        if job.plan.log == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
 
-    def log(event: Epoch | str, state: Callable[[], bytes] | None = None) -> None:
-        nonlocal written
+            self.curves = stack.enter_context(SummaryWriter(str(run.path / "tensorboard")))
+
+    def __call__(self, event: Epoch | str, state: Callable[[], bytes] | None = None) -> None:
         if isinstance(event, str):
-            lines.write(f"{event}\n")
-            lines.flush()
+            self.lines.write(f"{event}\n")
+            self.lines.flush()
             return
         values = {name: value for name, value in asdict(event).items() if value is not None}
-        log(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
-        if curves is not None:
+        self(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
+        if self.curves is not None:
             for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
-                curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
-            curves.flush()
-        if on_epoch:
-            on_epoch(event)
-        if states and state and time.monotonic() - written >= STATE_SECONDS:
-            run.write_tensors(STATE, state())
-            written = time.monotonic()
-
-    return log
+                self.curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
+            self.curves.flush()
+        if self.on_epoch:
+            self.on_epoch(self.job, event)
+        if self.states and state and time.monotonic() - self.written >= STATE_SECONDS:
+            self.run.write_tensors(STATE, state())
+            self.written = time.monotonic()
 
 
 @contextlib.contextmanager
