@@ -32,14 +32,14 @@ from ser.cache.atomic_io import make_folder, read_small, read_toml, write_whole
 from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .options import Experiment, assignments
-from .run_folder import ANY, Run, Scalar, run_name, shape
+from .run_folder import Run, run_name, shape
 from .scores import SHOWN
 
 FOLDER = Path(__file__).parent / "recipes"
-OF_THE_PAPER = ("utterances", "differs")
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")  # what tells the runs of one cell apart
 AGAIN = "remove it and run the sweep again"
+Scalar = str | int | float | bool
 SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {"ccc": "mean CCC"}  # what selects, in a heading
 
 
@@ -81,7 +81,7 @@ RECIPE_SHAPE = shape(
     tested=(str | None, None),
     search=(Budget, Budget()),
     models=(dict[str, str], {}),
-    experiment=ANY,
+    experiment=(dict[str, Any], {}),
     quoted=(list[shape("name", paper=PAPER, footnote=(str | None, None))], []),  # type: ignore[misc]
 )
 CELL_SHAPE = shape(
@@ -117,7 +117,6 @@ class Recipe:
 
     name: str
     title: str
-    source: str
     note: str
     cells: tuple[Cell, ...]
     quoted: Sequence[Any]  # each with its name, paper and footnote
@@ -175,7 +174,7 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
     if read.tested is not None and read.tested not in names:
         raise unknown(f"cell to be tested in {path}", read.tested, names)
     about = read.quoted, read.tested, read.models, read.search, str(path)
-    return Recipe(path.stem, read.title or path.stem, read.source, read.note, cells, *about)
+    return Recipe(path.stem, read.title or path.stem, read.note, cells, *about)
 
 
 def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
@@ -187,7 +186,7 @@ def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
 
 
 def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budget: Budget) -> Cell:
-    asked = {key: value for key, value in line.items() if key not in ("name", "test", "paper", *OF_THE_PAPER)}
+    asked = {key: line[key] for key in line if key not in ("name", "test", "paper", "utterances", "differs")}
     known = [field.name for field in fields(Experiment) if field.name != "also_set"]
     if strange := [key for key in asked if key not in known]:
         raise unknown(f"option for cell '{line.get('name')}' in {path}", strange[0], known)

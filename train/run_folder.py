@@ -59,8 +59,6 @@ def shape(texts: str, **others: Any) -> Any:
     return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
 
 
-Scalar = str | int | float | bool
-ANY: Any = (dict[str, Any], {})
 # What tells a run's files from others of these names. All else in them is held to their seal.
 _CONFIG = dict.fromkeys(("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any])
 CONFIG_SHAPE = shape("corpus manifest fusion loss protocol select fold cut", **_CONFIG)

@@ -15,7 +15,6 @@ from .models import CommonSettings, Fusion, Stage
 from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 from .models.ragged import Heads
 
-OURS = "ours"
 TEXTS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))  # source and help
 # What a run's config always says. Of what came later it says what is not the default: so older runs keep their names.
 FIRST = ("dev", "cut_seed", "select_score", "reduction", "soft_labels", "clip_norm", "shuffle_labels")
@@ -69,9 +68,7 @@ def settings(fusion: Fusion) -> list[Setting]:
         for (name, kind), one in zip(get_type_hints(owner).items(), fields(owner), strict=True)
         if name not in fusion.unused
     ]
-    return listed + [
-        Setting(name, value, "fixed", f"{OURS}, fixed", help) for name, (value, help) in fusion.fixed.items()
-    ]
+    return listed + [Setting(name, value, "fixed", "ours, fixed", help) for name, (value, help) in fusion.fixed.items()]
 
 
 def parse_settings(
@@ -131,8 +128,6 @@ def has_setting(fusion: Fusion, assignment: str) -> bool:
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-
-
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 
 
