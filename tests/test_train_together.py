@@ -29,7 +29,7 @@ from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.stacked import NO_LABEL, Graphs, Stack
 from ser.train.run_folder import Run, run_name
-from ser.train.sweep import plan_sweep, train_group
+from ser.train.sweep import plan_sweep, run_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
@@ -354,6 +354,10 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     outcomes = train_group(planned.tasks)
     assert outcomes == [(task, None) for task in planned.tasks]
     assert not planned.open_tasks
+    cell = "{}out = '{}'\n[[cell]]\nname = 'y'\nfeatures = 'is13+bert'\nfusion = 'lgf-add'\nloss = 'perspective'\n"
+    recipe.write_text(cell.format(recipe.read_text(), tmp_path / "some") + f"out = '{tmp_path / 'others'}'\n")
+    planned = plan_sweep(read_recipe(recipe, **asked))
+    assert [fault for _, fault in run_sweep(planned)] == [None] * 3 and not planned.open_tasks
 
 
 # CUDA graphs, without a GPU ------------------------------------------------------------------------------------------
