@@ -117,7 +117,8 @@ class Run:
     def checked(self) -> "Run":
         """This finished run, after every file was read: before it is taken as done."""
         for name in self.result.get("files", {}):
-            self._content(name)
+            with self._content(name):
+                pass
         _ = self.config
         return self
 
@@ -128,8 +129,7 @@ class Run:
 
     def predictions(self, name: str = PREDICTIONS) -> pa.Table:
         """Predictions on the test part, or those of another file, one row per utterance."""
-        content = self._content(name)
-        with self._reading(name):
+        with self._content(name) as content:
             # Not read_table, whose threads may outlive the interpreter and abort it.
             return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
@@ -137,8 +137,7 @@ class Run:
         """The torch tensors of one of its safetensors files, and the file's metadata."""
         from safetensors.torch import load
 
-        content = self._content(name)
-        with self._reading(name):
+        with self._content(name) as content:
             header = content[8 : 8 + int.from_bytes(content[:8], "little")]
             about = msgspec.json.decode(header, type=dict).get("__metadata__", {})
             self._check_seal(name, content, _AT_START, about)
@@ -172,21 +171,26 @@ class Run:
         return {name: {"bytes": size, "sha256": digest}}
 
     def _json(self, name: str, expected: type) -> dict[str, Any]:
-        content = self._content(name)
-        with self._reading(name):
+        with self._content(name) as content:
             found = msgspec.json.decode(content, type=dict)
             self._check_seal(name, content, len(content) - _AT_END, found)
             msgspec.convert(found, expected)
-        return {key: value for key, value in found.items() if key not in _SEAL}
+            return {key: value for key, value in found.items() if key not in _SEAL}
 
-    def _content(self, name: str) -> bytes:
-        """A file's bytes; those of a finished run are the ones that its result names."""
+    @contextlib.contextmanager
+    def _content(self, name: str) -> Iterator[bytes]:
+        """A file's bytes, decoded in the context; those of a finished run are the ones that its result names."""
         content = read_small(self.path / name, AGAIN)
         files = self.result.get("files") if name != RESULT and self.finished else None
         found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         if files and files.get(name) != found:
             raise CorruptStore(f"{self.path / name}: is not the file that {RESULT} names; {AGAIN}")
-        return content
+        try:
+            yield content
+        except SerError:
+            raise
+        except (OSError, *_FAULTS) as error:
+            raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
 
     def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
         if not about.keys() & {*_SEAL, "files"}:
@@ -198,15 +202,6 @@ class Run:
             raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
         elif about.get("run") != self.name:
             raise CorruptStore(f"{self.path / name}: belongs to run {about.get('run')}; name the folder so, or {AGAIN}")
-
-    @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except SerError:
-            raise
-        except (OSError, *_FAULTS) as error:
-            raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
 
 
 def _sealed(content: bytes, at: int, rest: Buffer = b"") -> tuple[Buffer, bytes, Buffer, Buffer]:
