@@ -316,7 +316,7 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
 def product_rates(plan: TrainConfig) -> dict[str, float]:
     """FLOP/s that products of large matrices reach on the GPU of a run, by precision: float32, and its own."""
     found: dict[str, float] = {}
-    for precision in ("float32", plan.precision) if plan.device.startswith("cuda") else ():
+    for precision in dict.fromkeys(["float32", plan.precision]) if plan.device.startswith("cuda") else ():
         from torch.utils.benchmark import Timer  # which warms up, and waits for the GPU
 
         exact_arithmetic(plan.device, plan.deterministic)

@@ -86,8 +86,8 @@ def prepare_once(shared: Path | None = None, workers: int = 1) -> Callable[[Expe
 def on_features(recipe: Recipe, features: str) -> Recipe:
     """The recipe with each cell's features replaced by those of `features`, "A+B", that have the same modality.
 
-    A cell with views of a feature that is replaced is left out, and the note says so. Raises `WrongUse` for two
-    features of one modality and if no cell is left, `MissingRows` for a feature that is not in the store.
+    A cell with views of a feature that is replaced is left out, and the note says so. Raises `WrongUse` for a feature
+    that is named twice and if no cell is left, `MissingRows` for one that is not in the store.
     """
     cells = []
     for cell in recipe.cells:
