@@ -79,9 +79,7 @@ def parse_settings(
     Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of the wrong type or
     out of its range.
     """
-    own, common = get_type_hints(fusion.settings), get_type_hints(TrainingSettings)
-    owners = (TrainingSettings, fusion.settings)
-    types = {name: kind for one in owners for name, kind in get_type_hints(one, include_extras=True).items()}
+    own, common = (get_type_hints(owner, include_extras=True) for owner in (fusion.settings, TrainingSettings))
     chosen: dict[str, Any] = {}
     for assignment in [*assignments, *([] if epochs is None else [f"epochs={epochs}"])]:
         key, equals, text = (piece.strip() for piece in assignment.partition("="))
@@ -92,11 +90,12 @@ def parse_settings(
             raise WrongUse(f"--set {assignment}: fusion {fusion.name} {why}; leave it out")
         if (kind := (own | common).get(key)) is None:
             raise unknown(f"setting of fusion {fusion.name}", key, (own | common).keys() - fusion.unused)
+        plain = getattr(kind, "__origin__", kind)  # without its bounds
         try:
-            value = kind(text) if kind in (int, float) else text
-            chosen[key] = msgspec.convert(value, types[key], strict=False)
+            value = plain(text) if plain in (int, float) else text
+            chosen[key] = msgspec.convert(value, kind, strict=False)
         except (ValueError, msgspec.ValidationError):
-            known = f"{_WORDS.get(kind, _kind_name(kind))} {_range(types[key])}".strip()
+            known = f"{_WORDS.get(plain) or _kind_name(kind)} {_range(kind)}".strip()
             raise WrongUse(f"--set {assignment[:200]}: must be {known}") from None
     return (
         fusion.settings(**{key: value for key, value in chosen.items() if key in own}),
