@@ -90,12 +90,12 @@ def parse_settings(
             raise WrongUse(f"--set {assignment}: fusion {fusion.name} {why}; leave it out")
         if (kind := (own | common).get(key)) is None:
             raise unknown(f"setting of fusion {fusion.name}", key, (own | common).keys() - fusion.unused)
-        plain = getattr(kind, "__origin__", kind)  # without its bounds
+        plain = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind  # without its bounds
         try:
             value = plain(text) if plain in (int, float) else text
             chosen[key] = msgspec.convert(value, kind, strict=False)
         except (ValueError, msgspec.ValidationError):
-            known = f"{_WORDS.get(plain) or _kind_name(kind)} {_range(kind)}".strip()
+            known = f"{_WORDS.get(plain) or _kind_name(plain)} {_range(kind)}".strip()
             raise WrongUse(f"--set {assignment[:200]}: must be {known}") from None
     return (
         fusion.settings(**{key: value for key, value in chosen.items() if key in own}),

@@ -150,8 +150,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
                 columns.append(jobs)
                 if elsewhere and experiment.device != "cpu":  # perhaps a GPU fits some together
                     jobs = [replace(job, plan=replace(job.plan, device="cuda")) for job in jobs]
-                groups = [f"{experiment.out}/{job.group}" for job in jobs]
-                needed += [SweepTask(job.name, cell.name, experiment, at, groups[at]) for at, job in enumerate(jobs)]
+                bundles = [f"{experiment.out}/{job.group}" for job in jobs]
+                needed += [SweepTask(job.name, cell.name, experiment, at, bundles[at]) for at, job in enumerate(jobs)]
             if cell.test.startswith("only") and plans[-1].fusion.hide is None:
                 raise WrongUse(f"fusion {plans[-1].fusion.name} cannot hide a modality")
             if cell.over:
