@@ -25,7 +25,7 @@ from ser.train.data.splits import Fold
 from ser.train.fit import Diverged, Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.models import FUSIONS, Stage
-from ser.train.models.ragged import Batch, Sequences
+from ser.train.models.ragged import Batch, Sequences, on_device
 from ser.train.settings import TrainConfig, has_setting
 
 TINY = [*("d_model=16", "heads=2", "queries=3", "gru_hidden=8", "lstm_hidden=8", "dense=8", "hidden=8", "frames=48")]
@@ -145,7 +145,7 @@ def float64(asked: Asked) -> Iterator[Row]:
 
 def update(model: nn.Module, batch: Batch, plan: TrainConfig, stage: Stage) -> dict[str, dict[str, Any]]:
     """Loss, gradients and weights after one update, on the CPU."""
-    model, batch = copy.deepcopy(model).to(plan.device), batch.to(plan.device)
+    model, batch = copy.deepcopy(model).to(plan.device), on_device(batch, plan.device)
     batch.heads = plan.heads(stage)
     optimiser = make_optimiser(dict(model.named_parameters()), stage, plan.settings)
     with plan.autocast():
@@ -222,7 +222,7 @@ def bf16(asked: Asked) -> Iterator[Row]:
             there = copy.deepcopy(model).to(asked.device)
             # Not in inference mode: there einsum reaches the counting as one operation, behind autocast.
             with torch.no_grad(), plan.autocast(), Halves() as seen:
-                logits = there(batch.to(asked.device))["logits"].float().cpu()
+                logits = there(on_device(batch, asked.device))["logits"].float().cpu()
             halves.extend(f"{name}: {operation}" for operation in sorted(seen.seen))
             with torch.inference_mode():
                 found = max(found, float((logits.softmax(1) - model(batch)["logits"].softmax(1)).abs().max()))

@@ -295,7 +295,8 @@ def take(inputs: dict[str, Inputs], labels: Tensor, groups: list[np.ndarray]) ->
     rows = np.concatenate(groups)
     utterances = torch.from_numpy(rows)
     taken = {m: x.take(rows) for m, x in inputs.items()}
-    return Batch(taken, labels[utterances], utterances, torch.tensor([len(group) for group in groups]))
+    dialogues = torch.tensor([len(group) for group in groups])
+    return Batch(taken, dialogues, truth=labels[utterances], utterances=utterances)
 
 
 def pad_dialogues(items: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -33,6 +33,7 @@ from ser.extract.extractors import ResolvedFeature
 from ser.extract.registry import FEATURES
 from ser.predict import Predictor
 from ser.train.models import FUSIONS, superb, usc
+from ser.train.models.ragged import Batch
 from ser.train.report.tables import MARKDOWN
 from ser.train.targets import TARGETS, scale_of
 from ser.weights.find import BESIDE, Count
@@ -77,7 +78,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         "fusion": fusion,
         "ser": f"{DISTRIBUTION} {version(DISTRIBUTION)}",
         "title": getattr(getmodule(root), "__doc__", None) or fusion.source,
-        "source": source_of([*used, fusion.settings, root]),
+        "source": source_of([Batch, *used, fusion.settings, root]),
         "decoder": source_of([decode]),
         "build": root.__name__,
         "keywords": getattr(build, "keywords", {}),

@@ -8,39 +8,11 @@ copied as it is. ser itself never runs this file, and this file never imports se
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-
-
-@dataclass
-class Sequences:
-    """One modality of a batch: `values` `[r, dim]`, and the rows of each utterance, `lengths` int64 `[n]`."""
-
-    values: Tensor
-    lengths: Tensor
-
-
-@dataclass
-class Batch:
-    """Utterances to classify."""
-
-    inputs: dict[str, Sequences]  # by modality, "audio" or "text"
-    dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
-    speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
-    heads: frozenset[str] | None = None  # the outputs that are wanted, or all
-
-    device = torch.device("cpu")
-
-    def wants(self, *heads: str) -> bool:
-        """Whether any of these outputs is wanted."""
-        return self.heads is None or not self.heads.isdisjoint(heads)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())).lengths)
 
 
 class RaggedLayout:
@@ -89,17 +61,6 @@ class RaggedLayout:
     def total(self, x: Tensor) -> Tensor:
         """The sum of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
         return torch.stack([part.sum(0) for part in self.each(x)])
-
-
-def visible(batch: Batch, modality: str, dim: int) -> tuple[Tensor, RaggedLayout]:
-    """The rows `[r, dim]` of one modality and their layout."""
-    x = batch.inputs[modality]
-    return x.values, RaggedLayout(x.lengths)
-
-
-def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
-    """One modality's vectors `[n, dim]`."""
-    return batch.inputs[modality].values
 
 
 def attention(

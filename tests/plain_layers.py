@@ -47,7 +47,7 @@ def make_batch(name: str, frames: list[int] = FRAMES, dims: dict[str, int] | Non
     inputs = {m: Sequences(torch.randn(sum(lengths[m]), dims[m]), torch.tensor(lengths[m])) for m in fusion.inputs}
     dialogues = torch.tensor({"utterance": [1] * 4, "dialogue": [4] if "icon" in name else [3, 1]}[fusion.unit])
     speakers = torch.tensor([0, 0, 1, 0])  # so that everybody's turns have a past of two
-    return Batch(inputs, torch.randint(4, (4,)), torch.arange(4), dialogues, speakers)
+    return Batch(inputs, dialogues, speakers, truth=torch.randint(4, (4,)), utterances=torch.arange(4))
 
 
 def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
@@ -58,8 +58,8 @@ def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
         for m, x in batch.inputs.items():
             taken = torch.isin(number.repeat_interleave(x.lengths), rows)
             inputs[m] = Sequences(x.values[taken], x.lengths[rows])
-        turns = torch.tensor([len(rows)]), batch.speakers[rows]
-        cut.append(Batch(inputs, batch.truth[rows], batch.utterances[rows], *turns))
+        taken = {name: getattr(batch, name)[rows] for name in ("speakers", "truth", "utterances")}
+        cut.append(Batch(inputs, torch.tensor([len(rows)]), **taken))
     return cut
 
 

@@ -2,7 +2,7 @@
 
     with Gpu() as gpu:
         model.to(DEVICE)
-        loss = step(model, batch.to(DEVICE), optimiser)
+        loss = step(model, on_device(batch, DEVICE), optimiser)
     gpu.operations, gpu.uploads, gpu.downloads, gpu.read(loss)
 
 Within it `.device`, `.is_cuda` and `torch.cuda.is_available()` are those of a machine with one GPU, so that the

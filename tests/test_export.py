@@ -29,6 +29,7 @@ from ser.tests.plain_layers import DIMS, LONG, TINY, build, make_batch, without
 from ser.tests.test_predict import turns_of
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS
+from ser.train.models.ragged import Batch
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
@@ -125,7 +126,7 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
     monkeypatch.setitem(sys.modules, "exported", plain)
     monkeypatch.setitem(sys.modules, "plain_layers", plain_layers)
     root = fusion.build.func if isinstance(fusion.build, partial) else fusion.build
-    text = source_of([fusion.settings, root])
+    text = source_of([Batch, fusion.settings, root])
     assert "\nimport ser" not in text and "\nfrom ser" not in text
     exec(text, vars(plain))
     settings = {one.name: TINY[one.name] for one in fields(fusion.settings) if one.name in TINY}
@@ -138,8 +139,8 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
     hidden = {"text": torch.tensor([False, True, False, True])}
     both = len(fusion.inputs) == 2 and fusion.level == "sequence"
     for batch in (whole, without(whole, hidden)) if both else (whole,):
-        given = {field.name: getattr(batch, field.name) for field in fields(plain_layers.Batch)}
-        for head, logits in model.eval()(plain_layers.Batch(**given)).items():
+        given = plain.Batch(batch.inputs, batch.dialogues, batch.speakers)
+        for head, logits in model.eval()(given).items():
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 
 

@@ -22,7 +22,7 @@ from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
-from ser.train.models.ragged import Batch
+from ser.train.models.ragged import Batch, on_device
 from ser.train.models.stacked import Graphs
 from ser.train.options import Experiment
 from ser.train.settings import TrainConfig, parse_settings
@@ -58,7 +58,7 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
         outputs, grads = step(model, batch, bf16=False)
         with Gpu() as gpu:
             moved = there.to(DEVICE), gpu.uploads["waiting"]
-            found = step(there, batch.to(DEVICE), bf16=precision == "bf16")
+            found = step(there, on_device(batch, DEVICE), bf16=precision == "bf16")
             assert gpu.uploads["waiting"] == moved[1], "set_sync_debug_mode would tell of a wait"
         outputs_there, grads_there = gpu.read(found)
         idle += [{name for name, grad in each.items() if grad is None} for each in (grads, grads_there)]

@@ -31,7 +31,9 @@ def make_dialogues(sizes: list[int], dims: dict[str, int] = DIMS) -> Batch:
     """Vectors of dialogues of these many turns."""
     n = sum(sizes)
     inputs = {m: Sequences(torch.randn(n, dim), torch.ones(n, dtype=torch.int64)) for m, dim in dims.items()}
-    return Batch(inputs, torch.randint(4, (n,)), torch.arange(n), torch.tensor(sizes), torch.arange(n) % 2)
+    return Batch(
+        inputs, torch.tensor(sizes), torch.arange(n) % 2, truth=torch.randint(4, (n,)), utterances=torch.arange(n)
+    )
 
 
 def utterances(batch: Batch) -> list[dict[str, Tensor]]:
@@ -444,7 +446,7 @@ def test_uscs_cnn_has_the_papers_layers():
     assert kinds.count("Linear") == 2
     assert kinds.count("LeakyReLU") == 6
     assert all(layer.p == 0.6 for layer in model.modules() if isinstance(layer, nn.Dropout))
-    batch = Batch({"audio": Sequences(torch.randn(900, 80).float(), torch.tensor([700, 200]))}, *[torch.zeros(2)] * 3)
+    batch = Batch({"audio": Sequences(torch.randn(900, 80).float(), torch.tensor([700, 200]))}, torch.ones(2))
     assert model.float()(batch)["logits"].shape == (2, 5)
 
 

@@ -59,7 +59,7 @@ def made(name):
 def batch_of(values, labels, groups):
     rows = torch.from_numpy(np.concatenate(groups))
     inputs = {m: Sequences(x[rows], torch.ones_like(rows)) for m, x in values.items()}
-    return Batch(inputs, labels[rows], rows, torch.tensor([len(group) for group in groups]))
+    return Batch(inputs, torch.tensor([len(group) for group in groups]), truth=labels[rows])
 
 
 def loss_of(outputs, labels, heads=("logits", "audio", "text")):

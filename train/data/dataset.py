@@ -21,7 +21,7 @@ from ser.cache.store import Feature
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, StoreError
 
-from ..models.ragged import Batch, Sequences, send
+from ..models.ragged import Batch, Sequences, on_device, send
 from .labels import Utterances
 
 Pool = Literal["mean", "meanstd"]
@@ -303,11 +303,12 @@ class Dataset:
         of_rows, hidden = torch.from_numpy(rows), hide(len(rows)) if hide else {}
         batch = Batch(
             inputs={modality: stored.take(rows, hidden.get(modality)) for modality, stored in read.items()},
-            truth=(torch.from_numpy(self.utterances.labels) if truth is None else truth)[of_rows],
-            utterances=of_rows,
             dialogues=torch.tensor([len(group) for group in groups]),
             speakers=torch.from_numpy(self.utterances.speaker_numbers[rows]),
-        ).to(self.device)
+            truth=(torch.from_numpy(self.utterances.labels) if truth is None else truth)[of_rows],
+            utterances=of_rows,
+        )
+        batch = on_device(batch, self.device)
         for modality, x in batch.inputs.items():
             standardize, corpora = standardizers.get(modality), self.utterances.corpus_numbers[rows]
             x.values = standardize(x.values, corpora, x.lengths) if standardize else x.values.float()

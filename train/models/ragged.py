@@ -7,7 +7,6 @@ Axis letters of all models (`[r, d]` is a shape):
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ser.errors import WrongUse
 
 Heads = frozenset[str] | None  # the outputs that are wanted; None is all
+NOTHING = torch.empty(0)  # of speech that nothing is known of
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Sequences:
     """One modality of a batch: `values` `[r, dim]`, and the rows of each utterance, `lengths` int64 `[n]`.
 
     At utterance level all lengths are one. An utterance that the model is to do without has none. With `rows` int64
-    `[r]`, on the CPU, these are the ones to be taken of more values, which lie where `Batch.to` goes.
+    `[r]`, on the CPU, these are the ones to be taken of more values, which lie where `on_device` goes.
     """
 
     values: Tensor
@@ -41,54 +41,52 @@ class Batch:
     """Utterances to train on or to classify."""
 
     inputs: dict[str, Sequences]  # by modality, "audio" or "text"
-    truth: Tensor  # what the loss compares with: classes, int64 [n], or another target [n, …], such as soft labels
-    utterances: Tensor  # int64 [n]: its row in the dataset
     dialogues: Tensor  # int64 [m]: utterances of each dialogue, in turn order; sums to n
     speakers: Tensor | None = None  # int64 [n]: numbers of the speakers; None where nobody tells them apart
     heads: Heads = None  # so that a model can leave out the rest
+    truth: Tensor = NOTHING  # what the loss compares with: classes, int64 [n], or soft labels, ratings, … [n, …]
+    utterances: Tensor = NOTHING  # int64 [n]: its row in the dataset
 
     def wants(self, *heads: str) -> bool:
         """Whether any of these outputs is wanted."""
         return self.heads is None or not self.heads.isdisjoint(heads)
 
     def __len__(self) -> int:
-        return len(self.truth)
+        return len(next(iter(self.inputs.values())).lengths)
 
     @property
     def device(self) -> torch.device:
         """Where the batch is computed."""
-        return self.truth.device
+        return next(iter(self.inputs.values())).values.device
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The batch on `device`: to a GPU goes one copy, and any values that are not there yet.
 
-        How many rows and turns there are is known on the CPU too, so that nobody has to wait for these numbers.
-        """
-        if (device := torch.device(device)) == self.device:
-            return self
-        chosen = [x.rows for x in self.inputs.values() if x.rows is not None]
-        *sent, truth = _sent_at_once([*chosen, *(x.lengths for x in self.inputs.values()), self.truth], device)
-        there = iter(sent)
-        values = [send(x.values, device) if x.rows is None else x.values[next(there)] for x in self.inputs.values()]
-        inputs = {
-            m: Sequences(rows, x.lengths, layout=RaggedLayout(x.lengths, device, lengths))
-            for (m, x), rows, lengths in zip(self.inputs.items(), values, there, strict=True)
-        }
-        return replace(self, inputs=inputs, truth=truth)
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on `device`: to a GPU goes one copy, which nobody waits for, and any values that are not there yet.
+
+    How many rows and turns there are is known on the CPU too, so that nobody has to wait for these numbers.
+    """
+    if (device := torch.device(device)) == batch.truth.device:
+        return batch
+    chosen = [x.rows for x in batch.inputs.values() if x.rows is not None]
+    sent = [*chosen, *(x.lengths for x in batch.inputs.values()), batch.truth]  # int64 but for the last
+    if device.type == "cuda":
+        whole = send(torch.cat([x.flatten().view(torch.uint8) for x in sent]).pin_memory(), device)
+        pieces = zip(whole.split([x.nbytes for x in sent]), sent, strict=True)
+        *there, truth = (piece.view(x.dtype).view(x.shape) for piece, x in pieces)
+    else:
+        *there, truth = (x.to(device) for x in sent)
+    found = iter(there)
+    values = [send(x.values, device) if x.rows is None else x.values[next(found)] for x in batch.inputs.values()]
+    inputs = {
+        m: Sequences(rows, x.lengths, layout=RaggedLayout(x.lengths, device, lengths))
+        for (m, x), rows, lengths in zip(batch.inputs.items(), values, found, strict=True)
+    }
+    return replace(batch, inputs=inputs, truth=truth)
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
     """`x` on `device`. CUDA copies it aside first; Apple's GPU may read it later, so that must be waited for."""
     return x.to(device, non_blocking=device.type == "cuda")
-
-
-def _sent_at_once(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors, int64 but for the last, on `device`; to a GPU they go as one copy, which nobody waits for."""
-    if device.type != "cuda":
-        return [x.to(device) for x in tensors]
-    whole = torch.cat([x.flatten().view(torch.uint8) for x in tensors]).pin_memory()
-    there = send(whole, device).split([x.nbytes for x in tensors])
-    return [place.view(x.dtype).view(x.shape) for place, x in zip(there, tensors, strict=True)]
 
 
 LONG = 24  # rows of the longest sequence: above, one at a time beats a padded batch on a CPU

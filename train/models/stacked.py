@@ -126,7 +126,7 @@ class Stack:
             self._drawn.masks = [mask / (1.0 - self.dropout) for mask in kept[rows].split(self._drawn.widths, 1)]
         dtype, ones = next(iter(weights.values())).dtype, torch.ones_like(rows)
         inputs = {modality: Sequences(whole[rows].to(dtype), ones) for modality, whole in self.values.items()}
-        batch = Batch(inputs, truth=rows, utterances=rows, dialogues=layout.lengths)
+        batch = Batch(inputs, dialogues=layout.lengths)
         return functional_call(self.model, (weights, buffers), (batch, layout)), rows, real
 
     def draw(self, turns: Tensor, chosen: Tensor, r: int) -> None:
