@@ -125,20 +125,15 @@ class RaggedLayout:
         return send(self.lengths, self.device)
 
     @cached_property
-    def sizes(self) -> list[int]:
-        """`lengths` as numbers."""
-        return self.lengths.tolist()
-
-    @cached_property
     def longest(self) -> int:
         """Rows of the longest sequence; at least 1, so that the padded form always has a cell to attend to."""
-        return max(self.sizes, default=0) or 1
+        return max(self.lengths.tolist(), default=0) or 1
 
     @cached_property
     def owner(self) -> Tensor:
         """The sequence that each row belongs to; int64 `[r]`."""
         numbers = torch.arange(len(self.lengths), device=self.device)
-        return numbers.repeat_interleave(self.there, output_size=sum(self.sizes))
+        return numbers.repeat_interleave(self.there, output_size=int(self.lengths.sum()))
 
     @cached_property
     def position(self) -> Tensor:
@@ -160,7 +155,7 @@ class RaggedLayout:
     @cached_property
     def even(self) -> bool:
         """Whether on a GPU the rows are their padded form, since all sequences are as long."""
-        return self.device.type == "cuda" and not self.fixed and set(self.sizes) == {self.longest}
+        return self.device.type == "cuda" and not self.fixed and set(self.lengths.tolist()) == {self.longest}
 
     def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
         """Rows `[r, …]` → `[n, longest, …]`."""
@@ -230,7 +225,8 @@ def attention(
     a sequence's keys; the weights of the others stay as they are (key-sparse attention, Chen et al., ICASSP 2022).
     """
     if q.is_cpu and keys.longest > LONG and not keys.fixed:
-        parts = zip(q.split(queries.sizes), k.split(keys.sizes), v.split(keys.sizes), strict=True)
+        of_q, of_k = queries.lengths.tolist(), keys.lengths.tolist()
+        parts = zip(q.split(of_q), k.split(of_k), v.split(of_k), strict=True)
         return torch.cat(
             [
                 _attend(q_i[None], k_i[None], v_i[None], None, dropout, keep)[0] if len(k_i) else torch.zeros_like(q_i)
