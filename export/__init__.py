@@ -22,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from safetensors.torch import save
 
 from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
@@ -177,8 +178,6 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
 
 def _written(name: str, given: Mapping[str, Any]) -> bytes:
     """A file by its template."""
-    import jinja2
-
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     made = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     made.filters["plain"] = lambda text: str(text).translate(MARKDOWN)
