@@ -65,8 +65,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         for name, value in (("mean", scale.mean), ("std", scale.std)):
             tensors[f"scaling.{modality}.{name}"] = value.view(-1, value.shape[-1])[0].clone()
     fusion = FUSIONS[about["fusion"]]
-    build: Any = fusion.tune if about["encoder"] else fusion.build
-    root = build.func if isinstance(build, partial) else build
+    root: Any = fusion.build.func if isinstance(fusion.build, partial) else fusion.build
     used = [superb.LayerSums] * bool(about["sums"]) + [usc.untrained] * bool(about["encoder"])
     files = {"config.json": [json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n"]}
     files["model.safetensors"] = [save(tensors)]
@@ -82,7 +81,7 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         "source": source_of([Batch, *used, fusion.settings, root]),
         "decoder": source_of([decode]),
         "build": root.__name__,
-        "keywords": getattr(build, "keywords", {}),
+        "keywords": getattr(fusion.build, "keywords", {}),
     }
     scripts = ["model.py", "run.py", "to_onnx.py", *(["audio.py"] if "audio" in about["columns"] else [])]
     files |= {name: [_written(name, given)] for name in scripts}

@@ -27,7 +27,6 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     for a feature that these layers cannot start from, naming the one that they can.
     """
     layers: Layers = settings.finetune_layers
-    tune: Any = fusion.tune
     if settings.standardise_text:
         raise WrongUse("finetune_layers needs the text features as the encoder gave them; use standardise_text=false")
     if "text" in data.views:
@@ -58,16 +57,15 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
         )
     config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
     data = replace(data, notes={**data.notes, "encoders": {"text": config}})
-    return replace(fusion, build=lambda *asked: tune(*asked, Encoder(load_encoder(checkpoint), layers))), data
+    return replace(fusion, build=lambda *asked: fusion.build(*asked, Encoder(load_encoder(checkpoint), layers))), data
 
 
 def reopened(fusion: Fusion, settings: Any, config: Mapping[str, Any]) -> Fusion:
     """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in the run."""
     layers: Layers = getattr(settings, "finetune_layers", 0)
-    tune: Any = fusion.tune
-    if layers == 0 or tune is None:
+    if layers == 0:
         return fusion
     encoders = config["provenance"].get("encoders", {})
     if "text" not in encoders:
         raise CorruptStore("the run's config.json does not describe the encoder that it trained; train the run again")
-    return replace(fusion, build=lambda *asked: tune(*asked, untrained(encoders["text"], layers)))
+    return replace(fusion, build=lambda *asked: fusion.build(*asked, untrained(encoders["text"], layers)))

@@ -71,8 +71,8 @@ class Fusion:
 
     `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its dimension. Its
     `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has unimodal heads, "audio" and "text"
-    `[n, K]`, before the softmax; it may run under `torch.autocast`. Raises `WrongUse` if the
-    settings contradict each other.
+    `[n, K]`, before the softmax; it may run under `torch.autocast`. Raises `WrongUse` if the settings contradict each
+    other. Where a setting `finetune_layers` is not 0, a text encoder is given last, a `usc.Encoder` to train with it.
 
     `hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances of a training batch do
     without which modality, modality → bool `[n]`, in an epoch counted from 0: they then have no rows of it.
@@ -86,11 +86,7 @@ class Fusion:
 
     `unused` names the settings of its class that this fusion has no use for, and which cannot be set for it; they stay
     in a run's config. That it does not standardise what it does not take, and that whole dialogues cannot be drawn by
-    class, is added here. `fixed` says what no
-    paper states and no setting changes: name → value and help.
-
-    `tune`, where there is one, makes the module with a text encoder inside, a `usc.Encoder`, which another setting,
-    `finetune_layers`, trains with it.
+    class, is added here. `fixed` says what no paper states and no setting changes: name → value and help.
     """
 
     name: str
@@ -98,12 +94,11 @@ class Fusion:
     settings: type
     inputs: tuple[str, ...]  # modalities taken
     level: Literal["sequence", "vector"]  # frames or tokens, or one vector per utterance
-    build: Callable[[Any, Dims, int], nn.Module]
+    build: Callable[..., nn.Module]
     unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
     hide: Callable[[Any, int, int, Generator], dict[str, Tensor]] | None = None
     stages: tuple[Stage, ...] = (Stage("train"),)
     stacks: Callable[[Any], bool] | None = None
-    tune: Callable[[Any, Dims, int, Any], nn.Module] | None = None
     unused: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 

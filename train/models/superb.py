@@ -68,8 +68,7 @@ def with_layer_sums(fusion: Fusion, features: Mapping[str, Mapping[str, Any]]) -
         replace(one, trains=(*one.trains, f"{SUMS}.weights.{one.output} ")) if one.output in sums else one
         for one in fusion.stages
     )
-    tune = fusion.tune and partial(behind, fusion.tune)
-    return replace(fusion, build=partial(behind, fusion.build), tune=tune, stages=stages, stacks=None)
+    return replace(fusion, build=partial(behind, fusion.build), stages=stages, stacks=None)
 
 
 def layer_shares(weights: Mapping[str, Tensor], features: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

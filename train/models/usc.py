@@ -172,6 +172,6 @@ _CNN = ("frames", "channels", "hidden")
 _BERT = {"pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")}
 FUSIONS = [
     Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=("finetune_layers",)),
-    Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, tune=Bert, unused=_CNN, fixed=_BERT),
-    Fusion("cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, tune=CnnBert, stages=STAGES, fixed=_BERT),
+    Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, unused=_CNN, fixed=_BERT),
+    Fusion("cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, stages=STAGES, fixed=_BERT),
 ]
