@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Weight, setting
 from .ragged import Batch, RaggedLayout, full_precision, recurrent, send, vectors
 
-SOURCE = "Hazarika et al., EMNLP 2018"
 CODE = "the authors' code, declare-lab/conv-emotion"
 
 
@@ -88,6 +87,6 @@ def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 FUSIONS = [
-    Fusion(name, SOURCE, IconSettings, inputs, "vector", Icon, unit="dialogue")
+    Fusion(name, "Hazarika et al., EMNLP 2018", IconSettings, inputs, "vector", Icon, unit="dialogue")
     for name, inputs in (("icon", BOTH), ("icon:audio", ("audio",)), ("icon:text", ("text",)))
 ]

@@ -97,14 +97,13 @@ class Perspective(nn.Module):
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         super().__init__()
         d, states = settings.d_model, 2 * settings.gru_hidden
-        self.dims = dict(dims)
-        self.modalities = tuple(m for m in BOTH if m in dims)
+        self.dims = {m: dims[m] for m in BOTH if m in dims}
         self.position, _, method = name.rpartition("-")
 
         def streams(*positions: str) -> tuple[str, ...]:
-            return (*self.modalities, "fused") if self.position in positions else self.modalities
+            return (*self.dims, "fused") if self.position in positions else (*self.dims,)
 
-        self.features = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in self.modalities})
+        self.features = nn.ModuleDict({m: nn.Linear(dim, d) for m, dim in self.dims.items()})
         self.gru = nn.ModuleDict({s: nn.GRU(d, settings.gru_hidden, bidirectional=True) for s in streams("ef")})
         self.attention = nn.ModuleDict({s: Attention(states, settings.heads) for s in streams("ef", "mf")})
         self.logits = nn.ModuleDict({s: nn.Linear(states, classes) for s in streams("ef", "mf", "lf")})
@@ -128,7 +127,7 @@ class Perspective(nn.Module):
                 return x
             return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
 
-        x = {m: self.activation(self.features[m](vectors(batch, m, self.dims[m]))) for m in self.modalities}
+        x = {m: self.activation(self.features[m](vectors(batch, m, dim))) for m, dim in self.dims.items()}
         with full_precision(x):  # behind the first FC everything is too small to gain by less
             x = bigru(self.gru, fuse("ef", x), layout)
             x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
@@ -136,7 +135,7 @@ class Perspective(nn.Module):
             x |= {s: hidden(x[s]).relu() for s, hidden in self.hidden.items()}
             x = fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
             x = fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
-        x["logits"] = x.pop("fused" if self.position else self.modalities[0])
+        x["logits"] = x.pop("fused" if self.position else next(iter(self.dims)))
         return x
 
 
@@ -163,8 +162,8 @@ class Released(Perspective):
         super().__init__(settings, dims, classes, name)
         self.activation = nn.Identity()
         width = 2 * settings.gru_hidden
-        self.hidden.update({m: nn.Linear(width, width) for m in self.modalities})
-        for m in self.modalities:
+        self.hidden.update({m: nn.Linear(width, width) for m in self.dims})
+        for m in self.dims:
             cast(Attention, self.attention[m]).dropout = settings.dropout
         if name == "lgf-at":
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
