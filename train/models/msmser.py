@@ -109,14 +109,12 @@ _kept = cache(torch.inference_mode(False)(_sinusoids))  # of GPUs: to make one t
 
 
 class Msmser(nn.Module):
-    """Full (§2), w/o Encoder and w/o SelfAtt (§4.2)."""
+    """Full (§2), w/o Encoder and w/o SelfAtt (§4.2): `parts` says which of `Refinement` are there."""
 
-    def __init__(
-        self, settings: MsmserSettings, dims: Dims, classes: int, encoder: bool = True, gate: bool = True
-    ) -> None:
+    def __init__(self, settings: MsmserSettings, dims: Dims, classes: int, **parts: bool) -> None:
         super().__init__()
         self.dims, d = dict(dims), settings.d_model
-        self.audio, self.text = (Refinement(settings, dims[m], encoder, gate) for m in BOTH)
+        self.audio, self.text = (Refinement(settings, dims[m], **parts) for m in BOTH)
         self.interaction = ModalityInteraction(settings)
         self.classifier = classifier(settings.dropout, d, d, classes)  # "a 2-layer MLP for classification"
 
