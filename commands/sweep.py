@@ -108,7 +108,7 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
             if fault:
                 failed = True
                 bar.write(safe(f"{task.cell}: {fault}"), file=bar.fp)
-    from ser.train.report.terminal import recipe_rows, recipe_table
+    from ser.train.report.paper import recipe_rows, recipe_table
 
     if as_json:
         rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]

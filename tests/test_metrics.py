@@ -30,12 +30,12 @@ from ser.tests.tiny_store import make_store
 from ser.train import scores as score_module
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.recipe import read_recipe
-from ser.train.report import significance, terminal
+from ser.train.report import significance
 from ser.train.report.calibration import calibration_table
 from ser.train.report.cell_scores import CellScores, Score
 from ser.train.report.cells import group_runs
+from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
-from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, share, tempered
 
@@ -296,7 +296,7 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
 def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: str, claim: int
 ) -> None:
-    monkeypatch.setattr(terminal, "differences", lambda *_: ((), ()))  # these runs have no configs
+    monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ()))  # these runs have no configs
     cells = two_cells(tmp_path, 8)
     for run in (run for cell in cells for run in cell.runs):
         run.write_json(RESULT, {**run.result, "synthetic": False})
@@ -318,13 +318,13 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     assert f"{'one' if claim else 'two'}-sided, 8 speakers" in table
     assert "two-sided, 2 seeds; quoted without a deviation" in table
     # With another selection than the paper's, cells are still tested against cells.
-    monkeypatch.setattr(terminal, "differences", lambda *_: ((), ("select",)))
+    monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ("select",)))
     ours, built, higher = recipe_rows(recipe, runs)
     assert built.compared == compare(*cells, "wa", claimed=claim) and higher.compared is None
 
 
 def test_a_recipes_runs_are_counted_where_folds_lack_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "differences", lambda *_: ((), ()))
+    monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ()))
     told = 'name = "ours"\nfeatures = "is13"\nfusion = "audio"\npaper = { sad = 50.0 }'
     (tmp_path / "mine.toml").write_text(f"[[cell]]\n{told}")
     runs = [make_run(tmp_path / str(k), 0, k, [0, 3 * (k > 0)], [0, 0], ["a", "b"]) for k in range(10)]

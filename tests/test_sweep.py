@@ -27,8 +27,8 @@ from ser.train.experiment import Job, prepare
 from ser.train.recipe import Recipe, Record, find_records, list_recipes, read_recipe
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
+from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.sections import make_page, report_text
-from ser.train.report.terminal import recipe_rows, recipe_table
 from ser.train.run_folder import Run, find_runs
 from ser.train.settings import has_setting
 from ser.train.sweep import GPU_WORKERS, estimate_sweep, on_features, plan_sweep, run_sweep
