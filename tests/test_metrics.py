@@ -31,10 +31,10 @@ from ser.train import scores as score_module
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.recipe import read_recipe
 from ser.train.report import significance
-from ser.train.report.calibration import calibration_table
 from ser.train.report.cell_scores import CellScores, Score
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
+from ser.train.report.predictions import calibration_table
 from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, share, tempered

@@ -27,8 +27,8 @@ from ser.train.models.msmser import MsmserSettings
 from ser.train.options import Experiment
 from ser.train.report.attention import attend
 from ser.train.report.cells import Cell, group_runs, name_apart
-from ser.train.report.examples import agreement
 from ser.train.report.figures import svg_of
+from ser.train.report.predictions import agreement
 from ser.train.report.provenance import command, what_was_run
 from ser.train.report.sections import (
     Page,

@@ -26,10 +26,10 @@ from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
 from ser.train.recipe import chosen_rows
-from ser.train.report.calibration import votes_table
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import quoted_for
+from ser.train.report.predictions import votes_table
 from ser.train.report.sections import make_page
 from ser.train.run_folder import MODEL, Run, find_runs
 from ser.train.scores import concordance, dimension_scores, moments, rater_scores

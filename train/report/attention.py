@@ -1,17 +1,17 @@
-"""What the modality interaction transformer of a trained run attends to, taken from the model as it runs."""
+"""What the modality interaction transformer of a trained run attends to, taken from the model as it runs: a section."""
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ser.cache.manifest import Manifest
-from ser.cache.store import Store
+from ser.cache.store import Feature, Store
 from ser.errors import SerError
 from ser.train.data.dataset import Dataset
 from ser.train.data.features import read_name, select_features
@@ -21,6 +21,13 @@ from ser.train.models.msmser import ModalityInteraction
 from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling
 from ser.train.run import load_model
 from ser.train.run_folder import Run
+
+from .cells import Cell, Origin
+from .tables import Row, Table, described
+
+SPECIAL = "special tokens"  # [CLS], [SEP] and their like
+SAMPLED = 40  # utterances behind the averages of attention
+STEPS, ROWS = 60, 12  # spans of time in a heat map, and in its table
 
 
 @dataclass(frozen=True)
@@ -110,3 +117,94 @@ def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np
     if (word < 0).any() or not names:
         columns, names = [*columns, special], [*names, None]
     return np.stack([weights[:, column].sum(1) for column in columns], axis=1), names
+
+
+class Inside(NamedTuple):
+    """What the query tokens of a cell attend to, on average and in single utterances; or what is at `fault`."""
+
+    cell: Cell | None
+    fault: str = ""
+    tables: Sequence[Table] = ()  # those of the cards come last
+    cards: Sequence[dict[str, Any]] = ()
+    energy: bool = False  # whether it is drawn
+
+
+def attended(cells: Sequence[Cell]) -> Inside:
+    """What the query tokens attend to, for the cell with the highest UA that has any; nothing if there is none."""
+    cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
+    store, manifest, lack = cell.origin if cell else Origin()
+    if cell is None or store is None or manifest is None:
+        return Inside(cell, lack)
+    p = cell.judged
+    mine = p[p.run == 0].join(cell.utterances.text, on="id")
+    sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
+    chosen = _chosen(cell, mine)
+    try:
+        seen = attend(cell.runs[0], store, manifest, [*sampled.id, *chosen])
+        levels = (one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
+        logmel = next((feature for feature in levels if feature.rows(manifest)), None)
+    except SerError as fault:
+        return Inside(cell, str(fault))
+    average, single = seen[: len(sampled)], seen[len(sampled) :]
+    cards: list[dict[str, Any]] = []
+    for number, (one, why) in enumerate(zip(single, chosen.values(), strict=True), 1):
+        pairs = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
+        words = [(text, weight) for text, weight in pairs if text is not None]
+        plot = _maps(f"attention-{number}", one, logmel, manifest)
+        to_audio = float(one.frames.sum(1) @ one.tokens)  # the share of the audio in what reaches the classifier
+        cards.append({"attended": one, "why": why, "words": words, "to_audio": to_audio, "plot": plot})
+    tables = [_by_token(average), *(card["plot"] for card in cards)]
+    return Inside(cell, "", tables, cards, logmel is not None)
+
+
+def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
+    """Utterances to show, with the reason: the surest right one of each class, then the two surest wrong ones."""
+    short = mine[mine.text.fillna("").str.split().str.len().between(3, 14)]
+    pool = short if len(short) >= 8 else mine
+    right = pool[pool.right].sort_values("given", ascending=False, kind="stable").drop_duplicates("truth")
+    wrong = pool[~pool.right].sort_values("confidence", ascending=False, kind="stable")[:2]
+    order = sorted(zip(right.truth, right.id, strict=True), key=lambda pair: cell.classes.index(pair[0]))
+    found = {utterance: f"{truth}, recognised" for truth, utterance in order}
+    return found | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
+
+
+def _by_token(seen: Sequence[Attended]) -> Table:
+    """The audio's share of each query token's attention."""
+    audio = 100 * np.array([one.frames.sum(1) for one in seen])  # [utterances, L]
+    pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
+    shares = zip(audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), strict=True)
+    rows: list[Row] = [
+        {"query token": number, "to audio %": share, "its weight in the pooling %": weight}
+        for number, (share, weight) in enumerate(zip(shares, pooling, strict=True), 1)
+    ]
+    points = [("audio", row["query token"], row["to audio %"]) for row in rows]
+    return described("tokens", rows, points=points, n=len(seen))
+
+
+def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) -> Table:
+    """The attention of each query token over the seconds and the words, and above it the energy, if that is known."""
+    energy = None  # the mean over the bands of each frame [T], and the seconds between frames
+    if logmel is not None and one.hop:  # without a hop the attention has no clock
+        with suppress(SerError):
+            packed = logmel.load(manifest, [manifest.ids.index(one.utterance)])
+            energy = packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
+    frames = one.frames.shape[1]
+    unit, end = ("seconds", frames * one.hop) if one.hop else ("frames", float(frames))
+    binned, spans = _binned(one.frames, STEPS), _binned(one.frames, ROWS)
+    short = ["⟨⟩" if text is None else text for text in one.texts]
+    step = end / spans.shape[1]
+    names = [f"{n * step:.2f}–{(n + 1) * step:.2f} {unit}" for n in range(spans.shape[1])]
+    rows = [
+        {"modality": modality, "what": what or SPECIAL, "attention %": 100 * float(one.tokens @ column)}
+        | {"most by query token": int(column.argmax()) + 1}
+        for modality, whats, weights in (("audio", names, spans), ("text", one.texts, one.words))
+        for what, column in zip(whats, weights.T, strict=True)
+    ]
+    shown = binned, one.words, short, one.tokens @ binned, end, unit, energy
+    return described("attention", rows, points=shown, name=name, utterance=one.utterance)
+
+
+def _binned(frames: np.ndarray, steps: int) -> np.ndarray:
+    """Attention summed into at most `steps` spans of equal length [L, steps]."""
+    cuts = np.linspace(0, frames.shape[1], min(steps, frames.shape[1]) + 1).round().astype(int)
+    return np.add.reduceat(frames, cuts[:-1], axis=1)

@@ -14,12 +14,12 @@ from ser.train.recipe import TESTS, cell_name, chosen_rows
 from ser.train.run_folder import Run
 from ser.train.scores import SHOWN
 
-from .calibration import calibration_table, ratings, ratings_table, reliability_table, votes_table
+from .attention import Inside, attended
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
 from .cells import Cell, drawn, grouped, same_run
-from .examples import Inside, agreement_table, attended, groups_table, hardest_table
 from .figures import Point, svg_of
 from .paper import beside, claimed, quoted_for
+from .predictions import calibration_table, errors, ratings, ratings_table, reliability_table, votes_table
 from .provenance import what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table, described, sentence, tabulated, text_of
@@ -63,7 +63,7 @@ def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
         "modalities": [_modalities(known)],
         "query-tokens": [_queries(known)],
         "inside": inside.tables,
-        "errors": [groups_table(known[0]), agreement_table(known[0]), hardest_table(known)] if known else [],
+        "errors": errors(known),
     }
     told = {name: [*filter(None, tables)] for name, tables in sections.items()}
     kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}

@@ -1,0 +1,199 @@
+"""The report's sections about predictions: how sure the models are of them, where they are wrong, and ratings."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from ser.train.data.labels import Policy, ballots
+from ser.train.scores import BINS, FEWEST, LEVEL, SHOWN, TEMPERATURES, metrics, share
+
+from .cell_scores import named
+from .cells import Cell, drawn
+from .figures import Point
+from .tables import Row, Table, described, sentence, shown
+
+DRAWN = 2  # cells in the diagram, each before and after its temperature
+DOTS = 300  # of a scatter plot
+SLICES = 10  # of the predicted ratings in their order, of equally many each
+HARDEST = 12  # utterances
+GROUPS = 12  # of one grouping in the plot
+# Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
+STYLE = r"^(?:[^/]+/)?Ses\d\d[FM]_(impro|script)"
+SECONDS = (0.0, 1.5, 3.0, 5.0, 8.0, np.inf)
+# Shares of the raters behind the label, in percent: from, below. Two of three raters are in the second.
+AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
+
+
+def calibration_table(cells: Sequence[Cell]) -> Table:
+    """One line per cell: its ECE before and after the temperature, and its conformal sets."""
+    rows = []
+    for cell in cells:
+        scale, sets = cell.temperatures, cell.conformal
+        at_bound = sum(np.isclose(t, TEMPERATURES, rtol=1e-3).any() for t in scale)
+        fitted = f"{min(scale):.2f}–{max(scale):.2f}" if scale else "not recorded"
+        row: Row = {"cell": cell.label, "ECE %": cell.reliability()[0]}
+        row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None}
+        row |= {"temperatures": fitted + f", {at_bound} of {len(scale)} at a bound" * bool(at_bound)}
+        row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
+        row |= {"classes in a set": sets and sets[1], "n": cell.n}
+        rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
+    return described("calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES))
+
+
+def votes_table(cells: Sequence[Cell]) -> Table:
+    """What the raters themselves score, and how far the models' probabilities are from their votes; no row without."""
+    rows = []
+    for cell in cells:
+        row: Row = {}
+        if own := cell.raters:
+            row |= {f"raters’ {name} %": 100 * own[metric] for name, metric in SHOWN.items()}
+            row |= {"votes": own["n"], "votes left out": own["left_out"]}
+        row |= {f"{name.upper()} in nats": ends for name, ends in cell.divergences().items()}
+        if apart := [result["no_majority"] for result in cell.results if "no_majority" in result]:
+            n = [one["n"] for one in apart]
+            row["without a majority"] = sum(n)
+            means = {name: float(np.average([one[name] for one in apart], weights=n)) for name in ("kl", "js")}
+            row |= {f"their {name.upper()}": mean for name, mean in means.items()}
+        rows += [{"cell": cell.label, **row}] if row else []
+    return described("votes", rows)
+
+
+def reliability_table(cells: Sequence[Cell]) -> Table:
+    """Share right against confidence in each bin; no bin without a prediction."""
+    points: list[Point] = []
+    rows: list[Row] = []
+    for number, cell in enumerate(cells):
+        for after in (False, True)[: 1 + bool(cell.temperatures)]:
+            name = cell.label + " · with temperature" * after
+            for n, confidence, right in cell.reliability(after)[1]:
+                if n:
+                    found = {"confidence %": 100 * confidence / n, "right %": 100 * right / n}
+                    rows.append({"cell": name, **found, "n": int(n)})
+                    points += [(name, *found.values())] if number < DRAWN else []
+    return described("reliability", rows, drawn(cells, DRAWN), points=points)
+
+
+def ratings(cells: Sequence[Cell]) -> list[Table]:
+    """The scores of all cells that learn them; truth over prediction of the one with the highest mean CCC.
+
+    Of each dimension a scatter plot, and the mean rating in each slice of the predictions.
+    """
+    best = max((cell for cell in cells if cell.dimensions), key=lambda cell: cell.score("ccc").pooled, default=None)
+    if best is None:
+        return []
+    truth, predicted = best.ratings()
+    some = np.linspace(0, len(truth) - 1, min(DOTS, len(truth))).round().astype(int)
+    told = {"cell": best.label, "drawn": len(some), "n": len(truth)}
+    plots = []
+    means: list[Row] = []
+    for name, t, p in zip(best.dimensions, truth.T, predicted.T, strict=True):
+        rows = [{"predicted": of, "rated": rated} for of, rated in zip(p[some].tolist(), t[some].tolist(), strict=True)]
+        points = [(name, *row.values()) for row in rows]
+        words = {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize(), **told}
+        plots.append(described("scatter", rows, points=points, **words))
+        for part in np.array_split(np.argsort(p, kind="stable"), min(SLICES, len(p))):
+            row: Row = {"dimension": name, "mean predicted": float(p[part].mean()), "mean rated": float(t[part].mean())}
+            means.append({**row, "predictions": len(part)})
+    points = [(row["dimension"], row["mean predicted"], row["mean rated"]) for row in means]
+    plots.append(described("calibration-ratings", means, points=points, cell=best.label, bins=SLICES))
+    return [ratings_table(cells), *plots]
+
+
+def ratings_table(cells: Sequence[Cell]) -> Table:
+    """One line per cell and way to test it."""
+    rows = []
+    for cell, test in [(one, test) for one in cells if one.dimensions for test in one.tests]:
+        row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
+        row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
+        row |= {"scale": cell.scale, "interval over": cell.interval_over, "n": cell.n}
+        rows.append({**row, "conditions": cell.conditions})
+    return described("ratings", rows)
+
+
+def errors(cells: Sequence[Cell]) -> list[Table]:
+    """The errors of the first cell, which has the highest UA, and the utterances that are hardest for all."""
+    return [groups_table(cells[0]), agreement_table(cells[0]), hardest_table(cells)] if cells else []
+
+
+def hardest_table(cells: Sequence[Cell]) -> Table:
+    """Wrong in the largest share of all runs on this corpus; of equals, where the truth was given least."""
+    import pandas
+
+    same = [c for c in cells if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes]
+    p = pandas.concat([cell.judged for cell in same])
+    wrong = p[~p.right].groupby("id").predicted
+    found = p.groupby("id").agg(
+        truth=("truth", "first"), right=("right", "mean"), runs=("run", "size"), given=("given", "mean")
+    )
+    found = found[found.right < 1].reset_index().sort_values(["right", "given", "id"])[:HARDEST]
+    found = found.join(cells[0].utterances, on="id")
+    rows = []
+    for one in found.astype(object).where(found.notna(), None).itertuples():
+        often = ", ".join(wrong.get_group(one.id).value_counts().index[:2])
+        row = {"utterance": one.id, "text": one.text, "label": one.truth, "taken for": often}
+        row |= {"wrong %": 100 * (1 - one.right), "runs": one.runs, "given to the truth %": float(one.given)}
+        counts = Counter(vote for rater in one.votes or () for vote in rater)
+        votes = ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common())
+        rows.append({**row, "votes": votes or None, "seconds": one.duration})
+    return described("hardest", rows, n=len(rows), where=", of all cells" if len(same) > 1 else "")
+
+
+def groups_table(cell: Cell) -> Table:
+    """The share of wrong predictions in each group; no row where no group is known."""
+    import pandas
+
+    p = cell.judged.join(cell.utterances, on="id")
+    names = [f"under {SECONDS[1]:g} s", *(f"{low:g}–{to:g} s" for low, to in pairwise(SECONDS[1:-1]))]
+    names.append(f"from {SECONDS[-2]:g} s")
+    p["duration"] = pandas.cut(p.duration.astype(float), SECONDS, right=False, labels=names)
+    p["scripted or improvised"] = p.id.str.extract(STYLE)[0].map({"impro": "improvised", "script": "scripted"})
+    rows: list[Row] = []
+    for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
+        groups = p.groupby(by, observed=True)
+        for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdecimal() else 0):
+            n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
+            ua = metrics(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())["ua"]
+            row = {"by": by, "group": group, "utterances": n, "wrong %": share(~part.right, part.group)}
+            rows.append({**row, "UA %": 100 * float(ua)})
+    counts = Counter(row["by"] for row in rows)
+    points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
+    left, wrong = sentence("groupings", len(points) < len(rows), most=GROUPS), 100 * (1 - p.right.mean())
+    return described("groups", rows, left, points=points, baseline=wrong, over=cell.over, fewest=FEWEST)
+
+
+def agreement(cell: Cell) -> np.ndarray:
+    """The share of the raters that stand behind the label, in percent, of each prediction; NaN without votes.
+
+    A rater who gave several categories counts in parts; votes outside the label policy count against the label.
+    """
+    labels, votes = cell.config["labels"], cell.utterances.votes.reindex(cell.predictions.id)
+    policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
+    shares = np.full(len(votes), np.nan)
+    for row, (k, raters) in enumerate(zip(cell.truth, votes, strict=True)):
+        if isinstance(raters, list) and raters:
+            shares[row] = 100 * ballots(policy, raters)[:, k].sum() / len(raters)
+    return shares
+
+
+def agreement_table(cell: Cell) -> Table:
+    """Confidence and recall by the share of the raters' votes that stand behind the label; no row without votes."""
+    from scipy.stats import spearmanr
+
+    p, behind = cell.judged, agreement(cell)
+    voted = np.isfinite(behind)
+    rows: list[Row] = []
+    for name, (low, high) in AGREEMENT.items():
+        part = p[(behind >= low) & (behind < high)]
+        if n := part.id.nunique():
+            row = {"raters for the label": name, "utterances": n, "right %": share(part.right, part.group)}
+            rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
+    measures = ("right", "confidence", "given to the truth")
+    places = [f"{row['raters for the label']}\nn {row['utterances']:,}" for row in rows]
+    points = [(one, place, row[f"{one} %"]) for one in measures for place, row in zip(places, rows, strict=True)]
+    rank = ""
+    if voted.any() and np.ptp(behind[voted]) and np.ptp(p.given[voted]):
+        found = shown(float(spearmanr(behind[voted], p.given[voted]).statistic), "difference")
+        rank = sentence("rank", rank=found) + " "
+    return described("agreement", rows, points=points, over=cell.over, rank=rank)
