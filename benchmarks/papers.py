@@ -23,7 +23,7 @@ from ser.commands.output import duration
 from ser.errors import SerError, unknown
 from ser.train.options import SELECTIONS
 from ser.train.recipe import Recipe, read_recipe, recipe_names
-from ser.train.report.cell_scores import CellScores
+from ser.train.report.cell_scores import CellScores, caveat
 from ser.train.report.tables import Row, Table, to_markdown
 from ser.train.run_folder import Run
 from ser.train.scores import METRICS
@@ -178,7 +178,7 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
                 rows.append({**row, **{f"{name} %": None for name in names.values()}, "runs": "not measured"})
                 continue
             ours = CellScores(folders)
-            warnings |= {ours.caveat} if ours.caveat else set()
+            warnings |= {*filter(None, [caveat(ours.results)])}
             known = {*METRICS, *ours.classes}
             done = sorted(run.path.name for run in ours.runs)
             row |= {

@@ -114,7 +114,7 @@ def train(ctx: click.Context, resume: str | None, settings: bool, dry_run: bool,
 
 def summary_text(cell: "CellScores") -> str:
     """The scores of one cell for the terminal: what `ser train` ends with."""
-    from ser.train.report.cell_scores import named
+    from ser.train.report.cell_scores import caveat, named
     from ser.train.report.tables import Table, tabulated
     from ser.train.run_folder import column
     from ser.train.scores import SHOWN
@@ -151,7 +151,7 @@ def summary_text(cell: "CellScores") -> str:
         notes.append(f"left out: {absent}")
     if cell.corpora:
         notes.append(tabulated(Table("corpora", "", cell.corpora)))
-    return "\n".join([table(lines, headings, disable_numparse=True), *notes, *filter(None, [cell.caveat])])
+    return "\n".join([table(lines, headings, disable_numparse=True), *notes, *filter(None, [caveat(cell.results)])])
 
 
 def _shown(told: tuple[float | None, ...], digits: int) -> str:

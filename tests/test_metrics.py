@@ -31,7 +31,7 @@ from ser.train import scores as score_module
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.recipe import read_recipe
 from ser.train.report import significance
-from ser.train.report.cell_scores import CellScores, Score
+from ser.train.report.cell_scores import CellScores, Score, caveat
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.predictions import calibration_table
@@ -179,7 +179,7 @@ def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
     assert found.confusion().sum() == 2 * (20 + 51 + 82)
     assert found.conditions == "session-out · val · 4class · only scripted"
     assert found.left_out == {"label xxx is not in 4class": 5, "--only scripted": 7}
-    assert found.caveat == "synthetic corpus (c): no comparison with the paper is meant"
+    assert caveat(found.results) == "synthetic corpus (c): no comparison with the paper is meant"
     told = found.to_json()
     assert (
         told.keys() == {"wa", "ua", "macro_f1", "intervals", "calibration", "conformal"}

@@ -81,12 +81,10 @@ class CellScores:
         matrices = self._matrices(metric, test)
         own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
-        if not known.any():
-            return Score(np.nan, (np.nan, None), 0, (np.nan, None), 0)
         by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
         by_seed = by_seed[~np.isnan(by_seed)]
         by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
-        return Score(float(by_seed.mean()), spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
+        return Score(spread(by_seed)[0], spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
@@ -179,14 +177,10 @@ class CellScores:
             cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         learnt = [first["labels"]] if self.classes else []
-        learnt += [f"target {self.runs[0].config['target']}, rated {self.scale}"] if self.dimensions else []
-        learnt += [f"target {self.runs[0].config['target']}"] if "kl" in first else []
+        config = self.runs[0].config
+        learnt += [f"target {config['target']}, rated {config['training']['vad_scale']}"] if self.dimensions else []
+        learnt += [f"target {config['target']}"] if "kl" in first else []
         return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
-
-    @property
-    def caveat(self) -> str | None:
-        """One line where the scores say nothing about people, else None."""
-        return caveat(self.results)
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -219,11 +213,6 @@ class CellScores:
         """The main metrics with their intervals, as far as they have any."""
         asked = [metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics]
         return {metric: ends for metric in asked if None not in (ends := self.with_interval(metric))}
-
-    @property
-    def scale(self) -> str:
-        """The lowest and highest rating of valence, arousal and dominance, such as "1..5"."""
-        return self.runs[0].config["training"]["vad_scale"]
 
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
         """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
@@ -347,17 +336,15 @@ class CellScores:
         """
         import pandas
 
-        group, names = pandas.factorize(np.asarray(groups), sort=True)
+        group, names = pandas.factorize(np.asarray(groups), sort=True)  # -1, counted last, is none
         seeds, seed = np.unique(self.predictions.seed, return_inverse=True)
-        kept = group >= 0
+        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
+        counted = np.zeros((len(names) + 1, len(seeds), *shape))
         if rated:
-            counted = np.zeros((len(names), len(seeds), len(DIMENSIONS), 6))
-            np.add.at(counted, (group[kept], seed[kept]), scores.moments(*self.ratings(test))[kept])
+            np.add.at(counted, (group, seed), scores.moments(*self.ratings(test)))
         else:
-            counted = np.zeros((len(names), len(seeds), len(self.classes), len(self.classes)))
-            predicted = self.probabilities[test].argmax(1)
-            np.add.at(counted, tuple(each[kept] for each in (group, seed, self.truth, predicted)), 1)
-        return counted[:, counted.any((0, 2, 3))]
+            np.add.at(counted, (group, seed, self.truth, self.probabilities[test].argmax(1)), 1)
+        return counted[:-1, counted[:-1].any((0, 2, 3))]
 
     @cached_property
     def tested(self) -> list[tuple[str, str]]:
@@ -367,8 +354,9 @@ class CellScores:
 
 
 def spread(values: np.ndarray) -> Spread:
-    """Their mean and sample deviation, None of a single one."""
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+    """Their mean, NaN of none, and sample deviation, None of a single one."""
+    mean = float(values.mean()) if len(values) else np.nan
+    return mean, float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def named(metric: str) -> str:

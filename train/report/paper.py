@@ -234,7 +234,7 @@ def _compared(
         claim = claimed(first.paper, row.paper, metric)
         barred = any(one.differs.startswith("not compared") for one in (first, row))
         return None if barred else compare(ours, other[0], metric, claim, tests=(test, other[1]))
-    if not row.quoted or metric not in row.paper or ours.caveat or first.differs:
+    if not row.quoted or metric not in row.paper or caveat(ours.results) or first.differs:
         return None
     return against_quoted(ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std"))
 

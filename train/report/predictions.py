@@ -107,7 +107,7 @@ def ratings_table(cells: Sequence[Cell]) -> Table:
     for cell, test in [(one, test) for one in cells if one.dimensions for test in one.tests]:
         row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
         row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
-        row |= {"scale": cell.scale, "interval over": cell.interval_over, "n": cell.n}
+        row |= {"scale": cell.config["training"]["vad_scale"], "interval over": cell.interval_over, "n": cell.n}
         rows.append({**row, "conditions": cell.conditions})
     return described("ratings", rows)
 

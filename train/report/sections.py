@@ -196,9 +196,9 @@ def papers_table(cells: Sequence[Cell]) -> Table:
         for (numbers, seeds, differs), places in alike.items():
             if numbers:
                 row: Row = {"cell": cell.label, "in the papers": _together([one.where for one in places])}
-                row |= beside(MAIN, dict(numbers), ours, seeds, not differs, cell.caveat is None)
+                row |= beside(MAIN, dict(numbers), ours, seeds, not differs, not caveat(cell.results))
                 rows.append({**row, "differs in": ", ".join(differs) or None})
-    unreal = [bool(cell.caveat) for cell in cells]
+    unreal = [bool(caveat(cell.results)) for cell in cells]
     return described("papers", rows, sentence("meant", not all(unreal)), sentence("unreal", any(unreal)))
 
 
@@ -345,7 +345,7 @@ def _modalities(cells: Sequence[Cell]) -> Table:
         rows.append({**row, "in the papers": quoted and quoted.described})
     shown = {cell.label for cell in able[:12]}
     points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
-    unreal = sentence("bias", any(cell.caveat for cell in able))
+    unreal = sentence("bias", any(caveat(cell.results) for cell in able))
     return described("bias", rows, drawn(able, len(shown)), unreal, points=points)
 
 
