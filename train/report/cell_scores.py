@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.errors import CorruptStore, WrongUse, unknown
+from ser.errors import CorruptStore, WrongUse
 from ser.train import scores
 from ser.train.data.labels import DIMENSIONS
 from ser.train.run_folder import Run, column
@@ -313,10 +313,6 @@ class CellScores:
 
     def _matrices(self, metric: str, test: str) -> np.ndarray:
         """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
-        if test not in self.tests:
-            raise unknown("test", test, self.tests)
-        if metric not in self.metrics:
-            raise unknown("metric", metric, self.metrics)
         counted = "moments" if metric in self.of_ratings else "confusion"
         return np.array([result["tests"][test][counted] for result in self.results])
 
