@@ -177,9 +177,10 @@ class CellScores:
             cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
         cut += [f"{name} {value}" for name, value in parts(self.results).items()]
         learnt = [first["labels"]] if self.classes else []
-        config = self.runs[0].config
-        learnt += [f"target {config['target']}, rated {config['training']['vad_scale']}"] if self.dimensions else []
-        learnt += [f"target {config['target']}"] if "kl" in first else []
+        if self.dimensions or "kl" in first:
+            config = self.runs[0].config
+            rated = f", rated {config['training']['vad_scale']}" if self.dimensions else ""
+            learnt.append(f"target {config['target']}{rated}")
         return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
 
     @property
