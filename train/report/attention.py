@@ -1,14 +1,13 @@
 """What the modality interaction transformer of a trained run attends to, taken from the model as it runs: a section."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ser.cache.manifest import Manifest
 from ser.cache.store import Feature, Store
@@ -16,9 +15,8 @@ from ser.errors import SerError
 from ser.train.data.dataset import Dataset
 from ser.train.data.features import read_name, select_features
 from ser.train.data.labels import UNLABELLED, apply_policy
-from ser.train.models.layers import Attention, DecoderLayer
+from ser.train.models.layers import DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
-from ser.train.models.ragged import RaggedLayout, SelfAttentionPooling
 from ser.train.run import load_model
 from ser.train.run_folder import Run
 
@@ -49,7 +47,7 @@ class Attended:
 
 @torch.inference_mode()
 def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]) -> list[Attended]:
-    """The attention of a trained run in each utterance, both modalities shown.
+    """The attention of a trained run in each utterance, both modalities shown; its model computes as it always does.
 
     Raises `SerError` if the run or a feature cannot be read.
     """
@@ -65,43 +63,28 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     data = Dataset(apply_policy(UNLABELLED, manifest), run.config["dims"], dict, {})
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     packed = text.feature.load(manifest, rows)
-    found = []
-    with weights_of(interaction) as seen:
-        for number, (utterance, row) in enumerate(zip(utterances, rows, strict=True)):
-            read = {modality: one.read(np.array([number])) for modality, one in sources.items()}
-            batch = data.batch([np.array([row])], fitted.scaling, read=read)
-            logits = fitted.model(batch)["logits"]
-            weights = seen["attention"].mean(0).numpy()  # [h, L, T + N] → [L, T + N]
-            frames, said = len(batch.inputs["audio"].values), manifest.column("text")[row] or ""
-            word = packed.extras.get("word")
-            word = None if word is None else word[slice(*packed.offsets[number:][:2])]
-            words, names = _by_word(weights[:, frames:], word, said, text.feature.spec.config)
-            tokens, k = seen["pooling"].numpy(), len(run.config["labels"]["classes"])
-            probabilities = logits[0, :k].softmax(0).numpy()
-            hop = audio.hop or audio.feature.spec.hop
-            found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names))
+    found, given = [], dict[str, Any]()  # what the last layer's attention and the pooling were given
+    layer: DecoderLayer = interaction.decoder[-1]  # type: ignore[assignment]
+    last, pool = layer.multihead_attn, interaction.pool
+    last.register_forward_pre_hook(lambda _, taken: given.update(attention=taken))
+    pool.register_forward_pre_hook(lambda _, taken: given.update(pooling=taken))
+    for number, (utterance, row) in enumerate(zip(utterances, rows, strict=True)):
+        read = {modality: one.read(np.array([number])) for modality, one in sources.items()}
+        batch = data.batch([np.array([row])], fitted.scaling, read=read)
+        logits = fitted.model(batch)["logits"]
+        x, _, (memory, _) = given["attention"]
+        q = last.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
+        k = last.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, T + N, d / h]
+        weights = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2).mean(0).numpy()  # [L, T + N]
+        tokens = pool.score(given["pooling"][0])[:, 0].softmax(0).numpy()
+        frames, said = len(batch.inputs["audio"].values), manifest.column("text")[row] or ""
+        word = packed.extras.get("word")
+        word = None if word is None else word[slice(*packed.offsets[number:][:2])]
+        words, names = _by_word(weights[:, frames:], word, said, text.feature.spec.config)
+        probabilities = logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy()
+        hop = audio.hop or audio.feature.spec.hop
+        found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names))
     return found
-
-
-@contextmanager
-def weights_of(interaction: ModalityInteraction) -> Iterator[dict[str, Tensor]]:
-    """The weights of the last layer's attention to both modalities `[h, L, r]` and of the pooling `[L]`, for one
-    utterance at a time. The model's own code and numbers stay as they are.
-    """
-    seen: dict[str, Tensor] = {}
-
-    def attended(attention: Attention, taken: tuple[Any, ...], _: Tensor) -> None:
-        x, _, (memory, _) = taken
-        q = attention.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
-        k = attention.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, r, d / h]
-        seen["attention"] = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2)
-
-    def pooled(pool: SelfAttentionPooling, taken: tuple[Tensor, RaggedLayout], _: Tensor) -> None:
-        seen["pooling"] = pool.score(taken[0])[:, 0].softmax(0)
-
-    last: DecoderLayer = interaction.decoder[-1]  # type: ignore[assignment]
-    with last.multihead_attn.register_forward_hook(attended), interaction.pool.register_forward_hook(pooled):
-        yield seen
 
 
 def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str | None]]:
@@ -112,11 +95,9 @@ def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np
     if word is None:
         return weights, [f"token {number}" for number in range(weights.shape[1])]
     names: list[Any] = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
-    columns = [word == column for column in range(len(names))]
-    special = (word < 0) | (word >= len(names))
     if (word < 0).any() or not names:
-        columns, names = [*columns, special], [*names, None]
-    return np.stack([weights[:, column].sum(1) for column in columns], axis=1), names
+        word, names = np.where((word < 0) | (word >= len(names)), len(names), word), [*names, None]
+    return np.stack([weights[:, word == column].sum(1) for column in range(len(names))], axis=1), names
 
 
 class Inside(NamedTuple):
