@@ -33,14 +33,13 @@ from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .options import Experiment, assignments
 from .run_folder import Run, run_name, shape
-from .scores import SHOWN
+from .scores import SCORED
 
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 OF_THE_RUN = ("fold", "seed", "cut", "provenance")  # what tells the runs of one cell apart
 AGAIN = "remove it and run the sweep again"
 Scalar = str | int | float | bool
-SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {"ccc": "mean CCC"}  # what selects, in a heading
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"low": "from", "high": "to"}):

@@ -16,6 +16,7 @@ from .data.labels import DIMENSIONS
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are told
+SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {"ccc": "mean CCC"}  # what selects, in a heading
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
 TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
 LEVEL = 0.9  # of conformal sets: the share that is to hold the true class

@@ -21,7 +21,7 @@ from ser.errors import CorruptStore, WrongUse
 from ser.train import scores
 from ser.train.data.labels import DIMENSIONS
 from ser.train.run_folder import Run, column
-from ser.train.scores import FEWEST, LEVEL, METRICS, PERCENT, SHOWN, Ends
+from ser.train.scores import FEWEST, LEVEL, METRICS, PERCENT, SCORED, SHOWN, Ends
 
 RANGES = {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
 NOT_KNOWN = "whether test speakers are heard in training is not known"
@@ -106,8 +106,7 @@ class CellScores:
         if corpus is not None:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
         matrices = self.by_group(groups, test, rated)
-        pooled = self.measure(metric, matrices.sum(0)).mean() if corpus else self.score(metric, test).pooled
-        whole = float(pooled)
+        whole = float(self.measure(metric, matrices.sum(0)).mean()) if corpus else self.score(metric, test).pooled
         found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if np.isnan(found).all(1).any():
             return whole, None, None
@@ -148,8 +147,7 @@ class CellScores:
         """
         rows: list[dict[str, Any]] = []
         names = self.results[0].get("corpora", {})
-        told = {"UA %": "ua", "WA %": "wa", "macro-F1 %": "macro_f1"} if self.classes else {}
-        told |= {"mean CCC": "ccc"} if self.dimensions else {}
+        told = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
         for name in names:
             tested = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
             if tested:

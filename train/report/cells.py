@@ -80,8 +80,7 @@ class Cell(CellScores):
         p, percent = self.predictions, 100 * self.probabilities["both"]
         given = percent[np.arange(len(p)), self.truth]
         known = p[["id", "speaker", "truth", "predicted", "run", "seed"]]
-        found = known.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given)
-        return found.assign(group=self.group)
+        return known.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given, group=self.group)
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
