@@ -53,13 +53,6 @@ def _recipes() -> tuple[Recipe, ...]:
     return tuple(read_recipe(name) for name in recipe_names())
 
 
-@cache
-def _structural(fusion: str) -> frozenset[str]:
-    """What tells apart two cells of the papers with the same fusion, such as `queries`."""
-    cells = [cell for recipe in _recipes() for cell in recipe.cells if cell.experiment.fusion == fusion]
-    return frozenset(one.partition("=")[0] for cell in cells for one in cell.experiment.set) | {"loss", "views"}
-
-
 def _feature(name: str) -> frozenset[str]:
     """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9", "pool=mean"}."""
     feature, options, read, _ = parse_name(name)
@@ -137,7 +130,10 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
             barred, differs = differences(cell.runs, one, recipe.models)
             where = f"{recipe.title.partition(':')[0]}: {one.name}"
             found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.written.seeds, differs)]
-    apart = [len(_structural(cell.config["fusion"]).intersection(one.differs)) for one in found]
+    asked = [one.experiment for recipe in _recipes() for one in recipe.cells]
+    alike = [one.set for one in asked if one.fusion == cell.config["fusion"]]
+    structural = {"loss", "views", *(item.partition("=")[0] for items in alike for item in items)}
+    apart = [len(structural.intersection(one.differs)) for one in found]
     return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
 
 

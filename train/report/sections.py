@@ -194,19 +194,14 @@ def papers_table(cells: Sequence[Cell]) -> Table:
         ours = {metric: cell.score(metric) for metric in MAIN}
         alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.seeds, one.differs))
         for (numbers, seeds, differs), places in alike.items():
-            if numbers:
-                row: Row = {"cell": cell.label, "in the papers": _together([one.where for one in places])}
+            if numbers:  # each paper is named once: "MSMSER, Table 1: Ours; Table 2: Full"
+                named = grouped((one.where.split(", ", 1) for one in places), lambda where: where[0]).items()
+                together = [f"{paper}, {'; '.join(place for _, place in of)}" for paper, of in named]
+                row: Row = {"cell": cell.label, "in the papers": "; ".join(together)}
                 row |= beside(MAIN, dict(numbers), ours, seeds, not differs, not caveat(cell.results))
                 rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [bool(caveat(cell.results)) for cell in cells]
     return described("papers", rows, sentence("meant", not all(unreal)), sentence("unreal", any(unreal)))
-
-
-def _together(places: Sequence[str]) -> str:
-    """Places in the papers, each paper named once: "MSMSER, Table 1: Ours; Table 2: Full"."""
-    papers = [place.partition(", ")[0] for place in places]
-    again = [before == paper for before, paper in zip(["", *papers], papers, strict=False)]
-    return "; ".join(p.partition(", ")[2] if known else p for p, known in zip(places, again, strict=True))
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

@@ -179,17 +179,13 @@ def to_latex(table: Table) -> str:
     from tabulate import LATEX_ESCAPE_RULES
 
     # After a line's end, LaTeX takes a bracket for a length.
-    body = tabulated(table, "latex_booktabs", lambda text: ("\u200b" if text.startswith("[") else "") + _one_line(text))
+    body = tabulated(table, "latex_booktabs", lambda text: "\u200b" * text.startswith("[") + " ".join(text.split()))
     escaped = str.maketrans(LATEX_ESCAPE_RULES)
-    caption, note = (_one_line(text).translate(escaped) for text in (table.caption, table.note))
+    caption, note = (" ".join(text.split()).translate(escaped) for text in (table.caption, table.note))
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", body]
     lines += [rf"\par\small {note}"] if note else []
     lines += [r"\end{table}"]
     return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", "latex", "csv"]) -> None:
