@@ -78,7 +78,8 @@ class CellScores:
 
     def score(self, metric: str, test: str = "both") -> Score:
         """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
-        matrices = self._matrices(metric, test)
+        counted = "moments" if metric in self.of_ratings else "confusion"
+        matrices = np.array([result["tests"][test][counted] for result in self.results])
         own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
         by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
@@ -88,7 +89,7 @@ class CellScores:
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, summed over the runs."""
-        return self._matrices("ua", test).sum(0)
+        return np.sum([result["tests"][test]["confusion"] for result in self.results], 0)
 
     @property
     def n(self) -> int:
@@ -228,10 +229,7 @@ class CellScores:
     @cached_property
     def truth(self) -> np.ndarray:
         """The number of the true class of each prediction `[n]`."""
-        return self._numbers(self.predictions.truth)
-
-    def _numbers(self, names: Any) -> np.ndarray:
-        return np.array([self.classes.index(name) for name in names])
+        return self.predictions.truth.map(self.classes.index).to_numpy()
 
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
@@ -272,7 +270,7 @@ class CellScores:
         dev = [table.to_pandas(use_threads=False) for run in self.runs if (table := run.dev_predictions) is not None]
         if len(dev) < len(self.runs):
             return None
-        on_dev = [(self._numbers(p.truth), np.stack(p.probabilities).astype(float)) for p in dev]
+        on_dev = [(p.truth.map(self.classes.index).to_numpy(), np.stack(p.probabilities).astype(float)) for p in dev]
         least = np.array([scores.conformal_threshold(*pair) for pair in on_dev])
         inside = self.probabilities["both"] >= least[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
@@ -309,11 +307,6 @@ class CellScores:
         ]
         found = pandas.concat(frames, ignore_index=True)  # runs of earlier versions do not name dialogues
         return found.reindex(columns=list(dict.fromkeys([*found.columns, "dialogue", "truth"])))
-
-    def _matrices(self, metric: str, test: str) -> np.ndarray:
-        """C `[R, K, K]` of the runs, or M `[R, D, 6]` of a metric that counts these."""
-        counted = "moments" if metric in self.of_ratings else "confusion"
-        return np.array([result["tests"][test][counted] for result in self.results])
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
         """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
