@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -21,7 +20,7 @@ HARDEST = 12  # utterances
 GROUPS = 12  # of one grouping in the plot
 # Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
 STYLE = r"^(?:[^/]+/)?Ses\d\d[FM]_(impro|script)"
-SECONDS = (0.0, 1.5, 3.0, 5.0, 8.0, np.inf)
+SECONDS = {"under 1.5 s": 0.0, "1.5–3 s": 1.5, "3–5 s": 3.0, "5–8 s": 5.0, "from 8 s": 8.0}  # from so many
 # Shares of the raters behind the label, in percent: from, below. Two of three raters are in the second.
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
 
@@ -145,9 +144,8 @@ def groups_table(cell: Cell) -> Table:
     import pandas
 
     p = cell.judged.join(cell.utterances, on="id")
-    names = [f"under {SECONDS[1]:g} s", *(f"{low:g}–{to:g} s" for low, to in pairwise(SECONDS[1:-1]))]
-    names.append(f"from {SECONDS[-2]:g} s")
-    p["duration"] = pandas.cut(p.duration.astype(float), SECONDS, right=False, labels=names)
+    bounds = [*SECONDS.values(), np.inf]
+    p["duration"] = pandas.cut(p.duration.astype(float), bounds, right=False, labels=list(SECONDS))
     p["scripted or improvised"] = p.id.str.extract(STYLE)[0].map({"impro": "improvised", "script": "scripted"})
     rows: list[Row] = []
     for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
