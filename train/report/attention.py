@@ -172,7 +172,6 @@ def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) 
     frames = one.frames.shape[1]
     unit, end = ("seconds", frames * one.hop) if one.hop else ("frames", float(frames))
     binned, spans = _binned(one.frames, STEPS), _binned(one.frames, ROWS)
-    short = ["⟨⟩" if text is None else text for text in one.texts]
     step = end / spans.shape[1]
     names = [f"{n * step:.2f}–{(n + 1) * step:.2f} {unit}" for n in range(spans.shape[1])]
     rows = [
@@ -181,7 +180,7 @@ def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) 
         for modality, whats, weights in (("audio", names, spans), ("text", one.texts, one.words))
         for what, column in zip(whats, weights.T, strict=True)
     ]
-    shown = binned, one.words, short, one.tokens @ binned, end, unit, energy
+    shown = binned, one.words, one.texts, one.tokens @ binned, end, unit, energy
     return described("attention", rows, points=shown, name=name, utterance=one.utterance)
 
 

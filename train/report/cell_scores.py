@@ -301,11 +301,10 @@ class CellScores:
         """
         import pandas
 
-        frames = [
-            run.predictions().to_pandas(use_threads=False).assign(run=number, seed=run.result["seed"])
-            for number, run in enumerate(self.runs)
-        ]
-        found = pandas.concat(frames, ignore_index=True)  # runs of earlier versions do not name dialogues
+        frames = [run.predictions().to_pandas(use_threads=False) for run in self.runs]
+        run = np.repeat(range(len(frames)), [*map(len, frames)])
+        found = pandas.concat(frames, ignore_index=True).assign(run=run, seed=self._seeds[run])
+        # Runs of earlier versions do not name dialogues.
         return found.reindex(columns=list(dict.fromkeys([*found.columns, "dialogue", "truth"])))
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:

@@ -193,7 +193,8 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]]) -> Any:
 def attention_maps(shown: tuple[Any, ...]) -> Any:
     """Attention of L query tokens to spans of time [L, T] and to words [L, N], by name, with `over_time` [T] above.
 
-    `end` is the last span's end in `unit`; `energy` are levels and the seconds between two of them, drawn in grey.
+    Special tokens have no name. `end` is the last span's end in `unit`; `energy` are levels and the seconds between two
+    of them, drawn in grey.
     """
     frames, words, names, over_time, end, unit, energy = shown
     rows = {"nrows": 2, "height_ratios": [0.7 if energy is None else 1.0, 2.2]}
@@ -215,7 +216,7 @@ def attention_maps(shown: tuple[Any, ...]) -> Any:
     heat.yaxis.get_major_locator().set_params(integer=True)
     _heat(beside, words, "C1", -0.5, len(names) - 0.5)
     beside.set(yticks=[], title="words")
-    short = [name if len(name) < 11 else f"{name[:9]}…" for name in names]
+    short = ["⟨⟩" if name is None else name if len(name) < 11 else f"{name[:9]}…" for name in names]
     beside.set_xticks(range(len(names)), short, rotation=90, fontsize=10.5)
     return drawing
 

@@ -45,10 +45,8 @@ def compare(
         about = how_many(g := len(set(shared.values())), over)
         if g >= TO_TEST:
             break
-    one, two = (
-        cell.by_group([shared.get(pair) for pair in cell.tested], test)
-        for cell, test in zip((first, second), tests, strict=True)
-    )
+    sides = zip((first, second), tests, strict=True)
+    one, two = (cell.by_group([shared.get(pair) for pair in cell.tested], test) for cell, test in sides)
     parts = contributions(one, metric) - contributions(two, metric)
     difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
     if g < TO_TEST:
