@@ -120,12 +120,9 @@ def command(cell: Cell) -> str:
     words = ["ser", "train"]
     for key, value in chosen.items():
         option = f"--{key.replace('_', '-')}"
-        if isinstance(value, list | tuple):
-            words += [word for item in value for word in (option, str(item))]
-        elif value is True:
-            words.append(option)
-        elif value not in (None, False, known[key]):
-            words += [option, str(value)]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one not in (None, False, known[key]):
+                words += [option] if one is True else [option, str(one)]
     return shlex.join(words)
 
 
