@@ -195,8 +195,8 @@ def papers_table(cells: Sequence[Cell]) -> Table:
         alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.seeds, one.differs))
         for (numbers, seeds, differs), places in alike.items():
             if numbers:  # each paper is named once: "MSMSER, Table 1: Ours; Table 2: Full"
-                named = grouped((one.where.split(", ", 1) for one in places), lambda where: where[0]).items()
-                together = [f"{paper}, {'; '.join(place for _, place in of)}" for paper, of in named]
+                named = grouped((one.where.partition(", ") for one in places), lambda where: where[:2])
+                together = ["".join(paper) + "; ".join(place for *_, place in of) for paper, of in named.items()]
                 row: Row = {"cell": cell.label, "in the papers": "; ".join(together)}
                 row |= beside(MAIN, dict(numbers), ours, seeds, not differs, not caveat(cell.results))
                 rows.append({**row, "differs in": ", ".join(differs) or None})
