@@ -72,15 +72,12 @@ class Inputs:
         rows = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
         return torch.from_numpy(rows), torch.from_numpy(lengths)
 
-    def ahead(self, inputs: Mapping[str, "Inputs"], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
-        """Each cut with inputs that hold its utterances. Of what is streamed some is read ahead, in the same order.
+    def ahead(self, data: "Dataset", cuts: Iterable[Cut], unit: str, size: int) -> Iterator[Read]:
+        """Each cut, of so many units, with inputs that hold its utterances; of what is streamed some is read ahead.
 
-        `beside` says how many times a cut's bytes whoever asks needs beside them.
+        Raises `WrongUse` if the largest batch that could be cut so cannot be read within the budget of memory.
         """
-        return ((cut, inputs) for cut in cuts)
-
-    def check(self, data: "Dataset", unit: str, size: int) -> None:
-        """Raise `WrongUse` if the largest batch of so many units cannot be read within the budget of memory."""
+        return ((cut, data.inputs) for cut in cuts)
 
     def moments(self, utterances: np.ndarray) -> Tensor:
         """Of the utterances' rows: least and largest value, the sum, and that of the squares; `[4, dim]` float64."""
@@ -214,9 +211,8 @@ class Standardizer:
     def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
         """Statistics of all rows of the given utterances, which must be those of the training part alone."""
         low, high, total, squares = (torch.full((inputs.dim,), x).double() for x in (np.inf, -np.inf, 0.0, 0.0))
-        cuts = ([chunk] for chunk in np.array_split(utterances, len(utterances) // 256 + 1))
-        for [chunk], read in inputs.ahead({"": inputs}, cuts, beside=5):  # of float16: a copy, and one in float64
-            least, most, sums, of_squares = read[""].moments(chunk)
+        for chunk in np.array_split(utterances, len(utterances) // 256 + 1):
+            least, most, sums, of_squares = inputs.moments(chunk)
             low, high = torch.minimum(low, least), torch.maximum(high, most)
             total, squares = total + sums, squares + of_squares
         rows = int(np.diff(inputs.offsets)[utterances].sum())
@@ -341,10 +337,9 @@ class Dataset:
             order = torch.multinomial(chances, len(groups), replacement=True, generator=generator).tolist()
         elif generator:
             order = torch.randperm(len(groups), generator=generator).tolist()
-        self.reader.check(self, unit, size)
         standardizers = {modality: one.on(self.device) for modality, one in standardizers.items()}
         cuts = ([groups[i] for i in order[start : start + size]] for start in range(0, len(groups), size))
-        for cut, read in self.reader.ahead(self.inputs, cuts):
+        for cut, read in self.reader.ahead(self, cuts, unit, size):
             yield self.batch(cut, standardizers, truth, read, hide)
 
 

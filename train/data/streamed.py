@@ -7,7 +7,7 @@ block that several of them need is read once. What is read, and in which order, 
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -69,7 +69,7 @@ class Streamed(Inputs):
     def held(self, device: torch.device | str = "cpu") -> Inputs:
         """All of it in memory, or on a GPU, read bit by bit."""
         values = torch.empty(int(self.offsets[-1]), self.dim, dtype=self.values.dtype, device=device)
-        for utterances in self._pieces(self.order):
+        for utterances in self._pieces(self.order, self.room):
             rows, _ = self.rows(numbers := np.sort(utterances))
             values[rows.to(device)] = self.read(numbers).values.to(device)
         return Inputs(values, self.offsets)
@@ -93,24 +93,25 @@ class Streamed(Inputs):
 
     def moments(self, utterances: np.ndarray) -> Tensor:
         """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
-        rows = int(np.diff(self.offsets)[utterances].sum())
-        pieces = list(self._pieces(utterances))
-        return moments_of(lambda: (self.take(piece).values for piece in pieces), rows, self.dim, self.room)
+        rows, pieces = int(np.diff(self.offsets)[utterances].sum()), [*self._pieces(utterances, self.room // 2)]
+        held = [self.take(utterances).values] if len(pieces) == 1 else None  # in place of reading it for all columns
+        return moments_of(lambda: held or (self.take(piece).values for piece in pieces), rows, self.dim, self.room)
 
-    def _pieces(self, utterances: np.ndarray) -> Iterator[np.ndarray]:
+    def _pieces(self, utterances: np.ndarray, room: int) -> Iterator[np.ndarray]:
         """The utterances cut where there is room for no more."""
         ends, start = np.cumsum(self.cost[utterances]), 0
         while start < len(utterances):
-            most = self.room + (ends[start - 1] if start else 0)
+            most = room + (ends[start - 1] if start else 0)
             stop = max(start + 1, int(np.searchsorted(ends, most, "right")))
             yield utterances[start:stop]
             start = stop
 
-    def check(self, data: Dataset, unit: str, size: int) -> None:
-        """Raise `WrongUse` if the largest batch of so many units is larger than the room."""
-        numbers = np.arange(len(data.utterances))
-        each = sum(one.cost[numbers % len(one.cost)] for one in data.inputs.values() if isinstance(one, Streamed))
-        units = np.bincount(data.utterances.dialogues, each) if unit == "dialogue" else np.asarray(each)
+    def ahead(self, data: Dataset, cuts: Iterable[Cut], unit: str, size: int) -> Iterator[Read]:
+        """Each cut with inputs that hold its utterances, the next ones read by a thread meanwhile."""
+        ended, numbers = threading.Event(), np.arange(len(data.utterances))
+        streamed = {name: one for name, one in data.inputs.items() if isinstance(one, Streamed)}
+        each = np.sum([one.cost[numbers % len(one.cost)] for one in streamed.values()], axis=0)
+        units = np.bincount(data.utterances.dialogues, each) if unit == "dialogue" else each
         if (largest := float(np.sort(units)[-size:].sum())) > self.room:
             enough = int(self.workers * min(2 * largest / (READ - HELD), self.whole) / 1e6) + 1
             raise WrongUse(
@@ -118,20 +119,13 @@ class Streamed(Inputs):
                 f"--memory {enough}MB is enough, or choose a smaller batch_size"
             )
 
-    def ahead(self, inputs: Mapping[str, Inputs], cuts: Iterable[Cut], beside: int = 0) -> Iterator[Read]:
-        """Each cut with inputs that hold its utterances, the next ones read by a thread meanwhile."""
-        ended = threading.Event()
-        streamed = {name: one for name, one in inputs.items() if isinstance(one, Streamed)}
-
-        def read(cuts: Sequence[Cut], room: bool) -> dict[str, Inputs]:
-            """What the cuts need; if there is no room for it, all is left in the store."""
+        def read(cuts: Sequence[Cut]) -> dict[str, Inputs]:
             unwanted.set(ended)
             rows = np.concatenate([group for cut in cuts for group in cut])
-            return {**inputs, **{name: one.window(rows) for name, one in streamed.items() if room}}
+            return {**data.inputs, **{name: one.window(rows) for name, one in streamed.items()}}
 
-        groups = self._grouped([*streamed.values()], cuts, beside)
         with ThreadPoolExecutor(1, "ser reads ahead") as pool:
-            readings = ((now, pool.submit(read, now, room)) for now, room in groups)
+            readings = ((now, pool.submit(read, now)) for now in self._grouped(cuts, each))
             try:  # in pairs, so that the next is asked for before the one is waited for and used
                 for (now, reading), _ in pairwise(chain(readings, [([], Future[dict[str, Inputs]]())])):
                     found = reading.result()
@@ -141,28 +135,21 @@ class Streamed(Inputs):
             finally:
                 ended.set()
 
-    def _grouped(
-        self, streamed: Sequence["Streamed"], cuts: Iterable[Cut], beside: int
-    ) -> Iterator[tuple[list[Cut], bool]]:
-        """The cuts that are read at once: one, then two, four, … while there is room, and whether there is any.
+    def _grouped(self, cuts: Iterable[Cut], each: np.ndarray) -> Iterator[list[Cut]]:
+        """The cuts that are read at once, by what each utterance takes: one, then two, four, … while there is room.
 
         So the first does not wait long.
         """
         found, total, most = list[Cut](), 0, 1
         for cut in cuts:
-            rows = np.concatenate(cut)
-            cost = sum(int(one.cost[np.unique(rows % len(one.cost))].sum()) for one in streamed)
-            large = cost * (1 + beside) > self.room
-            if found and (large or len(found) == most or total + cost > self.room - cost * beside):
-                yield found, True
+            cost = int(each[np.unique(np.concatenate(cut))].sum())
+            if found and (len(found) == most or total + cost > self.room):
+                yield found
                 found, total, most = [], 0, 2 * most
-            if large:
-                yield [cut], False
-            else:
-                found.append(cut)
-                total += cost
+            found.append(cut)
+            total += cost
         if found:
-            yield found, True
+            yield found
 
 
 def within(budget: int, streams: Sequence[Streamed], workers: int, vectors: bool) -> Iterator[tuple[bool, Streamed]]:
