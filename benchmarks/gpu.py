@@ -62,7 +62,7 @@ _NUMBERS, _TIMES = "ser.benchmarks.gpu_numbers", "ser.benchmarks.gpu_times"
 STAGES = {
     "versions": Stage("ser.benchmarks.gpu:versions", 15, "engines/machine.py"),
     "float64": Stage(f"{_NUMBERS}:float64", 20, "train/models/ragged.py"),
-    "float32": Stage(f"{_NUMBERS}:float32", 35, "engines/machine.py (TF32), train/models/stacked.py"),
+    "float32": Stage(f"{_NUMBERS}:float32", 35, "engines/machine.py (TF32), train/fit_many.py"),
     "bf16": Stage(f"{_NUMBERS}:bf16", 15, "train/models/ragged.py"),
     "waits": Stage(f"{_NUMBERS}:waits", 15, "train/data/dataset.py, train/models/ragged.py"),
     "encoders": Stage(f"{_NUMBERS}:encoders", 20, "extract/extractors.py, extract/speech.py"),
@@ -70,7 +70,7 @@ STAGES = {
     "hubert": Stage(f"{_TIMES}:hubert", 35, "extract/worker.py, cache/part.py"),
     "perspective": Stage(f"{_TIMES}:perspective", 45, "train/fit_many.py, train/sweep.py"),
     "mit": Stage(f"{_TIMES}:mit", 60, "train/models/msmser.py, train/fit.py"),
-    "launches": Stage(f"{_TIMES}:launches", 20, "train/models/stacked.py, train/models/msmser.py"),
+    "launches": Stage(f"{_TIMES}:launches", 20, "train/fit_many.py, train/models/msmser.py"),
 }
 
 

@@ -22,8 +22,8 @@ from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
+from ser.train.fit_many import Graphs
 from ser.train.models.ragged import Batch, on_device
-from ser.train.models.stacked import Graphs
 from ser.train.options import Experiment
 from ser.train.settings import TrainConfig, parse_settings
 

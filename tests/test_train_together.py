@@ -23,11 +23,10 @@ from ser.train import fit_many as fit_many_module
 from ser.train import run as run_module
 from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import Diverged, Epoch, fit, learning_rate, make_optimiser
-from ser.train.fit_many import MOST, can_train_together, fit_many
-from ser.train.models import FUSIONS, stacked
+from ser.train.fit_many import MOST, NO_LABEL, Graphs, Stack, can_train_together, fit_many
+from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
-from ser.train.models.stacked import NO_LABEL, Graphs, Stack
 from ser.train.run_folder import Run, run_name
 from ser.train.sweep import plan_sweep, run_sweep, train_group
 
@@ -73,8 +72,8 @@ def stack_of(models, values, dropout, generators):
 
 def trained(stack, groups, chosen, labels):
     """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R, r]`, what is real."""
-    turns = stacked.table(groups)
-    batch, generators = stacked.batch_of(turns, torch.tensor(chosen)), stack.generators
+    turns = fit_many_module.table(groups)
+    batch, generators = fit_many_module.batch_of(turns, torch.tensor(chosen)), stack.generators
     if stack.kept is None:
         stack.generators = [torch.Generator() for _ in generators]
         stack.draw(turns, *batch)

@@ -80,7 +80,7 @@ class Fusion:
     `stages` are trained one after the other on the same module, each starting from the weights that the one before it
     kept; the model of the run is that of the last, and its scores are those of "logits". Most models have one.
 
-    `stacks(settings)`, where there is one, says whether many runs can be trained at once (`stacked.Stack`): the model
+    `stacks(settings)`, where there is one, says whether many runs can be trained at once (`fit_many.Stack`): the model
     takes vectors of whole dialogues, may be given their layout, is deterministic but for `nn.Dropout`, has one stage
     and no `hide`.
 
