@@ -66,7 +66,7 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
     features, fusion, memory, settings, views = CASES[case]
     plain = Experiment(features, fusion, store=rich, out=tmp_path / "a", epochs=2, folds=1, set=settings, views=views)
     small = replace(plain, out=tmp_path / "b", memory=memory)
-    assert estimate(prepare(small)).streamed and not prepare(plain)[0].data.reader.streamed
+    assert estimate(prepare(small)).streamed and not estimate(prepare(plain)).streamed
     (run,), (streamed,) = run_experiment(plain), run_experiment(small)
     assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
 

@@ -30,7 +30,6 @@ Read = tuple[Cut, Mapping[str, "Inputs"]]
 Hide = Callable[[int], Mapping[str, Tensor]]
 FITS = 0.5  # of a GPU's free memory may be inputs that stay there
 COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
-SUMMED = 64 << 20  # bytes of float64 that are added up at once
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Inputs:
     values: Tensor
     offsets: np.ndarray
     pinned: bool = False  # whether rows are taken into pinned memory, to travel to a GPU
+    room: int = 64 << 20  # bytes that may be added up, or read, at once
     streamed: ClassVar[bool] = False  # whether the rows are read when they are asked for: see `Streamed`
 
     @property
@@ -79,10 +79,26 @@ class Inputs:
         """
         return ((cut, data.inputs) for cut in cuts)
 
+    def pieces(self, utterances: np.ndarray) -> list[np.ndarray]:
+        """The utterances in as many arrays as there is no room to take at once; in memory there always is."""
+        return [utterances]
+
     def moments(self, utterances: np.ndarray) -> Tensor:
-        """Of the utterances' rows: least and largest value, the sum, and that of the squares; `[4, dim]` float64."""
-        values = self.take(utterances).values
-        return moments_of(lambda: [values], len(values), self.dim, SUMMED)
+        """Of the utterances' rows: least and largest value, the sum, and that of the squares; `[4, dim]` float64.
+
+        So many columns at a time as there is room for. The sums are bit by bit those of all columns at once.
+        """
+        pieces, rows, found = self.pieces(utterances), int(np.diff(self.offsets)[utterances].sum()), list[Tensor]()
+        held = [self.take(utterances).values] if len(pieces) == 1 else None  # else taken again for other columns
+        width = max(1, self.room // (8 * rows * COLUMNS)) * COLUMNS
+        for first in range(0, max(1, self.dim - 1), width):
+            stop = first + width if first + width < self.dim - 1 else self.dim  # one alone is added up in another order
+            wide, at = torch.empty(rows, stop - first, dtype=torch.float64), 0
+            for values in held or (self.take(piece).values for piece in pieces):
+                wide[at : at + len(values)] = values[:, first:stop]
+                at += len(values)
+            found.append(torch.stack([wide.amin(0), wide.amax(0), wide.sum(0), wide.mul_(wide).sum(0)]))
+        return torch.cat(found, 1)
 
     def scaled(self, standardize: "Standardizer", corpora: np.ndarray) -> "Inputs":
         """The same standardised, float32; `corpora` are the numbers of the utterances' corpora."""
@@ -128,23 +144,6 @@ class Source:
     def load(self) -> Inputs:
         """All of it in memory."""
         return self.read(np.arange(len(self.lengths)))
-
-
-def moments_of(read: Callable[[], Iterable[Tensor]], rows: int, dim: int, room: int) -> Tensor:
-    """As `Inputs.moments`, of the rows `[…, dim]` that `read` gives piece by piece.
-
-    So many columns at a time as there is room for, in bytes. The sums are bit by bit those of all columns at once.
-    """
-    width = max(1, room // (8 * rows * COLUMNS)) * COLUMNS
-    found = []
-    for first in range(0, max(1, dim - 1), width):
-        stop = first + width if first + width < dim - 1 else dim  # one column alone is added up in another order
-        wide, at = torch.empty(rows, stop - first, dtype=torch.float64), 0
-        for piece in read():
-            wide[at : at + len(piece)] = piece[:, first:stop]
-            at += len(piece)
-        found.append(torch.stack([wide.amin(0), wide.amax(0), wide.sum(0), wide.mul_(wide).sum(0)]))
-    return torch.cat(found, 1)
 
 
 @dataclass
@@ -260,11 +259,6 @@ class Dataset:
         self.__dict__.pop("inputs", None)
         self._elsewhere.clear()
 
-    @property
-    def reader(self) -> Inputs:
-        """One of the inputs that are streamed, if any is, to read them all ahead."""
-        return max(self.inputs.values(), key=lambda one: one.streamed)
-
     def on(self, device: str) -> "Dataset":
         """The same utterances with their inputs moved to a GPU once, for all runs that train on them."""
         if device == self.device:
@@ -339,7 +333,8 @@ class Dataset:
             order = torch.randperm(len(groups), generator=generator).tolist()
         standardizers = {modality: one.on(self.device) for modality, one in standardizers.items()}
         cuts = ([groups[i] for i in order[start : start + size]] for start in range(0, len(groups), size))
-        for cut, read in self.reader.ahead(self, cuts, unit, size):
+        reader = max(self.inputs.values(), key=lambda one: one.streamed)  # if any is streamed, it reads them all
+        for cut, read in reader.ahead(self, cuts, unit, size):
             yield self.batch(cut, standardizers, truth, read, hide)
 
 

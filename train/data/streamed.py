@@ -21,7 +21,7 @@ from ser.cache.blocks import unwanted
 from ser.errors import WrongUse
 
 from ..models.ragged import Sequences
-from .dataset import FITS, Cut, Dataset, Inputs, Read, Source, Standardizer, moments_of
+from .dataset import FITS, Cut, Dataset, Inputs, Read, Source, Standardizer
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 FILLED = 0.9  # of the budget may be held where everything fits
@@ -38,7 +38,6 @@ class Streamed(Inputs):
     read: Callable[[np.ndarray], Inputs]  # gives these utterances, which are sorted, each named once
     cost: np.ndarray  # bytes that each takes while it is read, int64 [n]
     order: np.ndarray  # the utterances in an order that is quick to read
-    room: int = 1 << 62  # bytes that may be read at once
     whole: int = 0  # the budget that would hold everything
     workers: int = 1  # that have such a budget each
 
@@ -69,7 +68,7 @@ class Streamed(Inputs):
     def held(self, device: torch.device | str = "cpu") -> Inputs:
         """All of it in memory, or on a GPU, read bit by bit."""
         values = torch.empty(int(self.offsets[-1]), self.dim, dtype=self.values.dtype, device=device)
-        for utterances in self._pieces(self.order, self.room):
+        for utterances in self.pieces(self.order):
             rows, _ = self.rows(numbers := np.sort(utterances))
             values[rows.to(device)] = self.read(numbers).values.to(device)
         return Inputs(values, self.offsets)
@@ -91,20 +90,13 @@ class Streamed(Inputs):
             cost=self.cost + np.diff(self.offsets) * self.dim * 4,
         )
 
-    def moments(self, utterances: np.ndarray) -> Tensor:
-        """As in memory, bit by bit: so many columns and utterances at a time as there is room for."""
-        rows, pieces = int(np.diff(self.offsets)[utterances].sum()), [*self._pieces(utterances, self.room // 2)]
-        held = [self.take(utterances).values] if len(pieces) == 1 else None  # in place of reading it for all columns
-        return moments_of(lambda: held or (self.take(piece).values for piece in pieces), rows, self.dim, self.room)
-
-    def _pieces(self, utterances: np.ndarray, room: int) -> Iterator[np.ndarray]:
-        """The utterances cut where there is room for no more."""
-        ends, start = np.cumsum(self.cost[utterances]), 0
-        while start < len(utterances):
-            most = room + (ends[start - 1] if start else 0)
-            stop = max(start + 1, int(np.searchsorted(ends, most, "right")))
-            yield utterances[start:stop]
-            start = stop
+    def pieces(self, utterances: np.ndarray) -> list[np.ndarray]:
+        """The utterances cut where half the room is taken: a copy is made of what is read."""
+        ends, cuts = np.cumsum(self.cost[utterances]), [0]
+        while cuts[-1] < len(utterances):
+            most = self.room // 2 + (ends[cuts[-1] - 1] if cuts[-1] else 0)
+            cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, most, "right"))))
+        return [utterances[start:stop] for start, stop in pairwise(cuts)]
 
     def ahead(self, data: Dataset, cuts: Iterable[Cut], unit: str, size: int) -> Iterator[Read]:
         """Each cut with inputs that hold its utterances, the next ones read by a thread meanwhile."""
