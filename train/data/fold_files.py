@@ -1,4 +1,4 @@
-"""Files of folds: a table, or EmoBox's folders, as lists of ids."""
+"""Files of folds: a table, or EmoBox's folders, as sets of ids."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from ser.cache.atomic_io import read_named
 from ser.errors import WrongUse
 
 PARTS = ("train", "dev", "test")
-Listed = tuple[str, dict[str, list[str]]]  # a fold's name, and the ids of each part
+Listed = tuple[str, dict[str, set[str]]]  # a fold's name, and the ids of each part
 
 
 def read_folds(path: Path) -> list[Listed]:
@@ -51,11 +51,11 @@ def _read_table(path: Path) -> list[Listed]:
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
     ids, folds = table["id"], table.groupby("fold", sort=False)["id"]
     if "part" not in table:
-        return [(name, {"train": [*ids.drop(of.index)], "dev": [], "test": [*of]}) for name, of in folds]
+        return [(name, {"train": {*ids.drop(of.index)}, "dev": set(), "test": {*of}}) for name, of in folds]
     for part, id_ in zip(table["part"], ids, strict=True):
         if part not in PARTS:
             raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
-    return [(name, {part: [*of[table["part"][of.index] == part]] for part in PARTS}) for name, of in folds]
+    return [(name, {part: {*of[table["part"][of.index] == part]} for part in PARTS}) for name, of in folds]
 
 
 def _read_emobox(path: Path) -> list[Listed]:
@@ -64,6 +64,6 @@ def _read_emobox(path: Path) -> list[Listed]:
         parts = {}
         for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
             files = sorted(folder.glob(f"*{word}*.jsonl"))
-            parts[part] = [str(line["key"]) for file in files for line in lines(read_named(file))]
+            parts[part] = {str(line["key"]) for file in files for line in lines(read_named(file))}
         folds.append((folder.name.replace("_", " "), parts))
     return folds

@@ -140,7 +140,14 @@ def speaker_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     the next such group of speakers: a pair in IEMOCAP, one speaker where nobody shares a dialogue.
     """
     speakers = _named(utterances.speakers, "speaker")
-    groups = _talking_together(speakers, utterances.dialogues)
+    group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in _natural(speakers)}  # who talk together
+    first: dict[int, str] = {}
+    for name, dialogue in zip(speakers, utterances.dialogues.tolist(), strict=True):
+        mine, theirs = group_of[name], group_of[first.setdefault(dialogue, name)]
+        if mine is not theirs:
+            merged = mine + theirs
+            group_of |= dict.fromkeys(merged, merged)
+    groups = [_natural(group) for group in dict.fromkeys(group_of.values())]
     for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
         for name in group:
             beside = dict.fromkeys(group, f"shares dialogues with speaker {name}")
@@ -169,8 +176,15 @@ def script_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     With dev "next" the dev part is another session's utterances of another script, and train has neither.
     """
     sessions = _named(utterances.sessions, "session")
-    scripts = _scripts(utterances, sessions)
-    units, names = list(zip(sessions, scripts, strict=True)), sorted({script for script in scripts if script})
+    scripts = [scene if scene and scene.startswith("script") else None for scene in utterances.scenes]
+    if not any(utterances.scenes):
+        said = Counter(text for text, _ in set(zip(utterances.texts, sessions, strict=True)) if text)
+        groups = dict(zip(sorted(text for text in said if said[text] > 1), cycle("123"), strict=False))
+        scripts = [f"texts {groups[text]}" if text in groups else None for text in utterances.texts]
+    names, units = sorted({script for script in scripts if script}), list(zip(sessions, scripts, strict=True))
+    if not names:
+        lack = "no script in IEMOCAP's ids, and no transcript that several sessions share"
+        raise WrongUse(f"--protocol script-out: this corpus has {lack}; use --protocol session-out")
     known = {*units}
     pairs = [pair for pair in product(_natural(sessions), names) if pair in known]
     for at, test in enumerate(pairs):
@@ -226,15 +240,14 @@ def from_file(utterances: Utterances, cut: Cut, file: str) -> Iterator[Fold]:
     """The folds that a file spells out; where it names no dev part, `cut` says it: "next" is the next fold's test."""
     listed, ids = read_folds(path := Path(file)), utterances.ids
     for (name, parts), (_, following) in zip(listed, [*listed[1:], listed[0]], strict=True):
-        held = [{*parts[part]} for part in PARTS]
-        train, dev, test = (np.flatnonzero([one in named for one in ids]) for named in held)
+        train, dev, test = (np.flatnonzero([one in parts[part] for one in ids]) for part in PARTS)
         if not len(test):
             raise WrongUse(f"{path}: fold {name} tests no labelled utterance of this corpus; are these its ids?")
         check_leakage(Fold(name, train, dev, test), utterances, ())
         part_of = dict.fromkeys(ids, f"in no part of {path.name}")
-        for part, named in zip(PARTS, held, strict=True):
-            part_of |= dict.fromkeys(named, part)
-        part_of |= dict.fromkeys(held[0].intersection(following["test"]), "next")
+        for part in PARTS:
+            part_of |= dict.fromkeys(parts[part], part)
+        part_of |= dict.fromkeys(parts["train"] & following["test"], "next")
         yield _fold(name, utterances, cut, ids, part_of, f"named by {path.name}")
 
 
@@ -249,12 +262,11 @@ def corpora_of(protocol: str, corpus: str | None) -> str | None:
     return names.replace(":", "+") if corpus is None and kind == "cross" else corpus
 
 
-def make_folds(protocol: str, utterances: Utterances, cut: Cut | None = None) -> list[Fold]:
+def make_folds(protocol: str, utterances: Utterances, cut: Cut = Cut()) -> list[Fold]:
     """The folds of one of `PROTOCOLS`, of `cross:A:B` or of `folds:FILE`, each checked by `check_leakage`.
 
     Raises `WrongUse` for a protocol that does not fit the corpus, `LeakageError` if a fold leaks.
     """
-    cut = cut or Cut()
     shared_dev = cut.share is not None  # and a wrong share is refused before anything is cut
     kind, colon, asked = protocol.partition(":")
     known = {**PROTOCOLS, "cross:": cross, "folds:": from_file}
@@ -352,19 +364,6 @@ def _share(utterances: Utterances, rows: np.ndarray, share: float, seed: int) ->
     return rows[chosen[group] == min(chosen, default=0)], units
 
 
-def _scripts(utterances: Utterances, sessions: Sequence[str]) -> list[str | None]:
-    """The script of each utterance, such as "script 01" or "texts 1", None for those that follow none."""
-    found = [scene if scene and scene.startswith("script") else None for scene in utterances.scenes]
-    if not any(utterances.scenes):
-        said = Counter(text for text, _ in set(zip(utterances.texts, sessions, strict=True)) if text)
-        groups = dict(zip(sorted(text for text in said if said[text] > 1), cycle("123"), strict=False))
-        found = [f"texts {groups[text]}" if text in groups else None for text in utterances.texts]
-    if not any(found):
-        lack = "no script in IEMOCAP's ids, and no transcript that several sessions share"
-        raise WrongUse(f"--protocol script-out: this corpus has {lack}; use --protocol session-out")
-    return found
-
-
 def _named(values: Sequence[str | None], kind: str) -> list[str]:
     """The column. Raises `WrongUse` if the corpus does not name every utterance's session or speaker."""
     if (nameless := sum(value is None for value in values)) or len(set(values)) < 2:
@@ -380,15 +379,3 @@ def _natural(names: Iterable[str]) -> list[str]:
         set(names),
         key=lambda name: [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)],
     )
-
-
-def _talking_together(speakers: Sequence[str], dialogues: np.ndarray) -> list[tuple[str, ...]]:
-    """The speakers in groups that share no dialogue with one another."""
-    group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in _natural(speakers)}
-    first: dict[int, str] = {}
-    for name, dialogue in zip(speakers, dialogues.tolist(), strict=True):
-        mine, theirs = group_of[name], group_of[first.setdefault(dialogue, name)]
-        if mine is not theirs:
-            merged = mine + theirs
-            group_of |= dict.fromkeys(merged, merged)
-    return [tuple(_natural(group)) for group in dict.fromkeys(group_of.values())]
