@@ -213,7 +213,7 @@ def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
     difference = batch.inputs["audio"].values - plain.inputs["audio"].values
     pieces = difference.split(plain.inputs["audio"].lengths.tolist())
     assert [round(piece.mean().item()) for piece in pieces] == [0, 8, 0]
-    assert len(more.utterances.by_dialogue(rows)) == 2 * len(data.utterances.by_dialogue(fold.train))
+    assert len(more.groups(rows, "dialogue")) == 2 * len(data.groups(fold.train, "dialogue"))
 
 
 def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_path: Path) -> None:

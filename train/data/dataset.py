@@ -229,10 +229,6 @@ class Standardizer:
             mean, std = mean[row], std[row]
         return (values.float() - mean) / std
 
-    def on(self, device: str) -> "Standardizer":
-        """The same for values on that device."""
-        return Standardizer(self.mean.to(device), self.std.to(device))
-
 
 @dataclass
 class Dataset:
@@ -306,7 +302,12 @@ class Dataset:
 
     def groups(self, rows: np.ndarray, unit: str) -> list[np.ndarray]:
         """The rows as the units that a batch counts: whole dialogues in turn order, or single utterances."""
-        return self.utterances.by_dialogue(rows) if unit == "dialogue" else list(rows[:, None])
+        if unit != "dialogue":
+            return list(rows[:, None])
+        rows, of = np.sort(rows), self.utterances
+        order = rows[np.lexsort((of.turns[rows], of.dialogues[rows]))]
+        starts = np.flatnonzero(np.diff(of.dialogues[order])) + 1
+        return [group for group in np.split(order, starts) if len(group)]
 
     def batches(
         self,
@@ -331,11 +332,11 @@ class Dataset:
             order = torch.multinomial(chances, len(groups), replacement=True, generator=generator).tolist()
         elif generator:
             order = torch.randperm(len(groups), generator=generator).tolist()
-        standardizers = {modality: one.on(self.device) for modality, one in standardizers.items()}
+        there = {m: Standardizer(one.mean.to(self.device), one.std.to(self.device)) for m, one in standardizers.items()}
         cuts = ([groups[i] for i in order[start : start + size]] for start in range(0, len(groups), size))
         reader = max(self.inputs.values(), key=lambda one: one.streamed)  # if any is streamed, it reads them all
         for cut, read in reader.ahead(self, cuts, unit, size):
-            yield self.batch(cut, standardizers, truth, read, hide)
+            yield self.batch(cut, there, truth, read, hide)
 
 
 def with_rows(

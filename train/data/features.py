@@ -50,11 +50,6 @@ class FeatureSelection:
         return self.feature.spec.dim * (2 if self.pooled and self.pool == "meanstd" else 1)
 
     @property
-    def narrow(self) -> bool:
-        """Whether its rows are float16; means are float32."""
-        return not self.pooled and self.hop is None and self.feature.spec.dtype == "float16"
-
-    @property
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
         spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
@@ -159,12 +154,14 @@ class ModalitySelection:
                 )
         if len(self.parts) == len(copies) == 1:
             return grid[0][0]
-        dtype = torch.float16 if all(part.narrow for parts in copies for part in parts) else torch.float32
+        every = [part for parts in copies for part in parts]
+        means = any(part.pooled or part.hop for part in every)  # which are float32
+        wide = means or any(part.feature.spec.dtype == "float32" for part in every)
         widths, lengths = [part.dim for part in self.parts], np.concatenate([side[0].lengths for side in grid])
 
         def read(utterances: np.ndarray) -> Inputs:
             offsets = np.concatenate([[0], np.cumsum(lengths[utterances])])
-            values = torch.empty(int(offsets[-1]), self.dim, dtype=dtype)
+            values = torch.empty(int(offsets[-1]), self.dim, dtype=torch.float32 if wide else torch.float16)
             firsts = np.searchsorted(utterances, n * np.arange(len(copies) + 1))
             for side, (first, last) in zip(grid, pairwise(firsts), strict=True):
                 own = values[offsets[first] : offsets[last]].split(widths, 1)
@@ -317,10 +314,8 @@ def select_features(
                 f"{plain.name if plain else 'any feature that is trained on'}: another level, dimension, pool or hop, "
                 "or several features in the place of one"
             )
-    for modality in {view.modality for view in augmented}:
-        plain = selected[modality]
-        copies = (view if view.modality == modality else plain for view in augmented)
-        selected[modality] = replace(plain, views=tuple(one.parts[0] for one in copies))
+        copies = (one if one.modality == view.modality else plain for one in augmented)
+        selected[view.modality] = replace(plain, views=tuple(one.parts[0] for one in copies))
     return selected, augmented
 
 

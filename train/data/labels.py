@@ -119,13 +119,6 @@ class Utterances:
         dialogues = _numbered(self.dialogues[which].tolist())
         return replace(self, **{name: of(getattr(self, name)) for name in names}, dialogues=dialogues)
 
-    def by_dialogue(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The given rows as one array per dialogue, each in turn order."""
-        rows = np.sort(rows)
-        order = rows[np.lexsort((self.turns[rows], self.dialogues[rows]))]
-        starts = np.flatnonzero(np.diff(self.dialogues[order])) + 1
-        return [group for group in np.split(order, starts) if len(group)]
-
 
 def _numbered(keys: Sequence[Any]) -> np.ndarray:
     """Each key's number, counted by first appearance; int64 [n]."""
