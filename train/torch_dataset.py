@@ -45,7 +45,8 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
         self.classes = self.utterances.classes
         self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
-        self.features = {name: one.source(manifest, self.utterances.rows).load() for name, one in selected.items()}
+        rows = self.utterances.rows
+        self.features = {name: one.source(manifest, rows).read(np.arange(len(rows))) for name, one in selected.items()}
         self._vectors = {name for name, one in selected.items() if one.feature.spec.level == "utterance"}
 
     def __len__(self) -> int:

@@ -131,21 +131,6 @@ class Inputs:
         return Inputs(torch.from_numpy(vectors), np.arange(len(self.offsets)))
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the rows of n utterances are read from."""
-
-    read: Callable[[np.ndarray], Inputs]  # gives these utterances, which are sorted, each named once
-    lengths: np.ndarray  # rows of each, int64 [n]
-    stored: np.ndarray  # bytes of the rows of each in the store, int64 [n]
-    beside: np.ndarray  # bytes that stand beside the rows of each while they are read, int64 [n]
-    order: np.ndarray  # the utterances in an order that is quick to read
-
-    def load(self) -> Inputs:
-        """All of it in memory."""
-        return self.read(np.arange(len(self.lengths)))
-
-
 @dataclass
 class DataCache:
     """What one experiment has loaded, for those that follow.

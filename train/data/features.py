@@ -20,9 +20,10 @@ from ..models import Fusion, get_fusion, with_layer_sums
 from ..options import Experiment
 from ..scores import rater_scores
 from ..targets import TARGETS
-from .dataset import DataCache, Dataset, Inputs, Pool, Source, with_rows
+from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
 from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
 from .splits import corpora_of
+from .streamed import Streamed, within
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class FeatureSelection:
         spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
         return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
 
-    def source(self, manifest: Manifest, rows: np.ndarray) -> Source:
+    def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
         """These rows of the manifest. Raises `MissingRows` and `CorruptStore`; all but the content is checked now."""
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
         lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
@@ -76,13 +77,15 @@ class FeatureSelection:
             values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
             return as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, spec, self.vectors)
 
-        stored = lengths * spec.dim * np.dtype(spec.dtype).itemsize
-        beside = stored if self.pooled or self.hop is not None or self.extra is not None else 0 * stored
-        every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
-        made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
         numbers = {part: number for number, part in enumerate(dict.fromkeys(part for part, _ in places))}
         order = np.lexsort(([row for _, row in places], [numbers[part] for part, _ in places]))
-        return Source(read, made, stored, beside, order)
+        empty = read(order[:1]).values[:0].clone()  # whatever is read has its dtype and dimension
+        every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
+        made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
+        cost = made * empty.shape[1] * empty.itemsize
+        if self.pooled or self.hop is not None or self.extra is not None:  # beside what is made stands what is stored
+            cost += lengths * spec.dim * np.dtype(spec.dtype).itemsize
+        return Streamed(empty, np.concatenate([[0], np.cumsum(made)]), read=read, cost=cost, order=order)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class ModalitySelection:
         parts, views = (tuple(replace(one, **changes) for one in side) for side in (self.parts, self.views))
         return replace(self, parts=parts, views=views)
 
-    def source(self, manifest: Manifest, rows: np.ndarray) -> Source:
+    def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
         """As `FeatureSelection.source`; behind these n utterances come the same ones of each view.
 
         Raises `WrongUse` if the rows of its features are not alike.
@@ -146,7 +149,7 @@ class ModalitySelection:
         copies, n = [self.parts, *((view,) for view in self.views)], len(rows)
         grid = [[part.source(manifest, rows) for part in parts] for parts in copies]
         for part, source in zip(self.parts, grid[0], strict=True):
-            if not np.array_equal(source.lengths, grid[0][0].lengths):
+            if not np.array_equal(source.offsets, grid[0][0].offsets):
                 name, other = (read_name(one.described) for one in (part, self.parts[0]))
                 raise WrongUse(
                     f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
@@ -154,14 +157,13 @@ class ModalitySelection:
                 )
         if len(self.parts) == len(copies) == 1:
             return grid[0][0]
-        every = [part for parts in copies for part in parts]
-        means = any(part.pooled or part.hop for part in every)  # which are float32
-        wide = means or any(part.feature.spec.dtype == "float32" for part in every)
-        widths, lengths = [part.dim for part in self.parts], np.concatenate([side[0].lengths for side in grid])
+        empty = torch.cat([torch.cat([source.values for source in side], 1) for side in grid])  # of the widest dtype
+        widths, lengths = [part.dim for part in self.parts], np.concatenate([np.diff(side[0].offsets) for side in grid])
+        starts = np.concatenate([[0], np.cumsum(lengths)])
 
         def read(utterances: np.ndarray) -> Inputs:
             offsets = np.concatenate([[0], np.cumsum(lengths[utterances])])
-            values = torch.empty(int(offsets[-1]), self.dim, dtype=torch.float32 if wide else torch.float16)
+            values = empty.new_empty(int(offsets[-1]), self.dim)
             firsts = np.searchsorted(utterances, n * np.arange(len(copies) + 1))
             for side, (first, last) in zip(grid, pairwise(firsts), strict=True):
                 own = values[offsets[first] : offsets[last]].split(widths, 1)
@@ -169,10 +171,11 @@ class ModalitySelection:
                     columns.copy_(source.read(utterances[first:last] % n).values)
             return Inputs(values, offsets)
 
-        # What stands beside the rows while they are made: those of one feature as stored, and as they are trained on.
-        stored = np.concatenate([np.max([source.stored for source in side], axis=0) for side in grid])
+        # Beside the rows of all features stand those of one, while they are read.
+        beside = np.concatenate([np.max([source.cost for source in side], axis=0) for side in grid])
         order = np.concatenate([side[0].order + n * number for number, side in enumerate(grid)])
-        return Source(read, lengths, stored, stored * min(2, len(self.parts)), order)
+        cost = lengths * self.dim * empty.itemsize + beside
+        return Streamed(empty, starts, read=read, cost=cost, order=order)
 
     def about(self, manifest: Manifest) -> str:
         """What is loaded, for a `DataCache`."""
@@ -182,7 +185,8 @@ class ModalitySelection:
 
     def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """All of its source in memory, if it is not in the cache already."""
-        return cache.load(self.about(manifest), rows, lambda: self.source(manifest, rows).load())
+        n = len(rows) * (1 + len(self.views))
+        return cache.load(self.about(manifest), rows, lambda: self.source(manifest, rows).read(np.arange(n)))
 
 
 def read_name(described: Mapping[str, Any]) -> str:
@@ -366,9 +370,7 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
         size = 4 * sum(part.bytes for feature in needed for part in feature.parts())  # at most: all of it in float32
         if budget is None or cache.fits(size, budget):
             return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
-        from .streamed import Streamed, within
-
-        streams = [Streamed.of(one.source(manifest, rows)) for one in chosen.values()]
+        streams = [one.source(manifest, rows) for one in chosen.values()]
         found = zip(chosen.items(), within(budget, streams, cache.workers, fusion.level == "vector"), strict=True)
         return {
             modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream

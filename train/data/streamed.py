@@ -21,7 +21,7 @@ from ser.cache.blocks import unwanted
 from ser.errors import WrongUse
 
 from ..models.ragged import Sequences
-from .dataset import FITS, Cut, Dataset, Inputs, Read, Source, Standardizer
+from .dataset import FITS, Cut, Dataset, Inputs, Read, Standardizer
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 FILLED = 0.9  # of the budget may be held where everything fits
@@ -31,7 +31,10 @@ READ = 0.8  # with the two windows, one that is read while one is trained on; bl
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed(Inputs):
-    """Inputs whose rows are read when they are taken; `values` is empty, and says their dtype and dimension."""
+    """Inputs whose rows are read from the store, all at once or when they are taken.
+
+    `values` is empty, and says their dtype and dimension.
+    """
 
     streamed: ClassVar[bool] = True
 
@@ -40,14 +43,6 @@ class Streamed(Inputs):
     order: np.ndarray  # the utterances in an order that is quick to read
     whole: int = 0  # the budget that would hold everything
     workers: int = 1  # that have such a budget each
-
-    @classmethod
-    def of(cls, source: Source) -> "Streamed":
-        """What a source gives."""
-        empty = source.read(source.order[:1]).values[:0].clone()
-        cost = source.lengths * (empty.shape[1] * empty.itemsize) + source.beside
-        offsets = np.concatenate([[0], np.cumsum(source.lengths)])
-        return cls(values=empty, offsets=offsets, read=source.read, cost=cost, order=source.order)
 
     @property
     def bytes(self) -> int:
