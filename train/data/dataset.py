@@ -159,26 +159,23 @@ class DataCache:
         processes.
         """
         key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
-        if key not in self.inputs:
-            self.inputs[key] = load() if self.shared is None else _shared(self.shared / key, load)
-        return self.inputs[key]
-
-
-def _shared(path: Path, load: Callable[[], Inputs]) -> Inputs:
-    """What `load` gives, through a file, which all processes map, written by whoever comes first."""
-    file, begun = path.with_suffix(".safetensors"), path.with_suffix(f".{os.getpid()}.part")  # there may be no locks
-    with locked(path.with_suffix(".lock")):
-        if not file.exists():
-            inputs = load()
-            try:
-                save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
-            except SafetensorError as fault:
-                raise StoreError(
-                    f"{path.parent}: cannot be written ({fault}); free some space and run the same command again"
-                ) from None
-            begun.replace(file)
-    tensors = load_file(file)
-    return Inputs(tensors["values"], tensors["offsets"].numpy())
+        if key in self.inputs:
+            return self.inputs[key]
+        if self.shared is None:
+            return self.inputs.setdefault(key, load())
+        file = self.shared / f"{key}.safetensors"
+        with locked(file.with_suffix(".lock")):
+            if not file.exists():  # whoever comes first writes it
+                inputs, begun = load(), file.with_suffix(f".{os.getpid()}.part")  # there may be no locks
+                try:
+                    save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
+                except SafetensorError as fault:
+                    raise StoreError(
+                        f"{self.shared}: cannot be written ({fault}); free some space and run the same command again"
+                    ) from None
+                begun.replace(file)
+        tensors = load_file(file)
+        return self.inputs.setdefault(key, Inputs(tensors["values"], tensors["offsets"].numpy()))
 
 
 @dataclass(frozen=True)
