@@ -65,9 +65,9 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
     return sum(F.cross_entropy(outputs[h], labels, reduction="sum") for h in heads if h in outputs)
 
 
-def stack_of(models, values, dropout, generators):
+def stack_of(models, values, generators):
     states = [generator.clone_state() for generator in generators]
-    return Stack(copy.deepcopy(models[0]), models, values, dropout, states)
+    return Stack(copy.deepcopy(models[0]), models, values, states)
 
 
 def trained(stack, groups, chosen, labels):
@@ -94,7 +94,7 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
     name, _, fused = name.partition(" ")
     heads = ("logits",) if fused else ("logits", "audio", "text")
     models, generators, values, labels, groups = made(name)
-    stack = stack_of(models, values, SMALL.dropout, generators)
+    stack = stack_of(models, values, generators)
     stage = FUSIONS[name].stages[0]
     together = make_optimiser(stack.weights, stage, SMALL)
     apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
@@ -132,7 +132,7 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
     models, generators, values, labels, groups = made("lgf-add")
 
     def gradients(poison):
-        stack = stack_of(models, values, 0.3, generators)
+        stack = stack_of(models, values, generators)
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
         outputs, truth, _ = trained(stack, groups, [[0, 1, 2], [3, 4, 5]], labels)

@@ -87,7 +87,7 @@ def fit_many(
         dropping.append(Generator(device).manual_seed(each.seed))
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     frame = config.fusion.build(settings, dims, len(data.utterances.classes))
-    stack = Stack(frame, models, values, settings.dropout, dropping)
+    stack = Stack(frame, models, values, dropping)
     optimiser = fit.make_optimiser(stack.weights, stage, settings)
     rate = torch.tensor(settings.lr, device=device)
     optimiser.param_groups[0].update(lr=rate, capturable=True)
@@ -277,12 +277,7 @@ class Stack:
     """
 
     def __init__(
-        self,
-        frame: nn.Module,
-        models: list[nn.Module],
-        values: dict[str, Tensor],
-        dropout: float,
-        generators: list[Generator],
+        self, frame: nn.Module, models: list[nn.Module], values: dict[str, Tensor], generators: list[Generator]
     ) -> None:
         weights, buffers = stack_module_state(models)
         self.model, self.values = frame, values
@@ -291,12 +286,13 @@ class Stack:
             name: F.pad(w.detach(), [0, sum(wide[name]) - sum(w.shape[1:][-1:])]).requires_grad_()
             for name, w in weights.items()
         }
-        self.buffers, self.dropout, self.generators = buffers, dropout, generators
-        self._drawn = _Drawn()
+        self.buffers, self.generators, self._drawn = buffers, generators, _Drawn()
+        self.dropout = 0.0  # the one that all have
         self.kept: Tensor | None = None  # what dropout keeps, bool [R, utterances, widths of its calls]
         for module in list(self.model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
+                    self.dropout = child.p
                     setattr(module, name, self._drawn)
 
     def __call__(self, turns: Tensor, chosen: Tensor, r: int, training: bool = False) -> Found:
