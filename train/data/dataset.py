@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -151,7 +150,7 @@ class DataCache:
         if held and held + size > budget:
             self.inputs.clear()
             for data in self.datasets.values():
-                data.let_go()
+                data.held.clear()  # they are read again when they are asked for
         return size <= budget
 
     def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs]) -> Inputs:
@@ -224,33 +223,29 @@ class Dataset:
     raters: Callable[[np.ndarray], dict[str, Any] | None] = lambda rows: None  # their own scores of these utterances
     views: tuple[str, ...] = ()  # the modality of each augmented copy, whose rows follow in its inputs
     device: str = "cpu"  # where batches are put together, see `on`
-    _elsewhere: dict[str, "Dataset"] = field(init=False, default_factory=dict, repr=False)  # the same on other devices
+    held: dict[str, Mapping[str, Inputs]] = field(init=False, default_factory=dict, repr=False)  # inputs, by device
 
-    @cached_property
+    @property
     def inputs(self) -> Mapping[str, Inputs]:
         """The values of each modality, read when they are first asked for."""
-        with torch.inference_mode(False):  # whoever asks first, training must be able to use them
-            return self.read()
-
-    def let_go(self) -> None:
-        """Hold no inputs any more: they are read again when they are asked for."""
-        self.__dict__.pop("inputs", None)
-        self._elsewhere.clear()
+        if self.device not in self.held:
+            with torch.inference_mode(False):  # whoever asks first, training must be able to use them
+                self.held[self.device] = self.read()
+        return self.held[self.device]
 
     def on(self, device: str) -> "Dataset":
         """The same utterances with their inputs moved to a GPU once, for all runs that train on them."""
         if device == self.device:
             return self
-        if device not in self._elsewhere:
-            inputs = {modality: stored.on(torch.device(device)) for modality, stored in self.inputs.items()}
-            self._elsewhere[device] = replace(self, read=lambda: inputs, device=device)
-        return self._elsewhere[device]
+        if device not in self.held:
+            self.held[device] = {modality: one.on(torch.device(device)) for modality, one in self.inputs.items()}
+        inputs = self.held[device]
+        return replace(self, read=lambda: inputs, device=device)
 
     def scaled(self, standardizers: Mapping[str, Standardizer]) -> "Dataset":
         """The same utterances with their inputs standardised once and for all, in float32."""
-        inputs = dict(self.inputs)
-        for modality, standardize in standardizers.items():
-            inputs[modality] = inputs[modality].scaled(standardize, self.utterances.corpus_numbers)
+        numbers = self.utterances.corpus_numbers
+        inputs = {**self.inputs, **{m: self.inputs[m].scaled(one, numbers) for m, one in standardizers.items()}}
         return replace(self, read=lambda: inputs)
 
     def batch(
