@@ -176,8 +176,11 @@ def fit_many(
         graphs("keep", keep)
 
     # What a run's own loss does not train stays as at the start: here the loss of another run may have moved it.
-    like_one = [replace(config, loss=name, device="cpu") for name in kinds]
-    idle = {each.loss: _idle(each, copy.deepcopy(models[0]).cpu(), scaled, groups[0]) for each in like_one}
+    idle, [batch] = dict[str, set[str]](), scaled.batches(groups[0], config.fusion.unit, 1, {})
+    for name, loss in zip(kinds, losses_of, strict=True):
+        alone, batch.heads = copy.deepcopy(models[0]).cpu(), replace(config, loss=name).heads(stage)
+        loss(alone(batch), batch.truth).backward()
+        idle[name] = {weight_name for weight_name, weight in alone.named_parameters() if weight.grad is None}
     fitted: list[Fitted | Diverged] = []
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
         shapes = {name: weight.shape for name, weight in model.named_parameters() if name not in idle[each.loss]}
@@ -188,15 +191,6 @@ def fit_many(
         else:
             fitted.append(Fitted(model, scaling, selections[i].history))
     return fitted
-
-
-def _idle(config: TrainConfig, model: nn.Module, data: Dataset, dialogue: np.ndarray) -> set[str]:
-    """The weights that a run by itself would leave as they are, since its loss does not depend on them."""
-    [batch] = data.batches(dialogue, config.fusion.unit, 1, {})
-    [stage] = config.fusion.stages
-    batch.heads = config.heads(stage)
-    fit.training_loss(model(batch), batch.truth, config, stage).backward()
-    return {name for name, weight in model.named_parameters() if weight.grad is None}
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
