@@ -197,6 +197,10 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s", allow_missing=True))
     assert manifest.ids[bad] not in data.utterances.ids
     assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
+    every = new_store(tmp_path / "none", manifest)
+    add_feature(every, manifest, "is13", make_rows(manifest, "is13"), of=(), empty=range(len(manifest)))
+    with pytest.raises(MissingRows, match=r"labelled utterances are quarantined.*ser features --retry`$"):
+        load_dataset(Experiment("is13", "audio", every.path, allow_missing=True))
 
 
 def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:

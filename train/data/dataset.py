@@ -321,17 +321,19 @@ def with_rows(
 ) -> tuple[Utterances, dict[str, dict[str, str]]]:
     """The utterances that every feature has, and by feature why others are quarantined in it, by id.
 
-    Raises `MissingRows`, naming the command, for one that is lacking, and unless `allow_missing` for a quarantined one.
+    Raises `MissingRows`, naming the command, for one that is lacking, and unless `allow_missing` for a quarantined one;
+    also where no other is left.
     """
     quarantined = {}
     for feature in features:
         name, reasons = feature.spec.name, feature.quarantined(manifest)
         held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
-        if held and not allow_missing:
+        others = len(held) < len(utterances)
+        if held and not (allow_missing and others):
             example, why = next(iter(held.items()))
             raise MissingRows(
-                f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); "
-                "mend and extract them with `ser features --retry`, or leave them out with --allow-missing"
+                f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); mend and extract "
+                f"them with `ser features --retry`{', or leave them out with --allow-missing' if others else ''}"
             )
         if held:
             quarantined[name] = held
