@@ -87,7 +87,8 @@ class Inputs:
 
         So many columns at a time as there is room for. The sums are bit by bit those of all columns at once.
         """
-        pieces, rows, found = self.pieces(utterances), int(np.diff(self.offsets)[utterances].sum()), list[Tensor]()
+        pieces, found = self.pieces(utterances), list[Tensor]()
+        rows = int(np.diff(self.offsets)[utterances].sum())
         held = [self.take(utterances).values] if len(pieces) == 1 else None  # else taken again for other columns
         width = max(1, self.room // (8 * rows * COLUMNS)) * COLUMNS
         for first in range(0, max(1, self.dim - 1), width):

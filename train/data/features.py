@@ -83,7 +83,7 @@ class FeatureSelection:
         every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
         made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
         cost = made * empty.shape[1] * empty.itemsize
-        if self.pooled or self.hop is not None or self.extra is not None:  # beside what is made stands what is stored
+        if self.pooled or self.hop is not None or self.extra is not None:  # beside it stands what is stored
             cost += lengths * spec.dim * np.dtype(spec.dtype).itemsize
         return Streamed(empty, np.concatenate([[0], np.cumsum(made)]), read=read, cost=cost, order=order)
 
@@ -158,15 +158,14 @@ class ModalitySelection:
         if len(self.parts) == len(copies) == 1:
             return grid[0][0]
         empty = torch.cat([torch.cat([source.values for source in side], 1) for side in grid])  # of the widest dtype
-        widths, lengths = [part.dim for part in self.parts], np.concatenate([np.diff(side[0].offsets) for side in grid])
-        starts = np.concatenate([[0], np.cumsum(lengths)])
+        lengths = np.concatenate([np.diff(side[0].offsets) for side in grid])
 
         def read(utterances: np.ndarray) -> Inputs:
             offsets = np.concatenate([[0], np.cumsum(lengths[utterances])])
             values = empty.new_empty(int(offsets[-1]), self.dim)
             firsts = np.searchsorted(utterances, n * np.arange(len(copies) + 1))
             for side, (first, last) in zip(grid, pairwise(firsts), strict=True):
-                own = values[offsets[first] : offsets[last]].split(widths, 1)
+                own = values[offsets[first] : offsets[last]].split([part.dim for part in self.parts], 1)
                 for source, columns in zip(side, own, strict=True):
                     columns.copy_(source.read(utterances[first:last] % n).values)
             return Inputs(values, offsets)
@@ -175,7 +174,7 @@ class ModalitySelection:
         beside = np.concatenate([np.max([source.cost for source in side], axis=0) for side in grid])
         order = np.concatenate([side[0].order + n * number for number, side in enumerate(grid)])
         cost = lengths * self.dim * empty.itemsize + beside
-        return Streamed(empty, starts, read=read, cost=cost, order=order)
+        return Streamed(empty, np.concatenate([[0], np.cumsum(lengths)]), read=read, cost=cost, order=order)
 
     def about(self, manifest: Manifest) -> str:
         """What is loaded, for a `DataCache`."""
