@@ -30,7 +30,7 @@ def part_names(feature: Path) -> set[str]:
             names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
             return {name for name in names if not name.startswith(".")}
     except (FileNotFoundError, NotADirectoryError):
-        if os.path.lexists(folder):  # a link to a disk that is not mounted
+        if os.path.lexists(folder) and not folder.is_dir():  # a link to a disk that is not mounted; not one just made
             raise CorruptStore(f"{folder}: leads to no folder; mount the disk, or remove it") from None
         return set()
 

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 import soundfile as sf
 
+from ser.cache.feature import part_names
 from ser.cache.store import open_store
 from ser.extract.mel import MelExtractor
 from ser.extract.run import ExtractionConfig, ExtractionPlan, extract, plan
@@ -222,3 +223,14 @@ def test_a_bad_spec_costs_no_rows_and_missing_parts_are_computed_again(folder: P
     parts.symlink_to(folder / "not mounted")
     checked = ser("cache", "verify", "--store", folder / "store")
     assert checked.exit_code == 1 and "leads to no folder" in checked.output
+
+
+def test_a_folder_of_parts_that_another_has_just_made_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(folder: Path) -> None:
+        folder.mkdir()
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr("os.scandir", too_late)
+    assert part_names(tmp_path) == set()

@@ -148,17 +148,17 @@ def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
 def stopped(store: str, out: str) -> None:
     """Runs that are killed, or interrupted, within the epoch after their first state, each in a fork."""
     run.STATE_SECONDS = 0.0
-    window, read, after = Streamed.window, blocks._read_block, []
+    window, check, after = Streamed.window, blocks.check_block, []
 
     def slow(*asked: Any) -> None:
         time.sleep(0.3)
-        read(*asked)
+        check(*asked)
 
     def stops(self: Streamed, utterances: Any) -> Any:
         after.extend(Path(out, how).glob("*/state.safetensors"))
         if len(after) == 6:
             if how == "SIGINT":
-                blocks._read_block = slow
+                blocks.check_block = slow
                 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
                 [window(self, utterances) for _ in range(1000)]
             os.kill(os.getpid(), signal.SIGKILL)
