@@ -308,7 +308,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         while True:
             make_folder(path.parent)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 descriptor, held = stack.enter_context(open_lock(path, os.O_CREAT))
                 if held is None and waiting:
                     fault = "%s: its file system has no locks; let no two processes train the same run at once"
@@ -319,6 +319,9 @@ def locked(path: Path, waiting: str = "") -> Iterator[int]:
                     try_lock(descriptor, wait=True)
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     break
+            except FileNotFoundError:
+                if path.parent.is_symlink() and not path.parent.exists():  # a link to a disk that is not mounted
+                    raise
             stack.close()
         yield descriptor
 

@@ -98,6 +98,8 @@ class Push:
         """
         sent = self._left_there | self.remote.each(partial(self._send, told), self.parts)
         mine = {one.spec.folder: one.spec for one in self._features}
+        for one in self._manifests.values():
+            self.remote.create(f"manifests/{one.corpus}/{one.digest}.parquet", one.content, replace=True)
         while True:  # what others publish meanwhile is in the record too
             latest = self.remote.read(LATEST)
             before = self._published(latest)
@@ -106,8 +108,7 @@ class Push:
             merged = Published(records, mine | before.features, before.parts | sent)
             digest = file_record(merged.content).sha256
             url = f"{self.remote.shown}@{digest}"
-            files = {f"manifests/{one.corpus}/{one.digest}.parquet": one.content for one in self._manifests.values()}
-            files |= {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
+            files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
             files[RECORD.format(digest)] = merged.content
             files["README.md"] = _card(self.remote.read("README.md"), merged, [*manifests.values()], url)
             files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in records.items()}
@@ -205,10 +206,10 @@ class Pull:
         self._path, self._replace = path, replace
         place, asked = split_digest(url)
         self.remote = Remote(place)
-        self.digest = asked or (self.remote.read(LATEST) or b"").decode(errors="replace").strip()
-        if not self.digest:
+        if (latest := b"" if asked else self.remote.read(LATEST)) is None:
             more = "a root digest behind an @ has 64 digits"
             raise WrongUse(f"{self.remote.shown}: nothing is published there; `ser cache push URL` does it, and {more}")
+        self.digest = asked or latest.decode(errors="replace").strip()
         there = self.remote.published(self.digest)
         names = set(corpus.split("+")) if corpus else there.manifests.keys()
         if strange := names - there.manifests.keys():

@@ -19,10 +19,10 @@ from typing import Any
 
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import DAY, PLAIN, REPAIR, explain_disk_errors, move_into_place, read_small, remove_folder, sync_folder
+from .atomic_io import DAY, PLAIN, REPAIR, explain_disk_errors, make_folder, read_small, remove_folder, sync_folder
 from .blocks import BACKENDS, Block, read_file, usable_cores
 from .feature import Feature, part_names
-from .manifest import Key, Manifest, latest_manifests, read_manifest
+from .manifest import Key, Manifest, read_manifest
 from .part import Part, PartRows, Quarantine, part_name
 from .spec import Spec
 from .store import Store, listed
@@ -334,8 +334,10 @@ def _repair(store: Store, path: Path) -> str | None:
         folder = store.path / BAD / feature.relative_to(store.path)
         names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
         place = next(name for name in names if not os.path.lexists(name))
+        make_folder(folder)
         with contextlib.suppress(FileNotFoundError):  # another process did
-            move_into_place(path, place)
+            path.rename(place)
+        sync_folder(folder)
         sync_folder(path.parent)
     return f"moved to {place.relative_to(store.path)}"
 

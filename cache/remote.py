@@ -168,16 +168,16 @@ class Remote:
         Raises `CorruptStore` for one that has more than that many bytes, of which no more than one is asked for.
         """
         place = f"{self._root}/{path}"
+        content: bytes | None = None
         with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
             if self._local:
                 with os.fdopen(open_named(place), "rb") as file:
                     content = file.read(most + 1)
             else:
                 content = bytes(self._fs.cat_file(place, start=0, end=most + 1))
-            if len(content) > most:
-                raise CorruptStore(f"{self.where(path)}: is larger than any such file; nothing of it was kept")
-            return content
-        return None
+        if content and len(content) > most:
+            raise CorruptStore(f"{self.where(path)}: is larger than any such file; nothing of it was kept")
+        return content
 
     def fetch(self, path: str, known: FileRecord) -> bytes:
         """A file of which size and sha256 are known.

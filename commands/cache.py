@@ -132,10 +132,9 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
     from ser.cache.transfer import import_feature, read_ids
     from ser.extract.corpora.table import read_manifest
 
-    opened = open_store(store, create=manifest is not None)
     corpus = options["corpus_name"]
-    rows = read_manifest(manifest, corpus or manifest.stem) if manifest else opened.manifest(corpus)
-    ids = read_ids(options["ids"]) if options["ids"] else None
+    rows = read_manifest(manifest, corpus or manifest.stem) if manifest else open_store(store).manifest(corpus)
+    ids, opened = read_ids(options["ids"]) if options["ids"] else None, open_store(store, create=True)
     done = import_feature(opened, name, file, options["modality"], rows, ids, options["backend"], options["replace"])
     text = "{feature}@{fingerprint}: {rows} rows of {of}, {missing} missing".format(of=len(rows), **done)
     answer(done if as_json else text)

@@ -302,3 +302,10 @@ def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path, 
     printed("report", run, *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv")))
     assert out in durable, "the last name is not on disk"
     assert len(list(out.iterdir())) == 11
+
+
+def test_a_tmp_on_a_disk_that_is_away_is_told(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    (store.path / "tmp").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(StoreError, match="No such file or directory"):
+        store.put_manifest(manifest_of(2))

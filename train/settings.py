@@ -139,7 +139,8 @@ def _range(kind: Any) -> str:
 def _kind_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    return "|".join(map(_kind_name, get_args(kind))) or kind.__name__
+    kinds = get_args(kind)[:1] if hasattr(kind, "__metadata__") else get_args(kind)  # without bounds
+    return "|".join(map(_kind_name, kinds)) or kind.__name__
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ class FeatureSelection:
         return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
 
     def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
-        """These rows of the manifest. Raises `MissingRows` and `CorruptStore`; all but the content is checked now."""
+        """These rows of the manifest, of which one is read now.
+
+        Raises `MissingRows` and `CorruptStore`; of the others all but the content is checked now.
+        """
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
         lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
         if not lengths.all():

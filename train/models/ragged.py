@@ -27,7 +27,7 @@ class Sequences:
     """One modality of a batch: `values` `[r, dim]`, and the rows of each utterance, `lengths` int64 `[n]`.
 
     At utterance level all lengths are one. An utterance that the model is to do without has none. With `rows` int64
-    `[r]`, on the CPU, these are the ones to be taken of more values, which lie where `on_device` goes.
+    `[r]`, on the CPU, these are the ones to be taken of more values, on a GPU.
     """
 
     values: Tensor
