@@ -33,11 +33,11 @@ from tabulate import tabulate
 from ser.cache.feature import part_names
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import PartRows, Spec, open_store
-from ser.extract.cluster_tasks import run_on_cluster
 from ser.extract.corpora.scan import Scan
 from ser.extract.extractors import Extractor
 from ser.extract.plan import ExtractionConfig, plan
 from ser.extract.registry import FEATURES, FeatureKind, resolve
+from ser.extract.run import run_on_cluster
 
 SIZES = (250_000, 500_000, 1_000_000)
 PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio

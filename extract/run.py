@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 
 from ser import engines
-from ser.cache.store import Quarantine, open_store
+from ser.cache.spec import Spec
+from ser.cache.store import Feature, Quarantine, open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
-from .cluster_tasks import extract_task, run_on_cluster
 from .corpora.scan import Problem
 from .extractors import GPU_SECONDS, batches
-from .plan import ExtractionConfig, ExtractionPlan, plan
+from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, lacking, plan
 from .registry import load_extractors
-from .worker import TaskResult, Worker, read_input
+from .worker import TaskResult, Worker, extract_on_worker, extract_task, read_input
 
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
 NAMED = 5  # faults that a message names before it counts the rest
 ESTIMATED = 100  # utterances to compute: fewer are done before they are estimated
 TRIED = 2  # utterances for each thread, or batches on a GPU, that are timed for an estimate
+GPU_SHARE = 0.25  # of a GPU that a task takes on dask, so that others are decoded and written while one is computed
 OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 
 
@@ -195,6 +196,62 @@ class ExtractionRun(ExitStack):
                 took = self.worker.trial(replace(tasks[0], utterances=some, specs=specs)).seconds
                 total += sum(seconds * self.totals[stage] / len(some) for stage, seconds in took.items())
         return total / min(self.processes, engines.cores())
+
+
+def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool) -> Iterator[TaskResult]:
+    """The results of all tasks, computed on a dask cluster. Raises what `engines.Cluster.run` raises.
+
+    Any worker may take a task, twice if need be: what is published already is not computed again. A task that kills
+    whoever computes it is cut in two until one utterance (and one feature) is left, and that is quarantined by name.
+    """
+    with engines.Cluster(scheduler, insecure) as cluster:
+
+        def on_gpu(task: ExtractionTask) -> bool:
+            device = task.config.device
+            asked = device.startswith("cuda") or (device == "auto" and any("GPU" in kind for kind in cluster.kinds))
+            return asked and not cluster.own and any(one.checkpoint for one in task.config.resolved)
+
+        def needs(task: ExtractionTask) -> Mapping[str, float]:
+            if on_gpu(task):
+                return {"GPU": GPU_SHARE}
+            # A CPU where whoever has no GPU declares one: else a plain worker would stand idle for not having done so.
+            declared = [kind.keys() & {"CPU", "GPU"} for kind in cluster.kinds]
+            return {"CPU": 1.0} if all(declared) and any("CPU" in kind for kind in declared) else {}
+
+        placed = (one for task in tasks for one in (by_device(task) if on_gpu(task) else [task]))
+        yield from cluster.run(extract_on_worker, placed, needs, split, give_up)
+
+
+def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
+    """The task's features that need a model, apart from those that a CPU computes."""
+    for modelled in (True, False):
+        group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == modelled)
+        if mine := tuple(spec for spec in task.specs if spec in [one.spec for one in group]):
+            yield replace(task, config=replace(task.config, resolved=group), specs=mine)
+
+
+def split(task: ExtractionTask) -> list[ExtractionTask] | None:
+    """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
+    config, missing = task.config, list[tuple[Spec, set[str]]]()
+    for spec in task.specs:
+        feature = Feature(config.asked.store, config.asked.store / spec.folder)
+        feature.parts()
+        lacks = {u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None}
+        missing.append((spec, lacks))
+    if (left := lacking(config, task.modality, task.utterances, missing)) != [task]:
+        return left
+    if (half := len(task.utterances) // 2) > 0:
+        return [replace(task, utterances=some) for some in (task.utterances[:half], task.utterances[half:])]
+    if len(task.specs) > 1:
+        return [replace(task, specs=(one,)) for one in task.specs]
+    return None
+
+
+def give_up(task: ExtractionTask, reason: str) -> TaskResult:
+    """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
+    unusable = tuple(replace(one, problem=reason) for one in task.utterances)
+    [result] = Worker(task.config).run([replace(task, utterances=unusable)])
+    return replace(result, stages=task.stages)
 
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:

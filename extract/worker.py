@@ -1,4 +1,4 @@
-"""Compute one task at a time: decode → extractors in threads → publish.
+"""Compute one task at a time: decode → extractors in threads → publish; here, in another process, or on dask.
 
 Arrays never leave the process that made them: a part is published where it is computed, and only a small `TaskResult`
 goes back.
@@ -6,13 +6,16 @@ goes back.
 
 import contextlib
 import gc
+import os
+import socket
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -22,8 +25,8 @@ from ser.cache.feature import part_names
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
 from ser.cache.spec import Modality, Spec, read_checksummed
 from ser.cache.store import Store
-from ser.engines import is_out_of_memory
-from ser.errors import SerError, UtteranceError
+from ser.engines import cached, cores, is_out_of_memory
+from ser.errors import DISTRIBUTION, SerError, UtteranceError
 
 from .audio import Clip, decode
 from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches
@@ -33,6 +36,7 @@ from .registry import load_extractors
 AHEAD = 2  # tasks in work beside those that are written, so that no core waits at the end of one
 BATCHES = 2  # on a GPU at once, so that one's rows are taken from it while the next is computed
 GPU_WRITERS = 4  # a part of HuBERT's rows takes the disk longer than it takes a GPU
+GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
 
 
 @dataclass
@@ -276,3 +280,28 @@ class Worker:
         with Pools(self.config) as pools:
             PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
             return PartPipeline(self, task, pools).computed()
+
+
+def extract_task(task: ExtractionTask) -> TaskResult:
+    """Compute and publish one task, idempotently, by the extractors that this process holds for its config."""
+    with cached(task.config, lambda: Worker(task.config.here())) as worker:
+        [result] = worker.run([task])
+    return result
+
+
+def extract_on_worker(task: ExtractionTask) -> TaskResult:
+    """Compute and publish one task on a dask worker."""
+    config, store = task.config, task.config.asked.store
+    if not store.is_dir():
+        raise SerError(f"a dask worker sees no {store}; workers need the same files under the same paths")
+    if config.written_by["ser"] != version(DISTRIBUTION):
+        raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
+    from distributed import get_worker, secede
+
+    here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
+    if here.device.startswith("cuda"):
+        declared = worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, cores()))
+        threads = max(1, int(declared))
+        secede()  # its thread: the worker begins the next task beside this one
+    me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
+    return extract_task(replace(task, config=replace(here, threads=threads, written_by={**config.written_by, **me})))

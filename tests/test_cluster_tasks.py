@@ -11,9 +11,9 @@ import pytest
 from ser.cache.store import open_store
 from ser.engines.cluster import Cluster, check_scheduler, no_worker
 from ser.errors import WrongUse
-from ser.extract.cluster_tasks import by_device, extract_task, give_up, split
 from ser.extract.plan import ExtractionTask
-from ser.extract.run import ExtractionConfig, plan
+from ser.extract.run import ExtractionConfig, by_device, give_up, plan, split
+from ser.extract.worker import extract_task
 from ser.tests.dask_processes import HERE
 from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import contents, run, write_corpus

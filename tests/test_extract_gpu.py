@@ -17,9 +17,8 @@ import torch
 from ser.cache import atomic_io, blocks, feature
 from ser.cache.maintain import verify
 from ser.cache.store import PartRows, open_store
-from ser.extract.cluster_tasks import run_on_cluster
 from ser.extract.mel import MelExtractor
-from ser.extract.run import ExtractionConfig, ExtractionRun, plan
+from ser.extract.run import ExtractionConfig, ExtractionRun, plan, run_on_cluster
 from ser.extract.worker import AHEAD, GPU_WRITERS
 from ser.tests.dask_processes import listening
 from ser.tests.stand_in import StandInExtractor
