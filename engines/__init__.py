@@ -2,7 +2,6 @@
 
 from .cluster import Cluster
 from .machine import cores, exact_arithmetic, gpus, is_out_of_memory
-from .processes import run
-from .worker_cache import cached
+from .processes import cached, run
 
 __all__ = ["Cluster", "cached", "cores", "exact_arithmetic", "gpus", "is_out_of_memory", "run"]

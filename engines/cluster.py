@@ -20,8 +20,7 @@ import msgspec
 from ser.cache.atomic_io import read_named
 from ser.errors import SerError, WrongUse
 
-from . import worker_cache
-from .processes import R, T, defer_sigint, task_name
+from .processes import R, T, clear_cache, defer_sigint, task_name
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -205,9 +204,7 @@ class Cluster:
     def _clear_caches(self) -> None:
         if self._client.status == "running":
             with contextlib.suppress(Exception):  # workers die at any moment, and somebody else's may have no ser
-                self._client.sync(
-                    self._client.run, worker_cache.clear, on_error="ignore", callback_timeout=ANSWER_SECONDS
-                )
+                self._client.sync(self._client.run, clear_cache, on_error="ignore", callback_timeout=ANSWER_SECONDS)
 
     def workers(self, anew: bool = False) -> list[dict[str, Any]]:
         """The scheduler's record of each worker, as of a moment ago. Raises `SerError` if the scheduler is gone.

@@ -1,4 +1,4 @@
-"""Tasks in processes of this machine, each holding one task at a time.
+"""Tasks in processes of this machine, each holding one task at a time, and what a process keeps for the next one.
 
 multiprocessing's fork server imports what the tasks need and forks the workers from itself: so torch is imported once
 for all of them, and no thread, lock or CUDA context of the calling process is copied. It ends with this process.
@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -28,6 +30,7 @@ R = TypeVar("R")
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _context: Any = multiprocessing.get_context(_START)
 Pipe = Any  # multiprocessing's Connection; on Windows its PipeConnection
+MOST = 2  # things that one worker keeps, such as the extractors of features with a model and of those without
 
 
 def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
@@ -171,3 +174,44 @@ def defer_sigint() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
     if received and callable(handler):
         handler(received[0], None)
+
+
+@dataclass(eq=False)
+class Kept:
+    """A thing that is kept: closed, if it can be, when neither the cache nor a task has this any more."""
+
+    key: Any
+    value: Any = None
+
+
+kept: list[Kept] = []  # the one that was asked for last is the last
+_opening = threading.Lock()  # a dask worker may have several threads: nothing is opened twice
+
+
+@contextlib.contextmanager
+def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
+    """What `open()` gave the first task of this worker that asked for `key`, which is compared by `==`.
+
+    A model takes seconds to load, and a task may take less. At most `MOST` things are kept, as long as the process
+    lives; a run on a dask cluster, which stays up, clears them at its start and end. What is dropped is closed, if it
+    has a `close`, when the last task that uses it is done with it; a fault in closing is printed, not raised.
+    """
+    with _opening:
+        entry = next((one for one in kept if one.key == key), None) or Kept(key)
+        with contextlib.suppress(ValueError):  # it is new, or was cleared in this moment
+            kept.remove(entry)
+        kept.append(entry)
+        del kept[:-MOST]  # before there is a third: memory may hold two only
+        if entry.value is None:
+            entry.value = open()
+            if hasattr(entry.value, "close"):
+                weakref.finalize(entry, entry.value.close).atexit = False
+    yield entry.value
+
+
+def clear_cache() -> None:
+    """Empty this process's cache: what is in use, or is being opened, is closed when its last user is done.
+
+    It waits for nothing: it runs in a dask worker's event loop.
+    """
+    kept.clear()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ser.engines import cached
-from ser.engines.worker_cache import entries
+from ser.engines.processes import kept
 from ser.errors import UtteranceError
 from ser.extract.extractors import Extractor
 from ser.extract.registry import FEATURES, FeatureKind
@@ -113,4 +113,4 @@ def loaded() -> tuple[int, int]:
     from ser.train.data.features import DataCache
 
     caches = [found for found in gc.get_objects() if isinstance(found, DataCache)]
-    return len(entries), sum(len(cache.inputs) for cache in caches)
+    return len(kept), sum(len(cache.inputs) for cache in caches)

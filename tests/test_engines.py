@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from ser import engines
-from ser.engines.processes import defer_sigint, start_fork_server
-from ser.engines.worker_cache import cached, clear
+from ser.engines.processes import cached, clear_cache, defer_sigint, start_fork_server
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import runs, workers_of
 from ser.tests.stand_in_corpus import wait_for
@@ -275,37 +274,37 @@ class Thing:
 
 
 def test_what_a_worker_keeps_is_opened_once_and_two_are_kept() -> None:
-    clear()
+    clear_cache()
     things: dict[str, Thing] = {}
     for key in ("a", "b", "a", "b", "a", "c", "a"):
         with cached(key, Thing) as thing:
             assert things.setdefault(key, thing) is thing and not thing.closed
     assert things["b"].closed == 1, "asked for longest ago, it made room for c"
     assert things["a"].closed == things["c"].closed == 0
-    clear()
+    clear_cache()
     assert [thing.closed for thing in things.values()] == [1, 1, 1]
     with cached("a", Thing) as thing:
         assert thing is not things["a"] and not thing.closed
 
 
 def test_what_is_in_use_is_closed_by_its_last_user_and_what_cannot_be_opened_leaves_nothing() -> None:
-    clear()
+    clear_cache()
     with pytest.raises(ZeroDivisionError), cached("a", lambda: 1 // 0):
         pass
     with cached("a", Thing) as thing:
         with cached("a", Thing) as same:
-            clear()
+            clear_cache()
             assert same is thing
         assert not thing.closed
     assert thing.closed == 1
     with pytest.raises(ZeroDivisionError), cached("b", Thing) as thing:
-        clear()
+        clear_cache()
         raise ZeroDivisionError  # whose traceback knows the task's frames
     assert thing.closed == 1
 
 
 def test_what_a_worker_keeps_is_cleared_while_it_opens() -> None:
-    clear()
+    clear_cache()
     begun, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Thing:
@@ -321,13 +320,13 @@ def test_what_a_worker_keeps_is_cleared_while_it_opens() -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(task)
         begun.wait()
-        clear()
+        clear_cache()
         go_on.set()
         assert running.result().closed == 1
 
 
 def test_many_threads_open_what_a_worker_keeps_once() -> None:
-    clear()
+    clear_cache()
 
     def task(number: int) -> Thing:
         with cached(f"{number % 2}", Thing) as thing:
