@@ -55,17 +55,15 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
     features, workers, scheduler = (options[name] for name in ("features", "workers", "scheduler"))
-    if workers and scheduler:
-        raise click.UsageError("--workers starts processes here, --scheduler uses a cluster's workers: give one")
     from ser import engines
     from ser.engines.cluster import check_scheduler
     from ser.engines.processes import start_fork_server
 
     most = workers or engines.cores()
-    if most > 1 and scheduler is None and not dry_run:
-        start_fork_server("ser.train.sweep")  # it imports torch while this process does
     if scheduler is not None:
-        check_scheduler(scheduler, options["insecure"])
+        check_scheduler(scheduler, options["insecure"], workers)
+    elif most > 1 and not dry_run:
+        start_fork_server("ser.train.sweep")  # it imports torch while this process does
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 

@@ -42,12 +42,14 @@ OWN_CLUSTER = {
 }
 
 
-def check_scheduler(scheduler: str, insecure: bool = False) -> str:
+def check_scheduler(scheduler: str, insecure: bool = False, workers: int | None = None) -> str:
     """The address, or `local:N` as it is. Asks nobody, so a command can begin with it.
 
-    Raises `WrongUse` for what cannot be a scheduler, and, unless `insecure`, for a plain connection to another
-    machine; `SerError` if dask is not installed.
+    Raises `WrongUse` for what cannot be a scheduler, for so many `workers` beside one, and, unless `insecure`, for a
+    plain connection to another machine; `SerError` if dask is not installed.
     """
+    if workers is not None:
+        raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
     address = scheduler
     if local_workers(scheduler) is None:
         try:

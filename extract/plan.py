@@ -184,9 +184,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
         raise WrongUse("--part-seconds and --batch-seconds must be above 0")
     if config.scheduler is not None:
-        if config.workers is not None:
-            raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
-        check_scheduler(config.scheduler, config.insecure)
+        check_scheduler(config.scheduler, config.insecure, config.workers)
     names = split_names(config.features) if config.features or scan is None else []
     if scan is None:
         find_format(config.corpus, config.format)  # before the weights, which may come over the network
