@@ -74,7 +74,11 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
                     done, result = pipe.recv()
                 except (EOFError, ConnectionResetError):
                     process.join()
-                    raise SerError(_death(process.exitcode, task)) from None
+                    killed = {-number: f"was killed by {number.name}" for number in signal.Signals}
+                    how = killed.get(process.exitcode or 0, f"ended with code {process.exitcode}")
+                    what = f"a worker process {how} on {task_name(task)}; what was finished is kept"
+                    fewer = ", with fewer workers if memory ran out" if how.endswith("SIGKILL") else ""
+                    raise SerError(f"{what}: run again{fewer}") from None
                 if not done:
                     raise result
                 if following := list(islice(remaining, 1)):
@@ -138,13 +142,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _death(exit_code: int | None, task: Any) -> str:
-    killed = {-number: f"was killed by {number.name}" for number in signal.Signals}
-    how = killed.get(exit_code or 0, f"ended with code {exit_code}")
-    fewer = ", with fewer workers if memory ran out" if how.endswith("SIGKILL") else ""
-    return f"a worker process {how} on {task_name(task)}; what was finished is kept: run again{fewer}"
 
 
 def task_name(task: Any) -> str:
