@@ -5,6 +5,7 @@ features by the libraries that ser calls, one utterance at a time. Their templat
 not need is not written.
 """
 
+import ast
 import json
 import math
 import os
@@ -14,13 +15,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
-from inspect import getmodule
+from importlib.util import find_spec, resolve_name
+from inspect import getmodule, getsource
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import jinja2
 from safetensors.torch import save
@@ -40,11 +42,9 @@ from ser.train.targets import TARGETS, scale_of
 from ser.weights.find import BESIDE, Count
 
 from . import plain_layers
-from .source import source_of
-
-__all__ = ["export"]
 
 EXTRACTORS = ("speech", "w2v-bert", "whisper", "text", "mel", "smile")  # that `run.py` can call
+FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `plain_layers` may have too
 
 
 def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iterable[str] = ()) -> str:
@@ -181,3 +181,64 @@ def _written(name: str, given: Mapping[str, Any]) -> bytes:
     made = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     made.filters["plain"] = lambda text: str(text).translate(MARKDOWN)
     return made.get_template(f"{name}.jinja").render(given).encode()
+
+
+def source_of(roots: Iterable[Any]) -> str:
+    """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
+
+    What `plain_layers` defines is imported from there in the place of the fast form. Raises `WrongUse` for two things
+    of one name.
+    """
+    imports, pieces, seen = dict[str, set[str]](), list[str](), dict[ast.stmt, str]()  # nodes, with their names
+
+    def add(module: str, name: str) -> None:
+        """A name of a module, after all that it uses."""
+        node = _statements(module).get(name)
+        if node is None or node in seen:
+            return
+        ours = not isinstance(node, ast.Import | ast.ImportFrom)
+        if ours and name in seen.values():
+            raise WrongUse(f"{module}.{name}: another {name} would stand beside it in one file; rename one of them")
+        seen[node] = name if ours else ""
+        value = getattr(import_module(module), name)
+        if module in FAST and name in vars(plain_layers) and ours:
+            imports.setdefault("from plain_layers import", set()).add(name)
+        elif isinstance(node, ast.Import):
+            imports.setdefault(f"import {ast.unparse(node.names[0])}", set())
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), import_module(module).__package__)
+            if origin.partition(".")[0] in ("ser", module.partition(".")[0]):
+                add(origin, node.names[0].name)
+            else:
+                imports.setdefault(f"from {origin} import", set()).add(ast.unparse(node.names[0]))
+        elif get_origin(value) is Annotated:  # what a setting may be is checked by ser alone
+            pieces.append(f"{name} = {get_args(value)[0].__name__}")
+        else:
+            for one in ast.walk(node):
+                if isinstance(one, ast.Name):
+                    add(module, one.id)
+            assigned = isinstance(node, ast.Assign | ast.AnnAssign)
+            written = ast.get_source_segment(getsource(import_module(module)), node)
+            pieces.append(str(written) if assigned else f"\n{getsource(value)}")
+
+    for root in roots:
+        add(root.__module__, root.__name__)
+    lines = [f"{line} {', '.join(sorted(names))}".rstrip() for line, names in sorted(imports.items())]
+    return "\n".join([*lines, "", *pieces])
+
+
+@cache
+def _statements(module: str) -> dict[str, ast.stmt]:
+    """Where a module defines or imports its names; an import stands once for each name."""
+    found: dict[str, ast.stmt] = {}
+    for node in ast.parse(getsource(import_module(module))).body:
+        if isinstance(node, ast.Import):
+            found |= {one.asname or one.name.partition(".")[0]: ast.Import([one]) for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {one.asname or one.name: ast.ImportFrom(node.module, [one], node.level) for one in node.names}
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {one.id: node for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+    return found

@@ -19,8 +19,7 @@ import soundfile as sf
 import torch
 
 from ser.errors import CorpusError, CorruptStore, WrongUse
-from ser.export import export, plain_layers
-from ser.export.source import source_of
+from ser.export import export, plain_layers, source_of
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.predict import Predictor, Turn, predict
 from ser.tests.command_line import ser
