@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ser.cache.atomic_io import try_lock
 from ser.engines.machine import cores, memory
@@ -25,20 +25,13 @@ LICENCES = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: what was found, whether ser can do all with it, and what to do if it cannot."""
+def examine(store: Path = Path("features")) -> dict[str, dict[str, Any]]:
+    """Everything, by what was looked at: `found`, whether that is `fine` for all that ser can do, else the `advice`.
 
-    what: str
-    found: str
-    fine: bool = True
-    advice: str = ""
-
-
-def examine(store: Path = Path("features")) -> list[Finding]:
-    """Everything, in the order in which it is printed. Touches no network and writes nothing."""
+    In the order in which it is printed. Touches no network and writes nothing.
+    """
     found = [*_machine(), *_disk(store), *_weights(), ("licences", LICENCES, "")]
-    return [Finding(what, text, not advice, advice) for what, text, advice in found]
+    return {what: {"what": what, "found": text, "fine": not advice, "advice": advice} for what, text, advice in found}
 
 
 def _machine() -> Iterator[tuple[str, str, str]]:

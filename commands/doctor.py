@@ -1,6 +1,5 @@
 """`ser doctor`: what this machine has for ser, and what to do about what it lacks."""
 
-from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,9 +31,9 @@ def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
         ctx.exit(import_module("ser.benchmarks.gpu").main([]))
     findings = examine(store)
     if as_json:
-        answer({one.what: asdict(one) for one in findings})
+        answer(findings)
         return
-    for one in findings:
-        mark = click.style("ok     ", fg="green") if one.fine else click.style("lacking", fg="yellow")
+    for what, one in findings.items():
+        mark = click.style("ok     ", fg="green") if one["fine"] else click.style("lacking", fg="yellow")
         click.echo(f"{mark} ", nl=False)
-        answer(f"{one.what:<20} {one.found}" + (f"\n{'':<28} → {one.advice}" if one.advice else ""))
+        answer(f"{what:<20} {one['found']}" + (f"\n{'':<28} → {one['advice']}" if one["advice"] else ""))

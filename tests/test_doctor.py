@@ -24,8 +24,8 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def findings(**options: Any) -> dict[str, doctor.Finding]:
-    return {one.what: one for one in doctor.examine(**options)}
+def findings(**options: Any) -> dict[str, SimpleNamespace]:
+    return {what: SimpleNamespace(**one) for what, one in doctor.examine(**options).items()}
 
 
 def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
