@@ -85,20 +85,26 @@ def predict(
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
 
-    No answer is given where the highest probability is `abstain_below` this.
+    That is a CSV, TSV, Parquet or JSONL with the columns audio (relative to the table), text, dialogue, turn and
+    speaker; id if the run takes no audio. No answer is given where the highest probability is below `abstain_below`.
 
     `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
-    run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason.
+    run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason, and `CorpusError` for
+    a table, naming the first row that is wrong.
     """
     if (table is None) == (not audio and text is None) or (text is not None and len(audio) > 1):
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
     if text is not None and text != text.encode(errors="replace").decode():
         raise WrongUse("--text: is not valid Unicode; write it in UTF-8")
     predictor = Predictor(run, models, device)
+    turns = [Turn(str(path), Path(path), text) for path in audio] or [Turn("text", None, text)]
     if table is not None:
-        return predictor(read_turns(Path(table), "audio" in predictor.fusion.inputs), abstain_below)
-    files = [Turn(str(path), Path(path), text) for path in audio]
-    return predictor(files or [Turn("text", None, text)], abstain_below)
+        manifest = read_manifest(Path(table), "new", "audio" if "audio" in predictor.fusion.inputs else "id")
+        rows = manifest.table.to_pylist()
+        files = [Path(table).parent / row["audio"] if row["audio"] else None for row in rows]
+        about = ("text", "dialogue", "turn", "speaker")
+        turns = [Turn(row["id"], file, *map(row.get, about)) for row, file in zip(rows, files, strict=True)]
+    return predictor(turns, abstain_below)
 
 
 class Predictor:
@@ -238,15 +244,3 @@ class Predictor:
         manifest = Manifest.from_rows("new", ({"id": str(row), **one} for row, one in enumerate(told)))
         data = Dataset(apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {})
         return self.fitted.predict(data, np.arange(len(turns)), self.plan)["logits"]
-
-
-def read_turns(table: Path, audio: bool = True) -> list[Turn]:
-    """The turns of a table (CSV, TSV, Parquet or JSONL) with the columns audio, text, dialogue, turn and
-    speaker; id if no audio.
-
-    Audio paths are relative to the table. Raises `CorpusError` naming the first row that is wrong.
-    """
-    rows = read_manifest(table, "new", "audio" if audio else "id").table.to_pylist()
-    about = ("text", "dialogue", "turn", "speaker")
-    files = [table.parent / row["audio"] if row["audio"] else None for row in rows]
-    return [Turn(row["id"], file, *map(row.get, about)) for row, file in zip(rows, files, strict=True)]

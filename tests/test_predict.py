@@ -13,7 +13,7 @@ import torch
 
 from ser.cache.store import open_store
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
-from ser.predict import Prediction, Predictor, Turn, predict, read_turns
+from ser.predict import Prediction, Predictor, Turn, predict
 from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import run_of
 from ser.train.report.attention import attend
@@ -195,7 +195,7 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
         predict(run_of(newcomer, "mit").path, [tmp_path / "both"])
     (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
     with pytest.raises(SerError, match=r"line 2.*leaves the corpus"):
-        read_turns(tmp_path / "turns.csv")
+        predict(run_of(newcomer, "mit").path, table=tmp_path / "turns.csv")
 
 
 @pytest.mark.parametrize("words", ["--device foo: must be auto, cpu,", "--model hubert: write --model NAME="])
