@@ -11,7 +11,7 @@ import os
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from ser.errors import StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
 from .blocks import bytes_of, chunk_rows
-from .feature import Feature, Place
+from .feature import Feature
 from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
@@ -156,15 +156,16 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
     return found, ids is not None
 
 
-def _batches(rows: Packed) -> Iterator[Packed]:
-    """Utterances in memory, as many as have at most `_PART_BYTES` of values, or one."""
+def _batches(rows: Packed, read: Callable[[slice], npt.NDArray[Any]] | None = None) -> Iterator[Packed]:
+    """Utterances in memory, as many as have at most `_PART_BYTES` of values, or one; `read` gives those of some."""
     start, offsets, values = 0, rows.offsets, rows.values
     most = _PART_BYTES // (values.shape[1] * np.dtype(values.dtype).itemsize)
     while start < len(rows):
         stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
         here = slice(offsets[start], offsets[stop])
         extras = {name: array[here] for name, array in rows.extras.items()}
-        yield Packed(values[here], offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
+        found = read(slice(start, stop)) if read else values[here]
+        yield Packed(found, offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
         start = stop
 
 
@@ -178,22 +179,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Values:
-    """A feature's values `[rows, dim]`, of which slices of whole utterances are read when they are asked for."""
-
-    def __init__(self, feature: Feature, places: Sequence[Place], offsets: npt.NDArray[np.int64]) -> None:
-        self._feature, self._places, self._offsets = feature, places, offsets
-        self.shape, self.dtype = (int(offsets[-1]), feature.spec.dim), np.dtype(feature.spec.dtype)
-
-    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        first, last = np.searchsorted(self._offsets, (rows.start, rows.stop))
-        return self._feature.gather(self._places[first:last], [], extras=False).values
-
-
-def _write(path: Path, rows: Packed, about: Mapping[str, Any], columns: Sequence[str]) -> None:
+def _write(path: Path, rows: Packed, batches: Iterator[Packed], about: dict[str, Any], columns: Sequence[str]) -> None:
     suffix, small = path.suffix.lower(), {"offsets": rows.offsets, **rows.extras}
     arrays: dict[str, Any] = {**small, "values": rows.values}
-    blocks = (batch.values for batch in _batches(rows))
+    blocks = (batch.values for batch in batches)
     if suffix == ".npz":
         arrays |= {"ids": np.array(rows.ids, str), "about": np.array(json.dumps(about))}
         with zipfile.ZipFile(path, "x") as archive:
@@ -205,7 +194,7 @@ def _write(path: Path, rows: Packed, about: Mapping[str, Any], columns: Sequence
     elif suffix == ".safetensors":
         header, end = dict[str, Any](), 0
         for name, array in sorted(arrays.items(), key=lambda one: -one[1].dtype.itemsize):  # so that each is aligned
-            begin, end = end, end + math.prod(array.shape) * array.dtype.itemsize
+            begin, end = end, end + array.nbytes
             kind_and_bits = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
             header[name] = {"dtype": kind_and_bits, "shape": array.shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
@@ -235,7 +224,7 @@ def _write(path: Path, rows: Packed, about: Mapping[str, Any], columns: Sequence
         with path.open("x", encoding="utf-8", newline="") as sheet:
             table = csv.writer(sheet)
             table.writerow([*beside, *columns])
-            for batch in _batches(rows):
+            for batch in batches:
                 for number, id_ in enumerate(batch.ids):
                     lines = enumerate(batch[number].astype(str))
                     table.writerows([*[id_, k][: len(beside)], *line] for k, line in lines)
@@ -286,16 +275,17 @@ def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[s
     manifest = dataclasses.replace(manifest, table=manifest.table.filter(kept))
     places = feature.places(manifest, range(len(manifest)))
     rows = feature.gather(places, manifest.ids, values=False)
-    values: Any = _Values(feature, places, rows.offsets)
-    rows.values = values
+    # Of the values the shape and dtype, as zeros that take no memory; they themselves are read as they are written.
+    rows.values = np.broadcast_to(rows.values.dtype.type(0), (rows.offsets[-1], feature.spec.dim))
+    batches = _batches(rows, lambda some: feature.gather(places[some], [], extras=False).values)
     if cut := [id_ for id_ in manifest.ids if "\0" in id_]:
         raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
     with (
-        explain_disk_errors(f"exporting to {path}", path.parent, math.prod(values.shape) * values.dtype.itemsize),
+        explain_disk_errors(f"exporting to {path}", path.parent, rows.values.nbytes),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as begun,
     ):
         columns = columns or [f"{feature.spec.name}.{k}" for k in range(feature.spec.dim)]
-        _write(Path(begun) / path.name, rows, about, columns)
+        _write(Path(begun) / path.name, rows, batches, about, columns)
         sync_tree(Path(begun))
         for file in sorted(Path(begun).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
