@@ -159,10 +159,7 @@ def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartReco
 def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
     path = f"manifests/{corpus}/{known.sha256}.parquet"
     with explained(where := remote.where(path)):
-        manifest = Manifest.from_content(remote.fetch(path, known), known.sha256, where)
-        if manifest.corpus != corpus:
-            raise CorruptStore(f"{where}: is the manifest of corpus {manifest.corpus!r}")
-    return manifest
+        return Manifest.from_content(remote.fetch(path, known), known.sha256, where, corpus)
 
 
 def _whose_rows(manifests: Iterable[Manifest]) -> set[str]:

@@ -198,8 +198,8 @@ class Manifest:
         return hashlib.sha256(self.content).hexdigest()
 
     @classmethod
-    def from_content(cls, content: bytes, digest: str, where: str) -> "Manifest":
-        """Read a manifest back. Raises `CorruptStore` if the bytes are not those that `digest` names."""
+    def from_content(cls, content: bytes, digest: str, where: str, corpus: str | None = None) -> "Manifest":
+        """Read a manifest back, of a `corpus`. Raises `CorruptStore` if the bytes are not those that `digest` names."""
         if hashlib.sha256(content).hexdigest() != digest:
             raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
         try:
@@ -215,6 +215,8 @@ class Manifest:
             manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)
         except (pa.ArrowException, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
+        if manifest.corpus != (corpus or manifest.corpus):
+            raise CorruptStore(f"{where}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
         return manifest
@@ -241,10 +243,7 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
     elif not _DIGEST.fullmatch(digest) or not (folder / f"{digest}.parquet").exists():
         raise WrongUse(f"{folder}: has no manifest {digest!r}")
     path = folder / f"{digest}.parquet"
-    manifest = Manifest.from_content(read_small(path, _AGAIN), digest, str(path))
-    if manifest.corpus != corpus:
-        raise CorruptStore(f"{path}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
-    return manifest
+    return Manifest.from_content(read_small(path, _AGAIN), digest, str(path), corpus)
 
 
 class Generation(msgspec.Struct, frozen=True):
