@@ -263,11 +263,8 @@ class Pull:
             folder = temporary / path.rpartition("/")[2]
             files = {name: fetched(name, file) for name, file in record.files.items()}
             write_folder(folder, {**files, "part.json": [content]})
-            with explained(where):
-                try:
-                    check_part(folder, spec.fingerprint, spec)
-                except CorruptStore as error:
-                    raise CorruptStore(str(error).replace(str(folder), where)) from None
+            with explained(where, folder):
+                check_part(folder, spec.fingerprint, spec)
             move_into_place(folder, store.path / path)
 
 

@@ -104,13 +104,13 @@ def redacted(text: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(where: object) -> Iterator[None]:
-    """Turn what fsspec raises, and what is below it, into one sentence; so for damage there, with its remedy."""
+def explained(where: str, here: Path | None = None) -> Iterator[None]:
+    """Turn what fsspec raises, or below it, into one sentence; so for damage there, seen in a copy `here`, if given."""
     try:
         yield
     except CorruptStore as error:
-        fault = str(error).partition("; run ")[0].removesuffix(f"; {_MEND}")
-        raise CorruptStore(f"{fault}; {_MEND}") from None
+        told = str(error).replace(str(here or where), where).partition("; run ")[0]
+        raise CorruptStore(f"{told.removesuffix(f'; {_MEND}')}; {_MEND}") from None
     except SerError:
         raise
     except ImportError as error:
