@@ -58,9 +58,8 @@ def _copied(name: str, made: Path) -> str:
     check_config(source, name)
     if not (source / PICKLE).exists():
         raise WrongUse(f"{name} holds no {PICKLE} to convert; safetensors are used as they are")
-    for file in BESIDE:
-        if (source / file).exists():
-            shutil.copyfile(source / file, made / file)
+    for file in filter(Path.exists, map(source.joinpath, BESIDE)):
+        shutil.copyfile(file, made / file.name)
     return str(source / PICKLE)
 
 

@@ -99,7 +99,6 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
     name = str(id_or_folder)
     path = find_folder(name, FILES["safetensors"], f"and point at it with {option}")
     model = path.resolve().name if Path(name).expanduser().is_dir() else name
-    check_config(path, name)
     return Checkpoint(path, model, digest(path, _weight_files(path, name)))
 
 
@@ -172,7 +171,8 @@ def check_config(path: Path, name: str) -> None:
 
 
 def _weight_files(path: Path, name: str) -> list[Path]:
-    """The safetensors of a checkpoint. Raises `WeightsError` if there are only pickles, or none."""
+    """The safetensors of a checkpoint. Raises `WeightsError` if it is none, or there are only pickles, or none."""
+    check_config(path, name)
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
     if (path / "model.safetensors.index.json").exists():
@@ -244,7 +244,6 @@ def list_checkpoints() -> list[dict[str, Any]]:
         name, path = model.repo_id, max(model.revisions, key=attrgetter("last_modified")).snapshot_path
         architecture, fault = "unknown", None
         try:
-            check_config(path, name)
             _weight_files(path, name)
             architecture = Checkpoint(path, name, "").architecture
         except WeightsError as error:
