@@ -23,21 +23,20 @@ TORCHAUDIO = "torchaudio:"  # "torchaudio:HUBERT_BASE"
 PICKLE = "pytorch_model.bin"
 
 
-def convert(source: str | Path, folder: Path) -> Path:
+def convert(source: str, folder: Path) -> Path:
     """Write `source` to `folder` as safetensors with its config, tokenizer and preprocessor files.
 
     `source` is a folder, a Hugging Face id, or a torchaudio bundle such as `torchaudio:HUBERT_BASE`. The folder
     appears whole or not at all, and has been loaded once. Raises `WrongUse` for a source that is not a checkpoint or a
     folder that is not empty, and `SerError` for a pickle that would run code.
     """
-    name = str(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongUse(f"{folder} exists and is not empty; name a new folder")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        opened = name if name.startswith(TORCHAUDIO) else _copied(name, made)
+        opened = source if source.startswith(TORCHAUDIO) else _copied(source, made)
         command = [sys.executable, "-m", "ser.weights.convert", str(made), opened]
         environment = {key: value for key, value in os.environ.items() if key in TABLE["child"]["environment"]}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -5,7 +5,7 @@ What comes from them shows that the pipeline works, and says nothing about accur
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,13 @@ def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
     return [*special, *sorted((pieces | known) - set(special))]
 
 
-def write_demo_checkpoints(directory: Path, words: Iterable[str]) -> dict[str, Path]:
+def write_demo_checkpoints(directory: Path, words: Sequence[str]) -> dict[str, Path]:
     """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given words.
 
     Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a file.
     """
     if directory.exists() and not directory.is_dir():
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
-    words = list(words)
     folders = {feature: directory / f"{feature}-random" for feature in SIZES}
     for feature, folder in folders.items():
         if not (folder / "model.safetensors").exists():
