@@ -155,6 +155,7 @@ SPOT = np.arange(60).reshape(12, 5) == 33
         ({"values": VALUES, "offsets": np.array([0, 5, 5, 12])}, ["u000", "u001", "u002"], "'u001' has no rows"),
         ({"values": VALUES, "offsets": np.array([0.0, 12.0])}, ["u000"], "offsets"),
         ({"u000": VALUES[0], "u001": VALUES[1, :3]}, None, "no `values`, and 'u001' has shape"),
+        ({"u000": VALUES[0], "u001": VALUES[1]}, ["u001", "u002"], "named by other ids"),
         ({}, None, "no arrays"),
     ],
 )
