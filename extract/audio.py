@@ -1,9 +1,13 @@
-"""Decode one audio file: 32-bit floats, one channel, with every doubt named.
+"""The waveform: one audio file as 32-bit floats of one channel, with every doubt named, and its augmented copies.
 
 Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
 bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
 `UtteranceError`; what is odd but right is a warning on the clip. What the bytes do not show, such as a mount that is
 gone or memory that ran out, is no property of the utterance: it raises `CorpusError`, and nobody is quarantined for it.
+
+A view is an augmented copy, stored as a feature of its own: `logmel:view=pitch-1`. USC (§4) adds noise, pitch, stretch
+and shift and gives no strengths; those below are ours. A view is drawn anew for each utterance, by a generator seeded
+with its samples and the view's name: the same utterance always gives the same copy, and `pitch-1`, `pitch-2` are two.
 """
 
 import errno
@@ -15,12 +19,13 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import librosa
 import numpy as np
 import soundfile as sf
 import soxr
 
 from ser.cache.atomic_io import read_named
-from ser.errors import CodedAudio, CorpusError, UtteranceError
+from ser.errors import CodedAudio, CorpusError, UtteranceError, WrongUse, unknown
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"  # stored too
@@ -36,6 +41,10 @@ NOT_AUDIO = {
 # By name: what libsndfile reads, and what only ffmpeg does.
 SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"}
 CODED = {".mp4", ".m4a", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wma", ".wmv", ".amr", ".aac", ".3gp", ".mpg"}
+SNR = (10.0, 30.0)  # dB, signal over white noise
+SEMITONES = 2.0  # pitch, up or down, at most
+RATES = (0.8, 1.25)  # tempo; drawn evenly in its logarithm
+SHIFT = 0.1  # of the length, to either side at most; zeros come in
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
 _MISNAMED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
@@ -187,3 +196,47 @@ def _undecodable(fault: Exception) -> UtteranceError:
     """Without the name that soundfile gives to bytes, an address that is another in every process."""
     said = str(getattr(fault, "error_string", fault)).splitlines() or [type(fault).__name__]
     return UtteranceError(f"cannot be decoded as audio ({said[0].strip(' .')})")
+
+
+def noise(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """White noise at an SNR from `SNR`."""
+    level = np.sqrt(np.mean(np.square(samples, dtype=np.float64))) * 10 ** (-rng.uniform(*SNR) / 20)
+    return samples + level * rng.standard_normal(len(samples))
+
+
+def pitch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Shifted by up to `SEMITONES`; the length stays."""
+    return np.asarray(librosa.effects.pitch_shift(samples, sr=rate, n_steps=rng.uniform(-SEMITONES, SEMITONES)))
+
+
+def stretch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Faster or slower at the same pitch: `n / tempo` samples."""
+    tempo = float(np.exp(rng.uniform(np.log(RATES[0]), np.log(RATES[1]))))
+    return np.asarray(librosa.effects.time_stretch(samples, rate=tempo))
+
+
+def shift(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Moved in time by up to `SHIFT` of the length."""
+    by = round(rng.uniform(-SHIFT, SHIFT) * len(samples))
+    moved = np.zeros_like(samples)
+    moved[max(by, 0) : len(samples) + min(by, 0)] = samples[max(-by, 0) : len(samples) - max(by, 0)]
+    return moved
+
+
+VIEWS = {view.__name__: view for view in (noise, pitch, stretch, shift)}
+
+
+def check_view(view: str) -> None:
+    """Raises `WrongUse` for a view that is not written KIND-NUMBER, such as pitch-1."""
+    kind, _, number = view.partition("-")
+    if kind not in VIEWS:
+        raise unknown("view", kind, VIEWS)
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", number):
+        raise WrongUse(f"view={view}: write {kind}-1, {kind}-2 …: each number is another copy")
+
+
+def change(samples: np.ndarray, rate: int, view: str) -> np.ndarray:
+    """The `view` of `samples` `[n]`, float32."""
+    seed = hashlib.sha256(view.encode() + samples.tobytes()).digest()
+    changed = VIEWS[view.partition("-")[0]](samples, rate, np.random.default_rng(list(seed)))
+    return np.ascontiguousarray(changed, dtype=np.float32)

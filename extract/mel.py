@@ -12,8 +12,7 @@ import torch
 
 from ser.errors import UtteranceError, WrongUse
 
-from .audio import CHANNELS, RESAMPLER, Clip
-from .augment import change, check_view
+from .audio import CHANNELS, RESAMPLER, Clip, change, check_view
 from .extractors import Extractor
 
 FRAMES_AT_ONCE = 4096  # an hour has 360,000: this bounds the spectrum in memory
@@ -37,7 +36,7 @@ class MelConfig:
     padding: str = field(default="constant", init=False)  # half a window of zeros at each end: frame t at t * hop
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
-    view: str = ""  # an augmented copy, such as "pitch-1" (see augment.py)
+    view: str = ""  # an augmented copy, such as "pitch-1" (see audio.py)
 
     def __post_init__(self) -> None:
         nyquist = self.sampling_rate / 2

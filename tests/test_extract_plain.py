@@ -9,8 +9,7 @@ import opensmile
 import pytest
 
 from ser.errors import UtteranceError
-from ser.extract.audio import Clip, decode
-from ser.extract.augment import VIEWS, change
+from ser.extract.audio import VIEWS, Clip, change, decode
 from ser.extract.mel import MelExtractor
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import relative
