@@ -1,7 +1,7 @@
 """HuBERT, wav2vec 2.0 and their like, Wav2Vec2-BERT and Whisper: frames of a speech encoder, batched as one by one.
 
 Four things make padding leak into other rows, and each is closed here:
-- base models normalise the first convolution over *time* (GroupNorm): `RowwiseNorm` takes each row's statistics from
+- base models normalise the first convolution over *time* (GroupNorm): `rowwise` takes each row's statistics from
   its own frames;
 - what lies between the convolutions of the positions makes padding other than zero (data2vec's several layers, the
   batch norm of some HuBERTs): it is cleared before the next convolution sees it;
@@ -12,10 +12,10 @@ Whisper attends to padding as it was trained to: every window is filled up with 
 """
 
 import math
-import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -63,25 +63,6 @@ class SpeechConfig:
     def __post_init__(self) -> None:
         if not self.window >= 2 or not 0 <= self.context <= self.window / 4:
             raise WrongUse("window must be 2 seconds or more, and context at most a quarter of it")
-
-
-class RowwiseNorm(nn.Module):
-    """A GroupNorm over time whose statistics come from each row's valid frames only.
-
-    Padded frames become zero. With one row, or none padded, it is the wrapped norm itself. `state.lengths` holds the
-    samples of each row, and the convolution before this norm makes `(samples - kernel) // stride + 1` frames of them.
-    """
-
-    def __init__(self, norm: nn.GroupNorm, state: threading.local, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.norm, self.state, self.kernel, self.stride = norm, state, kernel, stride
-
-    def forward(self, frames: Tensor) -> Tensor:  # [batch, channels, time]
-        whole, valid = frames.shape[2], [(n - self.kernel) // self.stride + 1 for n in self.state.lengths]
-        if all(n == whole for n in valid):
-            return cast(Tensor, self.norm(frames))
-        rows = (self.norm(frames[row : row + 1, :, :n]) for row, n in enumerate(valid))
-        return torch.cat([nn.functional.pad(row, (0, whole - row.shape[2])) for row in rows])
 
 
 class Piece(NamedTuple):
@@ -138,12 +119,24 @@ class SpeechExtractor(Encoder):
         self.least = self.field
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-            first.layer_norm = RowwiseNorm(first.layer_norm, self.state, self.kernels[0], self.strides[0])
+            first.layer_norm.forward = partial(self.rowwise, first.layer_norm.forward)
         positions = self.model.encoder.pos_conv_embed
         for convolution in getattr(positions, "layers", ()):
             convolution.register_forward_pre_hook(lambda _module, args: self.cleared(args[0]))
         if getattr(positions, "batch_norm", None) is not None:
             positions.batch_norm.register_forward_hook(lambda _module, _args, frames: self.cleared(frames))
+
+    def rowwise(self, norm: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+        """The GroupNorm `norm` over time of `frames` `[batch, channels, time]`, by each row's valid frames alone.
+
+        Padded frames become zero. With one row, or none padded, it is the `norm` itself.
+        """
+        whole = frames.shape[2]  # of the convolution before it, which makes `valid` ones of each row's samples
+        valid = [(samples - self.kernels[0]) // self.strides[0] + 1 for samples in self.state.lengths]
+        if all(n == whole for n in valid):
+            return norm(frames)
+        rows = (norm(frames[row : row + 1, :, :n]) for row, n in enumerate(valid))
+        return torch.cat([nn.functional.pad(row, (0, whole - row.shape[2])) for row in rows])
 
     def cleared(self, frames: Tensor) -> Tensor:
         """Frames `[batch, dim, time]` with zeros as padding: what a convolution sees beyond the end of one row."""
