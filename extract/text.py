@@ -49,8 +49,7 @@ class TextExtractor(Encoder):
         config: TextConfig = super().resolve(settings, checkpoint)
         offset = ENCODERS[checkpoint.architecture].get("offset", 0)
         longest = checkpoint.setting("max_position_embeddings") - offset
-        if "most" not in settings:
-            config = replace(config, most=min(MOST, longest))
+        config = replace(config, most=settings.get("most", min(MOST, longest)))
         if not 3 <= config.most <= longest:
             raise WrongUse(f"most={config.most}: {checkpoint.model} takes 3 to {longest} tokens")
         return config
@@ -94,12 +93,13 @@ class TextExtractor(Encoder):
         texts = {row: text for row, text in enumerate(batch) if text.strip()}
         # By the backend: the tokenizer in front of it sets its truncation on every call, under other threads' feet.
         tokens = [self.tokenizer.backend_tokenizer.encode(text) for text in texts.values()]
-        ids = [np.array(self._cut(one.ids), dtype=np.int64) for one in tokens]
+        cut = slice(self.config.most - 1, -1)  # of a longer text, before the closing special token
+        ids = [np.delete(np.array(one.ids, dtype=np.int64), cut) for one in tokens]
         arrays = self.forward(ids) if ids else []
         for (row, text), one, numbers, layers in zip(texts.items(), tokens, ids, arrays, strict=True):
-            special = np.array(self._cut(one.special_tokens_mask), dtype=bool)
+            special = np.delete(np.array(one.special_tokens_mask, dtype=bool), cut)
             keep = slice(None) if self.config.special else ~special
-            word = words(text, self._cut(one.offsets), special)[keep]
+            word = words(text, np.delete(one.offsets, cut, axis=0), special)[keep]
             total = len(one.ids)
             warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
             extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
@@ -108,12 +108,8 @@ class TextExtractor(Encoder):
                 outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
         return outcomes
 
-    def _cut(self, tokens: list[Any]) -> list[Any]:
-        """At most `most` tokens, the last one still the closing special token."""
-        return tokens if len(tokens) <= self.config.most else [*tokens[: self.config.most - 1], tokens[-1]]
 
-
-def words(text: str, spans: Sequence[tuple[int, int]], special: np.ndarray) -> np.ndarray:
+def words(text: str, spans: np.ndarray, special: np.ndarray) -> np.ndarray:
     """The number of the word between spaces that each token's first letter lies in, int32 `[tokens]`.
 
     Some tokenizers count the space before a word to its first token, or make a token of it: it is of the word after it.
