@@ -49,7 +49,7 @@ def prepared(store: Path, fusion: str, *more: str, **plan: Any) -> tuple[Dataset
 
 
 def weights(fitted: Fitted) -> dict[str, bytes]:
-    return {name: value.numpy().tobytes() for name, value in snapshot(fitted.model).items()}
+    return {name: value.numpy().tobytes() for name, value in snapshot(fitted.model.state_dict()).items()}
 
 
 @pytest.mark.parametrize("fusion", ["mit", "lgf-add", "audio", "cnn", "bc-lstm"])

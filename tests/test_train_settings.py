@@ -12,7 +12,7 @@ from ser.tests.plain_layers import DIFFERENT
 from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
-from ser.train.fit import Fitted, fit, snapshot
+from ser.train.fit import Fitted, fit
 from ser.train.models import FUSIONS, CommonSettings
 from ser.train.models.fusion import Count
 from ser.train.options import Experiment
@@ -128,7 +128,7 @@ def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(st
         return fit(data, fold, TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select))
 
     def weights(found: Fitted) -> torch.Tensor:
-        return torch.cat([weight.flatten() for weight in snapshot(found.model).values()])
+        return torch.cat([weight.flatten() for weight in found.model.state_dict().values()])
 
     still = fitted("epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val")  # none is better than the first
     assert len(still.history) == (2 + 1) * stages, "two epochs, of which the first is refitted"

@@ -129,7 +129,7 @@ def fit(
     random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
     random["torch"] = torch.default_generator
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    selection = Selection(config, snapshot(model), chosen=list(chosen))
+    selection = Selection(config, snapshot(model.state_dict()), chosen=list(chosen))
     about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
 
     def hide(n: int) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def fit(
                 found = target.scored(data.utterances, eval_rows, predicted, config)
             line = selection.add(stage, epoch, mean, found, time.perf_counter() - started)
             if line.kept:
-                selection.kept = snapshot(model)
+                selection.kept = snapshot(model.state_dict())
             if on_epoch:
                 on_epoch(line, partial(selection.state, number, epoch + 1, model, optimiser, random))
         if selection.best == -math.inf:
@@ -277,9 +277,9 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     return None
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's weights, on the CPU."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+def snapshot(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a model's weights, or of other tensors, on the CPU, as safetensors files take them."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in values.items()}
 
 
 @dataclass
@@ -325,11 +325,7 @@ class Selection:
         if (kind := (device := torch.device(self.config.device)).type) != "cpu":
             generators[kind] = torch.get_device_module(kind).get_rng_state(device)
         parts = {"model": model.state_dict(), "kept": self.kept, "adam": adam, "random": generators}
-        tensors = {
-            f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous()
-            for part, values in parts.items()
-            for name, value in values.items()
-        }
+        tensors = {f"{part}.{name}": x for part, values in parts.items() for name, x in snapshot(values).items()}
         about = {"stage": stage, "epoch": epoch, "best_score": repr(self.best), "history": self.history}
         about["chosen"] = self.chosen
         return save(tensors, {"state": json.dumps(about)})

@@ -187,7 +187,7 @@ def fit_many(
         own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()}
         model.load_state_dict(own_weights, strict=False)
         if fault := faults.get(i):
-            fitted.append(Diverged(fault, fit.snapshot(model), scaling))
+            fitted.append(Diverged(fault, fit.snapshot(model.state_dict()), scaling))
         else:
             fitted.append(Fitted(model, scaling, selections[i].history))
     return fitted

@@ -199,7 +199,7 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
         return Diverged(NO_NUMBERS, {}, {})
 
     tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
-    weights, features = snapshot(fitted.model), config["features"]
+    weights, features = snapshot(fitted.model.state_dict()), config["features"]
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(target.columns(utterances, rows, tests, plan))
     if on_dev:
