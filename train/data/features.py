@@ -112,12 +112,6 @@ class ModalitySelection:
         return self.parts[0].feature.spec.modality
 
     @property
-    def level(self) -> str:
-        """That of its features, or "utterance" if they differ."""
-        levels = {one.feature.spec.level for one in self.parts}
-        return levels.pop() if len(levels) == 1 else "utterance"
-
-    @property
     def dim(self) -> int:
         """Columns of a row."""
         return sum(one.dim for one in self.parts)
@@ -340,7 +334,8 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
     store, target = open_store(asked.store), TARGETS[asked.target]
     manifest = store.joined_manifest(corpora_of(asked.protocol, asked.corpus))
     selected, augmented = select_features(store, asked.features, manifest.corpus, asked.views)
-    fusion = get_fusion(asked.fusion, {modality: one.level for modality, one in selected.items()})
+    levels = {modality: {part.feature.spec.level for part in one.parts} for modality, one in selected.items()}
+    fusion = get_fusion(asked.fusion, {m: min(of) if len(of) == 1 else "utterance" for m, of in levels.items()})
     policy = get_policy(asked.labels, manifest.column("label")) if target.labelled else UNLABELLED
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
