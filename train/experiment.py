@@ -301,13 +301,10 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     trial = _trial(jobs[0], 1, 1)
     plan = replace(trial.plan, fusion=replace(trial.plan.fusion, hide=None), select="last")
     trial = replace(trial, fold=replace(trial.fold, dev=trial.fold.dev[:0]), plan=plan)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(one_thread())
-        stack.enter_context(oom_as_error(plan))
-        stack.enter_context(contextlib.suppress(Diverged))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # as products, which are known
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # so are the steps of recurrent layers
-        counter = stack.enter_context(FlopCounterMode(display=False))
+    products = sdpa_kernel(SDPBackend.MATH)  # attention as products, which are known
+    steps = torch.backends.cudnn.flags(enabled=False)  # so are the steps of recurrent layers
+    counter = FlopCounterMode(display=False)
+    with one_thread(), oom_as_error(plan), contextlib.suppress(Diverged), products, steps, counter:
         fit(trial.data, trial.fold, plan)
     per_row = counter.get_total_flops() / len(plan.fusion.stages) / _rows(trial)
     return per_row * sum(map(_rows, jobs)) * epochs
