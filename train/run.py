@@ -188,7 +188,15 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     data, fold, plan, config = job.data, job.fold, job.plan, job.config
     utterances, rows, target = data.utterances, fold.test, TARGETS[plan.target]
-    tests = predict_tests(fitted, data, rows, plan)
+    # By each way to test one trained model: "both", as it is, whatever its inputs; "only audio" and "only text", the
+    # other modality hidden, where the fusion can hide one (MSMSER §4.3); "head audio" and "head text", its unimodal
+    # heads (Perspective Table 3).
+    heads = fitted.predict(data, rows, plan)
+    tests = {"both": heads.pop("logits")}
+    if plan.fusion.hide is not None:
+        for shown, hidden in (("audio", "text"), ("text", "audio")):
+            tests[f"only {shown}"] = fitted.predict(data, rows, plan, hide=hidden)["logits"]
+    tests |= {f"head {head}": probabilities for head, probabilities in heads.items()}
     # How sure a model is of what it was trained on says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev = {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]} if len(dev) else {}
@@ -234,20 +242,6 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
     return run
-
-
-def predict_tests(fitted: Fitted, data: Dataset, rows: np.ndarray, plan: TrainConfig) -> dict[str, np.ndarray]:
-    """What the target predicts [n, …] by each way to test one trained model.
-
-    "both": the model as it is (whatever its inputs); "only audio", "only text": the other modality hidden, where the
-    fusion can hide one (MSMSER §4.3); "head audio", "head text": its unimodal heads (Perspective Table 3).
-    """
-    heads = fitted.predict(data, rows, plan)
-    tests = {"both": heads.pop("logits")}
-    if plan.fusion.hide is not None:
-        for shown, hidden in (("audio", "text"), ("text", "audio")):
-            tests[f"only {shown}"] = fitted.predict(data, rows, plan, hide=hidden)["logits"]
-    return tests | {f"head {head}": probabilities for head, probabilities in heads.items()}
 
 
 def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]) -> Files:
