@@ -375,6 +375,7 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
         }
 
     parent = manifest.parent
+    random = [one.name for one in selected.values() if any(part.feature.spec.random_weights for part in one.parts)]
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
@@ -382,9 +383,7 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
         described=described,
         notes={
             "synthetic": manifest.synthetic,
-            "random_weights": [
-                one.name for one in selected.values() if any(part.feature.spec.random_weights for part in one.parts)
-            ],
+            "random_weights": random,
             "specs": {modality: one.specs for modality, one in inputs.items()},
             "left_out": left_out,
             "store": str(store.path.resolve()),
