@@ -5,8 +5,7 @@ The library raises them, and `ser.cli` alone turns them into a message and an ex
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 __all__ = [
     "CorpusError",
@@ -74,11 +73,7 @@ class LeakageError(SerError):
 
 
 class Diverged(SerError):
-    """The loss is no longer a number. `kept` and `standardizers` are those of the last good epoch that was kept."""
-
-    def __init__(self, message: str, kept: Mapping[str, Any], standardizers: Mapping[str, Any]) -> None:
-        super().__init__(message)
-        self.kept, self.standardizers = kept, standardizers
+    """The loss of a run is no longer a number; its folder holds the weights of the last good epoch that was kept."""
 
 
 def printable(text: str) -> str:

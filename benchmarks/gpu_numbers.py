@@ -22,7 +22,7 @@ from ser.benchmarks.costs import made_up
 from ser.benchmarks.gpu import UNKNOWN, Asked, Row, most, none_of, place, told
 from ser.train.data.dataset import Dataset
 from ser.train.data.splits import Fold
-from ser.train.fit import Diverged, Fitted, fit, make_optimiser, training_loss
+from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.models import FUSIONS, Stage
 from ser.train.models.ragged import Batch, Sequences, on_device
@@ -165,9 +165,9 @@ def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
 
 
-def probabilities(one: Work, fitted: Fitted | Diverged, plan: TrainConfig) -> np.ndarray:
+def probabilities(one: Work, fitted: Fitted, plan: TrainConfig) -> np.ndarray:
     """What a trained model predicts of what it was trained on."""
-    assert isinstance(fitted, Fitted)
+    assert not fitted.fault, fitted.fault
     return fitted.predict(one.data, one.fold.train, plan)["logits"]
 
 

@@ -4,7 +4,6 @@ for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="
     print(run.config["fold"], run.result["ua"])
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -23,13 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ser.engines import exact_arithmetic
 from ser.engines.machine import choose_device
-from ser.errors import WrongUse, unknown
+from ser.errors import Diverged, WrongUse, unknown
 
 from .data.dataset import DataCache, Dataset
 from .data.features import load_dataset
 from .data.splits import SHARE, Cut, Fold, make_folds
 from .finetune import with_encoder
-from .fit import Diverged, fit, rows_to_evaluate
+from .fit import Fitted, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
 from .options import Experiment
@@ -250,13 +249,12 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
     """
     job, found = jobs[0], 0.0
     for batches in (1, STEPS):
-        trial, fitted = _trial(job, EPOCHS, batches), list[Any]()
+        trial, fitted = _trial(job, EPOCHS, batches), list[Fitted]()
         plans = [replace(trial.plan, seed=one.plan.seed, loss=one.plan.loss) for one in jobs]
-        with contextlib.suppress(Diverged):
-            if job.stacked:
-                fitted = fit_many(job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
-            fitted = fitted or [fit(job.data, trial.fold, plans[0])]
-        lines = [line for one in fitted if not isinstance(one, Diverged) for line in one.history if line["epoch"] > 1]
+        if job.stacked:
+            fitted = fit_many(job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
+        fitted = fitted or [fit(job.data, trial.fold, plans[0])]
+        lines = [line for one in fitted if not one.fault for line in one.history if line["epoch"] > 1]
         stages = {line["stage"] for line in lines}
         seconds = [min(line["seconds"] for line in lines if line["stage"] == stage) for stage in stages]
         if seconds:
@@ -304,7 +302,7 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     products = sdpa_kernel(SDPBackend.MATH)  # attention as products, which are known
     steps = torch.backends.cudnn.flags(enabled=False)  # so are the steps of recurrent layers
     counter = FlopCounterMode(display=False)
-    with one_thread(), oom_as_error(plan), contextlib.suppress(Diverged), products, steps, counter:
+    with one_thread(), oom_as_error(plan), products, steps, counter:
         fit(trial.data, trial.fold, plan)
     per_row = counter.get_total_flops() / len(plan.fusion.stages) / _rows(trial)
     return per_row * sum(map(_rows, jobs)) * epochs

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
 from ser.engines import exact_arithmetic
-from ser.errors import Diverged, WrongUse
+from ser.errors import WrongUse
 
 from .data.dataset import Dataset, Standardizer, with_views
 from .data.splits import Fold
@@ -55,6 +55,7 @@ class Fitted:
     model: nn.Module
     scaling: dict[str, Standardizer]
     history: list[dict[str, Any]] = field(default_factory=list)
+    fault: str | None = None  # what ended it too early; the weights are the best before that
 
     @property
     def epoch(self) -> int:
@@ -104,12 +105,15 @@ def fit(
 
     `on_epoch` gets every epoch, and a function that makes the `state` after it; `resume` is what such a file
     holds, tensors and metadata, to go on from. `chosen` is the history of the model before, whose kept epoch is the
-    last of each stage. Raises `Diverged` if the loss is no longer a number, naming epoch and batch.
+    last of each stage. If the loss is no longer a number, the training ends with a `fault` naming epoch and batch.
     """
     if config.training.refit:
         once = replace(config, training=replace(config.training, refit=False))
         if not (chosen := json.loads(resume[1]["state"])["chosen"] if resume else []):
-            chosen, resume = fit(data, fold, once, on_epoch, resume).history, None
+            first_model = fit(data, fold, once, on_epoch, resume)
+            if first_model.fault:
+                return first_model
+            chosen, resume = first_model.history, None
         return fit(data, fold.refitted, replace(once, select="last"), on_epoch, resume, chosen)
     exact_arithmetic(config.device, config.deterministic)
     fusion, settings, target = config.fusion, config.settings, TARGETS[config.target]
@@ -139,7 +143,7 @@ def fit(
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
-        selection.best, first = -math.inf, 0
+        selection.best, first, fault = -math.inf, 0, None
         if resume and number == about["stage"]:
             first, selection.best, selection.history = about["epoch"], float(about["best_score"]), about["history"]
             selection.restore(resume[0], model, optimiser, random)
@@ -170,7 +174,7 @@ def fit(
                 optimiser.step()
             values = torch.stack(losses).tolist()
             if fault := divergence(values, stage, epoch):
-                raise Diverged(fault, selection.kept, scaling)
+                break
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
             found, head = dict[str, Any](), stage.output
             if len(eval_rows):
@@ -181,10 +185,10 @@ def fit(
                 selection.kept = snapshot(model.state_dict())
             if on_epoch:
                 on_epoch(line, partial(selection.state, number, epoch + 1, model, optimiser, random))
-        if selection.best == -math.inf:
-            raise Diverged(NO_NUMBERS, selection.kept, scaling)
         model.load_state_dict(selection.kept)
-    return Fitted(model, scaling, selection.chosen + selection.history)
+        if fault := fault or (NO_NUMBERS if selection.best == -math.inf else None):
+            break
+    return Fitted(model, scaling, selection.chosen + selection.history, fault)
 
 
 def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:

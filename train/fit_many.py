@@ -28,7 +28,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
 from ser.engines import exact_arithmetic
-from ser.errors import Diverged
 
 from . import fit
 from .data.dataset import Dataset
@@ -57,12 +56,12 @@ def can_train_together(data: Dataset, config: TrainConfig) -> bool:
 @torch.random.fork_rng(devices=[])
 def fit_many(
     data: Dataset, fold: Fold, configs: Sequence[TrainConfig], on_epoch: Sequence[Callable[[Epoch | str], None]] = ()
-) -> list[Fitted | Diverged]:
+) -> list[Fitted]:
     """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
 
-    `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. A run that diverged gives the
-    fault in the place of its model. Returns [] where the inputs do not fit on the GPU: the caller then trains one after
-    the other. Raises `WrongUse` for a selection on a dev part that is empty.
+    `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. Returns [] where the inputs do
+    not fit on the GPU: the caller then trains one after the other. Raises `WrongUse` for a selection on a dev part that
+    is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -181,15 +180,12 @@ def fit_many(
         alone, batch.heads = copy.deepcopy(models[0]).cpu(), replace(config, loss=name).heads(stage)
         loss(alone(batch), batch.truth).backward()
         idle[name] = {weight_name for weight_name, weight in alone.named_parameters() if weight.grad is None}
-    fitted: list[Fitted | Diverged] = []
+    fitted = list[Fitted]()
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
         shapes = {name: weight.shape for name, weight in model.named_parameters() if name not in idle[each.loss]}
         own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()}
         model.load_state_dict(own_weights, strict=False)
-        if fault := faults.get(i):
-            fitted.append(Diverged(fault, fit.snapshot(model.state_dict()), scaling))
-        else:
-            fitted.append(Fitted(model, scaling, selections[i].history))
+        fitted.append(Fitted(model, scaling, selections[i].history, faults.get(i)))
     return fitted
 
 

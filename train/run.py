@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save
 
 from ser.engines import is_out_of_memory
-from ser.errors import CorruptStore, SerError, WrongUse
+from ser.errors import CorruptStore, Diverged, SerError, WrongUse
 from ser.plugins import not_installed
 
 from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
-from .fit import NO_NUMBERS, Diverged, Epoch, Fitted, fit, snapshot
+from .fit import NO_NUMBERS, Epoch, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once
 from .models import FUSIONS, with_layer_sums
 from .models.superb import layer_shares
@@ -90,7 +90,7 @@ def train_jobs(
         while left:
             now = left[:most]
             started = time.monotonic()
-            fitted: list[Fitted | Diverged] = []  # so the models of the last ones are gone, and what a fault held
+            fitted = list[Fitted]()  # so the models of the last ones are gone, and what a fault held
             torch.cuda.empty_cache()
             try:
                 if together:
@@ -100,8 +100,6 @@ def train_jobs(
                     [one] = now
                     state = one.run.tensors(STATE) if (one.run.path / STATE).exists() else None
                     fitted = [fit(first.data, first.fold, one.job.plan, one, state)]
-            except Diverged as fault:
-                fitted = [fault]
             except (MemoryError, RuntimeError) as fault:
                 if len(now) == 1 or not is_out_of_memory(fault):
                     raise
@@ -113,14 +111,12 @@ def train_jobs(
                 continue
             seconds = (time.monotonic() - started) / len(now)
             for one, model in zip(now, fitted, strict=True):
-                ended = model if isinstance(model, Diverged) else _finish(one.run, one.job, model, seconds)
-                if isinstance(ended, Diverged):
-                    if ended.kept:
-                        write_model(one.run, ended.kept, ended.standardizers)
-                    one(str(ended))
-                    one.run.write_json(FAULT, {"fault": str(ended)})
-                    ended = Diverged(f"{one.run.path}: {ended}", ended.kept, ended.standardizers)
-                found[one.job.name] = ended
+                if model.fault:
+                    write_model(one.run, snapshot(model.model.state_dict()), model.scaling)
+                if why := model.fault or _finish(one.run, one.job, model, seconds):
+                    one(why)
+                    one.run.write_json(FAULT, {"fault": why})
+                found[one.job.name] = Diverged(f"{one.run.path}: {why}") if why else one.run
             left = left[most:]
         return [found[job.name] for job in jobs]
 
@@ -184,7 +180,7 @@ def oom_as_error(plan: TrainConfig) -> Iterator[None]:
         ) from fault
 
 
-def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverged:
+def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
     """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
     data, fold, plan, config = job.data, job.fold, job.plan, job.config
     utterances, rows, target = data.utterances, fold.test, TARGETS[plan.target]
@@ -204,7 +200,7 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
     if len(undecided):
         apart = target.scored(utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan)
     if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
-        return Diverged(NO_NUMBERS, {}, {})
+        return NO_NUMBERS
 
     tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
     weights, features = snapshot(fitted.model.state_dict()), config["features"]
@@ -240,7 +236,7 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> Run | Diverge
         result["standardise_by"] = plan.training.standardise_by
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
-    return run
+    return None
 
 
 def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]) -> Files:

@@ -16,13 +16,12 @@ from ser.cache.atomic_io import remove_leftovers, workspace
 from ser.cache.spec import parse_name
 from ser.cache.store import open_store
 from ser.engines.machine import choose_device
-from ser.errors import MissingRows, WrongUse
+from ser.errors import Diverged, MissingRows, WrongUse
 
 from .data.dataset import DataCache
 from .data.features import select_feature, select_features
 from .data.splits import corpora_of
 from .experiment import Estimate, Experiment, Job, estimate, fit_groups, prepare, train_jobs
-from .fit import Diverged
 from .models import FUSIONS
 from .recipe import Recipe, Record, cell_name
 from .run_folder import SHARED, Run
