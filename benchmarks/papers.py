@@ -174,10 +174,10 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
                 (one for one in kept.get(select, {}).get("rows", []) if one["cell"] == cell.name), {}
             )
             folders = [Run(Path(path)) for path in found.get("folders", [])]
-            if not any(run.finished for run in folders):
+            if not (finished := [run for run in folders if run.finished]):
                 rows.append({**row, **{f"{name} %": None for name in names.values()}, "runs": "not measured"})
                 continue
-            ours = CellScores(folders)
+            ours = CellScores(finished)
             warnings |= {*filter(None, [caveat(ours.results)])}
             known = {*METRICS, *ours.classes}
             done = sorted(run.path.name for run in ours.runs)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore
 from ser.train import scores
 from ser.train.data.labels import DIMENSIONS
 from ser.train.run_folder import Run, column
@@ -43,25 +43,17 @@ class Score:
     folds: int
 
 
-def finished(runs: Sequence[Run]) -> list[Run]:
-    """Those that are finished. Raises `WrongUse` if none is."""
-    found = [run for run in runs if run.finished]
-    if not found:
-        raise WrongUse(f"none of these {len(runs)} runs is finished; the same command with --resume goes on with them")
-    return found
-
-
 class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
     Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
     "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
     "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
-    `WrongUse` if no run is finished.
+    `WrongUse` for a run that is not finished.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = finished(runs)
+        self.runs = runs
         self.results = [run.result for run in self.runs]
         self._seeds = np.array([result["seed"] for result in self.results])
         self._folds = np.array([result["fold"] for result in self.results])

@@ -16,7 +16,7 @@ from ser.train.models import FUSIONS
 from ser.train.recipe import Record, cell_name, choose
 from ser.train.run_folder import Run
 
-from .cell_scores import CellScores, finished
+from .cell_scores import CellScores
 from .tables import sentence
 
 # What stands in a label without its name.
@@ -110,7 +110,9 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str =
     """
     searches = [one for one in searches if not any({*one.candidates} < {*more.candidates} for more in searches)]
     every = sorted(runs, key=lambda run: run.path.name)
-    done = finished(every)
+    done = [run for run in every if run.finished]
+    if not done:
+        raise WrongUse(f"none of these {len(every)} runs is finished; the same command with --resume goes on with them")
     members = grouped(every if searches else done, lambda run: cell_name(run.config))
     found: list[tuple[list[Run], Record | None]] = []
     for search in searches:

@@ -188,11 +188,11 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Recip
         tried, needed = len(cell.candidates), len(mine) // len(cell.candidates)
         mine = choose(mine[number::needed] for number in range(needed)) if cell.over else mine
         folders = [str(run.path) for run in mine]
-        if not any(run.finished for run in mine):
+        if not (done := [run for run in mine if run.finished]):
             why = f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
             rows.append(RecipeRow(cell.name, paper, {}, needed, 0, why, folders=folders))
             continue
-        ours = CellScores(mine)
+        ours = CellScores(done)
         if cell.test not in ours.tests:
             raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
@@ -203,7 +203,7 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Recip
         about, paper = ", ".join(others), {} if barred else paper
         about = f"not compared: {', '.join(barred)}" if barred else about
         chosen = chosen_rows(cell.name, tried, cell.over, ours.runs) if cell.over else ()
-        about_runs = needed, len(ours.runs), ours.conditions
+        about_runs = needed, len(done), ours.conditions
         rows.append(RecipeRow(cell.name, paper, found, *about_runs, differs=about, folders=folders, chosen=chosen))
     for other in recipe.quoted:
         about = "; ".join(filter(None, ["quoted by the paper", other.footnote]))
