@@ -24,7 +24,7 @@ VARIABLES = {"#010101": "ink", "#020202": "muted", "#030303": "grid"}
 MUTED = "#020202"
 DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
 
-Point = tuple[str, Any, Any]
+Points = list[tuple[str, Any, Any]]
 
 
 def figure(height: float, **subplots: Any) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def _tidied(tag: str, variables: Mapping[str, str]) -> str:
     return tag
 
 
-def _series(points: Sequence[Point]) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
+def _series(points: Points) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
     """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style."""
     import matplotlib
 
@@ -98,7 +98,7 @@ def _finished(drawing: Any, axes: Any, legend: int, shown: Mapping[str, Any]) ->
     return drawing
 
 
-def dots(points: Sequence[Point], legend: int = 0, above: bool = False, baseline: float = np.nan, **shown: Any) -> Any:
+def dots(points: Points, legend: int = 0, above: bool = False, baseline: float = np.nan, **shown: Any) -> Any:
     """One line for each name, or (heading, name), with a dot for each series' value and a bar for its interval."""
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
@@ -134,12 +134,7 @@ def dots(points: Sequence[Point], legend: int = 0, above: bool = False, baseline
 
 
 def lines(
-    points: Sequence[Point],
-    legend: int = 0,
-    band: bool = False,
-    joined: bool = True,
-    diagonal: bool = False,
-    **shown: Any,
+    points: Points, legend: int = 0, band: bool = False, joined: bool = True, diagonal: bool = False, **shown: Any
 ) -> Any:
     """Values over x, a number or a name, with their intervals, as bars or a `band`; `diagonal`: a value is its x."""
     series = list(_series(points))

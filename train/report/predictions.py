@@ -10,7 +10,7 @@ from ser.train.scores import BINS, FEWEST, LEVEL, SHOWN, TEMPERATURES, metrics, 
 
 from .cell_scores import named
 from .cells import Cell, drawn
-from .figures import Point
+from .figures import Points
 from .tables import Row, Table, described, sentence, shown
 
 DRAWN = 2  # cells in the diagram, each before and after its temperature
@@ -61,7 +61,7 @@ def votes_table(cells: Sequence[Cell]) -> Table:
 
 def reliability_table(cells: Sequence[Cell]) -> Table:
     """Share right against confidence in each bin; no bin without a prediction."""
-    points: list[Point] = []
+    points: Points = []
     rows: list[Row] = []
     for number, cell in enumerate(cells):
         for after in (False, True)[: 1 + bool(cell.temperatures)]:

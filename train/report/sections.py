@@ -17,7 +17,7 @@ from ser.train.scores import SHOWN
 from .attention import Inside, attended
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
 from .cells import Cell, drawn, grouped, same_run
-from .figures import Point, svg_of
+from .figures import Points, svg_of
 from .paper import beside, claimed, quoted_for
 from .predictions import calibration_table, errors, ratings, ratings_table, reliability_table, votes_table
 from .provenance import what_was_run
@@ -310,7 +310,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
     kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
     told = [drawn(cells, SERIES)]
     told += [sentence("kept", cell=cells[0].label, first=kept[0], last=kept[-1])] if kept else []
-    points: list[Point] = []
+    points: Points = []
     rows: list[Row] = []
     for cell in cells:
         told_by = enumerate(result["history"] for result in cell.results)
