@@ -117,7 +117,7 @@ def summary_text(cell: "CellScores") -> str:
     from ser.train.report.cell_scores import caveat, named
     from ser.train.report.tables import Table, tabulated
     from ser.train.run_folder import column
-    from ser.train.scores import SHOWN
+    from ser.train.scores import BINS, LEVEL, SHOWN
 
     asked = [(name, metric, "both") for name, metric in SHOWN.items() if cell.classes]
     asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
@@ -137,7 +137,14 @@ def summary_text(cell: "CellScores") -> str:
     about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
     notes = [cell.conditions, about]
     if cell.classes:
-        notes.append(_sureness(cell))
+        told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
+        if cell.temperatures:
+            told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
+        if cell.conformal:
+            (held, *_), size = cell.conformal
+            told += f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, "
+            told += f"mean size {size:.2f} (no guarantee across speakers)"
+        notes.append(told)
     if of := cell.divergences():
         told = ", ".join(f"{name.upper()} {_shown(ends, 3)}" for name, ends in of.items())
         notes.append(f"from the raters' votes, in nats: {told}")
@@ -158,19 +165,6 @@ def _shown(told: tuple[float | None, ...], digits: int) -> str:
     """A score with its low and high end, or with its deviation; or alone, where these are None."""
     whole, *others = (f"{x:.{digits}f}" for x in told if x is not None)
     return f"{whole} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([whole, *others])
-
-
-def _sureness(cell: "CellScores") -> str:
-    from ser.train.scores import BINS, LEVEL
-
-    told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
-    if cell.temperatures:
-        told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
-    if cell.conformal:
-        (held, *_), size = cell.conformal
-        told += f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, "
-        told += f"mean size {size:.2f} (no guarantee across speakers)"
-    return told
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
