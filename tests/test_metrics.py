@@ -37,7 +37,7 @@ from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.predictions import calibration_table
 from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, share, tempered
+from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, tempered
 
 CLASSES = ("ang", "hap", "neu", "sad")
 MEASURES = {
@@ -329,14 +329,15 @@ def test_a_recipes_runs_are_counted_where_folds_lack_a_class(tmp_path: Path, mon
 
 
 def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
+    average = score_module.average
     assert holm([]) == [] and holm([0.6, 0.9]) == [1, 1]
     groups = ["a", "b", "c", "d"] * 5
-    counted = [i % 4 == 0 or i % 7 == 0 for i in range(20)]
-    by_group = [100 * np.mean(counted[k::4]) for k in range(4)]  # equal groups: the interval of their t-test
+    counted = 100 * np.array([i % 4 == 0 or i % 7 == 0 for i in range(20)])
+    by_group = [np.mean(counted[k::4]) for k in range(4)]  # equal groups: the interval of their t-test
     theirs = stats.ttest_1samp(by_group, 0).confidence_interval(0.95)
-    assert share(counted, groups) == pytest.approx((np.mean(by_group), max(0, theirs.low), min(100, theirs.high)))
-    assert share(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)
-    assert share([True] * 20, groups) == (100, None, None) and share([True], ["a"]) == (100, None, None)
+    assert average(counted, groups) == pytest.approx((np.mean(by_group), max(0, theirs.low), min(100, theirs.high)))
+    assert average(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)
+    assert average([100] * 20, groups) == (100, None, None) and average([100], ["a"]) == (100, None, None)
 
 
 RECIPE = """

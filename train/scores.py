@@ -206,13 +206,8 @@ def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.
     return whole - half, whole + half
 
 
-def share(counted: Sequence[bool] | np.ndarray, groups: Sequence[Any] | np.ndarray) -> Ends:
-    """The share of n predictions that count, with its interval over their groups, in percent."""
-    return average(100 * np.asarray(counted, dtype=float), groups, PERCENT)
-
-
-def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[float, float]) -> Ends:
-    """The mean of n predictions' values, with its interval over their groups, which does not leave `ends`."""
+def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[float, float] = PERCENT) -> Ends:
+    """The mean of n predictions' values, such as 100 or 0 each, with its interval over their groups, within `ends`."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n, sums = np.bincount(group), np.bincount(group, values)
     whole = float(sums.sum() / n.sum())

@@ -250,8 +250,8 @@ class CellScores:
         Probabilities are those after the temperature, if there is one.
         """
         right, answered = self.probabilities["both"].argmax(1) == self.truth, self.sure.max(1) >= below
-        of_those = scores.share(right[answered], self.group[answered]) if answered.any() else None
-        return scores.share(answered, self.group), of_those
+        of_those = scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
+        return scores.average(100 * answered, self.group), of_those
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
@@ -266,7 +266,7 @@ class CellScores:
         least = np.array([scores.conformal_threshold(*pair) for pair in on_dev])
         inside = self.probabilities["both"] >= least[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
-        return scores.share(held, self.group), float(inside.sum(1).mean())
+        return scores.average(100 * held, self.group), float(inside.sum(1).mean())
 
     @property
     def raters(self) -> dict[str, Any] | None:

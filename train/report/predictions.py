@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ser.train.data.labels import Policy, ballots
-from ser.train.scores import BINS, FEWEST, LEVEL, SHOWN, TEMPERATURES, metrics, share
+from ser.train.scores import BINS, FEWEST, LEVEL, SHOWN, TEMPERATURES, average, metrics
 
 from .cell_scores import named
 from .cells import Cell, drawn
@@ -153,7 +153,7 @@ def groups_table(cell: Cell) -> Table:
         for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdecimal() else 0):
             n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
             ua = metrics(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())["ua"]
-            row = {"by": by, "group": group, "utterances": n, "wrong %": share(~part.right, part.group)}
+            row = {"by": by, "group": group, "utterances": n, "wrong %": average(100 * ~part.right, part.group)}
             rows.append({**row, "UA %": 100 * float(ua)})
     counts = Counter(row["by"] for row in rows)
     points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
@@ -185,7 +185,7 @@ def agreement_table(cell: Cell) -> Table:
     for name, (low, high) in AGREEMENT.items():
         part = p[(behind >= low) & (behind < high)]
         if n := part.id.nunique():
-            row = {"raters for the label": name, "utterances": n, "right %": share(part.right, part.group)}
+            row = {"raters for the label": name, "utterances": n, "right %": average(100 * part.right, part.group)}
             rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
     measures = ("right", "confidence", "given to the truth")
     places = [f"{row['raters for the label']}\nn {row['utterances']:,}" for row in rows]
