@@ -156,9 +156,11 @@ class ReleasedAtFusion(nn.Module):
 
 
 class Released(Perspective):
-    """LGF as the authors' released code computes it at commit 17036b9."""
+    """LGF as the authors' released code computes it at commit 17036b9. Raises `WrongUse` for a rate that falls."""
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
+        if settings.lr_decay != PerspectiveSettings.lr_decay:
+            raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
         super().__init__(settings, dims, classes, name)
         self.activation = nn.Identity()
         width = 2 * settings.gru_hidden
@@ -174,12 +176,7 @@ class Released(Perspective):
 
 
 def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> nn.Module:
-    """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3).
-
-    Raises `WrongUse` where the released code is asked for and has no such setting.
-    """
-    if settings.released and settings.lr_decay != PerspectiveSettings.lr_decay:
-        raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
+    """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3)."""
     return (Released if settings.released else Perspective)(settings, dims, classes, name)
 
 
