@@ -398,9 +398,19 @@ def _abandoned(folder: Path) -> bool:
     ours = isinstance(owner, dict) and owner.get("host") == _here()["host"]
     if ours and (free or owner.get("boot") != _here()["boot"]):
         return True
-    inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
-    changed = (one.lstat().st_mtime for one in (path, folder, *inside) if os.path.lexists(one))
-    return time.time() - max(changed, default=time.time()) > DAY  # by default: it has just gone
+    return time.time() - extent(path, folder)[1] > DAY
+
+
+def extent(*paths: Path) -> tuple[int, float]:
+    """Bytes of files and folders, and when anything in them changed last, in seconds since 1970; links as such."""
+    size, changed = 0, 0.0
+    inside = [Path(root, name) for top in paths for root, folders, files in os.walk(top) for name in (*folders, *files)]
+    for path in (*paths, *inside):
+        with contextlib.suppress(FileNotFoundError):  # another process has just replaced or removed it
+            found = path.lstat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            changed = max(changed, found.st_mtime)
+    return size, changed or time.time()  # all has just gone
 
 
 @contextlib.contextmanager

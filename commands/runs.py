@@ -124,11 +124,12 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
 
 
 def _remove(found: list[Any], dry_run: bool) -> None:
-    from ser.train import runs as folders
+    from ser.cache.atomic_io import extent
+    from ser.train.runs import remove as remove_run
 
     for run in found:
         name = os.path.relpath(run.path)  # it may be the working folder
-        freed = folders.extent(run)[0] if dry_run else folders.remove(run)
+        freed = extent(run.path)[0] if dry_run else remove_run(run)
         answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
     if not found:
         answer("nothing to remove")

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import explain_disk_errors, open_lock, remove_folder
+from ser.cache.atomic_io import explain_disk_errors, extent, open_lock, remove_folder
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run, find_runs
@@ -58,7 +57,7 @@ def facts(run: Run) -> dict[str, Any]:
     asked = flat(run.config)
     shown = {key: asked.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
     result = run.result if run.finished else {}
-    size, changed = extent(run)
+    size, changed = extent(run.path)
     scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
     return {
         "run": os.path.relpath(run.path),
@@ -69,17 +68,6 @@ def facts(run: Run) -> dict[str, Any]:
         "bytes": size,
         "store": asked["store"],
     }
-
-
-def extent(run: Run) -> tuple[int, float]:
-    """Bytes of the folder, and when anything in it changed last, in seconds since 1970; links count as such."""
-    size, changed = 0, 0.0
-    for path in (run.path, *run.path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):  # a process that trains it has just replaced it
-            found = path.lstat()
-            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
-            changed = max(changed, found.st_mtime)
-    return size, changed or time.time()
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -93,7 +81,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
     """The runs without a result that nobody trains now and in which nothing has changed for so many days."""
     for run in runs:
-        if not run.finished and time.time() - extent(run)[1] > days * 86_400 and not in_use(run):
+        if not run.finished and time.time() - extent(run.path)[1] > days * 86_400 and not in_use(run):
             yield run
 
 
@@ -113,7 +101,7 @@ def remove(run: Run) -> int:
 
     Raises `WrongUse` for one that is trained or removed just now, `StoreError` if the disk does not let it go.
     """
-    (freed, _), runs = extent(run), run.path.parent
+    (freed, _), runs = extent(run.path), run.path.parent
     with explain_disk_errors(f"removing {run.path}", runs), contextlib.ExitStack() as lock:
         if in_use(run, lock):
             raise WrongUse(f"{run.path}: is trained or removed just now; stop that process first")
