@@ -39,9 +39,12 @@ class Feature:
     """A folder `<store>/<feature>/<fingerprint>/`; `spec`, where the caller knows what its spec.json must say."""
 
     def __init__(self, store: Path, path: Path, spec: Spec | None = None) -> None:
-        self.store = store
-        self.path = path
-        self.spec = spec or self._read_spec()
+        if spec is None:
+            spec = read_checksummed(path / "spec.json", Spec)
+            if (spec.feature, spec.fingerprint) != (path.parent.name, path.name):
+                fault = "stands in the folder of another feature or fingerprint"
+                raise CorruptStore(f"{path / 'spec.json'}: {fault}; {REPAIR}")
+        self.store, self.path, self.spec = store, path, spec
         self._parts: dict[str, Part] = {}
         self._rows: dict[Key, Place] = {}
         self._quarantined: dict[Key, str] = {}
@@ -55,16 +58,9 @@ class Feature:
         """The folder's name: how the feature was computed."""
         return self.path.name
 
-    def _read_spec(self) -> Spec:
-        path = self.path / "spec.json"
-        spec = read_checksummed(path, Spec)
-        if (spec.feature, spec.fingerprint) != (self.path.parent.name, self.path.name):
-            raise CorruptStore(f"{path}: stands in the folder of another feature or fingerprint; {REPAIR}")
-        return spec
-
     def annotate(self, **provenance: Any) -> None:
         """Add to the spec's provenance, which the fingerprint does not hash."""
-        spec = self._read_spec()
+        spec = Feature(self.store, self.path).spec  # as it is now
         self.spec = replace(spec, provenance={**spec.provenance, **provenance})
         put_files(self.store, self.path, {"spec.json": checksummed_json(self.spec.to_json())})
 
@@ -183,16 +179,13 @@ class Feature:
         names = set.intersection(*shared) if shared and extras else {"values"}
         arrays = {"values": np.empty((0, self.spec.dim), self.spec.dtype)}
         for name in sorted(names if values else names - {"values"}):
-            arrays[name] = array = self._allocate(name, parts, offsets[-1])
-            read_stretches([(p.folder, p.record.arrays[name], stretches[p]) for p in parts], array)
+            kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
+            if name == "values":
+                kinds.add((self.spec.dtype, (self.spec.dim,)))
+            if len(kinds) > 1:
+                fault = f"array '{name}' has another dtype or dimension than its spec or in other parts"
+                raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
+            dtype, shape = kinds.pop()
+            arrays[name] = np.empty((offsets[-1], *shape), dtype)
+            read_stretches([(p.folder, p.record.arrays[name], stretches[p]) for p in parts], arrays[name])
         return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
-
-    def _allocate(self, name: str, parts: Sequence[Part], rows: int) -> npt.NDArray[Any]:
-        kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
-        if name == "values":
-            kinds.add((self.spec.dtype, (self.spec.dim,)))
-        if len(kinds) > 1:
-            fault = f"array '{name}' has another dtype or dimension than its spec or in other parts"
-            raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
-        dtype, shape = kinds.pop()
-        return np.empty((rows, *shape), dtype)
