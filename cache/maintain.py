@@ -161,17 +161,12 @@ def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: 
     """
     for folder in store.folders() if folders is None else folders:
         seen, feature = set[str](), Feature(store.path, folder)
-        current = {key for manifest in _latest(store) for key in feature.keys(manifest)}
+        current = {key for manifest in map(store.manifest, store.corpora()) for key in feature.keys(manifest)}
         # Anew each time: others publish parts and remove them, and so does this.
         while part := next((part for part in feature.parts() if part.name not in seen), None):
             seen.add(part.name)
             if _kept(feature, part, current) and part.record.corpus in store.corpora():
                 yield from _rewrite(store, feature, part, dry_run)
-
-
-def _latest(store: Store) -> list[Manifest]:
-    """The manifests whose rows are current. Whoever publishes a row has put the one that asks for it."""
-    return [*map(store.manifest, store.corpora())]
 
 
 def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:
@@ -188,7 +183,8 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
 
 
 def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Dropped]:
-    latest = _latest(store)  # again, the parts having been listed: another process may have put one since
+    # Again, the parts having been listed: who publishes a row has put the manifest that asks for it, perhaps since.
+    latest = [*map(store.manifest, store.corpora())]
 
     def changed() -> bool:  # also where one cannot be read any more
         now = latest_manifests(store).values()
