@@ -101,7 +101,22 @@ class Part:
         record = read_checksummed(folder / "part.json", PartRecord)
         if record.fingerprint != fingerprint:
             raise CorruptStore(f"{folder}: belongs to another fingerprint, {record.fingerprint}; {REPAIR}")
-        _check_files(folder, record.files)
+        names = set(record.files)
+        for name in record.files:
+            while name := name.rpartition("/")[0]:
+                names.add(name)
+        for name in sorted(names):  # a folder before what is in it
+            known, where = record.files.get(name), f"{folder}/{name}"
+            try:
+                found = os.lstat(where)
+            except (FileNotFoundError, NotADirectoryError):
+                raise CorruptStore(f"{where!r}: is missing; {REPAIR}") from None
+            except OSError as error:
+                raise StoreError(f"{where!r}: cannot be read ({error.strerror})") from error
+            if not (stat.S_ISREG if known else stat.S_ISDIR)(found.st_mode):
+                raise CorruptStore(f"{where!r}: is a link or a special file, or of another kind; {REPAIR}")
+            if known and found.st_size != known.bytes:
+                raise CorruptStore(f"{where!r}: has {found.st_size} bytes, part.json records {known.bytes}; {REPAIR}")
         return cls(folder, record)
 
     @property
@@ -127,25 +142,6 @@ class Part:
         if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
             raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
         return offsets.tolist()
-
-
-def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
-    names = set(files)
-    for name in files:
-        while name := name.rpartition("/")[0]:
-            names.add(name)
-    for name in sorted(names):  # a folder before what is in it
-        known, where = files.get(name), f"{folder}/{name}"
-        try:
-            found = os.lstat(where)
-        except (FileNotFoundError, NotADirectoryError):
-            raise CorruptStore(f"{where!r}: is missing; {REPAIR}") from None
-        except OSError as error:
-            raise StoreError(f"{where!r}: cannot be read ({error.strerror})") from error
-        if not (stat.S_ISREG if known else stat.S_ISDIR)(found.st_mode):
-            raise CorruptStore(f"{where!r}: is a link or a special file, or of another kind; {REPAIR}")
-        if known and found.st_size != known.bytes:
-            raise CorruptStore(f"{where!r}: has {found.st_size} bytes, part.json records {known.bytes}; {REPAIR}")
 
 
 @dataclass
