@@ -403,14 +403,13 @@ def _abandoned(folder: Path) -> bool:
 
 def extent(*paths: Path) -> tuple[int, float]:
     """Bytes of files and folders, and when anything in them changed last, in seconds since 1970; links as such."""
-    size, changed = 0, 0.0
     inside = [Path(root, name) for top in paths for root, folders, files in os.walk(top) for name in (*folders, *files)]
+    found = []
     for path in (*paths, *inside):
-        with contextlib.suppress(FileNotFoundError):  # another process has just replaced or removed it
-            found = path.lstat()
-            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
-            changed = max(changed, found.st_mtime)
-    return size, changed or time.time()  # all has just gone
+        with contextlib.suppress(OSError):  # another process has just replaced or removed it
+            found.append(path.lstat())
+    size = sum(one.st_size for one in found if stat.S_ISREG(one.st_mode))
+    return size, max((one.st_mtime for one in found), default=time.time())  # by default: all has just gone
 
 
 @contextlib.contextmanager

@@ -199,7 +199,7 @@ class Manifest:
 
     @classmethod
     def from_content(cls, content: bytes, digest: str, where: str, corpus: str | None = None) -> "Manifest":
-        """Read a manifest back, of a `corpus`. Raises `CorruptStore` if the bytes are not those that `digest` names."""
+        """Read a manifest back. Raises `CorruptStore` for other bytes than `digest` names, or of another `corpus`."""
         if hashlib.sha256(content).hexdigest() != digest:
             raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
         try:

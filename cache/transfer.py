@@ -109,7 +109,7 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
     if "values" not in arrays:  # one array per utterance
         if not arrays:
             raise StoreError(f"{path}: holds no arrays")
-        if ids is not None and set(ids) != arrays.keys():
+        if ids is not None and sorted(ids) != sorted(arrays):
             raise StoreError(f"{path}: its arrays are named by other ids than those given; leave --ids out")
         first = next(iter(arrays.values()))
         dim = first.shape[-1:] or (0,)

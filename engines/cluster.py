@@ -45,7 +45,7 @@ OWN_CLUSTER = {
 def check_scheduler(scheduler: str, insecure: bool = False, workers: int | None = None) -> str:
     """The address, or `local:N` as it is. Asks nobody, so a command can begin with it.
 
-    Raises `WrongUse` for what cannot be a scheduler, for so many `workers` beside one, and, unless `insecure`, for a
+    Raises `WrongUse` for what cannot be a scheduler, for `workers` given beside one, and, unless `insecure`, for a
     plain connection to another machine; `SerError` if dask is not installed.
     """
     if workers is not None:

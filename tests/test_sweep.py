@@ -332,7 +332,7 @@ def test_a_sweep_for_other_machines_asks_nothing_of_this_one(store: Path, tmp_pa
     assert told == {"runs": 2, "finished": 0, "workers": None, "seconds": None, "bytes": 0}
     assert "finds no such device here" in asked("--device", "cuda:7", "--dry-run").output
     refused = asked(*far, "--workers", "2")
-    assert refused.exit_code == 2 and "--scheduler uses a cluster's workers" in refused.output
+    assert refused.exit_code == 2 and "--scheduler uses the workers of a cluster" in refused.output
     wrong = asked("--scheduler", "local:0", "--dry-run")
     assert wrong.exit_code == 2 and "write local:N" in wrong.output
     assert asked("--workers", "1", "--device", "cpu").exit_code == 0

@@ -171,7 +171,7 @@ def check_config(path: Path, name: str) -> None:
 
 
 def _weight_files(path: Path, name: str) -> list[Path]:
-    """The safetensors of a checkpoint. Raises `WeightsError` if it is none, or there are only pickles, or none."""
+    """The safetensors of a checkpoint. Raises `WeightsError` if it is none, or holds only pickles, or no weights."""
     check_config(path, name)
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
