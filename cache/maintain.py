@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,24 +149,27 @@ def remove_feature(store: Store, folder: Path) -> int:
     return size
 
 
-Dropped = tuple[Part, int]  # a part that is removed, and how many of its rows are gone then
-
-
-def remove_superseded(store: Store, folders: list[Path] | None = None, dry_run: bool = False) -> Iterator[Dropped]:
+def remove_superseded(store: Store, folders: Sequence[Path] = (), dry_run: bool = False) -> Iterator[tuple[Part, int]]:
     """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
 
     What is kept is published before what holds it is dropped. Other processes may publish manifests and parts
-    meanwhile: a row that one asks for in the moment of the drop may have to be computed again. `folders` None: of all
-    features. Raises `CorruptStore` for one that cannot be read.
+    meanwhile: a row that one asks for in the moment of the drop may have to be computed again. Without `folders`: of
+    all features. Gives each part that is dropped, and how many of its rows are gone then. Raises `CorruptStore` for a
+    feature that cannot be read.
     """
-    for folder in store.folders() if folders is None else folders:
-        seen, feature = set[str](), Feature(store.path, folder)
-        current = {key for manifest in map(store.manifest, store.corpora()) for key in feature.keys(manifest)}
+    for folder in folders or store.folders():
+        seen, current, feature = set[str](), set[Key](), Feature(store.path, folder)
         # Anew each time: others publish parts and remove them, and so does this.
         while part := next((part for part in feature.parts() if part.name not in seen), None):
-            seen.add(part.name)
             if _kept(feature, part, current) and part.record.corpus in store.corpora():
-                yield from _rewrite(store, feature, part, dry_run)
+                # The parts having been listed: who publishes a row has put the manifest that asks for it.
+                latest = [*map(store.manifest, store.corpora())]
+                current = {key for one in latest for key in feature.keys(one)}
+                if kept := _kept(feature, part, current):
+                    if not dry_run and not _rewrite(store, feature, part, *kept, [one.digest for one in latest]):
+                        continue  # a row of it may be current again
+                    yield part, len(part.keys) - len(kept[0])
+            seen.add(part.name)
 
 
 def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:
@@ -182,28 +185,21 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
     return None if whole else (kept, quarantined)
 
 
-def _rewrite(store: Store, feature: Feature, part: Part, dry_run: bool) -> Iterator[Dropped]:
-    # Again, the parts having been listed: who publishes a row has put the manifest that asks for it, perhaps since.
-    latest = [*map(store.manifest, store.corpora())]
+def _rewrite(
+    store: Store, feature: Feature, part: Part, kept: list[int], quarantined: list[Quarantine], latest: list[str]
+) -> bool:
+    """Publish what a part keeps, and drop it. False, and it stays, if these are no longer the latest manifests."""
 
     def changed() -> bool:  # also where one cannot be read any more
-        now = latest_manifests(store).values()
-        return [getattr(one, "digest", one) for one in now] != [one.digest for one in latest]
+        return [getattr(one, "digest", one) for one in latest_manifests(store).values()] != latest
 
-    if (found := _kept(feature, part, {key for one in latest for key in feature.keys(one)})) is None:
-        return
-    record, (kept, quarantined) = part.record, found
-    if not dry_run:
-        if kept or quarantined:
-            packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
-            rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
-            feature.publish(rows, record.backend, record.written_by)
-        with explain_disk_errors("removing superseded rows", store.path):
-            gone = remove_folder(part.folder, store.path, changed)
-        if not gone:  # a row of it may be current again
-            yield from _rewrite(store, feature, part, dry_run)
-            return
-    yield part, len(part.keys) - len(kept)
+    record = part.record
+    if kept or quarantined:
+        packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
+        rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
+        feature.publish(rows, record.backend, record.written_by)
+    with explain_disk_errors("removing superseded rows", store.path):
+        return remove_folder(part.folder, store.path, changed)
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,7 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
         answer(f"removed {remove_feature(opened, folders[0]) / 1e6:.1f} MB")
         return
     dropped = size = 0
-    for part, rows in remove_superseded(opened, folders or None, dry_run):
+    for part, rows in remove_superseded(opened, folders, dry_run):
         dropped += rows
         size += part.bytes
         if dry_run:
