@@ -31,6 +31,8 @@ from .spec import canonical_json
 
 BLOCK_BYTES = 2 << 20
 _THREADED = 8 << 20  # bytes from which threads pay
+# As many as cores that the system lets this process use: fewer than the machine has under taskset, where that exists.
+MOST_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 # What ends the reading of a thread, with `InterruptedError`, within a block.
 unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
 
@@ -253,11 +255,6 @@ def foreign_hdf5(file: Any, name: str) -> str | None:
 BACKENDS = {"zarr": Backend(_encode_zarr, _inspect_zarr), "hdf5": Backend(_encode_hdf5, _inspect_hdf5)}
 
 
-def usable_cores() -> int:
-    """CPU cores that the system lets this process use: fewer than the machine has under taskset, where that exists."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 Stretch = tuple[int, int, int]  # first row in the array, row after the last, first row in the target
 BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, the row that it starts with, what is within it
 
@@ -271,7 +268,7 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     rows = target.view(np.uint8).reshape(len(target), target.strides[0])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
     total, ended = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
-    threads = min(8, usable_cores(), len(reads)) if total >= _THREADED else 1
+    threads = min(MOST_THREADS, len(reads)) if total >= _THREADED else 1
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.

@@ -20,7 +20,7 @@ from typing import Any
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 from .atomic_io import DAY, PLAIN, REPAIR, explain_disk_errors, make_folder, read_small, remove_folder, sync_folder
-from .blocks import BACKENDS, Block, read_file, usable_cores
+from .blocks import BACKENDS, MOST_THREADS, Block, read_file
 from .feature import Feature, part_names
 from .manifest import Key, Manifest, read_manifest
 from .part import Part, PartRows, Quarantine, part_name
@@ -227,7 +227,7 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     with contextlib.suppress(OSError):  # here and below: of a read-only store
         if not good:
             journal.unlink()
-    pool = ThreadPoolExecutor(min(8, usable_cores()))
+    pool = ThreadPoolExecutor(MOST_THREADS)
     try:
         results = pool.map(lambda thing: _checked(store, thing, repair, good), things)
         for number, (checked, stamp) in enumerate(results, 1):
