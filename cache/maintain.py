@@ -222,8 +222,11 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     is touched. Where a pass was interrupted, the next one skips the parts that it found good less than a day ago and
     none of whose files has changed since, unless it is to be `fresh`; in a read-only store each pass starts anew.
     """
-    journal, things = store.path / JOURNAL, _things(store)
-    good = set() if fresh else _recently_good(journal)
+    journal, things, good, now = store.path / JOURNAL, _things(store), set[str](), time.time()
+    with contextlib.suppress(StoreError):
+        text = "" if fresh else read_small(journal).decode(errors="replace")
+        found = re.findall("^([0-9]{1,12}) ([0-9a-f]{64})$", text, re.MULTILINE)
+        good = {stamp for checked, stamp in found if 0 <= now - int(checked) < DAY}  # what was good earlier may be bad
     with contextlib.suppress(OSError):  # here and below: of a read-only store
         if not good:
             journal.unlink()
@@ -239,14 +242,6 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
         pool.shutdown(cancel_futures=True)
     with contextlib.suppress(OSError):
         journal.unlink()
-
-
-def _recently_good(journal: Path) -> set[str]:
-    """The stamps of the parts that were found good less than a day ago: what was good earlier may be bad now."""
-    lines, now = list[tuple[str, str]](), time.time()
-    with contextlib.suppress(StoreError):
-        lines = re.findall("^([0-9]{1,12}) ([0-9a-f]{64})$", read_small(journal).decode(errors="replace"), re.MULTILINE)
-    return {stamp for checked, stamp in lines if 0 <= now - int(checked) < DAY}
 
 
 def _stamp(part: Path) -> str | None:
