@@ -382,21 +382,17 @@ def _abandoned(folder: Path) -> bool:
 
     A lock without a folder is removed here: nothing is lost with it, also if its owner is about to make the folder.
     """
-    path, free = folder.with_suffix(".lock"), None
-    owner: Any = None
-    with (
-        contextlib.suppress(FileNotFoundError, BlockingIOError, ValueError, RecursionError),  # of a record that is none
-        open_lock(path) as (lock, held),
-    ):
+    path, owner, free = folder.with_suffix(".lock"), dict[str, Any](), None
+    faults = FileNotFoundError, BlockingIOError, ValueError, TypeError, RecursionError  # also of a record that is none
+    with contextlib.suppress(*faults), open_lock(path) as (lock, held):
         free = held
-        owner = json.loads(os.read(lock, 1000))
+        owner = dict(json.loads(os.read(lock, 1000)))
     if free is False:
         return False
     if not os.path.lexists(folder):
         path.unlink(missing_ok=True)
         return False
-    ours = isinstance(owner, dict) and owner.get("host") == _here()["host"]
-    if ours and (free or owner.get("boot") != _here()["boot"]):
+    if owner.get("host") == _here()["host"] and (free or owner.get("boot") != _here()["boot"]):
         return True
     return time.time() - extent(path, folder)[1] > DAY
 
