@@ -294,10 +294,7 @@ class Cluster:
                     continue
                 except KilledWorker as killed:
                     reason = f"the process that computes it dies, {killed.allowed_failures + 1} times in a row"
-                    if not one_by_one:
-                        deadly.append(task)
-                        continue
-                    if (pieces := split(task)) is not None:
+                    if (pieces := split(task) if one_by_one else [task]) is not None:
                         deadly.extendleft(reversed(pieces))
                         continue
                     if lost is None:
