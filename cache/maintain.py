@@ -33,9 +33,7 @@ BAD = "bad"
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
 # The keys of a listing, and what it says of a feature that has no part yet, or has a `problem`: it cannot be trusted.
 LISTED: dict[str, Any] = {
-    "feature": "",  # with its variant: "hubert:layer=9"
-    "fingerprint": "",
-    "corpus": None,
+    **dict.fromkeys(("feature", "fingerprint", "corpus")),  # the first with its variant: "hubert:layer=9"
     **dict.fromkeys(("rows", "lent"), 0),
     "of": None,
     **dict.fromkeys(("quarantined", "superseded", "bytes"), 0),
