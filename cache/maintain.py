@@ -271,7 +271,24 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
     if stamp in good:
         return Checked(name, 0, 0, skipped=True), None
     try:
-        size, note = _check(store, path)
+        match path.relative_to(store.path).parts:
+            case "manifests", corpus, file:
+                read_manifest(store.path, corpus, None if file == "latest" else path.stem)
+            case "transcripts", _:
+                check_transcripts(path)
+            case _, _, "spec.json":
+                feature, keys = Feature(store.path, path.parent), Counter[Key]()
+                part_names(feature.path)  # says if they lead nowhere
+                with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
+                    keys.update(key for part in feature.parts() for key in part.keys)
+                if twice := keys.total() - len(keys):
+                    note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them"
+            case _, fingerprint, _, _:
+                spec = None
+                with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
+                    spec = Feature(store.path, path.parent.parent).spec
+                size = check_part(path, fingerprint, spec).bytes
+        size = size or path.stat().st_size
     except SerError as error:
         gone = path.parent.name == "parts" and not os.path.lexists(path)  # since it was listed
         problem = None if gone else str(error)
@@ -281,29 +298,6 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror or error})"
     return Checked(name, size, 0, problem, repaired, note), stamp
-
-
-def _check(store: Store, path: Path) -> tuple[int, str | None]:
-    """The bytes of one thing, and a note on it. Raises what is wrong with it."""
-    note = None
-    match path.relative_to(store.path).parts:
-        case "manifests", corpus, name:
-            read_manifest(store.path, corpus, None if name == "latest" else path.stem)
-        case "transcripts", _:
-            check_transcripts(path)
-        case _, _, "spec.json":
-            feature, keys = Feature(store.path, path.parent), Counter[Key]()
-            part_names(feature.path)  # says if they lead nowhere
-            with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
-                keys.update(key for part in feature.parts() for key in part.keys)
-            if twice := keys.total() - len(keys):
-                note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them"
-        case _, fingerprint, _, _:
-            spec = None
-            with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
-                spec = Feature(store.path, path.parent.parent).spec
-            return check_part(path, fingerprint, spec).bytes, None
-    return path.stat().st_size, note
 
 
 def _repair(store: Store, path: Path) -> str | None:
