@@ -50,9 +50,6 @@ class Feature:
         self._quarantined: dict[Key, str] = {}
         self._latest: dict[str, Place] = {}
 
-    def __repr__(self) -> str:
-        return f"<Feature {self.spec.name}@{self.fingerprint[:8]}>"
-
     @property
     def fingerprint(self) -> str:
         """The folder's name: how the feature was computed."""
