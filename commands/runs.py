@@ -53,12 +53,8 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
     """Runs by their facts, one a line."""
     facts = [{**one, "MB": f"{one['bytes'] / 1e6:.1f}"} for one in found]
-    rows = [[_cell(one[column]) for column in columns] for one in facts]
+    rows = [[f"{x:.2f}" if isinstance(x := one[key], float) else x for key in columns] for one in facts]
     return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 @runs.command()
