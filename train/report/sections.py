@@ -270,12 +270,12 @@ def _emotions(cells: Sequence[Cell]) -> list[Table]:
     every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
     rows: list[Row] = []
     for cell in cells:
-        rows.append({"cell": cell.label} | {f"{name} %": _recall(cell, name) for name in every})
+        rows.append({"cell": cell.label} | {f"{name} %": cell.score(name).pooled for name in cell.classes})
         for quoted in quoted_for(cell):
             if quoted.of(every):
                 numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
                 rows.append({"cell": f"paper: {quoted.described}"} | numbers)
-    points = [(cell.label, name, _recall(cell, name)) for cell in shown for name in classes]
+    points = [(cell.label, name, cell.score(name).pooled) for cell in shown for name in classes]
     recalls = described("recalls", rows, *few, points=points)
     rows = [
         {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
@@ -284,10 +284,6 @@ def _emotions(cells: Sequence[Cell]) -> list[Table]:
     ]
     counts = {cell.label: cell.confusion() for cell in shown}
     return [recalls, described("confusion", rows, *few, points=(classes, counts))]
-
-
-def _recall(cell: Cell, name: str) -> float | None:
-    return cell.score(name).pooled if name in cell.classes and cell.score(name).folds else None
 
 
 def _training(cells: Sequence[Cell]) -> list[Table]:
@@ -322,8 +318,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
         if len({row["cell"] for row in rows}) < SERIES:
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
-            mean = float(curve["mean"].iloc[epoch])
-            rows.append({"cell": cell.label, "epoch": epoch + 1, heading: None if np.isnan(mean) else mean})
+            rows.append({"cell": cell.label, "epoch": epoch + 1, heading: float(curve["mean"].iloc[epoch])})
     words = {"name": f"learning-{key}", "score": title, "heading": heading, "epochs": EPOCHS}
     return described("learning", rows, *told, points=points, **words)
 

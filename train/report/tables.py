@@ -24,7 +24,7 @@ _FINE = {"CCC", "RMSE", "KL", "JS"}  # words of headings: their numbers are not 
 _ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of headings, by the numbers below
 
 # Values by heading: text, an int that counts, a float, an interval (value and ends or None), or a spread (mean,
-# deviation or None).
+# deviation or None). None and NaN are no value.
 Row = dict[str, Any]
 
 
@@ -98,8 +98,10 @@ def shown(value: Any, heading: str) -> str:
     if isinstance(value, tuple):
         first, *others = [shown(float(one), heading) for one in value if one is not None]
         return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
+    if value is None or value != value:
+        return "–"
     if isinstance(value, bool) or not isinstance(value, Real):
-        return "–" if value is None else str(value)
+        return str(value)
     if isinstance(value, Integral):
         return f"{value:,}"
     if _last(heading) == "p" and value < 0.001:
@@ -124,7 +126,7 @@ def harmless(text: str) -> str:
 
 def _exact(value: Any, heading: str, n: int = 1) -> list[str]:
     """What a CSV file holds of a value in n columns: each number of an interval or a spread, any other by itself."""
-    if value is None:
+    if value is None or value != value:
         return [""] * n
     if isinstance(value, tuple):
         return [text for one in value for text in _exact(one if one is None else float(one), heading)]
