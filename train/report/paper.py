@@ -49,8 +49,8 @@ class Quoted(NamedTuple):
 
 
 @cache
-def _recipes() -> tuple[Recipe, ...]:
-    return tuple(read_recipe(name) for name in recipe_names())
+def _papers_cells() -> list[tuple[Recipe, RecipeCell]]:
+    return [(recipe, cell) for recipe in map(read_recipe, recipe_names()) for cell in recipe.cells]
 
 
 def _feature(name: str) -> frozenset[str]:
@@ -125,13 +125,11 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
     Of cells that differ in a setting alone, such as `queries`, those that are nearest.
     """
     found = []
-    for recipe in _recipes():
-        for one in (one for one in recipe.cells if one.test == test):
-            barred, differs = differences(cell.runs, one, recipe.models)
-            where = f"{recipe.title.partition(':')[0]}: {one.name}"
-            found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.written.seeds, differs)]
-    asked = [one.experiment for recipe in _recipes() for one in recipe.cells]
-    alike = [one.set for one in asked if one.fusion == cell.config["fusion"]]
+    for recipe, one in (pair for pair in _papers_cells() if pair[1].test == test):
+        barred, differs = differences(cell.runs, one, recipe.models)
+        where = f"{recipe.title.partition(':')[0]}: {one.name}"
+        found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.written.seeds, differs)]
+    alike = [one.written.set for _, one in _papers_cells() if one.written.fusion == cell.config["fusion"]]
     structural = {"loss", "views", *(item.partition("=")[0] for items in alike for item in items)}
     apart = [len(structural.intersection(one.differs)) for one in found]
     return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
