@@ -52,12 +52,9 @@ def _features(cells: Sequence[Cell]) -> Table:
 
 def _corpora(cells: Sequence[Cell]) -> list[Table]:
     """One table for each set of utterances and labels."""
-
-    def utterances(cell: Cell) -> tuple[Any, ...]:
-        return *map(cell.config.get, ("corpus", "manifest", "limit", "only")), cell.config["labels"]["policy"]
-
-    tables = []
-    for number, ((corpus, digest, _, _, policy), members) in enumerate(grouped(cells, utterances).items(), 1):
+    tables, about_them = [], ("corpus", "manifest", "limit", "only")
+    sets = grouped(cells, lambda cell: (*map(cell.config.get, about_them), cell.config["labels"]["policy"]))
+    for number, ((corpus, digest, _, _, policy), members) in enumerate(sets.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
         tested = dict(pair for one in members for pair in one.tested)
         about: Row = {"n": len(tested), "lack": cell.origin.lack}
