@@ -69,8 +69,7 @@ class Cell(CellScores):
         import pandas
 
         table = self.origin.manifest.table if self.origin.manifest else SCHEMA.empty_table()
-        columns = {name: table.column(name).to_pylist() for name in KNOWN}
-        return pandas.DataFrame(columns, dtype=object).set_index("id")
+        return pandas.DataFrame(table.select(KNOWN).to_pydict(), dtype=object).set_index("id")
 
     @cached_property
     def judged(self) -> Any:
