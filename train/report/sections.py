@@ -272,8 +272,7 @@ def _emotions(cells: Sequence[Cell]) -> list[Table]:
     for cell in cells:
         rows.append({"cell": cell.label} | {f"{name} %": cell.score(name).pooled for name in cell.classes})
         for quoted in quoted_for(cell):
-            if quoted.of(every):
-                numbers = {f"{name} %": quoted.numbers.get(name) for name in every}
+            if numbers := {f"{name} %": quoted.numbers[name] for name in every if name in quoted.numbers}:
                 rows.append({"cell": f"paper: {quoted.described}"} | numbers)
     points = [(cell.label, name, cell.score(name).pooled) for cell in shown for name in classes]
     recalls = described("recalls", rows, *few, points=points)
