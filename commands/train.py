@@ -187,8 +187,7 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
         text.append(f"{fusion}: {source}")
         text.append(table(rows, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
     for option, value in own.items():
-        words = [f"--{option.replace('_', '-')}"]
-        if value is not True:  # as of a flag
-            words += value if isinstance(value, list) else [value]
-        text.append(f"{' '.join(words)} (default of {file})")
+        for one in value if isinstance(value, list) else [value]:
+            given = "" if one is True else f" {one}"  # a flag has no value
+            text.append(f"--{option.replace('_', '-')}{given} (default of {file})")
     answer((found if kinds else found[0]) if as_json else "\n".join(text))

@@ -44,7 +44,7 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
     assert found["runs"] == 10
     assert json.loads(ser("train", "--dry-run", "--json", "--seeds", "1").stdout)["runs"] == 5
     shown = ser("train", "--settings").stdout
-    assert f"--store elsewhere (default of {file})" in shown and "--set lr=1e-4" in shown
+    assert f"--store elsewhere (default of {file})" in shown and f"--set d_model=16 (default of {file})" in shown
     assert f"--allow-missing (default of {file})" in shown
     both = json.loads(ser("train", "--settings", "--json").stdout)  # one value, though `text` is two fusions
     assert [one["fusion"] for one in both] == ["text:token", "text:utterance"] and both[0]["defaults"]["set"]
