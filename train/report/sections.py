@@ -302,9 +302,6 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
     """The loss, or a score of the evaluated part, over the epochs, stage after stage, of the cells that have it."""
     import pandas
 
-    kept = sorted(result["epoch"] for result in cells[0].results) if cells and key != "loss" else []
-    told = [drawn(cells, SERIES)]
-    told += [sentence("kept", cell=cells[0].label, first=kept[0], last=kept[-1])] if kept else []
     points: Points = []
     rows: list[Row] = []
     for cell in cells:
@@ -319,6 +316,7 @@ def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: in
         for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: float(curve["mean"].iloc[epoch])})
     words = {"name": f"learning-{key}", "score": title, "heading": heading, "epochs": EPOCHS}
+    told = drawn(cells, SERIES), sentence("evaluated", key != "loss")
     return described("learning", rows, *told, points=points, **words)
 
 
