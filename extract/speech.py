@@ -13,7 +13,7 @@ Whisper attends to padding as it was trained to: every window is filled up with 
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -193,22 +193,21 @@ class SpeechExtractor(Encoder):
                 whole.append(Layer(*map(np.concatenate, zip(*rows, strict=True))))
         return self.outcome(whole)
 
-    def cut(self, samples: np.ndarray) -> list[Piece]:
+    def cut(self, samples: np.ndarray) -> Iterator[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
         samples, second = self.prepared(samples), self.stride * RATE / self.frame
         total = self.rows(len(samples))
         window = int(self.config.window * RATE / self.frame)  # frames
         if total <= window:
-            return [Piece(samples, slice(0, total), len(samples) / second)]
+            yield Piece(samples, slice(0, total), len(samples) / second)
+            return
         context = int(self.config.context * RATE / self.frame)
-        pieces = []
         for first in range(0, total - 2 * context, window - 2 * context):
             last = min(first + window, total)
             start = first * self.stride
             stretch = samples[start : start + (last - first - 1) * self.stride + self.field]
             keep = slice(context if first else 0, last - first - (context if last < total else 0))
-            pieces.append(Piece(stretch, keep, len(stretch) / second))
-        return pieces
+            yield Piece(stretch, keep, len(stretch) / second)
 
 
 class FilterbankExtractor(SpeechExtractor):
@@ -265,12 +264,10 @@ class WhisperExtractor(FilterbankExtractor):
         """All states of a window, with those of its padding."""
         return cast(int, self.model.config.max_source_positions)
 
-    def cut(self, samples: np.ndarray) -> list[Piece]:
+    def cut(self, samples: np.ndarray) -> Iterator[Piece]:
         """Consecutive windows of log-mel frames `[bands, 3000]`; state k is kept if the audio reaches 20·k ms."""
-        pieces = []
         for start in range(0, len(samples), self.features.n_samples):
             stretch = samples[start : start + self.features.n_samples]
             spectrogram = self.features(stretch, sampling_rate=RATE, return_tensors="np").input_features[0]
             keep = slice(0, math.ceil(len(stretch) / self.frame))
-            pieces.append(Piece(spectrogram, keep, self.features.n_samples / RATE))
-        return pieces
+            yield Piece(spectrogram, keep, self.features.n_samples / RATE)
