@@ -22,12 +22,11 @@ import soundfile
 from ser.cache.atomic_io import write_whole
 from ser.errors import WrongUse
 
-from .demo_voice import RATE, speak
+from .demo_voice import RATE, Random, speak
 from .iemocap import DEMO_MARKER
 
 VERSION, SEED = 1, 0  # of the corpus' bytes
 TURNS = 14  # of a dialogue, give or take two
-Random = np.random.Generator
 Line = dict[str, Any]  # an utterance, by the names that the templates of demo.toml use
 
 DATA = SimpleNamespace(**tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")))
