@@ -9,7 +9,7 @@ import re
 import tomllib
 import unicodedata
 import zlib
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from statistics import multimode
 from types import SimpleNamespace
@@ -66,30 +66,25 @@ def demo_vocabulary() -> list[str]:
 def _lines(dialogue: str, session: int, scene: str, rng: Random) -> list[Line]:
     """The lines of a dialogue as spoken, in order: `voice` is the emotion heard, `intensity` how far from neutral."""
     turns = TURNS + int(rng.integers(-2, 3))
-    counts = {"F": 0, "M": 0}
+    numbers = {"F": count(), "M": count()}
     speaker = str(rng.choice(["F", "M"]))
     lines = []
     for turn in range(turns):
-        label = DATA.rare.get(f"{session} {scene} {turn}") or _label(DATA.arcs[scene], turn / (turns - 1), rng)
+        if (label := DATA.rare.get(f"{session} {scene} {turn}")) is None:
+            arc, label = DATA.arcs[scene], "xxx"
+            if rng.random() >= 0.09:  # where the arc is by now, early or late by chance
+                label = arc[int(np.clip(turn / (turns - 1) + rng.normal(0, 0.08), 0, 0.999) * len(arc))]
         mode = rng.choice(["voice", "words", "both"], p=[0.27, 0.28, 0.45])  # what shows the emotion
         voice, words = "neu" if mode == "words" else label, None if mode == "voice" else label
         if label == "xxx":  # voice and words disagree: so did the raters
             voice, words = map(str, rng.choice(["ang", "hap", "sad", "fru", "neu"], 2, replace=False))
         odd = DATA.odd[(session + list(DATA.arcs).index(scene)) % len(DATA.odd)]
         text = odd if turn == turns - 2 else _text(words, rng)
-        line = {"id": f"{dialogue}_{speaker}{counts[speaker]:03d}", "label": label, "voice": voice, "text": text}
+        line = {"id": f"{dialogue}_{speaker}{next(numbers[speaker]):03d}", "label": label, "voice": voice, "text": text}
         lines.append(line | {"intensity": float(rng.normal(0.75 + 0.35 * turn / turns, 0.15))})
-        counts[speaker] += 1
         if rng.random() < 0.85:
             speaker = "M" if speaker == "F" else "F"
     return lines
-
-
-def _label(arc: list[str], progress: float, rng: Random) -> str:
-    """The emotion at this point of a dialogue: where its arc is by now, early or late by chance."""
-    if rng.random() < 0.09:
-        return "xxx"
-    return arc[int(np.clip(progress + rng.normal(0, 0.08), 0, 0.999) * len(arc))]
 
 
 def _text(words: str | None, rng: Random) -> str:
