@@ -22,7 +22,6 @@ from .audio import Clip, decode
 GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
 TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
 CHARACTERS_PER_TOKEN = 4.0
-FLOAT16_MAX = 65504.0
 ENCODERS = tomllib.loads(Path(__file__).with_name("encoders.toml").read_text(encoding="utf-8"))  # by architecture
 Precision = Literal["float32", "bfloat16"]  # of an encoder: autocast
 Item = TypeVar("Item")
@@ -124,9 +123,9 @@ class Extractor:
         for spec, array in zip(self.specs, arrays, strict=True):
             values, magnitudes = array if isinstance(array, Layer) else (array, np.abs(array))
             peak = magnitudes.max(initial=0.0)  # NaN if any value is
-            if spec.dtype == "float16" and FLOAT16_MAX < peak < math.inf:
-                return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
             if not peak <= np.finfo(spec.dtype).max:
+                if spec.dtype == "float16" and peak < math.inf:
+                    return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
                 return UtteranceError("the extractor gave NaN or infinite values")
             found[spec.fingerprint] = Rows(np.ascontiguousarray(values, spec.dtype), extras or {}, warnings, True)
         return found
