@@ -164,8 +164,7 @@ class SpeechExtractor(Encoder):
         for group in batches(pieces, lambda piece: piece[1].seconds, most):
             found = self.forward([one.samples for _, one in group])
             for (row, one), layers in zip(group, found, strict=True):
-                # Copied, so that the batch with its padding (of Whisper, most of the 30 s) is let go.
-                kept = [Layer(values[one.keep].copy(), peaks[one.keep]) for values, peaks in layers]
+                kept = [Layer(values[one.keep], peaks[one.keep]) for values, peaks in layers]
                 both = zip(kept, self.configs, strict=True)
                 rows = [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
                 windows[row].append((len(kept[0].values), rows))
@@ -182,14 +181,12 @@ class SpeechExtractor(Encoder):
         """The rows of one utterance, from the number of frames and the rows of each of its pieces."""
         if not windows:
             return UtteranceError(f"is too short for {self.label} ({len(wave)} of {self.least} samples)")
-        if len(windows) == 1:
-            return self.outcome(windows[0][1])
         whole: list[Any] = []
         frames, found = zip(*windows, strict=True)
         for spec, config, *rows in zip(self.specs, self.configs, *found, strict=True):
             if config.pool == "mean":
                 whole.append(np.average(np.concatenate(rows).astype(spec.dtype), axis=0, weights=frames)[None])
-            else:
+            else:  # copied, so that the batch with its padding (of Whisper, most of the 30 s) is let go
                 whole.append(Layer(*map(np.concatenate, zip(*rows, strict=True))))
         return self.outcome(whole)
 
