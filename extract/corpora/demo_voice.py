@@ -8,14 +8,11 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.signal import lfilter, sosfilt
 
 RATE = 16000
 SHORTEST, LONGEST = 0.62, 7.9  # seconds
 Random = np.random.Generator
-Signal = NDArray[np.float64]  # [samples]
-Edges = NDArray[np.int64]
 Voice = Mapping[str, float]
 
 # Formants in Hz of a male voice (Peterson & Barney 1952, rounded).
@@ -24,7 +21,7 @@ VOWELS |= {"o": (500, 900, 2400), "u": (320, 900, 2240), "y": (390, 1990, 2550)}
 BANDWIDTHS = np.array([80, 110, 160])  # Hz
 
 
-def speak(text: str, voice: Voice, rng: Random) -> NDArray[np.int16]:
+def speak(text: str, voice: Voice, rng: Random) -> np.ndarray:
     """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long.
 
     Of the voice, `pitch` is in Hz, `swing` its logarithm's deviation from syllable to syllable and `jitter` that from
@@ -51,7 +48,7 @@ def speak(text: str, voice: Voice, rng: Random) -> NDArray[np.int16]:
     return np.round(np.clip(sound, -0.98, 0.98) * 32767).astype(np.int16)
 
 
-def _source(edges: Edges, voiced: Edges, voice: Voice, rng: Random) -> Signal:
+def _source(edges: np.ndarray, voiced: np.ndarray, voice: Voice, rng: Random) -> np.ndarray:
     """Rosenberg (1971) pulses with an open quotient of 0.6, their derivative tilted, and breath."""
     count, time = len(edges) - 1, np.arange(edges[-1])
     # Fundamental frequency in Hz: accents on a falling line, with jitter.
@@ -72,7 +69,7 @@ def _source(edges: Edges, voiced: Edges, voice: Voice, rng: Random) -> Signal:
     return (pulses + voice["breath"] * 3 * rng.normal(0, 1, len(time))) * loudness
 
 
-def _tract(source: Signal, edges: Edges, vowels: list[str], scale: float, rng: Random) -> Signal:
+def _tract(source: np.ndarray, edges: np.ndarray, vowels: list[str], scale: float, rng: Random) -> np.ndarray:
     """The source through three resonators that move from vowel to vowel; `scale` is that of the formants."""
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     state = np.zeros((len(BANDWIDTHS), 2))
