@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import librosa
 import numpy as np
-import scipy.fft
 import torch
+from scipy.fft import dct
 
 from ser.errors import UtteranceError, WrongUse
 
@@ -93,8 +92,8 @@ class MelExtractor(Extractor):
         if len(samples) < c.window_samples:
             raise UtteranceError(f"is too short for {self.label} ({item.seconds * 1000:.0f} ms; one window is needed)")
         logmel = self.spectrogram(samples)
-        cepstrum = partial(scipy.fft.dct, logmel, type=2, norm="ortho", axis=1)
-        return [cepstrum()[:, : one.coefficients] if one.coefficients else logmel for one in self.configs]
+        counts = (one.coefficients for one in self.configs)
+        return [dct(logmel, norm="ortho")[:, :count] if count else logmel for count in counts]
 
     def spectrogram(self, samples: np.ndarray) -> np.ndarray:
         """Log-mel of `samples` `[n]`: `[1 + n // hop, bands]` float32."""
