@@ -218,9 +218,7 @@ def stretch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndar
 def shift(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     """Moved in time by up to `SHIFT` of the length."""
     by = round(rng.uniform(-SHIFT, SHIFT) * len(samples))
-    moved = np.zeros_like(samples)
-    moved[max(by, 0) : len(samples) + min(by, 0)] = samples[max(-by, 0) : len(samples) - max(by, 0)]
-    return moved
+    return np.pad(samples, abs(by))[abs(by) - by :][: len(samples)]
 
 
 VIEWS = {view.__name__: view for view in (noise, pitch, stretch, shift)}
