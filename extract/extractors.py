@@ -142,7 +142,6 @@ class Encoder(Extractor):
     checkpoint: Checkpoint
     padding: float = 0
     mask_always = False  # with a mask of ones, a model may take another kernel than without any
-    asked: ClassVar[dict[str, bool]] = {}  # further arguments of the model
     own = frozenset({"layer"})
 
     @classmethod
@@ -229,7 +228,7 @@ class Encoder(Extractor):
             if self.mask_always or min(lengths) < max(lengths):
                 valid = torch.arange(shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
                 mask = valid.long()
-            output = self.model(padded.to(device, non_blocking=pinned), attention_mask=mask, **self.asked)
+            output = self.model(padded.to(device, non_blocking=pinned), attention_mask=mask)
             layers = []
             for config, spec in zip(self.configs, self.specs, strict=True):
                 # Cast and looked at where they are: half the bytes leave a GPU, and nobody reads them once more.

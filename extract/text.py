@@ -6,7 +6,7 @@ Right padding with an attention mask is exact: a row's numbers do not depend on 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -41,7 +41,6 @@ class TextExtractor(Encoder):
     name, version, Config = "text", 1, TextConfig
     packages = ("torch", "transformers", "tokenizers")
     mask_always = True
-    asked: ClassVar[dict[str, bool]] = {"output_hidden_states": True}
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> TextConfig:
@@ -59,6 +58,7 @@ class TextExtractor(Encoder):
         from transformers import AutoTokenizer
 
         super().open()
+        self.model.config.output_hidden_states = True
         folder, hint = self.checkpoint.path, ""
         if not (folder / "tokenizer.json").exists():
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
