@@ -9,6 +9,7 @@ import re
 import tomllib
 import unicodedata
 import zlib
+from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
 from statistics import multimode
@@ -63,12 +64,11 @@ def demo_vocabulary() -> list[str]:
     return sorted(set(re.findall(r"\w+|[^\w\s]", f"{lower} {bare}")))
 
 
-def _lines(dialogue: str, session: int, scene: str, rng: Random) -> list[Line]:
+def _lines(dialogue: str, session: int, scene: str, rng: Random) -> Iterator[Line]:
     """The lines of a dialogue as spoken, in order: `voice` is the emotion heard, `intensity` how far from neutral."""
     turns = TURNS + int(rng.integers(-2, 3))
     numbers = {"F": count(), "M": count()}
     speaker = str(rng.choice(["F", "M"]))
-    lines = []
     for turn in range(turns):
         if (label := DATA.rare.get(f"{session} {scene} {turn}")) is None:
             arc, label = DATA.arcs[scene], "xxx"
@@ -81,10 +81,9 @@ def _lines(dialogue: str, session: int, scene: str, rng: Random) -> list[Line]:
         odd = DATA.odd[(session + list(DATA.arcs).index(scene)) % len(DATA.odd)]
         text = odd if turn == turns - 2 else _text(words, rng)
         line = {"id": f"{dialogue}_{speaker}{next(numbers[speaker]):03d}", "label": label, "voice": voice, "text": text}
-        lines.append(line | {"intensity": float(rng.normal(0.75 + 0.35 * turn / turns, 0.15))})
+        yield line | {"intensity": float(rng.normal(0.75 + 0.35 * turn / turns, 0.15))}
         if rng.random() < 0.85:
             speaker = "M" if speaker == "F" else "F"
-    return lines
 
 
 def _text(words: str | None, rng: Random) -> str:
@@ -104,7 +103,7 @@ def _random(of: str) -> Random:
     return np.random.default_rng([SEED, zlib.crc32(of.encode())])
 
 
-def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
+def _write_dialogue(session: Path, dialogue: str, lines: Iterable[Line]) -> None:
     """Write the recordings of a dialogue, and the files that tell of them."""
     rng = _random(dialogue)
     wavs = session / "sentences" / "wav" / dialogue
@@ -118,7 +117,7 @@ def _write_dialogue(session: Path, dialogue: str, lines: list[Line]) -> None:
         now = max(now + 0.1, spoken[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
     told = [line | _rated(line, rng) for line in spoken]
     for name in DATA.files:
-        path = session / name.format(dialogue, lines[0]["id"])
+        path = session / name.format(dialogue, told[0]["id"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(TEMPLATES.get_template(name).render(dialogue=dialogue, lines=told).encode("cp1252"))
 
