@@ -163,7 +163,7 @@ settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 made = Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=4, folds=1, set=settings)
 for name in "ab":
     if not os.fork():
-        run_experiment(made, lambda job, epoch: print(name, flush=True))
+        run_experiment(made, lambda job, epoch: os.write(1, f"{name} ".encode()))  # in one piece, unlike print
         sys.exit()
 os.wait(), os.wait()
 """
