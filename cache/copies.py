@@ -19,7 +19,6 @@ from typing import Any
 from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 
 from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
-from .feature import Feature
 from .maintain import check_part
 from .manifest import Manifest
 from .part import FileRecord, Part, PartRecord, PartRows, file_record, publish
@@ -122,7 +121,13 @@ class Push:
         feature, part = self.parts[folder]
         with tempfile.TemporaryDirectory() as scratch:
             if not self._with_text and feature.spec.modality == "text" and part.record.arrays.keys() - _WITHOUT_TEXT:
-                part = _without_tokens(feature, part, Path(scratch))
+                # Without the extras that spell the transcripts, such as token ids; the same bytes each time.
+                record, parts = part.record, Path(scratch) / "parts"
+                packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
+                packed.extras = {name: array for name, array in packed.extras.items() if name in _WITHOUT_TEXT}
+                rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
+                name = publish(parts.parent, parts, rows, feature.spec, record.backend, record.written_by)
+                part = Part.open(parts / str(name), feature.fingerprint)
             # One after the other: of two pushes the first to put a file that differs goes on alone.
             for name, file in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)
@@ -165,16 +170,6 @@ def _manifest_there(remote: Remote, corpus: str, known: FileRecord) -> Manifest:
 def _whose_rows(manifests: Iterable[Manifest]) -> set[str]:
     """These corpora and their parents, whose audio rows count for them too."""
     return {name for one in manifests for name in (one.corpus, one.parent and one.parent.corpus) if name}
-
-
-def _without_tokens(feature: Feature, part: Part, scratch: Path) -> Part:
-    """The part without the extras that spell the transcripts, such as token ids; the same bytes each time."""
-    record = part.record
-    packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
-    packed.extras = {name: array for name, array in packed.extras.items() if name in _WITHOUT_TEXT}
-    rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
-    name = publish(scratch, scratch / "parts", rows, feature.spec, record.backend, record.written_by)
-    return Part.open(scratch / "parts" / str(name), feature.fingerprint)
 
 
 def _card(there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str) -> bytes:
