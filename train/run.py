@@ -90,7 +90,7 @@ def train_jobs(
         while left:
             now = left[:most]
             started = time.monotonic()
-            fitted = list[Fitted]()  # so the models of the last ones are gone, and what a fault held
+            fitted = list[Fitted]()  # so the models of the last ones are gone
             torch.cuda.empty_cache()
             try:
                 if together:
