@@ -103,6 +103,26 @@ def test_truncated_file(tmp_path: Path) -> None:
         assert reason(path)
 
 
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "RF64", "W64", "SVX"])
+def test_truncated_file_of_another_kind(tmp_path: Path, kind: str) -> None:
+    path = wav(tmp_path / "a.wav", tone()[:-1], format=kind, subtype="PCM_16")
+    whole = path.read_bytes()
+    for more in (b"", b"x", b"behind its end"):
+        path.write_bytes(whole + more)
+        assert RATE - 1 <= len(decode(path).samples) < RATE + 7  # of W64 libsndfile takes what follows for samples
+    for length in (len(whole) - 2, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        assert "is cut short: its header says" in reason(path)
+
+
+def test_length_that_a_pipe_could_not_know(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.aiff", tone(), subtype="PCM_16")
+    whole = path.read_bytes()
+    data = whole.index(b"SSND") + 4
+    path.write_bytes(whole[:4] + b"\x7f\0\0\x2e" + whole[8:data] + b"\x7f\0\0\x08" + whole[data + 4 :])  # as sox does
+    assert len(decode(path).samples) == RATE
+
+
 def test_more_than_an_hour(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.wav", np.zeros(3700 * 100, np.int16), 100)
     assert "over an hour" in reason(path)
