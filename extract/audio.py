@@ -138,6 +138,9 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
     told = re.search(r"(\d+) \(should be (\d+)\)", file.extra_info) if data[:4] != b"RIFF" else None
     if told and int(told[2]) + 1 < int(told[1]) < 0x7F000000:  # a byte of padding may lack; pipes say so many or more
         raise UtteranceError(f"is cut short: its header says {told[1]} bytes, the file holds {told[2]}")
+    samples = re.search(rb"sample_count -i (\d{1,12})\n", data[:1024]) if data.startswith(b"NIST_1A") else None
+    if samples and file.frames < int(samples[1]):
+        raise UtteranceError(f"is cut short: the header says {int(samples[1])} samples, the file holds {file.frames}")
     return file
 
 

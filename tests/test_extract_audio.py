@@ -115,6 +115,13 @@ def test_truncated_file_of_another_kind(tmp_path: Path, kind: str) -> None:
         assert "is cut short: its header says" in reason(path)
 
 
+def test_truncated_sphere(tmp_path: Path) -> None:
+    path = wav(tmp_path / "a.sph", tone(), format="NIST", subtype="PCM_16")
+    assert len(decode(path).samples) == RATE
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "is cut short: the header says 16000 samples, the file holds 15999" in reason(path)
+
+
 def test_length_that_a_pipe_could_not_know(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.aiff", tone(), subtype="PCM_16")
     whole = path.read_bytes()
