@@ -59,7 +59,7 @@ class Push:
         self._features = [store.feature(name, corpus) for name in names] or store.features()
         self.remote, wanted = Remote(url), _whose_rows(known)
         both = [(one, part) for one in self._features for part in one.parts() if part.record.corpus in wanted]
-        named = {f"{one.spec.folder}/parts/{part.name}": (one, part) for one, part in both}
+        named = {f"{one.spec.folder}/parts/{part.folder.name}": (one, part) for one, part in both}
         before = self._published(self.remote.read(LATEST))
         self._merged(before)  # whether that may be, before anything is sent
         listed = {} if replace else before.parts  # with `replace` all is compared byte by byte

@@ -158,7 +158,7 @@ def remove_superseded(store: Store, folders: Sequence[Path] = (), dry_run: bool 
     for folder in folders or store.folders():
         seen, current, feature = set[str](), set[Key](), Feature(store.path, folder)
         # Anew each time: others publish parts and remove them, and so does this.
-        while part := next((part for part in feature.parts() if part.name not in seen), None):
+        while part := next((part for part in feature.parts() if part.folder.name not in seen), None):
             if _kept(feature, part, current) and part.record.corpus in store.corpora():
                 # The parts having been listed: who publishes a row has put the manifest that asks for it.
                 latest = [*map(store.manifest, store.corpora())]
@@ -167,7 +167,7 @@ def remove_superseded(store: Store, folders: Sequence[Path] = (), dry_run: bool 
                     if not dry_run and not _rewrite(store, feature, part, *kept, [one.digest for one in latest]):
                         continue  # a row of it may be current again
                     yield part, len(part.keys) - len(kept[0])
-            seen.add(part.name)
+            seen.add(part.folder.name)
 
 
 def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:

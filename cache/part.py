@@ -89,7 +89,7 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Part:
     """A published part. What else lies in its folder, such as a `Thumbs.db`, is never read."""
 
-    folder: Path
+    folder: Path  # its name is a hash of the ids and input digests
     record: PartRecord
 
     @classmethod
@@ -118,11 +118,6 @@ class Part:
             if known and found.st_size != known.bytes:
                 raise CorruptStore(f"{where!r}: has {found.st_size} bytes, part.json records {known.bytes}; {REPAIR}")
         return cls(folder, record)
-
-    @property
-    def name(self) -> str:
-        """The part's name: a hash of its ids and input digests."""
-        return self.folder.name
 
     @property
     def bytes(self) -> int:

@@ -62,7 +62,7 @@ def check_published(path: Path, said: list[str]) -> None:
         return
     for feature in found:
         check_rows(feature)
-        assert {*said} <= {part.name for part in feature.parts()}
+        assert {*said} <= {part.folder.name for part in feature.parts()}
     assert found or not said
     assert not [checked for checked in verify(store) if checked.problem]
 

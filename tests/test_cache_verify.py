@@ -76,7 +76,7 @@ def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     assert repaired == [f"moved to bad/frames/{feature.fingerprint}/{name}-1" for name in names[1:4]]
     assert {path.name for path in (store.path / repaired[2].removeprefix("moved to ")).iterdir()} == kept
     feature = open_store(tmp_path / "s")["frames"]
-    assert [part.name for part in feature.parts()] == [names[0], names[4]]
+    assert [part.folder.name for part in feature.parts()] == [names[0], names[4]]
     assert len(feature.missing(manifest)) == 12 and not list((store.path / "notes" / "2024").iterdir())
     assert sorted(fill(feature, manifest, backend)) == names[1:4]
     check_whole(feature, manifest)
@@ -111,7 +111,7 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
     def interrupted(parts: int) -> None:
         assert len(list(itertools.islice(verify(store), 3 + parts))) == 3 + parts  # after latest, manifest and spec
 
-    names = [part.name for part in feature.parts()]
+    names = [part.folder.name for part in feature.parts()]
     checked = list(verify(store))
     assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0]["bytes"]
     assert [one.remaining for one in checked] == list(range(len(checked)))[::-1]
