@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ser.engines import exact_arithmetic
-from ser.engines.machine import choose_device
+from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import Diverged, WrongUse, unknown
 
 from .data.dataset import DataCache, Dataset
