@@ -246,6 +246,7 @@ def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> Non
         ("c.csv", 'id,fold\n"x', "not a list of folds"),
         ("a.json", "", ".csv or .tsv"),
         ("b.csv", "id,fold\nstranger,1\n", "tests no labelled utterance"),
+        ("d.csv", "id,fold\na,1\nb\n", "b names no fold"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(WrongUse, match=says):

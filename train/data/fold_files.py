@@ -50,6 +50,8 @@ def _read_table(path: Path) -> list[Listed]:
     if not {"id", "fold"} <= set(table) or table.empty:
         raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
     ids, folds = table["id"], table.groupby("fold", sort=False)["id"]
+    for id_ in ids[table["fold"] == ""]:
+        raise WrongUse(f"{path}: {id_} names no fold; give each line an id and its fold")
     if "part" not in table:
         return [(name, {"train": {*ids.drop(of.index)}, "dev": set(), "test": {*of}}) for name, of in folds]
     for part, id_ in zip(table["part"], ids, strict=True):
