@@ -30,7 +30,7 @@ from .atomic_io import PIECE, REPAIR, Buffer, plain_file
 from .spec import canonical_json
 
 BLOCK_BYTES = 2 << 20
-_THREADED = 8 << 20  # bytes from which threads pay
+_PER_THREAD = 2 * BLOCK_BYTES  # bytes of the target for each thread, so that scratch areas take at most half as many
 # As many as cores that the system lets this process use: fewer than the machine has under taskset, where that exists.
 MOST_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 # What ends the reading of a thread, with `InterruptedError`, within a block.
@@ -267,8 +267,7 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
     """
     rows = target.view(np.uint8).reshape(len(target), target.strides[0])
     reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
-    total, ended = sum(block.bytes for _, block, _, _ in reads), unwanted.get() or Event()
-    threads = min(MOST_THREADS, len(reads)) if total >= _THREADED else 1
+    ended, threads = unwanted.get() or Event(), min(MOST_THREADS, len(reads), target.nbytes // _PER_THREAD)
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.

@@ -92,6 +92,7 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
 
 def measured(store: str, *cases: str) -> None:
     """Print the peak memory of a run for each case of a width and a budget, each in a fork."""
+    blocks.MOST_THREADS = 8  # as where there are many cores
     for dim, memory in (case.split() for case in cases):
         if not os.fork():
             asked: Any = {"store": store, "out": f"{store}-{dim}", "memory": memory, "epochs": 1, "folds": 1}
