@@ -155,23 +155,6 @@ def test_bad_json_lines(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("t.csv", b"speaker,emotion\ns1,anger\n", r"has no audio column \(speaker, emotion\)"),
-        ("t.csv", b"", "has no audio column"),
-        ("t.csv", b'audio,text\nwav/a.wav,"never closed\n', "cannot be read as csv: line 2: "),
-        ("t.csv", b"audio,text\nwav/a.wav," + b"x" * 200_000 + b"\n", "cannot be read as csv: line 2: "),
-        ("t.parquet", b"PAR1 not really", "cannot be read as parquet"),
-    ],
-)
-def test_files_that_are_no_table(folder: Path, name: str, content: bytes, expected: str) -> None:
-    (folder / name).write_bytes(content)
-    with pytest.raises((WrongUse, CorpusError), match=expected) as caught:
-        read_corpus(folder / name)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_manifest_without_audio(tmp_path: Path) -> None:
     path = tmp_path / "imported.csv"
     path.write_text("id,session,speaker,dialogue,turn,label,duration\nb,1,s1,d,1,ang,2.5\na,1,s1,d,0,neu,1.5\n")

@@ -120,21 +120,24 @@ def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
     return [outcome[one.specs[0].fingerprint].values for outcome in outcomes]  # type: ignore[index]
 
 
-def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Hidden states before, and the output after, the final norm: Hugging Face alone, one utterance."""
+def plain(folder: Path, item: Clip | str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Hidden states, and the output after the final norm if there is one: Hugging Face alone, one utterance."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    window, masked = len(samples), folder.name in PREPROCESSORS
-    if folder.name == "whisper":
-        model, window = model.get_encoder(), 160000
+    if isinstance(item, str):
+        inputs = [transformers.AutoTokenizer.from_pretrained(folder)(item, return_tensors="pt")]
+    else:
+        extractor, masked = transformers.AutoFeatureExtractor.from_pretrained(folder), folder.name in PREPROCESSORS
+        model = model.get_encoder() if folder.name == "whisper" else model
+        window = 160000 if folder.name == "whisper" else len(item.samples)
+        stretches = [item.samples[at : at + window] for at in range(0, len(item.samples), window)]
+        told = {"sampling_rate": 16000, "return_attention_mask": masked, "return_tensors": "pt"}
+        inputs = [extractor(stretch, **told) for stretch in stretches]
     found = []
-    for start in range(0, len(samples), window):
-        stretch = samples[start : start + window]
-        inputs = extractor(stretch, sampling_rate=16000, return_attention_mask=masked, return_tensors="pt")
+    for one in inputs:
         with torch.inference_mode():
-            output = model(**inputs, output_hidden_states=True)
+            output = model(**one, output_hidden_states=True)
         states = [states[0].numpy() for states in (*output.hidden_states, output.last_hidden_state)]
-        valid = int(inputs.attention_mask.sum()) if masked else len(states[0])
+        valid = int(one.attention_mask.sum()) if folder.name in PREPROCESSORS else len(states[0])
         if folder.name == "whisper":  # its feature extractor counts log-mel frames, of which two are a state
             valid = (valid + 1) // 2
         found.append([rows[:valid] for rows in states])
@@ -142,45 +145,42 @@ def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], n
     return hidden, last
 
 
-@pytest.mark.parametrize("architecture", SPEECH)
-def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
-    name, folder = architecture.removesuffix("-large").removesuffix("-batchnorm"), checkpoints / architecture
-    names = [name, f"{name}:layers=all,norm=before", f"{name}:layers=all", f"{name}:layers=all,pool=mean"]
-    # The layers, the output and means: one pass.
-    [together] = extractors(folder, *(names if "large" in architecture else [names[0], *names[2:]]), most=1000)
-    assert [spec.level for spec in together.specs[-3:]] == ["utterance"] * 3
-    for clip, outcome in zip(clips, together.run(clips), strict=True):
-        if isinstance(outcome, UtteranceError):
-            assert name == "w2v-bert" and "of 560 samples" in str(outcome) and len(clip.samples) < 560
-            continue
-        states, last = plain_speech(folder, clip.samples)
-        rows = [outcome[spec.fingerprint].values for spec in together.specs]
-        expected = [last, *states, *([last] if "large" in architecture else [])]  # layers=all: after its LayerNorm
-        means = [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last)]
-        for ours, plain in zip(rows, [*expected, *means], strict=True):
-            assert ours.shape == plain.shape and relative(ours, plain) <= RTOL
-    [deep] = extractors(folder, f"{name}:layer=1")
-    [ours] = rows_of(deep, clips[1:2])  # without the layers above
-    assert relative(ours, plain_speech(folder, clips[1].samples)[0][1]) <= RTOL
-
-
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 @pytest.mark.parametrize("architecture", [*SPEECH, *TEXT_ARCHITECTURES])
-def test_a_gpu_gives_the_numbers_of_the_cpu(
+def test_batched_equals_plain_and_a_gpu_the_cpu(
     checkpoints: Path, text_checkpoints: Path, clips: list[Clip], architecture: str
 ) -> None:
-    speech = architecture in SPEECH
+    """The layers, the output and, of speech, means: one pass."""
+    speech, large = architecture in SPEECH, "large" in architecture
     name = architecture.removesuffix("-large").removesuffix("-batchnorm") if speech else "text"
     folder = (checkpoints if speech else text_checkpoints) / architecture
+    items: list[Any] = [*clips] if speech else [*TEXTS]
+    before, means = [f"{name}:layers=all,norm=before"] * large, [f"{name}:layers=all,pool=mean"] * speech
+    [together] = extractors(folder, name, *before, f"{name}:layers=all", *means, most=1000)
+    assert [spec.level for spec in together.specs[-3:]] == ["utterance" if speech else "token"] * 3
+    for item, outcome in zip(items, together.run(items), strict=True):
+        if isinstance(outcome, UtteranceError):
+            assert name == "w2v-bert" and "of 560 samples" in str(outcome) and len(item.samples) < 560
+            continue
+        states, last = plain(folder, item)
+        expected = [last, *states, *[last] * large]  # of layers=all, the last is after the LayerNorm
+        expected += [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last) if speech]
+        for spec, reference in zip(together.specs, expected, strict=True):
+            assert relative(outcome[spec.fingerprint].values, reference) <= RTOL
+        if not speech:
+            word = outcome[together.specs[0].fingerprint].extras["word"]
+            assert word[0] == word[-1] == -1  # and the space before a word is of that word
+            assert np.array_equal(np.unique(word[1:-1]), np.arange(len(item.split())))
+    for layer in (0, 1):  # without the layers above
+        [ours] = rows_of(extractors(folder, f"{name}:layer={layer}")[0], items[1:2])
+        assert relative(ours, plain(folder, items[1])[0][layer]) <= RTOL
+    few = items[1:4] if speech else items
     wanted = resolve([name], {name: str(folder)}, "float32")[0]
-    items: list[object] = [*clips[1:4]] if speech else [*TEXTS]
-    [here] = load_extractors(wanted, "cpu", 1000)
-    expected = rows_of(here, items)
+    here = rows_of(load_extractors(wanted, "cpu", 1000)[0], few)
     # Rows and their largest magnitudes come back; transformers itself looks whether the mask hides anything.
     with Gpu(downloads=2, waits=9):
-        [there] = load_extractors(wanted, "cuda:0", 1000)
-        found = rows_of(there, items)
-    assert all(relative(x, y) <= 1e-6 for x, y in zip(found, expected, strict=True))
+        there = rows_of(load_extractors(wanted, "cuda:0", 1000)[0], few)
+    assert all(relative(x, y) <= 1e-6 for x, y in zip(there, here, strict=True))
 
 
 def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Path, clips: list[Clip]) -> None:
@@ -203,7 +203,7 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
         assert wanted[0].config.normalize is False
         [one] = load_extractors(wanted, "cpu", 100)
         for clip, ours in zip(clips, rows_of(one, clips), strict=True):
-            assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
+            assert relative(ours, plain(folder, clip)[1]) <= RTOL
 
 
 @pytest.mark.parametrize(("name", "least"), [("hubert", 400), ("w2v-bert", 560), ("logmel", 400), ("mfcc", 400)])
@@ -333,35 +333,8 @@ def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: 
     folder = write_random_checkpoint(tmp_path / "adapter", "wav2vec2", **settings)
     [one] = extractors(folder, "wav2vec2")
     [rows] = rows_of(one, clips[1:2])
-    assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
+    assert relative(rows, plain(folder, clips[1])[0][-1]) > RTOL  # which is before the last norm
     assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
-
-
-def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
-    folder = str(checkpoints / "hubert-large")
-    after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")[0]
-    assert (after.config.norm, before.config.norm) == ("after", "before")
-
-
-@pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
-def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) -> None:
-    folder = text_checkpoints / architecture
-    [together] = extractors(folder, "text", "text:layers=all")
-    [single] = extractors(folder, "text:layer=0")
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for text, outcome, alone in zip(TEXTS, together.run(TEXTS), single.run(TEXTS), strict=True):
-        with torch.inference_mode():
-            output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-        assert not isinstance(outcome, UtteranceError) and not isinstance(alone, UtteranceError)
-        rows = [outcome[spec.fingerprint].values for spec in together.specs]
-        assert relative(rows[0], output.last_hidden_state[0].numpy()) <= RTOL
-        for ours, plain in zip(rows[1:], output.hidden_states, strict=True):
-            assert relative(ours, plain[0].numpy()) <= RTOL
-        assert relative(alone[single.specs[0].fingerprint].values, output.hidden_states[0][0].numpy()) <= RTOL
-        number = outcome[together.specs[0].fingerprint].extras["word"]
-        assert number[0] == number[-1] == -1  # and the space before a word is of that word
-        assert np.array_equal(np.unique(number[1:-1]), np.arange(len(text.split())))
 
 
 @pytest.mark.parametrize("name", ("bert", "mpnet"))
