@@ -3,7 +3,7 @@
 And counts of a corpus against the published ones: each agrees with the others, each difference is named.
 """
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,37 +145,30 @@ UNREADABLE = "line 19: not readable as [start - end], id, label, [V, A, D]: [6.2
 UNLABELLED, UNSPOKEN = "this utterance has no label line", "its transcript is missing"
 
 
-def without(text: str) -> Callable[[bytes], bytes]:
-    return lambda content: b"\n".join(line for line in content.split(b"\n") if text.encode() not in line)
-
-
-def swapped(old: str, new: str) -> Callable[[bytes], bytes]:
-    return lambda content: content.replace(old.encode(), new.encode())
-
-
 @pytest.mark.parametrize(
     ("file", "damage", "kind", "problems"),
     [
-        (LABELS, without(f"{F001}\txxx"), "corpus", {F001: UNLABELLED}),
-        (LABELS, swapped("xxx\t[0.5000", "xxx\t[zero"), "corpus", {None: UNREADABLE, F001: UNLABELLED}),
-        (TEXTS, without("_F000"), "text", {F000: UNSPOKEN}),
+        (LABELS, (r"\[.*_F001\txxx.*\n", ""), "corpus", {F001: UNLABELLED}),
+        (LABELS, (r"xxx\t.0.5000", "xxx\t[zero"), "corpus", {None: UNREADABLE, F001: UNLABELLED}),
+        (TEXTS, (r".*_F000.*\n", ""), "text", {F000: UNSPOKEN}),
         (TEXTS, None, "text", dict.fromkeys((M000, F000, F001, F002), UNSPOKEN)),
         (SCRIPT, None, "corpus", {None: "the labels of dialogue Ses05M_script01_1 are missing"}),
         (
-            *(SCRIPT, swapped(OURS, OTHERS), "corpus"),
+            *(SCRIPT, (OURS, OTHERS), "corpus"),
             {OTHERS: "line 3: no utterance id of Ses05M_script01_1 in Session5", OURS: UNLABELLED},
         ),
         (AUDIO, None, "audio", {F000: "cannot be opened (No such file or directory)"}),
     ],
 )
 def test_whatever_is_wrong_is_named(
-    release: Path, file: str, damage: Callable[[bytes], bytes] | None, kind: str, problems: dict[str | None, str]
+    release: Path, file: str, damage: tuple[str, str] | None, kind: str, problems: dict[str | None, str]
 ) -> None:
     whole = rows(read_corpus(release))
     if damage is None:
         (release / file).unlink()
     else:
-        (release / file).write_bytes(damage((release / file).read_bytes()))
+        content = (release / file).read_text("latin-1")
+        (release / file).write_text(re.sub(*damage, content), "latin-1")
     scan = read_corpus(release)
     assert [(p.id, p.path, p.kind) for p in scan.problems] == [(id, file, kind) for id in problems]
     assert all(p.reason.startswith(problems[p.id]) for p in scan.problems)
@@ -236,17 +229,9 @@ def test_as_many_of_each_kind_are_counted_as_were_published() -> None:
     assert found["utterances per dialogue"] == {"fewest": min(sizes) // 2, "most": (max(sizes) + 1) // 2}
     assert found["hours"] == (10039 + found["scripted"]) / 3600 and found["dialogues"] == 10
     assert found["4class hours"] == sum(row["duration"] for row in rows if row["label"] in FOUR) / 3600
-
-
-def test_the_known_counts_agree_with_each_other() -> None:
-    n, count = KNOWN["utterances"], KNOWN["labels"]
-    assert all(sum(KNOWN[name].values()) == n for name in ("sessions", "labels", "genders"))
-    assert KNOWN["improvised"] + KNOWN["scripted"] == n
-    per_class = np.array([list(classes.values()) for classes in KNOWN["4class per session"].values()])
-    assert per_class.sum(axis=0).tolist() == [count["ang"], count["hap"] + count["exc"], count["neu"], count["sad"]]
-    assert per_class.sum(axis=1).tolist() == [1085, 1023, 1151, 1031, 1241]
-    assert per_class.sum() == KNOWN["policies"]["4class"]
-    assert KNOWN["policies"]["5class"] == KNOWN["policies"]["4class"] + count["fru"]
+    sessions = [sum(classes.values()) for classes in KNOWN["4class per session"].values()]
+    assert sessions == [1085, 1023, 1151, 1031, 1241] and sum(KNOWN["genders"].values()) == KNOWN["utterances"]
+    assert KNOWN["improvised"] + KNOWN["scripted"] == KNOWN["utterances"] == 10039
 
 
 def test_each_difference_is_named() -> None:

@@ -171,7 +171,7 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
             word = outcome[together.specs[0].fingerprint].extras["word"]
             assert word[0] == word[-1] == -1  # and the space before a word is of that word
             assert np.array_equal(np.unique(word[1:-1]), np.arange(len(item.split())))
-    for layer in (0, 1):  # without the layers above
+    for layer in (0, 1, 2):  # without the layers above, and before the norm that may follow the last
         [ours] = rows_of(extractors(folder, f"{name}:layer={layer}")[0], items[1:2])
         assert relative(ours, plain(folder, items[1])[0][layer]) <= RTOL
     few = items[1:4] if speech else items

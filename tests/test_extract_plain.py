@@ -129,7 +129,8 @@ def test_a_view_is_the_same_every_time_and_another_for_each_number(kind: str) ->
     assert once.dtype == np.float32 and np.array_equal(once, again)
     assert len(once) != len(other) or not np.array_equal(once, other)
     # Another utterance draws another copy: the same strength on all would be a filter, not an augmentation.
-    assert not np.array_equal(change(tone(level=0.2), RATE, f"{kind}-1") / 2 * 3, once)
+    other = change(tone(level=0.2), RATE, f"{kind}-1") / 2 * 3
+    assert len(other) != len(once) or not np.allclose(other, once, atol=1e-3)
 
 
 def test_noise_is_between_10_and_30_db() -> None:
