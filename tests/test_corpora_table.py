@@ -13,6 +13,7 @@ from ser.errors import CorpusError, WrongUse
 from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.tests.command_line import ser
+from ser.tests.test_corpora_scan import table
 
 FULL = {
     "id": "u1",
@@ -60,31 +61,27 @@ def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
 
 
 def test_other_toolkits_columns(folder: Path) -> None:
-    path = folder / "nkululeko.csv"
-    path.write_text("file,speaker,gender,emotion\n./wav/a.wav,s1,w,anger\nwav/b.wav,s2,male,neutral\n")
-    scan = read_corpus(path)
+    scan = read_corpus(
+        table(folder, "file,speaker,gender,emotion", "./wav/a.wav,s1,w,anger", "wav/b.wav,s2,male,neutral")
+    )
     first, second = scan.manifest.table.to_pylist()
     assert scan.problems == []
     assert (first["id"], first["audio"], first["label"]) == ("wav/a", "wav/a.wav", "anger")
     assert (first["gender"], second["gender"], first["dialogue"], first["turn"]) == ("F", "M", "wav/a", 0)
-    path = folder / "emobox.jsonl"
-    path.write_text('{"key": "k-1", "wav": "wav/a.wav", "length": 99.0, "emo": "ang"}\n')
+    path = table(folder, '{"key": "k-1", "wav": "wav/a.wav", "length": 99.0, "emo": "ang"}', name="emobox.jsonl")
     row = read_corpus(path).manifest.table.to_pylist()[0]
     assert (row["id"], row["audio"], row["label"]) == ("k-1", "wav/a.wav", "ang")
     assert row["duration"] == 0.05  # from the file, not from the table
 
 
 def test_turns_follow_the_file_and_odd_line_ends_stay_in_a_row(folder: Path) -> None:
-    path = folder / "t.csv"
     lines = ["id,audio,dialogue,text", "1,wav/a.wav,x,one\u2028two\x85three", "2,wav/b.wav,y,", "3,wav/c.wav,x,"]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    manifest = read_corpus(path).manifest
+    manifest = read_corpus(table(folder, *lines)).manifest
     assert manifest.column("turn") == [0, 0, 1]
     assert manifest.column("text") == ["one\u2028two\x85three", None, None]
 
 
 def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
-    path = folder / "t.csv"
     lines = [
         "id,audio,text,turn,valence,votes",
         "a,wav/a.wav,hello,0,2.5,",
@@ -99,8 +96,7 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
         "",
         "h,wav/c.wav,last,0,1,",
     ]
-    path.write_text("\n".join(lines))
-    scan = read_corpus(path)
+    scan = read_corpus(table(folder, *lines))
     assert scan.manifest.ids == ["a", "h"]
     assert [p.reason for p in scan.problems] == [
         "line 3: has no audio",
@@ -114,29 +110,27 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
 
 
 def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) -> None:
-    for text in ("file,audio\nwav/a.wav,wav/b.wav\n", "audio,text,text \nwav/a.wav,one,two\n"):
-        (folder / "t.csv").write_text(text)
+    for lines in (("file,audio", "wav/a.wav,wav/b.wav"), ("audio,text,text ", "wav/a.wav,one,two")):
         with pytest.raises(CorpusError, match=r"t\.csv .*: two columns stand for the (audio|text) \(.*, .*\): keep"):
-            read_corpus(folder / "t.csv")
-    (folder / "t.csv").write_text("audio,note,note\nwav/a.wav,one,two\n")
-    assert len(read_corpus(folder / "t.csv").manifest) == 1, "what is not read may stand there twice"
-    (folder / "t.jsonl").write_text('{"audio": "wav/a.wav", "emo": "x", "label": "y"}\n{"audio": "wav/b.wav"}')
-    [problem] = read_corpus(folder / "t.jsonl").problems
+            read_corpus(table(folder, *lines, name="t.csv"))
+    twice = table(folder, "audio,note,note", "wav/a.wav,one,two")
+    assert len(read_corpus(twice).manifest) == 1, "what is not read may stand there twice"
+    lines = ('{"audio": "wav/a.wav", "emo": "x", "label": "y"}', '{"audio": "wav/b.wav"}')
+    [problem] = read_corpus(table(folder, *lines, name="t.jsonl")).problems
     assert problem.reason.startswith("line 1: two columns stand for the label (emo, label)")
-    table = pa.table({"audio": ["wav/a.wav"], "label": [b"\xff"]})
-    pq.write_table(table, folder / "t.parquet")
+    columns = pa.table({"audio": ["wav/a.wav"], "label": [b"\xff"]})
+    pq.write_table(columns, folder / "t.parquet")
     with pytest.raises(WrongUse, match=r"row 1: the label b'\\xff' is not valid Unicode"):
         read_corpus(folder / "t.parquet")
-    pq.write_table(table.append_column("file", [["wav/b.wav"]]), folder / "t.parquet")
+    pq.write_table(columns.append_column("file", [["wav/b.wav"]]), folder / "t.parquet")
     with pytest.raises(CorpusError, match="two columns stand for the audio"):
         read_corpus(folder / "t.parquet")
 
 
 def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
     """Labels of no policy, and a recording that cannot be used: `ser train` would refuse the plain command."""
-    (folder / "t.csv").write_text("audio;label\nwav/a.wav;Freude\nwav/b.wav;Trauer\nwav/none.wav;Freude\n")
-    command = ("features", folder / "t.csv", "--features", "logmel,mfcc", "--store", folder / "s", "--on-error", "skip")
-    done = ser(*command)
+    path = table(folder, "audio;label", "wav/a.wav;Freude", "wav/b.wav;Trauer", "wav/none.wav;Freude")
+    done = ser("features", path, "--features", "logmel,mfcc", "--store", folder / "s", "--on-error", "skip")
     assert done.output.count("wav/none") == 1 and "quarantined in logmel, mfcc: wav/none: " in done.output
     assert done.exit_code == 3 and done.stderr.endswith(" --labels all --allow-missing\n")
 

@@ -1,6 +1,5 @@
 """Extractors without weights against librosa and openSMILE called directly, and what each augmented view changes."""
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import librosa
@@ -31,11 +30,12 @@ def tone(level: float = 0.3) -> np.ndarray:
     return (level * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
 
 
-def run(clip: Clip, name: str = "is13") -> np.ndarray | UtteranceError:
+def run(clip: Clip, name: str = "is13") -> np.ndarray:
     [wanted] = resolve([name], {}, "float32")[0]
     [one] = load_extractors([wanted], "cpu")
     [outcome] = one.run([clip])
-    return outcome if isinstance(outcome, UtteranceError) else outcome[wanted.spec.fingerprint].values
+    assert not isinstance(outcome, UtteranceError)
+    return outcome[wanted.spec.fingerprint].values
 
 
 @pytest.mark.parametrize(("name", "seconds"), [*((name, 3.21) for name in MEL), ("logmel", 60.0)])
@@ -103,20 +103,14 @@ def test_every_set_equals_the_library_in_threads_too(level: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_full_scale_does_not_wrap_and_too_short_is_no_row_of_nan(name: str) -> None:
-    samples, short = np.clip(noise(2.0, 0.5), -1, 1), noise(0.01)
+def test_full_scale_is_clipped_and_does_not_wrap(name: str) -> None:
+    samples = np.clip(noise(2.0, 0.5), -1, 1)
     assert (samples == 1).any()
     clip = Clip(samples, RATE)
     ours = run(clip, name)
     assert any("clipped" in warning for warning in clip.warnings)
     assert np.array_equal(ours, direct(np.minimum(samples, 32767 / 32768), *NAMED[name]))
     assert not np.array_equal(ours, direct(samples, *NAMED[name]))  # openSMILE wraps 1.0 to -1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert np.isnan(direct(short, *NAMED[name])).all()
-    fault = run(Clip(short, RATE), name)
-    assert isinstance(fault, UtteranceError) and f"too short for {name.partition(':')[0]} (10 ms)" in str(fault)
-    assert isinstance(run(Clip(short[:1], RATE), name), UtteranceError)
 
 
 @pytest.mark.parametrize("kind", VIEWS)
