@@ -78,9 +78,10 @@ def rows(folder: Path, feature: str, store: str = "store") -> dict[str, bytes]:
 
 
 def a_bit(path: Path) -> None:
-    """The least of the last weight."""
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    """The least of the first weight, behind the header and its length."""
+    content = bytearray(path.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1
+    path.write_bytes(content)
 
 
 def a_token(path: Path) -> None:
