@@ -3,7 +3,8 @@
 And counts of a corpus against the published ones: each agrees with the others, each difference is named.
 """
 
-from collections.abc import Callable
+import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ import soundfile
 from ser.cache.manifest import IEMOCAP as KNOWN
 from ser.cache.manifest import Manifest
 from ser.errors import WrongUse
+from ser.extract.corpora import demo
 from ser.extract.corpora.counts import compare, count_all, summary
+from ser.extract.corpora.demo import demo_vocabulary, write_demo
+from ser.extract.corpora.iemocap import DEMO_MARKER
 from ser.extract.corpora.scan import Scan, read_corpus
 
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
@@ -145,37 +149,30 @@ UNREADABLE = "line 19: not readable as [start - end], id, label, [V, A, D]: [6.2
 UNLABELLED, UNSPOKEN = "this utterance has no label line", "its transcript is missing"
 
 
-def without(text: str) -> Callable[[bytes], bytes]:
-    return lambda content: b"\n".join(line for line in content.split(b"\n") if text.encode() not in line)
-
-
-def swapped(old: str, new: str) -> Callable[[bytes], bytes]:
-    return lambda content: content.replace(old.encode(), new.encode())
-
-
 @pytest.mark.parametrize(
     ("file", "damage", "kind", "problems"),
     [
-        (LABELS, without(f"{F001}\txxx"), "corpus", {F001: UNLABELLED}),
-        (LABELS, swapped("xxx\t[0.5000", "xxx\t[zero"), "corpus", {None: UNREADABLE, F001: UNLABELLED}),
-        (TEXTS, without("_F000"), "text", {F000: UNSPOKEN}),
+        (LABELS, (r"\[.*_F001\txxx.*\n", ""), "corpus", {F001: UNLABELLED}),
+        (LABELS, (r"xxx\t.0.5000", "xxx\t[zero"), "corpus", {None: UNREADABLE, F001: UNLABELLED}),
+        (TEXTS, (r".*_F000.*\n", ""), "text", {F000: UNSPOKEN}),
         (TEXTS, None, "text", dict.fromkeys((M000, F000, F001, F002), UNSPOKEN)),
         (SCRIPT, None, "corpus", {None: "the labels of dialogue Ses05M_script01_1 are missing"}),
         (
-            *(SCRIPT, swapped(OURS, OTHERS), "corpus"),
+            *(SCRIPT, (OURS, OTHERS), "corpus"),
             {OTHERS: "line 3: no utterance id of Ses05M_script01_1 in Session5", OURS: UNLABELLED},
         ),
         (AUDIO, None, "audio", {F000: "cannot be opened (No such file or directory)"}),
     ],
 )
 def test_whatever_is_wrong_is_named(
-    release: Path, file: str, damage: Callable[[bytes], bytes] | None, kind: str, problems: dict[str | None, str]
+    release: Path, file: str, damage: tuple[str, str] | None, kind: str, problems: dict[str | None, str]
 ) -> None:
     whole = rows(read_corpus(release))
     if damage is None:
         (release / file).unlink()
     else:
-        (release / file).write_bytes(damage((release / file).read_bytes()))
+        content = (release / file).read_text("latin-1")
+        (release / file).write_text(re.sub(*damage, content), "latin-1")
     scan = read_corpus(release)
     assert [(p.id, p.path, p.kind) for p in scan.problems] == [(id, file, kind) for id in problems]
     assert all(p.reason.startswith(problems[p.id]) for p in scan.problems)
@@ -236,17 +233,9 @@ def test_as_many_of_each_kind_are_counted_as_were_published() -> None:
     assert found["utterances per dialogue"] == {"fewest": min(sizes) // 2, "most": (max(sizes) + 1) // 2}
     assert found["hours"] == (10039 + found["scripted"]) / 3600 and found["dialogues"] == 10
     assert found["4class hours"] == sum(row["duration"] for row in rows if row["label"] in FOUR) / 3600
-
-
-def test_the_known_counts_agree_with_each_other() -> None:
-    n, count = KNOWN["utterances"], KNOWN["labels"]
-    assert all(sum(KNOWN[name].values()) == n for name in ("sessions", "labels", "genders"))
-    assert KNOWN["improvised"] + KNOWN["scripted"] == n
-    per_class = np.array([list(classes.values()) for classes in KNOWN["4class per session"].values()])
-    assert per_class.sum(axis=0).tolist() == [count["ang"], count["hap"] + count["exc"], count["neu"], count["sad"]]
-    assert per_class.sum(axis=1).tolist() == [1085, 1023, 1151, 1031, 1241]
-    assert per_class.sum() == KNOWN["policies"]["4class"]
-    assert KNOWN["policies"]["5class"] == KNOWN["policies"]["4class"] + count["fru"]
+    sessions = [sum(classes.values()) for classes in KNOWN["4class per session"].values()]
+    assert sessions == [1085, 1023, 1151, 1031, 1241] and sum(KNOWN["genders"].values()) == KNOWN["utterances"]
+    assert KNOWN["improvised"] + KNOWN["scripted"] == KNOWN["utterances"] == 10039
 
 
 def test_each_difference_is_named() -> None:
@@ -262,3 +251,83 @@ def test_each_difference_is_named() -> None:
         ({"4class per session": moved}, [f"4class per session: {said}" for said in (neutral, sad)]),
     ):
         assert compare({**KNOWN, **changed}) == said
+
+
+# The demo corpus, in the same layout ----------------------------------------------------------------------------------
+
+
+def digests(root: Path) -> dict[str, str]:
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def scan(demo_corpus: Path) -> Scan:
+    return read_corpus(demo_corpus)
+
+
+def test_the_demo_is_the_same_bytes_each_time(
+    demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over itself too; of the first scene of each session."""
+    monkeypatch.setattr(demo.DATA, "arcs", dict([*demo.DATA.arcs.items()][:1]))
+    write_demo(tmp_path)
+    next(tmp_path.rglob("*.wav")).write_bytes(b"cut short")
+    write_demo(tmp_path)
+    found = digests(tmp_path)
+    assert found.items() <= digests(demo_corpus).items() and len(list(tmp_path.glob("Session*/sentences/wav/*"))) == 5
+
+
+def test_the_demo_leaves_a_folder_with_something_else_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / DEMO_MARKER).write_text('{"synthetic": true, "version": 0, "seed": 0}')
+    for folder in (tmp_path, tmp_path / "thesis.txt", tmp_path / "older"):
+        with pytest.raises(WrongUse, match="is not the demo corpus of this ser"):
+            write_demo(folder)
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_the_demo_has_its_counts(scan: Scan) -> None:
+    assert (scan.format, scan.manifest.corpus, scan.manifest.synthetic) == ("iemocap", "demo", True)
+    assert (scan.problems, summary(scan)["differences"]) == ([], [])
+    found = count_all(scan.manifest)
+    assert found["utterances"] >= 300 and found["dialogues"] >= 20 and found["speakers"] == 10
+    assert list(found["sessions"]) == ["1", "2", "3", "4", "5"] and set(found["labels"]) == set(KNOWN["labels"])
+    assert all(min(classes.values()) >= 5 for classes in found["4class per session"].values())
+    durations = found["durations"]
+    assert found["hours"] <= 0.25 and 0.6 <= durations["min"] <= 0.8 and 6 <= durations["max"] <= 8
+
+
+def test_the_demo_is_clean_speech_at_16_khz(demo_corpus: Path, scan: Scan) -> None:
+    for row in scan.manifest.table.to_pylist():
+        samples, rate = soundfile.read(demo_corpus / row["audio"], dtype="float32")
+        assert (rate, samples.ndim) == (16000, 1)
+        assert soundfile.info(demo_corpus / row["audio"]).subtype == "PCM_16"
+        assert abs(len(samples) / rate - (row["end"] - row["start"])) < 2e-4
+        assert np.sqrt(np.mean(samples**2)) > 0.005
+        assert np.abs(samples).max() < 0.99
+
+
+def test_the_demo_has_the_irregular_lines(demo_corpus: Path, scan: Scan) -> None:
+    transcripts = b"".join(p.read_bytes() for p in sorted(demo_corpus.rglob("transcriptions/Ses*.txt")))
+    marked = rb"_FXX0 \[", rb"_MXX1 \[", rb"\nM: ", rb"\nF:\[", rb"\nF : "
+    for line in (*marked, rb"\[laughter\]", rb": \[\w+\]\n", rb"caf\xe9"):
+        assert re.search(line, transcripts), line
+    evaluations = "".join(p.read_text() for p in sorted(demo_corpus.rglob("EmoEvaluation/Ses*.txt")))
+    for line in (r"C-E2:\t\w+; \w+;", r"dom  \d;", r"dom  ;", r"C-F1:", r"\[5\.5000, "):
+        assert re.search(line, evaluations), line
+    assert len(list(demo_corpus.rglob("._*"))) == 75
+    texts = scan.manifest.column("text")
+    for part in ("\t", ";", '"', "é"):
+        assert any(part in text for text in texts), part
+    assert {"Ses05M_script01_1", "Ses05M_script01_1b", "Ses03M_impro05a"} <= set(scan.manifest.column("dialogue"))
+    prefixes = [id[5] == id.rpartition("_")[2][0] for id in scan.manifest.ids]
+    assert 0.3 < np.mean(prefixes) < 0.7
+
+
+def test_the_demo_drifts_along_a_dialogue_and_its_vocabulary_covers_it(scan: Scan) -> None:
+    rows, words = scan.manifest.table.to_pylist(), set(demo_vocabulary())
+    early = np.mean([r["label"] == "neu" for r in rows if r["turn"] < 4])
+    assert early > 2 * np.mean([r["label"] == "neu" for r in rows if r["turn"] > 8])
+    assert all(set(re.findall(r"\w+|[^\w\s]", row["text"].lower())) <= words for row in rows) and len(words) < 300

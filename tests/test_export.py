@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
@@ -32,12 +31,11 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
-# Runs an exported script for each line, where `import ser` fails: what it prints, its exit code, its standard error.
+# Runs exported scripts where `import ser` fails: of each what it prints, its exit code, and its standard error.
 WITHOUT_SER = """
 import contextlib, io, json, runpy, sys
-sys.modules["ser"], sys.path[0] = None, ""
-for line in sys.stdin:
-    folder, *arguments = json.loads(line)
+sys.modules["ser"], sys.path[0], done = None, "", []
+for folder, *arguments in json.load(sys.stdin):
     sys.argv, sys.path[0], fault = ["run.py", *arguments], folder, None
     for name in ("model", "audio"):
         sys.modules.pop(name, None)
@@ -46,30 +44,23 @@ for line in sys.stdin:
             runpy.run_path(f"{folder}/run.py", run_name="__main__")
         except SystemExit as exit:
             fault = exit.code
-    print(json.dumps([out.getvalue(), fault, errors.getvalue()]), flush=True)
+    done.append([json.loads(out.getvalue() or "null"), fault, errors.getvalue()])
+print(json.dumps(done))
 """
 
 
-@pytest.fixture(scope="module")
-def without_ser() -> Iterator[Callable[[list[str]], tuple[Any, Any, str]]]:
-    """Runs one exported script, in the process of all: its answer if any, its exit code, and its standard error."""
-    asked: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-B", "-c", WITHOUT_SER], **asked) as process:
-
-        def run(call: list[str]) -> tuple[Any, Any, str]:
-            print(json.dumps(call), file=process.stdin, flush=True)
-            printed, fault, errors = json.loads(process.stdout.readline())
-            return json.loads(printed or "null"), fault, errors
-
-        yield run
-        process.kill()
+def without_ser(calls: list[list[str]]) -> Any:
+    """The answers of exported scripts if any, their exit codes, and their standard errors."""
+    command = [sys.executable, "-B", "-c", WITHOUT_SER]
+    done = subprocess.run(command, input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=True)
+    return zip(*json.loads(done.stdout), strict=True)
 
 
 def told(answers: Any) -> np.ndarray:
     return np.array([[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers])
 
 
-def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path, without_ser: Any) -> None:
+def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path) -> None:
     calls, wanted = [], []
     for name in [*RUNS, "mit without text"]:
         predictor = Predictor(run_of(newcomer, name.split()[0]).path)
@@ -104,7 +95,7 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
         calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
         with pytest.raises(CorpusError):
             predictor([Turn("1", file, said)])
-    found, faults, errors = zip(*map(without_ser, calls), strict=True)
+    found, faults, errors = without_ser(calls)
     assert set(faults[: len(wanted)]) == {None}
     for answers, values in zip(found, wanted, strict=False):
         assert np.abs(told(answers) - values).max() < 1e-6
@@ -143,7 +134,7 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 
 
-def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path, without_ser: Any) -> None:
+def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
     """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden states."""
     large = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
     models = {"hubert": str(write_random_checkpoint(tmp_path / "large", "hubert", **large))}
@@ -164,7 +155,7 @@ def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_p
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[: (at := kept.rindex(old))] + b"2" + kept[at + 1 :])
         calls.append([str(folder), str(wav)])
-    (found, *_), (_, short, *refused), _ = zip(*map(without_ser, calls), strict=True)
+    (found, *_), (_, short, *refused), _ = without_ser(calls)
     assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
     assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in short
     for name, said in zip(altered, refused, strict=True):

