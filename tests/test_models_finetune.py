@@ -117,7 +117,7 @@ def changed(job: Job) -> set[str]:
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
+def test_only_the_top_layers_train_or_all_with_the_embeddings(made: Path, encoder: str) -> None:
     job = prepared(made, f"{encoder}:layer=1", 2, select="last")
     names = {name for name, _ in build(job).named_parameters()}
     assert not any("embeddings" in name for name in names)
@@ -126,10 +126,6 @@ def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
     assert all(name.startswith("encoder.layer.") for name in moved)
     top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint).encoder.layer
     assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters())
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_all_trains_the_embeddings_too(made: Path, encoder: str) -> None:
     moved = changed(prepared(made, f"{encoder}:layer=2", "all", select="last"))
     assert "embeddings.word_embeddings.weight" in moved and "embeddings.LayerNorm.weight" in moved
     assert {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")} == {"0", "1", "2"}
