@@ -167,7 +167,7 @@ def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str
         ("is13:half=1", "audio", r"lacks \d+ of \d+ .*ser features CORPUS --features is13:half=1"),
     ],
 )
-def test_a_feature_that_is_not_or_half_there_names_the_command(rich: Path, features: str, fusion: str, says: str) -> None:
+def test_a_feature_that_is_not_all_there_names_the_command(rich: Path, features: str, fusion: str, says: str) -> None:
     """For the means of layers that of the means, not of the frames, which are 100 times as large."""
     with pytest.raises(MissingRows, match=says):
         load_dataset(Experiment(features, fusion, rich))

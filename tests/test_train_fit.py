@@ -177,7 +177,7 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
         if select == "last":
             assert fitted.epoch == 6 and uas == [None] * 6
             continue
-        assert fitted.epoch == int(np.argmax(uas)) + 1  # the first of equals
+        assert fitted.epoch == int(np.argmax(uas)) + 1
         watched = fold.dev if select == "val" else fold.test
         predicted = fitted.predict(data, watched, plan)["logits"].argmax(1)
         assert balanced_accuracy_score(data.utterances.labels[watched], predicted) == pytest.approx(max(uas))
