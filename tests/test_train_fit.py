@@ -103,7 +103,7 @@ def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
     """Else what cuDNN's GRU predicts on a GPU is not what the scan, in full precision, has trained."""
-    data, fold, config = prepared(store, "lgf-add", "epochs=1")
+    data, fold, config = prepared(store, "lgf-add", "epochs=1", select="last")  # so that a fit does not predict
     model = fit(data, fold, config).model
     ways = (lambda: fit(data, fold, config), lambda: fit_many(data, fold, [config]))
     for compute in (*ways, lambda: Fitted(model, {}).predict(data, fold.test, config)):
@@ -177,7 +177,7 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
         if select == "last":
             assert fitted.epoch == 6 and uas == [None] * 6
             continue
-        assert fitted.epoch == int(np.argmax(uas)) + 1
+        assert fitted.epoch == int(np.argmax(uas)) + 1  # the first of equals
         watched = fold.dev if select == "val" else fold.test
         predicted = fitted.predict(data, watched, plan)["logits"].argmax(1)
         assert balanced_accuracy_score(data.utterances.labels[watched], predicted) == pytest.approx(max(uas))
