@@ -198,7 +198,7 @@ def test_mcnemar_is_the_binomial_tail_summed(b: int, c: int, p: float) -> None:
     assert mcnemar([0] * (b + c + 5), first, second) == pytest.approx(p)
 
 
-def test_what_papers_print_of_runs() -> None:
+def test_a_t_test_of_runs_is_scipys() -> None:
     first, second = [0.61, 0.64, 0.60, 0.66, 0.63], [0.60, 0.60, 0.59, 0.61, 0.64]
     assert p_of_runs(first, second)[0] == pytest.approx(stats.ttest_rel(first, second).pvalue)
     assert p_of_runs(first, first) == (None, 1.0)
@@ -416,11 +416,12 @@ def test_the_error_is_that_of_its_bins_and_a_temperature_mends_it() -> None:
     truth, sure = drawn(4000, 0, 2.5)
     right, confidence = sure.argmax(1) == truth, sure.max(1)
     share, mean = calibration_curve(right, confidence, n_bins=15)
-    bins = reliability(truth, sure)
+    bins, opposed = reliability(truth, sure), np.array([[1, 0.9, 0], [1, 0.6, 1]])
     filled = bins[bins[:, 0] > 0]
     assert bins[:, 0].tolist() == np.histogram(confidence, 15, (0, 1))[0].tolist()
     assert filled[:, 2] / filled[:, 0] == pytest.approx(share) and filled[:, 1] / filled[:, 0] == pytest.approx(mean)
     assert ece(bins) == pytest.approx(filled[:, 0] @ abs(share - mean) / 4000) and ece(bins) > 0.1
+    assert ece(opposed) == pytest.approx((0.9 + 0.4) / 2), "too sure and not sure enough do not cancel out"
     temperature = fit_temperature(truth, sure)
     assert temperature == pytest.approx(2.5, rel=0.06)
     after = tempered(sure, temperature)

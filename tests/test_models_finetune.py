@@ -117,7 +117,7 @@ def changed(job: Job) -> set[str]:
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
+def test_only_the_top_layers_train_or_all_with_the_embeddings(made: Path, encoder: str) -> None:
     job = prepared(made, f"{encoder}:layer=1", 2, select="last")
     names = {name for name, _ in build(job).named_parameters()}
     assert not any("embeddings" in name for name in names)
@@ -126,10 +126,6 @@ def test_only_the_top_layers_train(made: Path, encoder: str) -> None:
     assert all(name.startswith("encoder.layer.") for name in moved)
     top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint).encoder.layer
     assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters())
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_all_trains_the_embeddings_too(made: Path, encoder: str) -> None:
     moved = changed(prepared(made, f"{encoder}:layer=2", "all", select="last"))
     assert "embeddings.word_embeddings.weight" in moved and "embeddings.LayerNorm.weight" in moved
     assert {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")} == {"0", "1", "2"}
@@ -184,11 +180,6 @@ def test_what_does_not_go_together(
         prepared(made, features.rstrip("@"), layers, **more)
 
 
-def test_a_checkpoint_may_lie_elsewhere(made: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(made / "bert", tmp_path / "moved")
-    prepared(made, "bert:layer=2", 1, model=(f"bert={moved}",))
-
-
 def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
     old = open_store(made / "features")
     manifest, feature = old.manifest(), old.feature("bert")
@@ -209,6 +200,9 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
     used = [one for one in SMALL if has_setting(FUSIONS[fusion], one)]
     settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
     where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
+    encoder = features.rpartition("+")[2].partition(":")[0]
+    moved = shutil.copytree(made / encoder, tmp_path / "elsewhere")  # where a checkpoint may lie too
+    where += ["--model", f"{encoder}={moved}"]
     asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
     [result] = json.loads(printed(*asked, *where, *settings))["runs"]
     run = Run(Path(result["path"]))

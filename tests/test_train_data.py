@@ -38,6 +38,8 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add_feature(store, manifest, "hubert", rows, variant=variant, config=config, **LAYERS)
     rows = [values + np.float16(8) for values in make_rows(manifest, "logmel")]
     add_feature(store, manifest, "logmel", rows, variant="view=pitch-1")
+    add_feature(store, manifest, "hubert", make_rows(manifest, "hubert"), hop=0.02, variant="view=noise-1")
+    add_feature(store, manifest, "is13", make_rows(manifest, "is13"), of=range(50), variant="half=1")
     return store.path
 
 
@@ -58,8 +60,6 @@ def test_vector_fusions_get_the_mean_or_mean_and_deviation_of_the_rows(store: Pa
 
 def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     manifest, store = make_manifest(), make_store(tmp_path / "s")
-    rows = make_rows(manifest, "hubert")
-    add_feature(store, manifest, "hubert", rows, hop=0.02, variant="view=noise-1")
     cache = DataCache(tmp_path)
     plain, _ = load_dataset(Experiment("hubert+mpnet", "mit", store.path), cache)
     data, _ = load_dataset(Experiment("mpnet+hubert:hop=0.06", "mit", store.path), cache)
@@ -71,8 +71,7 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
         wanted = np.array([x[first : first + 3].mean(0) for first in range(0, len(x), 3)])
         assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
     means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
-    pooled = [x.mean(0, dtype=np.float32) for x in rows]
-    add_feature(store, manifest, means, pooled)
+    add_feature(store, manifest, means, [x.mean(0, dtype=np.float32) for x in make_rows(manifest, "hubert")])
     frames = "hubert:hop=0.06,pool=mean"  # and not the stored means
     vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
@@ -82,16 +81,6 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     at = f"@{described['fingerprint'][:4]}"
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
         assert load_dataset(Experiment(f"mpnet+{name}", "mit", store.path), cache)[0] is data, name
-    for name, says in (
-        ("hubert:hop=0.05", "a multiple of its frames' own, 0.02 s, such as 0.1"),
-        ("hubert:hop=nan", "a multiple"),
-        ("hubert++mpnet", "a feature without a name: ''"),
-        ("mpnet:hop=0.1", "a multiple of that of its frames, and it says none"),
-        ("hubert:hop=0.04 & hubert:view=noise-1", "another level, dimension, pool or hop"),
-    ):
-        features, _, views = name.partition(" & ")
-        with pytest.raises(WrongUse, match=says):
-            load_dataset(Experiment(features, "audio:frame", store.path, views=views))
 
 
 def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
@@ -155,6 +144,11 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
         ("logmel & hubert", "cnn", "cannot stand in the place of logmel"),
         ("logmel & bert", "cnn", "cannot stand in the place of any feature"),
         ("hubert:layers=0-1 & hubert:layers=0-1", "audio", "several features in the place of one"),
+        ("hubert:hop=0.05", "audio:frame", "a multiple of its frames' own, 0.02 s, such as 0.1"),
+        ("hubert:hop=nan", "audio:frame", "a multiple"),
+        ("hubert++mpnet", "audio:frame", "a feature without a name: ''"),
+        ("mpnet:hop=0.1", "audio:frame", "a multiple of that of its frames, and it says none"),
+        ("hubert:hop=0.04 & hubert:view=noise-1", "audio:frame", "another level, dimension, pool or hop"),
     ],
 )
 def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str) -> None:
@@ -170,19 +164,13 @@ def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str
         ("hubert:layers=0-3", "audio", "all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"),
         ("hubert:layers=all,norm=none", "audio", "all of hubert:layers=all,norm=none"),  # not the last layer of another
         ("hubert:layers=0-3,pool=mean", "superb", "ser features CORPUS --features hubert:layers=0-3,pool=mean"),
+        ("is13:half=1", "audio", r"lacks \d+ of \d+ .*ser features CORPUS --features is13:half=1"),
     ],
 )
-def test_a_feature_that_is_not_there_names_the_command(rich: Path, features: str, fusion: str, says: str) -> None:
+def test_a_feature_that_is_not_all_there_names_the_command(rich: Path, features: str, fusion: str, says: str) -> None:
     """For the means of layers that of the means, not of the frames, which are 100 times as large."""
     with pytest.raises(MissingRows, match=says):
         load_dataset(Experiment(features, fusion, rich))
-
-
-def test_a_feature_that_is_half_there_names_the_command(tmp_path: Path) -> None:
-    manifest = make_manifest()
-    add_feature(new_store(tmp_path, manifest), manifest, "is13", make_rows(manifest, "is13"), of=range(50))
-    with pytest.raises(MissingRows, match=r"lacks \d+ of \d+ .*ser features CORPUS --features is13"):
-        load_dataset(Experiment("is13", "audio", tmp_path))
 
 
 def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:

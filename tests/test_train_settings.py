@@ -53,13 +53,6 @@ def test_the_papers_values_are_the_defaults() -> None:
     assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
 
 
-def test_values_have_types() -> None:
-    asked = ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True")
-    own, training = parse_settings(FUSIONS["lgf-add"], asked, epochs=3)
-    assert (own.lr, own.d_model, own.standardise_text, own.epochs) == (1e-4, 40, True, 3)
-    assert (training.dev, training.soft_labels) == ("0.2", True)
-
-
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
@@ -94,7 +87,11 @@ class Postponed(CommonSettings):
     width: "Count" = field(default=3)  # as every annotation is after `from __future__ import annotations`
 
 
-def test_settings_with_postponed_annotations_are_set_too() -> None:
+def test_values_have_types_and_so_have_postponed_annotations() -> None:
+    asked = ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True")
+    own, training = parse_settings(FUSIONS["lgf-add"], asked, epochs=3)
+    assert (own.lr, own.d_model, own.standardise_text, own.epochs) == (1e-4, 40, True, 3)
+    assert (training.dev, training.soft_labels) == ("0.2", True)
     fusion = replace(FUSIONS["mit"], settings=Postponed)
     assert parse_settings(fusion, ("width=4",))[0].width == 4
     with pytest.raises(WrongUse, match="width=0: must be a whole number at least 1"):
