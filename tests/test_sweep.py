@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -157,16 +158,13 @@ def test_shards_split_all_runs_without_overlap(store: Path, tmp_path: Path) -> N
             plan_sweep(recipe, wrong)
 
 
-def test_an_unfinished_sweep_says_what_is_open_and_goes_on(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny("perspective-table1", store, tmp_path, known=("d_model=16",), seeds=2)
     sweep = plan_sweep(recipe)
     running = run_sweep(sweep)
-    done, fault = next(running)
+    next(running)
     running.close()
-    stamp = (done.run.path / "result.json").stat().st_mtime_ns
-    assert fault is None and len(sweep.tasks) == 4 and len(sweep.open_tasks) == 3
+    assert len(sweep.open_tasks) == 3
     table = recipe_table(recipe, sweep.runs)
     assert "1 of 2" in table and "no run finished" in table
     (alone, cells), (halved, _) = (estimate_sweep(sweep, workers) for workers in (1, 2))
@@ -174,9 +172,6 @@ def test_an_unfinished_sweep_says_what_is_open_and_goes_on(
     asked = replace(recipe, cells=tuple(replace(cell, test="head text") for cell in recipe.cells))
     with pytest.raises(WrongUse, match="cell 'Audio': its model has no test 'head text', only both"):
         recipe_rows(asked, sweep.runs)
-    again = plan_sweep(recipe)
-    assert {task.name for task, _ in run_sweep(again)} == {task.name for task in sweep.tasks} - {done.name}
-    assert not again.open_tasks and (done.run.path / "result.json").stat().st_mtime_ns == stamp
     monkeypatch.setattr(Job, "stacked", True)  # as on a GPU, where one is timed for all
     _, cells = estimate_sweep(plan_sweep(tiny("perspective-table2", store, tmp_path)), 1)
     assert Counter(ahead.timed for ahead in cells.values()) == {True: 1, False: 23}
@@ -190,6 +185,33 @@ def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> 
     assert one.keys() == two.keys() and len(one) == 4
     for name, path in one.items():
         assert (path / "model.safetensors").read_bytes() == (two[name] / "model.safetensors").read_bytes()
+
+
+CHILD = """
+import sys
+from ser.train.recipe import read_recipe
+from ser.train.sweep import plan_sweep, run_sweep
+recipe = read_recipe("perspective-table1", store=sys.argv[1], out=sys.argv[2], epochs=3, seeds=6, set=("d_model=16",))
+for task, _ in run_sweep(plan_sweep(recipe)):
+    print(task.name, flush=True)
+"""
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(store: Path, tmp_path: Path) -> None:
+    def stamps() -> dict[str, int]:
+        return {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in done}
+
+    command = [sys.executable, "-c", CHILD, str(store), str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    done = [child.stdout.readline().strip() for _ in range(3)]
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait(60)
+    before = stamps()
+    recipe = read_recipe("perspective-table1", store=store, out=tmp_path, epochs=3, seeds=6, set=("d_model=16",))
+    sweep = plan_sweep(recipe)
+    assert len(sweep.tasks) == 12 and len(sweep.open_tasks) <= 9
+    rest = [task.name for task, _ in run_sweep(sweep)]
+    assert not set(rest) & set(done) and not sweep.open_tasks and stamps() == before
 
 
 def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
