@@ -22,7 +22,7 @@ from ser.errors import StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
 from .blocks import bytes_of, chunk_rows
-from .feature import Feature
+from .feature import Feature, held_rows
 from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
@@ -309,10 +309,7 @@ def copy(feature: Feature, target: Store, backend: str) -> int:
         if corpus in source.corpora() and corpus not in target.corpora():
             target.put_manifest(source.manifest(corpus), command="cache export")
     for part in feature.parts():
-        record = part.record
-        packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
-        rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
-        copied += made.publish(rows, backend, record.written_by) is not None
+        copied += made.publish(held_rows(feature, part), backend, part.record.written_by) is not None
     return copied
 
 
