@@ -399,10 +399,7 @@ def _abandoned(folder: Path) -> bool:
 
 
 def extent(*paths: Path) -> tuple[int, float]:
-    """Bytes of files and folders, and when they last changed, in seconds since 1970 (now, if all are gone).
-
-    Links are not followed.
-    """
+    """Bytes of files and folders without links, and their last change in seconds since 1970 (now if all are gone)."""
     size, changed = 0, []
     for top in paths:
         inside = [Path(root, name) for root, folders, files in os.walk(top) for name in (*folders, *files)]

@@ -303,8 +303,7 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
 def _repair(store: Store, path: Path) -> str | None:
     """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`.
 
-    `ser features` writes a bad spec again. Nothing is touched if it is missing, or if `bad/` is a link to another's
-    folder.
+    `ser features` writes a bad spec again. Nothing is touched if the spec is missing, or if `bad/` is a link.
     """
     feature = path.parent.parent
     if path.parent.name != "parts" or not (feature / "spec.json").exists() or (store.path / BAD).is_symlink():

@@ -187,8 +187,7 @@ class Remote:
     def put(self, path: str, content: bytes, expected: bytes | None) -> bool:
         """Put a file in the place of the `expected` one (None: of none). Returns whether it is there now.
 
-        A file with the same content is not sent again. Without conditional puts, such as S3's, another process may come
-        in between.
+        Equal content is not sent again. Without conditional puts, which S3 has, another process may come in between.
         """
         place, most, there, tag = f"{self._root}/{path}", len(content) + SMALL, expected, ""
         if expected is not None and self._conditional:  # S3's name of the content, before that is read
@@ -215,10 +214,7 @@ class Remote:
         return True
 
     def create(self, path: str, content: bytes, replace: bool = False) -> None:
-        """Put a file where there is none, or one cut short; with `replace`, also in the place of another.
-
-        Raises `StoreError` if another is there.
-        """
+        """Put a file where there is none or one cut short. Raises `StoreError` for another it may not `replace`."""
         known = path in self.files or not self._conditional
         there = self.read(path, len(content) + SMALL) if known else None
         free = there is None or replace or content.startswith(there)
