@@ -1,9 +1,9 @@
 """Files that are whole or not there at all, whatever is killed, full or failing.
 
-New things are made in a workspace under `<store>/tmp/`, on the same filesystem, fsynced, read back, and renamed to
-where they belong. There is no other way into a store. Other files are written in the same way, beside their place.
+Everything in a store is made in a workspace under `<store>/tmp/`, on the same filesystem, fsynced, read back, and
+renamed to its place. Other files are written in the same way, beside their place.
 
-Locks and the flags of `open` differ between systems and file systems: here alone.
+Only this file knows how locks and the flags of `open` differ between systems and file systems.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 Buffer = bytes | bytearray | memoryview
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
-PIECE = 1 << 20  # bytes that the processor's cache holds
-# EBADF: over NFS a lock takes the right to write, which another user's file may not give.
+PIECE = 1 << 20  # bytes that fit the processor's cache
+# EBADF: over NFS a lock needs the right to write, which another user's file may not give.
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_ASIDE = ".removing-"  # begins the names of what is being removed: no writer knows them
-_OURS = re.compile(r"(\.removing-)?[0-9a-f]{16}")  # in `tmp/`; whatever else lies there is somebody's
+_ASIDE = ".removing-"  # begins the names of folders that are being removed: no writer knows them
+_OURS = re.compile(r"(\.removing-)?[0-9a-f]{16}")  # in `tmp/`; anything else there is not ser's
 DAY = 24 * 3600
 # Zero where the system has none. Of these flags Windows has O_BINARY alone, and changes line ends without it.
 _O_DIRECT, _O_DIRECTORY = getattr(os, "O_DIRECT", 0), getattr(os, "O_DIRECTORY", 0)
@@ -49,10 +49,10 @@ _warn_once = functools.cache(log.warning)
 
 @contextlib.contextmanager
 def plain_file(path: Path | str, remedy: str = REPAIR) -> Iterator[io.BufferedReader]:
-    """A plain file of a store, open to be read.
+    """A plain file of a store, open for reading.
 
-    Raises `CorruptStore` if it is missing, a link or a special file, with what to do about it, and `StoreError` if it
-    cannot be opened or read.
+    Raises `CorruptStore` with the `remedy` if it is missing, a link or a special file, and `StoreError` if it cannot be
+    opened or read.
     """
     try:
         with os.fdopen(open_named(path, os.O_RDONLY | _O_NOFOLLOW), "rb") as file:
@@ -73,13 +73,13 @@ def read_small(path: Path | str, remedy: str = REPAIR) -> bytes:
         return file.read()
 
 
-SMALL, LARGE = 256 << 20, 64 << 30  # bytes: more than any description has, more than any table or array
+SMALL, LARGE = 256 << 20, 64 << 30  # bytes: more than any description has; more than any table or array has
 
 
 def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor to read a plain file from that a user named: links are followed, and nothing is waited for.
+    """A descriptor of a plain file that a user named, for reading. Links are followed.
 
-    Raises `OSError` as opening does, and for a folder, pipe, socket or device. Fits `opener` of `open`.
+    Raises `OSError` as `os.open` does, and at once for a folder, pipe, socket or device. It is an `opener` of `open`.
     """
     descriptor = os.open(path, flags | (PLAIN & ~_O_NOFOLLOW))  # a pipe would wait for a writer
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -89,7 +89,7 @@ def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_named(path: Path | str, most: int = SMALL) -> bytes:
-    """The content of a plain file that a user named. Raises as `open_named` does, and for more than `most` bytes."""
+    """The content of a plain file that a user named. Raises as `open_named`, and for more than `most` bytes."""
     with os.fdopen(open_named(path), "rb") as file:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"is larger than {most >> 20} MB", str(path))
@@ -97,10 +97,10 @@ def read_named(path: Path | str, most: int = SMALL) -> bytes:
 
 
 def read_toml(path: Path, example: str) -> dict[str, Any]:
-    """An option that is a TOML file. Raises `WrongUse` with an `example` of what it holds if it is not one."""
+    """The content of a TOML file. Raises `WrongUse` with an `example` of its lines if it is not one."""
     try:
         table = tomllib.loads(read_named(path).decode("utf-8-sig"))
-        if "\\u0000" in json.dumps(table, default=str):  # which no path, no name and no pattern can hold
+        if "\\u0000" in json.dumps(table, default=str):  # no path, name or pattern can hold it
             raise ValueError("a text in it holds a NUL")
         return table
     except OSError as error:
@@ -110,7 +110,7 @@ def read_toml(path: Path, example: str) -> dict[str, Any]:
 
 
 def folders_in(parent: Path) -> list[Path]:
-    """The folders in a folder, by name, without hidden ones."""
+    """The folders in a folder, by name, except hidden ones."""
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -134,15 +134,15 @@ def write_file(path: Path, buffers: Iterable[Buffer]) -> tuple[int, str]:
 
 
 def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
-    """The sha256 of a file as read past the page cache, which stays as it is for the next reader.
+    """The sha256 of a file, read past the page cache, which stays as it is for the next reader.
 
-    Where there is no O_DIRECT (macOS, Windows, some file systems) it is read through the page cache, and then shows
-    what the system was given to write, not what the disk holds.
+    Without O_DIRECT (macOS, Windows, some file systems) the page cache is read, which shows what the system was given
+    to write, not what the disk holds.
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | PLAIN | direct), "rb", buffering=0) as file:
             size, digest = os.fstat(file.fileno()).st_size, hashlib.sha256()
-            page = memoryview(mmap.mmap(-1, PIECE))  # aligned, as O_DIRECT demands of it and of where a read begins
+            page = memoryview(mmap.mmap(-1, PIECE))  # aligned: O_DIRECT needs it, and reads that begin at its multiples
             while file.tell() < size and (read := file.readinto(page)):
                 digest.update(page[:read])
             return digest.digest()
@@ -153,11 +153,11 @@ def _on_disk(path: Path, direct: int = _O_DIRECT) -> bytes:
 
 
 def write_folder(folder: Path, files: Mapping[str, Iterable[Buffer]]) -> dict[str, tuple[int, str]]:
-    """Write files, by their paths in a folder that nobody sees yet, durably, each as `write_file` does."""
+    """Write files durably, by their paths in a folder that is not published yet, each as `write_file` does."""
     written = {}
     for name, buffers in files.items():
-        for inside in reversed(Path(name).parents):  # never the workspace itself, should that have been moved aside
-            (folder / inside).mkdir(exist_ok=True)
+        for parent in reversed(Path(name).parents):  # never the workspace itself, if that has been moved aside
+            (folder / parent).mkdir(exist_ok=True)
         written[name] = write_file(folder / name, buffers)
     for root, _, _ in os.walk(folder):
         sync_folder(Path(root))
@@ -165,7 +165,7 @@ def write_folder(folder: Path, files: Mapping[str, Iterable[Buffer]]) -> dict[st
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder durable with all that it holds, as libraries have written it."""
+    """Make a folder that a library wrote durable, with everything in it."""
     for root, _, names in os.walk(folder):
         for name in names:
             with (Path(root) / name).open("rb") as file:
@@ -174,7 +174,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Windows has no call for that: its file system keeps a journal of them."""
+    """Make the names in a folder durable. Windows has no call for it: its file system keeps a journal of names."""
     if not _O_DIRECTORY:
         return
     descriptor = os.open(folder, os.O_RDONLY | _O_DIRECTORY)
@@ -185,7 +185,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, durably. One that is there already is left alone."""
+    """Make a folder and its parents, durably, if they are missing."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -198,7 +198,7 @@ def move_into_place(source: Path, target: Path) -> bool:
     """Rename a finished folder to its place. False if another process has put one there."""
     make_folder(target.parent)
     try:
-        os.rename(source, target)  # noqa: PTH104 (Path.rename says less about what it does to a folder)
+        os.rename(source, target)  # noqa: PTH104 (Path.rename documents less about folders)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
@@ -208,48 +208,49 @@ def move_into_place(source: Path, target: Path) -> bool:
 
 
 def put_files(store: Path, folder: Path, files: Mapping[str, bytes], replace: bool = True) -> None:
-    """Make a folder with these files in one step, or put them into the one that is there, one after the other.
+    """Make a folder with these files in one step, or put them into an existing one, one after the other.
 
-    Readers see the old file or the new one. If it is not to `replace` them, a folder that another process has just made
+    Readers see the old file or the new one. Unless it may `replace` files, a folder that another process has just made
     stays as it is. Raises `StoreError` if the disk is full or fails.
     """
     needed = sum(map(len, files.values()))
     with explain_disk_errors(f"writing {folder.relative_to(store)}", store, needed), workspace(store) as temporary:
-        write_folder(begun := temporary / folder.name, {name: [content] for name, content in files.items()})
-        if folder.exists() or not move_into_place(begun, folder):
+        new = temporary / folder.name
+        write_folder(new, {name: [content] for name, content in files.items()})
+        if folder.exists() or not move_into_place(new, folder):
             for name in files if replace else ():
-                os.replace(begun / name, folder / name)  # noqa: PTH105
+                os.replace(new / name, folder / name)  # noqa: PTH105
                 sync_folder(folder)
 
 
 def write_whole(path: Path, *content: Buffer) -> tuple[int, str]:
-    """Write `path`, or put new content in its place, durably, through a new file beside it: how users get their files.
+    """Write or replace a file for a user, durably, through a new file beside it. Returns size and sha256.
 
-    A link stays, and what it names is replaced; a pipe or a device is written to. Returns size and sha256. Raises
-    `WrongUse` if there is no such folder, and `StoreError` if the disk is full or fails; then the old file is whole.
+    A link stays, and its target is replaced; a pipe or a device is written to. Raises `WrongUse` if the folder is
+    missing, and `StoreError` if the disk is full or fails; then the old file is whole.
     """
     if path.parent.as_posix() in ("/dev", "/dev/fd") or (path.exists() and not path.is_file()):
-        size = path.write_bytes(whole := b"".join(content))
-        return size, hashlib.sha256(whole).hexdigest()
-    path = Path(os.path.realpath(path))  # unlike `resolve` it takes links in a circle, which are replaced
+        whole = b"".join(content)
+        return path.write_bytes(whole), hashlib.sha256(whole).hexdigest()
+    path = Path(os.path.realpath(path))  # unlike `resolve` it accepts links in a circle, which are replaced
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
-    begun = path.with_name(f".{secrets.token_hex(8)}.part")
+    new = path.with_name(f".{secrets.token_hex(8)}.part")
     with explain_disk_errors(f"writing {path.name}, which is as it was", path.parent, sum(map(len, content))):
         try:
-            written = write_file(begun, content)
-            os.replace(begun, path)  # noqa: PTH105
+            written = write_file(new, content)
+            os.replace(new, path)  # noqa: PTH105
         finally:
-            begun.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
         sync_folder(path.parent)
     return written
 
 
 @contextlib.contextmanager
 def workspace(store: Path) -> Iterator[Path]:
-    """A fresh folder under `<store>/tmp/`, removed at the end; a lock beside it says that its owner is alive.
+    """A new folder under `<store>/tmp/`, removed at the end. The lock beside it shows that its owner is alive.
 
-    One that is used for long is touched now and then (`os.utime`): after a day, other hosts may take it for a leftover.
+    Touch it (`os.utime`) during long work: after a day without a change, other hosts may remove it as a leftover.
     """
     folder = store / "tmp" / secrets.token_hex(8)
     try:
@@ -261,22 +262,22 @@ def workspace(store: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:  # the lock is closed: Windows unlinks no open file
-        if not folder.exists():  # else its record tells the next process that this one is gone
+        if not folder.exists():  # otherwise its record shows the next process that this one is gone
             folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def open_lock(path: Path, flags: int = 0) -> Iterator[tuple[int, bool | None]]:
-    """A descriptor of a lock file, and whether it is locked until the end: as `try_lock` says, without waiting.
+    """A descriptor of a lock file, and whether it is locked until the end: the result of `try_lock`.
 
-    Who may write into its folder may lock it, whatever the umask of who made it.
+    Everyone who may write into its folder may lock it, whatever the umask of its maker.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | flags | PLAIN, 0o666)
     except PermissionError:
         if not path.exists():
             raise
-        descriptor = os.open(path, os.O_RDONLY | PLAIN)  # made by another user's earlier ser
+        descriptor = os.open(path, os.O_RDONLY | PLAIN)  # an earlier ser of another user made it
     try:
         if hasattr(os, "fchmod"):
             with contextlib.suppress(PermissionError):
@@ -288,7 +289,7 @@ def open_lock(path: Path, flags: int = 0) -> Iterator[tuple[int, bool | None]]:
 
 def try_lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed. False if another process holds it, None if its file system has no locks."""
-    from filelock import lock_descriptor  # 50 ms, which who only reads does not wait for
+    from filelock import lock_descriptor  # 50 ms, which readers need not wait
 
     try:
         return lock_descriptor(descriptor, blocking=wait)
@@ -300,10 +301,10 @@ def try_lock(descriptor: int, wait: bool = False) -> bool | None:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[int]:
-    """Hold a lock file, which stays, by its descriptor; without a lock on a file system that has none.
+    """The descriptor of a lock file, which stays, locked to the end; not locked on a file system without locks.
 
-    A second process waits for the first, and says what it is `waiting` for, if anything. The lock is that of the file
-    that lies there: another process may unlink one before it is locked, or move its folder aside.
+    A second process waits for the first, and logs what it is `waiting` for, if given. It is the file at that path that
+    is locked: another process may unlink one before it is locked, or move its folder aside.
     """
     with contextlib.ExitStack() as stack:
         while True:
@@ -328,16 +329,16 @@ def locked(path: Path, waiting: str = "") -> Iterator[int]:
 
 @functools.cache
 def _here() -> dict[str, str]:
-    """This machine, whose images may share a name or an id, and its time since it was started."""
-    found = {"host": "/etc/machine-id", "boot": "/proc/sys/kernel/random/boot_id"}  # Linux's
-    known = {key: Path(file).read_text().strip() for key, file in found.items() if os.access(file, os.R_OK)}
-    return {"boot": "", **known, "host": f"{socket.gethostname()} {known.get('host')}"}
+    """This machine by its name and id, as copies of an image may share one of them, and its boot."""
+    files = {"host": "/etc/machine-id", "boot": "/proc/sys/kernel/random/boot_id"}  # Linux's
+    ids = {key: Path(file).read_text().strip() for key, file in files.items() if os.access(file, os.R_OK)}
+    return {"boot": "", **ids, "host": f"{socket.gethostname()} {ids.get('host')}"}
 
 
 def remove_leftovers(store: Path) -> None:
-    """Remove what killed writers left under `tmp/`, not what a live one may hold, or is not ser's.
+    """Remove what killed writers left under `tmp/`; not what a live one may hold, or what is not ser's.
 
-    Another host's locks may be invisible here: what is not this host's goes when nothing in it has changed for a day.
+    Another host's locks may be invisible here, so its folders go when nothing in them has changed for a day.
     """
     tmp = store / "tmp"
     for folder in sorted({entry.with_suffix("") for entry in tmp.iterdir()}) if tmp.is_dir() else ():
@@ -350,11 +351,11 @@ def remove_leftovers(store: Path) -> None:
 
 
 def remove_folder(folder: Path, store: Path, on_move: Callable[[], Any] = lambda: False) -> bool:
-    """Remove a folder of a store, durably and in one step: it is moved aside first, which a full disk allows.
+    """Remove a folder of a store, durably and in one step: it is first moved aside, which a full disk allows.
 
-    So it is out of its writer's reach: a deletion that has begun in a folder goes on when that is renamed. Then (on
-    Windows before it too) `on_move` is called: it may close what is open there, and if it returns True the folder goes
-    back. Returns whether it is gone.
+    Then its writer cannot reach it: a deletion would follow a folder that is renamed. `on_move` is called after the
+    move (on Windows before it too): it may close what is open there; if it returns True the folder is moved back.
+    Returns whether it is gone.
     """
     aside = store / "tmp" / f"{_ASIDE}{secrets.token_hex(8)}"
     try:
@@ -367,7 +368,7 @@ def remove_folder(folder: Path, store: Path, on_move: Callable[[], Any] = lambda
         on_move()  # Windows moves no folder in which a file is open
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         os.rename(folder, aside)  # noqa: PTH104
-        if on_move() and move_into_place(aside, folder):  # over NFS what is open could not be deleted
+        if on_move() and move_into_place(aside, folder):  # over NFS open files could not be deleted
             return False
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
@@ -378,14 +379,14 @@ def remove_folder(folder: Path, store: Path, on_move: Callable[[], Any] = lambda
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether the owner of a folder in `tmp/` is gone for certain, or not of this host and silent for a day.
+    """Whether the owner of a folder in `tmp/` is certainly gone, or not of this host and silent for a day.
 
-    A lock without a folder is removed here: nothing is lost with it, also if its owner is about to make the folder.
+    A lock without a folder is removed: nothing is lost, even if its owner is about to make the folder.
     """
     path, owner, free = folder.with_suffix(".lock"), dict[str, Any](), None
-    faults = FileNotFoundError, BlockingIOError, ValueError, TypeError, RecursionError  # also of a record that is none
-    with contextlib.suppress(*faults), open_lock(path) as (lock, held):
-        free = held
+    faults = FileNotFoundError, BlockingIOError, ValueError, TypeError, RecursionError  # also of a damaged record
+    with contextlib.suppress(*faults), open_lock(path) as (lock, locked_here):
+        free = locked_here
         owner = dict(json.loads(os.read(lock, 1000)))
     if free is False:
         return False
@@ -398,19 +399,21 @@ def _abandoned(folder: Path) -> bool:
 
 
 def extent(*paths: Path) -> tuple[int, float]:
-    """Bytes of files and folders, and when anything in them changed last, in seconds since 1970; links as such."""
-    inside = [Path(root, name) for top in paths for root, folders, files in os.walk(top) for name in (*folders, *files)]
-    found = []
-    for path in (*paths, *inside):
-        with contextlib.suppress(OSError):  # another process has just replaced or removed it
-            found.append(path.lstat())
-    size = sum(one.st_size for one in found if stat.S_ISREG(one.st_mode))
-    return size, max((one.st_mtime for one in found), default=time.time())  # by default: all has just gone
+    """Bytes of files and folders without links, and their last change in seconds since 1970 (now if all are gone)."""
+    size, changed = 0, []
+    for top in paths:
+        inside = [Path(root, name) for root, folders, files in os.walk(top) for name in (*folders, *files)]
+        for path in (top, *inside):
+            with contextlib.suppress(OSError):  # another process has just replaced or removed it
+                status = path.lstat()
+                size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+                changed.append(status.st_mtime)
+    return size, max(changed, default=time.time())
 
 
 @contextlib.contextmanager
 def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn an operating system error into one sentence that says what failed, where, and what to do."""
+    """Turn an `OSError` into a `StoreError` of one sentence: what failed, where, and what to do."""
     try:
         yield
     except StoreError:
@@ -418,7 +421,7 @@ def explain_disk_errors(doing: str, store: Path, needed: int | None = None) -> I
     except OSError as error:
         if error.errno in _FULL:
             free = shutil.disk_usage(store).free if store.exists() else 0
-            # Rounded apart, so that what did not fit never seems to fit.
+            # Rounded up and down, so that what did not fit never seems to fit.
             up, down = math.ceil((needed or 0) / 1e4) / 100, free // 1e4 / 100
             need = f" ({up:.2f} MB needed, {down:.2f} MB free)" if needed else ""
             remedy = "free some space and run the same command again, what is published stays"

@@ -1,8 +1,7 @@
-"""Blocks: the stretches of bytes, 1 to 2 MB each, that arrays are laid out, read and checked in.
+"""Blocks: the pieces of 1 to 2 MB in which arrays are laid out, read and checked.
 
-There are two ways of laying arrays out in files: a Zarr group, or one HDF5 file. One reader serves both. It reads whole
-blocks, because the checksum needs all of their bytes: straight to where the rows belong if they belong there together,
-else to a scratch area from which they are copied.
+Arrays are laid out as a Zarr group, or in one HDF5 file. One reader serves both. It reads whole blocks, since the
+checksum needs all their bytes: straight into the target if all rows go there together, else into a scratch area.
 """
 
 import bisect
@@ -30,10 +29,10 @@ from .atomic_io import PIECE, REPAIR, Buffer, plain_file
 from .spec import canonical_json
 
 BLOCK_BYTES = 2 << 20
-_PER_THREAD = 2 * BLOCK_BYTES  # bytes of the target for each thread, so that scratch areas take at most half as many
-# As many as cores that the system lets this process use: fewer than the machine has under taskset, where that exists.
+_PER_THREAD = 2 * BLOCK_BYTES  # bytes of the target for each thread: scratch areas take at most half of that
+# The cores that this process may use: fewer than the machine has under taskset, on systems that have it.
 MOST_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-# What ends the reading of a thread, with `InterruptedError`, within a block.
+# Once it is set, a thread's reading ends with `InterruptedError` at the next block.
 unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
@@ -98,13 +97,13 @@ class PiecedArray:
             yield views
 
 
-# What is in a file, one after the other: a block of the array that is named, or other bytes (""). None stands for the
-# CRC-32C of all before it, four bytes, little-endian.
+# The content of a file in order: blocks of the named array, or other bytes (""). None stands for the CRC-32C of all
+# before it, four bytes, little-endian.
 Content = list[tuple[str, Sequence[Buffer] | None]]
 
 
 def contents(path: str, content: Content, blocks: Mapping[str, list[Block]]) -> Iterator[Buffer]:
-    """The bytes of a file, a piece at a time. Its blocks are noted, by array, when they have gone by."""
+    """The bytes of a file, a piece at a time. Each block is added to those of its array when its bytes are done."""
     size = whole = 0
     for name, views in content:
         start, checksum = size, 0
@@ -125,8 +124,8 @@ Files = dict[str, Content]  # by path in the part's folder
 class Backend(NamedTuple):
     """How a part's arrays become files.
 
-    `encode` gives the files, each array's blocks in their order; `inspect` says what a plain Zarr or HDF5 reader of
-    those files would see differently from the blocks, or None.
+    `encode` returns the files, each array's blocks in order; `inspect` what a plain Zarr or HDF5 reader of these files
+    would see otherwise than the blocks have it, or None.
     """
 
     encode: Callable[[Arrays], Files]
@@ -134,17 +133,17 @@ class Backend(NamedTuple):
 
 
 ZARR = "data.zarr"
-_SAYS = tomllib.loads(Path(__file__).with_name("zarr.toml").read_text(encoding="utf-8"))
-_GROUP = canonical_json(_SAYS["group"])
+_METADATA = tomllib.loads(Path(__file__).with_name("zarr.toml").read_text(encoding="utf-8"))
+_GROUP = canonical_json(_METADATA["group"])
 
 
 def chunk_rows(rows: int) -> int:
-    """Rows per chunk: at most 1024, spread evenly, so that the last chunk is hardly padded."""
+    """Rows per chunk: at most 1024, spread evenly so that the last chunk has little padding."""
     return math.ceil(rows / math.ceil(rows / 1024)) if rows else 1
 
 
 def _fill_value(dtype: np.dtype[Any]) -> float | int:
-    """What a missing chunk would read as: something that no feature contains."""
+    """The value of a missing chunk: one that no feature contains."""
     return {"f": math.nan, "i": -1}[dtype.kind] if dtype.kind in "fi" else int(np.iinfo(dtype).max)
 
 
@@ -153,7 +152,7 @@ def _array_metadata(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     chunks = {"name": "regular", "configuration": {"chunk_shape": [chunk_rows(shape[0]), *shape[1:]]}}
     fill = "NaN" if dtype.kind == "f" else _fill_value(dtype)
     own = {"shape": shape, "data_type": dtype.name, "chunk_grid": chunks, "fill_value": fill}
-    return canonical_json(_SAYS["array"] | own)
+    return canonical_json(_METADATA["array"] | own)
 
 
 def _chunk_file(name: str, number: int, axes: int) -> str:
@@ -208,7 +207,7 @@ def _encode_hdf5(arrays: Arrays) -> Files:
     with h5py.File(image, "w") as file:
         for name, array in arrays.items():
             dataset = file.create_dataset(name, array.shape, array.dtype)
-            dataset[:1] = 0  # which gives all of it its place; what it holds comes from the array
+            dataset[:1] = 0  # allocates all of it; the array's bytes take its place in the file
             file.flush()
             offsets[name] = dataset.id.get_offset() or 0
     for name in sorted(offsets, key=offsets.__getitem__):
@@ -224,14 +223,15 @@ def _inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None
     with h5py.File(folder / HDF5, "r") as file:
         if set(file) != set(arrays):
             return f"{HDF5} holds {sorted(file)} where {sorted(arrays)} are recorded"
-        if fault := next(filter(None, (foreign_hdf5(file, name) for name in arrays)), None):
-            return f"{HDF5}: {fault}"
+        for name in arrays:  # all before any is compared: one that lies elsewhere moves the others
+            if fault := foreign_hdf5(file, name):
+                return f"{HDF5}: {fault}"
         for name, array in arrays.items():
             dataset = file[name]
             places = itertools.accumulate((block.bytes for block in array.blocks), initial=dataset.id.get_offset())
             elsewhere = any(block.offset != place for block, place in zip(array.blocks, places, strict=False))
             if elsewhere or (dataset.shape, dataset.dtype, dataset.chunks) != (array.shape, array.dtype, None):
-                return f"{HDF5}: '{name}' is another for HDF5 than for its blocks"
+                return f"{HDF5}: array '{name}' is another for HDF5 than for its blocks"
     return None
 
 
@@ -256,7 +256,7 @@ BACKENDS = {"zarr": Backend(_encode_zarr, _inspect_zarr), "hdf5": Backend(_encod
 
 
 Stretch = tuple[int, int, int]  # first row in the array, row after the last, first row in the target
-BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, the row that it starts with, what is within it
+BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, its first row, the stretches within it
 
 
 def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
@@ -273,7 +273,7 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
             # A share per thread, not a future per block, which would cost as much as the checksums.
             try:
                 list(pool.map(lambda number: _read_blocks(reads[number::threads], rows, ended), range(threads)))
-            except BaseException:  # such as Ctrl-C: the pool waits for its threads
+            except BaseException:  # such as Ctrl-C: the pool's end waits for its threads
                 ended.set()
                 raise
     else:
@@ -281,36 +281,36 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
 
 
 def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) -> Iterator[BlockRead]:
-    """Cut stretches where blocks end, and give each block once, in their order."""
+    """Cut stretches at the ends of blocks; each block comes once, in order."""
     ends = list(itertools.accumulate(block.bytes // array.row_bytes for block in array.blocks))
-    pieces: dict[int, list[Stretch]] = {}
+    within: dict[int, list[Stretch]] = {}
     for start, stop, to in stretches:
         while start < stop:
             number = bisect.bisect_right(ends, start)
             cut = min(stop, ends[number])
-            pieces.setdefault(number, []).append((start, cut, to))
+            within.setdefault(number, []).append((start, cut, to))
             start, to = cut, to + cut - start
-    for number, wanted in sorted(pieces.items()):
+    for number, cut_stretches in sorted(within.items()):
         block = array.blocks[number]
-        yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, wanted
+        yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, cut_stretches
 
 
 def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ended: Event) -> None:
     scratch = np.empty(max((block.bytes for _, block, _, _ in reads), default=0), np.uint8)
-    for path, block, first, wanted in reads:
+    for path, block, first, stretches in reads:
         if ended.is_set():
-            raise InterruptedError("nobody waits for these blocks any more")
-        (start, stop, to), *others = wanted
+            raise InterruptedError("these blocks are no longer wanted")
+        (start, stop, to), *others = stretches
         rows = scratch[: block.bytes].reshape(-1, target.shape[1])
         together = not others and stop - start == len(rows)
         content = bytes_of(target[to : to + len(rows)] if together else rows)
         with plain_file(path) as file:
             file.seek(block.offset)
-            if file.readinto(content) < block.bytes:  # it reads as often as it takes
+            if file.readinto(content) < block.bytes:  # short only at the end of the file
                 raise CorruptStore(f"{path}: cut short; {REPAIR}")
         check_block(path, block, content)
-        # Arrays, not memory views: while those are copied, no other thread runs.
-        for start, stop, to in () if together else wanted:
+        # Arrays, not memory views: copying those holds the GIL.
+        for start, stop, to in () if together else stretches:
             target[to : to + stop - start] = rows[start - first : stop - first]
 
 
@@ -327,7 +327,7 @@ def _finite(content: bytes, dtype: str) -> bool:
 
 
 def read_file(path: Path, blocks: list[tuple[Block, bool]], dtype: str) -> str:
-    """The sha256 of a file, whose blocks are checked on the way; those marked hold finite values of this dtype."""
+    """The sha256 of a file. Its blocks are checked on the way; those with True must hold finite values of `dtype`."""
     digest = hashlib.sha256()
     with plain_file(path) as file:
 

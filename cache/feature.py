@@ -23,20 +23,20 @@ Place = tuple[Part, int]  # a part, and an utterance's number in it
 
 
 def part_names(feature: Path) -> set[str]:
-    """The names of the parts in a feature's folder. Raises `CorruptStore` if they are to lie on a disk that is away."""
+    """The names of the parts in a feature's folder. Raises `CorruptStore` if that is a link to a disk that is away."""
     folder = feature / "parts"
     try:
-        with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is none
+        with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is no part
             names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
             return {name for name in names if not name.startswith(".")}
     except (FileNotFoundError, NotADirectoryError):
-        if os.path.lexists(folder) and not folder.is_dir():  # a link to a disk that is not mounted; not one just made
+        if os.path.lexists(folder) and not folder.is_dir():  # another process may just have made the folder
             raise CorruptStore(f"{folder}: leads to no folder; mount the disk, or remove it") from None
         return set()
 
 
 class Feature:
-    """A folder `<store>/<feature>/<fingerprint>/`; `spec`, where the caller knows what its spec.json must say."""
+    """A folder `<store>/<feature>/<fingerprint>/`; with `spec`, its spec.json is not read."""
 
     def __init__(self, store: Path, path: Path, spec: Spec | None = None) -> None:
         if spec is None:
@@ -82,20 +82,25 @@ class Feature:
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the parts that are there now.
 
-        Where another set of transcripts has no audio row of its own, that is its parent's, if there is one.
+        In a second set of transcripts an utterance without an audio row of its own has its parent's.
         """
         self.parts()
         if manifest.parts:
             return [key for part in manifest.parts for key in self.keys(part)]
-        own = manifest.keys(self.spec.modality)
+        keys = manifest.keys(self.spec.modality)
         if manifest.parent is None or self.spec.modality != "audio":
-            return own
-        known = self._rows, self._quarantined
-        pairs = [(key, (manifest.parent.corpus, *key[1:])) for key in own]
-        return [next((one for held in known for one in pair if one in held), pair[0]) for pair in pairs]
+            return keys
+        keys = list(keys)
+        for number, own in enumerate(keys):
+            parents = (manifest.parent.corpus, *own[1:])
+            row_there = own not in self._rows and parents in self._rows
+            quarantined_there = own not in self._quarantined and parents in self._quarantined
+            if row_there or (quarantined_there and own not in self._rows):
+                keys[number] = parents
+        return keys
 
     def place(self, key: Key) -> Place | None:
-        """The part that holds a row, and the row's number in it, as of the last call of `parts`."""
+        """The part that holds a row, and the row's number in it, when `parts` was last called."""
         return self._rows.get(key)
 
     def missing(self, manifest: Manifest, retry: bool = False) -> list[int]:
@@ -122,7 +127,7 @@ class Feature:
         return publish(self.store, self.path / "parts", rows, self.spec, backend, written_by or {})
 
     def load(self, manifest: Manifest, rows: Sequence[int] | None = None) -> Packed:
-        """Utterances in the order asked (manifest row numbers; None: all), in memory, every block verified.
+        """Utterances in the order of `rows` (manifest row numbers; None: all), in memory, every block verified.
 
         Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be trusted.
         """
@@ -131,25 +136,26 @@ class Feature:
 
     def places(self, manifest: Manifest, rows: Sequence[int]) -> list[Place]:
         """Where utterances lie, for `gather`. Raises `MissingRows` if some are not in the store."""
-        keys = self.keys(manifest)
-        keys = [keys[row] for row in rows]
-        if lacking := [key for key in keys if key not in self._rows]:
-            known = sum(key in self._quarantined for key in lacking)
+        all_keys = self.keys(manifest)
+        keys = [all_keys[row] for row in rows]
+        if missing := [key for key in keys if key not in self._rows]:
+            known = sum(key in self._quarantined for key in missing)
             quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
-            fault = f"{len(lacking)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
+            fault = f"{len(missing)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
             command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import all"
-            raise MissingRows(f"{self.spec.name} lacks {fault} (such as {lacking[0][1]!r}); run {command}")
+            raise MissingRows(f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); run {command}")
         return [self._rows[key] for key in keys]
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.
 
-        An id whose input has changed, or that stands in several corpora, is read as the manifests' `latest` say;
-        load by manifest to choose.
+        An id whose input has changed, or that several corpora have, is read as in the latest manifests, of the first
+        corpus by name; load by manifest to choose.
         """
         if id_ not in self._latest:
             manifests = [read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))]
-            self._latest = {key[1]: self._rows[key] for one in manifests for key in self.keys(one) if key in self._rows}
+            keys = [key for manifest in manifests for key in self.keys(manifest)]
+            self._latest = {key[1]: self._rows[key] for key in keys if key in self._rows}
         if id_ not in self._latest:
             raise MissingRows(f"{self.spec.name} has no utterance {id_!r}")
         values = self.gather([self._latest[id_]], [id_], extras=False).values
@@ -160,23 +166,23 @@ class Feature:
 
         Without `values` only extras are read.
         """
-        parts = list(dict.fromkeys(part for part, _ in places))
-        stretches: dict[Part, list[Stretch]] = {part: [] for part in parts}
+        stretches: dict[Part, list[Stretch]] = {part: [] for part, _ in places}
         offsets = [0]
         for part, row in places:
             start, stop = part.offsets[row], part.offsets[row + 1]
-            mine, to = stretches[part], offsets[-1]
-            before, end, target = mine[-1] if mine else (0, -1, 0)
-            if end == start and target + end - before == to:  # goes on where the last one ends, here and there
-                mine[-1] = (before, stop, target)
+            mine, target = stretches[part], offsets[-1]
+            before = mine[-1] if mine else (0, -1, 0)
+            if before[1] == start and before[2] + start - before[0] == target:  # continues it, in part and target
+                mine[-1] = (before[0], stop, before[2])
             else:
-                mine.append((start, stop, to))
-            offsets.append(to + stop - start)
-        shared = [part.record.arrays.keys() - {"offsets"} for part in parts]
+                mine.append((start, stop, target))
+            offsets.append(target + stop - start)
+        shared = [part.record.arrays.keys() - {"offsets"} for part in stretches]
         names = set.intersection(*shared) if shared and extras else {"values"}
         arrays = {"values": np.empty((0, self.spec.dim), self.spec.dtype)}
         for name in sorted(names if values else names - {"values"}):
-            kinds = {(part.record.arrays[name].dtype, part.record.arrays[name].shape[1:]) for part in parts}
+            records = {part: part.record.arrays[name] for part in stretches}
+            kinds = {(record.dtype, record.shape[1:]) for record in records.values()}
             if name == "values":
                 kinds.add((self.spec.dtype, (self.spec.dim,)))
             if len(kinds) > 1:
@@ -184,5 +190,13 @@ class Feature:
                 raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
             dtype, shape = kinds.pop()
             arrays[name] = np.empty((offsets[-1], *shape), dtype)
-            read_stretches([(p.folder, p.record.arrays[name], stretches[p]) for p in parts], arrays[name])
+            jobs = [(part.folder, record, stretches[part]) for part, record in records.items()]
+            read_stretches(jobs, arrays[name])
         return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
+
+
+def held_rows(feature: Feature, part: Part, kept: Sequence[int] | None = None) -> PartRows:
+    """A part's utterances in memory, to be published again: all, or those `kept` by their numbers."""
+    record, kept = part.record, range(len(part.record.ids)) if kept is None else kept
+    packed = feature.gather([(part, number) for number in kept], [record.ids[number] for number in kept])
+    return PartRows.from_packed(record.corpus, [record.inputs[number] for number in kept], packed, record.quarantined)

@@ -1,7 +1,7 @@
-"""Arrays from files of others, which may lie: nothing is unpickled, and no size is believed before it is checked.
+"""Arrays from files that ser did not write: nothing is unpickled, and no size is used before it is checked.
 
-What may be larger than memory stays in its file, as `Stored`, and is read by rows; an .npz (a zip archive, checked as a
-whole) and a CSV are read at once.
+Arrays that may be larger than memory stay in their file, as `Stored`, and are read by rows; an .npz (a zip archive,
+checked as a whole) and a CSV are read at once.
 """
 
 import bisect
@@ -25,15 +25,12 @@ from ser.errors import SerError, StoreError, WrongUse, unknown
 from .atomic_io import LARGE, read_named
 from .blocks import foreign_hdf5
 
-Opened = contextlib.AbstractContextManager[Mapping[str, Any]]  # arrays by name that are read where they are indexed
+Opened = contextlib.AbstractContextManager[Mapping[str, Any]]  # arrays by name, which are read when indexed
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Arrays of a file end to end, `[rows, dim]`: the rows of a slice are read when they are asked for.
-
-    One of a single axis is one row.
-    """
+    """Arrays of a file end to end, `[rows, dim]`, each read when it is indexed; one of a single axis is one row."""
 
     path: Path
     open: Callable[[], Opened]
@@ -47,16 +44,17 @@ class Stored:
         pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
         with _explained(self.path), self.open() as arrays:
             for number in range(bisect.bisect_right(self.starts, start) - 1, bisect.bisect_left(self.starts, stop)):
-                found, first = arrays[self.names[number]], self.starts[number]
-                found = found if len(found.shape) > 1 else np.asarray(found[...])[None]
-                pieces.append(np.asarray(found[max(0, start - first) : stop - first]))
-        with np.errstate(over="ignore"):  # infinite, which is refused
+                array, first = arrays[self.names[number]], self.starts[number]
+                if len(array.shape) == 1:
+                    array = np.asarray(array[...])[None]
+                pieces.append(np.asarray(array[max(0, start - first) : stop - first]))
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
             return np.concatenate(pieces, dtype=self.dtype)
 
 
 Arrays = dict[str, Any]  # each a numpy array, or `Stored`
 
-# Blosc, zstd and gzip bound what they unpack by the chunk's shape; sharding hides missing chunks, so it is not here.
+# Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing chunks.
 _CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
 
 
@@ -89,13 +87,13 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _check_size(path: Path, size: int) -> None:
-    """Refuse what could not be held in memory anyway."""
+    """Refuse what this machine's memory could not hold."""
     if hasattr(os, "sysconf") and size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
 
 
 def _kept(path: Path, open_: Callable[[], Opened]) -> Arrays:
-    """What may be large, the values or else one array per utterance, stays where it is; the rest is read."""
+    """The values, or one array per utterance if there are none, stay in the file; the rest is read."""
     with open_() as arrays:
         large, kept = {"values"} if "values" in arrays else set(arrays), Arrays()
         for name, array in arrays.items():
@@ -113,7 +111,7 @@ def _chunks(array: Any) -> int:
 
 
 def _read_npy(path: Path) -> Arrays:
-    # Mapped, which holds the header against the file's size.
+    # Mapping compares the header with the file's size.
     return _kept(path, lambda: contextlib.nullcontext({"values": np.load(path, mmap_mode="r", allow_pickle=False)}))
 
 
@@ -140,7 +138,7 @@ def _read_hdf5(path: Path) -> Arrays:
                 whole = dataset.id.get_storage_size() >= dataset.nbytes
             else:
                 whole = dataset.id.get_num_chunks() == _chunks(dataset)
-            if dataset.size and not whole:  # HDF5 reads values that were never written as zeros
+            if dataset.size and not whole:  # HDF5 would read zeros for values that were never written
                 raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
             _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
             if h5py.check_string_dtype(dataset.dtype) is not None:
@@ -187,8 +185,9 @@ def _read_csv(path: Path) -> Arrays:
     content = pa.py_buffer(read_named(path, LARGE))
     table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
     with contextlib.suppress(ValueError):
-        _ = [float(name) for name in table.column_names]
-        # What seemed to be names are numbers.
+        for name in table.column_names:
+            float(name)
+        # All are numbers: the file has no line of names.
         table = csv.read_csv(pa.BufferReader(content), csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
@@ -203,22 +202,24 @@ def _read_csv(path: Path) -> Arrays:
 def _read_zarr(path: Path) -> Arrays:
     import zarr
 
-    if strange := [entry for entry in path.rglob("*") if entry.is_symlink() or not (entry.is_dir() or entry.is_file())]:
-        raise StoreError(f"{path}: holds a symbolic link or a special file ({strange[0].name!r})")
+    for entry in path.rglob("*"):
+        if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+            raise StoreError(f"{path}: holds a symbolic link or a special file ({entry.name!r})")
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
     names: Arrays = {} if ids is None else {"ids": np.array(ids, str)}
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         array = zarr.open_array(folder, mode="r", zarr_format=3)
         used: Any = array.metadata.to_dict()["codecs"]
-        codecs = {codec["name"] for codec in used}
-        if codecs - _CODECS:
-            raise StoreError(f"{folder}: uses codec {sorted(codecs - _CODECS)}; allowed: {', '.join(sorted(_CODECS))}")
+        refused = sorted({codec["name"] for codec in used} - _CODECS)
+        if refused:
+            raise StoreError(f"{folder}: uses codec {refused}; allowed: {', '.join(sorted(_CODECS))}")
         _check_size(folder, math.prod(array.chunks) * array.dtype.itemsize)
-        if (held := sum(entry.is_file() for entry in (folder / "c").rglob("*"))) != _chunks(array):
-            raise StoreError(f"{folder}: has {held} of {_chunks(array)} chunks; Zarr would fill the rest silently")
-        found[folder.name] = array
-    return {**_kept(path, lambda: contextlib.nullcontext(found)), **names}
+        present = sum(entry.is_file() for entry in (folder / "c").rglob("*"))
+        if present != _chunks(array):
+            raise StoreError(f"{folder}: has {present} of {_chunks(array)} chunks; Zarr would fill the rest silently")
+        arrays[folder.name] = array
+    return {**_kept(path, lambda: contextlib.nullcontext(arrays)), **names}
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {

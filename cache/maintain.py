@@ -1,6 +1,6 @@
 """Look after a store: list what it holds, verify every byte of it, remove what is not wanted.
 
-What is removed is moved aside first, in one step, then deleted; a reader in flight gets an error, never zeros. What
+What is removed is first moved aside in one step, then deleted: a reader at work gets an error, never zeros. What
 cannot be trusted is set aside.
 """
 
@@ -19,19 +19,20 @@ from typing import Any
 
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import DAY, PLAIN, REPAIR, explain_disk_errors, make_folder, read_small, remove_folder, sync_folder
+from .atomic_io import PLAIN, REPAIR, explain_disk_errors, extent, make_folder, read_small, remove_folder, sync_folder
 from .blocks import BACKENDS, MOST_THREADS, Block, read_file
-from .feature import Feature, part_names
+from .feature import Feature, held_rows, part_names
 from .manifest import Key, Manifest, read_manifest
-from .part import Part, PartRows, Quarantine, part_name
+from .part import Part, Quarantine, part_name
 from .spec import Spec
 from .store import Store, listed
 from .transcripts import TRANSCRIPTS, check_transcripts
 
 JOURNAL = "verify.journal"
 BAD = "bad"
+_TRUSTED = 24 * 3600  # seconds for which the journal of an interrupted pass counts
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
-# The keys of a listing, and what it says of a feature that has no part yet, or has a `problem`: it cannot be trusted.
+# The keys of a listing, with the values for a feature that has no part yet, or a `problem`: then it cannot be trusted.
 LISTED: dict[str, Any] = {
     **dict.fromkeys(("feature", "fingerprint", "corpus")),  # the first with its variant: "hubert:layer=9"
     **dict.fromkeys(("rows", "lent"), 0),
@@ -47,23 +48,22 @@ LISTED: dict[str, Any] = {
 def list_features(store: Store) -> list[dict[str, Any]]:
     """Every feature × corpus that has rows of it, by the keys of `LISTED`; counts are as of the latest manifest.
 
-    One that cannot be trusted is listed too, with its problem.
+    A feature that cannot be trusted is listed with its problem.
     """
     manifests = latest_manifests(store)
-    found: list[dict[str, Any]] = []
+    listing: list[dict[str, Any]] = []
     for folder in store.folders():
         try:
             feature = Feature(store.path, folder)
-            spec = feature.spec
+            spec, held = feature.spec, _held(feature, manifests)
             about = {**vars(spec), "feature": spec.name, "fingerprint": feature.fingerprint}
             about |= {"model": spec.provenance.get("model"), "random_weights": spec.random_weights}
-            held = _held(feature, manifests)
-            for one in held.values():
-                one |= {"quarantined": len(one["quarantined"]), "backends": sorted(one["backends"])}
-            found += [{**about, **one, "corpus": corpus} for corpus, one in held.items()] or [about]
+            for counts in held.values():
+                counts |= {"quarantined": len(counts["quarantined"]), "backends": sorted(counts["backends"])}
+            listing += [about | counts | {"corpus": corpus} for corpus, counts in held.items()] or [about]
         except (SerError, OSError) as error:
-            found.append({"feature": folder.parent.name, "fingerprint": folder.name, "problem": str(error)})
-    return [{name: one.get(name, nothing) for name, nothing in LISTED.items()} for one in found]
+            listing.append({"feature": folder.parent.name, "fingerprint": folder.name, "problem": str(error)})
+    return [{key: row.get(key, default) for key, default in LISTED.items()} for row in listing]
 
 
 def latest_manifests(store: Store) -> dict[str, Manifest | str]:
@@ -85,8 +85,8 @@ def corpora_of(feature: Feature, manifests: Mapping[str, Manifest | str]) -> lis
 
 
 def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, dict[str, Any]]:
-    """What each corpus has of a feature, all current rows and quarantined utterances as of its latest manifest."""
-    found = {}
+    """What each corpus has of a feature; rows and quarantined utterances count as of its latest manifest."""
+    held = {}
     for corpus in corpora_of(feature, manifests):
         manifest = manifests.get(corpus)
         known = manifest if isinstance(manifest, Manifest) else None
@@ -96,12 +96,12 @@ def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str
         lent = sum(key[0] != corpus for key in current)
         stored = sum(len(part.keys) for part in parts)
         quarantined = feature.quarantined(known) if known else {}
-        found[corpus] = {
+        held[corpus] = {
             "rows": rows,
-            "lent": lent,  # of these, rows of the parent of this corpus
+            "lent": lent,  # of these, rows of the corpus's parent
             "of": len(known) if known else None,  # utterances in the corpus's latest manifest
             "complete": known is not None and rows + len(quarantined) == len(known),
-            "superseded": stored - rows + lent,  # what this manifest does not ask for
+            "superseded": stored - rows + lent,  # rows that this manifest does not name
             "bytes": sum(part.bytes for part in parts),
             **({"problem": manifest} if isinstance(manifest, str) else {}),
             "quarantined": quarantined,
@@ -109,7 +109,7 @@ def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str
             "backends": dict(Counter(part.record.backend for part in parts)),
             "vectors": sum(part.record.arrays["values"].shape[0] for part in parts),
         }
-    return found
+    return held
 
 
 def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, Any]:
@@ -119,27 +119,28 @@ def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> d
 
 
 def only_feature(store: Store, name: str) -> Path:
-    """The folder of the one feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
+    """The folder of the only feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
 
-    By its fingerprint it may also be one that cannot be read. Raises `WrongUse` listing them if there are several,
+    A fingerprint may also name a feature that cannot be read. Raises `WrongUse` listing them if there are several,
     `MissingRows` if there is none.
     """
-    feature, _, prefix = name.partition("@")
     try:
-        found = store.named(name)
+        features = store.named(name)
     except StoreError:
-        near = [one for one in store.folders() if one.parent.name == feature.partition(":")[0]]
-        if prefix and len(near := [one for one in near if one.name.startswith(prefix)]) == 1:
-            return near[0]
+        feature, _, prefix = name.partition("@")
+        folders = [one for one in store.folders() if one.parent.name == feature.partition(":")[0]]
+        folders = [one for one in folders if one.name.startswith(prefix)]
+        if prefix and len(folders) == 1:
+            return folders[0]
         raise
-    if len(found) > 1:
-        raise WrongUse(f"{store.path}: there are several {name}, choose one by its fingerprint: {listed(found)}")
-    return found[0].path
+    if len(features) > 1:
+        raise WrongUse(f"{store.path}: there are several {name}, choose one by its fingerprint: {listed(features)}")
+    return features[0].path
 
 
 def remove_feature(store: Store, folder: Path) -> int:
     """Remove a feature with all its parts, whether they can be trusted or not. Returns how many bytes they had."""
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size, _ = extent(folder)
     with explain_disk_errors(f"removing {folder}", store.path):
         remove_folder(folder, store.path)
         with contextlib.suppress(OSError):
@@ -148,19 +149,18 @@ def remove_feature(store: Store, folder: Path) -> int:
 
 
 def remove_superseded(store: Store, folders: Sequence[Path] = (), dry_run: bool = False) -> Iterator[tuple[Part, int]]:
-    """Rewrite the parts that hold rows which no corpus's latest manifest asks for, or which appear twice.
+    """Rewrite the parts with rows that no corpus's latest manifest names, or that appear twice; of all `folders`.
 
-    What is kept is published before what holds it is dropped. Other processes may publish manifests and parts
-    meanwhile: a row that one asks for in the moment of the drop may have to be computed again. Without `folders`: of
-    all features. Gives each part that is dropped, and how many of its rows are gone then. Raises `CorruptStore` for a
-    feature that cannot be read.
+    What is kept is published before the part that holds it is dropped. Other processes may publish manifests and parts
+    at the same time: a row that one of them needs at the moment of the drop may have to be computed again. Yields each
+    part that is dropped, and how many of its rows are gone. Raises `CorruptStore` for a feature that cannot be read.
     """
     for folder in folders or store.folders():
         seen, current, feature = set[str](), set[Key](), Feature(store.path, folder)
-        # Anew each time: others publish parts and remove them, and so does this.
+        # Listed again each time: others publish parts and remove them, and so does this.
         while part := next((part for part in feature.parts() if part.folder.name not in seen), None):
             if _kept(feature, part, current) and part.record.corpus in store.corpora():
-                # The parts having been listed: who publishes a row has put the manifest that asks for it.
+                # Read after the parts are listed: whoever publishes a row has put its manifest before.
                 latest = [*map(store.manifest, store.corpora())]
                 current = {key for one in latest for key in feature.keys(one)}
                 if kept := _kept(feature, part, current):
@@ -188,14 +188,12 @@ def _rewrite(
 ) -> bool:
     """Publish what a part keeps, and drop it. False, and it stays, if these are no longer the latest manifests."""
 
-    def changed() -> bool:  # also where one cannot be read any more
+    def changed() -> bool:  # also if one cannot be read any more
         return [getattr(one, "digest", one) for one in latest_manifests(store).values()] != latest
 
-    record = part.record
     if kept or quarantined:
-        packed = feature.gather([(part, i) for i in kept], [record.ids[i] for i in kept])
-        rows = PartRows.from_packed(record.corpus, [record.inputs[i] for i in kept], packed, quarantined)
-        feature.publish(rows, record.backend, record.written_by)
+        rows = replace(held_rows(feature, part, kept), quarantined=quarantined)
+        feature.publish(rows, part.record.backend, part.record.written_by)
     with explain_disk_errors("removing superseded rows", store.path):
         return remove_folder(part.folder, store.path, changed)
 
@@ -217,25 +215,25 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
     With `repair`, a part that cannot be trusted is moved to `<store>/bad/<feature>/<fingerprint>/`, and nothing else
-    is touched. Where a pass was interrupted, the next one skips the parts that it found good less than a day ago and
-    none of whose files has changed since, unless it is to be `fresh`; in a read-only store each pass starts anew.
+    is touched. After an interrupted pass, the next one skips the parts found good less than a day ago whose files have
+    not changed since, unless it is to be `fresh`; in a read-only store each pass starts anew.
     """
-    journal, things, good, now = store.path / JOURNAL, _things(store), set[str](), time.time()
+    journal, paths, good, now = store.path / JOURNAL, _paths(store), set[str](), time.time()
     with contextlib.suppress(StoreError):
         text = "" if fresh else read_small(journal).decode(errors="replace")
-        found = re.findall("^([0-9]{1,12}) ([0-9a-f]{64})$", text, re.MULTILINE)
-        good = {stamp for checked, stamp in found if 0 <= now - int(checked) < DAY}  # what was good earlier may be bad
+        lines = re.findall("^([0-9]{1,12}) ([0-9a-f]{64})$", text, re.MULTILINE)
+        good = {stamp for checked, stamp in lines if 0 <= now - int(checked) < _TRUSTED}
     with contextlib.suppress(OSError):  # here and below: of a read-only store
         if not good:
             journal.unlink()
     pool = ThreadPoolExecutor(MOST_THREADS)
     try:
-        results = pool.map(lambda thing: _checked(store, thing, repair, good), things)
+        results = pool.map(lambda path: _checked(store, path, repair, good), paths)
         for number, (checked, stamp) in enumerate(results, 1):
             if stamp and not checked.problem:
-                with contextlib.suppress(OSError), os.fdopen(os.open(journal, _APPEND, 0o644), "ab") as lines:
-                    lines.write(f"{int(time.time())} {stamp}\n".encode())
-            yield replace(checked, remaining=len(things) - number)
+                with contextlib.suppress(OSError), os.fdopen(os.open(journal, _APPEND, 0o644), "ab") as file:
+                    file.write(f"{int(time.time())} {stamp}\n".encode())
+            yield replace(checked, remaining=len(paths) - number)
     finally:
         pool.shutdown(cancel_futures=True)
     with contextlib.suppress(OSError):
@@ -243,31 +241,33 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
 
 
 def _stamp(part: Path) -> str | None:
-    """A hash over a part's record and over all that tells whether one of its files was written to since."""
+    """A hash of a part's record and of what changes when one of its files is written to."""
     try:
-        found = [(str(path), path.lstat()) for path in sorted(part.rglob("*"))]
-        facts = [(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found]
+        stats = [(str(path), path.lstat()) for path in sorted(part.rglob("*"))]
+        facts = [(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in stats]
         return hashlib.sha256(read_small(part / "part.json") + repr(facts).encode()).hexdigest()
     except OSError:
         return None
 
 
-def _things(store: Store) -> list[Path]:
-    """What there is to check, each part after its spec."""
-    things = [store.path / "manifests" / corpus / "latest" for corpus in store.corpora()]
-    things = [path for latest in things for path in (latest, *sorted(latest.parent.glob("*.parquet")))]
-    things += sorted((store.path / TRANSCRIPTS).glob("*.json"))
+def _paths(store: Store) -> list[Path]:
+    """What is to be checked, each part after its spec."""
+    paths = []
+    for corpus in store.corpora():
+        folder = store.path / "manifests" / corpus
+        paths += [folder / "latest", *sorted(folder.glob("*.parquet"))]
+    paths += sorted((store.path / TRANSCRIPTS).glob("*.json"))
     for folder in store.folders():
-        things.append(folder / "spec.json")
+        paths.append(folder / "spec.json")
         with contextlib.suppress(OSError):
-            things += [folder / "parts" / name for name in sorted(part_names(folder))]
-    return things
+            paths += [folder / "parts" / name for name in sorted(part_names(folder))]
+    return paths
 
 
 def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]) -> tuple[Checked, str | None]:
-    """What came of checking one thing, and its stamp."""
+    """The result for one path, and its stamp."""
     name, size, note, problem, repaired = str(path.relative_to(store.path)), 0, None, None, None
-    stamp = _stamp(path) if path.parent.name == "parts" else None  # first: a change meanwhile gives another
+    stamp = _stamp(path) if path.parent.name == "parts" else None  # first: a later change gives another
     if stamp in good:
         return Checked(name, 0, 0, skipped=True), None
     try:
@@ -278,21 +278,21 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
                 check_transcripts(path)
             case _, _, "spec.json":
                 feature, keys = Feature(store.path, path.parent), Counter[Key]()
-                part_names(feature.path)  # says if they lead nowhere
-                with contextlib.suppress(SerError):  # which part, and why, stands in that part's own record
+                part_names(feature.path)  # raises if they lie on a disk that is away
+                with contextlib.suppress(SerError):  # the part's own record says which one, and why
                     keys.update(key for part in feature.parts() for key in part.keys)
                 if twice := keys.total() - len(keys):
                     note = f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them"
             case _, fingerprint, _, _:
                 spec = None
-                with contextlib.suppress(SerError):  # that the spec is bad stands in its own record
+                with contextlib.suppress(SerError):  # a bad spec has a record of its own
                     spec = Feature(store.path, path.parent.parent).spec
                 size = check_part(path, fingerprint, spec).bytes
         size = size or path.stat().st_size
     except SerError as error:
-        gone = path.parent.name == "parts" and not os.path.lexists(path)  # since it was listed
+        gone = not os.path.lexists(path if path.parent.name == "parts" else path.parent)  # since it was listed
         problem = None if gone else str(error)
-        # What a newer ser wrote, or may not be read by this user, is not corrupt.
+        # What a newer ser wrote, or this user may not read, is not corrupt.
         if repair and not gone and isinstance(error, CorruptStore):
             repaired = _repair(store, path)
     except OSError as error:
@@ -303,18 +303,17 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
 def _repair(store: Store, path: Path) -> str | None:
     """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`.
 
-    A bad spec is written again by `ser features`. Nothing is touched where there is none, or where
-    `bad/` is a link: that folder is somebody's.
+    `ser features` writes a bad spec again. Nothing is touched if the spec is missing, or if `bad/` is a link.
     """
     feature = path.parent.parent
     if path.parent.name != "parts" or not (feature / "spec.json").exists() or (store.path / BAD).is_symlink():
         return None
+    folder = store.path / BAD / feature.relative_to(store.path)
+    names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
+    place = next(name for name in names if not os.path.lexists(name))
     with explain_disk_errors("repairing it", store.path):
-        folder = store.path / BAD / feature.relative_to(store.path)
-        names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
-        place = next(name for name in names if not os.path.lexists(name))
         make_folder(folder)
-        with contextlib.suppress(FileNotFoundError):  # another process did
+        with contextlib.suppress(FileNotFoundError):  # another process has moved it
             path.rename(place)
         sync_folder(folder)
         sync_folder(path.parent)
@@ -324,8 +323,8 @@ def _repair(store: Store, path: Path) -> str | None:
 def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part:
     """Check a part down to its last byte, reading values once, and against its feature's spec.
 
-    Raises `CorruptStore` for a file that is missing or altered, and for a record that is true to its files but not to
-    the format: another name, dimension, dtype or level, or values that are not finite.
+    Raises `CorruptStore` for a file that is missing or altered, and for a record that fits its files but not the
+    format: another name, dimension, dtype or level, or values that are not finite.
     """
     part = Part.open(folder, fingerprint)
     record, values = part.record, part.record.arrays["values"]

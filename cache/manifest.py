@@ -1,4 +1,4 @@
-"""The manifest: one row per utterance, immutable, named by the digest of its bytes; and which names are allowed."""
+"""The manifest: one row per utterance, immutable, named by the digest of its bytes; and the names that are allowed."""
 
 import contextlib
 import datetime
@@ -31,8 +31,8 @@ LOG = "log.jsonl"
 WITH_PARENT = 2  # the format's version of a manifest that names a parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-# By policy, then by class: the raw labels that both stages count as that class; every name of a category; what
-# IEMOCAP's release holds; and the types of a manifest's columns.
+# The raw labels that count as each class of a policy, in both stages; every name of a category; the counts of IEMOCAP's
+# release; and the types of a manifest's columns.
 LABEL_POLICIES, _NAMES, IEMOCAP, _COLUMNS = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
     for name in ("policies", "categories", "iemocap", "columns")
@@ -41,13 +41,13 @@ _CODE_OF = {name: code for code, names in _NAMES.items() for name in names}
 
 
 def code(raw: str) -> str:
-    """The short code of a raw category, or the category itself in lower case where it has none."""
+    """The short code of a raw category, or the category in lower case if it has none."""
     name = raw.strip().casefold()
     return _CODE_OF.get(name, name)
 
 
 def is_name(name: str) -> bool:
-    """Whether a feature or a corpus can be called so."""
+    """Whether a feature or a corpus can have this name."""
     return NAME.fullmatch(name) is not None and name not in RESERVED
 
 
@@ -62,28 +62,28 @@ def check_name(kind: str, name: str) -> str:
 Key = tuple[str, str, str | None]
 
 
-def _arrow_type(said: Any) -> pa.DataType:
-    return pa.list_(_arrow_type(said[0])) if isinstance(said, list) else pa.type_for_alias(said)
+def _arrow_type(name: Any) -> pa.DataType:
+    return pa.list_(_arrow_type(name[0])) if isinstance(name, list) else pa.type_for_alias(name)
 
 
-SCHEMA = pa.schema([(name, _arrow_type(said)) for name, said in _COLUMNS.items()])
+SCHEMA = pa.schema([(column, _arrow_type(name)) for column, name in _COLUMNS.items()])
 OF_ITS_CORPUS = ("id", "session", "dialogue", "speaker")  # columns that name something within one corpus alone
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """The corpus whose audio has other transcripts here: its audio rows of equal id and digest count for these too."""
+    """The corpus of the same audio with other transcripts: its audio rows of equal id and digest count here too."""
 
     corpus: str
-    digest: str  # of its manifest when the transcripts were put
+    digest: str  # of its manifest when the transcripts were stored
     transcripts: dict[str, Any] = {}  # how ser made them: the model, and their word error rate
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The utterances of one corpus, in corpus order, or of several, which are its `parts`, see `joined`.
+    """The utterances of one corpus, in corpus order, or of several, which are its `parts`: see `joined`.
 
     `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say nothing about people.
-    `parent` is there where the transcripts are not the corpus's own, such as an ASR's.
+    `parent` is set if the transcripts are not the corpus's own, such as an ASR's.
     """
 
     corpus: str
@@ -107,7 +107,7 @@ class Manifest:
 
     @classmethod
     def joined(cls, parts: Sequence["Manifest"]) -> "Manifest":
-        """Several corpora as one, "a+b", one after the other, never written to a store.
+        """Several corpora as one, "a+b", one after the other; it is never written to a store.
 
         Ids, sessions, dialogues and speakers get their corpus's name before them: speaker 03 of a is "a/03".
         """
@@ -131,7 +131,7 @@ class Manifest:
         return self.column("id")
 
     def same(self, other: "Manifest") -> bool:
-        """Whether both say the same of the same utterances in the same order."""
+        """Whether both have the same rows in the same order, and agree in what else they say of the corpus."""
         about, others = (self.synthetic, self.parent), (other.synthetic, other.parent)
         return self.table.equals(other.table) and about == others
 
@@ -145,16 +145,16 @@ class Manifest:
         """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
         gone = set[str]()
         for name in ("id", "audio_sha256", "text", "text_sha256"):
-            pairs = [zip(one.ids, one.column(name), strict=True) for one in (self, other)]
-            mine, theirs = ({id_ for id_, value in held if value is not None} for held in pairs)
-            gone |= mine - theirs
+            theirs = dict(zip(other.ids, other.column(name), strict=True))
+            mine = zip(self.ids, self.column(name), strict=True)
+            gone |= {id_ for id_, value in mine if value is not None and theirs.get(id_) is None}
         return [id_ for id_ in self.ids if id_ in gone]
 
     def gives_way(self, other: "Manifest", replace: bool, where: object) -> bool:
-        """Whether `other` is to be the latest in the place of this one, which is that at `where`.
+        """Whether `other` takes the place of this one, the latest at `where`.
 
-        Not if it says the same, nor, unless it is to `replace` this one, the same without transcripts.
-        Raises `WrongUse` for one that lacks utterances, their audio or transcripts, unless it may `replace` this one.
+        It does not if it is the same, or, unless it may `replace` this one, the same without transcripts. Otherwise
+        raises `WrongUse` if it lacks utterances, their audio or transcripts, unless it may `replace` this one.
         """
         if self.same(other) or (not replace and self.without_text().same(other)):
             return False
@@ -168,7 +168,7 @@ class Manifest:
         return True
 
     def inputs(self, modality: Modality) -> list[str | None]:
-        """The digest of what each row's feature is computed from; None where the row has no such input."""
+        """The digest of what each row's feature is computed from; None if the row has no such input."""
         return self.column(f"{modality}_sha256")
 
     def keys(self, modality: Modality) -> list[Key]:
@@ -238,8 +238,6 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
         digest = latest.removesuffix("\n")
         if not _DIGEST.fullmatch(digest) or digest == latest:
             raise CorruptStore(f"{folder / 'latest'}: altered or cut short; {_AGAIN}")
-        if not (folder / f"{digest}.parquet").exists():
-            raise CorruptStore(f"{folder / 'latest'}: names {folder / digest}.parquet, which is missing; {_AGAIN}")
     elif not _DIGEST.fullmatch(digest) or not (folder / f"{digest}.parquet").exists():
         raise WrongUse(f"{folder}: has no manifest {digest!r}")
     path = folder / f"{digest}.parquet"
@@ -247,12 +245,12 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A manifest that a corpus has, or had, as its latest: one line of the corpus's log."""
+    """A manifest that is or was its corpus's latest: one line of the corpus's log."""
 
     digest: str
     time: str  # UTC, as in 2026-11-22T13:48:15+00:00
     utterances: int | None = None
-    command: str | None = None  # None: put by a version of ser that kept no log
+    command: str | None = None  # None: of a version of ser that kept no log
 
 
 def _utc(seconds: float) -> str:
@@ -260,7 +258,7 @@ def _utc(seconds: float) -> str:
 
 
 def make_latest(store: Path, manifest: Manifest, command: str) -> None:
-    """Make a manifest its corpus's latest, written if it is not there, and the command a line of the corpus's log."""
+    """Make a manifest its corpus's latest, write it if it is missing, and add a line to the corpus's log."""
     folder, name, log = store / "manifests" / manifest.corpus, manifest.digest, b""
     with contextlib.suppress(StoreError):
         log = read_small(folder / LOG)
@@ -270,14 +268,15 @@ def make_latest(store: Path, manifest: Manifest, command: str) -> None:
 
 
 def generations(folder: Path) -> list[Generation]:
-    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as it has.
+    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as it has been.
 
-    What stands in no readable line of the log, as another process put it or an older ser, stands at its file's time.
+    One without a readable line in the log, such as an older ser's, has the time of its file.
     """
-    found = []
+    past = []
     for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            found.append(msgspec.json.decode(line, type=Generation))
-    logged = {one.digest for one in found}
-    found += [Generation(f.stem, _utc(f.stat().st_mtime)) for f in folder.glob("*.parquet") if f.stem not in logged]
-    return sorted(found, key=lambda one: one.time)
+            past.append(msgspec.json.decode(line, type=Generation))
+    logged = {one.digest for one in past}
+    files = [file for file in folder.glob("*.parquet") if file.stem not in logged]
+    past += [Generation(file.stem, _utc(file.stat().st_mtime)) for file in files]
+    return sorted(past, key=lambda one: one.time)

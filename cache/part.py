@@ -29,7 +29,7 @@ class Quarantine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An utterance that could not be computed, and why."""
 
     id: str
-    input: str | None  # digest of what it would have been computed from; None where there is no such file
+    input: str | None  # digest of what it would have been computed from; None if there is no such file
     path: str
     reason: str
 
@@ -61,7 +61,7 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for what types cannot say. A store may come from anywhere: nothing in it is trusted."""
+        """Raise `ValueError` for faults that types do not show. A store may come from anywhere: nothing is trusted."""
         if len(set(self.ids)) != len(self.ids) or len(self.ids) != len(self.inputs):
             raise ValueError("ids appear twice, or have no input digest each")
         for name in self.files:
@@ -87,7 +87,7 @@ class PartRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A published part. What else lies in its folder, such as a `Thumbs.db`, is never read."""
+    """A published part. Other files in its folder, such as a `Thumbs.db`, are never read."""
 
     folder: Path  # its name is a hash of the ids and input digests
     record: PartRecord
@@ -105,18 +105,18 @@ class Part:
         for name in record.files:
             while name := name.rpartition("/")[0]:
                 names.add(name)
-        for name in sorted(names):  # a folder before what is in it
-            known, where = record.files.get(name), f"{folder}/{name}"
+        for name in sorted(names):  # a folder before its files
+            file, where = record.files.get(name), f"{folder}/{name}"
             try:
-                found = os.lstat(where)
+                status = os.lstat(where)
             except (FileNotFoundError, NotADirectoryError):
                 raise CorruptStore(f"{where!r}: is missing; {REPAIR}") from None
             except OSError as error:
                 raise StoreError(f"{where!r}: cannot be read ({error.strerror})") from error
-            if not (stat.S_ISREG if known else stat.S_ISDIR)(found.st_mode):
+            if not (stat.S_ISREG if file else stat.S_ISDIR)(status.st_mode):
                 raise CorruptStore(f"{where!r}: is a link or a special file, or of another kind; {REPAIR}")
-            if known and found.st_size != known.bytes:
-                raise CorruptStore(f"{where!r}: has {found.st_size} bytes, part.json records {known.bytes}; {REPAIR}")
+            if file and status.st_size != file.bytes:
+                raise CorruptStore(f"{where!r}: has {status.st_size} bytes, part.json records {file.bytes}; {REPAIR}")
         return cls(folder, record)
 
     @property
@@ -131,7 +131,7 @@ class Part:
 
     @cached_property
     def offsets(self) -> list[int]:
-        """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if it cannot be."""
+        """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values. Raises `CorruptStore` if they do not fit."""
         offsets = np.empty(len(self.record.ids) + 1, np.int64)
         read_stretches([(self.folder, self.record.arrays["offsets"], [(0, len(offsets), 0)])], offsets)
         if offsets[0] != 0 or offsets[-1] != self.record.arrays["values"].shape[0] or (np.diff(offsets) < 0).any():
@@ -165,8 +165,7 @@ class PartRows:
     """What one part will hold.
 
     `arrays` are `[n_i, dim]` each; at utterance level `[dim]` or `[1, dim]`. `extras` holds, by name, one `[n_i]` array
-    per utterance. A part may hold quarantined utterances only. `finite` says that whoever made values of the stored
-    dtype has seen that they are.
+    per utterance. A part may hold quarantined utterances only. `finite`: values of the stored dtype are known to be.
     """
 
     corpus: str
@@ -181,7 +180,7 @@ class PartRows:
     def from_packed(
         cls, corpus: str, inputs: Sequence[str | None], packed: Packed, quarantined: Sequence[Quarantine] = ()
     ) -> "PartRows":
-        """Utterances that lie in memory already."""
+        """Utterances that are in memory."""
         extras = {name: np.split(array, packed.offsets[1:-1]) for name, array in packed.extras.items()}
         arrays = [packed[i] for i in range(len(packed))]
         return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))

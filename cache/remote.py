@@ -1,6 +1,6 @@
 """Where published stores lie: one file at a time, through fsspec, and the record of what is published.
 
-What comes from there is somebody else's: names, sizes and digests are checked before they count.
+What comes from there is not trusted: names, sizes and digests are checked before they are used.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ PartFolder = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}/{_HEX16}/pa
 
 
 class PublishedPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part's part.json, and what that says."""
+    """A part's part.json, and what it records."""
 
     record: FileRecord
     corpus: str
@@ -65,52 +65,48 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The record as a file."""
         return canonical_json(msgspec.to_builtins(self))
 
-    def parts_of(self, *folders: str) -> dict[str, PublishedPart]:
-        """The parts of features, by their folders."""
-        return {path: part for path, part in self.parts.items() if path.partition("/parts/")[0] in folders}
+    def named(self, features: str, where: object) -> set[str]:
+        """The folders of these features, "a+b:variant@fingerprint".
 
-    def named(self, features: str | None, where: object) -> list[str]:
-        """The folders of these features, "a+b:variant@fingerprint"; of all, where none are asked for.
-
-        Those are the folders that a name of `ser train` reads: with `layers=` all of the feature. Else they hold what
-        is stored under the whole name, such as `hubert:layer=9,pool=mean`, or where nothing is, what is read as it
-        says: `hubert:layer=9`. Raises `WrongUse` for what is not there.
+        They are the folders that `ser train` reads for a name: with `layers=` all of the feature; otherwise those that
+        are stored under the whole name, such as `hubert:layer=9,pool=mean`, or, if there are none, those without what
+        is done on reading: `hubert:layer=9`. Raises `WrongUse` for a feature that is not there.
         """
-        chosen = set() if features else set(self.features)
-        for asked in features.split("+") if features else ():
-            feature, options, read, prefix = parse_name(asked)
-            several = any(option.startswith("layers=") for option in options)  # a fingerprint is that of one of them
-            begin = f"{feature}/" if several else f"{feature}/{prefix}"
-            near = {folder: spec.variant for folder, spec in self.features.items() if folder.startswith(begin)}
-            whole = [*options, *(f"{way}={value}" for way, value in read.items())]
-            variants = (",".join(sorted(way)) for way in (whole, options))
-            stored = next((variant for variant in variants if variant in near.values()), None)
-            found = {folder for folder, variant in near.items() if several or variant == stored}
-            if not found:
-                raise unknown(f"feature of {where}", asked, {spec.name for spec in self.features.values()})
-            chosen |= found
-        return sorted(chosen)
+        folders = set[str]()
+        for name in features.split("+"):
+            feature, options, on_reading, prefix = parse_name(name)
+            all_layers = any(option.startswith("layers=") for option in options)  # a fingerprint names one of them
+            start = f"{feature}/" if all_layers else f"{feature}/{prefix}"
+            variants = {folder: spec.variant for folder, spec in self.features.items() if folder.startswith(start)}
+            stored = ",".join(sorted([*options, *(f"{way}={value}" for way, value in on_reading.items())]))
+            if stored not in variants.values():
+                stored = ",".join(sorted(options))
+            matching = {folder for folder, variant in variants.items() if all_layers or variant == stored}
+            if not matching:
+                raise unknown(f"feature of {where}", name, {spec.name for spec in self.features.values()})
+            folders |= matching
+        return folders
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
-    """The URL, and the root digest behind its `@`: all of it, as a beginning would be easy to forge."""
-    found = re.fullmatch(f"(.+)@({_HEX64})", url)
-    return (found[1], found[2]) if found else (url, None)
+    """The URL, and the root digest after its `@`: all 64 digits, since fewer would be easy to forge."""
+    match = re.fullmatch(f"(.+)@({_HEX64})", url)
+    return (match[1], match[2]) if match else (url, None)
 
 
 def redacted(text: str) -> str:
-    """A text without the users, passwords and signatures that URLs in it hold."""
+    """A text without the users, passwords and signatures of the URLs in it."""
     return re.sub(r"(?<=://)[^/\s]*@|\?\S*", "", text)
 
 
 @contextlib.contextmanager
 def explained(where: str, here: Path | None = None) -> Iterator[None]:
-    """Turn what fsspec raises, or below it, into one sentence; so for damage there, seen in a copy `here`, if given."""
+    """Turn what fsspec and its file systems raise into one sentence, and damage that is seen in a copy `here` too."""
     try:
         yield
     except CorruptStore as error:
-        told = str(error).replace(str(here or where), where).partition("; run ")[0]
-        raise CorruptStore(f"{told.removesuffix(f'; {_MEND}')}; {_MEND}") from None
+        fault = str(error).replace(str(here or where), where).partition("; run ")[0]
+        raise CorruptStore(f"{fault.removesuffix(f'; {_MEND}')}; {_MEND}") from None
     except SerError:
         raise
     except ImportError as error:
@@ -118,7 +114,7 @@ def explained(where: str, here: Path | None = None) -> Iterator[None]:
         raise WrongUse(f"{where}: needs a package that is not here ({error}); {remedy}") from None
     except FileNotFoundError:
         raise StoreError(f"{where}: there is no such bucket, repository, folder or file") from None
-    except Exception as error:  # the classes of each file system, which cannot be named without it
+    except Exception as error:  # each file system has classes of its own
         first = redacted(" ".join(str(error).split()))[:300] or type(error).__name__
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         if re.search("Permission|Credential|Auth|Gated", kinds):
@@ -133,7 +129,7 @@ def explained(where: str, here: Path | None = None) -> Iterator[None]:
 class Remote:
     """A folder somewhere, by its URL or path; its files are named by relative paths.
 
-    Raises `WrongUse` for a URL that no file system is for, and `StoreError`, here and later, for what fails there.
+    Raises `WrongUse` for a URL of no known file system, and `StoreError`, also later, for what fails there.
     """
 
     def __init__(self, url: str) -> None:
@@ -146,73 +142,68 @@ class Remote:
         self._local, self._conditional = "file" in kinds, "s3" in kinds
         self._threads = _THREADS if self._fs.async_impl or self._local else 1
 
-    def where(self, path: str) -> str:
-        """A file there, for messages."""
-        return f"{self.shown}/{path}"
-
     @cached_property
     def files(self) -> set[str]:
-        """All files there, as of the first look; none where there is no such folder."""
+        """All files there when this was first read; none if there is no such folder."""
         with explained(self.shown), contextlib.suppress(FileNotFoundError):
             return {name[len(self._root.rstrip("/")) + 1 :] for name in self._fs.find(self._root)}
         return set()
 
     def each(self, work: Callable[[str], _Result], names: Collection[str]) -> dict[str, _Result]:
-        """Do this for each, several at once where the file system can; the first fault cancels what has not begun."""
+        """The result for each name, several at once if the file system can; the first fault cancels those not begun."""
         with ThreadPoolExecutor(self._threads) as pool:
             return dict(zip(names, pool.map(work, names), strict=True))
 
     def read(self, path: str, most: int = SMALL) -> bytes | None:
-        """A file, a plain one where it is this machine's, or None if there is none.
+        """A file (on this machine, a plain one), or None if it is missing.
 
-        Raises `CorruptStore` for one that has more than that many bytes, of which no more than one is asked for.
+        Raises `CorruptStore` for one of more than `most` bytes, of which at most one more is read.
         """
         place = f"{self._root}/{path}"
         content: bytes | None = None
-        with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
+        with explained(f"{self.shown}/{path}"), contextlib.suppress(FileNotFoundError):
             if self._local:
                 with os.fdopen(open_named(place), "rb") as file:
                     content = file.read(most + 1)
             else:
                 content = bytes(self._fs.cat_file(place, start=0, end=most + 1))
         if content and len(content) > most:
-            raise CorruptStore(f"{self.where(path)}: is larger than any such file; nothing of it was kept")
+            raise CorruptStore(f"{self.shown}/{path}: is larger than any such file; nothing of it was kept")
         return content
 
     def fetch(self, path: str, known: FileRecord) -> bytes:
-        """A file of which size and sha256 are known.
+        """A file whose size and sha256 are known.
 
-        What comes altered or cut short is asked for again. Raises `CorruptStore` if it stays so, or is missing.
+        It is read again if it arrives altered or cut short. Raises `CorruptStore` if it stays so, or is missing.
         """
         for _ in range(_TRIES):
-            with contextlib.suppress(CorruptStore):  # one that is larger
+            with contextlib.suppress(CorruptStore):  # it is larger
                 content = self.read(path, min(known.bytes, _LARGEST))
                 if content is not None and file_record(content) == known:
                     return content
         fault = "missing, altered or cut short, its sha256 is not what was published"
-        raise CorruptStore(f"{self.where(path)}: {fault}; {_MEND}")
+        raise CorruptStore(f"{self.shown}/{path}: {fault}; {_MEND}")
 
-    def put(self, path: str, content: bytes, over: Callable[[bytes | None], bool], look: bool = True) -> bool:
-        """Put a file there if it may stand `over` what is there (None: nothing). Whether it is there then.
+    def put(self, path: str, content: bytes, expected: bytes | None) -> bool:
+        """Put a file in the place of the `expected` one (None: of none). Returns whether it is there now.
 
-        One with the same content is not sent again. Without conditional puts, as S3 has them, another process may come
-        in between. Without a `look`, nothing is expected there.
+        Equal content is not sent again. Without conditional puts, which S3 has, another process may come in between.
         """
-        place, tag = f"{self._root}/{path}", ""  # as S3 names what is there, for a conditional put: before that is read
-        if look and self._conditional:
-            with explained(self.where(path)), contextlib.suppress(FileNotFoundError):
+        place, most, there, tag = f"{self._root}/{path}", len(content) + SMALL, expected, ""
+        if expected is not None and self._conditional:  # S3's name of the content, before that is read
+            with explained(f"{self.shown}/{path}"), contextlib.suppress(FileNotFoundError):
                 tag = str(self._fs.info(place, refresh=True)["ETag"])
-        most = len(content) + SMALL
-        there = self.read(path, most) if look else None
-        if there == content or not over(there):
+        if expected is not None or not self._conditional:
+            there = self.read(path, most)
+        if there == content or there != expected:
             return there == content
         try:
-            with explained(self.where(path)):
+            with explained(f"{self.shown}/{path}"):
                 if self._local:
                     make_folder(Path(place).parent)
                     write_whole(Path(place), content)
                 elif self._conditional:
-                    self._fs.pipe_file(place, content, **({"mode": "create"} if there is None else {"IfMatch": tag}))
+                    self._fs.pipe_file(place, content, **({"IfMatch": tag} if tag else {"mode": "create"}))
                 else:
                     self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
                     self._fs.pipe_file(place, content)
@@ -223,20 +214,19 @@ class Remote:
         return True
 
     def create(self, path: str, content: bytes, replace: bool = False) -> None:
-        """Put a file where there is none, or one cut short.
-
-        Raises `StoreError` if another is there, unless it may `replace` that.
-        """
+        """Put a file where there is none or one cut short. Raises `StoreError` for another it may not `replace`."""
         known = path in self.files or not self._conditional
-        if not self.put(path, content, lambda there: there is None or replace or content.startswith(there), known):
-            remedy = "run this again when that is done, or with --replace if nobody does it any more"
-            raise StoreError(f"{self.where(path)}: another push has begun this part with other numbers; {remedy}")
+        there = self.read(path, len(content) + SMALL) if known else None
+        free = there is None or replace or content.startswith(there)
+        if there != content and not (free and self.put(path, content, there)):
+            remedy = "run this again when that one has ended, or with --replace if it never will"
+            raise StoreError(f"{self.shown}/{path}: another push has begun this part with other numbers; {remedy}")
 
     def published(self, digest: str) -> Published:
         """What was published under a root digest. Raises `CorruptStore` if it is not what the digest names."""
-        where = self.where(RECORD.format(digest))
-        content = self.read(RECORD.format(digest)) if re.fullmatch(_HEX64, digest) else None
-        with explained(where):
+        path = RECORD.format(digest)
+        content = self.read(path) if re.fullmatch(_HEX64, digest) else None
+        with explained(where := f"{self.shown}/{path}"):
             if content is None or file_record(content).sha256 != digest:
                 raise CorruptStore(f"{where}: is missing, or not what its digest names")
             return to_record(content, Published, where)

@@ -1,4 +1,4 @@
-"""How a feature was computed, and the checksummed JSON that specs and parts are recorded in."""
+"""How a feature was computed, and the checksummed JSON of specs and parts."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.errors import CorruptStore, StoreError
 
 from .atomic_io import REPAIR, read_small
 
@@ -26,19 +26,19 @@ _LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for a lone surrogate: equal values give equal bytes."""
+    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for lone surrogates: equal values give equal bytes."""
     plain = msgspec.structs.asdict
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain)
     return text.encode(errors="replace")
 
 
 def short_hash(value: Any) -> str:
-    """The first 16 hex digits of the sha256 of its canonical JSON: what names parts, features and runs."""
+    """The first 16 hex digits of the sha256 of its canonical JSON: the name of a part, feature or run."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
 def checksummed_json(record: Any) -> bytes:
-    """Canonical JSON of `record`, with `"sha256"` (of those bytes) put in as its last key, and a newline."""
+    """Canonical JSON of `record` with its own sha256 as an additional last key, `"sha256"`, and a newline."""
     body = canonical_json(record)
     return body[:-1] + _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
 
@@ -46,7 +46,7 @@ def checksummed_json(record: Any) -> bytes:
 def read_checksummed(path: Path | str, kind: type[Json], content: bytes | None = None) -> Json:
     """The record that `checksummed_json` wrote, as an instance of `kind`: from `content` if given, else from the file.
 
-    Raises `CorruptStore` if one bit of it has changed or it says something else, and `StoreError` for a newer format.
+    Raises `CorruptStore` if one bit of it has changed or it is no `kind`, and `StoreError` for a newer format.
     """
     content = read_small(path) if content is None else content
     body = content[:-_LENGTH] + b"}"
@@ -58,27 +58,26 @@ def read_checksummed(path: Path | str, kind: type[Json], content: bytes | None =
 def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -> Json:
     """A record, or the JSON of one, as an instance of `kind`. Raises as `read_checksummed` does."""
     try:
-        found = msgspec.json.decode(record, type=dict) if isinstance(record, bytes) else record
-        check_version(found.get("format_version"), where)
-        return msgspec.convert(found, kind)
+        values = msgspec.json.decode(record, type=dict) if isinstance(record, bytes) else record
+        check_version(values.get("format_version"), where)
+        return msgspec.convert(values, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptStore(f"{where}: not a record of a store ({error}); {REPAIR}") from None
 
 
 def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> None:
-    """Raise `StoreError` unless this version of ser reads that version of the format, up to the `newest`."""
+    """Raise `StoreError` for a version of the format that this ser cannot read: it reads up to the `newest`."""
     if type(version) is int and version > newest:
         raise StoreError(f"{where}: has format version {version}, newer than this ser's {newest}; update ser")
     if version not in range(FORMAT_VERSION, newest + 1):
-        raise CorruptStore(f"{where}: says no format version; run `ser cache verify`")
+        raise CorruptStore(f"{where}: has no valid format version; run `ser cache verify`")
 
 
 @dataclass(frozen=True)
 class Spec:
     """One way of computing one feature.
 
-    Everything but `provenance` is hashed into `fingerprint`, so two specs that could give different
-    numbers never share a folder.
+    Everything but `provenance` is hashed into `fingerprint`: specs that could give other numbers never share a folder.
     """
 
     feature: str  # "hubert"
@@ -88,7 +87,7 @@ class Spec:
     dtype: Dtype
     extractor: str  # the code that computes it: "speech", "text", "smile", "mel", "import"
     version: int  # of that code; raised when its numbers change
-    variant: str = ""  # "layer=9": the settings asked for after the feature's name, in sorted order
+    variant: str = ""  # "layer=9": the settings after the feature's name, sorted
     hop: Seconds | None = None  # between frames
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)  # {"digest": sha256, "random": bool, …}; no paths
@@ -96,14 +95,16 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The name as asked for on the command line, such as `hubert:layer=9`."""
+        """The name on the command line, such as `hubert:layer=9`."""
         return f"{self.feature}:{self.variant}" if self.variant else self.feature
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `spec.json`."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint hashes."""
-        values = {"format_version": FORMAT_VERSION, **asdict(self)}
-        del values["provenance"]
-        return values
+        return {key: value for key, value in self.to_json().items() if key != "provenance"}
 
     @property
     def fingerprint(self) -> str:
@@ -115,36 +116,25 @@ class Spec:
         """The feature's folder in a store."""
         return f"{self.feature}/{self.fingerprint}"
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of `spec.json`."""
-        return {**self.identity(), "provenance": self.provenance}
-
-    def check(self) -> None:
-        """Raise `WrongUse` unless what `to_json` gives can be read back."""
-        try:
-            msgspec.json.decode(canonical_json(self.to_json()), type=type(self))
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise WrongUse(f"{self.name}: no store can hold a feature that is specified so ({error})") from None
-
     @property
     def random_weights(self) -> bool:
         """Whether the feature comes from an untrained encoder: it shows that the pipeline works, not accuracy."""
         return bool(self.checkpoint.get("random", False))
 
 
-OWN_HOP = ("logmel", "mfcc")  # whose `hop` is one of their extraction's options, and so another feature
+OWN_HOP = ("logmel", "mfcc")  # their `hop` is an option of extraction, and so makes another feature
 
 
 def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
-    """The name of a feature to train on, in its parts, among them what is done when it is read.
+    """The name of a feature to train on, in its parts: feature, options of extraction, options of reading, fingerprint.
 
     Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"], {"pool": "meanstd"}
     and "3f2a".
     """
-    plain, _, rest = name.strip().partition("@")
-    fingerprint, _, after = rest.partition(":")
-    feature, _, before = plain.partition(":")
-    items = [item for item in f"{before},{after}".split(",") if item]
-    ways = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
-    read = dict(item.split("=", 1) for item in items if item.startswith(ways))
-    return feature, [item for item in items if not item.startswith(ways)], read, fingerprint
+    before, _, after = name.strip().partition("@")
+    feature, _, options = before.partition(":")
+    fingerprint, _, more_options = after.partition(":")
+    items = [item for item in f"{options},{more_options}".split(",") if item]
+    on_reading = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
+    reading = dict(item.split("=", 1) for item in items if item.startswith(on_reading))
+    return feature, [item for item in items if not item.startswith(on_reading)], reading, fingerprint

@@ -14,28 +14,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from .atomic_io import explain_disk_errors, folders_in, make_folder, put_files, read_small, remove_leftovers
 from .feature import Feature
 from .manifest import RESERVED, Manifest, check_name, generations, is_name, list_corpora, make_latest, read_manifest
 from .part import Packed, PartRows, Quarantine
-from .spec import Spec, checksummed_json
+from .spec import Spec, canonical_json, checksummed_json
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 __all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "Store", "check_name", "open_store"]
 
 
 def open_store(path: Path | str, create: bool = False) -> "Store":
-    """Open a store; with `create`, to write to it: made where there is none (a missing or empty folder).
+    """Open a store. With `create`, a missing or empty folder becomes one, and what killed writers left is removed.
 
-    What killed writers left there is removed then. Raises `WrongUse` if the path holds no store.
+    Raises `WrongUse` if the path holds no store.
     """
     path = check_local(path)
     manifests = path / "manifests"
     if not manifests.is_dir():
         free = not path.exists() or (path.is_dir() and all(entry.name in RESERVED for entry in path.iterdir()))
-        if not free and not manifests.is_dir():  # another process may have made it just now
+        if not free and not manifests.is_dir():  # another process may just have made it
             fault = "is a file" if path.is_file() else "is not a store and not empty"
             raise WrongUse(f"{path}: {fault}; name another folder with --store")
         if not create:
@@ -48,7 +50,7 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
 
 
 def check_local(path: Path | str) -> Path:
-    """Where a store is to be written or opened. Raises `WrongUse` for a URL."""
+    """The path of a store to write or open. Raises `WrongUse` for a URL."""
     if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):  # a Path keeps one slash
         there = "whose card, README.md, says what is published there, and `pull URL --dry-run` how much"
         raise WrongUse(f"a store must be a path here, not a URL; `ser cache push` and `pull` copy them, {there}")
@@ -57,7 +59,7 @@ def check_local(path: Path | str) -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. Reading writes nothing, so a read-only one works."""
+    """An open store. Reading writes nothing, so it may be read-only."""
 
     path: Path
 
@@ -66,7 +68,7 @@ class Store:
         return list_corpora(self.path)
 
     def only_corpus(self, corpus: str | None = None) -> str:
-        """`corpus` if it is in the store; None: the only one. Raises `WrongUse` listing them."""
+        """`corpus` if it is in the store (None: the only one). Raises `WrongUse` that lists them."""
         known = self.corpora()
         if not known:
             raise WrongUse(f"{self.path}: holds no corpus yet; run `ser features CORPUS --store {self.path}`")
@@ -84,7 +86,7 @@ class Store:
         return read_manifest(self.path, self.only_corpus(corpus), digest)
 
     def joined_manifest(self, corpora: str | None = None, digests: str | None = None) -> Manifest:
-        """As `manifest`, and for "a+b" that of several corpora, in alphabetical order whatever the order asked."""
+        """As `manifest`; for "a+b" that of several corpora, always in alphabetical order."""
         names = sorted({*(corpora or "").split("+")})
         if len(names) == 1:
             return self.manifest(corpora and names[0], digests)
@@ -92,23 +94,23 @@ class Store:
         return Manifest.joined([self.manifest(*pair) for pair in zip(names, known, strict=False)])
 
     def put_manifest(self, manifest: Manifest, replace: bool = False, command: str = "put_manifest") -> str:
-        """Keep a manifest and make it the corpus's latest; the corpus's log keeps the `command`. Returns its digest.
+        """Store a manifest as the corpus's latest, with the `command` in the corpus's log. Returns its digest.
 
-        One whose table the latest has already is not written again. Raises `WrongUse` for one that lacks utterances
-        of the latest, or their audio or transcripts, or where the latest is damaged and another, and `StoreError`
-        where the latest is of a newer format, unless it may `replace` that.
+        One that equals the latest is not written again. Unless it may `replace` the latest, raises `WrongUse` if it
+        lacks utterances of that, or their audio or transcripts, or if that is another and damaged, and `StoreError` if
+        that is of a newer format.
         """
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
         for id_, times in Counter(manifest.ids).items():
             if id_ is None or times > 1:
-                what = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
-                raise WrongUse(f"corpus {manifest.corpus}: has {what}; ids must name one utterance each")
+                fault = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
+                raise WrongUse(f"corpus {manifest.corpus}: has {fault}; ids must name one utterance each")
         if manifest.corpus in self.corpora():
             try:
                 latest = self.manifest(manifest.corpus)
                 if not latest.gives_way(manifest, replace, self.path):
                     return latest.digest
-            except CorruptStore as error:  # is written again; what another one lacks of it, nobody can tell
+            except CorruptStore as error:  # the same is written again; of another it is unknown what that lacks
                 known = {one.digest for one in generations(folder)}
                 if not replace and known and manifest.digest not in known:
                     raise WrongUse(f"{error}; this is another manifest, which takes its place with --replace") from None
@@ -119,27 +121,27 @@ class Store:
         return manifest.digest
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
-        """Make an earlier manifest the corpus's latest again: by the beginning of its digest, or the one before.
+        """Make an earlier manifest the corpus's latest again: the one whose digest begins so (None: the one before).
 
         Raises `WrongUse` if there is none or several.
         """
         folder = self.path / "manifests" / self.only_corpus(corpus)
-        past = [one.digest for one in generations(folder)]
+        digests = [one.digest for one in generations(folder)]
         if digest is None:
-            now = read_small(folder / "latest").decode(errors="replace").strip()
-            last = max((number for number, one in enumerate(past) if one == now), default=len(past))
-            chosen = [one for one in past[:last] if one != now][-1:]
+            latest = read_small(folder / "latest").decode(errors="replace").strip()
+            last = max((number for number, one in enumerate(digests) if one == latest), default=len(digests))
+            chosen = [one for one in digests[:last] if one != latest][-1:]
         else:
-            chosen = sorted({one for one in past if one.startswith(digest)})
+            chosen = sorted({one for one in digests if one.startswith(digest)})
         if len(chosen) != 1:
-            which = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
-            raise WrongUse(f"{self.path}: corpus {corpus} has {which}; `ser cache rollback {corpus} --list` names them")
+            fault = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
+            raise WrongUse(f"{self.path}: corpus {corpus} has {fault}; `ser cache rollback {corpus} --list` names them")
         manifest = self.manifest(corpus, chosen[0])
         make_latest(self.path, manifest, "cache rollback")
         return manifest
 
     def folders(self) -> list[Path]:
-        """Every folder `<feature>/<fingerprint>`, whether its content can be trusted or not."""
+        """Every folder `<feature>/<fingerprint>`, damaged ones too."""
         features = [folder for folder in folders_in(self.path) if is_name(folder.name)]
         return [folder for feature in features for folder in folders_in(feature) if _FINGERPRINT.fullmatch(folder.name)]
 
@@ -148,18 +150,21 @@ class Store:
         return [Feature(self.path, folder) for folder in self.folders()]
 
     def add(self, spec: Spec) -> Feature:
-        """The feature computed in this way, its folder made if it is not there yet.
+        """The feature computed in this way; its folder is made if it is missing.
 
         Raises `WrongUse`, and writes nothing, for a spec that could not be read back.
         """
         check_name("feature", spec.feature)
-        spec.check()
+        try:
+            msgspec.json.decode(canonical_json(spec.to_json()), type=Spec)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            raise WrongUse(f"{spec.name}: no store can hold a feature that is specified so ({error})") from None
         folder = self.path / spec.folder
         there = folder.exists()
         try:
             return Feature(self.path, folder)
         except CorruptStore:
-            # Missing, or damaged: the folder's name vouches for what it must say, so the parts beside it stay good.
+            # Missing, or damaged: the folder's name vouches for its content, so the parts beside it stay good.
             put_files(self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, replace=there)
         return Feature(self.path, folder)
 
@@ -169,44 +174,45 @@ class Store:
     def feature(self, name: str, corpus: str | None = None) -> Feature:
         """A feature by `name[:variant][@fingerprint]`, such as `hubert:layer=9@3f2a`.
 
-        Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them if two are
-        complete for the corpus, or for all corpora of "a+b" (or several are begun and none is).
+        Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them if two are complete
+        for the corpus, or for all corpora of "a+b" (or if none is, and several are incomplete).
         """
-        found = self.named(name)
-        if len(found) == 1:
-            return found[0]
+        features = self.named(name)
+        if len(features) == 1:
+            return features[0]
         manifest = self.joined_manifest(corpus)
-        complete = [feature for feature in found if feature.complete(manifest)]
+        complete = [feature for feature in features if feature.complete(manifest)]
         if len(complete) == 1:
             return complete[0]
         if manifest.parts and not complete:
-            ways = {one.corpus: listed([f for f in found if f.complete(one)]) or "none whole" for one in manifest.parts}
-            have = "; ".join(f"{one} has {way}" for one, way in ways.items())
-            raise WrongUse(
-                f"{self.path}: {name} is not computed in the same way for all; {have}; extract all in one way"
-            )
-        state = "complete" if complete else "begun"
-        raise WrongUse(f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or found)}")
+            ways = []
+            for part in manifest.parts:
+                whole = listed([feature for feature in features if feature.complete(part)])
+                ways.append(f"{part.corpus} has {whole or 'none that is complete'}")
+            fault = f"{name} is not computed in the same way for all; {'; '.join(ways)}"
+            raise WrongUse(f"{self.path}: {fault}; extract all in one way")
+        state = "complete" if complete else "incomplete"
+        raise WrongUse(f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or features)}")
 
     def named(self, name: str) -> list[Feature]:
         """Every way of computing `name[:variant][@fingerprint]` in the store. Raises `MissingRows` if there is none."""
-        wanted, _, prefix = name.partition("@")
-        feature, colon, options = wanted.partition(":")
-        near = [folder for folder in self.folders() if folder.parent.name == feature]
-        # One that cannot be trusted does not keep from another beside it that is asked for by its fingerprint.
-        ways = [Feature(self.path, folder) for folder in near if folder.name.startswith(prefix)]
-        found = [one for one in ways if one.spec.name == feature + colon + ",".join(sorted(options.split(",")))]
-        if not found:
-            others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in near})
+        full_name, _, prefix = name.partition("@")
+        feature, colon, options = full_name.partition(":")
+        folders = [folder for folder in self.folders() if folder.parent.name == feature]
+        # Only those of the fingerprint are read, so that a damaged one beside them does no harm.
+        ways = [Feature(self.path, folder) for folder in folders if folder.name.startswith(prefix)]
+        ways = [way for way in ways if way.spec.name == feature + colon + ",".join(sorted(options.split(",")))]
+        if not ways:
+            others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in folders})
             names = {folder.parent.name for folder in self.folders()}
             alike = others or difflib.get_close_matches(feature, names, n=1)
-            there = f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
-            command = f"ser features CORPUS --features {wanted} --store {self.path}"
-            raise MissingRows(f"{self.path}: has no feature {name!r}{there} run `{command}`")
-        return found
+            hint = f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
+            command = f"ser features CORPUS --features {full_name} --store {self.path}"
+            raise MissingRows(f"{self.path}: has no feature {name!r}{hint} run `{command}`")
+        return ways
 
 
 def listed(features: Sequence[Feature]) -> str:
-    """Features by fingerprint, each with where it comes from, for a message."""
+    """Features by fingerprint, each with its model or extractor, for a message."""
     specs = [feature.spec for feature in features]
     return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({s.provenance.get('model') or s.extractor})" for s in specs)

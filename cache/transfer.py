@@ -1,4 +1,4 @@
-"""Bring others' features into a store, and take features out: to files, another store, or pandas."""
+"""Import features of other tools into a store, and export features: to files, another store, or pandas."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from ser.errors import StoreError, WrongUse, unknown
 
 from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
 from .blocks import bytes_of, chunk_rows
-from .feature import Feature
+from .feature import Feature, held_rows
 from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
 from .manifest import Manifest, check_name
@@ -60,16 +60,16 @@ def import_feature(
     backend: str = "zarr",
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Publish the rows of a feature file. Returns what was done.
+    """Publish the rows of a feature file.
 
-    That is `feature`, `fingerprint`, `rows`, `missing` (utterances of the manifest that the file does not have) and
-    `parts` (published now; 0 if all was there already).
+    Returns `feature`, `fingerprint`, `rows`, `missing` (utterances of the manifest that the file does not have) and
+    `parts` (published now; 0 if all were there).
 
     The file holds `values` `[rows, dim]`, with `offsets` `[n + 1]` where an utterance has several rows, and `ids`; or
-    one array per utterance, named by its id. Without ids anywhere the rows are in the manifest's order, one utterance
-    each. `manifest` becomes the corpus's latest when all rows are published; one other than the corpus has in the store
+    one array per utterance, named by its id. Without any ids the rows are in the manifest's order, one per utterance.
+    `manifest` becomes the corpus's latest when all rows are published; one that differs from the corpus's in the store
     is refused, unless it may `replace` that.
-    Raises `StoreError` or `WrongUse` if shapes, ids or values are not what they should be; then nothing is published.
+    Raises `StoreError` or `WrongUse` for wrong shapes, ids or values; then nothing is published.
     """
     known = check_name("corpus", manifest.corpus) in store.corpora() and not replace
     if known and not store.manifest(manifest.corpus).same(manifest):  # it would supersede rows, and change labels
@@ -105,7 +105,7 @@ def import_feature(
 
 
 def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None) -> tuple[Packed, bool]:
-    """The file's rows, whose `values` are read where they are indexed, and whether ids name the utterances."""
+    """The file's rows, whose `values` are read when indexed, and whether ids name the utterances."""
     if "values" not in arrays:  # one array per utterance
         if not arrays:
             raise StoreError(f"{path}: holds no arrays")
@@ -140,9 +140,9 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         raise StoreError(f"{path}: has {len(offsets) - 1} rows for {len(names)} {order}")
     if twice := [id_ for id_, times in Counter(names).items() if times > 1]:
         raise StoreError(f"{path}: id {twice[0]!r} appears twice")
-    if strange := sorted(set(names) - set(manifest.ids)):
-        few = f"{len(strange)} of {len(names)} ids"
-        raise StoreError(f"{path}: {few} are not in corpus {manifest.corpus} (such as {strange[0]!r})")
+    if others := sorted(set(names) - set(manifest.ids)):
+        count = f"{len(others)} of {len(names)} ids"
+        raise StoreError(f"{path}: {count} are not in corpus {manifest.corpus} (such as {others[0]!r})")
     if not (lengths := np.diff(offsets)).all():
         raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
     extras = {
@@ -150,24 +150,24 @@ def _arrange(path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] 
         for name, array in arrays.items()
         if name not in _BESIDE and array.shape == values.shape[:1] and name.isidentifier()
     }
-    found = Packed(values, offsets.astype(np.int64), names, extras)
-    for packed in _batches(found):
-        if len(bad := np.flatnonzero(~np.isfinite(packed.values).all(axis=1))):
-            number = int(np.searchsorted(packed.offsets, bad[0], side="right")) - 1
-            raise StoreError(f"{path}: utterance {packed.ids[number]!r} has values that are not finite")
-    return found, ids is not None
+    rows_of_file = Packed(values, offsets.astype(np.int64), names, extras)
+    for packed in _batches(rows_of_file):
+        if not np.isfinite(packed.values).all():
+            bad = next(id_ for number, id_ in enumerate(packed.ids) if not np.isfinite(packed[number]).all())
+            raise StoreError(f"{path}: utterance {bad!r} has values that are not finite")
+    return rows_of_file, ids is not None
 
 
 def _batches(rows: Packed, read: Callable[[slice], npt.NDArray[Any]] | None = None) -> Iterator[Packed]:
-    """Utterances in memory, as many as have at most `_PART_BYTES` of values, or one; `read` gives those of some."""
+    """Utterances in memory, at most `_PART_BYTES` of values at once, or one; `read` reads the values of a slice."""
     start, offsets, values = 0, rows.offsets, rows.values
     most = _PART_BYTES // (values.shape[1] * np.dtype(values.dtype).itemsize)
     while start < len(rows):
         stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1)
         here = slice(offsets[start], offsets[stop])
         extras = {name: array[here] for name, array in rows.extras.items()}
-        found = read(slice(start, stop)) if read else values[here]
-        yield Packed(found, offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
+        batch = read(slice(start, stop)) if read else values[here]
+        yield Packed(batch, offsets[start : stop + 1] - offsets[start], rows.ids[start:stop], extras)
         start = stop
 
 
@@ -211,7 +211,7 @@ def _write(path: Path, rows: Packed, batches: Iterator[Packed], about: dict[str,
 
         group = zarr.create_group(path, attributes={"ids": rows.ids, **about})
         options: dict[str, Any] = {"config": {"write_empty_chunks": True}}
-        # What nobody wrote must not read as zeros: a fill value that no offset or word has, and no chunk left out.
+        # A missing value must not read as zero: a fill value that no offset or word has, and no chunk is left out.
         shape, dtype = rows.values.shape, rows.values.dtype
         chunks, end = (chunk_rows(shape[0]), shape[1]), 0
         values = group.create_array("values", shape=shape, chunks=chunks, dtype=dtype, fill_value=np.nan, **options)
@@ -250,7 +250,7 @@ def _hdf5(rows: Packed, small: Mapping[str, npt.NDArray[Any]], about: Mapping[st
         hdf5.create_dataset("ids", data=rows.ids, dtype=h5py.string_dtype(), shape=(len(rows),))
         # A dataset, since an attribute may hold no more than 64 KB.
         hdf5.create_dataset("about", data=json.dumps(about), dtype=h5py.string_dtype())
-        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # its place is kept, and nothing is written to it
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # allocated, but nothing is written
         made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         kind, space = h5py.h5t.py_create(rows.values.dtype), h5py.h5s.create_simple(rows.values.shape)
@@ -259,10 +259,10 @@ def _hdf5(rows: Packed, small: Mapping[str, npt.NDArray[Any]], about: Mapping[st
 
 
 def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[str] | None = None) -> Path:
-    """Write a manifest's utterances, in its order and without the quarantined, to one file of its suffix's kind.
+    """Write a manifest's utterances, in its order and without the quarantined, to one file, in the suffix's format.
 
     It holds `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, the extras `[rows]`, the ids, and the spec as JSON;
-    .zarr is a folder, .safetensors keeps ids and spec in `<path>.json`, and .csv calls the values `columns`, if given.
+    .zarr is a folder, .safetensors has ids and spec in `<path>.json`, and .csv names the values by `columns`, if given.
     Raises `WrongUse` if `path` exists, `MissingRows` if an utterance is not in the store.
     """
     if path.suffix.lower() not in _EXPORTS:
@@ -277,19 +277,19 @@ def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[s
     manifest = dataclasses.replace(manifest, table=manifest.table.filter(kept))
     places = feature.places(manifest, range(len(manifest)))
     rows = feature.gather(places, manifest.ids, values=False)
-    # Of the values the shape and dtype, as zeros that take no memory; they themselves are read as they are written.
+    # Only shape and dtype, as zeros that take no memory; the values are read as they are written.
     rows.values = np.broadcast_to(rows.values.dtype.type(0), (rows.offsets[-1], feature.spec.dim))
     batches = _batches(rows, lambda some: feature.gather(places[some], [], extras=False).values)
     if cut := [id_ for id_ in manifest.ids if "\0" in id_]:
         raise StoreError(f"{path}: id {cut[0]!r} holds a NUL, which these formats cut off; rename the utterance")
     with (
         explain_disk_errors(f"exporting to {path}", path.parent, rows.values.nbytes),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as begun,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary,
     ):
         columns = columns or [f"{feature.spec.name}.{k}" for k in range(feature.spec.dim)]
-        _write(Path(begun) / path.name, rows, batches, about, columns)
-        sync_tree(Path(begun))
-        for file in sorted(Path(begun).iterdir(), reverse=True):  # an index comes before its file
+        _write(Path(temporary) / path.name, rows, batches, about, columns)
+        sync_tree(Path(temporary))
+        for file in sorted(Path(temporary).iterdir(), reverse=True):  # an index comes before its file
             os.rename(file, path.with_name(file.name))  # noqa: PTH104
         sync_folder(path.parent)
     return path
@@ -298,9 +298,9 @@ def export(feature: Feature, manifest: Manifest, path: Path, columns: Sequence[s
 def copy(feature: Feature, target: Store, backend: str) -> int:
     """Copy all parts of a feature into another store, in this backend.
 
-    Bit for bit, rows that no manifest asks for and quarantined utterances included; the fingerprint stays. Returns how
-    many parts were not there yet. The manifests of all corpora that have rows of it, their own or their
-    parent's, are copied too where the target lacks them. Raises `WrongUse` if the target is the feature's own store.
+    Bit for bit, with rows that no manifest names and quarantined utterances; the fingerprint stays. Missing manifests
+    of the corpora that have rows of it, their own or their parent's, are copied too. Returns how many parts were
+    missing. Raises `WrongUse` if the target is the feature's own store.
     """
     if target.path.resolve() == feature.store.resolve():
         raise WrongUse(f"{target.path}: is the store that {feature.spec.name} is in; name another folder")
@@ -309,10 +309,7 @@ def copy(feature: Feature, target: Store, backend: str) -> int:
         if corpus in source.corpora() and corpus not in target.corpora():
             target.put_manifest(source.manifest(corpus), command="cache export")
     for part in feature.parts():
-        record = part.record
-        packed = feature.gather([(part, i) for i in range(len(record.ids))], list(record.ids))
-        rows = PartRows.from_packed(record.corpus, record.inputs, packed, record.quarantined)
-        copied += made.publish(rows, backend, record.written_by) is not None
+        copied += made.publish(held_rows(feature, part), backend, part.record.written_by) is not None
     return copied
 
 
@@ -325,7 +322,7 @@ def pooled(feature: Feature, manifest: Manifest, pool: Literal["mean", "meanstd"
     """One float32 row per utterance: the mean over its frames or tokens, or mean and standard deviation.
 
     Columns are `mean.0`, `mean.1`, … (and `std.0`, …), or `0`, `1`, … of a feature that is one vector already; the
-    index holds the ids in the manifest's order, quarantined ones left out. Raises `MissingRows` if others lack.
+    index holds the ids in the manifest's order, without quarantined ones. Raises `MissingRows` if others are missing.
     """
     import pandas as pd
 

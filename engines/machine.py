@@ -1,4 +1,4 @@
-"""What this machine lets this process have."""
+"""What this machine offers this process: devices, memory, cores."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from ser.errors import WrongUse
 
-# Of torch, on a GPU and on a CPU; of cuBLAS and cuDNN; of a cuDNN that finds no memory to try its kernels in.
+# In messages of torch on a GPU and on a CPU, of cuBLAS and cuDNN, and of a cuDNN without memory to try its kernels.
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED", "unable to find an engine")
 this_worker = 0  # the number of this process among the workers that `processes` started
 
@@ -16,9 +16,9 @@ this_worker = 0  # the number of this process among the workers that `processes`
 def choose_device(name: str, here: bool = True) -> str:
     """The torch device that `--device` names.
 
-    `auto` is a GPU if there is one, and of several another one for each worker process; else Apple's, or the CPU. With
-    `here` false it is for another machine, and only its spelling is checked. Raises `WrongUse` for a name that is no
-    device, or for one that torch does not find here.
+    `auto` is a GPU if there is one (of several, another one for each worker process), otherwise Apple's, or the CPU. If
+    it is not `here` but on another machine, only the spelling is checked. Raises `WrongUse` for what is not the name of
+    a device, or for a device that torch does not find.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise WrongUse(f"--device {name}: must be auto, cpu, cuda, cuda:N or mps")
@@ -37,7 +37,7 @@ def choose_device(name: str, here: bool = True) -> str:
 
 
 def gpus(device: str) -> int:
-    """How many GPUs there are for several workers: with `auto` all of this machine, else one at most."""
+    """How many GPUs several workers can use: with `auto` all of this machine, otherwise at most one."""
     if device != "auto":
         return int(device != "cpu")
     import torch
@@ -46,24 +46,23 @@ def gpus(device: str) -> int:
 
 
 def exact_arithmetic(device: str, deterministic: bool = False) -> None:
-    """Let torch compute float32 as float32 in this process: TF32 keeps ten bits of the mantissa.
+    """Make torch compute float32 as float32 in this process: TF32 keeps ten bits of the mantissa.
 
-    `deterministic` gives the same bytes each time on a GPU too, if asked for before anything is multiplied there: that
-    is when cuBLAS reads its variable. What has no deterministic way raises torch's `RuntimeError`. On a CPU there is
-    nothing to do for it.
+    `deterministic` gives the same bytes each time on a GPU too, if set before the first product there: then cuBLAS
+    reads its variable. An operation without a deterministic way raises torch's `RuntimeError`. A CPU needs nothing.
     """
     import torch
 
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9, where what is set here counts more
+    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9, where these settings come first
         backends: Any = torch.backends
         for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
             part.fp32_precision = "ieee"
     if not device.startswith("cuda"):
         return
     if ":" in device:
-        torch.cuda.set_device(device)  # for what names no device, such as a stream
+        torch.cuda.set_device(device)  # also for calls without a device, such as of a stream
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cudnn.benchmark = False
@@ -77,7 +76,7 @@ def is_out_of_memory(fault: BaseException) -> bool:
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory that this process may use, and of those that are free now; None if the system does not say.
+    """Bytes of memory that this process may use, and that are free now; None if the system does not report them.
 
     The smaller of the machine's and the container's (cgroup's).
     """
@@ -93,17 +92,17 @@ def memory() -> tuple[int | None, int | None]:
     return total, free
 
 
-def memory_budget(asked: str | None) -> int | None:
-    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now, or no bound if nobody knows that.
+def memory_budget(option: str | None) -> int | None:
+    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now (no bound if that is unknown).
 
-    Raises `WrongUse` for what is no such size.
+    Raises `WrongUse` for any other size.
     """
-    if asked is None:
+    if option is None:
         free = memory()[1]
         return None if free is None else free // 2
-    size = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([MGT])B", asked.strip(), re.IGNORECASE)
+    size = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([MGT])B", option.strip(), re.IGNORECASE)
     if not size or not float(size[1]):
-        raise WrongUse(f"--memory {asked}: must be a number of MB, GB or TB, such as 8GB or 500MB")
+        raise WrongUse(f"--memory {option}: must be a number of MB, GB or TB, such as 8GB or 500MB")
     return int(float(size[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[size[2].upper()])
 
 

@@ -1,8 +1,8 @@
-"""Tasks in processes of this machine, each holding one task at a time, and what a process keeps for the next one.
+"""Tasks in processes of this machine, one at a time each, and what a process keeps for its next task.
 
-multiprocessing's fork server imports what the tasks need and forks the workers from itself: so torch is imported once
-for all of them, and no thread, lock or CUDA context of the calling process is copied. It ends with this process.
-Where there is no fork server (Windows), each worker starts a Python of its own.
+multiprocessing's fork server imports what the tasks need and forks the workers: so torch is imported once for all of
+them, and no thread, lock or CUDA context of the calling process is copied. It ends with this process. Without a fork
+server (Windows), each worker starts its own Python.
 """
 
 import contextlib
@@ -30,24 +30,23 @@ R = TypeVar("R")
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _context: Any = multiprocessing.get_context(_START)
 Pipe = Any  # multiprocessing's Connection; on Windows its PipeConnection
-MOST = 2  # things that one worker keeps, such as the extractors of features with a model and of those without
+MOST = 2  # things that a worker keeps, such as the extractors of features with a model and of those without one
 
 
 def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    """`function(task)` for every task, results as they come, in so many processes of this machine.
+    """`function(task)` for every task, results as they come, in `workers` processes of this machine.
 
-    Each holds one task at a time, so `tasks` may be a generator, and is read no further than needed. `function`, tasks
+    Each has one task at a time, so `tasks` may be a generator, and is read no further than needed. `function`, tasks
     and results must pickle. What a function takes from `cached` stays open for the next tasks of the same worker.
 
-    Raises what the function raises (`SerError` as itself, others from a process as `RuntimeError` with their
-    traceback), and `SerError` naming the task whose process died. No worker is left running when the iterator ends,
-    fails or is closed.
+    Raises what the function raises (`SerError` as it is, others as `RuntimeError` with their traceback), and `SerError`
+    naming the task whose process died. No worker is left running when the iterator ends, fails or is closed.
     """
     remaining, busy = iter(tasks), dict[Pipe, tuple[BaseProcess, T]]()
 
     def give(pipe: Pipe, process: BaseProcess, task: T) -> None:
         busy[pipe] = process, task
-        # If it has died, the end of the pipe, read next, says so with the task's name.
+        # If the process has died, reading the pipe raises next, and the task is named then.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             pipe.send((function, task))
 
@@ -63,7 +62,7 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
                 except (EOFError, OSError) as fault:
                     if not again:
                         raise SerError(f"the worker processes did not start ({fault}); run again") from fault
-                    time.sleep(0.2)  # a fork server that has just died may not be known to be dead
+                    time.sleep(0.2)  # the death of a fork server takes a moment to be noticed
             theirs.close()  # so that the pipe ends when the process does
             give(ours, process, task)
         while busy:
@@ -76,9 +75,9 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
                     process.join()
                     killed = {-number: f"was killed by {number.name}" for number in signal.Signals}
                     how = killed.get(process.exitcode or 0, f"ended with code {process.exitcode}")
-                    what = f"a worker process {how} on {task_name(task)}; what was finished is kept"
+                    death = f"a worker process {how} on {task_name(task)}; what was finished is kept"
                     fewer = ", with fewer workers if memory ran out" if how.endswith("SIGKILL") else ""
-                    raise SerError(f"{what}: run again{fewer}") from None
+                    raise SerError(f"{death}: run again{fewer}") from None
                 if not done:
                     raise result
                 if following := list(islice(remaining, 1)):
@@ -97,9 +96,9 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
 
 
 def start_fork_server(module: str) -> None:
-    """Start the fork server, which imports `module` while this process goes on with its own work.
+    """Start the fork server, which imports `module` while this process goes on; without one, do nothing.
 
-    One that runs already is used as it is: workers then import what it has not. Does nothing where there is none.
+    A running one is used as it is: workers then import what it has not imported.
     """
     if _START == "spawn":
         return
@@ -109,8 +108,8 @@ def start_fork_server(module: str) -> None:
     resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
     environment = dict(os.environ)
     try:
-        with defer_sigint():  # Ctrl-C reaches the whole group: this process alone decides
-            # It imports from where this process does: never first from the current folder, as `python -c` would.
+        with defer_sigint():  # Ctrl-C reaches the whole process group: only this process acts on it
+            # It imports from the same places as this process: never from the current folder, as `python -c` would.
             os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
             forkserver.ensure_running()
     finally:
@@ -122,7 +121,7 @@ def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     machine.this_worker = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.clear()  # that of the fork server
+    os.environ.clear()  # the fork server's
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -130,8 +129,8 @@ def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
             function, task = pipe.recv()
             try:
                 answer: tuple[bool, Any] = (True, function(task))
-            except SerError as fault:
-                answer = (False, fault)
+            except SerError as error:
+                answer = (False, error)
             except Exception:
                 answer = (False, RuntimeError(f"in a worker process, on {task_name(task)}:\n{traceback.format_exc()}"))
             pipe.send(answer)
@@ -145,22 +144,22 @@ def _end_with_parent() -> None:
 
 
 def task_name(task: Any) -> str:
-    """What a message calls a task, or a list of them."""
+    """The name of a task, or the names of a list of them, for a message."""
     return ", ".join(str(getattr(one, "name", one)) for one in (task if isinstance(task, list) else [task]))[:200]
 
 
 @contextlib.contextmanager
 def defer_sigint() -> Iterator[None]:
-    """In the context Ctrl-C waits for its end. Threads and processes that start in it ignore it, and so do theirs.
+    """Ctrl-C waits for the end of the context. Threads and processes that start in it ignore Ctrl-C, and so do theirs.
 
-    In another thread than the main one, Ctrl-C reaches the main thread as ever.
+    Outside the main thread, Ctrl-C reaches the main thread as always.
     """
     received: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
     ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if ours:  # a signal that one thread blocks may still come to another
         signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # on Windows what starts meanwhile hears it
+    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # on Windows new processes still get it
     mask = masks and masks.pthread_sigmask(masks.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -175,30 +174,30 @@ def defer_sigint() -> Iterator[None]:
 
 @dataclass(eq=False)
 class Kept:
-    """A thing that is kept: closed, if it can be, when neither the cache nor a task has this any more."""
+    """Something that is kept: closed, if it has a `close`, when neither the cache nor a task holds this any more."""
 
     key: Any
     value: Any = None
 
 
-kept: list[Kept] = []  # the one that was asked for last is the last
+kept: list[Kept] = []  # the most recently used one is the last
 _opening = threading.Lock()  # a dask worker may have several threads: nothing is opened twice
 
 
 @contextlib.contextmanager
 def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
-    """What `open()` gave the first task of this worker that asked for `key`, which is compared by `==`.
+    """The result of `open()` for a `key`, compared by `==`: opened once, and kept for the worker's next tasks.
 
-    A model takes seconds to load, and a task may take less. At most `MOST` things are kept, as long as the process
-    lives; a run on a dask cluster, which stays up, clears them at its start and end. What is dropped is closed, if it
-    has a `close`, when the last task that uses it is done with it; a fault in closing is printed, not raised.
+    A model takes seconds to load, and a task may take less. At most `MOST` things are kept, until the process ends; a
+    run on a dask cluster, whose processes stay, clears them at its start and end. What is dropped is closed, if it has
+    a `close`, after the last task that uses it; an error in closing is printed, not raised.
     """
     with _opening:
         entry = next((one for one in kept if one.key == key), None) or Kept(key)
-        with contextlib.suppress(ValueError):  # it is new, or was cleared in this moment
+        with contextlib.suppress(ValueError):  # it is new, or has just been cleared
             kept.remove(entry)
         kept.append(entry)
-        del kept[:-MOST]  # before there is a third: memory may hold two only
+        del kept[:-MOST]  # before a third is opened: memory may hold two only
         if entry.value is None:
             entry.value = open()
             if hasattr(entry.value, "close"):
@@ -207,8 +206,8 @@ def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
 
 
 def clear_cache() -> None:
-    """Empty this process's cache: what is in use, or is being opened, is closed when its last user is done.
+    """Empty this process's cache: what is in use, or being opened, is closed after its last use.
 
-    It waits for nothing: it runs in a dask worker's event loop.
+    It never waits, as it runs in a dask worker's event loop.
     """
     kept.clear()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ser.cache.atomic_io import remove_folder
-from ser.cache.maintain import JOURNAL, check_part, list_features, remove_superseded, verify
+from ser.cache.maintain import JOURNAL, check_part, list_features, remove_feature, remove_superseded, verify
 from ser.cache.part import Part, publish
 from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
 from ser.cache.transfer import copy
@@ -183,6 +183,21 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     opened = Part.open  # each is gone since it was listed
     monkeypatch.setattr(Part, "open", lambda part, name: (remove_folder(part, store.path), opened(part, name))[1])
     assert Feature(store.path, feature.path).parts() == []
+
+
+def test_what_another_process_removes_meanwhile_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    fill(store.add(spec_of("utterance")), manifest, "zarr")
+    opened = Feature.__init__  # its folder is removed since it was listed
+    late = lambda self, *asked: (remove_folder(feature.path, store.path), opened(self, *asked))[1]  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(Feature, "__init__", late)
+        assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
+    is_file = Path.is_file  # each file is removed while the folder is measured
+    monkeypatch.setattr(Path, "is_file", lambda path: is_file(path) and (path.unlink(), True)[1])
+    monkeypatch.setattr(Path, "lstat", lambda path: (shutil.rmtree(path.parent), os.lstat(path))[1])
+    [left] = store.folders()
+    assert remove_feature(store, left) == 0 and store.folders() == []
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def sound(path: Path) -> Store:
 def test_a_push_leaves_a_store_that_is_worked_in_alone(tmp_path: Path) -> None:
     store, _, manifest, _ = sample_store(tmp_path / "store", "zarr")
     for url in (store.path, store.path.as_uri()):
-        assert "is a store that is worked in" in refused("push", url, "--store", store.path)
+        assert "is a store that is in use" in refused("push", url, "--store", store.path)
     assert open_store(store.path).manifest().digest == manifest.digest
     assert all("name the URL" in refused("push", url, "--store", store.path) for url in ("", "s3:/bucket/x"))
 

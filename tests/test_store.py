@@ -217,7 +217,7 @@ def test_features_by_name(tmp_path: Path) -> None:
     first = store.add(spec_of(feature="hubert", config={"x": 1}))
     second = store.add(spec_of(feature="hubert", config={"x": 2}))
     assert store.feature(f"hubert@{second.fingerprint[:6]}").fingerprint == second.fingerprint
-    with pytest.raises(WrongUse, match="begun in several ways"):
+    with pytest.raises(WrongUse, match="incomplete in several ways"):
         store.feature("hubert")
     fill(first, manifest, "zarr")
     assert store["hubert"].fingerprint == first.fingerprint

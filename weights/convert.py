@@ -1,7 +1,7 @@
-"""Pickled weights to safetensors: the one door through which a pickle comes in.
+"""Convert pickled weights to safetensors: the only place that opens a pickle.
 
-It is opened by `torch.load(weights_only=True)`, which refuses anything that would run, and in a child process without
-the environment's tokens. Run as a module, this file is that child.
+`torch.load(weights_only=True)`, which refuses whatever could run code, opens it in a child process without the
+environment's tokens. Run as a module, this file is that child.
 """
 
 import json
@@ -40,19 +40,19 @@ def convert(source: str, folder: Path) -> Path:
         command = [sys.executable, "-m", "ser.weights.convert", str(made), opened]
         environment = {key: value for key, value in os.environ.items() if key in TABLE["child"]["environment"]}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:  # the child has said why in one sentence, unless it was killed
-            said = done.stderr.strip().splitlines() if done.returncode == 1 else []
-            fault = said[-1] if said else f"{opened}: the converting process ended with code {done.returncode}"
+        if done.returncode:  # the child's last line says why, unless it was killed
+            lines = done.stderr.strip().splitlines() if done.returncode == 1 else []
+            fault = lines[-1] if lines else f"{opened}: the converting process ended with code {done.returncode}"
             raise SerError(f"{fault}; nothing was written")
         load_encoder(find_checkpoint(made))
         sync_tree(made)
         if not move_into_place(made, folder):
-            raise WrongUse(f"{folder} has been made meanwhile; name a new folder")
+            raise WrongUse(f"{folder}: another process has just made it; name a new folder")
     return folder
 
 
 def _copied(name: str, made: Path) -> str:
-    """The pickle of a folder or a Hugging Face id, whose other files are copied. Raises `WrongUse` if it has none."""
+    """The pickle of a folder or a Hugging Face id; its other files are copied. Raises `WrongUse` if it has none."""
     source = find_folder(name, [PICKLE], "and convert that")
     check_config(source, name)
     if not (source / PICKLE).exists():
@@ -102,13 +102,13 @@ def _open_bundle(name: str, made: Path) -> dict[str, Any]:
 
 def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of a `torchaudio.models.Wav2Vec2Model` under the names of `transformers.HubertModel`."""
-    found = {}
+    renamed = {}
     for name, tensor in state.items():
         for theirs, ours in TABLE["torchaudio"]["tensors"].items():
             name = name.replace(theirs, ours, 1)
         if not name.startswith("aux."):  # the head of an ASR bundle
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def torchaudio_config(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _main(made: Path, source: str) -> None:
-    """The child: write `source` to `made`, or leave with one sentence on standard error and code 1."""
+    """In the child: write `source` to `made`, or exit with one sentence on standard error and code 1."""
     from huggingface_hub import save_torch_state_dict
 
     bundle = source.startswith(TORCHAUDIO)

@@ -1,10 +1,10 @@
 """Checkpoints with random weights: real architectures and real tokenizer files, at a size for tests and the demo.
 
-What comes from them shows that the pipeline works, and says nothing about accuracy: config.json carries the mark.
+Features of theirs show that the pipeline works, and nothing about accuracy: config.json marks them as random.
 """
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ def write_random_checkpoint(
     import torch
     import transformers
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     special = TABLE["special"].get(architecture)
     vocabulary = {token: number for number, token in enumerate(_tokens(special, words))} if special else {}
     size = {"vocab_size": len(vocabulary)} if special else {}
@@ -43,17 +42,20 @@ def write_random_checkpoint(
                 torch.nn.init.normal_(module.weight, 1.0, 0.2)
             if getattr(module, "bias", None) is not None:
                 torch.nn.init.normal_(module.bias, 0.0, 0.2 if norm else 0.05)
-    transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(temporary)
     if special:
         tokenizer = getattr(transformers, type(config).__name__.replace("Config", "Tokenizer"))
-        beside = tokenizer(vocab=vocabulary, model_max_length=512)
+        processor = tokenizer(vocab=vocabulary, model_max_length=512)
     else:
-        beside = transformers.Wav2Vec2FeatureExtractor(do_normalize=bool(settings.get("do_normalize", True)))
-    beside.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    sync_tree(temporary)
-    move_into_place(temporary, folder)
+        processor = transformers.Wav2Vec2FeatureExtractor(do_normalize=bool(settings.get("do_normalize", True)))
+    transformers.utils.logging.disable_progress_bar()
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
+        made = Path(temporary) / "made"
+        model.save_pretrained(made)
+        processor.save_pretrained(made)
+        sync_tree(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        move_into_place(made, folder)
     return folder
 
 

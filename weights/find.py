@@ -47,14 +47,14 @@ class Checkpoint:
 
     @cached_property
     def preprocessor(self) -> dict[str, Any] | None:
-        """That part of processor_config.json, which transformers prefers, or preprocessor_config.json."""
+        """The one of processor_config.json, which transformers prefers, or preprocessor_config.json."""
         shared, own = _preprocessors(self.path)
         return own if shared is None else shared
 
     def setting(self, name: str, kind: Any = Count) -> Any:
         """An entry of config.json, as a whole number from 1 or another `kind`.
 
-        Raises `WeightsError` if it lacks or is none of its kind: then this is not an encoder that ser can run.
+        Raises `WeightsError` if it is missing or of another kind: then this is not an encoder that ser can run.
         """
         name = TABLE["names"].get(self.architecture, {}).get(name, name)
         if name not in self.config:
@@ -76,19 +76,19 @@ class Checkpoint:
 
 
 def parse_models(models: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
-    """`--model NAME=ID_OR_PATH` entries (or a mapping already) by feature name.
+    """`--model NAME=ID_OR_PATH` entries, or a mapping, by feature name.
 
-    Raises `WrongUse` for an entry that is not written so, or a name that appears twice.
+    Raises `WrongUse` for an entry of another form, or a name that appears twice.
     """
     if isinstance(models, Mapping):
         return dict(models)
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for entry in models:
         name, _, source = entry.partition("=")
-        if not name or not source or name in found:
+        if not name or not source or name in sources:
             raise WrongUse(f"--model {entry}: write --model NAME=ID_OR_PATH, each name once")
-        found[name] = source
-    return found
+        sources[name] = source
+    return sources
 
 
 def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH") -> Checkpoint:
@@ -103,27 +103,28 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
 
 
 def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint that a feature was computed with: where `models` says, by feature, or where extraction found it.
+    """The checkpoint that a feature was computed with: where `models` has it, by feature, or where extraction found it.
 
-    Raises `WrongUse` for another one, for a folder that is not there any more, and where neither is recorded.
+    Raises `WrongUse` for another one, for a folder that is missing now, and if neither is recorded.
     """
-    folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))  # a stranger's say anything
+    # Of a store from elsewhere, provenance may hold anything.
+    folder, model = (str(spec.provenance.get(key) or "") for key in ("folder", "model"))
     source = models.get(spec.feature) or folder or model or "(not recorded)"
-    option = f"--model {spec.feature}=PATH"
-    found = find_checkpoint(source, option)
-    if found.digest != (recorded := str(spec.checkpoint.get("digest"))):
+    option, recorded = f"--model {spec.feature}=PATH", str(spec.checkpoint.get("digest"))
+    checkpoint = find_checkpoint(source, option)
+    if checkpoint.digest != recorded:
         raise WrongUse(
             f"{source}: is not the checkpoint that {spec.name} was computed with ({model}, digest {recorded[:12]}…; "
-            f"here {found.digest[:12]}…); point at that one with {option}"
+            f"here {checkpoint.digest[:12]}…); point at that one with {option}"
         )
-    return found
+    return checkpoint
 
 
 def find_folder(name: str, weights: list[str], then: str) -> Path:
-    """The folder with the files `weights` (patterns) and `BESIDE`: one of this machine, or a Hugging Face id's.
+    """The folder with the files `weights` (patterns) and `BESIDE`: one on this machine, or that of a Hugging Face id.
 
-    That is downloaded if need be; with HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to
-    do; `then` ends that sentence.
+    It is downloaded if necessary; with HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to
+    do; `then` ends the sentence.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -140,38 +141,39 @@ def find_folder(name: str, weights: list[str], then: str) -> Path:
             if (path / "config.json").exists() and any(any(path.glob(pattern)) for pattern in weights):
                 return path
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
-    except HFValidationError as fault:
-        fault_of_name = f"{name}: no such folder, and it is not a Hugging Face id either"
-        raise WeightsError(f"{fault_of_name}; copy the model's folder here, {then}") from fault
-    except Exception as fault:  # the Hub's client raises its own, requests', httpx' and OS errors
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(fault).__name__})"
+    except HFValidationError as error:
+        fault = f"{name}: no such folder, and it is not a Hugging Face id either"
+        raise WeightsError(f"{fault}; copy the model's folder here, {then}") from error
+    except Exception as error:  # the Hub's client raises its own, requests', httpx' and OS errors
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"could not be fetched ({type(error).__name__})"
         raise WeightsError(
             f"{name}: no such folder, and not in Hugging Face's cache, and {why}; copy the model's folder here from "
             f"a machine with a network, {then}"
-        ) from fault
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises `WeightsError`."""
     try:
         return msgspec.convert(json.loads(read_named(path)), dict[str, Any])
-    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as fault:
-        raise WeightsError(f"{path} cannot be read as a JSON object ({fault})") from fault
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise WeightsError(f"{path} cannot be read as a JSON object ({error}); copy it again") from error
 
 
 def check_config(path: Path, name: str) -> None:
-    """Raises `WeightsError` for a folder without config.json, or one that wants its own code to be run."""
+    """Raise `WeightsError` for a folder without config.json, or one whose own code would have to run."""
     if not (path / "config.json").exists():
         raise WeightsError(f"{name} holds no config.json, so it is not a checkpoint; give the folder that holds it")
-    if strange := [entry for entry in path.iterdir() if not (entry.is_file() or entry.is_dir())]:
-        raise WeightsError(f"{strange[0]} is not a plain file; copy the whole folder again")
+    for entry in path.iterdir():
+        if not (entry.is_file() or entry.is_dir()):
+            raise WeightsError(f"{entry} is not a plain file; copy the whole folder again")
     for file in CONFIG_FILES:
         if file.endswith("config.json") and (path / file).exists() and "auto_map" in read_json(path / file):
             raise WeightsError(f"{name}: {file} asks to run the repository's own code (auto_map), which ser never does")
 
 
 def _weight_files(path: Path, name: str) -> list[Path]:
-    """The safetensors of a checkpoint. Raises `WeightsError` if it is none, or holds only pickles, or no weights."""
+    """The safetensors of a checkpoint. Raises `WeightsError` if it is not one, or holds only pickles, or no weights."""
     check_config(path, name)
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
@@ -193,29 +195,29 @@ def shards(index: Path, name: str) -> list[Path]:
 
 
 def _preprocessors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """What processor_config.json says of the preprocessor, and preprocessor_config.json."""
+    """The preprocessor of processor_config.json, and that of preprocessor_config.json."""
     own, shared = (read_json(p) if p.exists() else None for p in (path / "preprocessor_config.json", path / SHARED))
     part = (shared or {}).get("feature_extractor")
     return part if isinstance(part, dict) else None, own
 
 
 def digest(path: Path, files: list[Path]) -> str:
-    """Sha256 over every tensor's name, dtype, shape and bytes, and over `CONFIG_FILES`: not over the file layout."""
+    """Sha256 of every tensor's name, dtype, shape and bytes, and of `CONFIG_FILES`: not of the layout in files."""
     tensors = {name: entry for file in files for name, entry in _hashed_tensors(file).items()}
     beside: dict[str, Any] = {}
     shared, own = _preprocessors(path)
-    alone = own is not None and own == {**own, **(shared or {})}  # what SHARED says of it, it says too
-    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES if alone else (*CONFIG_FILES, SHARED))):
+    agree = own is not None and own == {**own, **(shared or {})}  # then SHARED adds nothing
+    for file in filter(Path.exists, map(path.joinpath, CONFIG_FILES if agree else (*CONFIG_FILES, SHARED))):
         if file.suffix == ".json":
             beside[file.name] = {key: value for key, value in read_json(file).items() if key not in INCIDENTAL}
         else:
             beside[file.name] = hashlib.sha256(read_named(file)).hexdigest()
-    # The files as text: they may hold NaN, which canonical JSON does not allow.
+    # The files as text, since they may hold NaN, which canonical JSON does not allow.
     return hashlib.sha256(canonical_json({"tensors": tensors, "files": json.dumps(beside, sort_keys=True)})).hexdigest()
 
 
 def _hashed_tensors(file: Path) -> dict[str, list[Any]]:
-    """By name `[dtype, shape, sha256 of the bytes]` of every tensor, straight from the file."""
+    """`[dtype, shape, sha256 of the bytes]` of every tensor in a file, by name."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -228,38 +230,38 @@ def _hashed_tensors(file: Path) -> dict[str, list[Any]]:
                 return [part.get_dtype(), part.get_shape(), hashlib.sha256(content).hexdigest()]
 
             return dict(zip(tensors.keys(), pool.map(entry, tensors.keys()), strict=True))
-    except (SafetensorError, ValueError, KeyError, OSError) as fault:
-        raise WeightsError(f"{file} is not a readable safetensors file ({fault}); copy it again") from fault
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(f"{file} is not a readable safetensors file ({error}); copy it again") from error
 
 
 def list_checkpoints() -> list[dict[str, Any]]:
-    """What lies in Hugging Face's cache: `model`, `path`, `bytes`, `architecture`, and `fault` (None: it is usable)."""
+    """The models in Hugging Face's cache: `model`, `path`, `bytes`, `architecture`, and `fault` (None: usable)."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    found, models = list[dict[str, Any]](), list[Any]()
+    repositories, checkpoints = list[Any](), list[dict[str, Any]]()
     with suppress(CacheNotFound):
-        models = [one for one in scan_cache_dir().repos if one.repo_type == "model" and one.revisions]
-    for model in sorted(models, key=attrgetter("repo_id")):
-        name, path = model.repo_id, max(model.revisions, key=attrgetter("last_modified")).snapshot_path
-        architecture, fault = "unknown", None
+        repositories = [one for one in scan_cache_dir().repos if one.repo_type == "model" and one.revisions]
+    for one in sorted(repositories, key=attrgetter("repo_id")):
+        path = max(one.revisions, key=attrgetter("last_modified")).snapshot_path
+        about = {"model": one.repo_id, "path": str(path), "bytes": one.size_on_disk}
+        about |= {"architecture": "unknown", "fault": None}
         try:
-            _weight_files(path, name)
-            architecture = Checkpoint(path, name, "").architecture
+            _weight_files(path, one.repo_id)
+            about["architecture"] = Checkpoint(path, one.repo_id, "").architecture
         except WeightsError as error:
-            fault = str(error)
-        about = {"model": name, "path": str(path), "bytes": model.size_on_disk}
-        found.append({**about, "architecture": architecture, "fault": fault})
-    return found
+            about["fault"] = str(error)
+        checkpoints.append(about)
+    return checkpoints
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Any fault in the context is a `WeightsError` that says `what`: transformers raises nearly every kind."""
+    """Turn any exception into a `WeightsError` that begins with `what`: transformers raises nearly every kind."""
     try:
         yield
-    except Exception as fault:
-        raise WeightsError(f"{what}: {(str(fault).splitlines() or [type(fault).__name__])[0]}") from fault
+    except Exception as error:
+        raise WeightsError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
 def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
@@ -283,10 +285,10 @@ def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
             output_loading_info=True,
             **extra,
         )
-    # SpecAugment's mask vector serves training alone, and no feature comes from a pooler.
-    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(("masked_spec_embed", "pooler.")))
-    lacking += [str(entry[0]) for entry in info.get("mismatched_keys", [])]
-    if lacking:
-        raise WeightsError(f"{checkpoint.path} lacks {len(lacking)} of its encoder's weights, such as {lacking[0]}")
+    # SpecAugment's mask vector is for training only, and no feature comes from a pooler.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(("masked_spec_embed", "pooler.")))
+    missing += [str(entry[0]) for entry in info.get("mismatched_keys", [])]
+    if missing:
+        raise WeightsError(f"{checkpoint.path} lacks {len(missing)} of its encoder's weights, such as {missing[0]}")
     encoder = model.encoder if (checkpoint.architecture, kind) == ("whisper", "AutoModel") else model
     return encoder.eval().requires_grad_(False)
