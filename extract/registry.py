@@ -156,7 +156,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     pooled = getattr(config, "pool", "none") != "none"
     # `pool` was added later: without it, fingerprints are those of before.
     hashed = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}
-    hop = None if pooled else code.hop(config, checkpoint)
+    dim, hop = code.dim(config, checkpoint), None if pooled else code.hop(config, checkpoint)
     # openSMILE gives vectors or frames, as its settings say.
     level = "utterance" if pooled else "frame" if hop is not None else kind.level
     if package := FEATURES.package(feature):
@@ -170,7 +170,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
         feature=feature,
         modality=kind.modality,
         level=level,
-        dim=code.dim(config, checkpoint),
+        dim=dim,
         dtype="float32" if level == "utterance" or code.exact else dtype,
         extractor=code.name,
         version=code.version,
