@@ -26,28 +26,28 @@ LICENCES = (
 
 
 def examine(store: Path = Path("features")) -> dict[str, dict[str, Any]]:
-    """Everything, by what was looked at: `found`, whether that is `fine` for all that ser can do, else the `advice`.
+    """Each finding by its subject: `found`, whether that is `fine` for all that ser can do, else the `advice`.
 
-    In the order in which it is printed. Touches no network and writes nothing.
+    In the order of printing. Uses no network and writes nothing.
     """
-    found = [*_machine(), *_disk(store), *_weights(), ("licences", LICENCES, "")]
-    return {what: {"what": what, "found": text, "fine": not advice, "advice": advice} for what, text, advice in found}
+    rows = [*_machine(), *_disk(store), *_weights(), ("licences", LICENCES, "")]
+    return {what: {"what": what, "found": text, "fine": not advice, "advice": advice} for what, text, advice in rows}
 
 
 def _machine() -> Iterator[tuple[str, str, str]]:
-    """What computes, and with which versions."""
+    """The processors and their memory, and the versions of the software."""
     import torch
 
-    # torch's own version names its build too, such as +cu130; its package's may not.
+    # torch's own version names its build too, such as +cu130; that of its package may not.
     versions = f"ser {version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}"
     yield "software", versions, ""
-    usable, all_ = cores(), os.cpu_count() or 1
-    yield "cores", f"{usable} (of the machine's {all_})" if usable < all_ else str(usable), ""
+    usable, machine = cores(), os.cpu_count() or 1
+    yield "cores", f"{usable} (of the machine's {machine})" if usable < machine else str(usable), ""
     total, free = memory()
-    found = f"{total / 1e9:.1f} GB" if total else "unknown on this system"
-    found += f", {free / 1e9:.1f} GB free" if free else ""
+    size = f"{total / 1e9:.1f} GB" if total else "unknown on this system"
+    size += f", {free / 1e9:.1f} GB free" if free else ""
     needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
-    yield "memory", found, needed if total and total < 8e9 else ""
+    yield "memory", size, needed if total and total < 8e9 else ""
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
@@ -60,28 +60,28 @@ def _machine() -> Iterator[tuple[str, str, str]]:
 
 
 def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
-    """Of the store, or where it would be made, and whether locks work there."""
-    there = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    found = f"{free / 1e9:.1f} GB free for {store}"
-    if os.access(there, os.W_OK):
+    """The disk of the store, or where it would be made, and whether locks work there."""
+    folder = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
+    space = f"{free / 1e9:.1f} GB free for {store}"
+    if os.access(folder, os.W_OK):
         needed = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
-        yield "disk", found, needed if free < IEMOCAP_BYTES else ""
+        yield "disk", space, needed if free < IEMOCAP_BYTES else ""
     else:
-        yield "disk", f"{found}, not writable", "name a folder that you may write to with --store"
-    yield "store locks", *_locks(there.resolve())
+        yield "disk", f"{space}, not writable", "name a folder that you may write to with --store"
+    yield "store locks", *_locks(folder.resolve())
 
 
-def _locks(there: Path) -> tuple[str, str]:
+def _locks(folder: Path) -> tuple[str, str]:
     kind, options = "this file system", [""]
     with suppress(OSError):
-        for line in MOUNTS.read_text().splitlines():  # the last one that holds the folder lies above the others
-            _, folder, type_, shown, *_ = line.split(" ")
-            if there.is_relative_to(folder.replace("\\040", " ")):
-                kind, options = type_, shown.split(",")
+        for line in MOUNTS.read_text().splitlines():  # the last mount that holds the folder hides the others
+            _, mount, mount_kind, mount_options, *_ = line.split(" ")
+            if folder.is_relative_to(mount.replace("\\040", " ")):
+                kind, options = mount_kind, mount_options.split(",")
     once = "let no two processes train the same run at once; leftovers of killed writers go after a day"
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             if try_lock(file.fileno()) is None:
                 return f"none on {kind}", once
     except OSError as error:
@@ -93,15 +93,15 @@ def _locks(there: Path) -> tuple[str, str]:
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
-    """One line for each encoder that is computed by default, and one for what else is in Hugging Face's cache."""
+    """One line for each encoder of the default features, and one for the others in Hugging Face's cache."""
     cached = {entry["model"]: entry for entry in list_checkpoints()}
-    models = {feature: FEATURES[feature].model for feature in str(ExtractionConfig.features).split(",")}
-    for feature, model in models.items():
-        here = cached.pop(model, None)
-        if here and here["fault"]:
-            advice = f"ser weights convert {here['path']} DIR, then --model {feature}=DIR"
-            yield f"weights of {feature}", here["fault"], advice
-        elif here:
+    for feature in str(ExtractionConfig.features).split(","):
+        model = FEATURES[feature].model
+        checkpoint = cached.pop(model, None)
+        if checkpoint and checkpoint["fault"]:
+            advice = f"ser weights convert {checkpoint['path']} DIR, then --model {feature}=DIR"
+            yield f"weights of {feature}", checkpoint["fault"], advice
+        elif checkpoint:
             yield f"weights of {feature}", f"{model} in Hugging Face's cache", ""
         elif model:
             advice = f"fetched when first used if there is a network; else copy its folder: --model {feature}=PATH"

@@ -3,13 +3,13 @@
 answer = predict("runs/3f2a…", ["hello.wav"], text="hello there")
 answer.predictions[0].label, answer.predictions[0].probabilities
 
-The run folder says all: the model, its scaling, and for each feature the complete spec that was hashed when it was
-extracted. A feature is computed in exactly that way or not at all; only the encoders' weights lie elsewhere, and their
+The run folder holds the model, its scaling, and for each feature the complete spec that was hashed when it was
+extracted. A feature is computed in exactly that way or not at all; only the encoders' weights are elsewhere, and their
 digest must be the recorded one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +43,18 @@ class Turn:
     audio: Path | None = None
     text: str | None = None
     dialogue: str | None = None
-    turn: int | None = None  # the order given, by default
-    speaker: str | None = None  # for the models that tell the speakers of a dialogue apart
+    turn: int | None = None  # by default, its position among the turns given
+    speaker: str | None = None  # for models that distinguish the speakers of a dialogue
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one utterance. `without` names the modalities that it had to do without.
+    """The model's prediction for one utterance. `without` names the modalities that the utterance lacks.
 
-    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below what was
-    asked for, so that the label is no answer.
-    `ratings` are valence, arousal and dominance on the scale of the corpus that the run trained on, if it learnt them.
-    One that learnt nothing else has no `label` and no `probabilities`.
+    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below the
+    requested bound, so the label does not count as an answer. `ratings` are valence, arousal and dominance on the scale
+    of the corpus that the run trained on, if it learnt them. A run that learnt nothing else gives no `label` and no
+    `probabilities`.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions in the order asked; `unusable` says why an utterance has none, `notes` what to know of the rest."""
+    """Predictions in the order of the turns; by id, why an `unusable` one has none; `notes` on the others."""
 
     predictions: list[Prediction]
     unusable: dict[str, str] = field(default_factory=dict)
@@ -85,12 +85,12 @@ def predict(
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
 
-    That is a CSV, TSV, Parquet or JSONL with the columns audio (relative to the table), text, dialogue, turn and
-    speaker; id if the run takes no audio. No answer is given where the highest probability is below `abstain_below`.
+    The table is a CSV, TSV, Parquet or JSONL with the columns audio (relative to the table), text, dialogue, turn and
+    speaker; id if the run takes no audio. The model abstains if the highest probability is below `abstain_below`.
 
-    `models` says where encoder weights lie now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
-    run's features found them. Raises `WrongUse` for what the run cannot take, naming the reason, and `CorpusError` for
-    a table, naming the first row that is wrong.
+    `models` says where encoder weights are now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
+    run's features found them. Raises `WrongUse` for input that the run cannot take, with the reason, and `CorpusError`
+    for a table, naming its first wrong row.
     """
     if (table is None) == (not audio and text is None) or (text is not None and len(audio) > 1):
         raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
@@ -100,39 +100,39 @@ def predict(
     turns = [Turn(str(path), Path(path), text) for path in audio] or [Turn("text", None, text)]
     if table is not None:
         manifest = read_manifest(Path(table), "new", "audio" if "audio" in predictor.fusion.inputs else "id")
-        rows = manifest.table.to_pylist()
-        files = [Path(table).parent / row["audio"] if row["audio"] else None for row in rows]
-        about = ("text", "dialogue", "turn", "speaker")
-        turns = [Turn(row["id"], file, *map(row.get, about)) for row, file in zip(rows, files, strict=True)]
+        rows = manifest.table.select([column.name for column in fields(Turn)]).to_pylist()
+        turns = [Turn(**{**row, "audio": row["audio"] and Path(table).parent / row["audio"]}) for row in rows]
     return predictor(turns, abstain_below)
 
 
 class Predictor:
-    """A trained run, in its folder or alone in one, opened once for many calls.
+    """A trained run, given by its folder or one that holds it alone; opened once for many calls.
 
     Raises `WrongUse` if this machine cannot compute its features.
     """
 
     def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
         runs = find_runs(run)
-        self.run, *others = [one for one in runs if one.finished] or runs
+        self.run, *others = [each for each in runs if each.finished] or runs
         if others:
             raise WrongUse(f"{run}: holds {1 + len(others)} runs; name one of them, such as {self.run.path}")
         self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
         self.fitted, self.plan = load_model(self.run, choose_device(device))
         self.fusion = self.plan.fusion
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
-        self.described = {m: one.get("joined", [one]) for m, one in self.run.config["features"].items()}
+        features = self.run.config["features"].items()
+        self.described = {modality: feature.get("joined", [feature]) for modality, feature in features}
         self.features = self._resolve(parse_models(models))
-        self._extractors: dict[str, list[Extractor]] = {}  # by modality, each loaded when it is first given
+        self._extractors: dict[str, list[Extractor]] = {}  # by modality, loaded when a turn first has it
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
         where, recorded = str(self.run.path / CONFIG), self.run.config["provenance"].get("specs", {})
         specs: dict[str, list[Spec]] = {}
         for modality, features in self.described.items():
-            of = recorded.get(modality, {})
-            specs[modality] = [to_record(one, Spec, where) for one in (of.get("joined", [of]) if of else [])]
+            spec = recorded.get(modality)
+            joined = spec.get("joined", [spec]) if spec else []
+            specs[modality] = [to_record(record, Spec, where) for record in joined]
             if [spec.fingerprint for spec in specs[modality]] != [feature["fingerprint"] for feature in features]:
                 name = self.run.config["features"][modality]["feature"]
                 raise CorruptStore(f"{where}: its spec of {name} was altered, or is not there; train the run again")
@@ -142,16 +142,16 @@ class Predictor:
         return {modality: resolve_again(of, models) for modality, of in specs.items()}
 
     def may_lack(self) -> list[str]:
-        """The modalities that training hid from the model now and then, so that it can do without one of them."""
+        """The modalities that training hid from the model at times, so that an utterance may lack one of them."""
         if self.fusion.hide is None:
             return []
         hidden = self.fusion.hide(self.plan.settings, 4096, 0, torch.Generator().manual_seed(0))
-        return [modality for modality, which in hidden.items() if which.any()]
+        return [modality for modality, rows in hidden.items() if rows.any()]
 
     def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
-        """Classify the turns. Those that cannot be read stand in `unusable` with the reason, as in extraction.
+        """Classify the turns. `unusable` has the reason for each turn that cannot be read, as in extraction.
 
-        A prediction whose highest probability is `abstain_below` that is no answer, and says so.
+        A prediction whose highest probability is below `abstain_below` is marked as `abstained`.
         Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
         """
         if not 0 <= abstain_below <= 1:
@@ -174,8 +174,9 @@ class Predictor:
         notes, unusable = self._notes(turns), dict[str, str]()
         if abstain_below > 0:
             (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
-            so = f", and {right[0]:.1f} % of those rightly" if right else ""
-            notes.append(f"below {abstain_below:g} no answer: on its test part the run answered {answered:.1f} %{so}")
+            rightly = f", and {right[0]:.1f} % of those rightly" if right else ""
+            share = f"on its test part the run answered {answered:.1f} %{rightly}"
+            notes.append(f"below {abstain_below:g} no answer: {share}")
         usable: list[tuple[Turn, tuple[str, ...], dict[str, torch.Tensor]]] = []
         with one_thread():  # as extraction and training compute
             for turn, lacking in zip(turns, without, strict=True):
@@ -190,19 +191,20 @@ class Predictor:
             predicted = self._predicted([turn for turn, *_ in usable], [rows for *_, rows in usable])
         if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
             raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
-        target, predictions, k = TARGETS[self.plan.target], [], len(self.classes)
-        for (turn, lacking, _), row in zip(usable, predicted, strict=True):
-            label = self.classes[row[:k].argmax()] if k else None  # the temperature may round to equals
-            sure = row[None, :k] if self.temperature is None else tempered(row[None, :k], self.temperature)
-            probabilities = dict(zip(self.classes, sure[0].tolist(), strict=True))
-            rated = rated_as(row[None], self.plan.training)[0].tolist() if target.rated else ()
-            ratings, abstained = dict(zip(DIMENSIONS, rated, strict=False)), bool(k and sure.max() < abstain_below)
+        predictions, k = [], len(self.classes)
+        for (turn, lacking, _), row in zip(usable, predicted[:, None], strict=True):
+            label = self.classes[row[0, :k].argmax()] if k else None  # the temperature may round to equals
+            shares = row[:, :k] if self.temperature is None else tempered(row[:, :k], self.temperature)
+            probabilities = dict(zip(self.classes, shares[0].tolist(), strict=True))
+            ratings = {}
+            if TARGETS[self.plan.target].rated:
+                ratings = dict(zip(DIMENSIONS, rated_as(row, self.plan.training)[0].tolist(), strict=True))
+            abstained = bool(k and shares.max() < abstain_below)
             predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
         return Answer(predictions, unusable, notes)
 
     def _notes(self, turns: Sequence[Turn]) -> list[str]:
-        notes = []
-        name, inputs, result = self.fusion.name, self.fusion.inputs, self.run.result
+        notes, inputs, result = [], self.fusion.inputs, self.run.result
         if result["synthetic"]:
             notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
         if result["random_weights"]:
@@ -210,37 +212,38 @@ class Predictor:
         if any(scale.mean.ndim > 1 for scale in self.fitted.scaling.values()):
             why = "in training each corpus was by its own statistics, and new speech has none that are known"
             notes.append(f"z-scored by the statistics of the whole training part: {why}")
-        if unused := [m for m in ("audio", "text") if m not in inputs and any(getattr(t, m) for t in turns)]:
-            notes.append(f"{' and '.join(unused)} not used: {name} takes {inputs[0]} alone")
+        for unused in ("audio", "text"):
+            if unused not in inputs and any(getattr(turn, unused) for turn in turns):
+                notes.append(f"{unused} not used: {self.fusion.name} takes {inputs[0]} alone")
         return notes
 
     def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, torch.Tensor]:
-        """The rows of each modality `[n, dim]` as the run read them from a store; a missing one has none."""
-        found = {}
+        """The rows of each modality `[n, dim]` as the run read them from a store; n is 0 for one that is missing."""
+        inputs = {}
         for modality, features in self.features.items():
-            given = turn.audio if modality == "audio" else turn.text
+            source = turn.audio if modality == "audio" else turn.text
             extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
-            if given is None:
-                found[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
+            if source is None:
+                inputs[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
                 continue
             if modality not in self._extractors:
                 self._extractors[modality] = load_extractors(features, self.plan.device)
-            computed, columns = rows_of(self._extractors[modality], given, warnings), []
+            computed, columns = rows_of(self._extractors[modality], source, warnings), []
             for feature, described in zip(features, self.described[modality], strict=True):
                 rows = computed[feature.spec.fingerprint]
                 values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
                 columns.append(as_read(stored, described, feature.spec, self.fusion.level == "vector").values)
-            found[modality] = torch.cat(columns, 1)
-        return found
+            inputs[modality] = torch.cat(columns, 1)
+        return inputs
 
     def _predicted(self, turns: Sequence[Turn], rows: Sequence[Mapping[str, torch.Tensor]]) -> np.ndarray:
-        """What the target predicts, `[n, …]`. A turn without a modality has no rows of it, as where it is hidden."""
+        """What the target predicts, `[n, …]`. A turn without a modality has no rows of it, as when it is hidden."""
         inputs = {}
         for modality in self.features:
-            pieces = [found[modality] for found in rows]
+            pieces = [turn_rows[modality] for turn_rows in rows]
             inputs[modality] = Inputs(torch.cat(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64))
-        told = [{"dialogue": one.dialogue, "turn": one.turn, "speaker": one.speaker} for one in turns]
-        manifest = Manifest.from_rows("new", ({"id": str(row), **one} for row, one in enumerate(told)))
+        columns = [{"dialogue": turn.dialogue, "turn": turn.turn, "speaker": turn.speaker} for turn in turns]
+        manifest = Manifest.from_rows("new", ({"id": str(number), **row} for number, row in enumerate(columns)))
         data = Dataset(apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {})
         return self.fitted.predict(data, np.arange(len(turns)), self.plan)["logits"]

@@ -1,13 +1,13 @@
 """The waveform: one audio file as 32-bit floats of one channel, with every doubt named, and its augmented copies.
 
-Files lie: a header may promise more than the file holds, and decoders then read short or fill up in silence. So the
-bytes are read once, hashed, checked against their own header, and only then decoded. What cannot be trusted raises
-`UtteranceError`; what is odd but right is a warning on the clip. What the bytes do not show, such as a mount that is
-gone or memory that ran out, is no property of the utterance: it raises `CorpusError`, and nobody is quarantined for it.
+A header may promise more than the file holds, and decoders then read short or pad without a warning. So the bytes are
+read once, hashed, checked against their own header, and only then decoded. Audio that cannot be trusted raises
+`UtteranceError`; audio that is odd but right gets a warning on the clip. A fault that is not in the bytes, such as a
+lost mount or a lack of memory, says nothing about the utterance: it raises `CorpusError`, and nothing is quarantined.
 
 A view is an augmented copy, stored as a feature of its own: `logmel:view=pitch-1`. USC (§4) adds noise, pitch, stretch
-and shift and gives no strengths; those below are ours. A view is drawn anew for each utterance, by a generator seeded
-with its samples and the view's name: the same utterance always gives the same copy, and `pitch-1`, `pitch-2` are two.
+and shift and gives no strengths; those below are ours. The generator of each copy is seeded with the samples and the
+view's name: the same utterance always gives the same copy, and `pitch-1` and `pitch-2` differ.
 """
 
 import errno
@@ -33,20 +33,20 @@ LONGEST = 3600.0  # seconds; longer files are recordings to be cut into utteranc
 LARGEST = 4 << 30  # bytes: an hour of 96 kHz 64-bit stereo is below
 CANCELLED = 0.1  # rms of the mean / rms of the loudest channel, below which channels cancel (-20 dB)
 SILENT = 1e-5  # peak below which a clip counts as silent: a third of one 16-bit step
-NOT_AUDIO = {
+NOT_AUDIO = {  # by how the file starts
     b"<!doctype html": "is an HTML page, not audio",
     b"<html": "is an HTML page, not audio",
     b"version https://git-lfs": "is a git-LFS pointer: run `git lfs pull` in the corpus",
 }
-# By name: what libsndfile reads, and what only ffmpeg does.
+# File name endings: what libsndfile reads, and what only ffmpeg reads.
 SOUND = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"}
 CODED = {".mp4", ".m4a", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wma", ".wmv", ".amr", ".aac", ".3gp", ".mpg"}
 SNR = (10.0, 30.0)  # dB, signal over white noise
-SEMITONES = 2.0  # pitch, up or down, at most
-RATES = (0.8, 1.25)  # tempo; drawn evenly in its logarithm
-SHIFT = 0.1  # of the length, to either side at most; zeros come in
+SEMITONES = 2.0  # largest pitch shift, up or down
+RATES = (0.8, 1.25)  # tempo; uniform in its logarithm
+SHIFT = 0.1  # of the length, the largest shift to either side; zeros come in
 _UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
-# What a name itself can be wrong by: nothing there, a link to itself, a folder, a socket. All else is the disk's fault.
+# Errors of the path itself: nothing there, a link to itself, a folder, a socket. Any other is the disk's fault.
 _MISNAMED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
@@ -74,7 +74,7 @@ class Clip:
 
 
 def decode(path: Path, sha256: str | None = None) -> Clip:
-    """Decode one file, and check it against `sha256`, what it had when the corpus was read, where given.
+    """Decode one file. A given `sha256` is that of the file when the corpus was read, and must match.
 
     Raises `UtteranceError` with the reason, and `CorpusError` if it cannot be read, or is gone or changed since.
     """
@@ -123,9 +123,8 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
     own_name = f" && mv {new} {quoted}" if name.lower().endswith(".wav") else ""
     convert = f"convert it with `ffmpeg -i {quoted} -vn {new}{own_name}`"
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, reason in NOT_AUDIO.items():
-        if start.startswith(magic):
-            raise UtteranceError(reason)
+    if reason := next((reason for magic, reason in NOT_AUDIO.items() if start.startswith(magic)), None):
+        raise UtteranceError(reason)
     _check_wav(data)
     try:
         file = sf.SoundFile(io.BytesIO(data))
@@ -135,9 +134,10 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
         raise UtteranceError(f"has {file.frames} samples by its header, over an hour or 4 GB: cut it into utterances")
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
-    told = re.search(r"(\d+) \(should be (\d+)\)", file.extra_info) if data[:4] != b"RIFF" else None
-    if told and int(told[2]) + 1 < int(told[1]) < 0x7F000000:  # a byte of padding may lack; pipes say so many or more
-        raise UtteranceError(f"is cut short: its header says {told[1]} bytes, the file holds {told[2]}")
+    sizes = re.search(r"(\d+) \(should be (\d+)\)", file.extra_info) if data[:4] != b"RIFF" else None
+    # A byte of padding may be missing; a stream written through a pipe says 0x7F000000 bytes or more.
+    if sizes and int(sizes[2]) + 1 < int(sizes[1]) < 0x7F000000:
+        raise UtteranceError(f"is cut short: its header says {sizes[1]} bytes, the file holds {sizes[2]}")
     samples = re.search(rb"sample_count -i (\d{1,12})\n", data[:1024]) if data.startswith(b"NIST_1A") else None
     if samples and file.frames < int(samples[1]):
         raise UtteranceError(f"is cut short: the header says {int(samples[1])} samples, the file holds {file.frames}")
@@ -180,9 +180,9 @@ def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
 
 
 def _check_wav(data: bytes) -> None:
-    """Raises `UtteranceError` if a WAV file holds less than its header says: libsndfile reads short without a word.
+    """Raises `UtteranceError` if a WAV file holds less than its header says: libsndfile reads short without a warning.
 
-    What a pipe has written says 0 or 2^32 - 1 bytes, whatever it holds.
+    A file written through a pipe says 0 or 2^32 - 1 bytes, whatever it holds.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return
@@ -199,39 +199,16 @@ def _check_wav(data: bytes) -> None:
 
 
 def _undecodable(fault: Exception) -> UtteranceError:
-    """Without the name that soundfile gives to bytes, an address that is another in every process."""
-    said = str(getattr(fault, "error_string", fault)).splitlines() or [type(fault).__name__]
-    return UtteranceError(f"cannot be decoded as audio ({said[0].strip(' .')})")
+    """The error without the name that soundfile gives to bytes, a memory address that differs in every process."""
+    lines = str(getattr(fault, "error_string", fault)).splitlines() or [type(fault).__name__]
+    return UtteranceError(f"cannot be decoded as audio ({lines[0].strip(' .')})")
 
 
-def noise(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """White noise at an SNR from `SNR`."""
-    level = np.sqrt(np.mean(np.square(samples, dtype=np.float64))) * 10 ** (-rng.uniform(*SNR) / 20)
-    return samples + level * rng.standard_normal(len(samples))
-
-
-def pitch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Shifted by up to `SEMITONES`; the length stays."""
-    return np.asarray(librosa.effects.pitch_shift(samples, sr=rate, n_steps=rng.uniform(-SEMITONES, SEMITONES)))
-
-
-def stretch(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Faster or slower at the same pitch: `n / tempo` samples."""
-    tempo = float(np.exp(rng.uniform(np.log(RATES[0]), np.log(RATES[1]))))
-    return np.asarray(librosa.effects.time_stretch(samples, rate=tempo))
-
-
-def shift(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Moved in time by up to `SHIFT` of the length."""
-    by = round(rng.uniform(-SHIFT, SHIFT) * len(samples))
-    return np.pad(samples, abs(by))[abs(by) - by :][: len(samples)]
-
-
-VIEWS = {view.__name__: view for view in (noise, pitch, stretch, shift)}
+VIEWS = ("noise", "pitch", "stretch", "shift")
 
 
 def check_view(view: str) -> None:
-    """Raises `WrongUse` for a view that is not written KIND-NUMBER, such as pitch-1."""
+    """Raises `WrongUse` unless a view is written KIND-NUMBER, such as pitch-1."""
     kind, _, number = view.partition("-")
     if kind not in VIEWS:
         raise unknown("view", kind, VIEWS)
@@ -240,7 +217,19 @@ def check_view(view: str) -> None:
 
 
 def change(samples: np.ndarray, rate: int, view: str) -> np.ndarray:
-    """The `view` of `samples` `[n]`, float32."""
+    """The `view` of `samples` `[n]`, float32 `[n]`; where it is faster or slower, `[n / tempo]`."""
     seed = hashlib.sha256(view.encode() + samples.tobytes()).digest()
-    changed = VIEWS[view.partition("-")[0]](samples, rate, np.random.default_rng(list(seed)))
+    rng = np.random.default_rng(list(seed))
+    match view.partition("-")[0]:
+        case "noise":  # white, at an SNR from `SNR`
+            level = np.sqrt(np.mean(np.square(samples, dtype=np.float64))) * 10 ** (-rng.uniform(*SNR) / 20)
+            changed = samples + level * rng.standard_normal(len(samples))
+        case "pitch":
+            changed = librosa.effects.pitch_shift(samples, sr=rate, n_steps=rng.uniform(-SEMITONES, SEMITONES))
+        case "stretch":  # at the same pitch
+            tempo = float(np.exp(rng.uniform(*np.log(RATES))))
+            changed = librosa.effects.time_stretch(samples, rate=tempo)
+        case _:  # a shift in time
+            by = round(rng.uniform(-SHIFT, SHIFT) * len(samples))
+            changed = np.pad(samples, abs(by))[abs(by) - by :][: len(samples)]
     return np.ascontiguousarray(changed, dtype=np.float32)

@@ -43,11 +43,11 @@ class Rows:
     values: np.ndarray
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    finite: bool = False  # the values were seen to be, in the store's dtype
+    finite: bool = False  # whether the values were checked to be, in the store's dtype
 
 
 class Layer(NamedTuple):
-    """One layer of one input: `values` `[rows, dim]` in the store's dtype, and each row's largest magnitude before."""
+    """One layer of one input: `values` `[rows, dim]` in the store's dtype; `peaks`, each row's maximum before that."""
 
     values: np.ndarray
     peaks: np.ndarray
@@ -60,23 +60,23 @@ class Extractor:
     """Computes features that share their work. `run` is called from several threads at once.
 
     A subclass names its frozen dataclass of settings (`Config`, hashed into the fingerprint; a field with `init=False`
-    is fixed), its `dim`, and `extract`; `checkpoint` is the `Checkpoint` that the feature reads, None for one that is
-    computed without weights. An encoder that computes a batch at once overrides `run` instead. What is
-    returned for an utterance must not depend on the other utterances of its batch.
+    is fixed), and defines `dim` and `extract`; `checkpoint` is the `Checkpoint` that the feature reads, None for one
+    without weights. An encoder that computes a batch at once overrides `run` instead. The rows of an utterance must not
+    depend on the other utterances of its batch.
     """
 
     name: ClassVar[str]  # of this code, in the spec
-    version: ClassVar[int]  # raised when its numbers change: old rows are never mixed with new ones
+    version: ClassVar[int]  # to raise when its numbers change: old rows are never mixed with new ones
     Config: ClassVar[type]
-    packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted beside the feature
+    packages: ClassVar[tuple[str, ...]] = ()  # their versions are recorded beside the feature
     batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
     exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
-    fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that are no settings of the user's
-    own: ClassVar[frozenset[str]] = frozenset()  # settings in which features may differ that are computed together
+    fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that the user cannot set
+    own: ClassVar[frozenset[str]] = frozenset()  # settings that may differ between features computed together
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> Any:
-        """The complete `Config`. Raises `WrongUse` for settings that cannot be."""
+        """The complete `Config`. Raises `WrongUse` for impossible settings."""
         return cls.Config(**settings)
 
     @classmethod
@@ -86,7 +86,7 @@ class Extractor:
 
     @classmethod
     def hop(cls, config: Any, checkpoint: Any) -> float | None:
-        """Seconds between frames; None where rows are no frames."""
+        """Seconds between frames; None if rows are not frames."""
         return None
 
     def __init__(
@@ -104,7 +104,7 @@ class Extractor:
         """Load what `run` needs, such as a model."""
 
     def run(self, batch: Sequence[Any]) -> list[Outcome]:
-        """The features of each `Clip` (audio) or transcript (text), in order; `UtteranceError` where there are none."""
+        """The features of each `Clip` (audio) or transcript (text), in order, or the `UtteranceError` of it."""
         outcomes: list[Outcome] = []
         for item in batch:
             try:
@@ -118,8 +118,8 @@ class Extractor:
         raise NotImplementedError
 
     def outcome(self, arrays: Sequence[Any], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
-        """The arrays or layers, one per spec, in the store's dtype; `UtteranceError` where it cannot hold them."""
-        found: dict[str, Rows] = {}
+        """The arrays or layers, one per spec, in the store's dtype, or an `UtteranceError` if it cannot hold them."""
+        rows: dict[str, Rows] = {}
         for spec, array in zip(self.specs, arrays, strict=True):
             values, magnitudes = array if isinstance(array, Layer) else (array, np.abs(array))
             peak = magnitudes.max(initial=0.0)  # NaN if any value is
@@ -127,34 +127,35 @@ class Extractor:
                 if spec.dtype == "float16" and peak < math.inf:
                     return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
                 return UtteranceError("the extractor gave NaN or infinite values")
-            found[spec.fingerprint] = Rows(np.ascontiguousarray(values, spec.dtype), extras or {}, warnings, True)
-        return found
+            rows[spec.fingerprint] = Rows(np.ascontiguousarray(values, spec.dtype), extras or {}, warnings, True)
+        return rows
 
 
 class Encoder(Extractor):
     """Several layers of one pretrained encoder from one forward pass.
 
     Layer k is the output of the k-th transformer layer, 0 the input of the first. A batch is padded and masked so that
-    each row equals the one computed alone, and halved when memory runs out.
+    each utterance gets what it gets alone, and halved when memory runs out.
     """
 
     batched = True
     checkpoint: Checkpoint
     padding: float = 0
-    mask_always = False  # with a mask of ones, a model may take another kernel than without any
+    mask_always = False  # a model may take another kernel with a mask of ones than with none
     own = frozenset({"layer"})
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> Any:
         """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
-        model = checkpoint.model
-        known = [architecture for architecture, row in ENCODERS.items() if row["extractor"] == cls.name]
-        if (architecture := checkpoint.architecture) not in known:
+        model, architecture = checkpoint.model, checkpoint.architecture
+        known = [name for name, encoder in ENCODERS.items() if encoder["extractor"] == cls.name]
+        if architecture not in known:
             raise WrongUse(f"{model} is a {architecture} model, not a {cls.name} encoder of {', '.join(known)}")
         last = checkpoint.setting("num_hidden_layers")
-        if not 0 <= (layer := settings.get("layer", last)) <= last:
-            raise WrongUse(f"layer={layer}: {model} has layers 0 to {last}")
-        return cls.Config(**{"layer": last, **settings})
+        config = cls.Config(**{"layer": last, **settings})
+        if not 0 <= config.layer <= last:
+            raise WrongUse(f"layer={config.layer}: {model} has layers 0 to {last}")
+        return config
 
     @classmethod
     def dim(cls, config: Any, checkpoint: Checkpoint) -> int:
@@ -162,30 +163,30 @@ class Encoder(Extractor):
         return checkpoint.setting("hidden_size")
 
     def open(self) -> None:
-        """Load the model, and see to it that `hidden` finds the layers."""
+        """Load the model, and let it keep the layers that `hidden` returns."""
         exact_arithmetic(self.device)
         self.model = load_encoder(self.checkpoint).to(self.device)
-        self.too_large = math.inf  # values of a padded batch for which memory ran out
-        self.state = threading.local()  # of one forward pass: `lengths` of the rows, and `taken` `[batch, time, dim]`
+        self.too_large = math.inf  # values of a padded batch that ran out of memory
+        self.state = threading.local()  # of one forward pass: `lengths` of the inputs, `layers` `[batch, time, dim]`
         self.tap({config.layer for config in self.configs})
 
     def tap(self, wanted: set[int]) -> None:
-        """Keep the outputs of these layers of each forward pass, by number, in `state.taken`."""
+        """Keep the outputs of these layers of each forward pass, by number, in `state.layers`."""
 
-        def take(number: int, _module: Any, args: Any, output: Any = None) -> None:
+        def keep(number: int, _module: Any, args: Any, output: Any = None) -> None:
             hidden = args if output is None else output
-            self.state.taken[number] = hidden[0] if isinstance(hidden, tuple) else hidden
+            self.state.layers[number] = hidden[0] if isinstance(hidden, tuple) else hidden
 
         # Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
         encoder = getattr(self.model, "encoder", self.model)
         layers = encoder.layers = encoder.layers[: max(*wanted, 1)]
         for number in wanted:
             register = layers[number - 1].register_forward_hook if number else layers[0].register_forward_pre_hook
-            register(partial(take, number))
+            register(partial(keep, number))
 
     def hidden(self, config: Any, output: Any) -> Any:
         """The layer `[batch, time, dim]` that `config` names, of the forward pass that gave `output`."""
-        return self.state.taken[config.layer]
+        return self.state.layers[config.layer]
 
     def rows(self, length: int) -> int:
         """How many rows an input of this length has."""
@@ -194,7 +195,7 @@ class Encoder(Extractor):
     def forward(self, inputs: Sequence[np.ndarray]) -> list[list[Layer]]:
         """Hidden states of each input `[n, …]` (samples, token ids, log-mel), for each spec.
 
-        If memory runs out, each half is computed alone, down to one input; so is from then on every batch of that size.
+        If memory runs out, the batch is halved, down to one input; from then on, so is every batch of that size.
         """
         size = len(inputs) * max(map(len, inputs))
         if len(inputs) == 1 or size < self.too_large:
@@ -204,24 +205,24 @@ class Encoder(Extractor):
                 if len(inputs) == 1 or not is_out_of_memory(fault):
                     raise
             # Not above: there the fault's traceback still holds the tensors that did not fit.
-            self.too_large, self.state.taken = min(size, self.too_large), {}
+            self.too_large, self.state.layers = min(size, self.too_large), {}
             gc.collect()
             import torch
 
-            torch.cuda.empty_cache()  # nothing elsewhere
+            torch.cuda.empty_cache()  # does nothing without CUDA
         half = len(inputs) // 2
         return self.forward(inputs[:half]) + self.forward(inputs[half:])
 
     def _forward(self, inputs: Sequence[np.ndarray]) -> list[list[Layer]]:
         import torch
 
-        device, lengths = torch.device(self.device), [len(one) for one in inputs]
+        device, lengths = torch.device(self.device), [len(values) for values in inputs]
         shape = (len(inputs), max(lengths), *inputs[0].shape[1:])
         dtype, pinned = torch.from_numpy(inputs[0]).dtype, device.type == "cuda"
         padded = torch.full(shape, self.padding, dtype=dtype, pin_memory=pinned)
-        for row, one in enumerate(inputs):
-            padded[row, : len(one)] = torch.from_numpy(one)
-        self.state.lengths, self.state.taken = lengths, {}
+        for row, values in enumerate(inputs):
+            padded[row, : len(values)] = torch.from_numpy(values)
+        self.state.lengths, self.state.layers = lengths, {}
         bfloat16 = self.config.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             mask = None
@@ -231,20 +232,20 @@ class Encoder(Extractor):
             output = self.model(padded.to(device, non_blocking=pinned), attention_mask=mask)
             layers = []
             for config, spec in zip(self.configs, self.specs, strict=True):
-                # Cast and looked at where they are: half the bytes leave a GPU, and nobody reads them once more.
+                # Cast and checked on the GPU: half the bytes leave it, and the values are read once.
                 hidden = self.hidden(config, output)
                 lowest, highest = hidden.float().aminmax(dim=-1)
-                kept = hidden.to(getattr(torch, spec.dtype)), torch.maximum(-lowest, highest)
-                layers.append([tensor.cpu().numpy() for tensor in kept])
-        self.state.taken = {}
+                values, peaks = hidden.to(getattr(torch, spec.dtype)), torch.maximum(-lowest, highest)
+                layers.append((values.cpu().numpy(), peaks.cpu().numpy()))
+        self.state.layers = {}
         rows = [slice(self.rows(length)) for length in lengths]
-        return [[Layer(x[row, some], y[row, some]) for x, y in layers] for row, some in enumerate(rows)]
+        return [[Layer(x[row, kept], y[row, kept]) for x, y in layers] for row, kept in enumerate(rows)]
 
 
 def batches(
     items: Iterable[Item], length: Callable[[Item], float], most: float | None, padded: bool = True
 ) -> list[list[Item]]:
-    """The items in order, in groups whose size is at most `most`; None: one by one. A longer one stands alone.
+    """The items in order, in groups of size `most` or less; None: one by one. A longer item is a group by itself.
 
     The size of a group is longest × count, or the sum of the lengths if they are not `padded`.
     """
@@ -265,18 +266,18 @@ def text_seconds(text: str) -> float:
     return (2 + len(text) / CHARACTERS_PER_TOKEN) / TOKENS_PER_SECOND
 
 
-def rows_of(extractors: Sequence[Extractor], given: Path | str, warnings: list[str]) -> dict[str, Rows]:
+def rows_of(extractors: Sequence[Extractor], source: Path | str, warnings: list[str]) -> dict[str, Rows]:
     """The features of one audio file (a path) or transcript (a string), by fingerprint.
 
-    Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` for what cannot be used.
+    Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` if it cannot be used.
     """
-    source: Clip | str = decode(given) if isinstance(given, Path) else given
-    outcomes = [extractor.run([source])[0] for extractor in extractors]
-    warnings += dict.fromkeys(source.warnings) if isinstance(source, Clip) else ()
-    found: dict[str, Rows] = {}
+    item = decode(source) if isinstance(source, Path) else source
+    features: dict[str, Rows] = {}
+    outcomes = [extractor.run([item])[0] for extractor in extractors]
+    warnings += dict.fromkeys(item.warnings) if isinstance(item, Clip) else ()
     for outcome in outcomes:
         if isinstance(outcome, UtteranceError):
             raise outcome
-        found |= outcome
-    warnings += dict.fromkeys(warning for rows in found.values() for warning in rows.warnings)
-    return found
+        features |= outcome
+    warnings += dict.fromkeys(warning for rows in features.values() for warning in rows.warnings)
+    return features

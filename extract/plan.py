@@ -1,10 +1,10 @@
-"""What `ser features` will compute: which rows are there already, how the rest is cut into tasks, and its size."""
+"""What `ser features` will compute: which rows the store has, how the missing ones are cut into tasks, their size."""
 
-import contextlib
 import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import compress
@@ -16,7 +16,7 @@ import numpy as np
 
 from ser.cache.manifest import RESERVED, Manifest, Parent
 from ser.cache.spec import Modality, Spec
-from ser.cache.store import Feature, Store, check_local, open_store
+from ser.cache.store import Feature, Quarantine, Store, check_local, open_store
 from ser.engines.cluster import check_scheduler, local_workers
 from ser.engines.machine import choose_device
 from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
@@ -31,21 +31,25 @@ PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
 
 
-@dataclass(frozen=True, slots=True)  # there are millions, and without slots each has a dict once it was pickled
+@dataclass(frozen=True, slots=True)  # there may be millions, and without slots an unpickled one has a dict
 class Utterance:
     """One manifest row, as the workers need it."""
 
     id: str
     source: str | None  # the path of its audio, or its transcript
-    digest: str | None  # of what that is
+    digest: str | None  # of that audio or transcript
     length: float  # what it costs, in seconds of audio
     problem: str | None = None  # why it cannot be used, as far as the scan knows
-    file: str = ""  # where that is wrong: the audio, or the file that should hold the transcript
+    file: str = ""  # of the problem: the audio, or the file that should hold the transcript
+
+    def quarantine(self, reason: str) -> Quarantine:
+        """What the store records of it where it cannot be used."""
+        return Quarantine(self.id, self.digest, self.file, reason)
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """One feature, and the utterances that it still lacks: the others were computed before, or are quarantined."""
+    """One feature, and the utterances that it lacks: the others were computed before, or are quarantined."""
 
     resolved: ResolvedFeature
     missing: list[Utterance]
@@ -56,18 +60,18 @@ class FeaturePlan:
 class WorkerConfig:
     """What all tasks of a run share."""
 
-    asked: ExtractionConfig  # with the store's absolute path: a worker on a cluster stands elsewhere
+    asked: ExtractionConfig  # with the store's absolute path: a cluster's worker has another working folder
     root: Path
     corpus: str
     resolved: tuple[ResolvedFeature, ...]
-    device: str  # as it was asked for, or that of this machine
+    device: str  # as requested, or that of this machine
     threads: int = 1
     written_by: Mapping[str, Any] = field(default_factory=dict)
 
     def here(self) -> "WorkerConfig":
-        """With the device of this machine. Raises `WrongUse` for one that is not here."""
-        needed = any(one.checkpoint for one in self.resolved)  # by a model; all else is computed by the CPU
-        return replace(self, device=choose_device(self.device) if needed else "cpu")
+        """With the device of this machine. Raises `WrongUse` for one that it does not have."""
+        has_model = any(feature.checkpoint for feature in self.resolved)  # the CPU computes everything else
+        return replace(self, device=choose_device(self.device) if has_model else "cpu")
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,20 @@ class ExtractionTask:
     @property
     def stages(self) -> Counter[str]:
         """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
-        stages = ["decode"] * (self.modality == "audio") + [spec.feature for spec in self.specs]
-        return Counter(dict.fromkeys(stages, sum(not one.problem for one in self.utterances)))
+        decoding = ["decode"] if self.modality == "audio" else []
+        usable = sum(not utterance.problem for utterance in self.utterances)
+        return Counter(dict.fromkeys([*decoding, *(spec.feature for spec in self.specs)], usable))
 
 
 def lacking(
     config: WorkerConfig, modality: Modality, utterances: Iterable[Utterance], missing: Sequence[tuple[Spec, set[str]]]
 ) -> list[ExtractionTask]:
     """What is `missing` (ids, by feature) of these utterances: a task for those that lack the same features."""
-    specs, alike = [spec for spec, _ in missing], dict[tuple[bool, ...], list[Utterance]]()
-    for one in utterances:
-        alike.setdefault(tuple(one.id in ids for _, ids in missing), []).append(one)
-    mine = ((some, tuple(compress(specs, lacks))) for lacks, some in alike.items() if any(lacks))
-    return [ExtractionTask(config, modality, tuple(some), lacked) for some, lacked in mine]
+    specs, groups = [spec for spec, _ in missing], dict[tuple[bool, ...], list[Utterance]]()
+    for utterance in utterances:
+        groups.setdefault(tuple(utterance.id in ids for _, ids in missing), []).append(utterance)
+    rest = ((group, tuple(compress(specs, lacks))) for lacks, group in groups.items() if any(lacks))
+    return [ExtractionTask(config, modality, tuple(group), lacked) for group, lacked in rest]
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,9 @@ class ExtractionPlan:
 
     config: ExtractionConfig
     scan: Scan
-    utterances: Mapping[Modality, list[Utterance]]  # of each modality that is asked for, every row of the manifest
+    utterances: Mapping[Modality, list[Utterance]]  # of each modality that a feature needs, every row of the manifest
     features: list[FeaturePlan]
-    free: int
+    free: int  # bytes on the store's disk
     unavailable: dict[str, WeightsError] = field(default_factory=dict)  # features whose weights are not here
 
     @property
@@ -124,7 +129,7 @@ class ExtractionPlan:
         return sum(feature.bytes for feature in self.features)
 
     def worker_config(self) -> WorkerConfig:
-        """What the tasks share; the device as it was asked for."""
+        """What the tasks share; the device as requested."""
         return WorkerConfig(
             asked=replace(self.config, store=self.config.store.absolute()),
             root=self.scan.root.absolute(),
@@ -135,49 +140,50 @@ class ExtractionPlan:
         )
 
     def tasks(self) -> list[ExtractionTask]:
-        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is there."""
-        config, found = self.worker_config(), list[ExtractionTask]()
+        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is missing."""
+        config, tasks = self.worker_config(), list[ExtractionTask]()
         for modality, utterances in self.utterances.items():
-            mine = [feature for feature in self.features if feature.resolved.spec.modality == modality]
-            missing = [(one.resolved.spec, {row.id for row in one.missing}) for one in mine if one.missing]
+            features = [feature for feature in self.features if feature.resolved.spec.modality == modality]
+            missing = [(one.resolved.spec, {row.id for row in one.missing}) for one in features if one.missing]
             if not missing:
                 continue
-            # Equal transcripts stand together, and are computed once.
-            text = modality == "text"
-            rows = sorted(utterances, key=lambda one: (-one.length, (one.source or "") if text else "", one.id))
-            widest = max(math.prod(_size(one.resolved.spec)) for one in mine)
+            rows = sorted(utterances, key=attrgetter("id"))
+            if modality == "text":
+                rows.sort(key=lambda row: row.source or "")  # equal transcripts are neighbours, and computed once
+            rows.sort(key=attrgetter("length"), reverse=True)
+            widest = max(math.prod(_size(one.resolved.spec)) for one in features)
             most = min(self.config.part_seconds, PART_BYTES / widest)
             for group in batches(rows, attrgetter("length"), most, padded=False):
-                found += lacking(config, modality, group, missing)
-        return found
+                tasks += lacking(config, modality, group, missing)
+        return tasks
 
 
 def utterances_of(scan: Scan, modality: Modality) -> list[Utterance]:
     """Every manifest row as this modality sees it."""
-    manifest, problems, found = scan.manifest, scan.unusable(modality), list[Utterance]()
-    acoustic = modality == "audio"
-    lacks = "no audio file" if acoustic else "no transcript"
+    manifest, problems, utterances = scan.manifest, scan.unusable(modality), list[Utterance]()
     columns = (manifest.column(name) for name in (modality, "duration", f"{modality}_sha256"))
     for id_, source, seconds, digest in zip(manifest.ids, *columns, strict=True):
-        length = (seconds or 0.0) if acoustic else text_seconds(source or "")
-        known = problems.get(id_)
-        problem = known.reason if known else lacks if digest is None else None
-        file = (known.path if known else "") or (acoustic and source) or ""
-        found.append(Utterance(id_, source, digest, length, problem, file))
-    return found
+        if modality == "audio":
+            length, file, absent = seconds or 0.0, source or "", "no audio file"
+        else:
+            length, file, absent = text_seconds(source or ""), "", "no transcript"
+        problem = problems.get(id_)
+        reason = problem.reason if problem else absent if digest is None else None
+        utterances.append(Utterance(id_, source, digest, length, reason, (problem.path if problem else "") or file))
+    return utterances
 
 
 def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
-    """Read the corpus (unless this `scan` of it is given), find the weights, and look up what the store has.
+    """Read the corpus (unless its `scan` is given), find the weights, and look up what the store has.
 
-    Features whose weights are not here are left out of the plan and named in `unavailable`. Raises `WrongUse` for a
-    corpus, feature, model or setting that cannot be, `WeightsError` if no feature is left, and `StoreError` if the disk
-    is too small for the estimated size.
+    Features whose weights are not here are left out of the plan and named in `unavailable`. Raises `WrongUse` for an
+    impossible corpus, feature, model or setting, `WeightsError` if no feature is left, and `StoreError` if the disk is
+    too small for the estimated size.
     """
-    for name, facts in config.TEXTS.items():
-        value, known = getattr(config, name), facts.get("choices")
-        if known and value not in (None, *known):
-            raise WrongUse(f"--{name.replace('_', '-')} {value}: it is {' or '.join(known)}")
+    for name, option in config.TEXTS.items():
+        value, choices = getattr(config, name), option.get("choices")
+        if choices and value not in (None, *choices):
+            raise WrongUse(f"--{name.replace('_', '-')} {value}: it is {' or '.join(choices)}")
     check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
     choose_device(config.device, here=config.device != "auto" and not elsewhere)
@@ -188,53 +194,55 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     names = split_names(config.features) if config.features or scan is None else []
     if scan is None:
         find_format(config.corpus, config.format)  # before the weights, which may come over the network
-    wanted, unavailable = resolve(names, parse_models(config.models), config.dtype)
-    if unavailable and not wanted:
+    resolved, unavailable = resolve(names, parse_models(config.models), config.dtype)
+    if unavailable and not resolved:
         raise next(iter(unavailable.values()))
     scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
     path = config.store.absolute()
     # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
-    there = path.exists() and (
-        not path.is_dir() or any(entry.name not in RESERVED - {"manifests"} for entry in path.iterdir())
-    )
-    store = open_store(config.store) if there else None
+    new = not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= RESERVED - {"manifests"})
+    store = None if new else open_store(config.store)
     scan = _with_parent(scan, store) if store else scan
-    modalities = sorted({one.spec.modality for one in wanted})  # audio first: it takes longer
+    modalities = sorted({feature.spec.modality for feature in resolved})  # audio first: it takes longer
     utterances = {modality: utterances_of(scan, modality) for modality in modalities}
     features = []
-    for one in wanted:
-        missing = utterances[one.spec.modality]
-        if store and (folder := store.path / one.spec.folder).exists():
-            # The folder's name vouches for what spec.json must say, and `Store.add` writes one anew that does not.
-            held = Feature(store.path, folder, one.spec)
-            missing = [missing[row] for row in held.missing(scan.manifest, config.retry)]
-        width, per_second = _size(one.spec)
-        rows = (1 if one.spec.level == "utterance" else 1 + per_second * row.length for row in missing)
-        features.append(FeaturePlan(one, missing, int(sum(rows) * width)))
+    for feature in resolved:
+        spec = feature.spec
+        missing = utterances[spec.modality]
+        if store and (store.path / spec.folder).exists():
+            # The folder's name vouches for what spec.json must say; `Store.add` rewrites one that says otherwise.
+            stored = Feature(store.path, store.path / spec.folder, spec)
+            missing = [missing[row] for row in stored.missing(scan.manifest, config.retry)]
+        row_bytes, per_second = _size(spec)
+        rows = (1 if spec.level == "utterance" else 1 + per_second * row.length for row in missing)
+        features.append(FeaturePlan(feature, missing, int(sum(rows) * row_bytes)))
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
-    made = ExtractionPlan(config, scan, utterances, features, free, unavailable)
-    if made.bytes > made.free:
-        unit, name = (1e9, "GB") if made.bytes >= 1e9 else (1e6, "MB")
+    planned = ExtractionPlan(config, scan, utterances, features, free, unavailable)
+    if planned.bytes > free:
+        unit, name = (1e9, "GB") if planned.bytes >= 1e9 else (1e6, "MB")
         raise StoreError(
-            f"{config.store}: about {made.bytes / unit:.2f} {name} will be written and "
-            f"{made.free / unit:.2f} {name} are free; make room, name another --store, or ask for fewer features"
+            f"{config.store}: about {planned.bytes / unit:.2f} {name} will be written and {free / unit:.2f} {name} "
+            "are free; make room, name another --store, or ask for fewer features"
         )
-    return made
+    return planned
 
 
 def _with_parent(scan: Scan, store: Store) -> Scan:
-    """The scan; the parent of other transcripts is the corpus of the store that has most of their audio, if one has."""
-    # Utterances that the nearest shares, and whether the manifest names it; of none shared nobody is nearer.
-    manifest, most = scan.manifest, (0, True)
-    if (parent := manifest.parent) is None:
+    """The scan; other transcripts get the corpus of the store that shares most of their audio as parent, if any does.
+
+    Of two that share as much, the one that the manifest names already.
+    """
+    manifest, named = scan.manifest, scan.manifest.parent
+    if named is None:
         return scan
-    audio = set(zip(manifest.ids, manifest.inputs("audio"), strict=True))
-    for corpus in sorted(set(store.corpora()) - {manifest.corpus}):
-        with contextlib.suppress(StoreError):  # one that cannot be read is nobody's parent
+    closest, audio = (0, True), {*zip(manifest.ids, manifest.inputs("audio"), strict=True)}
+    for corpus in sorted({*store.corpora()} - {manifest.corpus}):
+        with suppress(StoreError):  # a manifest that cannot be read is no parent
             other = store.manifest(corpus)
-            common = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))
-            if other.parent is None and (near := (common, corpus == parent.corpus)) > most:
-                most, manifest = near, replace(manifest, parent=Parent(other.corpus, other.digest, parent.transcripts))
+            shared = len(audio.intersection(zip(other.ids, other.inputs("audio"), strict=True)))
+            if other.parent is None and (shared, corpus == named.corpus) > closest:
+                closest = shared, corpus == named.corpus
+                manifest = replace(manifest, parent=Parent(corpus, other.digest, named.transcripts))
     return replace(scan, manifest=manifest)
 
 

@@ -1,6 +1,6 @@
-"""The registry of features: the names that users ask for, and what a name resolves to.
+"""The registry of features: the names that users give, and what a name resolves to.
 
-Built-in extractors (the rows of features.toml), a user's own and those of installed packages stand in one table,
+Built-in extractors (the rows of features.toml), a user's own and those of installed packages are in one table,
 `FEATURES`, and are imported when they are first needed: torch and transformers are slow to import.
 """
 
@@ -33,30 +33,31 @@ class FeatureKind:
     modality: Modality
     level: Level
     summary: str
-    extractor: str | type[Extractor]  # the class, or where it is: "package.module:Class"
-    model: str | None = None  # default checkpoint; "": it must be named; None: computed without weights
+    extractor: str | type[Extractor]  # the class, or its place: "package.module:Class"
+    model: str | None = None  # default checkpoint; "": the user must name one; None: computed without weights
     preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that stay the user's to change
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that the user may change
 
     @property
     def code(self) -> type[Extractor]:
-        """The extractor's class, imported now if it was not before."""
+        """The extractor's class, imported when it is first needed."""
         try:
             return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
-        except Exception as fault:  # it may be someone else's code
+        except Exception as fault:  # from someone else's code
             raise WrongUse(f"{self.extractor} cannot be imported ({fault}); mend the package that it is of") from fault
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
-        types = get_type_hints(self.code.Config)
-        found = {one.metadata.get("setting", one.name): types[one.name] for one in fields(self.code.Config) if one.init}
-        return {name: kind for name, kind in found.items() if name not in {*self.preset, *self.code.fixed}}
+        code, types = self.code, get_type_hints(self.code.Config)
+        hidden = {*self.preset, *code.fixed}
+        names = {f.name: f.metadata.get("setting", f.name) for f in fields(code.Config) if f.init}
+        return {setting: types[name] for name, setting in names.items() if setting not in hidden}
 
 
 _ROWS = tomllib.loads(Path(__file__).with_name("features.toml").read_text(encoding="utf-8"))
-_OWN = {name: FeatureKind(**row) for name, row in _ROWS.items()}
-FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureKind, _OWN)
+_BUILT_IN = {name: FeatureKind(**row) for name, row in _ROWS.items()}
+FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureKind, _BUILT_IN)
 
 
 def split_names(features: str | Sequence[str]) -> list[str]:
@@ -88,33 +89,32 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
 def resolve(
     names: Sequence[str], models: Mapping[str, str], dtype: Dtype
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
-    """Everything that `names` ask for, each spec complete. Finds and hashes the checkpoints.
+    """Every feature that `names` stand for, each spec complete. Finds and hashes the checkpoints.
 
-    Beside it stands what is wrong with checkpoints that are not here, by feature: these features are left out. Raises
-    `WrongUse` for an unknown name or a setting that cannot be.
+    A feature whose checkpoint is not on this machine is left out; its error is returned beside them, by feature.
+    Raises `WrongUse` for an unknown name or an impossible setting.
     """
-    asked = [parse(name) for name in names]
+    parsed = [parse(name) for name in names]
     _check_models(models)
     checkpoints: dict[str, Checkpoint | None] = {}
     missing: dict[str, WeightsError] = {}
-    for feature in dict.fromkeys(feature for feature, _ in asked):
-        if (model := models.get(feature, FEATURES[feature].model)) == "":
-            raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
-        try:
-            checkpoints[feature] = None if model is None else find_checkpoint(model, f"--model {feature}=PATH")
-        except WeightsError as fault:
-            missing[feature] = fault
-    found: dict[str, ResolvedFeature] = {}
-    for feature, settings in asked:
-        if feature in checkpoints:
-            for single in _expand(settings, checkpoints[feature]):
-                one = _resolved(feature, single, checkpoints[feature], dtype)
-                found.setdefault(one.spec.fingerprint, one)
-    return list(found.values()), missing
+    resolved: dict[str, ResolvedFeature] = {}
+    for feature, settings in parsed:
+        if feature not in checkpoints | missing:
+            if (model := models.get(feature, FEATURES[feature].model)) == "":
+                raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
+            try:
+                checkpoints[feature] = None if model is None else find_checkpoint(model, f"--model {feature}=PATH")
+            except WeightsError as fault:
+                missing[feature] = fault
+        for single in _expand(settings, checkpoints[feature]) if feature in checkpoints else ():
+            made = _resolved(feature, single, checkpoints[feature], dtype)
+            resolved.setdefault(made.spec.fingerprint, made)
+    return list(resolved.values()), missing
 
 
 def _check_models(models: Iterable[str]) -> None:
-    """Raise `WrongUse` for the name of no feature, or of one that is computed without weights."""
+    """Raise `WrongUse` for an unknown feature, or one that is computed without weights."""
     for feature in models:
         if feature not in FEATURES:
             raise unknown("feature in --model", feature, FEATURES)
@@ -126,19 +126,19 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
     """`layers=all` and `layers=6-9` to one set of settings per layer.
 
     The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the output of
-    fairseq's encoder), unless they say norm=before.
+    fairseq's encoder), unless the settings say norm=before.
     """
     if "layers" not in settings or checkpoint is None:
         return [settings]
-    rest, deepest, norm = {**settings}, str(checkpoint.setting("num_hidden_layers")), {}
-    asked = rest.pop("layers")
+    rest, last = {**settings}, str(checkpoint.setting("num_hidden_layers"))
+    layers, norm = rest.pop("layers"), {}
     if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in ("after", "before"):
         norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
-    span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{deepest}" if asked == "all" else asked)
+    span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{last}" if layers == "all" else layers)
     if not span or int(span[1]) > int(span[2]) or "layer" in rest:
-        raise WrongUse(f"layers={asked}: write layers=all or layers=6-9, and no layer=K")
-    layers = map(str, range(int(span[1]), int(span[2]) + 1))
-    return [{**rest, "layer": layer, **(norm if layer == deepest else {})} for layer in layers]
+        raise WrongUse(f"layers={layers}: write layers=all or layers=6-9, and no layer=K")
+    numbers = map(str, range(int(span[1]), int(span[2]) + 1))
+    return [{**rest, "layer": number, **(norm if number == last else {})} for number in numbers]
 
 
 def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
@@ -154,7 +154,8 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
         "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
     }
     pooled = getattr(config, "pool", "none") != "none"
-    described = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}  # it came later
+    # `pool` was added later: without it, fingerprints are those of before.
+    hashed = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}
     dim, hop = code.dim(config, checkpoint), None if pooled else code.hop(config, checkpoint)
     # openSMILE gives vectors or frames, as its settings say.
     level = "utterance" if pooled else "frame" if hop is not None else kind.level
@@ -175,7 +176,7 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
         version=code.version,
         variant=variant,
         hop=hop,
-        config=described,
+        config=hashed,
         checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
         provenance=provenance,
     )
@@ -188,17 +189,17 @@ def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
         if kind is not float or math.isfinite(typed):
             return typed
     plain = {int: "a whole number", float: "a number", bool: "true or false"}
-    what = plain.get(kind) or " or ".join(map(str, get_args(kind)))
-    raise WrongUse(f"{feature}:{key}={value}: {key} is {what}")
+    allowed = plain.get(kind) or " or ".join(map(str, get_args(kind)))
+    raise WrongUse(f"{feature}:{key}={value}: {key} is {allowed}")
 
 
 def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None) -> list[ResolvedFeature]:
-    """What computes stored features anew. `models` says where an encoder's checkpoint lies, by feature name.
+    """What computes stored features again. `models` maps a feature's name to the place of its checkpoint.
 
-    One that several features share, such as the layers of an encoder, is read and hashed once. Raises `WrongUse` if
-    this would give other numbers: another checkpoint, or another version of the extractor.
+    A checkpoint that several features share, such as the layers of an encoder, is read and hashed once. Raises
+    `WrongUse` if the numbers would differ: another checkpoint, or another version of the extractor.
     """
-    models, found = models or {}, list[ResolvedFeature]()
+    models, resolved = models or {}, list[ResolvedFeature]()
     checkpoints: dict[tuple[str, Any], Checkpoint] = {}
     for spec in specs:
         if spec.extractor == "import":
@@ -212,14 +213,14 @@ def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None
         key = spec.feature, spec.checkpoint.get("digest")
         if FEATURES[spec.feature].model is not None and key not in checkpoints:
             checkpoints[key] = recorded_checkpoint(spec, models)
-        wanted = _resolved(*parse(spec.name), checkpoints.get(key), spec.dtype)
-        if wanted.spec.fingerprint != spec.fingerprint:
-            then, now = (one.pop("config") | one for one in (spec.identity(), wanted.spec.identity()))
-            keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+        again = _resolved(*parse(spec.name), checkpoints.get(key), spec.dtype)
+        if again.spec.fingerprint != spec.fingerprint:
+            then, now = ({**one.config, **one.identity()} for one in (spec, again.spec))
+            keys = sorted(key for key in (now.keys() | then.keys()) - {"config"} if now.get(key) != then.get(key))
             differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
             raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
-        found.append(wanted)
-    return found
+        resolved.append(again)
+    return resolved
 
 
 def load_extractors(
@@ -229,7 +230,7 @@ def load_extractors(
     groups: dict[Hashable, list[ResolvedFeature]] = {}
     for feature in features:
         code = FEATURES[feature.spec.feature].code
-        same = tuple(item for item in asdict(feature.config).items() if item[0] not in code.own)
-        key = (code.name, feature.spec.checkpoint.get("digest"), same) if code.own else feature.spec.fingerprint
+        shared = tuple(item for item in asdict(feature.config).items() if item[0] not in code.own)
+        key = (code, feature.spec.checkpoint.get("digest"), shared) if code.own else feature.spec.fingerprint
         groups.setdefault(key, []).append(feature)
     return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]

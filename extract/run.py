@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -25,9 +26,9 @@ from .worker import TaskResult, Worker, extract_on_worker, extract_task, read_in
 __all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
 
 NAMED = 5  # faults that a message names before it counts the rest
-ESTIMATED = 100  # utterances to compute: fewer are done before they are estimated
+ESTIMATED = 100  # utterances: fewer are computed sooner than estimated
 TRIED = 2  # utterances for each thread, or batches on a GPU, that are timed for an estimate
-GPU_SHARE = 0.25  # of a GPU that a task takes on dask, so that others are decoded and written while one is computed
+GPU_SHARE = 0.25  # of a GPU that a task takes on dask: others are decoded and written while one is computed
 OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 
 
@@ -38,11 +39,11 @@ class Summary:
     store: str
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
-    refused: list[str] = field(default_factory=list)  # what of the corpus has no row: a missing session, a bad line
+    refused: list[str] = field(default_factory=list)  # parts of the corpus without a row: a missing session, a bad line
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # wall clock
     audio_seconds: float = 0.0  # decoded
-    stages: dict[str, float] = field(default_factory=dict)  # seconds of all its threads busy, slowest first
+    stages: dict[str, float] = field(default_factory=dict)  # busy seconds, shared among its threads; slowest first
     check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
 
     @property
@@ -67,22 +68,21 @@ def extract(plan: ExtractionPlan, on_progress: OnProgress | None = None) -> Summ
 
 
 class ExtractionRun(ExitStack):
-    """Carries out a plan in this process or in those that the plan names. The models that it opens are held until it
-    is closed, so that an estimate and the extraction after it load each only once.
+    """Carries out a plan in this process or in those that the plan names. Models stay open until it is closed: an
+    estimate and the extraction after it load each model once.
     """
 
     def __init__(self, plan: ExtractionPlan) -> None:
         super().__init__()
         self.plan, self.tasks = plan, plan.tasks()
-        # By stage, how many utterances it has to do.
-        self.totals = sum((task.stages for task in self.tasks), Counter[str]())
+        self.totals = sum((task.stages for task in self.tasks), Counter[str]())  # utterances of each stage
 
     @cached_property
     def processes(self) -> int:
-        """Of this machine: by default one, or with several GPUs one for each."""
+        """How many of this machine compute: by default one, or with several GPUs one for each."""
         config = self.plan.worker_config()
-        each = engines.gpus(config.device) if any(one.checkpoint for one in config.resolved) else 1
-        return max(1, min(self.plan.config.workers or each, len(self.tasks)))
+        default = engines.gpus(config.device) if any(feature.checkpoint for feature in config.resolved) else 1
+        return max(1, min(self.plan.config.workers or default, len(self.tasks)))
 
     @cached_property
     def worker(self) -> Worker:
@@ -91,25 +91,25 @@ class ExtractionRun(ExitStack):
         return self.enter_context(closing(Worker(replace(self.plan.worker_config().here(), threads=threads))))
 
     def extract(self, on_progress: OnProgress | None = None) -> Summary:
-        """Compute and publish all that is missing. What is there already is not touched, so a killed run resumes.
+        """Compute and publish all that is missing. Rows in the store are not touched, so a killed run resumes.
 
         Raises `ExtractionStopped` for a corpus that is not whole, and at the first part with unusable utterances,
         unless the config says `on_error="skip"`; that part's good rows are kept. Raises `StoreError` when the disk is
         full, and `SerError` when a worker process dies.
         """
-        begun = time.perf_counter()
-        plan, config = self.plan, self.plan.config
-        stop_if_unusable(plan)
+        start = time.perf_counter()
+        config, scan, manifest = self.plan.config, self.plan.scan, self.plan.manifest
+        stop_if_unusable(self.plan)
         store = open_store(config.store, create=True)
-        corpus = plan.manifest.corpus
         # A trial with `--limit` must not shrink the latest manifest.
-        known = set(store.manifest(corpus).ids) if config.limit is not None and corpus in store.corpora() else set()
-        if not known.issuperset(plan.manifest.ids):
-            store.put_manifest(plan.manifest, config.replace, "features")
-        opened = {feature.resolved.spec.name: store.add(feature.resolved.spec) for feature in plan.features}
-        deviations = measure_deviations(plan, config.check) if config.check else {}
-        for name, most in deviations.items():
-            opened[name].annotate(check={"utterances": config.check, "max_relative": most})
+        trial = config.limit is not None and manifest.corpus in store.corpora()
+        if not trial or not {*manifest.ids} <= {*store.manifest(manifest.corpus).ids}:
+            store.put_manifest(manifest, config.replace, "features")
+        features = [store.add(feature.resolved.spec) for feature in self.plan.features]
+        deviations = measure_deviations(self.plan, config.check) if config.check else {}
+        for feature in features:
+            if (deviation := deviations.get(feature.spec.name)) is not None:
+                feature.annotate(check={"utterances": config.check, "max_relative": deviation})
         total = TaskResult()
         # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
         with closing(self._results(on_progress)) as results:
@@ -118,19 +118,18 @@ class ExtractionRun(ExitStack):
                 stop_at(config, result.quarantined)
         summary = Summary(
             store=str(config.store),
-            refused=[str(problem) for problem in plan.scan.refused],
-            warnings=[*plan.scan.warnings],
-            seconds=time.perf_counter() - begun,
+            refused=[str(problem) for problem in scan.refused],
+            warnings=[*scan.warnings],
+            seconds=time.perf_counter() - start,
             audio_seconds=total.audio_seconds,
             stages=dict(sorted(total.seconds.items(), key=lambda entry: -entry[1])),
             check=deviations,
         )
-        for feature in plan.features:
-            spec = feature.resolved.spec
-            quarantined = opened[spec.name].quarantined(plan.manifest)
-            rows, computed = opened[spec.name].rows(plan.manifest), total.computed[spec.name]
-            if rows + len(quarantined) != len(plan.manifest):
-                raise SerError(f"{spec.name}: {len(plan.manifest) - rows - len(quarantined)} rows are unaccounted for")
+        for feature in features:
+            spec, quarantined = feature.spec, feature.quarantined(manifest)
+            rows, computed = feature.rows(manifest), total.computed[spec.name]
+            if lost := len(manifest) - rows - len(quarantined):
+                raise SerError(f"{spec.name}: {lost} rows are unaccounted for")
             summary.features[spec.name] = {
                 "rows": rows,
                 "computed": computed,
@@ -142,15 +141,15 @@ class ExtractionRun(ExitStack):
                 "random_weights": spec.random_weights,
             }
             summary.quarantined[spec.name] = quarantined
-        ids: dict[str, list[str]] = {}  # by warning: one line each, with its count and first utterance
-        for what, utterance in dict.fromkeys(total.warnings):
-            ids.setdefault(what, []).append(utterance)
-        for what, found in sorted(ids.items()):
-            whose = found[0] if len(found) == 1 else f"{len(found)} utterances ({found[0]}, …)"
-            summary.warnings.append(f"{whose}: {what}")
+        ids: dict[str, set[str]] = {}  # by warning: one line each, with its count and first utterance
+        for warning, id_ in total.warnings:
+            ids.setdefault(warning, set()).add(id_)
+        for warning, warned in sorted(ids.items()):
+            subject = min(warned) if len(warned) == 1 else f"{len(warned)} utterances ({min(warned)}, …)"
+            summary.warnings.append(f"{subject}: {warning}")
         return summary
 
-    def _results(self, report: OnProgress | None) -> Generator[TaskResult]:
+    def _results(self, on_progress: OnProgress | None) -> Generator[TaskResult]:
         config, tasks = self.plan.config, self.tasks
         if not tasks:
             return
@@ -158,16 +157,16 @@ class ExtractionRun(ExitStack):
 
         def progress(stage: str, count: int) -> None:
             done[stage] += count
-            if report:
-                report(stage, min(done[stage], total[stage]), total[stage])
+            if on_progress:
+                on_progress(stage, min(done[stage], total[stage]), total[stage])
 
         results: Iterable[TaskResult]
         if config.scheduler is not None:
             results = run_on_cluster(tasks, config.scheduler, config.insecure)
         elif self.processes > 1:
-            self.worker.close()  # the processes open extractors of their own
-            asked = replace(self.plan.worker_config(), threads=self.worker.config.threads)  # each chooses its device
-            results = engines.run(extract_task, [replace(task, config=asked) for task in tasks], self.processes)
+            self.worker.close()  # each process opens its own extractors, and chooses its device
+            worker_config = replace(self.plan.worker_config(), threads=self.worker.config.threads)
+            results = engines.run(extract_task, [replace(task, config=worker_config) for task in tasks], self.processes)
         else:
             self.worker.on_stage = progress
             yield from self.worker.run(tasks)
@@ -178,134 +177,131 @@ class ExtractionRun(ExitStack):
             yield result
 
     def estimate(self) -> float | None:
-        """The seconds that the plan will take on this machine, as far as a few utterances can tell.
+        """The seconds that the plan will take on this machine, estimated from a few utterances.
 
-        None if there is little to do, or if other machines do it. What a GPU does beside the CPU is added to it.
+        None if there is little to do, or if other machines do it. A GPU's time is added to the CPU's beside it.
         """
         if self.plan.config.scheduler is not None or max(self.totals.values(), default=0) < ESTIMATED:
             return None
         total = 0.0
         for modality in self.plan.utterances:
             tasks = [task for task in self.tasks if task.modality == modality]
-            usable = [one for task in tasks for one in task.utterances if not one.problem]
+            usable = [utterance for task in tasks for utterance in task.utterances if not utterance.problem]
             # Of all lengths: a few for each thread, or for a GPU a few whole batches.
             groups = batches(usable, attrgetter("length"), self.worker.most)
             step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
-            if some := tuple(one for group in groups[step // 2 :: step] for one in group):
+            if sample := tuple(utterance for group in groups[step // 2 :: step] for utterance in group):
                 specs = tuple(one.spec for one in tasks[0].config.resolved if one.spec.modality == modality)
-                took = self.worker.trial(replace(tasks[0], utterances=some, specs=specs)).seconds
-                total += sum(seconds * self.totals[stage] / len(some) for stage, seconds in took.items())
+                trial = self.worker.trial(replace(tasks[0], utterances=sample, specs=specs))
+                total += sum(seconds * self.totals[stage] / len(sample) for stage, seconds in trial.seconds.items())
         return total / min(self.processes, engines.cores())
 
 
 def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool) -> Iterator[TaskResult]:
     """The results of all tasks, computed on a dask cluster. Raises what `engines.Cluster.run` raises.
 
-    Any worker may take a task, twice if need be: what is published already is not computed again. A task that kills
-    whoever computes it is cut in two until one utterance (and one feature) is left, and that is quarantined by name.
+    Any worker may take a task, twice if need be: published rows are not computed again. A task that kills its workers
+    is cut in two until one utterance (and one feature) is left, and that is quarantined by name.
     """
     with engines.Cluster(scheduler, insecure) as cluster:
 
         def on_gpu(task: ExtractionTask) -> bool:
             device = task.config.device
-            asked = device.startswith("cuda") or (device == "auto" and any("GPU" in kind for kind in cluster.kinds))
-            return asked and not cluster.own and any(one.checkpoint for one in task.config.resolved)
+            wanted = device.startswith("cuda") or (device == "auto" and any("GPU" in kind for kind in cluster.kinds))
+            return wanted and not cluster.own and any(feature.checkpoint for feature in task.config.resolved)
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
             if on_gpu(task):
                 return {"GPU": GPU_SHARE}
-            # A CPU where whoever has no GPU declares one: else a plain worker would stand idle for not having done so.
+            # A CPU, if every worker without a GPU declares one: a worker that declares nothing must not stand idle.
             declared = [kind.keys() & {"CPU", "GPU"} for kind in cluster.kinds]
             return {"CPU": 1.0} if all(declared) and any("CPU" in kind for kind in declared) else {}
 
-        placed = (one for task in tasks for one in (by_device(task) if on_gpu(task) else [task]))
+        placed = (part for task in tasks for part in (by_device(task) if on_gpu(task) else [task]))
         yield from cluster.run(extract_on_worker, placed, needs, split, give_up)
 
 
 def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
     """The task's features that need a model, apart from those that a CPU computes."""
-    for modelled in (True, False):
-        group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == modelled)
-        if mine := tuple(spec for spec in task.specs if spec in [one.spec for one in group]):
-            yield replace(task, config=replace(task.config, resolved=group), specs=mine)
+    for has_model in (True, False):
+        group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == has_model)
+        if specs := tuple(one.spec for one in group if one.spec in task.specs):
+            yield replace(task, config=replace(task.config, resolved=group), specs=specs)
 
 
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:
-    """A task that kills, cut in two; None if it cannot be cut. What the store has by now is left out."""
+    """A task that kills its workers, cut in two; None if it cannot be cut. Rows that the store has are left out."""
     config, missing = task.config, list[tuple[Spec, set[str]]]()
     for spec in task.specs:
         feature = Feature(config.asked.store, config.asked.store / spec.folder)
         feature.parts()
-        lacks = {u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None}
-        missing.append((spec, lacks))
+        absent = {u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None}
+        missing.append((spec, absent))
     if (left := lacking(config, task.modality, task.utterances, missing)) != [task]:
         return left
     if (half := len(task.utterances) // 2) > 0:
-        return [replace(task, utterances=some) for some in (task.utterances[:half], task.utterances[half:])]
+        return [replace(task, utterances=task.utterances[:half]), replace(task, utterances=task.utterances[half:])]
     if len(task.specs) > 1:
-        return [replace(task, specs=(one,)) for one in task.specs]
+        return [replace(task, specs=(spec,)) for spec in task.specs]
     return None
 
 
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
-    """The result of one utterance that kills whoever computes it; quarantined in the store if the run says so."""
-    unusable = tuple(replace(one, problem=reason) for one in task.utterances)
+    """The result of one utterance that kills its workers; quarantined in the store if the run says so."""
+    unusable = tuple(replace(utterance, problem=reason) for utterance in task.utterances)
     [result] = Worker(task.config).run([replace(task, utterances=unusable)])
     return replace(result, stages=task.stages)
 
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:
     """Raises `ExtractionStopped` for all that the scan found unusable, unless the config says `on_error="skip"`."""
-    found: dict[str, list[Quarantine]] = {}
+    unusable: dict[str, list[Quarantine]] = {}
     for feature in plan.features:
-        if bad := [one for one in feature.missing if one.problem]:
-            found[feature.resolved.spec.name] = [Quarantine(u.id, u.digest, u.file, u.problem or "") for u in bad]
-    stop_at(plan.config, found, plan.scan.refused)
+        if bad := [row.quarantine(row.problem) for row in feature.missing if row.problem]:
+            unusable[feature.resolved.spec.name] = bad
+    stop_at(plan.config, unusable, plan.scan.refused)
 
 
-def stop_at(config: ExtractionConfig, bad: Mapping[str, Sequence[Quarantine]], refused: Sequence[Problem] = ()) -> None:
-    """Raises `ExtractionStopped`, naming what is `bad` by feature and `refused`, unless the config goes on (`skip`)."""
-    unusable = [one for some in bad.values() for one in some]
-    named = dict.fromkeys(f"{one.id}{f' ({one.path})' if one.path else ''}: {one.reason}" for one in unusable)
-    faults = [*map(str, refused), *named]
+def stop_at(config: ExtractionConfig, failed: Mapping[str, list[Quarantine]], refused: Sequence[Problem] = ()) -> None:
+    """Raises `ExtractionStopped`, naming what `failed` by feature and was `refused`, unless the config says `skip`."""
+    failures = [f"{f.id} ({f.path}): {f.reason}" if f.path else f"{f.id}: {f.reason}" for f in chain(*failed.values())]
+    faults = [*map(str, refused), *dict.fromkeys(failures)]
     if config.on_error == "skip" or not faults:
         return
-    what = f"{len(faults)} problem{'s' * (len(faults) > 1)} with the corpus"
-    where = f" for {', '.join(bad)}" if unusable else ""
+    count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
+    where = f" for {', '.join(failed)}" if failures else ""
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    then = "correct the corpus, or go on without them by --on-error skip"
-    raise ExtractionStopped(f"{what}{where}: {'; '.join(faults[:NAMED])}{more}; {then}")
+    remedy = "correct the corpus, or go on without them by --on-error skip"
+    raise ExtractionStopped(f"{count} with the corpus{where}: {'; '.join(faults[:NAMED])}{more}; {remedy}")
 
 
 def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
     """Feature name → max |difference| / max |reference| over `count` utterances spread from shortest to longest.
 
-    For `--check N`, on the user's own corpus and model. The reference is one utterance at a time; on a CPU, where a run
-    goes one by one too, the others are in batches all the same. Both in float32, before the store's dtype rounds them.
-    A feature that none of them has (all too short, say) is left out.
+    For `--check N`, on the user's own corpus and model. The reference is computed one utterance at a time, the others
+    in batches, on a CPU too. Both are in float32, before the store's dtype rounds them. A feature without rows (all
+    utterances too short, say) is left out.
     """
-    found: dict[str, float] = {}
+    deviations: dict[str, float] = {}
     most = plan.config.batch_seconds or GPU_SECONDS
     features = [replace(one.resolved, spec=replace(one.resolved.spec, dtype="float32")) for one in plan.features]
     device = replace(plan.worker_config(), resolved=tuple(features)).here().device
     for modality, utterances in plan.utterances.items():
-        mine = [one for one in features if one.spec.modality == modality]
-        usable = sorted((one for one in utterances if not one.problem), key=lambda one: (-one.length, one.id))
+        usable = sorted((row for row in utterances if not row.problem), key=lambda row: (-row.length, row.id))
         spread = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
-        chosen = [usable[row] for row in spread]
-        read = [(one.length, read_input(one, modality, plan.scan.root)) for one in chosen]
+        read = [(usable[row].length, read_input(usable[row], modality, plan.scan.root)) for row in spread]
         inputs = [(length, value) for length, value in read if not isinstance(value, UtteranceError)]
-        for extractor in load_extractors(mine, device, most):
+        for extractor in load_extractors([one for one in features if one.spec.modality == modality], device, most):
             for batch in batches(inputs, itemgetter(0), most):
                 values = [value for _, value in batch]
-                for value, together in zip(values, extractor.run(values), strict=True):
+                for value, batched in zip(values, extractor.run(values), strict=True):
                     [alone] = extractor.run([value])
-                    if isinstance(together, UtteranceError) or isinstance(alone, UtteranceError):
+                    if isinstance(batched, UtteranceError) or isinstance(alone, UtteranceError):
                         continue
                     for spec in extractor.specs:
-                        ours, reference = (rows[spec.fingerprint].values for rows in (together, alone))
-                        found[spec.name] = max(found.get(spec.name, 0.0), relative(ours, reference))
-    return found
+                        deviation = relative(batched[spec.fingerprint].values, alone[spec.fingerprint].values)
+                        deviations[spec.name] = max(deviations.get(spec.name, 0.0), deviation)
+    return deviations
 
 
 def relative(ours: np.ndarray, reference: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """openSMILE's feature sets, each by openSMILE's own name: IS13_ComParE, eGeMAPSv02, ComParE_2016 and the others.
 
-IS13_ComParE and ComParE_2016 have the same names in the same order, and up to 1,808 other values.
+IS13_ComParE and ComParE_2016 have the same names in the same order, but up to 1,808 values differ.
 openSMILE's licence is for research and non-commercial use, and covers the extracted features.
 """
 
@@ -18,9 +18,9 @@ from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Extractor
 
 LARGEST_SAMPLE = 32767 / 32768  # openSMILE casts x * 32768 to int16: 1.0 would wrap to -1.0
-SETS = {PurePath(one.value).name: one for one in opensmile.FeatureSet}  # by the name of their configuration file
+SETS = {PurePath(known.value).name: known for known in opensmile.FeatureSet}  # by the name of their configuration file
 LEVELS = {"functionals": "func", "lld": "lld", "deltas": "lld_de"}
-# Utterances that are too short are named below, and old sets by the user. (catch_warnings is not safe in threads.)
+# Too short utterances are reported below, and the user chose the old sets. (catch_warnings is not safe in threads.)
 warnings.filterwarnings("ignore", "Segment too short|Feature set .* is deprecated", UserWarning)
 
 
@@ -51,10 +51,10 @@ class SmileExtractor(Extractor):
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> SmileConfig:
         """The config. Raises `WrongUse` for an unknown set, or a level that the set does not have."""
-        asked = settings.pop("set", None)
-        name = next((name for name, one in SETS.items() if asked in (name, one.name)), None)
+        wanted = settings.pop("set", "")
+        name = next((name for name, known in SETS.items() if wanted in (name, known.name)), None)
         if name is None:
-            raise unknown("set of openSMILE (smile:set=NAME)", asked or "", SETS)
+            raise unknown("set of openSMILE (smile:set=NAME)", wanted, SETS)
         if settings.get("level") == "deltas" and "GeMAPS" in name:
             raise WrongUse(f"level=deltas: {name} gives no deltas apart; ask for level=lld")
         return SmileConfig(name, **settings)
@@ -66,11 +66,11 @@ class SmileExtractor(Extractor):
 
     @classmethod
     def hop(cls, config: SmileConfig, checkpoint: Any) -> float | None:
-        """Seconds between frames: 0.01 in all sets. Functionals are of the utterance."""
+        """Seconds between frames: 0.01 in all sets. Functionals have one row an utterance."""
         return None if config.level == "functionals" else 0.01
 
     def open(self) -> None:
-        """Open the library, once for all threads: it keeps nothing from one call to the next."""
+        """Open the library, once for all threads: its calls share no state."""
         self.smile = open_smile(self.config)
 
     def extract(self, item: Clip) -> list[np.ndarray]:

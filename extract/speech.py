@@ -3,12 +3,12 @@
 Four things make padding leak into other rows, and each is closed here:
 - base models normalise the first convolution over *time* (GroupNorm): `rowwise` takes each row's statistics from
   its own frames;
-- what lies between the convolutions of the positions makes padding other than zero (data2vec's several layers, the
-  batch norm of some HuBERTs): it is cleared before the next convolution sees it;
+- between the convolutions of the positions, padding becomes nonzero (data2vec's several layers, the batch norm of some
+  HuBERTs): it is cleared before the next convolution sees it;
 - the transformer attends to padding: the attention mask goes in whenever the batch has padding;
 - Hugging Face's batch normaliser averages over the padding too: each waveform is normalised alone, before padding.
 
-Whisper attends to padding as it was trained to: every window is filled up with silence to 30 s, batched or alone.
+Whisper attends to padding as it was trained to: every window is padded with silence to 30 s, batched or alone.
 """
 
 import math
@@ -29,7 +29,7 @@ from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Layer, Outcome, Precision, batches
 
 RATE = 16000  # Hz, of every encoder of these families
-# WavLM hands torch a boolean mask beside a float one, as it means to.
+# WavLM passes torch a boolean mask beside a float one, on purpose.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
 
 
@@ -37,9 +37,9 @@ warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", Use
 class SpeechConfig:
     """One layer of a speech encoder.
 
-    Where an encoder of waveforms ends in a LayerNorm (the large models), `norm` says whether the rows are taken before
-    or after it: after, where no layer is named (Hugging Face's `last_hidden_state`), before, where one is (the output
-    of that layer itself). It is "none" elsewhere.
+    If an encoder of waveforms ends in a LayerNorm (the large models), `norm` says whether the rows are taken before or
+    after it: by default after if no layer is named (Hugging Face's `last_hidden_state`), before if one is (the output
+    of that layer itself). For all other encoders it is "none".
 
     An utterance longer than `window` seconds is cut into windows that overlap by twice `context`: each window's
     frames within `context` of an inner edge are dropped, so a kept frame sees at least that much on each side. Its
@@ -66,11 +66,11 @@ class SpeechConfig:
 
 
 class Piece(NamedTuple):
-    """A stretch of one utterance as the model takes it, and which of its frames go to the store."""
+    """A piece of one utterance as the model takes it, and which of its frames go to the store."""
 
     samples: np.ndarray
     keep: slice
-    seconds: float  # what it costs
+    seconds: float  # of audio, padding included
 
 
 class SpeechExtractor(Encoder):
@@ -88,8 +88,8 @@ class SpeechExtractor(Encoder):
         ends_in_norm = bool(checkpoint.config.get("do_stable_layer_norm"))
         preprocessor = checkpoint.preprocessor or {}
         norm = ("before" if "layer" in settings else "after") if ends_in_norm else "none"
-        told = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
-        config: SpeechConfig = super().resolve({**told, **settings}, checkpoint)
+        defaults = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
+        config: SpeechConfig = super().resolve({**defaults, **settings}, checkpoint)
         if (config.norm == "none") == ends_in_norm:
             allowed = "before or after" if ends_in_norm else "none: this encoder ends in no LayerNorm"
             raise WrongUse(f"norm={config.norm}: for {checkpoint.model} it is {allowed}")
@@ -110,9 +110,9 @@ class SpeechExtractor(Encoder):
         return (cls.frame or math.prod(checkpoint.setting("conv_stride", list[Count]))) / RATE
 
     def open(self) -> None:
-        """Load the model, and let its norms and convolutions see each row's own frames alone."""
+        """Load the model, and let its norms and convolutions see each utterance's own frames alone."""
         super().open()
-        self.model.adapter = None  # of some models fine-tuned for ASR, beyond the encoder: other frames, of 160 ms
+        self.model.adapter = None  # after the encoder of some models fine-tuned for ASR: frames of 160 ms
         self.kernels, self.strides = tuple(self.model.config.conv_kernel), tuple(self.model.config.conv_stride)
         self.frame = self.stride = math.prod(self.strides)  # samples between frames
         self.field = 1 + sum((k - 1) * math.prod(self.strides[:i]) for i, k in enumerate(self.kernels))  # samples
@@ -129,17 +129,17 @@ class SpeechExtractor(Encoder):
     def rowwise(self, norm: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
         """The GroupNorm `norm` over time of `frames` `[batch, channels, time]`, by each row's valid frames alone.
 
-        Padded frames become zero. With one row, or none padded, it is the `norm` itself.
+        Padded frames become zero. Without padding it is the `norm` itself.
         """
-        whole = frames.shape[2]  # of the convolution before it, which makes `valid` ones of each row's samples
+        longest = frames.shape[2]
         valid = [(samples - self.kernels[0]) // self.strides[0] + 1 for samples in self.state.lengths]
-        if all(n == whole for n in valid):
+        if all(n == longest for n in valid):
             return norm(frames)
         rows = (norm(frames[row : row + 1, :, :n]) for row, n in enumerate(valid))
-        return torch.cat([nn.functional.pad(row, (0, whole - row.shape[2])) for row in rows])
+        return torch.cat([nn.functional.pad(row, (0, longest - row.shape[2])) for row in rows])
 
     def cleared(self, frames: Tensor) -> Tensor:
-        """Frames `[batch, dim, time]` with zeros as padding: what a convolution sees beyond the end of one row."""
+        """Frames `[batch, dim, time]` with zeros as padding, as a convolution pads the end of one row."""
         valid = torch.tensor([self.rows(samples) for samples in self.state.lengths], device=frames.device)
         return frames.masked_fill(torch.arange(frames.shape[2], device=frames.device) >= valid[:, None, None], 0)
 
@@ -157,18 +157,19 @@ class SpeechExtractor(Encoder):
     def run(self, batch: Sequence[Clip]) -> list[Outcome]:
         """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
         waves = [clip.at(RATE) for clip in batch]
-        pieces = [(row, one) for row, wave in enumerate(waves) if len(wave) >= self.least for one in self.cut(wave)]
-        # An hour has many windows: they too go in calls of at most `batch_seconds`, padded.
+        pieces = [(row, piece) for row, wave in enumerate(waves) if len(wave) >= self.least for piece in self.cut(wave)]
+        # An hour has many windows: they are batched too, by at most `batch_seconds`, padded.
         most = max(self.batch_seconds, self.config.window) if self.batch_seconds else None
-        windows: list[list[tuple[int, list[Any]]]] = [[] for _ in batch]
-        for group in batches(pieces, lambda piece: piece[1].seconds, most):
-            found = self.forward([one.samples for _, one in group])
-            for (row, one), layers in zip(group, found, strict=True):
-                kept = [Layer(values[one.keep], peaks[one.keep]) for values, peaks in layers]
-                both = zip(kept, self.configs, strict=True)
-                rows = [x.values.mean(0, np.float64, keepdims=True) if c.pool == "mean" else x for x, c in both]
-                windows[row].append((len(kept[0].values), rows))
-        return [self.joined(wave, rows) for wave, rows in zip(waves, windows, strict=True)]
+        windows: list[list[list[Layer]]] = [[] for _ in batch]
+        for group in batches(pieces, lambda item: item[1].seconds, most):
+            outputs = self.forward([piece.samples for _, piece in group])
+            for (row, piece), layers in zip(group, outputs, strict=True):
+                kept = [Layer(values[piece.keep], peaks[piece.keep]) for values, peaks in layers]
+                for number, config in enumerate(self.configs):
+                    if config.pool == "mean":  # at once: all frames of an hour would take gigabytes
+                        kept[number] = Layer(kept[number].values.mean(0, np.float64, keepdims=True), kept[number].peaks)
+                windows[row].append(kept)
+        return [self.joined(wave, layers) for wave, layers in zip(waves, windows, strict=True)]
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """The whole waveform `[n]` as the model takes it."""
@@ -177,17 +178,19 @@ class SpeechExtractor(Encoder):
         # As the Wav2Vec2 feature extractor computes it.
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
 
-    def joined(self, wave: np.ndarray, windows: Sequence[tuple[int, list[Any]]]) -> Outcome:
-        """The rows of one utterance, from the number of frames and the rows of each of its pieces."""
+    def joined(self, wave: np.ndarray, windows: Sequence[list[Layer]]) -> Outcome:
+        """The rows of one utterance, from the layers of each of its pieces: its frames, or their mean."""
         if not windows:
             return UtteranceError(f"is too short for {self.label} ({len(wave)} of {self.least} samples)")
         whole: list[Any] = []
-        frames, found = zip(*windows, strict=True)
-        for spec, config, *rows in zip(self.specs, self.configs, *found, strict=True):
+        for spec, config, *layers in zip(self.specs, self.configs, *windows, strict=True):
+            # Copied, so that the batch with its padding (of Whisper, most of the 30 s) is freed.
+            values, peaks = (np.concatenate(arrays) for arrays in zip(*layers, strict=True))
             if config.pool == "mean":
-                whole.append(np.average(np.concatenate(rows).astype(spec.dtype), axis=0, weights=frames)[None])
-            else:  # copied, so that the batch with its padding (of Whisper, most of the 30 s) is let go
-                whole.append(Layer(*map(np.concatenate, zip(*rows, strict=True))))
+                frames = [len(layer.peaks) for layer in layers]
+                whole.append(np.average(values.astype(spec.dtype), axis=0, weights=frames)[None])
+            else:
+                whole.append(Layer(values, peaks))
         return self.outcome(whole)
 
     def cut(self, samples: np.ndarray) -> Iterator[Piece]:
@@ -202,9 +205,9 @@ class SpeechExtractor(Encoder):
         for first in range(0, total - 2 * context, window - 2 * context):
             last = min(first + window, total)
             start = first * self.stride
-            stretch = samples[start : start + (last - first - 1) * self.stride + self.field]
+            piece = samples[start : start + (last - first - 1) * self.stride + self.field]
             keep = slice(context if first else 0, last - first - (context if last < total else 0))
-            yield Piece(stretch, keep, len(stretch) / second)
+            yield Piece(piece, keep, len(piece) / second)
 
 
 class FilterbankExtractor(SpeechExtractor):
@@ -230,21 +233,21 @@ class FilterbankExtractor(SpeechExtractor):
                 raise ValueError(f"it gives {probe.input_features.shape[1:]} values, and the model takes {expected}")
 
     def shape(self, frames: int) -> tuple[int, int]:
-        """Of what the model takes for one second."""
+        """The shape of the model's input for one second."""
         return frames, self.model.config.feature_projection_input_dim
 
     def prepared(self, samples: np.ndarray) -> np.ndarray:
         """Log-mel frames `[frames, 160]`, two side by side, each band normalised over the utterance."""
-        found = self.features(samples, sampling_rate=RATE, return_tensors="np")
-        # Of an odd number of frames, the last is paired with padding, and masked: it gives no row.
-        return cast(np.ndarray, found.input_features[0][found.attention_mask[0] == 1].astype(np.float32))
+        made = self.features(samples, sampling_rate=RATE, return_tensors="np")
+        # The last of an odd number of frames is paired with padding, and masked: it gives no row.
+        return cast(np.ndarray, made.input_features[0][made.attention_mask[0] == 1].astype(np.float32))
 
 
 class WhisperExtractor(FilterbankExtractor):
     """The encoder of Whisper, 50 states a second; its last layer is the one after the final LayerNorm.
 
-    Audio is cut into consecutive windows of 30 s, each filled up with silence, whose states are cut off. Positions
-    start anew in each window, and its log-mel spectrogram is scaled to its own loudest value.
+    Audio is cut into consecutive windows of 30 s, each padded with silence, whose states are cut off. Positions restart
+    in each window, and its log-mel spectrogram is scaled to its own loudest value.
     """
 
     name, version = "whisper", 1
@@ -254,7 +257,7 @@ class WhisperExtractor(FilterbankExtractor):
     least = 400
 
     def shape(self, frames: int) -> tuple[int, int]:
-        """Of what the model takes for one second, filled up to a window."""
+        """The shape of the model's input for one second, padded to a window."""
         return self.model.config.num_mel_bins, 2 * self.model.config.max_source_positions
 
     def rows(self, length: int) -> int:
@@ -264,7 +267,7 @@ class WhisperExtractor(FilterbankExtractor):
     def cut(self, samples: np.ndarray) -> Iterator[Piece]:
         """Consecutive windows of log-mel frames `[bands, 3000]`; state k is kept if the audio reaches 20·k ms."""
         for start in range(0, len(samples), self.features.n_samples):
-            stretch = samples[start : start + self.features.n_samples]
-            spectrogram = self.features(stretch, sampling_rate=RATE, return_tensors="np").input_features[0]
-            keep = slice(0, math.ceil(len(stretch) / self.frame))
+            window = samples[start : start + self.features.n_samples]
+            spectrogram = self.features(window, sampling_rate=RATE, return_tensors="np").input_features[0]
+            keep = slice(0, math.ceil(len(window) / self.frame))
             yield Piece(spectrogram, keep, self.features.n_samples / RATE)

@@ -64,7 +64,7 @@ class TextExtractor(Encoder):
             hint = " (no tokenizer.json is there; a SentencePiece model takes `pip install sentencepiece protobuf`)"
         with loading(f"{folder}: its tokenizer cannot be loaded{hint}"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            # Fast tokenizers alone can tell offsets. This call turns off what its file says of cutting and padding.
+            # Only fast tokenizers have offsets. This call turns off the truncation and padding of its file.
             self.tokenizer("a", return_offsets_mapping=True)
             known = self.model.get_input_embeddings().num_embeddings
             tokens = max(self.tokenizer.get_vocab().values()) + 1  # without its file, few: it is an empty one
@@ -73,7 +73,7 @@ class TextExtractor(Encoder):
         self.padding = self.tokenizer.pad_token_id
 
     def tap(self, wanted: set[int]) -> None:
-        """Drop the layers above the deepest wanted one, but one: after the last, some encoders have a norm."""
+        """Drop the layers above the deepest wanted one, except the next: after the last, some encoders have a norm."""
         if self.model.config.model_type == "albert":
             return  # its modules are groups, of which several layers may share one
         for module in self.model.modules():
@@ -86,33 +86,33 @@ class TextExtractor(Encoder):
 
     def run(self, batch: Sequence[str]) -> list[Outcome]:
         """The tokens of each transcript, `[tokens, dim]` of each spec."""
-        less = ", its tags aside" if self.config.tags == "remove" else ""
-        outcomes: list[Outcome] = [UtteranceError(f"its transcript is empty{less}") for _ in batch]
+        remaining = ""
         if self.config.tags == "remove":
-            batch = [" ".join(TAG.sub(" ", text).split()) for text in batch]
+            batch, remaining = [" ".join(TAG.sub(" ", text).split()) for text in batch], ", its tags aside"
+        outcomes: list[Outcome] = [UtteranceError(f"its transcript is empty{remaining}") for _ in batch]
         texts = {row: text for row, text in enumerate(batch) if text.strip()}
-        # By the backend: the tokenizer in front of it sets its truncation on every call, under other threads' feet.
-        tokens = [self.tokenizer.backend_tokenizer.encode(text) for text in texts.values()]
+        # By the backend: the tokenizer around it sets the truncation on every call, which is not safe in threads.
+        encodings = [self.tokenizer.backend_tokenizer.encode(text) for text in texts.values()]
         cut = slice(self.config.most - 1, -1)  # of a longer text, before the closing special token
-        ids = [np.delete(np.array(one.ids, dtype=np.int64), cut) for one in tokens]
-        arrays = self.forward(ids) if ids else []
-        for (row, text), one, numbers, layers in zip(texts.items(), tokens, ids, arrays, strict=True):
-            special = np.delete(np.array(one.special_tokens_mask, dtype=bool), cut)
+        ids = [np.delete(np.array(encoding.ids, dtype=np.int64), cut) for encoding in encodings]
+        hidden = self.forward(ids) if ids else []
+        for (row, text), encoding, tokens, layers in zip(texts.items(), encodings, ids, hidden, strict=True):
+            special = np.delete(np.array(encoding.special_tokens_mask, dtype=bool), cut)
             keep = slice(None) if self.config.special else ~special
-            word = words(text, np.delete(one.offsets, cut, axis=0), special)[keep]
-            total = len(one.ids)
-            warning = f"its transcript of {total} tokens is cut to {len(numbers)} for {self.label}"
-            extras = {"word": word, "token": numbers.astype(np.int32)[keep]}
-            kept = [Layer(*(array[keep] for array in layer)) for layer in layers]
+            word = words(text, np.delete(encoding.offsets, cut, axis=0), special)[keep]
+            warnings: tuple[str, ...] = ()
+            if (total := len(encoding.ids)) > len(tokens):
+                warnings = (f"its transcript of {total} tokens is cut to {len(tokens)} for {self.label}",)
             if word.size:
-                outcomes[row] = self.outcome(kept, extras, (warning,) if total > len(numbers) else ())
+                kept = [Layer(values[keep], peaks[keep]) for values, peaks in layers]
+                outcomes[row] = self.outcome(kept, {"word": word, "token": tokens.astype(np.int32)[keep]}, warnings)
         return outcomes
 
 
 def words(text: str, spans: np.ndarray, special: np.ndarray) -> np.ndarray:
-    """The number of the word between spaces that each token's first letter lies in, int32 `[tokens]`.
+    """The number of the word between spaces that holds each token's first letter, int32 `[tokens]`.
 
-    Some tokenizers count the space before a word to its first token, or make a token of it: it is of the word after it.
+    A space before a word belongs to it: some tokenizers put it into its first token, or into a token of its own.
     """
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     before = np.searchsorted(ends, [start for start, _ in spans], side="right")

@@ -33,22 +33,22 @@ from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches
 from .plan import ExtractionTask, Utterance, WorkerConfig
 from .registry import load_extractors
 
-AHEAD = 2  # tasks in work beside those that are written, so that no core waits at the end of one
-BATCHES = 2  # on a GPU at once, so that one's rows are taken from it while the next is computed
-GPU_WRITERS = 4  # a part of HuBERT's rows takes the disk longer than it takes a GPU
+AHEAD = 2  # tasks in work beside those being written, so that no core waits at the end of one
+BATCHES = 2  # on a GPU at once: the rows of one are copied from it while the next is computed
+GPU_WRITERS = 4  # a part of HuBERT's rows takes longer to write than a GPU takes to compute it
 GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
 
 
 @dataclass
 class TaskResult:
-    """What became of one task, or of several: counts by feature, and by stage the share of the clock it took."""
+    """The result of one task, or of several: counts by feature, and by stage its share of the time."""
 
     computed: Counter[str] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
     quarantined: dict[str, list[Quarantine]] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     audio_seconds: float = 0.0
-    warnings: list[tuple[str, str]] = field(default_factory=list)  # what, utterance
+    warnings: list[tuple[str, str]] = field(default_factory=list)  # each with its utterance's id
     stages: Counter[str] = field(default_factory=Counter)  # utterances done
 
     def add(self, other: "TaskResult") -> None:
@@ -62,9 +62,9 @@ class TaskResult:
 
 
 def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | str | UtteranceError:
-    """What an extractor takes of an utterance: its decoded audio or its transcript, or why it cannot be used.
+    """An extractor's input: the utterance's decoded audio or its transcript, or why it cannot be used.
 
-    Raises `CorpusError` if the audio cannot be read or is another than the scan found: no fault of the utterance.
+    Raises `CorpusError` if the audio cannot be read or has changed since the scan: no fault of the utterance.
     """
     if modality == "text":
         return utterance.source or ""
@@ -75,7 +75,7 @@ def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | s
 
 
 class Pool(ThreadPoolExecutor):
-    """Threads, and how many."""
+    """Threads, and their number."""
 
     def __init__(self, width: int, name: str) -> None:
         super().__init__(width, name)
@@ -83,9 +83,9 @@ class Pool(ThreadPoolExecutor):
 
 
 class Pools(contextlib.ExitStack):
-    """Where the stages of one run compute; on a CPU all but the writers are one.
+    """The thread pools of one run's stages; on a CPU all but the writers share one.
 
-    At their end, as on Ctrl-C, what runs ends (an utterance, a publication), and what waits never starts.
+    When they close, as on Ctrl-C, running work ends (an utterance, a publication), and waiting work never starts.
     """
 
     def __init__(self, config: WorkerConfig) -> None:
@@ -96,7 +96,7 @@ class Pools(contextlib.ExitStack):
         if on_gpu:
             self.models = self.enter_context(Pool(BATCHES if cuda else 1, "ser-gpu"))
             self.decoders = self.enter_context(Pool(max(2, config.threads // 4), "ser-decode"))
-        for pool in (self.decoders, self.models, self.cpu, self.writers):  # before the first is waited for
+        for pool in (self.decoders, self.models, self.cpu, self.writers):  # all of them, before any is waited for
             self.callback(pool.shutdown, wait=False, cancel_futures=True)
 
 
@@ -106,38 +106,37 @@ class PartPipeline:
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
         self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
         self.before = {spec.fingerprint: part_names(worker.config.asked.store / spec.folder) for spec in task.specs}
-        # The part that comes of it if no utterance is quarantined: where it is there already, another has computed it.
+        # The part that the task makes if no utterance is quarantined: a feature that has it is done.
         rows = task.utterances
-        ids, inputs = [row.id for row in rows], [row.digest or "" for row in rows]
-        part = part_name(PartRows(worker.config.corpus, ids, inputs))
+        part = part_name(PartRows(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows]))
         self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         usable = [row for row in rows if not row.problem] if self.specs else []
-        # First in, first out: whatever an extractor waits for was submitted before it.
+        # First in, first out: the inputs that an extractor waits for were submitted before it.
         self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in usable}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
-        self.computing: list[Future[list[str]]] = []  # of each batch, the features that it gave
-        # Equal transcripts stand together and are computed once; no two audio files are taken to be equal.
-        same = attrgetter("source" if task.modality == "text" else "id")
-        units = [list(unit) for _, unit in groupby(usable, same)]
+        self.computing: list[Future[list[str]]] = []  # of each batch, the names of its features
+        # Equal transcripts are neighbours and computed once; audio files are never taken to be equal.
+        key = attrgetter("source" if task.modality == "text" else "id")
+        units = [list(unit) for _, unit in groupby(usable, key)]
         extractors = worker.extractors(task.modality) if usable else []
         for extractor in sorted(extractors, key=attrgetter("batched")):
             stages = {spec.feature for spec in self.specs if spec in extractor.specs}
             pool, most = (pools.models, worker.most) if extractor.batched else (pools.cpu, None)
-            for chosen in batches(units, lambda unit: unit[0].length, most) if stages else ():
-                self.computing.append(pool.submit(self._compute, extractor, chosen, stages, pool))
+            for batch in batches(units, lambda unit: unit[0].length, most) if stages else ():
+                self.computing.append(pool.submit(self._compute, extractor, batch, stages, pool))
 
     def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
         start = time.perf_counter()
-        found = read_input(utterance, self.task.modality, self.worker.config.root)
+        read = read_input(utterance, self.task.modality, self.worker.config.root)
         if self.task.modality == "audio":
             self._note({"decode"}, 1, start, self.pools.decoders)
-        return found
+        return read
 
     def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], pool: Pool) -> list[str]:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
         usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
         start = time.perf_counter()
-        if "torch" in sys.modules:  # the pool has a thread per core: torch, which is told in each, starts none there
+        if "torch" in sys.modules:  # the pool has a thread per core: torch must start no others, set for each thread
             sys.modules["torch"].set_num_threads(1)
         try:
             with self.worker.gpu if extractor.batched else contextlib.nullcontext():
@@ -157,9 +156,9 @@ class PartPipeline:
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})
         return [spec.name for spec in extractor.specs if usable]
 
-    def _note(self, stages: set[str], count: int, begun: float, pool: Pool) -> None:
-        """One more batch is done: count its utterances for each stage, and share the time it took among the stages."""
-        seconds = (time.perf_counter() - begun) / pool.width
+    def _note(self, stages: set[str], count: int, start: float, pool: Pool) -> None:
+        """One more batch is done: count its utterances for each stage, and share its time among the stages."""
+        seconds = (time.perf_counter() - start) / pool.width
         with self.worker.lock:
             for stage in stages:
                 self.result.seconds[stage] += seconds / len(stages)
@@ -182,16 +181,15 @@ class PartPipeline:
         self.inputs.clear()
         start = time.perf_counter()
         for spec in self.specs:
-            name, there = spec.fingerprint, self._published(spec)
-            inputs, bad = list[str](), list[Quarantine]()
+            published, inputs, bad = self._published(spec), list[str](), list[Quarantine]()
             rows = PartRows(config.corpus, inputs=inputs, finite=True)
             for utterance in self.task.utterances:
-                if (utterance.id, utterance.digest) in there:
+                if (utterance.id, utterance.digest) in published:
                     continue
                 problem = utterance.problem
-                outcome = UtteranceError(problem) if problem else self.outcomes[name, utterance.id]
+                outcome = UtteranceError(problem) if problem else self.outcomes[spec.fingerprint, utterance.id]
                 if isinstance(outcome, UtteranceError):
-                    bad.append(Quarantine(utterance.id, utterance.digest, utterance.file, str(outcome)))
+                    bad.append(utterance.quarantine(str(outcome)))
                     continue
                 rows.ids.append(utterance.id)
                 inputs.append(utterance.digest or "")
@@ -200,7 +198,7 @@ class PartPipeline:
                 for key, extra in outcome.extras.items():
                     rows.extras.setdefault(key, []).append(extra)
                 result.warnings += [(warning, utterance.id) for warning in outcome.warnings]
-            if config.asked.on_error == "skip":  # else it is left out, to be tried again
+            if config.asked.on_error == "skip":  # else it is left out, and tried again next time
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
                 self.worker.store.add(spec).publish(rows, config.asked.backend, config.written_by)
@@ -211,19 +209,19 @@ class PartPipeline:
         return result
 
     def _published(self, spec: Spec) -> set[tuple[str, str | None]]:
-        """Id and digest of the rows that others have published since the task was begun.
+        """Id and digest of the rows that others have published since the task started.
 
-        A process that is stopped for a while may find that its task was given to others, cut up and published under
-        other names. If it is stopped again between this look and the rename of what it writes, or if two look at the
-        same moment, rows do appear twice: they are equal, and the first by name counts.
+        While a process is suspended, its task may be given to others, cut up and published under other names. If it is
+        suspended again between this check and the rename of its part, or if two processes check at the same moment,
+        rows do appear twice: they are equal, and the first by name counts.
         """
-        folder, found = self.worker.config.asked.store / spec.folder, set[tuple[str, str | None]]()
+        folder, rows = self.worker.config.asked.store / spec.folder, set[tuple[str, str | None]]()
         for name in part_names(folder) - self.before[spec.fingerprint]:
             with contextlib.suppress(SerError):  # `Feature.parts` names one that cannot be read
                 part = read_checksummed(folder / "parts" / name / "part.json", PartRecord)
                 if part.corpus == self.worker.config.corpus:
-                    found.update(zip(part.ids, part.inputs, strict=True))
-        return found
+                    rows.update(zip(part.ids, part.inputs, strict=True))
+        return rows
 
 
 class Worker:
@@ -245,38 +243,38 @@ class Worker:
         self.lock, self._opening = threading.Lock(), threading.Lock()
 
     def close(self) -> None:
-        """Let the extractors go, and the memory of a GPU that they took."""
+        """Drop the extractors, and free the GPU memory that they took."""
         self._extractors.clear()
         if self.on_gpu:
             import torch
 
-            gc.collect()  # a module and its hooks know each other
+            gc.collect()  # a module and its hooks refer to each other
             torch.cuda.empty_cache()
 
     def extractors(self, modality: Modality) -> list[Extractor]:
         """Those of one modality, opened when they are first needed: an all-text run loads no speech model."""
         with self._opening:  # a dask worker may have several threads: no model is loaded twice
             if modality not in self._extractors:
-                mine = [one for one in self.config.resolved if one.spec.modality == modality]
-                self._extractors[modality] = load_extractors(mine, self.config.device, self.most)
+                features = [feature for feature in self.config.resolved if feature.spec.modality == modality]
+                self._extractors[modality] = load_extractors(features, self.config.device, self.most)
             return self._extractors[modality]
 
     def run(self, tasks: Iterable[ExtractionTask]) -> Iterator[TaskResult]:
-        """Compute and publish tasks, yielding each result when its parts are safe on disk, in whatever order.
+        """Compute and publish tasks, yielding each result when its parts are safe on disk, in any order.
 
-        No more parts are held in memory than there are writers, and `AHEAD`.
+        Memory holds as many parts as there are writers, and `AHEAD` more.
         """
-        held = set[Future[TaskResult]]()
+        pending = set[Future[TaskResult]]()
         with Pools(self.config) as pools:
             for task in tasks:
-                held.add(pools.writers.submit(PartPipeline(self, task, pools).publish))
-                while len(held) >= pools.writers.width + AHEAD:
-                    done, held = wait(held, return_when=FIRST_COMPLETED)
-                    yield from (one.result() for one in done)
-            yield from (one.result() for one in as_completed(held))
+                pending.add(pools.writers.submit(PartPipeline(self, task, pools).publish))
+                while len(pending) >= pools.writers.width + AHEAD:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            yield from (future.result() for future in as_completed(pending))
 
     def trial(self, task: ExtractionTask) -> TaskResult:
-        """What computing a task takes. Nothing is published."""
+        """Compute a task for its times. Nothing is published."""
         with Pools(self.config) as pools:
             PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
             return PartPipeline(self, task, pools).computed()
@@ -300,8 +298,8 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
 
     here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
     if here.device.startswith("cuda"):
-        declared = worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, cores()))
-        threads = max(1, int(declared))
-        secede()  # its thread: the worker begins the next task beside this one
-    me = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
-    return extract_task(replace(task, config=replace(here, threads=threads, written_by={**config.written_by, **me})))
+        threads = max(1, int(worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, cores()))))
+        secede()  # the worker starts its next task beside this one
+    process = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
+    here = replace(here, threads=threads, written_by={**config.written_by, **process})
+    return extract_task(replace(task, config=here))

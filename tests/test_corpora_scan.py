@@ -201,7 +201,7 @@ def test_limit_keeps_the_first(folder: Path) -> None:
         read_corpus(path, limit=0)
 
 
-def test_other_transcripts_are_another_corpus(folder: Path) -> None:
+def test_other_transcripts_are_another_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = table(folder, "audio,text", "a.wav,one", "b.wav,two", "c.wav,three")
     heard = [("b", "too"), ("a", 'w\t"n'), ("x", "?"), ("a", ""), (7, "x"), ("c", "\ud800")]
     asr = table(folder, *(json.dumps({"id": id, "text": text}) for id, text in heard), name="asr.jsonl")
@@ -223,6 +223,9 @@ def test_other_transcripts_are_another_corpus(folder: Path) -> None:
         read_corpus(path, text=folder / "gone.csv")
     with pytest.raises(WrongUse, match="has no id column"):
         read_corpus(path, text=table(folder, "name,words", "a,hello", name="asr.csv"))
+    monkeypatch.setattr("ser.extract.corpora.scan.probe", None)  # a name is refused before any audio is read
+    with pytest.raises(WrongUse, match=r"cannot be called 'corpus-a{64}'"):
+        read_corpus(path, text=table(folder, "id,text", "a,hello", name=f"{'a' * 64}.csv"))
 
 
 def test_summary_is_json_with_the_contract_keys(folder: Path) -> None:

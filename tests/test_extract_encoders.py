@@ -392,7 +392,7 @@ def test_out_of_memory_halves_the_batch(checkpoints: Path, clips: list[Clip], mo
         if len(waves) * max(map(len, waves)) > 15 * 16000:
             hidden = torch.zeros(3)
             failed.append(weakref.ref(hidden))
-            one.state.taken = {1: hidden}  # type: ignore[attr-defined]
+            one.state.layers = {1: hidden}  # type: ignore[attr-defined]
             circle: list[Any] = [hidden]
             circle.append(circle)  # which garbage collection alone lets go
             raise RuntimeError("unable to find an engine")

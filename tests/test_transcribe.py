@@ -103,8 +103,8 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         ({"corpus_name": "corpus"}, "is the corpus itself"),
         ({"corpus_name": "a+b"}, "cannot be called"),
     ):
-        with pytest.raises(WrongUse, match=message):
-            Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options)).run()
+        with pytest.raises(WrongUse, match=message):  # before anything is computed
+            Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options))
     assert not list(tmp_path.glob("s/transcripts/*")), "none is asked for after the work"
     (tmp_path / "no").mkdir()
     (tmp_path / "no/config.json").write_text('{"model_type": "hubert"}')
@@ -141,6 +141,7 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         ("one two three", "", 3, 3),
         ("one two three", "zero one three four", 3, 3),
         ("...", "something", 0, 0),
+        ("हिन्दी में", "हिन्दी में", 0, 2),  # vowel signs are combining marks, and part of the word
     ],
 )
 def test_word_errors(reference: str, heard: str, errors: int, words: int) -> None:

@@ -1,7 +1,7 @@
-"""The counts of a corpus, and how they differ from published ones; IEMOCAP's are in cache/iemocap.toml."""
+"""The counts of a corpus, and their differences from published ones; IEMOCAP's are in cache/iemocap.toml."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,64 +11,65 @@ from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
 
 from .scan import Scan
 
-# Where half of the last digit is not the right allowance: far percentiles also depend on how one interpolates.
+# Allowed differences that are not half of the last digit: extreme percentiles also depend on the interpolation.
 ROUNDING = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
 
 
 def count_all(manifest: Manifest) -> dict[str, Any]:
-    """The counts of `IEMOCAP`, of this manifest; durations in seconds."""
-    columns = {name: manifest.column(name) for name in ("dialogue", "speaker", "gender", "session", "label")}
-    by = {
-        name: dict(sorted(Counter(value for value in values if value is not None).items()))
-        for name, values in columns.items()
-    }
-    sizes = by["dialogue"].values() or [0]
-    scripted = sum("_script" in (dialogue or "") for dialogue in columns["dialogue"])
-    four = {raw: name for name, raws in LABEL_POLICIES["4class"].items() for raw in raws}
-    codes = [code(label or "") for label in columns["label"]]  # corpora write them as codes or as words
-    pairs = Counter(zip(columns["session"], map(four.get, codes), strict=True))
-    seconds = np.array(manifest.column("duration"), float)  # NaN where it is not known
+    """The counts of this manifest, by the names of `IEMOCAP`; durations in seconds."""
+    names = ("dialogue", "speaker", "gender", "session", "label")
+    dialogues, speakers, genders, sessions, labels = (_counted(manifest.column(name)) for name in names)
+    scripted = sum(count for dialogue, count in dialogues.items() if "_script" in dialogue)
+    classes = {raw: name for name, raws in LABEL_POLICIES["4class"].items() for raw in raws}
+    codes = [code(label or "") for label in manifest.column("label")]  # corpora write them as codes or as words
+    pairs = Counter(zip(manifest.column("session"), map(classes.get, codes), strict=True))
+    seconds = np.array(manifest.column("duration"), float)  # NaN if it is not known
     measured = seconds[~np.isnan(seconds)]
     points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100} if len(measured) else {}
+    policies = {name: {raw for raws in policy.values() for raw in raws} for name, policy in LABEL_POLICIES.items()}
     return {
         "utterances": len(manifest),
-        "dialogues": len(by["dialogue"]),
-        "speakers": len(by["speaker"]),
+        "dialogues": len(dialogues),
+        "speakers": len(speakers),
         "hours": float(measured.sum()) / 3600,
         "improvised": len(manifest) - scripted,
         "scripted": scripted,
-        "genders": by["gender"],
-        "sessions": by["session"],
-        "labels": by["label"],
-        "policies": {
-            name: sum(codes.count(raw) for raws in classes.values() for raw in raws)
-            for name, classes in LABEL_POLICIES.items()
+        "genders": genders,
+        "sessions": sessions,
+        "labels": labels,
+        "policies": {name: sum(label in raws for label in codes) for name, raws in policies.items()},
+        "4class hours": float(np.nansum(seconds[[label in classes for label in codes]])) / 3600,
+        "4class per session": {s: {name: pairs[s, name] for name in LABEL_POLICIES["4class"]} for s in sessions},
+        "utterances per dialogue": {
+            "fewest": min(dialogues.values(), default=0),
+            "most": max(dialogues.values(), default=0),
         },
-        "4class hours": float(np.nansum(seconds[[label in four for label in codes]])) / 3600,
-        "4class per session": {s: {name: pairs[s, name] for name in LABEL_POLICIES["4class"]} for s in by["session"]},
-        "utterances per dialogue": {"fewest": min(sizes), "most": max(sizes)},
         "durations": {name: round(float(np.percentile(measured, q)), 4) for name, q in points.items()},
     }
 
 
-def compare(found: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under: str = "") -> list[str]:
-    """Each difference from the known counts, in one sentence. Measured figures may differ by what rounding hides."""
+def _counted(values: Iterable[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(value for value in values if value is not None).items()))
+
+
+def compare(counts: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under: str = "") -> list[str]:
+    """Each difference from the known counts, in one sentence. Measured figures may differ within their rounding."""
     differences = []
-    for key in [*known, *(k for k in found if k not in known)]:
+    for key in dict.fromkeys([*known, *counts]):
         name = f"{under}{key}"
-        want, have = known.get(key, 0), found.get(key, 0)
-        if isinstance(want, Mapping):
-            differences += compare(have or {}, want, f"{name}: ")
-        elif isinstance(want, float):
-            if abs(have - want) > ROUNDING.get(key, 0.006):
-                differences.append(f"{name}: {have:.4g} here, {want} in the release ({have - want:+.3g})")
-        elif have != want:
-            differences.append(f"{name}: {have} here, {want} in the release ({have - want:+d})")
+        published, count = known.get(key, 0), counts.get(key, 0)
+        if isinstance(published, Mapping):
+            differences += compare(count or {}, published, f"{name}: ")
+        elif isinstance(published, float):
+            if abs(count - published) > ROUNDING.get(key, 0.006):
+                differences.append(f"{name}: {count:.4g} here, {published} in the release ({count - published:+.3g})")
+        elif count != published:
+            differences.append(f"{name}: {count} here, {published} in the release ({count - published:+d})")
     return differences
 
 
 def summary(scan: Scan) -> dict[str, Any]:
-    """The counts of a corpus, its problems, and how it differs from published counts. Durations are in seconds."""
+    """The counts of a corpus, its problems, and its differences from published counts. Durations are in seconds."""
     counts = count_all(scan.manifest)
     shown = ("utterances", "dialogues", "speakers", "hours", "durations", "genders", "labels", "sessions", "policies")
     return {

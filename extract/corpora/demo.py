@@ -1,6 +1,6 @@
 """Write the demo corpus: synthetic speech in the layout of the IEMOCAP release, its odd corners included.
 
-Its texts, labels and voices, and what its files look like, are in demo.toml.
+Its texts, labels, voices and the templates of its files are in demo.toml.
 """
 
 import io
@@ -27,7 +27,7 @@ from .demo_voice import RATE, Random, speak
 from .iemocap import DEMO_MARKER
 
 VERSION, SEED = 1, 0  # of the corpus' bytes
-TURNS = 14  # of a dialogue, give or take two
+TURNS = 14  # of a dialogue, plus or minus two
 Line = dict[str, Any]  # an utterance, by the names that the templates of demo.toml use
 
 DATA = SimpleNamespace(**tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")))
@@ -46,7 +46,7 @@ def write_demo(folder: str | Path) -> None:
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongUse(f"{folder} exists and is not the demo corpus of this ser; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(marker, content.encode())  # first of all: generated speech never lies about unmarked
+    write_whole(marker, content.encode())  # first, so that no generated speech is ever without its mark
     for session in range(1, 6):
         for number, scene in enumerate(DATA.arcs):
             rng = np.random.default_rng([SEED, session, number])
@@ -65,14 +65,14 @@ def demo_vocabulary() -> list[str]:
 
 
 def _lines(dialogue: str, session: int, scene: str, rng: Random) -> Iterator[Line]:
-    """The lines of a dialogue as spoken, in order: `voice` is the emotion heard, `intensity` how far from neutral."""
+    """The lines of a dialogue in order: `voice` is the emotion heard, `intensity` how far it is from neutral."""
     turns = TURNS + int(rng.integers(-2, 3))
     numbers = {"F": count(), "M": count()}
     speaker = str(rng.choice(["F", "M"]))
     for turn in range(turns):
         if (label := DATA.rare.get(f"{session} {scene} {turn}")) is None:
             arc, label = DATA.arcs[scene], "xxx"
-            if rng.random() >= 0.09:  # where the arc is by now, early or late by chance
+            if rng.random() >= 0.09:  # the arc's label at this turn, early or late by chance
                 label = arc[int(np.clip(turn / (turns - 1) + rng.normal(0, 0.08), 0, 0.999) * len(arc))]
         mode = rng.choice(["voice", "words", "both"], p=[0.27, 0.28, 0.45])  # what shows the emotion
         voice, words = "neu" if mode == "words" else label, None if mode == "voice" else label
@@ -99,31 +99,31 @@ def _text(words: str | None, rng: Random) -> str:
     return " ".join(phrases)
 
 
-def _random(of: str) -> Random:
-    return np.random.default_rng([SEED, zlib.crc32(of.encode())])
+def _random(name: str) -> Random:
+    return np.random.default_rng([SEED, zlib.crc32(name.encode())])
 
 
 def _write_dialogue(session: Path, dialogue: str, lines: Iterable[Line]) -> None:
-    """Write the recordings of a dialogue, and the files that tell of them."""
+    """Write the recordings of a dialogue, and the files that describe them."""
     rng = _random(dialogue)
     wavs = session / "sentences" / "wav" / dialogue
     wavs.mkdir(parents=True, exist_ok=True)
-    spoken, now = list[Line](), float(rng.uniform(3, 8))
+    spoken, start = list[Line](), float(rng.uniform(3, 8))
     for line in lines:
         samples, audio = _spoken(line), io.BytesIO()
         soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
         (wavs / f"{line['id']}.wav").write_bytes(audio.getvalue())
-        spoken.append(line | {"start": now, "end": now + len(samples) / RATE})
-        now = max(now + 0.1, spoken[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
-    told = [line | _rated(line, rng) for line in spoken]
+        spoken.append(line | {"start": start, "end": start + len(samples) / RATE})
+        start = max(start + 0.1, spoken[-1]["end"] + float(rng.normal(0.4, 0.5)))  # people interrupt each other
+    rated = [line | _rated(line, rng) for line in spoken]
     for name in DATA.files:
-        path = session / name.format(dialogue, told[0]["id"])
+        path = session / name.format(dialogue, rated[0]["id"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(TEMPLATES.get_template(name).render(dialogue=dialogue, lines=told).encode("cp1252"))
+        path.write_bytes(TEMPLATES.get_template(name).render(dialogue=dialogue, lines=rated).encode("cp1252"))
 
 
 def _spoken(line: Line) -> np.ndarray:
-    """The line in the voice of its session and gender; no two are alike."""
+    """The line in the voice of its speaker: each session and gender has its own."""
     id, intensity = line["id"], line["intensity"]
     gender = id.rpartition("_")[2][0]
     rng = _random(f"{id[:5]}{gender}")
@@ -135,7 +135,7 @@ def _spoken(line: Line) -> np.ndarray:
 
 
 def _rated(line: Line, rng: Random) -> dict[str, Any]:
-    """What raters say of a line."""
+    """The raters' answers to a line."""
     id, label = line["id"], line["label"]
     vad = np.array(SAID[label][1]) + rng.normal(0, 0.3, 3)
     if (label == "exc" and rng.random() < 0.05) or id.endswith("impro03_F003"):

@@ -1,7 +1,7 @@
 """Layouts that follow from file names and tables, described in a TOML file: ravdess.toml beside this, or a user's own.
 
-docs/add-a-corpus.md says what each key means. A description may come from anyone, so its patterns are matched under a
-time limit, and its templates are filled in by names alone.
+docs/add-a-corpus.md explains each key. A description may come from anyone, so its patterns are matched under a time
+limit, and its templates can only insert fields.
 """
 
 import functools
@@ -24,13 +24,13 @@ from ..audio import CODED, SOUND
 from .scan import Problem, Reading, read_text
 from .table import MEASURED, add_row, records
 
-SECONDS = 1.0  # that a pattern may take for one name: one that backtracks without end takes for ever
+SECONDS = 1.0  # that a pattern may take for one name: backtracking may never end
 LONGEST, REPEATS = 1000, 10_000  # of a pattern: its characters, and the product of its counted repeats
-SAMPLE, FOLDERS = 500, 100  # recordings, and folders, that say whether a corpus is laid out so
+SAMPLE, FOLDERS = 500, 100  # recordings, and folders, that decide whether a corpus has a layout
 COLUMNS = [name for name in SCHEMA.names if name not in (*MEASURED, "audio", "votes")]
 FIELD = regex.compile(r"\{(\w+)\}")
 ANYWHERE = "(?:.*/)?(?:{})"  # around a pattern that matches from the start of any folder
-Fields = dict[str, Any]  # what is known of a recording, by the names that templates use
+Fields = dict[str, Any]  # the values of a recording, by the names that templates use
 
 
 class Table(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Layout(msgspec.Struct, forbid_unknown_fields=True):
-    """What a description holds."""
+    """The content of a description."""
 
     name: str
     pattern: str
@@ -81,52 +81,52 @@ class Layout(msgspec.Struct, forbid_unknown_fields=True):
         return groups if groups is None else {"stem": pure.stem, "folder": str(pure.parent), **groups}
 
     def leaves_out(self, path: str) -> str | None:
-        """As what a path is left out, if it is."""
-        found = (what for what, one in self.left_out.items() if _match(one, path, ANYWHERE) is not None)
-        return next(found, None)
+        """The name under `left_out` whose pattern matches a path, if any."""
+        names = (name for name, pattern in self.left_out.items() if _match(pattern, path, ANYWHERE) is not None)
+        return next(names, None)
 
 
 def read_layout(description: Path) -> Layout:
-    """A description from its file. Raises `WrongUse` with what is wrong in it."""
-    table = read_toml(description, "pattern = '(?P<speaker>[a-z]+)-(?P<emotion>[a-z]+)-[0-9]+'")
+    """A description from its file. Raises `WrongUse` for its first error."""
+    content = read_toml(description, "pattern = '(?P<speaker>[a-z]+)-(?P<emotion>[a-z]+)-[0-9]+'")
     try:
-        layout = msgspec.convert(table, Layout)
-        lines = [one.line for one in layout.tables if one.line is not None]
-        for pattern in (layout.pattern, *layout.left_out.values(), *lines):
+        layout = msgspec.convert(content, Layout)
+        for pattern in (layout.pattern, *layout.left_out.values(), *(table.line or "" for table in layout.tables)):
             _compiled(pattern)
     except (msgspec.ValidationError, WrongUse) as error:
         raise WrongUse(f"{description}: {error}; docs/add-a-corpus.md lists the keys") from None
     mapped = [*layout.columns, "votes"]
     for place, names, known in (("columns", layout.columns, COLUMNS), ("maps", layout.maps, mapped)):
-        if strange := [name for name in names if name not in known]:
-            raise unknown(f"column under [{place}] of {description}", strange[0], known)
+        for name in names:
+            if name not in known:
+                raise unknown(f"column under [{place}] of {description}", name, known)
     return layout
 
 
 def fits(root: Path, description: Path) -> bool:
-    """Whether most of the first recordings in a folder, without what is left out, are named as described."""
+    """Whether most of the first recordings in a folder, except those left out, are named as described."""
     layout = read_layout(description)
-    heard = (path for path in _files(root, FOLDERS) if _ending(path) in SOUND | CODED)
-    sample = islice((path for path in heard if layout.leaves_out(path) is None), SAMPLE)
+    recordings = (path for path in _files(root, FOLDERS) if _ending(path) in SOUND | CODED)
+    sample = islice((path for path in recordings if layout.leaves_out(path) is None), SAMPLE)
     matches = [layout.match(path) is not None for path in sample]
     return 2 * sum(matches) > len(matches)
 
 
 def read_described(root: Path, description: Path) -> Reading:
-    """Read a corpus as a description says. A recording without a dialogue is a dialogue by itself.
+    """Read a corpus as described. A recording without a dialogue is a dialogue by itself.
 
-    Raises `WrongUse` if the description is wrong, or a table that lists the utterances is not there.
+    Raises `WrongUse` if the description is wrong, or a table that lists the utterances is missing.
     """
     layout, files = read_layout(description), list(_files(root))
-    reading, left = Reading(description.stem, root, []), Counter[str]()
+    reading, left_out = Reading(description.stem, root, []), Counter[str]()
     recordings: list[tuple[str, Fields]] = []
-    heard = {path.rpartition(".")[0] for path in files if _ending(path) in SOUND}
+    sounds = {path.rpartition(".")[0] for path in files if _ending(path) in SOUND}
     for path in files:
         ending = _ending(path)
-        if ending not in SOUND | CODED or (ending in CODED and path.rpartition(".")[0] in heard):
+        if ending not in SOUND | CODED or (ending in CODED and path.rpartition(".")[0] in sounds):
             continue
-        if (what := layout.leaves_out(path)) is not None:
-            left[what] += 1
+        if (name := layout.leaves_out(path)) is not None:
+            left_out[name] += 1
         elif (fields := layout.match(path)) is not None:
             recordings.append((path, fields))
         else:
@@ -139,12 +139,12 @@ def read_described(root: Path, description: Path) -> Reading:
         if row := add_row(reading, _columns(layout, path, fields), path):
             dialogue = row.get("session"), row["dialogue"]
             turns[dialogue] = row.setdefault("turn", turns[dialogue]) + 1
-    named = FIELD.findall(" ".join(layout.columns.values()))
-    given = {name for _, fields in recordings for name, value in fields.items() if isinstance(value, str)}
+    used = FIELD.findall(" ".join(layout.columns.values()))
+    known = {name for _, fields in recordings for name, value in fields.items() if isinstance(value, str)}
     warnings, ids = reading.warnings, {row["id"] for row in reading.rows}
-    warnings += [f"nothing gives {{{one}}}, which a column names" for one in named if ids and one not in given]
-    warnings += [f"{count} files are left out: {what}" for what, count in left.items()]
-    warnings += [f"known defect: {id}: {what}" for id, what in layout.defects.items() if id in ids]
+    warnings += [f"nothing gives {{{field}}}, which a column names" for field in used if ids and field not in known]
+    warnings += [f"{count} files are left out: {name}" for name, count in left_out.items()]
+    warnings += [f"known defect: {id}: {defect}" for id, defect in layout.defects.items() if id in ids]
     if layout.partial and len(ids) < layout.counts.utterances:
         warnings.append(f"{len(ids)} of {layout.name}'s {layout.counts.utterances} utterances are here")
     else:
@@ -155,38 +155,40 @@ def read_described(root: Path, description: Path) -> Reading:
 def _joined(
     table: Table, recordings: list[tuple[str, Fields]], files: list[str], layout: Layout, reading: Reading
 ) -> list[tuple[str, Fields]]:
-    """The recordings with what their rows in a table give.
+    """The recordings with the fields of their rows in a table.
 
-    Where the table lists the utterances, those without a row are left out, and rows without a recording are added.
+    If the table lists the utterances, recordings without a row are left out, and rows without a recording are added.
     """
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    loaded, unused = dict[str, dict[str, Fields]](), dict[tuple[str, str], Fields]()  # by the table, and row
-    kept, absent = [], set[str]()
+    loaded, unused = dict[str, dict[str, Fields]](), dict[tuple[str, str], Fields]()  # by the table's name, and key
+    joined, absent = list[tuple[str, Fields]](), set[str]()
     for path, fields in recordings:
         name, key = _filled(table.file, fields) or "", _filled(table.of, fields) or ""
         if name not in loaded:
-            places = (one for one in by_name.get(name.rpartition("/")[2], ()) if f"/{one}".endswith(f"/{name}"))
-            if (place := next(places, None)) is None and name:
+            same_name = by_name.get(name.rpartition("/")[2], [])
+            place = next((file for file in same_name if f"/{file}".endswith(f"/{name}")), None)
+            if place is None and name:
                 absent.add(name)
-            loaded[name] = _rows(table, place, layout, reading) if place else {}
-            shared = {one: fields.get(one) for one in ("folder", *FIELD.findall(table.file))}
-            unused |= {(name, one): shared | row for one, row in loaded[name].items() if table.audio}
+            loaded[name] = {} if place is None else _rows(table, place, layout, reading)
+            if table.audio:
+                shared = {field: fields.get(field) for field in ("folder", *FIELD.findall(table.file))}
+                unused |= {(name, key_): shared | row for key_, row in loaded[name].items()}
         row = loaded[name].get(key)
         if row is not None or not table.audio:
-            kept.append((path, fields | (row or {})))
+            joined.append((path, fields | (row or {})))
             unused.pop((name, key), None)
     if table.audio and absent:
         raise WrongUse(f"{reading.root} has no {min(absent)}, which lists the utterances of {layout.name}; add it")
     if absent and "{stem}" not in table.file:
         reading.warnings.append(f"{min(absent)} is not here, and nothing is taken from it")
-    if len(kept) < len(recordings):
-        reading.warnings.append(f"{len(recordings) - len(kept)} files are left out: in no row of {table.file}")
+    if len(joined) < len(recordings):
+        reading.warnings.append(f"{len(recordings) - len(joined)} files are left out: in no row of {table.file}")
     for row in unused.values():
         if lost := _filled(table.audio, row):
-            kept.append((lost, {"stem": PurePosixPath(lost).stem, **row}))
-    return kept
+            joined.append((lost, {"stem": PurePosixPath(lost).stem, **row}))
+    return joined
 
 
 def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[str, Fields]:
@@ -194,13 +196,14 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
     rows: dict[str, Fields] = {}
     votes = layout.maps.get("votes", {})
     if table.line is None:
-        found = records(reading.root / place, reading.problems, place)
+        read = (record for _, record in records(reading.root / place, reading.problems, place))
     else:
         lines = map(str.strip, read_text(reading.root / place, table.encoding).split("\n"))
-        found = (("", groups) for line in lines if line and (groups := _match(table.line, line)) is not None)
-    for _, record in found:
+        read = (groups for line in lines if line and (groups := _match(table.line, line)) is not None)
+    for record in read:
         row = {name: str(value) for name, value in record.items() if value not in ("", None, *layout.unknown)}
-        if (key := _filled(table.key, row)) is None or any(row.get(one) != held for one, held in table.where.items()):
+        key = _filled(table.key, row)
+        if key is None or any(row.get(name) != value for name, value in table.where.items()):
             continue
         if not table.votes:
             rows.setdefault(key, row)
@@ -230,7 +233,7 @@ def _filled(template: str, fields: Mapping[str, Any]) -> str | None:
 
 @functools.lru_cache(64)
 def _compiled(pattern: str, around: str = "{}") -> Any:
-    """Raises `WrongUse` for what is no pattern, or would take gigabytes: counted repeats are multiplied out."""
+    """Raises `WrongUse` for an invalid pattern, or one that would take gigabytes: counted repeats are expanded."""
     repeats = [int(number[:9]) or 1 for number in regex.findall(r"[{,]\s*([0-9]+)", pattern)]
     if len(pattern) > LONGEST or math.prod(repeats) > REPEATS:
         raise WrongUse(f"the pattern {pattern[:60]!a} is too large; take fewer characters and counted repeats")
@@ -257,7 +260,7 @@ def _ending(path: str) -> str:
 def _files(root: Path, folders: int | None = None) -> Iterator[str]:
     """The files below `root`, or those of its first `folders`, in order, without hidden ones.
 
-    Links are followed, and each folder is read once. Raises `OSError` for a folder that cannot be read.
+    Follows links, and reads each folder once. Raises `OSError` for a folder that cannot be read.
     """
 
     def stop(error: OSError) -> None:

@@ -4,8 +4,8 @@
     Session{1..5}/dialog/transcriptions/<dialogue>.txt    what was said
     Session{1..5}/sentences/wav/<dialogue>/<utterance>.wav
 
-An utterance is what EmoEvaluation lists: transcriptions also hold lines that are not utterances, and times differ
-between the two in places, so the two are joined on the id alone.
+EmoEvaluation lists the utterances: transcriptions also hold lines that are not utterances, and the times of the two
+differ in places, so they are joined on the id alone.
 """
 
 import re
@@ -19,10 +19,10 @@ from .scan import Problem, Reading, read_text, visible
 
 DEMO_MARKER = "ser-demo.json"
 
-# Ses01F_impro01_M003: session, who wore the markers, scene, who speaks, turn of that speaker. Turns that are no
-# utterance are numbered FXX0 and MXX1, and fail to match.
+# Ses01F_impro01_M003: session, who wore the markers, scene, who speaks, turn of that speaker. Turns that are not
+# utterances are numbered FXX0 and MXX1, and do not match.
 ID = re.compile(r"(?P<dialogue>Ses(?P<session>\d\d)[FM]_\w+)_(?P<gender>[FM])(?P<turn>\d{3})")
-HEAD = re.compile(  # of a block of EmoEvaluation; attributes are as they stand: seven lie outside [1, 5] in the release
+HEAD = re.compile(  # of a block of EmoEvaluation; attributes are not checked: seven of the release are outside [1, 5]
     r"\[\s*(?P<start>N)\s*-\s*(?P<end>N)\s*\]\t(?P<id>\S+)\t(?P<label>\w+)\t"
     r"\[\s*(?P<valence>N)\s*,\s*(?P<arousal>N)\s*,\s*(?P<dominance>N)\s*\]\s*".replace("N", r"-?\d+(?:\.\d*)?")
 )
@@ -32,7 +32,7 @@ TRANSCRIPT = re.compile(r"(\S+)\s*\[\s*[\d.]+\s*-\s*[\d.]+\s*\]:(.*)", re.DOTALL
 
 def read_iemocap(root: Path) -> Reading:
     """Read the release at `root`, the folder of Session1 … Session5."""
-    synthetic = (root / DEMO_MARKER).exists()  # whatever it says: a damaged one marks generated speech too
+    synthetic = (root / DEMO_MARKER).exists()  # a damaged one marks generated speech too
     reading = Reading("demo", root, [], synthetic=True) if synthetic else Reading("iemocap", root, [], known=IEMOCAP)
     for number in range(1, 6):
         session = root / f"Session{number}"
@@ -48,7 +48,7 @@ def read_iemocap(root: Path) -> Reading:
 
 
 def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
-    """Add a dialogue's utterances, in turn order, and whatever is wrong with them."""
+    """Add a dialogue's utterances, in turn order, and their problems."""
     labels = f"{session.name}/dialog/EmoEvaluation/{dialogue}.txt"
     transcripts = f"{session.name}/dialog/transcriptions/{dialogue}.txt"
     evaluation, transcription = reading.root / labels, reading.root / transcripts
@@ -58,9 +58,9 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
 
     if not evaluation.is_file():
         return problem(f"the labels of dialogue {dialogue} are missing")
-    # Lines that are not utterances are left out. Not splitlines(): it also breaks at bytes that a text may hold.
-    said = read_text(transcription).split("\n") if transcription.is_file() else []
-    matches = filter(None, map(TRANSCRIPT.match, said))
+    # Lines that are not utterances are left out. Not splitlines(): it also splits at bytes that a text may hold.
+    lines = read_text(transcription).split("\n") if transcription.is_file() else []
+    matches = filter(None, map(TRANSCRIPT.match, lines))
     texts = {match[1]: match[2].strip() for match in matches if ID.fullmatch(match[1])}
     rows, lines = list[dict[str, Any]](), read_text(evaluation).split("\n")
     for number, line in enumerate(lines, 1):
@@ -74,11 +74,12 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
         if not parts or parts["dialogue"] != dialogue or f"Session{int(parts['session'])}" != session.name:
             problem(f"line {number}: no utterance id of {dialogue} in {session.name}", id)
             continue
-        # What follows an empty line is of a block that lost its first one.
-        own = takewhile(lambda line: line.strip() and not line.startswith("["), lines[number:])
-        votes = [vote[1].split(";") for vote in filter(None, map(VOTE.match, own))]
-        # Categories are coded by their first three letters.
-        coded = [[category.strip().lower()[:3] for category in vote if category.strip()] for vote in votes]
+        # Lines after an empty one belong to a block that lost its first line.
+        block = takewhile(lambda line: line.strip() and not line.startswith("["), lines[number:])
+        votes = []
+        for vote in filter(None, map(VOTE.match, block)):
+            categories = vote[1].split(";")
+            votes.append([category.strip().lower()[:3] for category in categories if category.strip()])
         if not texts.get(id):
             problem(f"its transcript is {'empty' if id in texts else 'missing'}", id, "text", transcripts)
         row = {
@@ -90,7 +91,7 @@ def _read_dialogue(session: Path, dialogue: str, reading: Reading) -> None:
             "speaker": dialogue[:5] + parts["gender"],  # not dialogue[:6]: that letter says who wore the markers
             "gender": parts["gender"],
             "label": head["label"],
-            "votes": coded,
+            "votes": votes,
         }
         rows.append(row | {name: float(head[name]) for name in ("start", "end", "valence", "arousal", "dominance")})
     labelled = {row["id"] for row in rows}

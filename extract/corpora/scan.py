@@ -1,7 +1,7 @@
 """From a path to a manifest: find the layout, read it, hash every audio file, and name every problem.
 
-Each layout has a reader, a function from a path to a `Reading`, which `FORMATS` names. Readers import from here, and
-are imported by their names alone.
+Each layout has a reader, a function from a path to a `Reading`, which `FORMATS` names. Readers import this module, and
+are reached by name.
 """
 
 import hashlib
@@ -28,14 +28,15 @@ from . import DETECTORS, FITS, FORMATS, READ_DESCRIBED, TRANSCRIPTS
 
 # Unicode categories that could rewrite a terminal's line or hide in a name: control, format, surrogate, separators.
 INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}  # endings of the files that are read as tables
 
 
 @dataclass(frozen=True)
 class Problem:
     """Something wrong with a corpus, in one sentence.
 
-    `kind` says what it touches: `audio` and `text` problems belong to a manifest row whose audio or transcript cannot
-    be used, and `corpus` problems to something that is not in the manifest at all: a missing session, a refused row.
+    An `audio` or `text` problem belongs to a manifest row whose audio or transcript cannot be used, a `corpus` problem
+    to something that is not in the manifest at all: a missing session, a refused row.
     """
 
     id: str | None
@@ -51,10 +52,10 @@ class Problem:
 class Reading:
     """A corpus as its reader found it, before audio is hashed and ids are checked.
 
-    `rows` have the manifest's columns (`audio` a path under `root` with forward slashes), and may say `where` they came
+    `rows` have the manifest's columns (`audio` a path under `root` with forward slashes), and may say `where` they come
     from ("line 7"). `synthetic` marks generated speech. `known` are the published counts of the whole corpus, by the
-    names in `counts.py`, where it ought to be whole. `paths`: whoever laid out a corpus folder may have linked parts of
-    it from another disk, but those that a table names stay inside its folder, links included, if they are opened.
+    names in `counts.py`, if it ought to be whole. `paths`: parts of a corpus folder may be links to another disk, but
+    the audio that a table names stays inside its folder, links included, if it is opened.
     """
 
     corpus: str
@@ -71,8 +72,8 @@ class Reading:
 class Scan:
     """A corpus as found on disk.
 
-    The manifest's audio paths are relative to `root`. An utterance whose audio or transcript cannot be used keeps its
-    row and stands in `problems`, and so does everything that got no row at all.
+    The manifest's audio paths are relative to `root`. `problems` names each utterance whose audio or transcript cannot
+    be used (it keeps its row), and everything that has no row at all.
     """
 
     manifest: Manifest
@@ -88,7 +89,7 @@ class Scan:
 
     @property
     def refused(self) -> list[Problem]:
-        """The problems of what has no row in the manifest, so that nobody can quarantine it: name them, or stop."""
+        """The problems of what has no row in the manifest and cannot be quarantined: name them, or stop."""
         return [problem for problem in self.problems if problem.kind == "corpus"]
 
     def with_texts(
@@ -96,13 +97,13 @@ class Scan:
     ) -> "Scan":
         """The same audio with the transcripts `texts`, by id, as corpus `name`, whose parent is this one.
 
-        `problems` take the place of those of the transcripts; `made_by` says how ser made them.
+        `problems` replace those of the transcripts; `made_by` says how ser made them.
         """
-        own = self.manifest
-        rows = [{**row, "text": texts.get(row["id"]), "text_sha256": None} for row in own.table.to_pylist()]
-        manifest = Manifest.from_rows(check_name("corpus", name), rows, own.synthetic)
-        if name != own.corpus:
-            manifest = replace(manifest, parent=Parent(own.corpus, own.digest, dict(made_by or {})))
+        parent = self.manifest
+        rows = [{**row, "text": texts.get(row["id"]), "text_sha256": None} for row in parent.table.to_pylist()]
+        manifest = Manifest.from_rows(name, rows, parent.synthetic)
+        if name != parent.corpus:
+            manifest = replace(manifest, parent=Parent(parent.corpus, parent.digest, dict(made_by or {})))
         return replace(self, manifest=manifest, problems=[*(p for p in self.problems if p.kind != "text"), *problems])
 
 
@@ -116,9 +117,9 @@ def read_corpus(
     """Scan a corpus.
 
     `format` is detected when None. `name` is the corpus' name in the store. `text` is a CSV, TSV or JSONL file
-    with columns `id` and `text` whose transcripts take the place of the corpus' own, under another corpus name: an
-    utterance that it does not name has no text, and is named in the problems.
-    `limit` keeps the first utterances only. Raises `WrongUse` if the path is not a corpus of that format.
+    with columns `id` and `text` whose transcripts replace the corpus' own, under another corpus name: an utterance that
+    it lacks has no text, and is named in the problems. `limit` keeps the first utterances only. Raises `WrongUse` if
+    the path is not a corpus of that format.
     """
     path = Path(path).expanduser()
     if limit is not None and limit < 1:
@@ -129,28 +130,28 @@ def read_corpus(
     place = FORMATS.get(format, Path(format).expanduser())
     reading: Reading = _resolve(READ_DESCRIBED)(path, place) if isinstance(place, Path) else _resolve(place)(path)
     rows, problems = admit(reading)
-    own, texts, unnamed = _name_from(reading.corpus), dict[str, str](), list[Problem]()
+    corpus, texts, without_text = _name_from(reading.corpus), dict[str, str](), list[Problem]()
     if text is not None:
         text = Path(text).expanduser()
-        texts, unnamed = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows])
+        name = check_name("corpus", name or f"{corpus}-{_name_from(text.stem)}")
+        texts, without_text = _resolve(TRANSCRIPTS)(text, [row["id"] for row in rows])
     if limit is not None:
         rows = rows[:limit]
-        kept = {row["id"] for row in rows}
-        # Problems of utterances beyond the limit are no news to someone who asked for a few.
-        problems, unnamed = ([p for p in of if p.id is None or p.id in kept] for of in (problems, unnamed))
+        kept = {None, *(row["id"] for row in rows)}
+        problems, without_text = ([p for p in some if p.id in kept] for some in (problems, without_text))
     if not rows:
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
     rows, faults = _measure(rows, reading.root)
-    manifest = Manifest.from_rows(own if text else name or own, rows, reading.synthetic)
+    manifest = Manifest.from_rows(corpus if text else name or corpus, rows, reading.synthetic)
     scan = Scan(manifest, reading.root, format, [*problems, *faults], reading.warnings, reading.known)
-    return scan if text is None else scan.with_texts(texts, unnamed, name or f"{own}-{_name_from(text.stem)}")
+    return scan.with_texts(texts, without_text, name) if text and name else scan
 
 
 def find_format(path: str | Path, format: str | None = None) -> str:
-    """The format of the corpus at `path`, or the one that is asked for: a quick look, before anything slow.
+    """The format of the corpus at `path`, or the given one: a quick check, before anything slow.
 
-    Raises `WrongUse` if nothing is there, if it looks like no corpus, or for an unknown format.
+    Raises `WrongUse` if nothing is there, if it does not look like a corpus, or for an unknown format.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -167,7 +168,7 @@ def find_format(path: str | Path, format: str | None = None) -> str:
             return format
     if sessions := sorted(path.glob(f"*/{DETECTORS['iemocap']}")):
         raise WrongUse(f"{path} is not a corpus, but the folder inside it is: give {sessions[0].parents[1]}")
-    tables = sorted(p.name for p in path.iterdir() if p.suffix.lower() in {".csv", ".tsv", ".jsonl", ".parquet"})
+    tables = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in TABLES)
     hint = f"it holds {tables[0]}: give that file" if tables else "give a CSV, TSV, Parquet or JSONL file"
     raise WrongUse(
         f"{path} is not a corpus that ser knows: neither laid out nor named as any of {', '.join(FORMATS)}; describe "
@@ -185,11 +186,11 @@ def _name_from(stem: str) -> str:
 
 def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
-    spellings: dict[str, str] = {}
+    ids: dict[str, str] = {}  # by their NFC form
     rows, problems = [], list(reading.problems)
     for row in reading.rows:
         id, audio = row["id"], row.get("audio") or ""
-        if fault := _fault(id, audio if reading.paths != "unopened" else "", reading, spellings):
+        if fault := _fault(id, audio if reading.paths != "unopened" else "", reading, ids):
             reason = f"{row.get('where', '')}: {fault}".removeprefix(": ")
             problems.append(Problem(printable(id), printable(audio or reading.corpus), reason))
         else:
@@ -197,20 +198,19 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     return rows, problems
 
 
-def _fault(id: str, audio: str, reading: Reading, spellings: dict[str, str]) -> str | None:
-    """Why these cannot be an utterance's id and audio path, or None, and then the id is remembered.
+def _fault(id: str, audio: str, reading: Reading, ids: dict[str, str]) -> str | None:
+    """Why these cannot be an utterance's id and audio path, or None. Adds the id to the earlier `ids`.
 
-    `spellings` are the ids so far by their NFC: those that only Unicode spells in two ways (NFC and NFD) look alike.
+    Two spellings of an id in Unicode (NFC and NFD) look alike, and count as one.
     """
     if not id.strip():
         return "the id is empty"
-    for what, text in (("id", id), ("audio path", audio)):
+    for name, text in (("id", id), ("audio path", audio)):
         if any(unicodedata.category(character) in INVISIBLE for character in text):
-            return f"the {what} {text!a} holds a control character or is not valid Unicode"
-    if earlier := spellings.get(key := unicodedata.normalize("NFC", id)):
-        spelt = "" if earlier == id else ", in two Unicode spellings (NFC and NFD)"
-        return f"the id {id} is there twice{spelt}"
-    spellings[key] = id
+            return f"the {name} {text!a} holds a control character or is not valid Unicode"
+    if earlier := ids.get(normal := unicodedata.normalize("NFC", id)):
+        return f"the id {id} is there twice" + ("" if earlier == id else ", in two Unicode spellings (NFC and NFD)")
+    ids[normal] = id
     root, pure = reading.root, PurePosixPath(audio.replace("\\", "/"))
     if pure.is_absolute() or audio[1:2] == ":":
         return f"the audio path {audio} is absolute; give it relative to {root}"
@@ -222,47 +222,47 @@ def _fault(id: str, audio: str, reading: Reading, spellings: dict[str, str]) -> 
 
 
 def _measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """The rows with `audio_sha256` and `duration` from the files themselves, and what is wrong with those."""
+    """The rows with `audio_sha256` and `duration` from the files themselves, and the problems of the files."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # reading and hashing release the GIL
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
     wrong = [(row, fault) for row, (_, fault) in zip(rows, probes, strict=True) if fault]
-    faults = [Problem(row["id"], row["audio"], str(fault), "audio") for row, fault in wrong]
+    problems = [Problem(row["id"], row["audio"], str(fault), "audio") for row, fault in wrong]
     coded = [row["audio"] for row, fault in wrong if isinstance(fault, CodedAudio)]
-    if coded and len(coded) == sum(found["audio_sha256"] is not None for found, _ in probes):
+    if coded and len(coded) == sum(columns["audio_sha256"] is not None for columns, _ in probes):
         endings = {shlex.quote(f"*{PurePosixPath(audio).suffix}") for audio in coded}
         named = " -o ".join(f"-name {ending}" for ending in sorted(endings))
         each = """-exec sh -c 'ffmpeg -i "$1" -vn "$1.wav" && mv "$1.wav" "${1%.*}.wav"' _ {} \\;"""
         convert = f"convert them with `find -L {shlex.quote(str(root))}/ \\( {named} \\) {each}`"
-        faults.insert(0, Problem(None, str(root), f"no file here can be decoded as it is: {convert}", "audio"))
-    return [row | found for row, (found, _) in zip(rows, probes, strict=True)], faults
+        problems.insert(0, Problem(None, str(root), f"no file here can be decoded as it is: {convert}", "audio"))
+    return [row | columns for row, (columns, _) in zip(rows, probes, strict=True)], problems
 
 
 def probe(path: Path) -> tuple[dict[str, Any], UtteranceError | None]:
-    """Hash an audio file and measure it by its header. What is wrong with it is returned beside that, never raised.
+    """Hash an audio file and measure it by its header. A fault of the file is returned beside that, never raised.
 
     `audio_sha256` is None if the file cannot be read, `duration` (seconds) if its header is wrong. Raises `CorpusError`
     if the disk, the mount or the memory fails. The whole file is read every time: size and modification time do not
     show changed bytes.
     """
-    found: dict[str, Any] = {"audio_sha256": None, "duration": None}
+    columns: dict[str, Any] = {"audio_sha256": None, "duration": None}
     try:
         data = read_bytes(path)
-        found["audio_sha256"] = hashlib.sha256(data).hexdigest()
+        columns["audio_sha256"] = hashlib.sha256(data).hexdigest()
         with open_audio(data, path.name) as file:
-            found["duration"] = file.frames / file.samplerate
+            columns["duration"] = file.frames / file.samplerate
     except UtteranceError as fault:
-        return found, type(fault)(str(fault))  # without its traceback, which holds the file
-    return found, None
+        return columns, type(fault)(str(fault))  # without its traceback, which holds the file
+    return columns, None
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
-    """The entries of `folder` with that suffix, by name, without the `._*` files that a Mac leaves beside real ones."""
+    """The entries of `folder` with that suffix, sorted, without the `._*` files that a Mac leaves beside real ones."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(p for p in entries if p.suffix.lower() == suffix and not p.name.startswith("."))
 
 
 def read_text(path: Path, other: str = "cp1252") -> str:
-    """The text of a file, UTF-16 if it begins so; if it is not UTF-8, in the `other` encoding, or else in Latin-1."""
+    """The text of a file: UTF-16 by its byte order mark, else UTF-8, else the `other` encoding, else Latin-1."""
     raw = read_named(path, LARGE)
     for encoding in ("utf-16",) if raw[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else ("utf-8-sig", other):
         with suppress(UnicodeError):

@@ -1,4 +1,4 @@
-"""Any corpus, as a table: CSV, TSV, Parquet or JSONL with an audio column; or as several, of audformat (audeering).
+"""Any corpus as a table: CSV, TSV, Parquet or JSONL with an audio column; or as the tables of audformat (audeering).
 
 Columns have the manifest's names; those of nkululeko's CSV (`file,speaker,gender,emotion`) and EmoBox's JSONL
 (`key,wav,length,emo`) are understood too. Audio paths are relative to the table's folder.
@@ -24,9 +24,8 @@ from ser.cache.atomic_io import LARGE, read_named
 from ser.cache.manifest import SCHEMA, Manifest
 from ser.errors import CorpusError, WrongUse
 
-from .scan import Problem, Reading, admit, read_text
+from .scan import TABLES, Problem, Reading, admit, read_text
 
-SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 NAMES = tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
 ALIASES = NAMES["columns"]
 MEASURED = ("audio_sha256", "text_sha256", "duration")  # taken from the files, whatever a table says
@@ -34,24 +33,24 @@ COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
 
 def read_table(path: Path, need: Literal["id", "audio"] = "audio", columns: Sequence[str] = COLUMNS) -> Reading:
-    """Read these of the manifest's `columns` from a table file, of which each row `need`s one.
+    """Read these of the manifest's `columns` from a table file; every row must have the column `need`.
 
-    A bad row becomes a `Problem` with its line number, and no row.
+    A bad row becomes a `Problem` with its line number.
     """
     reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
-    names, turns = dict[str, Any](), dict[str, int]()
+    names, turns = dict[str, str](), Counter[str]()  # the manifest's names by the file's; next turn of each dialogue
     for line, record in records(path, reading.problems, str(path)):
-        names.update(record)
-        named = ((ALIASES.get(name, name), value) for name, value in record.items())
-        if row := add_row(reading, (one for one in named if one[0] in columns), str(path), line, need):
-            turns[row["dialogue"]] = row.setdefault("turn", turns.get(row["dialogue"], 0)) + 1
-    if not reading.rows and (names or not reading.problems) and need not in {ALIASES.get(c, c) for c in names}:
+        names |= {name: ALIASES.get(name, name) for name in record}
+        known = [(names[name], value) for name, value in record.items() if names[name] in columns]
+        if row := add_row(reading, known, str(path), line, need):
+            turns[row["dialogue"]] = row.setdefault("turn", turns[row["dialogue"]]) + 1
+    if not reading.rows and (names or not reading.problems) and need not in names.values():
         raise WrongUse(f"{path} has no {need} column ({', '.join(names) or 'empty'}); name one of its columns {need}")
     return reading
 
 
 class DatabaseTable(msgspec.Struct):
-    """One table, as the header of a database tells of it."""
+    """One table, as the header of a database describes it."""
 
     type: str = ""
     split_id: str | None = None
@@ -59,7 +58,7 @@ class DatabaseTable(msgspec.Struct):
 
 
 class Database(msgspec.Struct):
-    """What is read of the header of an audformat database, by the names of its parts."""
+    """The parts of an audformat database's header that are read."""
 
     name: str
     tables: dict[str, DatabaseTable] = {}
@@ -70,17 +69,19 @@ class Database(msgspec.Struct):
 def read_audformat(root: Path) -> Reading:
     """Read a database of audformat: `db.yaml`, the header, and beside it a CSV or Parquet file for each table.
 
-    What a corpus needs is read: file-wise tables, schemes whose labels are maps, and splits, each as a session. Of two
-    tables that say the same of a file, the first counts. The package audformat is not used: it also opens pickles.
+    It reads file-wise tables, schemes whose labels are maps, and splits, each as a session. If two tables disagree on a
+    file, the first counts. The package audformat is not used: it also opens pickles.
     """
     try:
         header = msgspec.convert(yaml.safe_load(read_named(root / "db.yaml")), Database, strict=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
-        said = " ".join(str(error).split())
-        raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({said})") from None
-    reading, found = Reading(header.name, root, [], paths="inside"), dict[str, dict[str, Any]]()
-    mapped = {name: one["labels"] for name, one in header.schemes.items() if isinstance(one.get("labels"), dict)}
-    labels = {name: {str(k): v for k, v in listed.items()} for name, listed in mapped.items()}
+        reason = " ".join(str(error).split())
+        raise WrongUse(f"{root / 'db.yaml'} is not the header of an audformat database ({reason})") from None
+    reading, rows = Reading(header.name, root, [], paths="inside"), dict[str, dict[str, Any]]()  # by file
+    labels = {}
+    for name, scheme in header.schemes.items():
+        if isinstance(listed := scheme.get("labels"), dict):
+            labels[name] = {str(label): meaning for label, meaning in listed.items()}
     for name, table in header.tables.items():
         place = next((p for p in (root / f"db.{name}.csv", root / f"db.{name}.parquet") if p.is_file()), None)
         if table.type != "filewise" or place is None:
@@ -90,28 +91,27 @@ def read_audformat(root: Path) -> Reading:
         session = {} if split is None else {"session": header.splits.get(split, {}).get("type", split)}
         for where, record in records(place, reading.problems, place.name):
             if not isinstance(record.get("file"), str):
-                reading.problems.append(Problem(None, place.name, f"{where}: is no row of a file"))
+                reading.problems.append(Problem(None, place.name, f"{where}: names no file"))
                 continue
-            row = found.setdefault(record["file"], {"audio": record["file"]})
-            facts: dict[str, Any] = dict(session)
+            row = rows.setdefault(record["file"], {"audio": record["file"]})
+            values: dict[str, Any] = dict(session)
             for column, value in record.items():
-                scheme = str(table.columns.get(column, {}).get("scheme_id") or column)
-                told = labels.get(scheme, {}).get(str(value))
-                facts |= told if isinstance(told, dict) else {}  # a speaker's gender, for one
-                facts[scheme] = told if isinstance(told, str) else value
-            for fact, value in facts.items():
-                if (fact := NAMES["schemes"].get(fact, fact)) in COLUMNS and value is not None:
-                    row.setdefault(fact, value)
-    for path, row in sorted(found.items()):
+                scheme_id = str(table.columns.get(column, {}).get("scheme_id") or column)
+                meaning = labels.get(scheme_id, {}).get(str(value))
+                values |= meaning if isinstance(meaning, dict) else {}  # such as a speaker's gender
+                values[scheme_id] = meaning if isinstance(meaning, str) else value
+            for key, value in values.items():
+                if (column := NAMES["schemes"].get(key, key)) in COLUMNS and value is not None:
+                    row.setdefault(column, value)
+    for path, row in sorted(rows.items()):
         add_row(reading, {"turn": 0, **row}.items(), path)
     return reading
 
 
 def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") -> Manifest:
-    """Read a manifest from a table as it stands, rows in the file's order; `audio` may be absent unless they `need` it.
+    """Read a manifest from a table, rows in the file's order; `audio` may be absent unless it is the column to `need`.
 
-    Raises `CorpusError` at the first bad row: features that are imported in the manifest's order stand or fall with
-    every one of its rows.
+    Raises `CorpusError` at the first bad row: features that are imported in the manifest's order depend on every row.
     """
     rows, problems = admit(read_table(path, need, SCHEMA.names))
     if problems:
@@ -130,33 +130,34 @@ def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[P
     known, place = {*ids}, str(path)
     problems = [replace(problem, path=place) for problem in problems]
     texts = {row["id"]: row.get("text", "") for row in rows}
-    strange = [f"{row['where']}: the id {row['id']!a} is not in the corpus" for row in rows if row["id"] not in known]
-    problems += [Problem(None, place, reason) for reason in strange]
+    for row in rows:
+        if row["id"] not in known:
+            problems.append(Problem(None, place, f"{row['where']}: the id {row['id']!a} is not in the corpus"))
     problems += [Problem(id, place, "no transcript of this utterance", "text") for id in ids if id not in texts]
     return texts, problems
 
 
 def records(path: Path, problems: list[Problem], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each record of a table file with where it stands ("line 7"); what is none joins the `problems` of that `place`.
+    """Each record of a table file, and where it is ("line 7"); other lines are added to the `problems` of `place`.
 
-    Raises `WrongUse` if there is no file of a known kind, `CorpusError` if it cannot be read as what its name says.
+    Raises `WrongUse` if there is no file of a known kind, `CorpusError` if it cannot be read as its suffix says.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(SUFFIXES))}")
+    if suffix not in TABLES:
+        raise WrongUse(f"{path} is not a table that ser can read; its name should end in {', '.join(sorted(TABLES))}")
     if not path.is_file():
         raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
     try:
         if suffix in (".csv", ".tsv"):
-            found = _csv_lines(read_text(path), suffix)
+            read = _csv_lines(read_text(path), suffix)
         elif suffix == ".jsonl":
             lines = enumerate(read_text(path).split("\n"), 1)
-            found = ((f"line {number}", _json_object(line)) for number, line in lines if line.strip())
+            read = ((f"line {number}", _json_object(line)) for number, line in lines if line.strip())
         else:
             table = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE))).read(use_threads=False)
             _record([(name, None) for name in table.column_names])
-            found = ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
-        for where, record in found:
+            read = ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+        for where, record in read:
             if isinstance(record, str):
                 problems.append(Problem(None, place, f"{where}: {record}"))
             else:
@@ -166,7 +167,7 @@ def records(path: Path, problems: list[Problem], place: str) -> Iterator[tuple[s
 
 
 def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A record of these names and values. Raises `ValueError` if two stand for one of the manifest's columns."""
+    """A record of these names and values. Raises `ValueError` if two names mean the same column of the manifest."""
     columns = Counter(ALIASES.get(name, name) for name, _ in pairs)
     for column in SCHEMA.names:
         if columns[column] > 1:
@@ -178,7 +179,7 @@ def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _csv_lines(text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     header = text.partition("\n")[0]
     delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
-    # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines knows too many of them.
+    # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines splits at other ones.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -206,10 +207,10 @@ def _json_object(line: str) -> dict[str, Any] | str:
 def add_row(
     reading: Reading, record: Iterable[tuple[str, Any]], place: str, where: str = "", need: str = "audio"
 ) -> dict[str, Any] | None:
-    """Add a record, by the manifest's columns, to the reading's rows. What cannot be one is a problem of that place.
+    """Add a record, by the manifest's columns, to the reading's rows. Returns the row, if there is one.
 
-    Nor can one without what it must have, its `need`. The record may raise `ValueError` while it is read. Returns the
-    row, if there is one.
+    A wrong value, or a record without the column that it `need`s, is a problem of that `place`. So is a `ValueError`
+    that the record raises while it is read.
     """
     try:
         row = {"where": where} | {column: _value(column, value) for column, value in record if value is not None}
@@ -241,7 +242,7 @@ def _value(column: str, value: Any) -> Any:
         elif not math.isfinite(converted) or (isinstance(converted, int) and not 0 <= converted < 1 << 31):
             raise ValueError
     except (ValueError, TypeError, OverflowError, RecursionError, msgspec.ValidationError):
-        wanted = {"votes": 'JSON such as [["ang"], ["neu", "sad"]]', "turn": "a number from 0"}
-        known = wanted.get(column, "valid Unicode" if kind == pa.string() else "a number")
-        raise ValueError(f"the {column} {ascii(value)[:60]} is not {known}") from None
+        special = {"votes": 'JSON such as [["ang"], ["neu", "sad"]]', "turn": "a number from 0"}
+        expected = special.get(column, "valid Unicode" if kind == pa.string() else "a number")
+        raise ValueError(f"the {column} {ascii(value)[:60]} is not {expected}") from None
     return converted
