@@ -64,15 +64,19 @@ class FeatureSelection:
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
         lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
         if not lengths.all():
-            empty_one = manifest.ids[rows[lengths.argmin()]]
-            raise MissingRows(f"{spec.name}: {empty_one} has no rows at all; extract it with `ser features --retry`")
+            raise MissingRows(
+                f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
+                "extract it again with `ser features --retry`"
+            )
 
         def read(utterances: np.ndarray) -> Inputs:
             chosen = [places[number] for number in utterances.tolist()]
             packed = self.feature.gather(chosen, [""] * len(chosen), self.extra is not None)
             if self.extra is not None and self.extra not in packed.extras:
-                command = f"ser cache remove {spec.feature}@{self.feature.fingerprint}"
-                raise MissingRows(f"{spec.name} has rows without '{self.extra}'; run `{command}` and extract it again")
+                raise MissingRows(
+                    f"{spec.name} holds rows without '{self.extra}'; run `ser cache remove "
+                    f"{spec.feature}@{self.feature.fingerprint}` and extract it again"
+                )
             values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
             return as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, spec, self.vectors)
 

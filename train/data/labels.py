@@ -208,13 +208,18 @@ def choose(
     corpora = utterances.corpora or [manifest.corpus] * len(utterances)
     without_votes = {*corpora} - {name for name, row in zip(corpora, utterances.rows, strict=True) if votes[row]}
     if target.voted and without_votes:
-        what = f"corpus {min(without_votes)} does not hold its raters' votes"
-        raise WrongUse(f"--target {target.name}: {what}; train --target class on it")
+        raise WrongUse(
+            f"--target {target.name}: corpus {min(without_votes)} does not hold its raters' votes; "
+            "train --target class on it"
+        )
     if target.rated:
-        kept, ratings = np.flatnonzero(np.isfinite(utterances.dimensions).all(1)), ", ".join(DIMENSIONS)
+        kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
+        ratings = ", ".join(DIMENSIONS)
         if not len(kept):
-            what = f"no utterance of corpus {manifest.corpus} has ratings of {ratings}"
-            raise WrongUse(f"--target {target.name}: {what}; train --target class on it")
+            raise WrongUse(
+                f"--target {target.name}: no utterance of corpus {manifest.corpus} has ratings of {ratings}; "
+                "train --target class on it"
+            )
         if len(kept) < len(utterances):
             left_out[f"no rating of {ratings}"] = len(utterances) - len(kept)
         utterances = utterances.take(kept)

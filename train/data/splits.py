@@ -158,8 +158,10 @@ def train1234_test5(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Sessions 1–4 train, session 5 tests (Perspective §3.1): the last fold of `session_out`."""
     names = _natural(_named(utterances.sessions, "session"))
     if names != ["1", "2", "3", "4", "5"]:
-        needed = "--protocol train1234-test5 needs the sessions 1 to 5"
-        raise WrongUse(f"{needed}, and the corpus has {', '.join(names)}; use --protocol session-out")
+        raise WrongUse(
+            "--protocol train1234-test5 needs the sessions 1 to 5, and the corpus has "
+            f"{', '.join(names)}; use --protocol session-out"
+        )
     yield [*session_out(utterances, cut)][-1]
 
 
@@ -224,9 +226,10 @@ def official(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     names = _natural(sessions)
     tests = [name for name in names if name.startswith("test")]
     if "train" not in names or not tests:
-        needed = "--protocol official needs sessions called train and test, as MELD has"
-        known = ", ".join(names[:9])
-        raise WrongUse(f"{needed}, and this corpus has {known}; use --protocol session-out, or folds:FILE")
+        raise WrongUse(
+            "--protocol official needs sessions called train and test, as MELD has, and this corpus has "
+            f"{', '.join(names[:9])}; use --protocol session-out, or folds:FILE"
+        )
     others = dict.fromkeys({*names} - {"train"}, "in another part of the split") | {"dev": "dev"}
     for name in tests:
         yield _fold(name, utterances, cut, sessions, others | {name: "test"}, "the corpus's own")
@@ -272,8 +275,10 @@ def make_folds(protocol: str, utterances: Utterances, cut: Cut = Cut()) -> list[
     apart = APART.get(kind, ("dialogue", "speaker"))
     for fold in folds:
         if not len(fold.train):
-            remedy = "use --select last, a dev share such as --set dev=0.2, or another protocol"
-            raise WrongUse(f"--protocol {protocol}: nothing is left to train on in fold '{fold.name}'; {remedy}")
+            raise WrongUse(
+                f"--protocol {protocol}: nothing is left to train on in fold '{fold.name}'; "
+                "use --select last, a dev share such as --set dev=0.2, or another protocol"
+            )
         check_leakage(fold, utterances, apart, shared_dev)
     return folds
 
