@@ -88,6 +88,8 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     for condition in ("fusion=mit", "features=hubert", "queries=3.0"):
         [one] = json.loads(ser("runs", "list", "--where", condition, "--json").stdout)
         assert one["fusion"] == "mit"
+    # A config leaves most settings out where they are at their defaults.
+    assert len(json.loads(ser("runs", "list", "--where", "refit=false", "--json").stdout)) == len(runs)
     assert "did you mean fusion?" in ser("runs", "list", "--where", "fusin=mit").stderr
     table = json.loads(ser("runs", "compare", "runs", "--json").stdout)
     assert set(table["differences"]["fusion"]) == {run.config["fusion"] for run in runs}
@@ -107,7 +109,7 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch:
     assert "nothing to remove" in ser("runs", "prune").stdout  # it has just changed
     with locked(unfinished.path / "lock"):
         assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout
-        assert "is trained or removed just now" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
+        assert "is being trained or removed" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
     assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout and unfinished.path.exists()
     began, waits = list[bool](), shutil.copytree(unfinished.path, here / "other" / unfinished.name)
 

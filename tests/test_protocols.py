@@ -51,6 +51,12 @@ def test_session_out_tests_each_session_once(utterances: Utterances) -> None:
     assert values(utterances.sessions, last.train) == set("1234")
 
 
+def test_folds_have_one_order_whatever_the_hash_seed() -> None:
+    names = [f"{'0' * zeros}{n}" for n in (1, 2) for zeros in range(6, -1, -1)]  # all count as 1, or as 2
+    folds = make_folds("speaker-out", replace(alone(56), speakers=names * 4))
+    assert [fold.name for fold in folds] == [f"speaker {name}" for name in names]
+
+
 def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: Utterances) -> None:
     for fold in make_folds("session-out", utterances, Cut(dev="0.25")) + make_folds("session-out", utterances):
         assert fold.dev_by in ("0.25 in whole dialogues", "0.1 in whole dialogues")

@@ -131,7 +131,7 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "fusion", "says"),
     [
-        ("is13+is13", "audio", "is13 stands there twice"),
+        ("is13+is13", "audio", "names is13 twice"),
         ("is13+hubert", "audio:frame", "takes audio frames, and the audio feature has one vector"),
         ("logmel+hubert", "audio:frame", "hubert has not as many rows as logmel"),
         ("hubert:layers=0-x", "audio", "layers=all or a range"),
@@ -141,13 +141,13 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
         ("bert", "audio", "needs one audio feature"),
         ("is13+bert", "audio:utterance", "takes audio, and --features gives audio and text"),
         ("bert:pool=max", "text", "pool must be mean or meanstd"),
-        ("logmel & hubert", "cnn", "cannot stand in the place of logmel"),
-        ("logmel & bert", "cnn", "cannot stand in the place of any feature"),
-        ("hubert:layers=0-1 & hubert:layers=0-1", "audio", "several features in the place of one"),
+        ("logmel & hubert", "cnn", "cannot take the place of logmel"),
+        ("logmel & bert", "cnn", "cannot take the place of any feature"),
+        ("hubert:layers=0-1 & hubert:layers=0-1", "audio", "several features in place of one"),
         ("hubert:hop=0.05", "audio:frame", "a multiple of its frames' own, 0.02 s, such as 0.1"),
         ("hubert:hop=nan", "audio:frame", "a multiple"),
         ("hubert++mpnet", "audio:frame", "a feature without a name: ''"),
-        ("mpnet:hop=0.1", "audio:frame", "a multiple of that of its frames, and it says none"),
+        ("mpnet:hop=0.1", "audio:frame", "a multiple of that of its frames, and it has none"),
         ("hubert:hop=0.04 & hubert:view=noise-1", "audio:frame", "another level, dimension, pool or hop"),
     ],
 )

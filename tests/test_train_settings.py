@@ -12,6 +12,7 @@ from ser.tests.plain_layers import DIFFERENT
 from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
+from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit
 from ser.train.models import FUSIONS, CommonSettings
 from ser.train.models.fusion import Count
@@ -140,3 +141,9 @@ def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(st
     plain = weights(fitted())
     for setting, learnt in found.items():
         assert learnt.isfinite().all() and not torch.equal(learnt, plain), setting
+
+
+def test_settings_from_python_are_a_tuple() -> None:
+    for wrong in ("lr=1", ["lr=1"], ("lr=1", 2)):
+        with pytest.raises(WrongUse, match="must be a tuple of texts, such as "):
+            prepare(Experiment("is13", "audio", set=wrong))  # type: ignore[arg-type]

@@ -329,7 +329,7 @@ def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(s
     assert [job.config["provenance"]["asked"]["deterministic"] for job in (plain, exact)] == [False, True]
     refused = RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
     monkeypatch.setattr(run_module, "fit", Mock(side_effect=refused))
-    with pytest.raises(WrongUse, match="--deterministic: lgf-add computes what has no deterministic way on cpu"):
+    with pytest.raises(WrongUse, match="--deterministic: lgf-add has an operation without a deterministic form on cpu"):
         train_jobs([exact], tmp_path, False)
 
 

@@ -1,4 +1,4 @@
-"""An experiment: what `ser train` is asked for, turned into one run per fold and seed.
+"""An experiment: the options of `ser train`, turned into one run per fold and seed.
 
 for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="speaker-out")):
     print(run.config["fold"], run.result["ua"])
@@ -42,7 +42,7 @@ TRAIN_VERSION = 1  # raised when the same config would give other numbers than b
 IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
 STEPS, EPOCHS = 3, 4  # batches that are timed for an estimate, and how often: the first time warms up
 PRODUCT = 4096  # rows and columns of the matrices that a GPU is timed on
-ENOUGH = 0.5  # seconds of timed steps: if they would take more, one says enough
+ENOUGH = 0.5  # seconds of timed steps: if they would take more, one step is timed
 
 
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
@@ -54,10 +54,10 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     training, data = TARGETS[experiment.target].settled(fusion, settings, training, data)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
-    scaled = any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
-    if training.standardise_by == "corpus" and not (scaled and data.utterances.corpora):
-        so = "several corpora (--corpus A+B) and features that are z-scored, as by standardise_audio=true; leave it out"
-        raise WrongUse(f"--set standardise_by=corpus needs {so}")
+    z_scored = any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
+    if training.standardise_by == "corpus" and not (z_scored and data.utterances.corpora):
+        needed = "several corpora (--corpus A+B) and features that are z-scored (standardise_audio=true)"
+        raise WrongUse(f"--set standardise_by=corpus needs {needed}; leave it out")
     dev = training.dev
     if dev == "auto" and experiment.select != "val" and experiment.protocol != "random-70-20-10":
         dev = "none"  # but a protocol that names its own dev part always has it
@@ -69,46 +69,45 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
         raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
     if training.patience and experiment.select == "last":
-        raise WrongUse(
-            "patience stops where a score no longer rises, and --select last looks at none; use --select val"
-        )
+        raise WrongUse("patience waits for a score to rise, and --select last looks at none; use --select val")
     device, precision = choose_device(experiment.device), experiment.precision
     if precision == "auto":
         frames = fusion.level == "sequence" and device.startswith("cuda")
         precision = "bf16" if frames and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device == "mps" and precision == "bf16":
         raise WrongUse("--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu")
-    how = {name: getattr(experiment, name) for name in ("target", "loss", "select", "log", "deterministic")}
-    plan = TrainConfig(fusion, settings, training, device=device, precision=precision, **how)
+    options = {name: getattr(experiment, name) for name in ("target", "loss", "select", "log", "deterministic")}
+    plan = TrainConfig(fusion, settings, training, device=device, precision=precision, **options)
     for fold in folds:
         rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
-    return [
-        Job(data, fold, one, _config(experiment, data, fold, one))
-        for one in (replace(plan, seed=seed) for seed in range(experiment.seeds))
-        for fold in folds
-    ]
+    jobs = []
+    for seed in range(experiment.seeds):
+        seeded = replace(plan, seed=seed)
+        jobs += [Job(data, fold, seeded, _config(experiment, data, fold, seeded)) for fold in folds]
+    return jobs
 
 
 def _check_options(experiment: Experiment) -> None:
     """Raise `WrongUse` for a value that its option does not take, here."""
     for option in fields(experiment):
-        value, name, facts = getattr(experiment, option.name), option.name, experiment.TEXTS.get(option.name, {})
-        several = get_origin(option.type) is tuple
-        kind: Any = str if several else option.type
-        for one in value if several and isinstance(value, tuple) else [value]:
-            true = isinstance(one, bool) and kind is not bool  # True is a number for Python, and not for us
-            if true or not isinstance(one, kind):
-                raise WrongUse(f"{name}={str(value)[:200]!r}: must be {getattr(kind, '__name__', kind)}")
-        if value is not None and value not in facts.get("choices", [value]):
-            raise unknown(f"value of --{name}", value, facts["choices"])
-        most = facts.get("most", 1_000_000_000)
-        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= most:
+        name, value = option.name, getattr(experiment, option.name)
+        kind: Any = option.type
+        texts = experiment.TEXTS.get(name, {})
+        if get_origin(kind) is tuple:
+            fits = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+        else:  # True is a number for Python, and not for us
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not fits:
+            known = {tuple[str, ...]: 'a tuple of texts, such as ("lr=1e-3",)'}.get(kind)
+            raise WrongUse(f"{name}={str(value)[:200]!r}: must be {known or getattr(kind, '__name__', kind)}")
+        if value is not None and value not in texts.get("choices", [value]):
+            raise unknown(f"value of --{name}", value, texts["choices"])
+        most = texts.get("most", 1_000_000_000)
+        if isinstance(value, int) and kind is not bool and not 1 <= value <= most:
             raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
     if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
-        raise WrongUse(
-            "--log tensorboard: TensorBoard is not installed; `pip install 'ser-fusion[tensorboard]'` adds it, and "
-            "without --log every run still writes its epochs to its file `log`"
-        )
+        remedy = "`pip install 'ser-fusion[tensorboard]'` adds it, and each run's file `log` holds its epochs anyway"
+        raise WrongUse(f"--log tensorboard: TensorBoard is not installed; {remedy}")
 
 
 def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
     package, module = FUSIONS.package(plan.fusion.name), sys.modules[plan.fusion.settings.__module__]
     code = Path(str(module.__file__)).read_bytes() if package else b""  # edited, it is another model
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
     return {
         "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
         **data.described,
@@ -138,7 +137,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         "dims": data.dims,
         "provenance": {
             **data.notes,
-            "asked": asked,
+            "asked": options,
             "device": plan.device,
             **({"package": package} if package else {}),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -152,24 +151,19 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     Raises `WrongUse` if the folder is not a run, or what it was made from is no longer the same.
     """
     run = open_run(path)
-    began = run.config["provenance"]
+    provenance = run.config["provenance"]
     try:
-        asked: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in began["asked"].items()
-            if name in Experiment.__dataclass_fields__
-        }
-        experiment = Experiment(**{**asked, "store": began["store"], "out": run.path.parent, "resume": True})
+        recorded = {**provenance["asked"], "store": provenance["store"], "out": run.path.parent, "resume": True}
+        options = {name: recorded[name] for name in recorded.keys() & Experiment.__dataclass_fields__.keys()}
+        lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        experiment = Experiment(**options | lists)
     except (KeyError, TypeError):
-        raise WrongUse(
-            f"{run.path / CONFIG}: does not say what the run was asked for; train it anew by the command that you want"
-        ) from None
+        what = "does not hold the options of the run"
+        raise WrongUse(f"{run.path / CONFIG}: {what}; train it anew by the command that you want") from None
     jobs = [job for job in prepare(experiment) if job.name == run.path.name]
     if not jobs:
-        raise WrongUse(
-            f"{run.path}: the store, the defaults or ser itself have changed since this run began, so it would be "
-            "another run; train it anew by the command that you want"
-        )
+        what = "the store, the defaults or ser itself have changed since this run began, so it would be another run"
+        raise WrongUse(f"{run.path}: {what}; train it anew by the command that you want")
     return experiment, jobs
 
 
@@ -193,7 +187,7 @@ def iterate(experiment: Experiment, jobs: list[Job], on_progress: OnProgress | N
 
 
 def fit_groups(runs: Iterable[Any]) -> list[list[Any]]:
-    """The runs that are fitted together: those of the same `group`, at most `MOST` of them."""
+    """The runs, cut into those that are fitted together: of the same `group`, at most `MOST` of them."""
     groups: dict[str, list[Any]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
@@ -202,7 +196,7 @@ def fit_groups(runs: Iterable[Any]) -> list[list[Any]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is ahead, from a few timed steps."""
+    """How long some runs take, from a few timed steps."""
 
     parameters: int
     utterances: int
@@ -222,22 +216,22 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     row and a parameter, by precision. The time of the others is taken to grow with both.
     """
     job = jobs[0]
-    plan, settings = job.plan, job.plan.settings
+    plan, settings, data = job.plan, job.plan.settings, job.data
     epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
-    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(j.data.views) + 1) for j in jobs]
+    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(data.views) + 1) for j in jobs]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
     kind, gpu = torch.device(plan.device).type, [plan.device] * (plan.device != "cpu")
     with oom_as_error(plan), one_thread(), torch.random.fork_rng(gpu, device_type=kind):
-        classes = len(job.data.utterances.classes)
-        model = TARGETS[plan.target].build(plan.fusion, settings, job.data.dims, classes)
+        model = TARGETS[plan.target].build(plan.fusion, settings, data.dims, len(data.utterances.classes))
         parameters = sum(weight.numel() for weight in model.parameters())
         del model
         known = paces if paces is not None and job.stacked else dict[str, float]()
-        if timed := plan.precision not in known:
+        timed = plan.precision not in known
+        if timed:
             known[plan.precision] = _seconds_per_row(fit_groups(jobs)[0]) / parameters
     seconds = known[plan.precision] * parameters * sum(map(_rows, jobs)) * epochs
-    utterances, at_most = len(job.data.utterances), plan.training.patience > 0
-    streamed = tuple(modality for modality, one in job.data.inputs.items() if one.streamed)
+    utterances, at_most = len(data.utterances), plan.training.patience > 0
+    streamed = tuple(modality for modality, inputs in data.inputs.items() if inputs.streamed)
     return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed)
 
 
@@ -246,21 +240,22 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
 
     The others are disturbed by other processes; on a GPU one of them may capture what is replayed from then on.
     """
-    job, found = jobs[0], 0.0
+    job, per_row = jobs[0], 0.0
     for batches in (1, STEPS):
         trial, fitted = _trial(job, EPOCHS, batches), list[Fitted]()
-        plans = [replace(trial.plan, seed=one.plan.seed, loss=one.plan.loss) for one in jobs]
+        plans = [replace(trial.plan, seed=each.plan.seed, loss=each.plan.loss) for each in jobs]
         if job.stacked:
             fitted = fit_many(job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
         fitted = fitted or [fit(job.data, trial.fold, plans[0])]
-        lines = [line for one in fitted if not one.fault for line in one.history if line["epoch"] > 1]
-        stages = {line["stage"] for line in lines}
-        seconds = [min(line["seconds"] for line in lines if line["stage"] == stage) for stage in stages]
+        fastest: dict[str, float] = {}  # by stage
+        for line in [line for model in fitted if not model.fault for line in model.history if line["epoch"] > 1]:
+            fastest[line["stage"]] = min(line["seconds"], fastest.get(line["stage"], math.inf))
+        seconds = [*fastest.values()]
         if seconds:
-            found = float(np.mean(seconds) / _rows(trial))
+            per_row = float(np.mean(seconds) / _rows(trial))
         if sum(seconds) * STEPS > ENOUGH:
             break
-    return found
+    return per_row
 
 
 def _trial(job: Job, epochs: int, batches: int) -> Job:
@@ -283,8 +278,8 @@ def _trial(job: Job, epochs: int, batches: int) -> Job:
 def _rows(job: Job) -> float:
     """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a third."""
     data, evaluated = job.data, rows_to_evaluate(job.fold, job.plan)
-    offsets = [one.offsets[: len(data.utterances) + 1] for one in data.inputs.values()]
-    rows = np.sum([np.diff(one) for one in offsets], axis=0)  # of each utterance
+    lengths = [np.diff(inputs.offsets)[: len(data.utterances)] for inputs in data.inputs.values()]
+    rows = np.sum(lengths, axis=0)  # of each utterance
     return rows[job.fold.train].sum() * (len(data.views) + 1) + rows[evaluated].sum() / 3
 
 
@@ -309,12 +304,14 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
 
 def product_rates(plan: TrainConfig) -> dict[str, float]:
     """FLOP/s that products of large matrices reach on the GPU of a run, by precision: float32, and its own."""
-    found: dict[str, float] = {}
-    for precision in dict.fromkeys(["float32", plan.precision]) if plan.device.startswith("cuda") else ():
-        from torch.utils.benchmark import Timer  # which warms up, and waits for the GPU
+    if not plan.device.startswith("cuda"):
+        return {}
+    from torch.utils.benchmark import Timer  # which warms up, and waits for the GPU
 
-        exact_arithmetic(plan.device, plan.deterministic)
+    exact_arithmetic(plan.device, plan.deterministic)
+    rates: dict[str, float] = {}
+    for precision in dict.fromkeys(("float32", plan.precision)):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         x = torch.randn(PRODUCT, PRODUCT, dtype=dtype, device=plan.device)
-        found[precision] = 2 * PRODUCT**3 / Timer("x @ x", globals={"x": x}).timeit(20).mean
-    return found
+        rates[precision] = 2 * PRODUCT**3 / Timer("x @ x", globals={"x": x}).timeit(20).mean
+    return rates

@@ -37,10 +37,8 @@ def with_encoder(fusion: Fusion, settings: Any, data: Dataset, models: Sequence[
     whole = spec.extractor == "text" and spec.checkpoint and spec.config["special"]
     checkpoint = recorded_checkpoint(spec, parse_models(models)) if whole else None
     if checkpoint is None or checkpoint.architecture not in ("bert", "mpnet"):
-        raise WrongUse(
-            f"finetune_layers trains bert or mpnet, on special tokens too, and {spec.name} is none of these; "
-            "extract it without special=false"
-        )
+        needed = "finetune_layers trains bert or mpnet, on special tokens too"
+        raise WrongUse(f"{needed}, and {spec.name} is none of these; extract it without special=false")
     depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
     if layers == "all":
         features = data.described["features"]

@@ -55,7 +55,7 @@ class Fitted:
     model: nn.Module
     scaling: dict[str, Standardizer]
     history: list[dict[str, Any]] = field(default_factory=list)
-    fault: str | None = None  # what ended it too early; the weights are the best before that
+    fault: str | None = None  # why it ended too early; the weights are the best before that
 
     @property
     def epoch(self) -> int:
@@ -66,15 +66,15 @@ class Fitted:
     def predict(
         self, data: Dataset, rows: np.ndarray, config: TrainConfig, hide: str | None = None, heads: Heads = None
     ) -> dict[str, np.ndarray]:
-        """What the target predicts [n, …] for the given rows, in their order, by head: for those of `heads` at least.
+        """The target's predictions [n, …] for the given rows, in their order, by head: for those of `heads` at least.
 
         `hide` hides one modality from all.
         """
         exact_arithmetic(config.device, config.deterministic)
         self.model.eval()
         target = TARGETS[config.target]
-        found: dict[str, list[Tensor]] = {}
-        seen, size = list[Tensor](), config.settings.batch_size
+        predictions: dict[str, list[Tensor]] = {}
+        predicted_rows, size = list[Tensor](), config.settings.batch_size
         if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
             size = max(size, EVALUATED)
         hidden = (lambda n: {hide: torch.ones(n, dtype=torch.bool)}) if hide else None
@@ -82,14 +82,14 @@ class Fitted:
             batch.heads = heads
             with config.autocast():
                 outputs = self.model(batch)
-            seen.append(batch.utterances)
+            predicted_rows.append(batch.utterances)
             for head, logits in outputs.items():
-                found.setdefault(head, []).append(target.predictions(logits.float()))
-        place = torch.empty(len(data.utterances), dtype=torch.int64)
-        place[torch.cat(seen or [place[:0]])] = torch.arange(len(rows))  # of each row, where its prediction stands
+                predictions.setdefault(head, []).append(target.predictions(logits.float()))
+        place = torch.empty(len(data.utterances), dtype=torch.int64)  # of each row's prediction
+        place[torch.cat(predicted_rows or [place[:0]])] = torch.arange(len(rows))
         order = place[torch.from_numpy(rows)]
-        # Here the GPU is waited for.
-        return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in found.items()}
+        # Here we wait for the GPU.
+        return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in predictions.items()}
 
 
 @torch.random.fork_rng(devices=[])
@@ -153,8 +153,8 @@ def fit(
             started = time.perf_counter()
             losses, sizes = [], []
             model.train()
-            how = settings.batch_size, per_batch, random["shuffling"], truth, config.training.sampler, hide
-            for update, batch in enumerate(train_data.batches(train_rows, fusion.unit, *how), epoch * updates):
+            options = settings.batch_size, per_batch, random["shuffling"], truth, config.training.sampler, hide
+            for update, batch in enumerate(train_data.batches(train_rows, fusion.unit, *options), epoch * updates):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
                 batch.heads = config.heads(stage)
                 with config.autocast():
@@ -176,11 +176,11 @@ def fit(
             if fault := divergence(values, stage, epoch):
                 break
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(train_rows)
-            found, head = dict[str, Any](), stage.output
+            scores, head = dict[str, Any](), stage.output
             if len(eval_rows):
                 predicted = Fitted(model, per_batch).predict(data, eval_rows, config, heads=frozenset({head}))[head]
-                found = target.scored(data.utterances, eval_rows, predicted, config)
-            line = selection.add(stage, epoch, mean, found, time.perf_counter() - started)
+                scores = target.scored(data.utterances, eval_rows, predicted, config)
+            line = selection.add(stage, epoch, mean, scores, time.perf_counter() - started)
             if line.kept:
                 selection.kept = snapshot(model.state_dict())
             if on_epoch:
@@ -214,17 +214,17 @@ def fit_standardizers(data: Dataset, fold: Fold, settings: Any, by: str = "all")
 
     By "corpus" of each corpus by itself; a corpus that does not train by its dev and test part, without their labels.
     """
-    found, rows = {}, [fold.train]
+    standardizers, rows = {}, [fold.train]
     numbers, used = data.utterances.corpus_numbers, np.concatenate([fold.train, fold.dev, fold.test])
     for number in range(1, numbers.max() + 1) if by == "corpus" else ():
-        own, foreign = (part[numbers[part] == number] for part in (fold.train, used))
-        rows.append(next(part for part in (own, foreign, fold.train) if len(part)))
+        in_training, anywhere = (part[numbers[part] == number] for part in (fold.train, used))
+        rows.append(next(part for part in (in_training, anywhere, fold.train) if len(part)))
     for modality, inputs in data.inputs.items():
         if getattr(settings, f"standardise_{modality}", False):
             each = [Standardizer.of(inputs, part) for part in rows]
             mean, std = torch.stack([one.mean for one in each]), torch.stack([one.std for one in each])
-            found[modality] = Standardizer(mean.squeeze(0), std.squeeze(0))
-    return found
+            standardizers[modality] = Standardizer(mean.squeeze(0), std.squeeze(0))
+    return standardizers
 
 
 class Adam(torch.optim.Adam):
@@ -274,8 +274,9 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     """The sentence for the first loss of an epoch (from 0) that is not a number, naming its batch; None if all are."""
     for batch, loss in enumerate(losses, 1):
         if not math.isfinite(loss):
-            first = "no update came before it: look into the model, where an attention over no rows gives nan"
-            advice = first if epoch + batch == 1 else "try a lower lr or --set clip_norm=1"
+            advice = "try a lower lr or --set clip_norm=1"
+            if epoch + batch == 1:
+                advice = "no update came before it: look into the model, where an attention over no rows gives nan"
             where = f"epoch {epoch + 1}, batch {batch} (stage {stage.name})"
             return f"the loss became {loss} in {where}; the best weights before it are kept; {advice}"
     return None
@@ -306,13 +307,13 @@ class Selection:
         ends = (n for n, line in enumerate(reversed(self.history)) if line["kept"] or line["stage"] != stage.name)
         return 0 < self.config.training.patience <= next(ends, 0)
 
-    def add(self, stage: Stage, epoch: int, loss: float, found: Mapping[str, Any], seconds: float) -> Epoch:
-        """Note an epoch (from 0) with the scores of the evaluated part, and say whether it is the best so far."""
-        ccc = float(np.mean(list(found["ccc"].values()))) if "ccc" in found else None
-        scores = {**{name: found.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
+    def add(self, stage: Stage, epoch: int, loss: float, scored: Mapping[str, Any], seconds: float) -> Epoch:
+        """Add an epoch (from 0) with the scores of the evaluated part; `kept` of it says whether it is the best yet."""
+        ccc = float(np.mean(list(scored["ccc"].values()))) if "ccc" in scored else None
+        scores = {**{name: scored.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
         score = float(epoch) if self.config.select == "last" else scores[self.config.training.select_score]
         kept = score is not None and score > self.best
-        self.best = score if kept and score is not None else self.best
+        self.best = score if score is not None and kept else self.best
         name = f"{stage.name} again" if self.chosen else stage.name
         line = Epoch(name, epoch + 1, self.epochs(stage), loss, seconds=seconds, kept=kept, **scores)
         self.history.append(asdict(line))

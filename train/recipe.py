@@ -1,9 +1,9 @@
 """Recipes: sets of cells, such as a paper's table, as TOML files, and the searches that some of their cells are.
 
     title, source, note      what it is, where its numbers come from, what to know
-    [models]                 feature = "checkpoint": which encoders the numbers are of
+    [models]                 feature = "checkpoint": the encoders behind the numbers
     [experiment]             options of `ser train` for all cells
-    [search]                 of cells that are searches: draws, seed, at_most
+    [search]                 for cells that are searches: draws, seed, at_most
     [[cell]]                 name, options that differ, `set` as a table (added to that of all), `test` (how the trained
                              model is tested), `paper`: the paper's numbers in percent, how many `utterances` they are
                              of, and in what the cell `differs` from what they are of
@@ -54,22 +54,24 @@ class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"lo
             raise ValueError("a range goes from a number to a larger one, and with log from above 0")
 
     def at(self, share: float) -> Scalar:
-        """The number that lies so far on the way from `low` to `high`."""
-        way = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
-        return round(way) if isinstance(self.low, int) and isinstance(self.high, int) else float(f"{way:.4g}")
+        """The number at this share, from 0 to 1, of the way from `low` to `high`."""
+        low, high = self.low, self.high
+        value = low * (high / low) ** share if self.log else low + (high - low) * share
+        return round(value) if isinstance(low, int) and isinstance(high, int) else float(f"{value:.4g}")
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A recipe's `[search]`: how many candidates each cell draws, by which seed, and the most runs that are meant."""
+    """A recipe's `[search]`: how many candidates each cell draws, with which seed, and the most runs allowed."""
 
     draws: int | None = None
     seed: int = 0
     at_most: int = 10_000
 
-    def check(self, runs: int) -> None:
-        """Raise `WrongUse` for more runs than are meant."""
+    def check(self, runs: int, file: Path | str) -> None:
+        """Raise `WrongUse` for more runs than are meant, naming the recipe's file."""
         if runs > self.at_most:
-            raise WrongUse(f"the search has {runs:,} runs; if they are meant, write `at_most = {runs}` under [search]")
+            remedy = f"if they are meant, write `at_most = {runs}` under [search]"
+            raise WrongUse(f"{file}: the search has {runs:,} runs; {remedy}")
 
 
 PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
@@ -146,7 +148,7 @@ def list_recipes() -> dict[str, dict[str, Any]]:
 def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -> Recipe:
     """A recipe by name, or from a TOML file, or its `named` cells; `options` of `Experiment` override those of all.
 
-    An option `set` goes to the cells whose fusion has that setting. Raises `WrongUse` naming what is wrong.
+    An option `set` goes to the cells whose fusion has that setting. Raises `WrongUse`, saying what is wrong.
     """
     path = Path(name)
     if path.suffix != ".toml":
@@ -181,45 +183,51 @@ def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
     try:
         return msgspec.convert(table, expected)
     except msgspec.ValidationError as fault:
-        raise WrongUse(f"{path}: {f'cell {name}: ' if (name := table.get('name')) else ''}{fault}") from None
+        cell = f"cell {table['name']}: " if "name" in table else ""
+        raise WrongUse(f"{path}: {cell}{fault}") from None
 
 
-def _cell(path: Path, line: Mapping[str, Any], options: Mapping[str, Any], budget: Budget) -> Cell:
-    asked = {key: line[key] for key in line if key not in ("name", "test", "paper", "utterances", "differs")}
+def _cell(path: Path, line: Mapping[str, Any], overriding: Mapping[str, Any], budget: Budget) -> Cell:
+    options = {key: line[key] for key in line if key not in ("name", "test", "paper", "utterances", "differs")}
     known = [field.name for field in fields(Experiment) if field.name != "also_set"]
-    if strange := [key for key in asked if key not in known]:
+    if strange := [key for key in options if key not in known]:
         raise unknown(f"option for cell '{line.get('name')}' in {path}", strange[0], known)
     read = _shaped(path, line, CELL_SHAPE)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
-    several = {key: value for key, value in read.set.items() if isinstance(value, list | Range)}
-    fixed = {key: value for key, value in read.set.items() if key not in several}
-    written = Experiment(**asked | {"set": assignments(fixed), "model": read.model})
-    given = {key: value for key, value in options.items() if key != "set"}
-    experiment = replace(written, **given, also_set=tuple(options.get("set", ())))
-    about = read.utterances, read.differs, tuple(several), candidates(several, budget)
+    searched = {key: value for key, value in read.set.items() if isinstance(value, list | Range)}
+    fixed = {key: value for key, value in read.set.items() if key not in searched}
+    written = Experiment(**options | {"set": assignments(fixed), "model": read.model})
+    others = {key: value for key, value in overriding.items() if key != "set"}
+    experiment = replace(written, **others, also_set=tuple(overriding.get("set", ())))
+    about = read.utterances, read.differs, tuple(searched), candidates(searched, budget, path)
     return Cell(read.name, experiment, written, read.test, read.paper, *about)
 
 
-def candidates(several: Mapping[str, list[Scalar] | Range], budget: Budget) -> tuple[tuple[str, ...], ...]:
-    """The candidates of a cell, each as the assignments of `--set`: one without any if nothing has several values.
+def candidates(searched: Mapping[str, Any], budget: Budget, file: Path) -> tuple[tuple[str, ...], ...]:
+    """The candidates of a cell, each as the assignments of `--set`: one without any if nothing is searched.
 
-    The same settings and seed give the same draws. Raises `WrongUse` if there are no such candidates, or too many.
+    Each setting that is has a list of values, or a `Range`. The same settings and seed give the same draws. Raises
+    `WrongUse` if there are no such candidates, or too many.
     """
-    lists = {key: values for key, values in several.items() if not isinstance(values, Range)}
+    lists = {key: values for key, values in searched.items() if not isinstance(values, Range)}
     if budget.draws is None:
-        if ranges := several.keys() - lists.keys():
-            raise WrongUse(f"{min(ranges)} is a range: write `draws = 20` under [search], or a list of values")
-        budget.check(math.prod(map(len, lists.values())))
+        if ranges := searched.keys() - lists.keys():
+            remedy = "write `draws = 20` under [search], or a list of values"
+            raise WrongUse(f"{file}: {min(ranges)} is a range: {remedy}")
+        budget.check(math.prod(map(len, lists.values())), file)
         return tuple(assignments(dict(zip(lists, values, strict=True))) for values in product(*lists.values()))
-    budget.check(budget.draws)
-    share, found = random.Random(budget.seed).random, dict[tuple[str, ...], None]()
-    for _ in range(100 * budget.draws):
-        values = [v.at(share()) if isinstance(v, Range) else v[int(share() * len(v))] for v in several.values()]
-        found[assignments(dict(zip(several, values, strict=True)))] = None
-        if len(found) == budget.draws and several:
-            return tuple(found)
-    raise WrongUse(f"[search] draws {budget.draws} candidates, and there are not so many: leave draws out")
+    budget.check(budget.draws, file)
+    share = random.Random(budget.seed).random
+    distinct: dict[tuple[str, ...], None] = {}
+    for _ in range(100 * budget.draws if searched else 0):
+        draw = {}
+        for key, values in searched.items():
+            draw[key] = values.at(share()) if isinstance(values, Range) else values[int(share() * len(values))]
+        distinct[assignments(draw)] = None
+        if len(distinct) == budget.draws:
+            return tuple(distinct)
+    raise WrongUse(f"{file}: [search] draws {budget.draws} candidates, and there are not so many; leave draws out")
 
 
 def choose(columns: Iterable[Sequence[Run]]) -> list[Run]:
@@ -235,18 +243,18 @@ def choose(columns: Iterable[Sequence[Run]]) -> list[Run]:
 def dev_score(run: Run) -> float:
     """The dev score of the epoch that a finished run kept, by the score that it selects on: in percent, but CCC not."""
     name = run.config["training"]["select_score"]
-    found = [line[name] for line in run.result["history"] if line.get("kept") and line[name] is not None]
-    return (1 if name == "ccc" else 100) * found[-1] if found else -math.inf
+    kept = [line[name] for line in run.result["history"] if line.get("kept") and line[name] is not None]
+    return (1 if name == "ccc" else 100) * kept[-1] if kept else -math.inf
 
 
 def chosen_rows(cell: str, tried: int, over: Sequence[str], runs: Iterable[Run]) -> list[dict[str, Any]]:
     """A table's lines: the values that each fold and seed of a cell chose, and by which dev score."""
     rows = []
     for run in runs:
-        used = {**run.config["settings"], **run.config["training"]}
+        settings = {**run.config["settings"], **run.config["training"]}
         row = {"cell": cell, "seed": run.config["seed"], "fold": run.config["fold"], "tried": tried}
-        row |= {key: used.get(key, "default") for key in over}
-        rows.append({**row, f"dev {SCORED[used['select_score']]}": dev_score(run), "run": run.name})
+        row |= {key: settings.get(key, "default") for key in over}
+        rows.append({**row, f"dev {SCORED[settings['select_score']]}": dev_score(run), "run": run.name})
     return rows
 
 
@@ -276,13 +284,13 @@ def cell_name(config: Mapping[str, Any]) -> str:
 
 
 def find_records(*paths: Path | str) -> list[Record]:
-    """The searches in folders of runs. Raises `CorruptStore` for a record that says something else."""
-    found: dict[str, Record] = {}
+    """The searches in folders of runs, each once. Raises `CorruptStore` for a file that is not such a record."""
+    records: dict[str, Record] = {}
     for path in (path for folder in map(Path, paths) for path in sorted(folder.glob("search-*.json"))):
         try:
-            record = found[path.name] = msgspec.json.decode(read_small(path, AGAIN), type=Record)
+            record = records[path.name] = msgspec.json.decode(read_small(path, AGAIN), type=Record)
             if record.name != path.name:  # which vouches for the candidates: the others are reported as cells
                 raise msgspec.ValidationError("its candidates are not those of its name")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
             raise CorruptStore(f"{path}: is not the record of a search ({fault}); {AGAIN}") from None
-    return list(found.values())
+    return list(records.values())

@@ -67,65 +67,66 @@ def train_jobs(
     """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
 
     Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half as many, down to one;
-    where their inputs do not fit on the GPU, one after the other. They keep no states. Any other job does, and goes on
-    from its last with `resume`; without states it starts anew. One that diverged gives the fault in the place of its
-    run, and its folder holds the weights of the last good epoch. Raises `SerError`, saying what helps, if the memory
-    does not suffice.
+    if their inputs do not fit on the GPU, one after the other. They keep no states. Any other job does, and continues
+    from its last with `resume`; without states it starts anew. For a job that diverged the list holds the fault, and
+    its folder the weights of the last good epoch. Raises `SerError`, with the remedy, if memory runs out.
     """
     first, together = jobs[0], len(jobs) > 1 or jobs[0].stacked
     with contextlib.ExitStack() as stack:
         stack.enter_context(oom_as_error(first.plan))
         in_order = sorted(jobs, key=lambda job: job.name)  # in all processes, so none waits for ever
         runs = {job.name: stack.enter_context(claimed(out / job.name)) for job in in_order}
-        found: dict[str, Run | Diverged] = {name: run.checked() for name, run in runs.items() if run.finished}
-        left = []
-        for job in (job for job in jobs if job.name not in found):
+        ended: dict[str, Run | Diverged] = {name: run.checked() for name, run in runs.items() if run.finished}
+        waiting = []
+        for job in [job for job in jobs if job.name not in ended]:
             if together or not resume:
                 (runs[job.name].path / STATE).unlink(missing_ok=True)
-            left.append(Training(job, runs[job.name], stack, not together, on_epoch))
+            waiting.append(Training(job, runs[job.name], stack, not together, on_epoch))
         stack.enter_context(one_thread())
         if together:
-            first.data.on(first.plan.device)  # first, so that what it takes there is not reckoned as free
+            first.data.on(first.plan.device)  # first, so that what it takes there does not count as free
         most = runs_at_once(first.data, first.fold, first.plan) if together else 1
-        while left:
-            now = left[:most]
+        while waiting:
+            batch = waiting[:most]
             started = time.monotonic()
-            fitted = list[Fitted]()  # so the models of the last ones are gone
+            models = list[Fitted]()  # so those of the last batch are gone
             torch.cuda.empty_cache()
             try:
                 if together:
-                    fitted = fit_many(first.data, first.fold, [one.job.plan for one in now], now)
-                if not fitted:
-                    together, most, now = False, 1, left[:1]
-                    [one] = now
-                    state = one.run.tensors(STATE) if (one.run.path / STATE).exists() else None
-                    fitted = [fit(first.data, first.fold, one.job.plan, one, state)]
-            except (MemoryError, RuntimeError) as fault:
-                if len(now) == 1 or not is_out_of_memory(fault):
+                    models = fit_many(first.data, first.fold, [training.job.plan for training in batch], batch)
+                if not models:
+                    together, most, batch = False, 1, waiting[:1]
+                    [training] = batch
+                    state = training.run.tensors(STATE) if (training.run.path / STATE).exists() else None
+                    models = [fit(first.data, first.fold, training.job.plan, training, state)]
+            except (MemoryError, RuntimeError) as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
                     raise
-                for one in now:
-                    one(f"memory ran out with {len(now)} runs at once; started anew with half as many")
-                most = len(now) // 2
-                traceback.clear_frames(fault.__traceback__)  # they hold the models,
+                for training in batch:
+                    training(f"memory ran out with {len(batch)} runs at once; started anew with half as many")
+                most = len(batch) // 2
+                traceback.clear_frames(error.__traceback__)  # they hold the models,
                 gc.collect()  # in which a module and its hooks know each other
                 continue
-            seconds = (time.monotonic() - started) / len(now)
-            for one, model in zip(now, fitted, strict=True):
+            seconds = (time.monotonic() - started) / len(batch)
+            for training, model in zip(batch, models, strict=True):
+                run = training.run
                 if model.fault:
-                    write_model(one.run, snapshot(model.model.state_dict()), model.scaling)
-                if why := model.fault or _finish(one.run, one.job, model, seconds):
-                    one(why)
-                    one.run.write_json(FAULT, {"fault": why})
-                found[one.job.name] = Diverged(f"{one.run.path}: {why}") if why else one.run
-            left = left[most:]
-        return [found[job.name] for job in jobs]
+                    write_model(run, snapshot(model.model.state_dict()), model.scaling)
+                fault = model.fault or _finish(run, training.job, model, seconds)
+                if fault:
+                    training(fault)
+                    run.write_json(FAULT, {"fault": fault})
+                ended[run.name] = Diverged(f"{run.path}: {fault}") if fault else run
+            waiting = waiting[most:]
+        return [ended[job.name] for job in jobs]
 
 
 class Training:
-    """A job at work in its run's folder. Called with an epoch, or with a line, it is the run's log.
+    """A job being trained in its run's folder. Called with an epoch, or with a line, it is the run's log.
 
-    An epoch goes to TensorBoard too, if asked, and to `on_epoch`; now and then the state after it is written, if
-    `states` are kept. What is opened is closed with the stack.
+    An epoch goes to TensorBoard too, if the plan says so, and to `on_epoch`; every `STATE_SECONDS` the state after it
+    is written, if `states` are kept. What is opened is closed with the stack.
     """
 
     def __init__(
@@ -163,12 +164,12 @@ class Training:
 
 @contextlib.contextmanager
 def oom_as_error(plan: TrainConfig) -> Iterator[None]:
-    """Raise `SerError`, saying what helps, if an allocation fails, and `WrongUse` for what cannot be deterministic."""
+    """Raise `SerError`, with the remedy, if an allocation fails, and `WrongUse` for what cannot be deterministic."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
         if "deterministic implementation" in str(fault):
-            what = f"{plan.fusion.name} computes what has no deterministic way on {plan.device}"
+            what = f"{plan.fusion.name} has an operation without a deterministic form on {plan.device}"
             raise WrongUse(f"--deterministic: {what}; leave it out") from fault
         if not is_out_of_memory(fault):
             raise
@@ -181,7 +182,7 @@ def oom_as_error(plan: TrainConfig) -> Iterator[None]:
 
 
 def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
-    """Test the model and write what the run leaves; `result.json` comes last. Predictions that are NaN are a fault."""
+    """Test the model and write the run's files; `result.json` comes last. Predictions that are NaN are a fault."""
     data, fold, plan, config = job.data, job.fold, job.plan, job.config
     utterances, rows, target = data.utterances, fold.test, TARGETS[plan.target]
     # By each way to test one trained model: "both", as it is, whatever its inputs; "only audio" and "only text", the
@@ -192,17 +193,17 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
     if plan.fusion.hide is not None:
         for shown, hidden in (("audio", "text"), ("text", "audio")):
             tests[f"only {shown}"] = fitted.predict(data, rows, plan, hide=hidden)["logits"]
-    tests |= {f"head {head}": probabilities for head, probabilities in heads.items()}
-    # How sure a model is of what it was trained on says nothing.
+    tests |= {f"head {head}": predicted for head, predicted in heads.items()}
+    # How sure a model is of its own training utterances says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
     on_dev = {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]} if len(dev) else {}
-    apart, undecided = dict[str, Any](), fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
+    undecided, of_undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0]), dict[str, Any]()
     if len(undecided):
-        apart = target.scored(utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan)
-    if not all(np.isfinite(found).all() for found in (*tests.values(), *on_dev.values())):
+        of_undecided = target.scored(utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan)
+    if not all(np.isfinite(predicted).all() for predicted in (*tests.values(), *on_dev.values())):
         return NO_NUMBERS
 
-    tested = {name: target.scored(utterances, rows, found, plan) for name, found in tests.items()}
+    tested = {name: target.scored(utterances, rows, predicted, plan) for name, predicted in tests.items()}
     weights, features = snapshot(fitted.model.state_dict()), config["features"]
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(target.columns(utterances, rows, tests, plan))
@@ -215,14 +216,14 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
         "classes": list(utterances.classes),
         "tests": tested,
         "raters": data.raters(rows),
-        **({"no_majority": {name: apart[name] for name in ("n", "kl", "js")}} if apart else {}),
+        **({"no_majority": {name: of_undecided[name] for name in ("n", "kl", "js")}} if of_undecided else {}),
         "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         **{key: data.notes[key] for key in ("synthetic", "random_weights")},
-        "parts": {part: len(held) for part, held in fold.parts.items()},
+        "parts": {part: len(own) for part, own in fold.parts.items()},
         "dev": fold.dev_by,
         "refit": plan.training.refit,
-        "left_out": {**data.notes["left_out"], **{why: len(held) for why, held in fold.left_out.items()}},
+        "left_out": {**data.notes["left_out"], **{why: len(others) for why, others in fold.left_out.items()}},
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
@@ -230,9 +231,11 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
         "files": files,
     }
     if corpora := data.notes.get("corpora"):
-        of = {part: [utterances.corpora[row] for row in held] for part, held in fold.parts.items()}
-        counted = {name: {part: names.count(name) for part, names in of.items()} for name in corpora}
-        result["corpora"] = {name: {**about, **counted[name]} for name, about in corpora.items()}
+        names = np.array(utterances.corpora)
+        result["corpora"] = {}
+        for name, about in corpora.items():
+            sizes = {part: int(np.sum(names[own] == name)) for part, own in fold.parts.items()}
+            result["corpora"][name] = {**about, **sizes}
         result["standardise_by"] = plan.training.standardise_by
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
@@ -265,15 +268,15 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     training = recorded(TrainingSettings, config["training"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
-    weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    weights = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
+    scaling: dict[str, Standardizer] = {}
     try:
         tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
         model = TARGETS[target].build(tuned, settings, dims, classes)
         model.load_state_dict(weights)
-        scaling = {
-            m: Standardizer(*(tensors[f"scaling.{m}.{p}"].view(-1, dims[m]).squeeze(0) for p in ("mean", "std")))
-            for m in sorted({n.split(".")[1] for n in tensors if n.startswith("scaling.")})
-        }
+        for modality in sorted({name.split(".")[1] for name in tensors if name.startswith("scaling.")}):
+            moments = [tensors[f"scaling.{modality}.{moment}"] for moment in ("mean", "std")]
+            scaling[modality] = Standardizer(*(x.view(-1, dims[modality]).squeeze(0) for x in moments))
     except SerError:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):

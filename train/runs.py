@@ -1,9 +1,10 @@
-"""The run folders of an experiment as a person keeps them: listed, filtered, compared, removed."""
+"""Run folders as a person keeps them: listed, filtered, compared, removed."""
 
 import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,47 +16,58 @@ from .run_folder import CONFIG, SHARED, Run, find_runs
 from .scores import SHOWN
 
 
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was asked for in one level: its options by name, and every setting by its own."""
+def options_of(config: Mapping[str, Any], defaults: bool = True) -> dict[str, Any]:
+    """The options and settings of a run in one table.
+
+    With `defaults` also the settings that its config leaves out, as they are at their default; that imports torch.
+    """
     features = "+".join(f"{one['feature']}@{one['fingerprint'][:4]}" for one in config["features"].values())
     also = {"labels": config["labels"]["policy"], "features": features, "store": config["provenance"].get("store")}
     plain = {key: value for key, value in config.items() if key != "cut" and not isinstance(value, dict | list)}
-    kept = {"target": "class", **plain, **also, "code": config.get("code", "none")[:8]}
-    return {**kept, **config["settings"], **config["training"]}
+    options = {"target": "class", **plain, **also, "code": config.get("code", "none")[:8]}
+    if defaults:
+        from .models import FUSIONS
+        from .settings import TrainingSettings
+
+        known = [FUSIONS[config["fusion"]].settings] if config["fusion"] in FUSIONS else []
+        for kind in [*known, TrainingSettings]:
+            options |= asdict(kind())
+    return {**options, **config["settings"], **config["training"]}
 
 
 def select(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list[Run]:
-    """The runs in these folders, or folders of them, for which every `key=value` holds: keys as of `flat`.
+    """The runs in these folders, or folders of them, for which every `key=value` holds: keys as of `options_of`.
 
     Of `features`, each one named is among them. Raises `WrongUse` for a condition of another form, or a key that no
     run has.
     """
-    kept = runs = find_runs(*folders)
+    runs = find_runs(*folders)
+    options = {run.name: options_of(run.config) for run in runs} if conditions else {}
+    known = {key for each in options.values() for key in each}
     for condition in conditions:
         key, equals, value = (piece.strip() for piece in condition.partition("="))
-        known = {name for run in runs for name in flat(run.config)}
         if not equals:
             raise WrongUse(f"--where {condition}: must be key=value, such as fusion=mit")
         if key not in known:
             raise unknown("key of --where", key, known)
-        kept = [run for run in kept if _holds(flat(run.config).get(key), key, value)]
-    return kept
+        runs = [run for run in runs if _holds(options[run.name].get(key), key, value)]
+    return runs
 
 
-def _holds(found: Any, key: str, value: str) -> bool:
+def _holds(option: Any, key: str, value: str) -> bool:
     if key == "features":
-        names = {form for one in str(found).split("+") for form in (one, one.partition("@")[0])}
-        return {*value.split("+")} <= names
-    if isinstance(found, float | int):
+        names = str(option).split("+")
+        return {*value.split("+")} <= {*names, *(name.partition("@")[0] for name in names)}
+    if isinstance(option, float | int):
         with contextlib.suppress(ValueError):
-            return found == float(value)
-    return str(found).casefold() == value.casefold()
+            return option == float(value)
+    return str(option).casefold() == value.casefold()
 
 
 def facts(run: Run) -> dict[str, Any]:
     """One line of a list: the run, what tells it from others, its scores in percent, date, bytes and store."""
-    asked = flat(run.config)
-    shown = {key: asked.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
+    options = options_of(run.config, defaults=False)
+    shown = {key: options.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
     result = run.result if run.finished else {}
     size, changed = extent(run.path)
     scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
@@ -66,27 +78,27 @@ def facts(run: Run) -> dict[str, Any]:
         "finished": run.finished,
         "date": datetime.fromtimestamp(changed, UTC).isoformat(timespec="minutes"),
         "bytes": size,
-        "store": asked["store"],
+        "store": options["store"],
     }
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """What the runs were asked for differently, by key, a value for each run; None where a run has no such key."""
-    asked = [flat(run.config) for run in runs]
-    keys = list(dict.fromkeys(key for one in asked for key in one))
-    table = {key: [one.get(key) for one in asked] for key in keys}
+    """The options in which the runs differ, by key, a value for each run; None where a run has no such key."""
+    options = [options_of(run.config) for run in runs]
+    keys = dict.fromkeys(key for each in options for key in each)
+    table = {key: [each.get(key) for each in options] for key in keys}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
-    """The runs without a result that nobody trains now and in which nothing has changed for so many days."""
+    """The runs without a result that no process trains now and in which nothing has changed for so many days."""
     for run in runs:
         if not run.finished and time.time() - extent(run.path)[1] > days * 86_400 and not in_use(run):
             yield run
 
 
 def in_use(run: Run, lock: contextlib.ExitStack | None = None) -> bool:
-    """Whether a process of this machine trains it just now; if not, none begins to before `lock` is closed.
+    """Whether a process of this machine trains it now; if not, none starts to before `lock` is closed.
 
     Without a lock file, as in a copy, there is nothing to hold.
     """
@@ -99,12 +111,12 @@ def in_use(run: Run, lock: contextlib.ExitStack | None = None) -> bool:
 def remove(run: Run) -> int:
     """Remove a run's folder in one step: it is moved aside first. Returns its bytes.
 
-    Raises `WrongUse` for one that is trained or removed just now, `StoreError` if the disk does not let it go.
+    Raises `WrongUse` for one that is being trained or removed, `StoreError` if the disk refuses.
     """
     (freed, _), runs = extent(run.path), run.path.parent
     with explain_disk_errors(f"removing {run.path}", runs), contextlib.ExitStack() as lock:
         if in_use(run, lock):
-            raise WrongUse(f"{run.path}: is trained or removed just now; stop that process first")
+            raise WrongUse(f"{run.path}: is being trained or removed; stop that process first")
         remove_folder(run.path, runs / SHARED, lock.close)
     return freed
 

@@ -15,7 +15,7 @@ import numpy as np
 from .data.labels import DIMENSIONS
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
-SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are told
+SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are shown
 SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {"ccc": "mean CCC"}  # what selects, in a heading
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
 TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
@@ -185,9 +185,12 @@ def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.nd
 
 def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
     """The scores of the raters' votes C `[K, K]`, see `labels.rater_votes`, and n; None without votes."""
-    found, n = metrics(matrix), int(matrix.sum())
-    told = {name: float(found[name]) for name in SHOWN.values()}
-    return {**told, "n": n, "left_out": left_out, "confusion": matrix.tolist()} if n else None
+    n = int(matrix.sum())
+    if n == 0:
+        return None
+    scored = metrics(matrix)
+    own = {name: float(scored[name]) for name in SHOWN.values()}
+    return {**own, "n": n, "left_out": left_out, "confusion": matrix.tolist()}
 
 
 def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,13 @@ from .models.fusion import Beta, Depth, Gamma, Seed, Weight
 from .models.ragged import Heads
 
 TEXTS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))  # source and help
-# What a run's config always says. Of what came later it says what is not the default: so older runs keep their names.
+# What a run's config always holds. Of later settings it holds what is not the default: so older runs keep their names.
 FIRST = ("dev", "cut_seed", "select_score", "reduction", "soft_labels", "clip_norm", "shuffle_labels")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is set for the training of any fusion. What each does, and its default's source: in settings.toml."""
+    """The settings of the training of any fusion. What each does, and its default's source: in settings.toml."""
 
     dev: str = "auto"
     cut_seed: Seed = 0
@@ -57,17 +57,18 @@ class Setting:
 
 def settings(fusion: Fusion) -> list[Setting]:
     """All settings that a fusion uses, its own first, and what is fixed."""
-    usual = {one.name: one.metadata for one in fields(CommonSettings)}
-    told = {one.name: {**usual.get(one.name, {}), **one.metadata} for one in fields(fusion.settings)} | TEXTS
-    if mute := [name for name, said in told.items() if not said.keys() >= {"source", "help"}]:
-        how = f"say what its setting {mute[0]} does, and where its default is from: setting(default, source, help)"
-        raise WrongUse(f"fusion {fusion.name}: {how}")
-    listed = [
-        Setting(name, one.default, _kind_name(kind), told[name]["source"], told[name]["help"], _range(one.type))
-        for owner in (fusion.settings, TrainingSettings)
-        for (name, kind), one in zip(get_type_hints(owner).items(), fields(owner), strict=True)
-        if name not in fusion.unused
-    ]
+    common = {one.name: one.metadata for one in fields(CommonSettings)}
+    listed = []
+    for owner in (fusion.settings, TrainingSettings):
+        kinds = get_type_hints(owner)
+        for one in fields(owner):
+            texts = {**common.get(one.name, {}), **one.metadata, **TEXTS.get(one.name, {})}
+            if not texts.keys() >= {"source", "help"}:
+                how = f"say what its setting {one.name} does, and where its default is from"
+                raise WrongUse(f"fusion {fusion.name}: {how}: setting(default, source, help)")
+            kind = _kind_name(kinds[one.name])
+            listed.append(Setting(one.name, one.default, kind, texts["source"], texts["help"], _range(one.type)))
+    listed = [one for one in listed if one.name not in fusion.unused]
     return listed + [Setting(name, value, "fixed", "ours, fixed", help) for name, (value, help) in fusion.fixed.items()]
 
 
@@ -79,8 +80,9 @@ def parse_settings(
     Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of the wrong type or
     out of its range.
     """
-    own, common = (get_type_hints(owner, include_extras=True) for owner in (fusion.settings, TrainingSettings))
-    chosen: dict[str, Any] = {}
+    owners = fusion.settings, TrainingSettings
+    own, of_training = (get_type_hints(owner, include_extras=True) for owner in owners)
+    kinds, chosen = own | of_training, dict[str, Any]()
     for assignment in [*assignments, *([] if epochs is None else [f"epochs={epochs}"])]:
         key, equals, text = (piece.strip() for piece in assignment.partition("="))
         if not equals:
@@ -88,8 +90,9 @@ def parse_settings(
         if key in fusion.unused or key in fusion.fixed:
             why = "has no use for it" if key in fusion.unused else f"has it fixed at {fusion.fixed[key][0]}"
             raise WrongUse(f"--set {assignment}: fusion {fusion.name} {why}; leave it out")
-        if (kind := (own | common).get(key)) is None:
-            raise unknown(f"setting of fusion {fusion.name}", key, (own | common).keys() - fusion.unused)
+        if key not in kinds:
+            raise unknown(f"setting of fusion {fusion.name}", key, kinds.keys() - fusion.unused)
+        kind = kinds[key]
         plain = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind  # without its bounds
         try:
             value = plain(text) if plain in (int, float) else text
@@ -99,7 +102,7 @@ def parse_settings(
             raise WrongUse(f"--set {assignment[:200]}: must be {known}") from None
     return (
         fusion.settings(**{key: value for key, value in chosen.items() if key in own}),
-        TrainingSettings(**{key: value for key, value in chosen.items() if key in common}),
+        TrainingSettings(**{key: value for key, value in chosen.items() if key in of_training}),
     )
 
 
@@ -132,8 +135,8 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "mul
 
 def _range(kind: Any) -> str:
     """The bounds of a setting in words, "" if it has none."""
-    found = [(words, getattr(meta, end, None)) for meta in get_args(kind)[1:] for end, words in _BOUNDS.items()]
-    return " and ".join(f"{words} {bound:,}" for words, bound in found if bound is not None)
+    bounds = [(words, getattr(meta, end, None)) for meta in get_args(kind)[1:] for end, words in _BOUNDS.items()]
+    return " and ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
 
 
 def _kind_name(kind: Any) -> str:

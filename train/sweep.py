@@ -40,8 +40,8 @@ class SweepTask:
     experiment: Experiment
     number: int
     group: str = ""  # the same for tasks that are fitted together, or would be on a GPU elsewhere
-    shared: Path | None = None  # where processes of one machine share what they have loaded
-    workers: int = 1  # so many, with one budget of memory
+    shared: Path | None = None  # where processes of one machine share the features that they have loaded
+    workers: int = 1  # how many these are; they share one budget of memory
 
     @property
     def run(self) -> Run:
@@ -49,7 +49,7 @@ class SweepTask:
         return Run(Path(self.experiment.out) / self.name)
 
 
-Outcome = tuple[SweepTask, str | None]  # a task that is done, and what went wrong with it, if anything
+Outcome = tuple[SweepTask, str | None]  # a task that has ended, and its fault, if any
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sweep:
     searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
-        """How many processes serve it best: one per core, few on a GPU, which all share, one on each of several."""
+        """How many processes suit it: one per core, a few that share a GPU, or one on each of several GPUs."""
         return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.precisions else cores
 
     @property
@@ -78,7 +78,7 @@ class Sweep:
 
 
 def prepare_once(shared: Path | None = None, workers: int = 1) -> Callable[[Experiment], list[Job]]:
-    """`prepare`, which works on each experiment once and keeps what it reads, see `DataCache`."""
+    """`prepare`, which prepares each experiment once and keeps what it reads, see `DataCache`."""
     return cache(partial(prepare, cache=DataCache(shared, workers)))
 
 
@@ -90,21 +90,21 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     """
     cells = []
     for cell in recipe.cells:
-        asked, own = cell.experiment, cell.experiment.features.split("+")
-        store = open_store(asked.store)
-        corpus = store.joined_manifest(corpora_of(str(asked.protocol), asked.corpus)).corpus
+        experiment, own = cell.experiment, cell.experiment.features.split("+")
+        store = open_store(experiment.store)
+        corpus = store.joined_manifest(corpora_of(str(experiment.protocol), experiment.corpus)).corpus
         select_features(store, features, corpus)
-        found: dict[str, str] = {}
+        joined: dict[str, str] = {}  # the features of each modality
         for names in (own, features.split("+")):
             by_modality: dict[str, list[str]] = {}
             for name in names:
                 with contextlib.suppress(MissingRows):  # of the recipe's own, it may be one that is replaced
                     by_modality.setdefault(select_feature(store, name, corpus).modality, []).append(name)
-            found |= {modality: "+".join(some) for modality, some in by_modality.items()}
-        takes = FUSIONS[asked.fusion].inputs if asked.fusion in FUSIONS else (asked.fusion,)
-        names = [found[modality] for modality in takes] if found.keys() >= set(takes) else own
-        if not asked.views or names[0] in own:  # views are of audio, which comes first
-            cells.append(replace(cell, experiment=replace(asked, features="+".join(names))))
+            joined |= {modality: "+".join(group) for modality, group in by_modality.items()}
+        inputs = FUSIONS[experiment.fusion].inputs if experiment.fusion in FUSIONS else (experiment.fusion,)
+        names = [joined[modality] for modality in inputs] if joined.keys() >= set(inputs) else own
+        if not experiment.views or names[0] in own:  # views are of audio, which comes first
+            cells.append(replace(cell, experiment=replace(experiment, features="+".join(names))))
     if not cells:
         raise WrongUse(f"--features {features}: every cell of {recipe.name} trains on views of the features it names")
     left_out = " Cells with views of what is replaced are left out." if len(cells) < len(recipe.cells) else ""
@@ -113,21 +113,22 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
 
 def extracted(recipe: Recipe) -> list[str]:
     """What `ser features` computes for the cells to train on: rows, pooled in training, or the means of layers."""
-    asked = [f"{cell.experiment.features}+{cell.experiment.views}" for cell in recipe.cells]
-    found = []
-    for name in filter(None, "+".join(asked).split("+")):
+    trained_on = "+".join(f"{cell.experiment.features}+{cell.experiment.views}" for cell in recipe.cells)
+    names: dict[str, None] = {}
+    for name in filter(None, trained_on.split("+")):
         feature, options, read, _ = parse_name(name)
-        means = read.get("pool") == "mean" and any(item.startswith("layers=") for item in options)
-        found.append(f"{feature}:{','.join([*options, *['pool=mean'] * means])}".rstrip(":"))
-    return list(dict.fromkeys(found))
+        if read.get("pool") == "mean" and any(option.startswith("layers=") for option in options):
+            options.append("pool=mean")
+        names[f"{feature}:{','.join(options)}".rstrip(":")] = None
+    return list(names)
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
     """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
 
-    With `elsewhere` the runs are for other machines to train, and this one need not have the device they are for.
-    Reads what the store holds but loads no feature, and checks the runs that are finished. Raises `WrongUse` naming the
-    cell that cannot be run, and `CorruptStore` for a run that was altered.
+    With `elsewhere` other machines train the runs, and this one need not have their device. Reads the store's records
+    but loads no feature, and checks the runs that are finished. Raises `WrongUse` naming the cell that cannot be run,
+    and `CorruptStore` for a run that was altered.
     """
     prepared = prepare_once()
     tasks: dict[str, SweepTask] = {}
@@ -137,14 +138,14 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     for cell in recipe.cells:
         needed, columns = list[SweepTask](), list[list[Job]]()
         try:
-            for more in cell.candidates:
-                experiment = replace(cell.experiment, set=(*cell.experiment.set, *more), resume=True)
+            for candidate in cell.candidates:
+                experiment = replace(cell.experiment, set=(*cell.experiment.set, *candidate), resume=True)
                 if elsewhere and experiment.precision == "auto":  # a run's name must not depend on who trains it
                     experiment = replace(experiment, precision="float32")
                 device = choose_device(experiment.device, here=not elsewhere)
                 jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
                 if cell.over and not needed:
-                    recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells))
+                    recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells), recipe.file)
                 plans.append(jobs[0].plan)
                 columns.append(jobs)
                 if elsewhere and experiment.device != "cpu":  # perhaps a GPU fits some together
@@ -159,8 +160,8 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
                 searches.append((Path(cell.experiment.out), record))
         except (WrongUse, LookupError) as fault:
             command = f"ser features CORPUS --features {','.join(extracted(recipe))} --store {cell.experiment.store}"
-            mend = f"; for all cells: `{command}`" if isinstance(fault, MissingRows) else ""
-            raise type(fault)(f"cell '{cell.name}': {fault}{mend}") from None
+            remedy = f"; for all cells: `{command}`" if isinstance(fault, MissingRows) else ""
+            raise type(fault)(f"cell '{cell.name}': {fault}{remedy}") from None
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
@@ -181,12 +182,12 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
 
 def check_search(candidates: Sequence[Sequence[Job]]) -> None:
     """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of each."""
-    every = [job for jobs in candidates for job in jobs]
-    if every[0].plan.select != "val":
-        raise WrongUse("a search chooses by the score on dev, which takes --select val")
-    if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in every}) > len(candidates[0]):
+    jobs = [job for column in candidates for job in column]
+    if jobs[0].plan.select != "val":
+        raise WrongUse("a search chooses by the score on dev, which needs --select val")
+    if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in jobs}) > len(candidates[0]):
         raise WrongUse("its candidates are not scored alike on dev; search neither dev nor select_score")
-    if len({job.name for job in every}) < len(every):
+    if len({job.name for job in jobs}) < len(jobs):
         raise WrongUse("two candidates are one run; leave out a value that is there twice, or --set")
 
 
@@ -199,19 +200,19 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
     cells: dict[str, Estimate] = {}
     paces: dict[str, float] = {}
     for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
-        needed = list(dict.fromkeys(task.experiment for task in tasks))
-        some = [prepared(experiment) for experiment in needed[:: -(-len(needed) // TIMED)]]
-        found = [estimate(fit_groups(jobs)[0], paces) for jobs in some]
-        cells[name] = replace(found[0], seconds=fmean(one.seconds for one in found))
+        experiments = list(dict.fromkeys(task.experiment for task in tasks))
+        timed = map(prepared, experiments[:: -(-len(experiments) // TIMED)])
+        estimates = [estimate(fit_groups(jobs)[0], paces) for jobs in timed]
+        cells[name] = replace(estimates[0], seconds=fmean(each.seconds for each in estimates))
     ahead = [cells[task.cell] for task in sweep.open_tasks]
-    seconds = sum(one.seconds / one.runs for one in ahead)
+    seconds = sum(each.seconds / each.runs for each in ahead)
     return seconds / (min(workers, sweep.gpus) if sweep.precisions else workers), cells
 
 
 def run_sweep(
     sweep: Sweep, workers: int = 1, scheduler: str | None = None, insecure: bool = False
 ) -> Iterator[Outcome]:
-    """Train what is open, here or on the dask cluster at `scheduler`, yielding each run as it is done.
+    """Train the open tasks, here or on the dask cluster at `scheduler`, yielding each run as it is finished.
 
     A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
     """
@@ -224,7 +225,7 @@ def run_sweep(
         with engines.Cluster(scheduler, insecure) as cluster:
             gpu = {"GPU": 1.0} if any("GPU" in kind for kind in cluster.kinds) else {}
             tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
-            if not gpu:  # where each is trained alone, each is a task, unless there must be a GPU all the same
+            if not gpu:  # each is trained alone, so each is a task, but for those that ask for a GPU
                 tasks = [replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks]
             for outcomes in cluster.run(
                 train_group,
@@ -251,13 +252,14 @@ _alone = threading.Lock()  # a dask worker may have several threads, and torch's
 
 
 def train_group(tasks: Sequence[SweepTask]) -> Sequence[Outcome]:
-    """Fit the tasks of one group, together if this device does so. What they read is kept for the tasks that follow."""
+    """Fit the tasks of one group, together if this device does so. What they read is kept for the next tasks."""
     first = tasks[0]
     reader = engines.cached(("sweep", first.shared), lambda: prepare_once(first.shared, first.workers))
     with _alone, reader as prepared:
-        jobs = [prepared(task.experiment)[task.number] for task in tasks]
-        ended = [run for some in fit_groups(jobs) for run in train_jobs(some, Path(first.experiment.out), resume=True)]
-    return [(task, str(run) if isinstance(run, Diverged) else None) for task, run in zip(tasks, ended, strict=True)]
+        jobs, runs = [prepared(task.experiment)[task.number] for task in tasks], list[Run | Diverged]()
+        for group in fit_groups(jobs):
+            runs += train_jobs(group, Path(first.experiment.out), resume=True)
+    return [(task, str(run) if isinstance(run, Diverged) else None) for task, run in zip(tasks, runs, strict=True)]
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:

@@ -2,7 +2,7 @@
 
 A target says how many outputs each head of a model has, what the loss compares them with, what predictions they make,
 and how these are scored. Inside a run the ends of the corpus's scale of valence, arousal and dominance are −1 and 1, so
-that an untrained head, whose outputs are about 0, says the middle; whatever a reader gets is on the corpus's scale.
+that an untrained head, whose outputs are about 0, predicts the middle; what a run reports is on the corpus's scale.
 Nothing is clipped: raters' means and predictions may lie beyond its ends.
 
     n  utterances     K  classes     D  dimensions: valence, arousal and dominance
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 
 from .data.dataset import Dataset
-from .data.labels import DIMENSIONS, Utterances
+from .data.labels import DIMENSIONS, IEMOCAP_ID, Utterances
 from .models import Fusion
 from .run_folder import column
 from .scores import dimension_scores, divergences, ece, fit_temperature, reliability, scores, tempered
@@ -34,7 +34,7 @@ OF_CLASSES = ("soft_labels", "class_weights", "effective_beta", "focal_gamma", "
 OF_RATINGS = ("vad_loss", "vad_weight", "vad_scale")
 # The scale that a corpus's raters used, where the ids tell the corpus: lowest and highest.
 SCALES = {
-    r"Ses0[1-5][FM]_(impro|script)\d\d\w*_[FM]\d{3}": "1..5",  # IEMOCAP (Busso et al. 2008), and the demo
+    IEMOCAP_ID.pattern: "1..5",  # Busso et al. 2008, and the demo
     r"MSP-IMPROV-S\d\d\w-.*": "1..5",  # Busso et al. 2017
     r"MSP-PODCAST_\d{4}_\d{4}.*": "1..7",  # Lotfian & Busso 2019
 }
@@ -51,10 +51,10 @@ def scale_of(training: TrainingSettings) -> tuple[float, float]:
     raise WrongUse(f"--set vad_scale={training.vad_scale[:200]}: must be auto, or a range such as 1..5")
 
 
-def _known_scale(utterances: Utterances, rows: np.ndarray) -> str | None:
-    """The scale of a corpus that the ids of these, all its utterances, tell; None where they tell none."""
-    ids = [utterances.ids[row].partition("/")[2] if utterances.corpora else utterances.ids[row] for row in rows]
-    return next((scale for form, scale in SCALES.items() if all(re.fullmatch(form, one) for one in ids)), None)
+def _normalised(ratings: np.ndarray, training: TrainingSettings) -> np.ndarray:
+    """Ratings of the corpus's scale, whose ends become −1 and 1."""
+    low, high = scale_of(training)
+    return 2 * (ratings - low) / (high - low) - 1
 
 
 @dataclass(frozen=True)
@@ -98,54 +98,55 @@ class Target:
                 raise WrongUse(f"--set {key}: --target {self.name} has no use for it; leave it out")
         if training.effective_beta != usual.effective_beta and training.class_weights != "effective":
             raise WrongUse("--set effective_beta: it is that of class_weights=effective; set both, or leave it out")
-        of_classes: tuple[Score, ...] = ("ua", "wa", "macro_f1") if self.labelled else ()
-        known: tuple[Score, ...] = (*of_classes, "ccc") if self.rated else of_classes  # the default first
+        known: list[Score] = ["ua", "wa", "macro_f1"] if self.labelled else []  # the default first
+        known += ["ccc"] if self.rated else []
         if training.select_score not in known:
             if training.select_score != usual.select_score:
-                by = " or ".join(known)
-                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {by}")
+                metrics = " or ".join(known)
+                raise WrongUse(f"--set select_score={training.select_score}: --target {self.name} selects by {metrics}")
             training = replace(training, select_score=known[0])
         if not self.rated:
             return training, data
         if getattr(settings, "released", False):
-            raise WrongUse(
-                f"released=true makes probabilities of classes alone; leave it out with --target {self.name}"
-            )
+            what = "released=true makes probabilities of classes alone"
+            raise WrongUse(f"{what}; leave it out with --target {self.name}")
         if training.vad_loss == "ccc" and fusion.unit == "utterance" and settings.batch_size == 1:
             raise WrongUse("vad_loss=ccc compares the utterances of a batch; use batch_size=2 or more, or vad_loss=mse")
         return self._on_one_scale(training, data)
 
     def _on_one_scale(self, training: TrainingSettings, data: Dataset) -> tuple[TrainingSettings, Dataset]:
         """With the corpus's scale in the place of `auto`; several corpora's, each by its own, become −1 to 1."""
-        corpora = np.array(data.utterances.corpora or [data.described["corpus"]] * len(data.utterances))
-        known = {name: _known_scale(data.utterances, np.flatnonzero(corpora == name)) for name in np.unique(corpora)}
-        asked, several = training.vad_scale, len({*known.values()} - {None}) > 1
-        if several and (asked != "auto" or None in known.values()):
-            listed = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
+        utterances, given = data.utterances, training.vad_scale
+        corpora = np.array(utterances.corpora or [data.described["corpus"]] * len(utterances))
+        known: dict[str, str | None] = {}  # by corpus, the scale that its ids show
+        for name in np.unique(corpora):
+            ids = np.array(utterances.own_ids)[corpora == name]
+            matching = [scale for form, scale in SCALES.items() if all(re.fullmatch(form, id_) for id_ in ids)]
+            known[name] = matching[0] if matching else None
+        several = len({*known.values()} - {None}) > 1
+        if several and (given != "auto" or None in known.values()):
+            scales = ", ".join(f"{name} {scale or 'not known'}" for name, scale in known.items())
             raise WrongUse(
-                f"--target {self.name}: the raters of these corpora used other scales ({listed}), and each is "
+                f"--target {self.name}: the raters of these corpora used different scales ({scales}), and each is "
                 "normalised by its own; leave --set vad_scale out, and corpora whose scale is not known"
             )
-        inside = data.utterances.dimensions.copy()
-        for name, scale in known.items():
-            own = scale if asked == "auto" else asked
-            if own is None:
-                raise WrongUse(
-                    f"--target {self.name}: the scale on which corpus {name} rates valence, arousal and "
-                    "dominance is not known; say it, such as --set vad_scale=1..5"
-                )
-            training = replace(training, vad_scale=own)
-            (low, high), ratings = scale_of(training), data.utterances.dimensions[corpora == name]
+        normalised = utterances.dimensions.copy()
+        for name in known:
+            scale = known[name] if given == "auto" else given
+            if scale is None:
+                what = f"the scale on which corpus {name} rates {', '.join(DIMENSIONS)} is not known"
+                raise WrongUse(f"--target {self.name}: {what}; give it, such as --set vad_scale=1..5")
+            training = replace(training, vad_scale=scale)
+            ratings = utterances.dimensions[corpora == name]
+            low, high = scale_of(training)
             if np.mean((ratings < low) | (ratings > high)) > OUTSIDE:
-                raise WrongUse(
-                    f"--set vad_scale={own}: corpus {name} has ratings from {ratings.min():g} to "
-                    f"{ratings.max():g}; give the scale that its raters used"
-                )
-            inside[corpora == name] = 2 * (ratings - low) / (high - low) - 1
+                what = f"corpus {name} has ratings from {ratings.min():g} to {ratings.max():g}"
+                raise WrongUse(f"--set vad_scale={training.vad_scale}: {what}; give the scale that its raters used")
+            normalised[corpora == name] = _normalised(ratings, training)
         if not several:
             return training, data
-        utterances = replace(data.utterances, dimensions=inside)
-        return replace(training, vad_scale="-1..1"), replace(data, utterances=utterances)
+        data = replace(data, utterances=replace(utterances, dimensions=normalised))
+        return replace(training, vad_scale="-1..1"), data
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
         """What the loss compares the outputs for all utterances with; None is their classes, int64 `[n]`.
@@ -160,8 +161,7 @@ class Target:
             soft = soft * class_weights(soft[torch.from_numpy(train)], training)
         if not self.rated:
             return soft
-        low, high = scale_of(training)
-        ratings = torch.from_numpy(2 * (data.utterances.dimensions - low) / (high - low) - 1).float()
+        ratings = torch.from_numpy(_normalised(data.utterances.dimensions, training)).float()
         return torch.cat([labels[:, None] if soft is None else soft, ratings], 1) if self.labelled else ratings
 
     def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
@@ -190,15 +190,15 @@ class Target:
         self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
     ) -> dict[str, Any]:
         """All scores of predictions for the rows, as a run's result.json holds them; some can select an epoch."""
-        classes, found = utterances.classes, dict[str, Any]()
+        classes, scored = utterances.classes, dict[str, Any]()
         if self.labelled:
-            found = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
+            scored = scores(utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes)
         if self.voted:
-            apart = divergences(utterances.votes[rows], predicted)
-            found |= {name: float(each.mean()) for name, each in apart.items()}
+            for name, values in divergences(utterances.votes[rows], predicted).items():
+                scored[name] = float(values.mean())
         if self.rated:
-            found |= dimension_scores(utterances.dimensions[rows], rated_as(predicted, config.training))
-        return found
+            scored |= dimension_scores(utterances.dimensions[rows], rated_as(predicted, config.training))
+        return scored
 
     def calibrated(
         self, utterances: Utterances, dev: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
@@ -207,17 +207,20 @@ class Target:
 
         Both are rows and their predictions. None where there are no classes.
         """
-        if not (k := len(utterances.classes)):
+        k = len(utterances.classes)
+        if k == 0:
             return None
-        (held, on_dev), (rows, on_test) = ((utterances.labels[rows], found[:, :k]) for rows, found in (dev, test))
-        temperature = fit_temperature(held, on_dev)
-        before, after = (ece(reliability(rows, found)) for found in (on_test, tempered(on_test, temperature)))
-        return {"temperature": temperature, "n_dev": len(held), "ece": before, "ece_tempered": after}
+        (dev_rows, on_dev), (test_rows, on_test) = dev, test
+        temperature = fit_temperature(utterances.labels[dev_rows], on_dev[:, :k])
+        truth, untempered = utterances.labels[test_rows], on_test[:, :k]
+        before = ece(reliability(truth, untempered))
+        after = ece(reliability(truth, tempered(untempered, temperature)))
+        return {"temperature": temperature, "n_dev": len(dev_rows), "ece": before, "ece_tempered": after}
 
     def columns(
         self, utterances: Utterances, rows: np.ndarray, tests: Mapping[str, np.ndarray], config: TrainConfig
     ) -> dict[str, Any]:
-        """The columns of a run's predictions.parquet: who says what, truth and, by test, predictions.
+        """The columns of a run's predictions.parquet: who speaks, truth and, by test, predictions.
 
         Ratings are on the corpus's scale: "truth valence", "predicted valence", "predicted valence only text", ….
         """
@@ -228,13 +231,13 @@ class Target:
         if self.labelled:
             columns["truth"] = [classes[label] for label in utterances.labels[rows]]
             columns["predicted"] = [classes[label] for label in tests["both"][:, :k].argmax(1)]
-            columns |= {column("probabilities", test): list(found[:, :k]) for test, found in tests.items()}
+            columns |= {column("probabilities", test): list(predicted[:, :k]) for test, predicted in tests.items()}
         if self.voted:
             columns["votes"] = list(utterances.votes[rows])
         for d, name in enumerate(DIMENSIONS if self.rated else ()):
             columns[f"truth {name}"] = utterances.dimensions[rows, d]
-            rated = {test: rated_as(found, config.training)[:, d] for test, found in tests.items()}
-            columns |= {column(f"predicted {name}", test): values for test, values in rated.items()}
+            for test, predicted in tests.items():
+                columns[column(f"predicted {name}", test)] = rated_as(predicted, config.training)[:, d]
         return columns
 
 
@@ -294,4 +297,4 @@ _ALL = (
     Target("vad", labelled=False, rated=True, unused=("vad_weight", *OF_CLASSES)),
     Target("class+vad", rated=True, unused=()),
 )
-TARGETS = {one.name: one for one in _ALL}
+TARGETS = {target.name: target for target in _ALL}

@@ -52,7 +52,7 @@ class Inputs:
     def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
         """The rows of the given utterances, one after the other, in the stored dtype; none of those `hidden`, bool [n].
 
-        From values on a GPU they are taken when the batch is sent there.
+        Rows of values on a GPU are taken when the batch is sent there.
         """
         rows, lengths = self.rows(utterances)
         if hidden is not None:
@@ -87,18 +87,18 @@ class Inputs:
 
         So many columns at a time as there is room for. The sums are bit by bit those of all columns at once.
         """
-        pieces, found = self.pieces(utterances), list[Tensor]()
+        pieces, moments = self.pieces(utterances), list[Tensor]()
         rows = int(np.diff(self.offsets)[utterances].sum())
-        held = [self.take(utterances).values] if len(pieces) == 1 else None  # else taken again for other columns
+        in_memory = [self.take(utterances).values] if len(pieces) == 1 else None  # else taken again for other columns
         width = max(1, self.room // (8 * rows * COLUMNS)) * COLUMNS
         for first in range(0, max(1, self.dim - 1), width):
             stop = first + width if first + width < self.dim - 1 else self.dim  # one alone is added up in another order
             wide, at = torch.empty(rows, stop - first, dtype=torch.float64), 0
-            for values in held or (self.take(piece).values for piece in pieces):
+            for values in in_memory or (self.take(piece).values for piece in pieces):
                 wide[at : at + len(values)] = values[:, first:stop]
                 at += len(values)
-            found.append(torch.stack([wide.amin(0), wide.amax(0), wide.sum(0), wide.mul_(wide).sum(0)]))
-        return torch.cat(found, 1)
+            moments.append(torch.stack([wide.amin(0), wide.amax(0), wide.sum(0), wide.mul_(wide).sum(0)]))
+        return torch.cat(moments, 1)
 
     def scaled(self, standardize: "Standardizer", corpora: np.ndarray) -> "Inputs":
         """The same standardised, float32; `corpora` are the numbers of the utterances' corpora."""
@@ -112,7 +112,7 @@ class Inputs:
         return replace(self, values=self.values.to(device))
 
     def averaged(self, every: int) -> "Inputs":
-        """Means of so many frames each, float32: those of an utterance's last ones over as many as there are."""
+        """Means of so many frames each, float32; the last one of an utterance over as many as are left."""
         values, lengths = self.values.numpy(), -(-np.diff(self.offsets) // every)
         means, offsets = np.empty((lengths.sum(), self.dim), np.float32), np.concatenate([[0], lengths.cumsum()])
         for here, (start, end) in zip(offsets, pairwise(self.offsets), strict=False):
@@ -133,7 +133,7 @@ class Inputs:
 
 @dataclass
 class DataCache:
-    """What one experiment has loaded, for those that follow.
+    """The features that one experiment has loaded, for the next ones.
 
     With a folder `shared` it serves so many `workers`, processes that share one budget of memory: the first that needs
     a feature leaves it there packed, and all map the same pages of it.
@@ -143,21 +143,19 @@ class DataCache:
     workers: int = 1
     inputs: dict[str, Inputs] = field(default_factory=dict)
     datasets: dict[bytes, "Dataset"] = field(default_factory=dict)
-    half: int | None = field(default_factory=lambda: memory_budget(None))  # of what was free at the beginning
+    half: int | None = field(default_factory=lambda: memory_budget(None))  # of the memory that was free at first
 
     def fits(self, size: int, budget: int) -> bool:
-        """Whether so many bytes more may be held; where they may not beside what others hold, that is let go."""
-        held = sum(one.values.nbytes for one in self.inputs.values()) // self.workers
+        """Whether so many bytes fit into the budget; what earlier experiments loaded is dropped if it is in the way."""
+        held = sum(inputs.values.nbytes for inputs in self.inputs.values()) // self.workers
         if held and held + size > budget:
             self.inputs.clear()
             for data in self.datasets.values():
-                data.held.clear()  # they are read again when they are asked for
+                data.held.clear()  # they are read again when they are needed
         return size <= budget
 
     def load(self, about: str, rows: np.ndarray, load: Callable[[], Inputs]) -> Inputs:
-        """What `load` gives for these rows of a manifest; `about` says of which, and of what, and is the same in all
-        processes.
-        """
+        """The inputs that `load` gives for these rows; `about` names manifest and features, alike in all processes."""
         key = hashlib.sha256(about.encode(errors="surrogateescape") + rows.tobytes()).hexdigest()
         if key in self.inputs:
             return self.inputs[key]
@@ -166,14 +164,13 @@ class DataCache:
         file = self.shared / f"{key}.safetensors"
         with locked(file.with_suffix(".lock")):
             if not file.exists():  # whoever comes first writes it
-                inputs, begun = load(), file.with_suffix(f".{os.getpid()}.part")  # there may be no locks
+                inputs, new = load(), file.with_suffix(f".{os.getpid()}.part")  # there may be no locks
                 try:
-                    save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, begun)
+                    save_file({"values": inputs.values, "offsets": torch.from_numpy(inputs.offsets)}, new)
                 except SafetensorError as fault:
-                    raise StoreError(
-                        f"{self.shared}: cannot be written ({fault}); free some space and run the same command again"
-                    ) from None
-                begun.replace(file)
+                    what = f"{self.shared}: cannot be written ({fault})"
+                    raise StoreError(f"{what}; free some space and run the same command again") from None
+                new.replace(file)
         tensors = load_file(file)
         return self.inputs.setdefault(key, Inputs(tensors["values"], tensors["offsets"].numpy()))
 
@@ -191,15 +188,16 @@ class Standardizer:
     @classmethod
     def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
         """Statistics of all rows of the given utterances, which must be those of the training part alone."""
-        low, high, total, squares = (torch.full((inputs.dim,), x).double() for x in (np.inf, -np.inf, 0.0, 0.0))
-        for chunk in np.array_split(utterances, len(utterances) // 256 + 1):
+        chunks = np.array_split(utterances, len(utterances) // 256 + 1)
+        low, high, total, squares = inputs.moments(chunks[0])
+        for chunk in chunks[1:]:
             least, most, sums, of_squares = inputs.moments(chunk)
             low, high = torch.minimum(low, least), torch.maximum(high, most)
             total, squares = total + sums, squares + of_squares
         rows = int(np.diff(inputs.offsets)[utterances].sum())
         mean = total / rows
         variance = (squares / rows - mean * mean).clamp_min(0)
-        # What is constant in training says nothing: it stays (almost) zero in place of being divided by zero.
+        # A column that is constant in training stays (almost) zero, instead of being divided by zero.
         std = torch.where((high > low) & (variance > 0), variance.sqrt(), 1.0)
         return cls(mean.float(), std.float())
 
@@ -220,7 +218,7 @@ class Dataset:
     dims: dict[str, int]  # of each modality
     read: Callable[..., Mapping[str, Inputs]]  # the values of each modality, or the extras that it names
     described: Mapping[str, Any]  # corpus, manifest and features with their digests, for a run's config
-    notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, what is left out
+    notes: Mapping[str, Any] = field(default_factory=dict)  # synthetic, random weights, utterances left out
     raters: Callable[[np.ndarray], dict[str, Any] | None] = lambda rows: None  # their own scores of these utterances
     views: tuple[str, ...] = ()  # the modality of each augmented copy, whose rows follow in its inputs
     device: str = "cpu"  # where batches are put together, see `on`
@@ -228,9 +226,9 @@ class Dataset:
 
     @property
     def inputs(self) -> Mapping[str, Inputs]:
-        """The values of each modality, read when they are first asked for."""
+        """The values of each modality, read when they are first needed."""
         if self.device not in self.held:
-            with torch.inference_mode(False):  # whoever asks first, training must be able to use them
+            with torch.inference_mode(False):  # whoever reads them first, training must be able to use them
                 self.held[self.device] = self.read()
         return self.held[self.device]
 
@@ -259,9 +257,9 @@ class Dataset:
     ) -> Batch:
         """The batch of the given dialogues (arrays of rows in turn order), its inputs standardised and in float32.
 
-        `truth` of all utterances [n, …] is what the loss compares with in the place of their classes. `read` are inputs
-        that hold these dialogues, by default all. The stored dtype is what travels to a GPU. `hide` chooses which of so
-        many utterances are to be without a modality, bool [n] by modality.
+        `truth` of all utterances [n, …] is what the loss compares with in place of their classes. `read` are inputs
+        that hold these dialogues, by default all. Inputs travel to a GPU in the stored dtype. `hide` chooses which of
+        so many utterances do without a modality, bool [n] by modality.
         """
         rows, read = np.concatenate(groups), read or self.inputs
         of_rows, hidden = torch.from_numpy(rows), hide(len(rows)) if hide else {}
@@ -322,23 +320,23 @@ def with_rows(
 ) -> tuple[Utterances, dict[str, dict[str, str]]]:
     """The utterances that every feature has, and by feature why others are quarantined in it, by id.
 
-    Raises `MissingRows`, naming the command, for one that is lacking, and unless `allow_missing` for a quarantined one;
-    also where no other is left.
+    Raises `MissingRows`, naming the command, for an utterance without the feature, and unless `allow_missing` for a
+    quarantined one; also if no other is left.
     """
     quarantined = {}
     for feature in features:
         name, reasons = feature.spec.name, feature.quarantined(manifest)
-        held = {utterance: reasons[utterance] for utterance in utterances.ids if utterance in reasons}
-        others = len(held) < len(utterances)
-        if held and not (allow_missing and others):
-            example, why = next(iter(held.items()))
+        bad = {id_: reasons[id_] for id_ in utterances.ids if id_ in reasons}
+        others = len(bad) < len(utterances)
+        if bad and not (allow_missing and others):
+            example, why = next(iter(bad.items()))
             raise MissingRows(
-                f"{name}: {len(held)} labelled utterances are quarantined, such as {example} ({why}); mend and extract "
+                f"{name}: {len(bad)} labelled utterances are quarantined, such as {example} ({why}); mend and extract "
                 f"them with `ser features --retry`{', or leave them out with --allow-missing' if others else ''}"
             )
-        if held:
-            quarantined[name] = held
-            utterances = utterances.take(np.flatnonzero([utterance not in held for utterance in utterances.ids]))
+        if bad:
+            quarantined[name] = bad
+            utterances = utterances.take(np.flatnonzero([id_ not in bad for id_ in utterances.ids]))
         feature.places(manifest, utterances.rows.tolist())
     return utterances, quarantined
 

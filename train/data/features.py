@@ -1,4 +1,4 @@
-"""What `--features` names, and the dataset that it makes of a corpus in the store."""
+"""The features that `--features` names, and the dataset that they make of a corpus in the store."""
 
 import math
 import re
@@ -28,10 +28,10 @@ from .streamed import Streamed, within
 
 @dataclass(frozen=True)
 class FeatureSelection:
-    """A feature to train on; where `vectors` are asked for, `pool` makes one of the rows of each utterance.
+    """A feature to train on; with `vectors`, `pool` makes one of the rows of each utterance.
 
     With a `hop` its rows are means over so many seconds, of frames that lie closer; the last over what is left.
-    `extra` names what is read of the feature in the place of its values, such as its token ids.
+    `extra` names what is read of the feature in place of its values, such as its token ids.
     """
 
     feature: Feature
@@ -57,9 +57,9 @@ class FeatureSelection:
         return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
 
     def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
-        """These rows of the manifest, of which one is read now.
+        """These rows of the manifest; one of them is read now, and of the others all but the content is checked.
 
-        Raises `MissingRows` and `CorruptStore`; of the others all but the content is checked now.
+        Raises `MissingRows` and `CorruptStore`.
         """
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
         lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
@@ -70,8 +70,8 @@ class FeatureSelection:
             )
 
         def read(utterances: np.ndarray) -> Inputs:
-            found = [places[number] for number in utterances.tolist()]
-            packed = self.feature.gather(found, [""] * len(found), self.extra is not None)
+            chosen = [places[number] for number in utterances.tolist()]
+            packed = self.feature.gather(chosen, [""] * len(chosen), self.extra is not None)
             if self.extra is not None and self.extra not in packed.extras:
                 raise MissingRows(
                     f"{spec.name} holds rows without '{self.extra}'; run `ser cache remove "
@@ -121,17 +121,18 @@ class ModalitySelection:
         """What a run's config records of it; of several features each, and (layers, dim) of each sum."""
         if len(self.parts) == 1:
             return self.parts[0].described
-        joined = [one.described for one in self.parts]
-        firsts = np.cumsum([0, *self.sums[:-1]])
-        sums = [[layers, self.parts[first].dim] for layers, first in zip(self.sums, firsts, strict=True)]
+        joined, sums, first = [part.described for part in self.parts], [], 0
+        for layers in self.sums:
+            sums.append([layers, self.parts[first].dim])
+            first += layers
         return {"feature": self.name, "fingerprint": short_hash(joined), "pool": "mean", "sums": sums, "joined": joined}
 
     @property
     def specs(self) -> dict[str, Any]:
         """Whole, so that `ser predict` can compute the same features without the store."""
-        specs = [one.feature.spec for one in self.parts]
-        found = [{**spec.identity(), "provenance": dict(spec.provenance)} for spec in specs]
-        return found[0] if len(found) == 1 else {"joined": found}
+        specs = [part.feature.spec for part in self.parts]
+        records = [{**spec.identity(), "provenance": dict(spec.provenance)} for spec in specs]
+        return records[0] if len(records) == 1 else {"joined": records}
 
     def each(self, **changes: Any) -> "ModalitySelection":
         """The same with each feature changed."""
@@ -148,10 +149,8 @@ class ModalitySelection:
         for part, source in zip(self.parts, grid[0], strict=True):
             if not np.array_equal(source.offsets, grid[0][0].offsets):
                 name, other = (read_name(one.described) for one in (part, self.parts[0]))
-                raise WrongUse(
-                    f"{self.name}: {name} has not as many rows as {other}; join them in a fusion of vectors such as "
-                    "lgf-add, which pools them"
-                )
+                remedy = "join them in a fusion of vectors such as lgf-add, which pools them"
+                raise WrongUse(f"{self.name}: {name} has not as many rows as {other}; {remedy}")
         if len(self.parts) == len(copies) == 1:
             return grid[0][0]
         empty = torch.cat([torch.cat([source.values for source in side], 1) for side in grid])  # of the widest dtype
@@ -176,7 +175,7 @@ class ModalitySelection:
     def about(self, manifest: Manifest) -> str:
         """What is loaded, for a `DataCache`."""
         parts = (*self.parts, *self.views)
-        ways = [(one.feature.path.resolve(), one.extra, one.pooled and one.pool, one.hop) for one in parts]
+        ways = [(part.feature.path.resolve(), part.extra, part.pooled and part.pool, part.hop) for part in parts]
         return f"{ways} {len(self.views)} {manifest.digest}"
 
     def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
@@ -187,9 +186,11 @@ class ModalitySelection:
 
 def read_name(described: Mapping[str, Any]) -> str:
     """The name of a feature that a run's config records, with what is done when it is read."""
-    name, own = described["feature"], described.items()
-    read = [f"{way}={value}" for way, value in own if way in ("pool", "hop") and value != "mean"]
-    return f"{name}{',' if ':' in name else ':'}{','.join(read)}" if read else name
+    name = described["feature"]
+    for way in ("pool", "hop"):
+        if described.get(way, "mean") != "mean":
+            name += f"{',' if ':' in name else ':'}{way}={described[way]}"
+    return name
 
 
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
@@ -213,24 +214,24 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
 
     means = read.get("pool") == "mean" and "hop" not in read
     try:
-        found = find([*options, "pool=mean"] if means else options)
-    except MissingRows as lacking:
+        layers = find([*options, "pool=mean"] if means else options)
+    except MissingRows as no_means:
         if not means:
             raise
         try:
-            found = find(options)
+            layers = find(options)
         except MissingRows as fault:  # the means of layers take a hundredth of their frames, so these are to be made
-            raise (lacking if several else fault) from None
-    hop = _hop(name, found[0], read["hop"]) if "hop" in read else None  # layers of one checkpoint have one
-    parts = tuple(FeatureSelection(one, pool, hop=hop) for one in found)
-    whole = re.sub("@[^:]*", "", name.strip())
-    return ModalitySelection(whole if len(parts) > 1 else found[0].spec.name, parts, (len(parts),))
+            raise (no_means if several else fault) from None
+    hop = _hop(name, layers[0], read["hop"]) if "hop" in read else None  # layers of one checkpoint have one
+    parts = tuple(FeatureSelection(layer, pool, hop=hop) for layer in layers)
+    full_name = re.sub("@[^:]*", "", name.strip())
+    return ModalitySelection(full_name if len(parts) > 1 else layers[0].spec.name, parts, (len(parts),))
 
 
 def _layers(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
-    """The layers of `feature` that the one of its options that is `layers=…` names, in order, all of one checkpoint.
+    """The layers of `feature` that its option `layers=…` names, in order, all of one checkpoint.
 
-    The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is asked for.
+    The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is among the options.
     `fingerprint` begins that of any layer of the checkpoint. Raises `MissingRows` for what is not in the store,
     `WrongUse` for another form of `layers=` and, naming them, if there are several ways that are complete for the
     corpus, or none is.
@@ -248,43 +249,47 @@ def _layers(store: Store, feature: str, options: Sequence[str], fingerprint: str
             way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
             if layer not in way or one.spec.config.get("norm") == norm:
                 way[layer] = one
-    found = []
+    complete = []
     for way in ways.values():
+        if not any(one.fingerprint.startswith(fingerprint) for one in way.values()):
+            continue
         deepest = max(way) if form[1] is None else -1  # as far as an earlier version's store says
         last = max(one.spec.provenance.get("layers", deepest) for one in way.values())
         wanted = range(last + 1) if form[1] is None else range(int(form[1]), int(form[2]) + 1)
-        layers = [way[layer] for layer in wanted if layer in way]
-        other = last in wanted and last in way and way[last].spec.config.get("norm", "none") not in ("none", norm)
-        if len(layers) == len(wanted) > 0 and not other:
-            found += [layers] if any(one.fingerprint.startswith(fingerprint) for one in way.values()) else []
-    if len(found) > 1:
+        if not wanted or not all(layer in way for layer in wanted):
+            continue
+        if last not in wanted or way[last].spec.config.get("norm", "none") in ("none", norm):
+            complete.append([way[layer] for layer in wanted])
+    if len(complete) > 1:
         manifest = store.joined_manifest(corpus)
-        found = [layers for layers in found if all(one.complete(manifest) for one in layers)] or found
-    if len(found) > 1:
-        raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {listed([w[0] for w in found])}")
-    if not found:
+        complete = [layers for layers in complete if all(one.complete(manifest) for one in layers)] or complete
+    if len(complete) > 1:
+        firsts = listed([layers[0] for layers in complete])
+        raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {firsts}")
+    if not complete:
         command = f"ser features CORPUS --features {name} --store {store.path}"
         raise MissingRows(f"{store.path}: does not have all of {name}; run `{command}`")
-    return found[0]
+    return complete[0]
 
 
-def _hop(name: str, feature: Feature, asked: str) -> float:
-    """The hop asked for, in seconds. Raises `WrongUse` for one that is no multiple of the feature's own."""
+def _hop(name: str, feature: Feature, text: str) -> float:
+    """The hop in seconds. Raises `WrongUse` for one that is not a multiple of the feature's own."""
     own = feature.spec.hop if feature.spec.level == "frame" else None
     try:
-        every = float(asked) / (own or math.nan)
-        if round(every) < 2 or abs(round(every) - every) > 1e-6:
+        frames = float(text) / (own or math.nan)
+        if round(frames) < 2 or abs(round(frames) - frames) > 1e-6:
             raise ValueError
     except (ValueError, OverflowError):
-        known = f"its frames' own, {own:g} s, such as {5 * own:g}" if own else "that of its frames, and it says none"
+        known = f"its frames' own, {own:g} s, such as {5 * own:g}" if own else "that of its frames, and it has none"
         raise WrongUse(f"{name}: hop must be a multiple of {known}") from None
-    return float(asked)
+    return float(text)
 
 
 def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec, vectors: bool) -> Inputs:
     """A feature's rows as a run takes them that records it as `described`: at its `hop`, if any, or as `vectors`."""
-    read = stored.averaged(round(described["hop"] / spec.hop)) if "hop" in described and spec.hop else stored
-    return read.pooled(described["pool"]) if vectors and spec.level != "utterance" else read
+    if "hop" in described and spec.hop:
+        stored = stored.averaged(round(described["hop"] / spec.hop))
+    return stored.pooled(described["pool"]) if vectors and spec.level != "utterance" else stored
 
 
 def select_features(
@@ -298,45 +303,48 @@ def select_features(
     selected: dict[str, ModalitySelection] = {}
     for name in features.split("+"):
         one = select_feature(store, name, corpus)
-        if known := selected.get(one.modality):
-            joined = "+".join(read_name(side.described) for side in (known, one))
-            if common := {part.feature.path for part in known.parts} & {part.feature.path for part in one.parts}:
-                raise WrongUse(f"--features {joined}: {min(common).parent.name} stands there twice")
-            one = ModalitySelection(joined, known.parts + one.parts, known.sums + one.sums)
+        if before := selected.get(one.modality):
+            joined = f"{read_name(before.described)}+{read_name(one.described)}"
+            if common := {part.feature.path for part in before.parts} & {part.feature.path for part in one.parts}:
+                raise WrongUse(f"--features {joined}: names {min(common).parent.name} twice")
+            one = ModalitySelection(joined, before.parts + one.parts, before.sums + one.sums)
         selected[one.modality] = one
     augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
     for view in augmented:
         plain = selected.get(view.modality)
         forms = {tuple((p.feature.spec.level, p.dim, p.pool, p.hop) for p in one.parts) for one in (plain, view) if one}
         if plain is None or len(forms) > 1 or len(view.parts) > 1:
+            replaced = plain.name if plain else "any feature that is trained on"
             raise WrongUse(
-                f"--views {views}: {view.name} cannot stand in the place of "
-                f"{plain.name if plain else 'any feature that is trained on'}: another level, dimension, pool or hop, "
-                "or several features in the place of one"
+                f"--views {views}: {view.name} cannot take the place of {replaced}: another level, dimension, pool or "
+                "hop, or several features in place of one"
             )
         copies = (one if one.modality == view.modality else plain for one in augmented)
         selected[view.modality] = replace(plain, views=tuple(one.parts[0] for one in copies))
     return selected, augmented
 
 
-def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dataset, Fusion]:
+def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tuple[Dataset, Fusion]:
     """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
 
-    What `asked` says of the training itself is not looked at. A `target` without classes keeps utterances of any label,
-    one of valence, arousal and dominance those with all three ratings; a `limit` is spread evenly over the corpus. A
-    `cache` gives what it has made before. What does not fit into `memory` is read from the store when it is asked for.
-    Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature (quarantined
-    ones may be left out by `allow_missing`).
+    The experiment's options of the training itself are ignored. A `target` without classes keeps utterances of any
+    label, one of valence, arousal and dominance those with all three ratings; a `limit` is spread evenly over the
+    corpus. A `cache` gives what it has made before. What does not fit into `memory` is read from the store when it is
+    needed. Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature
+    (quarantined ones may be left out by `allow_missing`).
     """
     cache = cache or DataCache()
-    budget = cache.half if asked.memory is None else memory_budget(asked.memory)
+    budget = cache.half if experiment.memory is None else memory_budget(experiment.memory)
     budget = budget and budget // cache.workers
-    store, target = open_store(asked.store), TARGETS[asked.target]
-    manifest = store.joined_manifest(corpora_of(asked.protocol, asked.corpus))
-    selected, augmented = select_features(store, asked.features, manifest.corpus, asked.views)
-    levels = {modality: {part.feature.spec.level for part in one.parts} for modality, one in selected.items()}
-    fusion = get_fusion(asked.fusion, {m: min(of) if len(of) == 1 else "utterance" for m, of in levels.items()})
-    policy = get_policy(asked.labels, manifest.column("label")) if target.labelled else UNLABELLED
+    store, target = open_store(experiment.store), TARGETS[experiment.target]
+    manifest = store.joined_manifest(corpora_of(experiment.protocol, experiment.corpus))
+    selected, augmented = select_features(store, experiment.features, manifest.corpus, experiment.views)
+    levels = {}
+    for modality, one in selected.items():
+        distinct = {part.feature.spec.level for part in one.parts}
+        levels[modality] = distinct.pop() if len(distinct) == 1 else "utterance"
+    fusion = get_fusion(experiment.fusion, levels)
+    policy = get_policy(experiment.labels, manifest.column("label")) if target.labelled else UNLABELLED
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
@@ -346,18 +354,18 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
         "labels": {"policy": policy.name, "classes": list(policy.classes), "maps": dict(policy.maps)},
         "features": {modality: one.described for modality, one in inputs.items()},
         "views": [one.described for one in augmented],
-        "limit": asked.limit,
-        **({"only": asked.only} if asked.only else {}),  # runs from before they were options keep their names
+        "limit": experiment.limit,
+        **({"only": experiment.only} if experiment.only else {}),  # runs from before they were options keep their names
         **({"target": target.name} if target.name != "class" else {}),
     }
-    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], asked.allow_missing])
+    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], experiment.allow_missing])
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances, left_out = choose(policy, manifest, target, asked.only, asked.limit)
+    utterances, left_out = choose(policy, manifest, target, experiment.only, experiment.limit)
     needed = [part.feature for one in (*selected.values(), *augmented) for part in one.parts]
-    utterances, quarantined = with_rows(needed, manifest, utterances, asked.allow_missing)
-    left_out |= {f"{name}: quarantined": list(held) for name, held in quarantined.items()}
+    utterances, quarantined = with_rows(needed, manifest, utterances, experiment.allow_missing)
+    left_out |= {f"{name}: quarantined": list(reasons) for name, reasons in quarantined.items()}
     corpora = classes_by_corpus(manifest, utterances)
     rows, votes = utterances.rows, manifest.column("votes")
 
@@ -368,11 +376,11 @@ def load_dataset(asked: Experiment, cache: DataCache | None = None) -> tuple[Dat
         if budget is None or cache.fits(size, budget):
             return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
         streams = [one.source(manifest, rows) for one in chosen.values()]
-        found = zip(chosen.items(), within(budget, streams, cache.workers, fusion.level == "vector"), strict=True)
-        return {
-            modality: cache.load(one.about(manifest), rows, stream.held) if hold else stream
-            for (modality, one), (hold, stream) in found
-        }
+        found: dict[str, Inputs] = {}
+        limited = within(budget, streams, cache.workers, fusion.level == "vector")
+        for (modality, one), (hold, stream) in zip(chosen.items(), limited, strict=True):
+            found[modality] = cache.load(one.about(manifest), rows, stream.held) if hold else stream
+        return found
 
     parent = manifest.parent
     random = [one.name for one in selected.values() if any(part.feature.spec.random_weights for part in one.parts)]

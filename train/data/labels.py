@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Policy:
 
 NO_MAJORITY = ("xxx", "x", "")  # what corpora write where the raters agree on no category
 UNLABELLED = Policy("none", (), {})  # keeps every utterance, whatever its label
-_IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
+IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
 
 
 def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
@@ -43,19 +43,20 @@ def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
     "all" has a class for each of the corpus's own raw `labels` (all but `NO_MAJORITY`), by their codes, sorted.
     Raises `WrongUse` for an unknown name or a file that is not such a map.
     """
-    path, maps = Path(name), dict[str, str]()
+    path = Path(name)
     if name == "all":
         classes = sorted({code(raw) for raw in labels if raw is not None} - {*NO_MAJORITY})
         return Policy(name, tuple(classes), dict(zip(classes, classes, strict=True)))
     if name not in LABEL_POLICIES and not name.endswith(".toml"):
         raise unknown("label policy", name, [*LABEL_POLICIES, "all", "FILE.toml"])
     table = LABEL_POLICIES.get(name) or read_toml(path, 'happy = ["hap", "exc"]')
-    for kept, raws in table.items():
+    maps: dict[str, str] = {}
+    for class_, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
-            raise WrongUse(f'{path}: \'{kept}\' must be a list of raw labels, such as {kept} = ["hap", "exc"]')
+            raise WrongUse(f'{path}: \'{class_}\' must be a list of raw labels, such as {class_} = ["hap", "exc"]')
         for raw in raws:
-            if maps.setdefault(code(raw), kept) != kept:
-                raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {kept}; keep one")
+            if maps.setdefault(code(raw), class_) != class_:
+                raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {class_}; keep one")
     return Policy(path.name, tuple(table), maps)
 
 
@@ -101,23 +102,25 @@ class Utterances:
         return np.unique(self.corpora, return_inverse=True)[1] + 1 if self.corpora else np.zeros(len(self), np.int64)
 
     @property
+    def own_ids(self) -> Sequence[str]:
+        """The ids as their corpora have them: of several corpora without the corpus in front."""
+        return [id_.partition("/")[2] for id_ in self.ids] if self.corpora else self.ids
+
+    @property
     def scenes(self) -> list[str | None]:
         """What was acted, by IEMOCAP's ids: "script 01" of Ses05M_script01_1b_F000; None for any other id."""
-        ids = [id_.partition("/")[2] for id_ in self.ids] if self.corpora else self.ids
-        found = map(_IEMOCAP_ID.fullmatch, ids)
-        return [None if scene is None else f"{scene[1]} {scene[2]}" for scene in found]
+        matches = map(IEMOCAP_ID.fullmatch, self.own_ids)
+        return [f"{match[1]} {match[2]}" if match else None for match in matches]
 
     def take(self, which: np.ndarray) -> "Utterances":
         """The utterances `which` [m], in that order; one may come several times."""
-
-        def of(column: Any) -> Any:
-            if isinstance(column, np.ndarray):
-                return column[which] if len(column) else column
-            return [column[row] for row in which] if column else column
-
-        names = {one.name for one in fields(self)} - {"classes", "left_out", "dialogues"}
-        dialogues = _numbered(self.dialogues[which].tolist())
-        return replace(self, **{name: of(getattr(self, name)) for name in names}, dialogues=dialogues)
+        columns: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name in columns.keys() - {"classes", "left_out"}:
+            if isinstance(column := columns[name], np.ndarray):
+                columns[name] = column[which] if len(column) else column
+            elif column:
+                columns[name] = [column[row] for row in which]
+        return Utterances(**{**columns, "dialogues": _numbered(columns["dialogues"].tolist())})
 
 
 def _numbered(keys: Sequence[Any]) -> np.ndarray:
@@ -140,55 +143,55 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     raw, votes = manifest.column("label"), manifest.column("votes")
     labelled = policy != UNLABELLED
     index = np.array([policy.index(label) if labelled else 0 for label in raw], dtype=np.int64)
-    open_ones = [undecided and (label is None or code(label) in NO_MAJORITY) for label in raw]
-    for row in np.flatnonzero(open_ones):
-        shares = soft_labels(policy, [votes[row]], None)[0]
+    no_majority = [undecided and (label is None or code(label) in NO_MAJORITY) for label in raw]
+    for row in np.flatnonzero(no_majority):
+        [shares] = soft_labels(policy, [votes[row]], None)
         index[row] = shares.argmax() if shares.any() else -1
-    rows, out = np.flatnonzero(index >= 0), np.flatnonzero(index < 0)
+    rows, dropped = np.flatnonzero(index >= 0), np.flatnonzero(index < 0)
     labels = index[rows]
-    if labelled and len(set(labels.tolist())) < 2:
-        held = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
+    if labelled and len(np.unique(labels)) < 2:
+        counts = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
-            f"{held}; take them as they are by --labels all, or map them in a file: --labels FILE.toml"
+            f"{counts}; take them as they are by --labels all, or map them in a file: --labels FILE.toml"
         )
 
-    said = manifest.table.take(rows).to_pydict()
-    ids, sessions = said["id"], said["session"]
+    columns = manifest.table.take(rows).to_pydict()
+    ids, sessions, recordings = columns["id"], columns["session"], columns["audio_sha256"]
     # A dialogue's name counts within its session: tables may number dialogues from 1 in each.
-    keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, said["dialogue"], ids, strict=True)]
-    turns = [row if turn is None else turn for row, turn in enumerate(said["turn"])]
+    keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, columns["dialogue"], ids, strict=True)]
+    turns = [row if turn is None else turn for row, turn in enumerate(columns["turn"])]
     names = [part.corpus for part in manifest.parts for _ in range(len(part))]  # of all rows, where several are joined
     corpora = [names[row] for row in rows] if names else []
-    homes = Counter(audio for audio, _ in {*zip(said["audio_sha256"], corpora, strict=False)} if audio)
-    if shared := [id_ for id_, audio in zip(ids, said["audio_sha256"], strict=True) if homes[audio] > 1]:
+    homes = Counter(audio for audio, _ in {*zip(recordings, corpora, strict=False)} if audio)
+    if shared := [id_ for id_, audio in zip(ids, recordings, strict=True) if homes[audio] > 1]:
         raise LeakageError(
             f"{len(shared)} utterances of {manifest.corpus} are the same recording in two of these corpora, such as "
             f"{shared[0]}: a test of one would know it from another; leave one of them out"
         )
-    found = Utterances(
+    utterances = Utterances(
         ids=ids,
         labels=labels,
         classes=policy.classes,
         sessions=sessions,
-        speakers=said["speaker"],
+        speakers=columns["speaker"],
         dialogues=_numbered(keys),
         turns=np.array(turns, dtype=np.int64),
         rows=rows,
-        left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in out),
+        left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in dropped),
         texts=[
             digest if text is None else " ".join(re.findall(r"[^\W_]+", text.casefold())) or None
-            for text, digest in zip(said["text"], said["text_sha256"], strict=True)
+            for text, digest in zip(columns["text"], columns["text_sha256"], strict=True)
         ],
-        dimensions=np.array([said[name] for name in DIMENSIONS], dtype=np.float64).T,
-        votes=soft_labels(policy, said["votes"], labels),
-        undecided=np.array(open_ones)[rows],
+        dimensions=np.array([columns[name] for name in DIMENSIONS], dtype=np.float64).T,
+        votes=soft_labels(policy, columns["votes"], labels),
+        undecided=np.array(no_majority)[rows],
         corpora=corpora,
     )
     known = policy.name in LABEL_POLICIES and len(manifest) == IEMOCAP["utterances"] and not manifest.synthetic
-    if known and all(_IEMOCAP_ID.fullmatch(utterance) for utterance in manifest.ids):
-        _check_iemocap(policy, manifest.corpus, found)
-    return found
+    if known and all(map(IEMOCAP_ID.fullmatch, manifest.ids)):
+        _check_iemocap(policy, manifest.corpus, utterances)
+    return utterances
 
 
 def choose(
@@ -202,21 +205,23 @@ def choose(
     """
     utterances, votes = apply_policy(policy, manifest, target.undecided), manifest.column("votes")
     left_out: dict[str, Any] = {f"label {raw} is not in {policy.name}": n for raw, n in utterances.left_out.items()}
-    of = utterances.corpora or [manifest.corpus] * len(utterances)
-    mute = {*of} - {name for name, row in zip(of, utterances.rows, strict=True) if votes[row]}
-    if target.voted and mute:
+    corpora = utterances.corpora or [manifest.corpus] * len(utterances)
+    without_votes = {*corpora} - {name for name, row in zip(corpora, utterances.rows, strict=True) if votes[row]}
+    if target.voted and without_votes:
         raise WrongUse(
-            f"--target {target.name}: corpus {min(mute)} does not hold its raters' votes; train --target class on it"
+            f"--target {target.name}: corpus {min(without_votes)} does not hold its raters' votes; "
+            "train --target class on it"
         )
     if target.rated:
         kept = np.flatnonzero(np.isfinite(utterances.dimensions).all(1))
+        ratings = ", ".join(DIMENSIONS)
         if not len(kept):
             raise WrongUse(
-                f"--target {target.name}: no utterance of corpus {manifest.corpus} has ratings of "
-                f"{', '.join(DIMENSIONS)}; train --target class on it"
+                f"--target {target.name}: no utterance of corpus {manifest.corpus} has ratings of {ratings}; "
+                "train --target class on it"
             )
-        if absent := len(utterances) - len(kept):
-            left_out[f"no rating of {', '.join(DIMENSIONS)}"] = absent
+        if len(kept) < len(utterances):
+            left_out[f"no rating of {ratings}"] = len(utterances) - len(kept)
         utterances = utterances.take(kept)
     if only is not None:
         kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
@@ -235,27 +240,26 @@ def choose(
 
 def classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, dict[str, Any]]:
     """Of several corpora, how many utterances each has of each class, and whether it is synthetic."""
-    found = {}
+    by_corpus = {}
     for part in manifest.parts:
-        labelled = utterances.labels[[name == part.corpus for name in utterances.corpora]]
-        if not len(labelled):
-            raise WrongUse(
-                f"--corpus {manifest.corpus}: no utterance of {part.corpus} is left by --target, --only or --limit; "
-                "leave that corpus out"
-            )
-        sizes = np.bincount(labelled, minlength=len(utterances.classes)).tolist()
+        labels = utterances.labels[[name == part.corpus for name in utterances.corpora]]
+        if not len(labels):
+            why = f"no utterance of {part.corpus} is left by --target, --only or --limit"
+            raise WrongUse(f"--corpus {manifest.corpus}: {why}; leave that corpus out")
+        sizes = np.bincount(labels, minlength=len(utterances.classes)).tolist()
         classes = dict(zip(utterances.classes, sizes, strict=False))
-        found[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
-    return found
+        by_corpus[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
+    return by_corpus
 
 
-def _check_iemocap(policy: Policy, corpus: str, found: Utterances) -> None:
+def _check_iemocap(policy: Policy, corpus: str, utterances: Utterances) -> None:
     """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
-    have = Counter(zip(found.sessions, (policy.classes[k] for k in found.labels), strict=True))
-    counts = {"all": (len(found), IEMOCAP["policies"][policy.name])}
+    labels = [policy.classes[label] for label in utterances.labels]
+    per_session = Counter(zip(utterances.sessions, labels, strict=True))
+    counts = {"all": (len(utterances), IEMOCAP["policies"][policy.name])}
     for session, known in IEMOCAP["4class per session"].items() if policy.name == "4class" else ():
-        counts |= {f"session {session} {name}": (have[session, name], n) for name, n in known.items()}
-    wrong = [f"{what} {is_} instead of {should}" for what, (is_, should) in counts.items() if is_ != should]
+        counts |= {f"session {session} {name}": (per_session[session, name], n) for name, n in known.items()}
+    wrong = [f"{where} {n} instead of {known}" for where, (n, known) in counts.items() if n != known]
     if wrong:
         raise CorpusError(
             f"corpus {corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
@@ -268,11 +272,11 @@ def ballots(policy: Policy, raters: Sequence[Sequence[str]] | None) -> np.ndarra
 
     What the policy leaves out is dropped.
     """
-    found = np.zeros((len(raters or []), len(policy.classes) + 1))  # the last is of what is left out, -1
-    for ballot, rater in zip(found, raters or [], strict=True):
-        for kept in map(policy.index, rater):
-            ballot[kept] += 1 / len(rater)
-    return found[:, :-1]
+    shares = np.zeros((len(raters or []), len(policy.classes) + 1))  # the last is of what is left out, -1
+    for ballot, categories in zip(shares, raters or [], strict=True):
+        for category in categories:
+            ballot[policy.index(category)] += 1 / len(categories)
+    return shares[:, :-1]
 
 
 def soft_labels(
@@ -298,11 +302,11 @@ def rater_votes(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None])
     """
     matrix, left_out = np.zeros((len(policy.classes), len(policy.classes)), np.int64), 0
     for raters in votes:
-        cast = ballots(policy, raters)
-        for mine, others in zip(cast, cast.sum(0) - cast, strict=True):
-            agreed, said = (np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, mine))
-            if len(agreed) == len(said) == 1:
-                matrix[agreed[0], said[0]] += 1
+        votes_cast = ballots(policy, raters)
+        for own, others in zip(votes_cast, votes_cast.sum(0) - votes_cast, strict=True):
+            majority, vote = (np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, own))
+            if len(majority) == len(vote) == 1:
+                matrix[majority[0], vote[0]] += 1
             else:
                 left_out += 1
     return matrix, left_out

@@ -76,15 +76,15 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
     `speakers`: whether each one is heard in train or dev, None where one is unknown; `speaker_independent`: if none is;
     `repeated_texts`: how many utterances' transcripts stand in train word for word, None where none has a transcript.
     """
-    heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
+    known = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
     tested = {utterances.speakers[row] for row in fold.test}
-    speakers = None if None in heard | tested else {str(name): name in heard for name in sorted(tested, key=str)}
-    said = utterances.texts or [None] * len(utterances)
-    texts, taught = [said[row] for row in fold.test], {said[row] for row in fold.train} - {None}
+    speakers = None if None in known | tested else {str(name): name in known for name in sorted(tested, key=str)}
+    texts = utterances.texts or [None] * len(utterances)
+    test_texts, train_texts = [texts[row] for row in fold.test], {texts[row] for row in fold.train} - {None}
     return {
         "speakers": speakers,
         "speaker_independent": speakers is not None and not any(speakers.values()),
-        "repeated_texts": sum(text in taught for text in texts) if any(texts) else None,
+        "repeated_texts": sum(text in train_texts for text in test_texts) if any(test_texts) else None,
     }
 
 
@@ -126,8 +126,8 @@ def cross(utterances: Utterances, cut: Cut, asked: str) -> Iterator[Fold]:
     """One fold: the corpora before the second colon train and those behind it are the test part, `cross:A+B:C`."""
     train, _, test = ({*names.split("+")} for names in asked.partition(":"))
     if train & test or not train | test <= {*utterances.corpora}:
-        so = "must be cross:A:B or cross:A+B:C, no corpus on both sides, and all of them in --corpus, if that is given"
-        raise WrongUse(f"--protocol cross:{asked}: {so}")
+        form = "cross:A:B or cross:A+B:C, no corpus on both sides, and all of them in --corpus, if that is given"
+        raise WrongUse(f"--protocol cross:{asked}: must be {form}")
     others = dict.fromkeys({*utterances.corpora} - train, f"in a corpus that cross:{asked} does not name")
     parts = others | dict.fromkeys(test, "test")
     yield _fold(asked.replace(":", " to "), utterances, cut, utterances.corpora, parts)
@@ -141,12 +141,11 @@ def speaker_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """
     speakers = _named(utterances.speakers, "speaker")
     group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in _natural(speakers)}  # who talk together
-    first: dict[int, str] = {}
+    first: dict[int, str] = {}  # by dialogue, who speaks first
     for name, dialogue in zip(speakers, utterances.dialogues.tolist(), strict=True):
-        mine, theirs = group_of[name], group_of[first.setdefault(dialogue, name)]
-        if mine is not theirs:
-            merged = mine + theirs
-            group_of |= dict.fromkeys(merged, merged)
+        own, other = group_of[name], group_of[first.setdefault(dialogue, name)]
+        if own is not other:
+            group_of |= dict.fromkeys(own + other, own + other)
     groups = [_natural(group) for group in dict.fromkeys(group_of.values())]
     for group, following in zip(groups, [*groups[1:], groups[0]], strict=True):
         for name in group:
@@ -177,8 +176,9 @@ def script_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     sessions = _named(utterances.sessions, "session")
     scripts = [scene if scene and scene.startswith("script") else None for scene in utterances.scenes]
     if not any(utterances.scenes):
-        said = Counter(text for text, _ in set(zip(utterances.texts, sessions, strict=True)) if text)
-        groups = dict(zip(sorted(text for text in said if said[text] > 1), cycle("123"), strict=False))
+        sessions_of = Counter(text for text, _ in {*zip(utterances.texts, sessions, strict=True)} if text)
+        recurring = sorted(text for text, count in sessions_of.items() if count > 1)
+        groups = dict(zip(recurring, cycle("123"), strict=False))
         scripts = [f"texts {groups[text]}" if text in groups else None for text in utterances.texts]
     names, units = sorted({script for script in scripts if script}), list(zip(sessions, scripts, strict=True))
     if not names:
@@ -301,7 +301,7 @@ def _fold(
     names = list(dict.fromkeys(("train", "next", "dev", "test", *parts.values())))
     named = {unit: names.index(part) for unit, part in parts.items()}
     part_of = np.array([named.get(unit, 0) for unit in units])
-    following, dev, test, *others = (np.flatnonzero(part_of == one) for one in range(1, len(names)))
+    following, dev, test, *others = (np.flatnonzero(part_of == number) for number in range(1, len(names)))
     train, dev_by = np.flatnonzero(part_of < 2), "none"
     if len(dev):
         dev_by = own
@@ -373,8 +373,9 @@ def _named(values: Sequence[str | None], kind: str) -> list[str]:
 
 
 def _natural(names: Iterable[str]) -> list[str]:
-    """Distinct names in the order in which people count: 2 before 10."""
-    return sorted(
-        set(names),
-        key=lambda name: [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)],
-    )
+    """Distinct names in the order in which people count: 2 before 10; 01 before 1, whatever the hash seed."""
+
+    def key(name: str) -> tuple[list[tuple[int, str]], str]:
+        return [(int(t[:4000]), "") if t.isdecimal() else (0, t) for t in re.split(r"(\d+)", name)], name
+
+    return sorted(set(names), key=key)

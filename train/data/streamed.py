@@ -1,7 +1,7 @@
 """Inputs that do not fit into memory: read from the store, block by block checked, when a batch needs them.
 
 A thread reads the next batches while the model computes, as many at once as the budget of memory allows, so that a
-block that several of them need is read once. What is read, and in which order, is what training in memory takes.
+block that several of them need is read once. Rows and their order are those of training in memory.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Streamed(Inputs):
     cost: np.ndarray  # bytes that each takes while it is read, int64 [n]
     order: np.ndarray  # the utterances in an order that is quick to read
     whole: int = 0  # the budget that would hold everything
-    workers: int = 1  # that have such a budget each
+    workers: int = 1  # each with such a budget
 
     @property
     def bytes(self) -> int:
@@ -52,9 +52,9 @@ class Streamed(Inputs):
     def window(self, utterances: np.ndarray) -> Inputs:
         """These utterances, read now; the others have no rows in it."""
         numbers, offsets = np.unique(utterances % len(self.cost)), np.zeros_like(self.offsets)
-        found = self.read(numbers)
-        offsets[numbers + 1] = np.diff(found.offsets)
-        return Inputs(found.values, offsets.cumsum(), self.pinned)
+        own = self.read(numbers)
+        offsets[numbers + 1] = np.diff(own.offsets)
+        return Inputs(own.values, offsets.cumsum(), self.pinned)
 
     def take(self, utterances: np.ndarray, hidden: Tensor | None = None) -> Sequences:
         """The rows of the given utterances, read now."""
@@ -86,7 +86,7 @@ class Streamed(Inputs):
         )
 
     def pieces(self, utterances: np.ndarray) -> list[np.ndarray]:
-        """The utterances cut where half the room is taken: a copy is made of what is read."""
+        """The utterances in pieces that take half the room each: what is read is copied."""
         ends, cuts = np.cumsum(self.cost[utterances]), [0]
         while cuts[-1] < len(utterances):
             most = self.room // 2 + (ends[cuts[-1] - 1] if cuts[-1] else 0)
@@ -115,10 +115,10 @@ class Streamed(Inputs):
             readings = ((now, pool.submit(read, now)) for now in self._grouped(cuts, each))
             try:  # in pairs, so that the next is asked for before the one is waited for and used
                 for (now, reading), _ in pairwise(chain(readings, [([], Future[dict[str, Inputs]]())])):
-                    found = reading.result()
+                    inputs = reading.result()
                     for cut in now:
-                        yield cut, found
-                    found.clear()  # whoever was given it may keep it by its name until the next is there
+                        yield cut, inputs
+                    inputs.clear()  # the loop over the batches may hold it until the next is there
             finally:
                 ended.set()
 
@@ -127,16 +127,16 @@ class Streamed(Inputs):
 
         So the first does not wait long.
         """
-        found, total, most = list[Cut](), 0, 1
+        group, total, most = list[Cut](), 0, 1
         for cut in cuts:
             cost = int(each[np.unique(np.concatenate(cut))].sum())
-            if found and (len(found) == most or total + cost > self.room):
-                yield found
-                found, total, most = [], 0, 2 * most
-            found.append(cut)
+            if group and (len(group) == most or total + cost > self.room):
+                yield group
+                group, total, most = [], 0, 2 * most
+            group.append(cut)
             total += cost
-        if found:
-            yield found
+        if group:
+            yield group
 
 
 def within(budget: int, streams: Sequence[Streamed], workers: int, vectors: bool) -> Iterator[tuple[bool, Streamed]]:
@@ -145,7 +145,7 @@ def within(budget: int, streams: Sequence[Streamed], workers: int, vectors: bool
     Each of so many `workers` has this budget, and one copy of what is held serves them all, but for the standardised
     one of `vectors`.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # so that glibc gives back what is let go
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # so that glibc returns freed memory
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)
     sizes = [one.bytes // workers + (4 * int(one.offsets[-1]) * one.dim if vectors else 0) for one in streams]
     share = FILLED if sum(sizes) <= FILLED * budget else HELD
