@@ -46,7 +46,7 @@ class Score:
 class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
-    Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
+    Reads the result.json of each; predictions only when an interval is requested. A metric is "wa", "ua", "macro_f1",
     "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
     "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
     `WrongUse` for a run that is not finished.
@@ -54,15 +54,14 @@ class CellScores:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self.results = [run.result for run in self.runs]
-        self._seeds = np.array([result["seed"] for result in self.results])
-        self._folds = np.array([result["fold"] for result in self.results])
+        self.results = [run.result for run in runs]
+        self._seeds, self._folds = (np.array([result[key] for result in self.results]) for key in ("seed", "fold"))
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
         self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
         self.of_ratings = ["ccc", *self.rated] if self.dimensions else []
         self.metrics = [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
-        for run in self.runs:
+        for run in runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
@@ -80,7 +79,7 @@ class CellScores:
         return Score(spread(by_seed)[0], spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
 
     def confusion(self, test: str = "both") -> np.ndarray:
-        """C `[K, K]`, summed over the runs."""
+        """C `[K, K]`, the sum over the runs."""
         return np.sum([result["tests"][test]["confusion"] for result in self.results], 0)
 
     @property
@@ -100,10 +99,10 @@ class CellScores:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
         matrices = self.by_group(groups, test, rated)
         whole = float(self.measure(metric, matrices.sum(0)).mean()) if corpus else self.score(metric, test).pooled
-        found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
-        if np.isnan(found).all(1).any():
+        without = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
+        if np.isnan(without).all(1).any():
             return whole, None, None
-        return scores.within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
+        return scores.within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(without, 1))
 
     @cached_property
     def groupings(self) -> dict[str, Any]:
@@ -134,71 +133,79 @@ class CellScores:
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
-        """The lines of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
+        """The rows of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
 
-        None where there is one corpus alone.
+        No row where there is one corpus alone.
         """
         rows: list[dict[str, Any]] = []
-        names = self.results[0].get("corpora", {})
-        told = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
-        for name in names:
-            tested = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
-            if tested:
-                sizes = {one: [corpora[one]["train"] for corpora in tested.values()] for one in names}
-                row = {"tested on": name, "n": sum(corpora[name]["test"] for corpora in tested.values())}
-                row["folds"] = ", ".join(tested) if len(tested) < FEWEST else f"{len(tested)}"
-                row["trained on"] = " + ".join(f"{one} {_range(n)}" for one, n in sizes.items() if any(n))
-                row["has no"] = ", ".join(label for label, n in names[name]["classes"].items() if not n) or None
-                rows.append(row | {heading: self.with_interval(key, corpus=name) for heading, key in told.items()})
-        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in told if rows}
-        return [*rows, {"tested on": "mean over corpora", **means}] if rows else []
+        corpora = self.results[0].get("corpora", {})
+        headings = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
+        for name in corpora:
+            folds = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
+            if not folds:
+                continue
+            train = {other: [fold[other]["train"] for fold in folds.values()] for other in corpora}
+            row = {"tested on": name, "n": sum(fold[name]["test"] for fold in folds.values())}
+            row["folds"] = ", ".join(folds) if len(folds) < FEWEST else f"{len(folds)}"
+            row["trained on"] = " + ".join(f"{other} {_range(n)}" for other, n in train.items() if any(n))
+            row["has no"] = ", ".join(label for label, n in corpora[name]["classes"].items() if not n) or None
+            row |= {heading: self.with_interval(metric, corpus=name) for heading, metric in headings.items()}
+            rows.append(row)
+        if not rows:
+            return []
+        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in headings}
+        return [*rows, {"tested on": "mean over corpora", **means}]
 
     @property
     def conditions(self) -> str:
         """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
         first = self.results[0]
-        selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
         heard = heard_in_training(self.results)
         dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
-        split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
-        cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
-        cut += [f"corpora {first['corpus']}"] if first.get("corpora") else []
-        if first.get("standardise_by") == "corpus":
-            foreign = any(one["test"] and not one["train"] for r in self.results for one in r["corpora"].values())
-            cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
-        cut += [f"{name} {value}" for name, value in parts(self.results).items()]
-        learnt = [first["labels"]] if self.classes else []
+        conditions = [f"{first['protocol']}{' (speaker-dependent)' * dependent}", heard]
+        conditions.append(first["select"] + " (epoch chosen on the TEST part)" * (first["select"] == "best-test"))
+        if self.classes:
+            conditions.append(first["labels"])
         if self.dimensions or "kl" in first:
             config = self.runs[0].config
             rated = f", rated {config['training']['vad_scale']}" if self.dimensions else ""
-            learnt.append(f"target {config['target']}{rated}")
-        return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
+            conditions.append(f"target {config['target']}{rated}")
+        conditions += [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        if first.get("corpora"):
+            conditions.append(f"corpora {first['corpus']}")
+        if first.get("standardise_by") == "corpus":
+            corpora = [corpus for result in self.results for corpus in result["corpora"].values()]
+            unseen = any(corpus["test"] and not corpus["train"] for corpus in corpora)
+            own = ", the tested one by its own unlabelled speech: transductive"
+            conditions.append(f"z-scored by corpus{own * unseen}")
+        conditions += [f"{name} {value}" for name, value in parts(self.results).items()]
+        return " · ".join(filter(None, conditions))
 
     @property
     def left_out(self) -> dict[str, int]:
         """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
-        found: dict[str, int] = {}
-        for why, which in (item for result in self.results for item in result["left_out"].items()):
+        most: dict[str, int] = {}
+        for why, ids in (item for result in self.results for item in result["left_out"].items()):
             why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
-            found[why] = max(found.get(why, 0), len(which) if isinstance(which, list) else which)
-        return found
+            most[why] = max(most.get(why, 0), len(ids) if isinstance(ids, list) else ids)
+        return most
 
     def to_json(self) -> dict[str, Any]:
         """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is.
 
-        Of several corpora the lines of `corpora` too.
+        Of several corpora the rows of `corpora` too.
         """
-        told: dict[str, Any] = {"corpora": self.corpora} if self.corpora else {}
-        told |= {metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes}
-        told |= {k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions}
-        told["intervals"] = {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()}
+        facts: dict[str, Any] = {"corpora": self.corpora} if self.corpora else {}
+        facts |= {metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes}
+        facts |= {k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions}
+        facts["intervals"] = {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()}
         if self.classes:
             after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
             fitted = {"ece_tempered": after, "temperatures": self.temperatures}
-            told["calibration"] = {"ece": self.reliability()[0], **fitted}
-            told["conformal"] = sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]}
-        told |= {"raters": self.raters} if self.raters else {}
-        return told | {kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()}
+            facts["calibration"] = {"ece": self.reliability()[0], **fitted}
+            facts["conformal"] = sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]}
+        facts |= {"raters": self.raters} if self.raters else {}
+        return facts | {kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()}
 
     @property
     def intervals(self) -> dict[str, Ends]:

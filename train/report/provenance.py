@@ -2,12 +2,10 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from ser.errors import SerError
+from ser.errors import MissingRows, SerError
 from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
@@ -16,11 +14,11 @@ from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts
-from .cells import Cell, grouped
+from .cells import Cell, Cells, grouped
 from .tables import Row, Table, described, sentence
 
 
-def what_was_run(cells: Sequence[Cell]) -> list[Table]:
+def what_was_run(cells: Cells) -> list[Table]:
     """The section, for all cells of the report."""
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
@@ -31,26 +29,33 @@ def what_was_run(cells: Sequence[Cell]) -> list[Table]:
     return [*data, described("commands", commands), _settings(cells), _versions(cells), _runs(cells)]
 
 
-def _features(cells: Sequence[Cell]) -> Table:
+def _features(cells: Cells) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
-        named = [(m, one) for m, of in cell.config["features"].items() for one in of.get("joined", [of])]
-        named += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
-        for modality, feature in named:
-            name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
-            row = {"feature": read_name(feature), "modality": modality, "from": None, "level": None}
-            row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
-            with suppress(SerError):
-                if store is not None:
-                    spec = store.feature(name).spec
-                    model = str(spec.provenance.get("model") or spec.extractor)
-                    model += " (random weights)" if spec.random_weights else ""
-                    row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
-            rows.setdefault(f"{read_name(feature)}@{feature['fingerprint']}", row)
+        features = [
+            (m, part) for m, feature in cell.config["features"].items() for part in feature.get("joined", [feature])
+        ]
+        features += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
+        for modality, feature in features:
+            name, digest = read_name(feature), feature["fingerprint"]
+            if f"{name}@{digest}" in rows:
+                continue
+            row = {"feature": name, "modality": modality, "from": None, "level": None}
+            row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": digest}
+            try:
+                spec = cell.origin.store and cell.origin.store.feature(f"{feature['feature']}@{digest}").spec
+            except MissingRows:
+                spec = None
+            except SerError as fault:
+                spec, row["from"] = None, str(fault)
+            if spec:
+                model = str(spec.provenance.get("model") or spec.extractor) + " (random weights)" * spec.random_weights
+                row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
+            rows[f"{name}@{digest}"] = row
     return described("features", list(rows.values()))
 
 
-def _corpora(cells: Sequence[Cell]) -> list[Table]:
+def _corpora(cells: Cells) -> list[Table]:
     """One table for each set of utterances and labels."""
     tables, about_them = [], ("corpus", "manifest", "limit", "only")
     sets = grouped(cells, lambda cell: (*map(cell.config.get, about_them), cell.config["labels"]["policy"]))
@@ -73,7 +78,7 @@ def _corpora(cells: Sequence[Cell]) -> list[Table]:
     return tables
 
 
-def _protocols(cells: Sequence[Cell]) -> Table:
+def _protocols(cells: Cells) -> Table:
     def cut_alike(cell: Cell) -> tuple[Any, ...]:
         repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
         share = None if None in repeated else 100 * sum(repeated) / cell.n
@@ -123,7 +128,7 @@ def command(cell: Cell) -> str:
     return shlex.join(words)
 
 
-def _settings(cells: Sequence[Cell]) -> Table:
+def _settings(cells: Cells) -> Table:
     """Every setting of every fusion in the report, with its source."""
     rows = []
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
@@ -137,7 +142,7 @@ def _settings(cells: Sequence[Cell]) -> Table:
     return described("settings", rows)
 
 
-def _versions(cells: Sequence[Cell]) -> Table:
+def _versions(cells: Cells) -> Table:
     found: Counter[tuple[str, str]] = Counter()
     for config in (run.config for cell in cells for run in cell.runs):
         versions = {"ser's training": config["version"], **config["provenance"].get("versions", {})}
@@ -147,7 +152,7 @@ def _versions(cells: Sequence[Cell]) -> Table:
     return described("versions", rows)
 
 
-def _runs(cells: Sequence[Cell]) -> Table:
+def _runs(cells: Cells) -> Table:
     rows = [
         {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
         | {f"{name} %": 100 * result[key] for name, key in SHOWN.items() if key in result}

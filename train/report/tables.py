@@ -14,6 +14,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ser.cache.atomic_io import write_whole
 
 TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
@@ -85,6 +87,16 @@ def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
 def sentence(which: str, holds: object = True, **fields: Any) -> str:
     """What ends a note where it holds, else ""."""
     return text_of("sentences", which, fields) if holds else ""
+
+
+def columns(rows: Sequence[Row], *headings: str) -> list[Any]:
+    """The values below these headings, as a tuple for each row: the points of a plot."""
+    return [tuple(row[heading] for heading in headings) for row in rows]
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most so many of n places, evenly spread."""
+    return np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist()
 
 
 def shown(value: Any, heading: str) -> str:
