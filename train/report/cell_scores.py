@@ -210,8 +210,9 @@ class CellScores:
     @property
     def intervals(self) -> dict[str, Ends]:
         """The main metrics with their intervals, as far as they have any."""
-        asked = [metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics]
-        return {metric: ends for metric in asked if None not in (ends := self.with_interval(metric))}
+        main = (metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics)
+        ends = {metric: self.with_interval(metric) for metric in main}
+        return {metric: of for metric, of in ends.items() if None not in of}
 
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
         """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
@@ -222,8 +223,8 @@ class CellScores:
     @property
     def temperatures(self) -> list[float]:
         """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
-        found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
-        return [t for t in found if t] if all(found) else []
+        fitted: list[Any] = [(result.get("calibration") or {}).get("temperature") for result in self.results]
+        return fitted if all(fitted) else []
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -233,22 +234,22 @@ class CellScores:
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
         """Those of the classes in each prediction `[n, K]`, by the way of testing."""
-        found = {test: self.predictions[column("probabilities", test)] for test in self.tests}
-        return {test: np.stack(each).astype(np.float64) for test, each in found.items()}
+        columns = {test: self.predictions[column("probabilities", test)] for test in self.tests}
+        return {test: np.stack(values).astype(np.float64) for test, values in columns.items()}
 
     @cached_property
     def sure(self) -> np.ndarray:
         """The probabilities `[n, K]` after the temperature of their run, if all have one."""
-        scale, found = np.array(self.temperatures), self.probabilities["both"]
-        return scores.tempered(found, scale[self.predictions.run][:, None]) if len(scale) else found
+        temperatures, plain = np.array(self.temperatures), self.probabilities["both"]
+        return scores.tempered(plain, temperatures[self.predictions.run][:, None]) if len(temperatures) else plain
 
     def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
         """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs.
 
         `after` the temperature, or before it.
         """
-        found, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
-        bins = np.array([scores.reliability(self.truth[seeds == s], found[seeds == s]) for s in np.unique(seeds)])
+        p, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
+        bins = np.array([scores.reliability(self.truth[seeds == s], p[seeds == s]) for s in np.unique(seeds)])
         return 100 * float(np.mean([*map(scores.ece, bins)])), bins.sum(0)
 
     def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
@@ -257,8 +258,8 @@ class CellScores:
         Probabilities are those after the temperature, if there is one.
         """
         right, answered = self.probabilities["both"].argmax(1) == self.truth, self.sure.max(1) >= below
-        of_those = scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
-        return scores.average(100 * answered, self.group), of_those
+        of_answered = scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
+        return scores.average(100 * answered, self.group), of_answered
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
@@ -278,33 +279,33 @@ class CellScores:
     @property
     def raters(self) -> dict[str, Any] | None:
         """The raters' own scores of what is tested, by this label policy; None without votes and of an earlier ser."""
-        told = {result["fold"]: result.get("raters") for result in self.results}  # no seed has others
-        found = [one for one in told.values() if one]
-        if not found:
+        by_fold = {result["fold"]: result.get("raters") for result in self.results}  # the same for all seeds
+        known = [raters for raters in by_fold.values() if raters]
+        if not known:
             return None
-        left_out = sum(one["left_out"] for one in found)
-        return scores.rater_scores(np.sum([one["confusion"] for one in found], 0), left_out)
+        left_out = sum(raters["left_out"] for raters in known)
+        return scores.rater_scores(np.sum([raters["confusion"] for raters in known], 0), left_out)
 
     def divergences(self) -> dict[str, Ends]:
-        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
+        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; only if learnt."""
         if any("kl" not in result for result in self.results):
             return {}
-        found = scores.divergences(np.stack(self.predictions.votes), self.probabilities["both"])
-        return {name: scores.average(values, self.group, (0.0, np.inf)) for name, values in found.items()}
+        divergences = scores.divergences(np.stack(self.predictions.votes), self.probabilities["both"])
+        return {name: scores.average(values, self.group, (0.0, np.inf)) for name, values in divergences.items()}
 
     @cached_property
     def predictions(self) -> Any:
         """A data frame of the runs' predictions.parquet: an utterance is there once per seed.
 
-        Beside the columns of these, `run` (its place in `runs`) and `seed`. Nothing where a run does not say it.
+        It has these files' columns, `run` (its place in `runs`) and `seed`; None where a run lacks a column.
         """
         import pandas
 
         frames = [run.predictions().to_pandas(use_threads=False) for run in self.runs]
         run = np.repeat(range(len(frames)), [*map(len, frames)])
-        found = pandas.concat(frames, ignore_index=True).assign(run=run, seed=self._seeds[run])
+        joined = pandas.concat(frames, ignore_index=True).assign(run=run, seed=self._seeds[run])
         # Runs of earlier versions do not name dialogues.
-        return found.reindex(columns=list(dict.fromkeys([*found.columns, "dialogue", "truth"])))
+        return joined.reindex(columns=list(dict.fromkeys([*joined.columns, "dialogue", "truth"])))
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
         """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
@@ -312,8 +313,8 @@ class CellScores:
             kind, _, name = metric.partition(" ")
             rated = scores.concordance(matrices)[kind]
             return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
-        found = scores.metrics(matrices)
-        return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
+        values = scores.metrics(matrices)
+        return 100 * (values[metric] if metric in METRICS else values["recalls"][..., self.classes.index(metric)])
 
     def by_group(self, groups: Any, test: str = "both", rated: bool = False) -> np.ndarray:
         """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
@@ -364,10 +365,10 @@ def _range(sizes: Sequence[int]) -> str:
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
     how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
-    found = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
+    cut = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
     for part in results[0].get("parts", ()):
-        found[f"n {part}"] = _range([result["parts"][part] for result in results])
-    return found
+        cut[f"n {part}"] = _range([result["parts"][part] for result in results])
+    return cut
 
 
 def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
@@ -387,7 +388,7 @@ def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
     for result in results:
         weights.update(result["random_weights"])
         every = result.get("corpora") or {result["corpus"]: result}
-        corpora.update(name for name, one in every.items() if one["synthetic"])
-    found = [f"random weights ({', '.join(sorted(weights))})"] if weights else []
-    found += [f"synthetic corpus ({', '.join(sorted(corpora))})"] if corpora else []
-    return f"{' and '.join(found)}: no comparison with the paper is meant" if found else None
+        corpora.update(name for name, corpus in every.items() if corpus["synthetic"])
+    reasons = [f"random weights ({', '.join(sorted(weights))})"] if weights else []
+    reasons += [f"synthetic corpus ({', '.join(sorted(corpora))})"] if corpora else []
+    return f"{' and '.join(reasons)}: no comparison with the paper is meant" if reasons else None

@@ -57,24 +57,23 @@ def _features(cells: Cells) -> Table:
 
 def _corpora(cells: Cells) -> list[Table]:
     """One table for each set of utterances and labels."""
-    tables, about_them = [], ("corpus", "manifest", "limit", "only")
-    sets = grouped(cells, lambda cell: (*map(cell.config.get, about_them), cell.config["labels"]["policy"]))
+    tables, keys = [], ("corpus", "manifest", "limit", "only")
+    sets = grouped(cells, lambda cell: (*map(cell.config.get, keys), cell.config["labels"]["policy"]))
     for number, ((corpus, digest, _, _, policy), members) in enumerate(sets.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
-        tested = dict(pair for one in members for pair in one.tested)
-        about: Row = {"n": len(tested), "lack": cell.origin.lack}
+        labels = dict(pair for member in members for pair in member.tested)
+        counts: Row = {"n": len(labels), "lack": cell.origin.lack}
         if manifest is not None:
-            about |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
-            about["people"] = len(set(manifest.column("speaker")) - {None})
-            about["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
-        told = [sentence("away" if manifest is None else "tested", **about)]
+            counts |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
+            counts["people"] = len(set(manifest.column("speaker")) - {None})
+            counts["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
         maps = cell.config["labels"]["maps"]
         raw = grouped(maps, maps.get)
-        merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
-        told.append(sentence("merged", merged, merged=merged))
+        merged = "; ".join(f"{name} is {' + '.join(of)}" for name, of in raw.items() if of != [name])
+        notes = sentence("away" if manifest is None else "tested", **counts), sentence("merged", merged, merged=merged)
         row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
-        row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
-        tables.append(described("corpus", [row], *told, name=f"corpus-{number}", corpus=corpus))
+        row |= {f"n {name}": [*labels.values()].count(name) for name in cell.classes}
+        tables.append(described("corpus", [row], *notes, name=f"corpus-{number}", corpus=corpus))
     return tables
 
 
@@ -100,8 +99,8 @@ def _protocols(cells: Cells) -> Table:
     return described("protocol", rows)
 
 
-def _defaults(fusion: str) -> dict[str, Setting]:
-    return {one.name: one for one in settings(FUSIONS[fusion])} if fusion in FUSIONS else {}
+def _described_settings(fusion: str) -> dict[str, Setting]:
+    return {setting.name: setting for setting in settings(FUSIONS[fusion])} if fusion in FUSIONS else {}
 
 
 def command(cell: Cell) -> str:
@@ -109,22 +108,22 @@ def command(cell: Cell) -> str:
     if cell.search:
         return shlex.join(["ser", "sweep", cell.search.file])
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
-    asked = config["provenance"].get("asked", {})
-    chosen = {key: value for key, value in asked.items() if key in known and key not in ("resume", "also_set")}
+    requested = config["provenance"].get("asked", {})
+    options = {key: value for key, value in requested.items() if key in known and key not in ("resume", "also_set")}
     names = []
     for feature in config["features"].values():
         at = "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"  # of several, no folder has it
         names.append(f"{read_name(feature)}{at}")
-    usual = _defaults(config["fusion"])
-    changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
-    chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
-    chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
+    own = _described_settings(config["fusion"])
+    changed = {key: value for key, value in cell.settings.items() if key not in own or value != own[key].default}
+    options |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
+    options |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
-    for key, value in chosen.items():
+    for key, values in options.items():
         option = f"--{key.replace('_', '-')}"
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if one not in (None, False, known[key]):
-                words += [option] if one is True else [option, str(one)]
+        for value in values if isinstance(values, list | tuple) else [values]:
+            if value not in (None, False, known[key]):
+                words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
 
 
@@ -133,22 +132,22 @@ def _settings(cells: Cells) -> Table:
     rows = []
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
         members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
-        known = _defaults(fusion)
+        known = _described_settings(fusion)
         for key in dict.fromkeys(key for own in members for key in own):
-            about = known.get(key, Setting(key, "", "", "", ""))
-            used = ", ".join(dict.fromkeys(str(own.get(key, about.default)) for own in members))
-            row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
-            rows.append({**row, "source of the default": about.source, "what it is": about.help})
+            setting = known.get(key, Setting(key, "", "", "", ""))
+            used = ", ".join(dict.fromkeys(str(own.get(key, setting.default)) for own in members))
+            row = {"fusion": fusion, "setting": key, "used": used, "default": str(setting.default)}
+            rows.append({**row, "source of the default": setting.source, "what it is": setting.help})
     return described("settings", rows)
 
 
 def _versions(cells: Cells) -> Table:
-    found: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for config in (run.config for cell in cells for run in cell.runs):
         versions = {"ser's training": config["version"], **config["provenance"].get("versions", {})}
         versions["device"] = config["provenance"].get("device")
-        found.update((what, str(version)) for what, version in versions.items())
-    rows = [{"what": what, "version": version, "runs": n} for (what, version), n in found.items()]
+        counts.update((what, str(version)) for what, version in versions.items())
+    rows = [{"what": what, "version": version, "runs": n} for (what, version), n in counts.items()]
     return described("versions", rows)
 
 

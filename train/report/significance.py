@@ -115,8 +115,8 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     tested = np.array([p for p in values if p is not None])
     order = np.argsort(tested, kind="stable")
     stepped = np.maximum.accumulate(np.minimum(1, tested[order] * np.arange(len(tested), 0, -1)))
-    found = iter(stepped[np.argsort(order, kind="stable")].tolist())
-    return [None if p is None else next(found) for p in values]
+    corrected = iter(stepped[np.argsort(order, kind="stable")].tolist())
+    return [None if p is None else next(corrected) for p in values]
 
 
 def mcnemar(truth: Any, first: Any, second: Any) -> float:
