@@ -84,17 +84,10 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         else:
             own = words_of_tokens[slice(*tokens.offsets[number:][:2])]
             words, texts = _by_word(words, own, texts, text.feature.spec.config)
-        attended.append(
-            Attended(
-                utterance,
-                probabilities=logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy(),
-                frames=weights[:, :frames],
-                words=words,
-                tokens=pool.score(taken["pool"][0])[:, 0].softmax(0).numpy(),
-                hop=audio.hop or audio.feature.spec.hop,
-                texts=texts,
-            )
-        )
+        probabilities = logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy()
+        pooling = pool.score(taken["pool"][0])[:, 0].softmax(0).numpy()
+        hop = audio.hop or audio.feature.spec.hop
+        attended.append(Attended(utterance, probabilities, weights[:, :frames], words, pooling, hop, texts))
     return attended
 
 
