@@ -202,6 +202,8 @@ def test_a_t_test_of_runs_is_scipys() -> None:
     first, second = [0.61, 0.64, 0.60, 0.66, 0.63], [0.60, 0.60, 0.59, 0.61, 0.64]
     assert p_of_runs(first, second)[0] == pytest.approx(stats.ttest_rel(first, second).pvalue)
     assert p_of_runs(first, first) == (None, 1.0)
+    rounded = np.array([0.1 + 0.2, -0.3, 0.5, 0.7, 0.9])  # 0.30000000000000004 and 0.3 share a rank
+    assert p_of_runs(rounded, np.zeros(5))[1] == stats.wilcoxon([3, -3, 5, 7, 9]).pvalue
 
 
 def test_sign_flips_are_all_patterns_counted() -> None:
@@ -209,6 +211,7 @@ def test_sign_flips_are_all_patterns_counted() -> None:
     sums = [abs(np.dot(parts, signs)) for signs in product((-1, 1), repeat=9)]
     assert sign_flip(parts) == pytest.approx(np.mean(np.array(sums) >= abs(parts.sum()) - 1e-9))
     assert sign_flip(parts, sides=1) + sign_flip(-parts, sides=1) >= 1
+    assert sign_flip(np.array([0.1, 0.2, -0.3, 0.1, 0.2, -0.3])) == 1, "their sum is 0 but for rounding"
     many = np.random.default_rng(4).normal(0.3, 1, 40)
     assert sign_flip(many) == sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
 

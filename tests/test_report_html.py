@@ -113,15 +113,18 @@ def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(report: 
 
 
 def test_words_in_pictures_are_left_alone() -> None:
-    """What looks like a number, a colour or a formula in a label is the reader's text; long ones say what differs."""
+    """What looks like a number, a colour or a formula in a label is the reader's text; long ones are not cut."""
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
 
     shape = {"kind": "dots", "xlabel": "UA %", "above": True}
     svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape))[1]}</svg>"
     assert label in [element.text for element in ElementTree.fromstring(svg).iter("text")]
     long = [("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50) for target in "ab"]
-    fitted = svg_of(replace(TABLE, points=long, plot=shape))[1]
-    assert ">lgf-add · a</text>" in fitted and ">lgf-add · b</text>" in fitted
+    for how in (shape, {"kind": "dots", "legend": 2}, {"kind": "lines", "legend": 1}):
+        points = [(at, series, value) for series, at, value in long] if "legend" in how else long
+        wrapped = f"<svg>{svg_of(replace(TABLE, points=points, plot=how))[1]}</svg>"
+        words = " ".join(element.text or "" for element in ElementTree.fromstring(wrapped).iter("text"))
+        assert all(label in words for _, label, _ in long), "whole, over two lines"
     assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
 
 
@@ -145,6 +148,10 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
     assert f"Runs are missing, so not every seed is scored on every fold: {label}." in cautions(cells)
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
         group_runs([open_run])
+    one = report.cells[label]
+    recut = made_up("recut", one.runs[0], [one.runs[0].config, one.runs[0].config | {"cut": "of a file since changed"}])
+    assert recut.whole and recut.recut and not one.recut
+    assert any("Folds of one name are cut in several ways" in said for said in cautions([recut]))
 
 
 # --- numbers against the run folders
@@ -193,6 +200,17 @@ def test_the_corpus_table_counts_what_any_cell_tested(report: Any) -> None:
     n = whole.predictions.id.nunique()
     assert n > part.predictions.id.nunique() and f"{n} utterances tested" in corpus.note
     assert sum(corpus.rows[0][f"n {name}"] for name in whole.classes) == n
+
+
+def test_the_features_table_says_what_is_wrong_with_a_damaged_feature(report: Any) -> None:
+    [spec] = (report.folder / "store" / "is13").glob("*/spec.json")
+    content = spec.read_bytes()
+    spec.write_bytes(content[:-9])
+    try:
+        rows = {row["feature"]: row for row in what_was_run(group_runs(report.runs)[0])[0].rows}
+    finally:
+        spec.write_bytes(content)
+    assert "spec.json" in rows["is13"]["from"] and rows["is13"]["dim"] == 16 and rows["bert"]["level"] == "token"
 
 
 def test_agreement_counts_every_rater_and_ids_tell_the_style(report: Any) -> None:

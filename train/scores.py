@@ -72,10 +72,10 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
     {'ang': 0.5, 'hap': 1.0, 'sad': None}
     """
     [matrix] = confusions(np.asarray(truth), np.asarray(predicted)[None], len(classes))
-    found = metrics(matrix)
-    recalls = [None if np.isnan(recall) else recall for recall in found["recalls"].tolist()]
+    values = metrics(matrix)
+    recalls = [None if np.isnan(recall) else recall for recall in values["recalls"].tolist()]
     return {
-        **{name: float(found[name]) for name in METRICS},
+        **{name: float(values[name]) for name in METRICS},
         "per_class": dict(zip(classes, recalls, strict=True)),
         "confusion": matrix.tolist(),
         "n": int(matrix.sum()),
@@ -114,8 +114,8 @@ def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     def nll(log_t: float) -> float:
-        found = tempered(probabilities, np.exp(log_t))[np.arange(len(truth)), truth]
-        return -float(np.log(np.maximum(found, 1e-300)).mean())
+        p = tempered(probabilities, np.exp(log_t))[np.arange(len(truth)), truth]
+        return -float(np.log(np.maximum(p, 1e-300)).mean())
 
     return float(np.exp(minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded").x))
 
@@ -145,8 +145,8 @@ def concordance(summed: np.ndarray) -> dict[str, np.ndarray]:
           and covariance over n; 0 where nothing varies
     rmse  √(Σ (t − p)² / n), in the units of the ratings
 
-    >>> found = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]).sum(0))
-    >>> {name: values.round(3).tolist() for name, values in found.items()}
+    >>> scores = concordance(moments([[1.0], [2.0], [3.0]], [[1.0], [2.0], [6.0]]).sum(0))
+    >>> {name: values.round(3).tolist() for name, values in scores.items()}
     {'ccc': [0.526], 'rmse': [1.732]}
     """
     n, *sums = np.moveaxis(summed, -1, 0)
@@ -162,9 +162,9 @@ def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]
 
     `ccc` and `rmse` by dimension; their `moments` M `[D, 6]`; `n`.
     """
-    counted = moments(truth, predicted).sum(0)
-    found = {name: dict(zip(DIMENSIONS, each.tolist(), strict=True)) for name, each in concordance(counted).items()}
-    return {**found, "moments": counted.tolist(), "n": len(truth)}
+    summed = moments(truth, predicted).sum(0)
+    named = {name: dict(zip(DIMENSIONS, values.tolist(), strict=True)) for name, values in concordance(summed).items()}
+    return {**named, "moments": summed.tolist(), "n": len(truth)}
 
 
 def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ from ser.train.models.msmser import ModalityInteraction
 from ser.train.run import load_model
 from ser.train.run_folder import Run
 
-from .cells import Cell, Origin
-from .tables import Row, Table, described
+from .cells import Cell, Cells, Origin
+from .tables import Row, Table, columns, described, evenly
 
 SPECIAL = "special tokens"  # [CLS], [SEP] and their like
 SAMPLED = 40  # utterances behind the averages of attention
@@ -52,52 +52,54 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     Raises `SerError` if the run or a feature cannot be read.
     """
     fitted, _ = load_model(run)
-    interaction = next((part for part in fitted.model.modules() if isinstance(part, ModalityInteraction)), None)
-    if interaction is None:
+    interaction = getattr(fitted.model, "interaction", None)
+    if not isinstance(interaction, ModalityInteraction):
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
-    rows = [manifest.ids.index(utterance) for utterance in utterances]
-    features = [one for of in run.config["features"].values() for one in of.get("joined", [of])]
-    named = [f"{read_name(one)}@{one['fingerprint']}" for one in features]
-    selected, _ = select_features(store, "+".join(named), manifest.corpus)
-    sources = {modality: one.source(manifest, np.array(rows)) for modality, one in selected.items()}
+    features = [part for feature in run.config["features"].values() for part in feature.get("joined", [feature])]
+    names = [f"{read_name(feature)}@{feature['fingerprint']}" for feature in features]
+    selected, _ = select_features(store, "+".join(names), manifest.corpus)
+    rows = np.array([manifest.ids.index(utterance) for utterance in utterances])
+    sources = {modality: selection.source(manifest, rows) for modality, selection in selected.items()}
     data = Dataset(apply_policy(UNLABELLED, manifest), run.config["dims"], dict, {})
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
-    packed = text.feature.load(manifest, rows)
-    found, given = [], dict[str, Any]()  # what the last layer's attention and the pooling were given
+    tokens = text.feature.load(manifest, rows.tolist())
+    words_of_tokens = tokens.extras.get("word")
     layer: DecoderLayer = interaction.decoder[-1]  # type: ignore[assignment]
-    last, pool = layer.multihead_attn, interaction.pool
-    last.register_forward_pre_hook(lambda _, taken: given.update(attention=taken))
-    pool.register_forward_pre_hook(lambda _, taken: given.update(pooling=taken))
-    for number, (utterance, row) in enumerate(zip(utterances, rows, strict=True)):
-        read = {modality: one.read(np.array([number])) for modality, one in sources.items()}
-        batch = data.batch([np.array([row])], fitted.scaling, read=read)
+    cross, pool, taken = layer.multihead_attn, interaction.pool, dict[str, Any]()
+    cross.register_forward_pre_hook(lambda _, inputs: taken.update(cross=inputs))
+    pool.register_forward_pre_hook(lambda _, inputs: taken.update(pool=inputs))
+    attended = []
+    for number, utterance in enumerate(utterances):
+        inputs = {modality: source.read(np.array([number])) for modality, source in sources.items()}
+        batch = data.batch([rows[[number]]], fitted.scaling, read=inputs)
         logits = fitted.model(batch)["logits"]
-        x, _, (memory, _) = given["attention"]
-        q = last.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
-        k = last.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, T + N, d / h]
+        x, _, (memory, _) = taken["cross"]
+        q = cross.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
+        k = cross.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, T + N, d / h]
         weights = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2).mean(0).numpy()  # [L, T + N]
-        tokens = pool.score(given["pooling"][0])[:, 0].softmax(0).numpy()
-        frames, said = len(batch.inputs["audio"].values), manifest.column("text")[row] or ""
-        word = packed.extras.get("word")
-        word = None if word is None else word[slice(*packed.offsets[number:][:2])]
-        words, names = _by_word(weights[:, frames:], word, said, text.feature.spec.config)
+        frames = len(batch.inputs["audio"].values)
+        words, texts = weights[:, frames:], manifest.column("text")[rows[number]] or ""
+        if words_of_tokens is None:  # of a store without a map of the words, tokens are named by number
+            texts = [f"token {token}" for token in range(words.shape[1])]
+        else:
+            own = words_of_tokens[slice(*tokens.offsets[number:][:2])]
+            words, texts = _by_word(words, own, texts, text.feature.spec.config)
         probabilities = logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy()
+        pooling = pool.score(taken["pool"][0])[:, 0].softmax(0).numpy()
         hop = audio.hop or audio.feature.spec.hop
-        found.append(Attended(utterance, probabilities, weights[:, :frames], words, tokens, hop, names))
-    return found
+        attended.append(Attended(utterance, probabilities, weights[:, :frames], words, pooling, hop, texts))
+    return attended
 
 
 def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str | None]]:
-    """Token columns summed into words, named by the transcript; tokens by number where the store has no map.
+    """The columns of tokens summed into those of words, and the words of the transcript.
 
     The store's map counts what stands between spaces, without tags such as [LAUGHTER] where they were removed.
     """
-    if word is None:
-        return weights, [f"token {number}" for number in range(weights.shape[1])]
-    names: list[Any] = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
-    if (word < 0).any() or not names:
-        word, names = np.where((word < 0) | (word >= len(names)), len(names), word), [*names, None]
-    return np.stack([weights[:, word == column].sum(1) for column in range(len(names))], axis=1), names
+    words: list[Any] = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
+    if (word < 0).any() or not words:
+        word, words = np.where((word < 0) | (word >= len(words)), len(words), word), [*words, None]
+    return np.stack([weights[:, word == column].sum(1) for column in range(len(words))], axis=1), words
 
 
 class Inside(NamedTuple):
@@ -110,56 +112,55 @@ class Inside(NamedTuple):
     energy: bool = False  # whether it is drawn
 
 
-def attended(cells: Sequence[Cell]) -> Inside:
+def attended(cells: Cells) -> Inside:
     """What the query tokens attend to, for the cell with the highest UA that has any; nothing if there is none."""
     cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
     store, manifest, lack = cell.origin if cell else Origin()
     if cell is None or store is None or manifest is None:
         return Inside(cell, lack)
     p = cell.judged
-    mine = p[p.run == 0].join(cell.utterances.text, on="id")
-    sampled = mine.iloc[np.linspace(0, len(mine) - 1, min(SAMPLED, len(mine))).round().astype(int)]
-    chosen = _chosen(cell, mine)
+    predictions = p[p.run == 0].join(cell.utterances.text, on="id")
+    sampled = predictions.id.iloc[evenly(len(predictions), SAMPLED)]
+    reasons = _chosen(cell, predictions)
     try:
-        seen = attend(cell.runs[0], store, manifest, [*sampled.id, *chosen])
-        levels = (one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame"))
-        logmel = next((feature for feature in levels if feature.rows(manifest)), None)
+        attentions = attend(cell.runs[0], store, manifest, [*sampled, *reasons])
+        logmels = [one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame")]
+        logmel = next((feature for feature in logmels if feature.rows(manifest)), None)
     except SerError as fault:
         return Inside(cell, str(fault))
-    average, single = seen[: len(sampled)], seen[len(sampled) :]
     cards: list[dict[str, Any]] = []
-    for number, (one, why) in enumerate(zip(single, chosen.values(), strict=True), 1):
-        pairs = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
-        words = [(text, weight) for text, weight in pairs if text is not None]
+    for number, (one, why) in enumerate(zip(attentions[len(sampled) :], reasons.values(), strict=True), 1):
+        weighed = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
+        words = [(text, weight) for text, weight in weighed if text is not None]
         plot = _maps(f"attention-{number}", one, logmel, manifest)
         to_audio = float(one.frames.sum(1) @ one.tokens)  # the share of the audio in what reaches the classifier
         cards.append({"attended": one, "why": why, "words": words, "to_audio": to_audio, "plot": plot})
-    tables = [_by_token(average), *(card["plot"] for card in cards)]
+    tables = [_by_token(attentions[: len(sampled)]), *(card["plot"] for card in cards)]
     return Inside(cell, "", tables, cards, logmel is not None)
 
 
-def _chosen(cell: Cell, mine: Any) -> dict[str, str]:
+def _chosen(cell: Cell, predictions: Any) -> dict[str, str]:
     """Utterances to show, with the reason: the surest right one of each class, then the two surest wrong ones."""
-    short = mine[mine.text.fillna("").str.split().str.len().between(3, 14)]
-    pool = short if len(short) >= 8 else mine
+    short = predictions[predictions.text.fillna("").str.split().str.len().between(3, 14)]
+    pool = short if len(short) >= 8 else predictions
     right = pool[pool.right].sort_values("given", ascending=False, kind="stable").drop_duplicates("truth")
+    right = right.set_index("truth").id.reindex(cell.classes).dropna()
     wrong = pool[~pool.right].sort_values("confidence", ascending=False, kind="stable")[:2]
-    order = sorted(zip(right.truth, right.id, strict=True), key=lambda pair: cell.classes.index(pair[0]))
-    found = {utterance: f"{truth}, recognised" for truth, utterance in order}
-    return found | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
+    reasons = {utterance: f"{truth}, recognised" for truth, utterance in right.items()}
+    return reasons | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
 
 
-def _by_token(seen: Sequence[Attended]) -> Table:
+def _by_token(attentions: Sequence[Attended]) -> Table:
     """The audio's share of each query token's attention."""
-    audio = 100 * np.array([one.frames.sum(1) for one in seen])  # [utterances, L]
-    pooling = 100 * np.mean([one.tokens for one in seen], axis=0)
+    audio = 100 * np.array([one.frames.sum(1) for one in attentions])  # [utterances, L]
+    pooling = 100 * np.mean([one.tokens for one in attentions], axis=0)
     shares = zip(audio.mean(0), *np.quantile(audio, [0.1, 0.9], axis=0), strict=True)
     rows: list[Row] = [
         {"query token": number, "to audio %": share, "its weight in the pooling %": weight}
         for number, (share, weight) in enumerate(zip(shares, pooling, strict=True), 1)
     ]
-    points = [("audio", row["query token"], row["to audio %"]) for row in rows]
-    return described("tokens", rows, points=points, n=len(seen))
+    points = [("audio", *point) for point in columns(rows, "query token", "to audio %")]
+    return described("tokens", rows, points=points, n=len(attentions))
 
 
 def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) -> Table:
@@ -174,12 +175,11 @@ def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) 
     binned, spans = _binned(one.frames, STEPS), _binned(one.frames, ROWS)
     step = end / spans.shape[1]
     names = [f"{n * step:.2f}–{(n + 1) * step:.2f} {unit}" for n in range(spans.shape[1])]
-    rows = [
-        {"modality": modality, "what": what or SPECIAL, "attention %": 100 * float(one.tokens @ column)}
-        | {"most by query token": int(column.argmax()) + 1}
-        for modality, whats, weights in (("audio", names, spans), ("text", one.texts, one.words))
-        for what, column in zip(whats, weights.T, strict=True)
-    ]
+    rows = []
+    for modality, texts, weights in (("audio", names, spans), ("text", one.texts, one.words)):
+        for text, column in zip(texts, weights.T, strict=True):
+            row = {"modality": modality, "what": text or SPECIAL, "attention %": 100 * float(one.tokens @ column)}
+            rows.append(row | {"most by query token": int(column.argmax()) + 1})
     shown = binned, one.words, one.texts, one.tokens @ binned, end, unit, energy
     return described("attention", rows, points=shown, name=name, utterance=one.utterance)
 

@@ -46,7 +46,7 @@ class Score:
 class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
-    Reads the result.json of each; predictions only when an interval is asked for. A metric is "wa", "ua", "macro_f1",
+    Reads the result.json of each; predictions only when an interval is requested. A metric is "wa", "ua", "macro_f1",
     "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
     "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
     `WrongUse` for a run that is not finished.
@@ -54,15 +54,14 @@ class CellScores:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self.results = [run.result for run in self.runs]
-        self._seeds = np.array([result["seed"] for result in self.results])
-        self._folds = np.array([result["fold"] for result in self.results])
+        self.results = [run.result for run in runs]
+        self._seeds, self._folds = (np.array([result[key] for result in self.results]) for key in ("seed", "fold"))
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
         self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
         self.of_ratings = ["ccc", *self.rated] if self.dimensions else []
         self.metrics = [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
-        for run in self.runs:
+        for run in runs:
             if run.result["classes"] != self.classes:
                 raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
         tests = self.results[0]["tests"]
@@ -80,7 +79,7 @@ class CellScores:
         return Score(spread(by_seed)[0], spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
 
     def confusion(self, test: str = "both") -> np.ndarray:
-        """C `[K, K]`, summed over the runs."""
+        """C `[K, K]`, the sum over the runs."""
         return np.sum([result["tests"][test]["confusion"] for result in self.results], 0)
 
     @property
@@ -100,10 +99,10 @@ class CellScores:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
         matrices = self.by_group(groups, test, rated)
         whole = float(self.measure(metric, matrices.sum(0)).mean()) if corpus else self.score(metric, test).pooled
-        found = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
-        if np.isnan(found).all(1).any():
+        without = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
+        if np.isnan(without).all(1).any():
             return whole, None, None
-        return scores.within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(found, 1))
+        return scores.within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(without, 1))
 
     @cached_property
     def groupings(self) -> dict[str, Any]:
@@ -134,77 +133,86 @@ class CellScores:
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
-        """The lines of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
+        """The rows of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
 
-        None where there is one corpus alone.
+        No row where there is one corpus alone.
         """
         rows: list[dict[str, Any]] = []
-        names = self.results[0].get("corpora", {})
-        told = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
-        for name in names:
-            tested = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
-            if tested:
-                sizes = {one: [corpora[one]["train"] for corpora in tested.values()] for one in names}
-                row = {"tested on": name, "n": sum(corpora[name]["test"] for corpora in tested.values())}
-                row["folds"] = ", ".join(tested) if len(tested) < FEWEST else f"{len(tested)}"
-                row["trained on"] = " + ".join(f"{one} {_range(n)}" for one, n in sizes.items() if any(n))
-                row["has no"] = ", ".join(label for label, n in names[name]["classes"].items() if not n) or None
-                rows.append(row | {heading: self.with_interval(key, corpus=name) for heading, key in told.items()})
-        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in told if rows}
-        return [*rows, {"tested on": "mean over corpora", **means}] if rows else []
+        corpora = self.results[0].get("corpora", {})
+        headings = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
+        for name in corpora:
+            folds = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
+            if not folds:
+                continue
+            train = {other: [fold[other]["train"] for fold in folds.values()] for other in corpora}
+            row = {"tested on": name, "n": sum(fold[name]["test"] for fold in folds.values())}
+            row["folds"] = ", ".join(folds) if len(folds) < FEWEST else f"{len(folds)}"
+            row["trained on"] = " + ".join(f"{other} {_range(n)}" for other, n in train.items() if any(n))
+            row["has no"] = ", ".join(label for label, n in corpora[name]["classes"].items() if not n) or None
+            row |= {heading: self.with_interval(metric, corpus=name) for heading, metric in headings.items()}
+            rows.append(row)
+        if not rows:
+            return []
+        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in headings}
+        return [*rows, {"tested on": "mean over corpora", **means}]
 
     @property
     def conditions(self) -> str:
         """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
         first = self.results[0]
-        selected = "best-test (epoch chosen on the TEST part)" if first["select"] == "best-test" else first["select"]
         heard = heard_in_training(self.results)
         dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
-        split = f"{first['protocol']}{' (speaker-dependent)' * dependent}"
-        cut = [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
-        cut += [f"corpora {first['corpus']}"] if first.get("corpora") else []
-        if first.get("standardise_by") == "corpus":
-            foreign = any(one["test"] and not one["train"] for r in self.results for one in r["corpora"].values())
-            cut.append(f"z-scored by corpus{', the tested one by its own unlabelled speech: transductive' * foreign}")
-        cut += [f"{name} {value}" for name, value in parts(self.results).items()]
-        learnt = [first["labels"]] if self.classes else []
+        conditions = [f"{first['protocol']}{' (speaker-dependent)' * dependent}", heard]
+        conditions.append(first["select"] + " (epoch chosen on the TEST part)" * (first["select"] == "best-test"))
+        if self.classes:
+            conditions.append(first["labels"])
         if self.dimensions or "kl" in first:
             config = self.runs[0].config
             rated = f", rated {config['training']['vad_scale']}" if self.dimensions else ""
-            learnt.append(f"target {config['target']}{rated}")
-        return " · ".join((split, *filter(None, [heard]), selected, *learnt, *cut))
+            conditions.append(f"target {config['target']}{rated}")
+        conditions += [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        if first.get("corpora"):
+            conditions.append(f"corpora {first['corpus']}")
+        if first.get("standardise_by") == "corpus":
+            corpora = [corpus for result in self.results for corpus in result["corpora"].values()]
+            unseen = any(corpus["test"] and not corpus["train"] for corpus in corpora)
+            own = ", the tested one by its own unlabelled speech: transductive"
+            conditions.append(f"z-scored by corpus{own * unseen}")
+        conditions += [f"{name} {value}" for name, value in parts(self.results).items()]
+        return " · ".join(filter(None, conditions))
 
     @property
     def left_out(self) -> dict[str, int]:
         """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
-        found: dict[str, int] = {}
-        for why, which in (item for result in self.results for item in result["left_out"].items()):
+        most: dict[str, int] = {}
+        for why, ids in (item for result in self.results for item in result["left_out"].items()):
             why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
-            found[why] = max(found.get(why, 0), len(which) if isinstance(which, list) else which)
-        return found
+            most[why] = max(most.get(why, 0), len(ids) if isinstance(ids, list) else ids)
+        return most
 
     def to_json(self) -> dict[str, Any]:
         """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is.
 
-        Of several corpora the lines of `corpora` too.
+        Of several corpora the rows of `corpora` too.
         """
-        told: dict[str, Any] = {"corpora": self.corpora} if self.corpora else {}
-        told |= {metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes}
-        told |= {k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions}
-        told["intervals"] = {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()}
+        facts: dict[str, Any] = {"corpora": self.corpora} if self.corpora else {}
+        facts |= {metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes}
+        facts |= {k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions}
+        facts["intervals"] = {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()}
         if self.classes:
             after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
             fitted = {"ece_tempered": after, "temperatures": self.temperatures}
-            told["calibration"] = {"ece": self.reliability()[0], **fitted}
-            told["conformal"] = sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]}
-        told |= {"raters": self.raters} if self.raters else {}
-        return told | {kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()}
+            facts["calibration"] = {"ece": self.reliability()[0], **fitted}
+            facts["conformal"] = sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]}
+        facts |= {"raters": self.raters} if self.raters else {}
+        return facts | {kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()}
 
     @property
     def intervals(self) -> dict[str, Ends]:
         """The main metrics with their intervals, as far as they have any."""
-        asked = [metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics]
-        return {metric: ends for metric in asked if None not in (ends := self.with_interval(metric))}
+        main = (metric for metric in (*SHOWN.values(), *self.rated) if metric in self.metrics)
+        ends = {metric: self.with_interval(metric) for metric in main}
+        return {metric: of for metric, of in ends.items() if None not in of}
 
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
         """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
@@ -215,8 +223,8 @@ class CellScores:
     @property
     def temperatures(self) -> list[float]:
         """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
-        found = [(result.get("calibration") or {}).get("temperature") for result in self.results]
-        return [t for t in found if t] if all(found) else []
+        fitted: list[Any] = [(result.get("calibration") or {}).get("temperature") for result in self.results]
+        return fitted if all(fitted) else []
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -226,22 +234,22 @@ class CellScores:
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
         """Those of the classes in each prediction `[n, K]`, by the way of testing."""
-        found = {test: self.predictions[column("probabilities", test)] for test in self.tests}
-        return {test: np.stack(each).astype(np.float64) for test, each in found.items()}
+        columns = {test: self.predictions[column("probabilities", test)] for test in self.tests}
+        return {test: np.stack(values).astype(np.float64) for test, values in columns.items()}
 
     @cached_property
     def sure(self) -> np.ndarray:
         """The probabilities `[n, K]` after the temperature of their run, if all have one."""
-        scale, found = np.array(self.temperatures), self.probabilities["both"]
-        return scores.tempered(found, scale[self.predictions.run][:, None]) if len(scale) else found
+        temperatures, plain = np.array(self.temperatures), self.probabilities["both"]
+        return scores.tempered(plain, temperatures[self.predictions.run][:, None]) if len(temperatures) else plain
 
     def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
         """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs.
 
         `after` the temperature, or before it.
         """
-        found, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
-        bins = np.array([scores.reliability(self.truth[seeds == s], found[seeds == s]) for s in np.unique(seeds)])
+        p, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
+        bins = np.array([scores.reliability(self.truth[seeds == s], p[seeds == s]) for s in np.unique(seeds)])
         return 100 * float(np.mean([*map(scores.ece, bins)])), bins.sum(0)
 
     def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
@@ -250,8 +258,8 @@ class CellScores:
         Probabilities are those after the temperature, if there is one.
         """
         right, answered = self.probabilities["both"].argmax(1) == self.truth, self.sure.max(1) >= below
-        of_those = scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
-        return scores.average(100 * answered, self.group), of_those
+        of_answered = scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
+        return scores.average(100 * answered, self.group), of_answered
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
@@ -271,33 +279,33 @@ class CellScores:
     @property
     def raters(self) -> dict[str, Any] | None:
         """The raters' own scores of what is tested, by this label policy; None without votes and of an earlier ser."""
-        told = {result["fold"]: result.get("raters") for result in self.results}  # no seed has others
-        found = [one for one in told.values() if one]
-        if not found:
+        by_fold = {result["fold"]: result.get("raters") for result in self.results}  # the same for all seeds
+        known = [raters for raters in by_fold.values() if raters]
+        if not known:
             return None
-        left_out = sum(one["left_out"] for one in found)
-        return scores.rater_scores(np.sum([one["confusion"] for one in found], 0), left_out)
+        left_out = sum(raters["left_out"] for raters in known)
+        return scores.rater_scores(np.sum([raters["confusion"] for raters in known], 0), left_out)
 
     def divergences(self) -> dict[str, Ends]:
-        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; none but if learnt."""
+        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; only if learnt."""
         if any("kl" not in result for result in self.results):
             return {}
-        found = scores.divergences(np.stack(self.predictions.votes), self.probabilities["both"])
-        return {name: scores.average(values, self.group, (0.0, np.inf)) for name, values in found.items()}
+        divergences = scores.divergences(np.stack(self.predictions.votes), self.probabilities["both"])
+        return {name: scores.average(values, self.group, (0.0, np.inf)) for name, values in divergences.items()}
 
     @cached_property
     def predictions(self) -> Any:
         """A data frame of the runs' predictions.parquet: an utterance is there once per seed.
 
-        Beside the columns of these, `run` (its place in `runs`) and `seed`. Nothing where a run does not say it.
+        It has these files' columns, `run` (its place in `runs`) and `seed`; None where a run lacks a column.
         """
         import pandas
 
         frames = [run.predictions().to_pandas(use_threads=False) for run in self.runs]
         run = np.repeat(range(len(frames)), [*map(len, frames)])
-        found = pandas.concat(frames, ignore_index=True).assign(run=run, seed=self._seeds[run])
+        joined = pandas.concat(frames, ignore_index=True).assign(run=run, seed=self._seeds[run])
         # Runs of earlier versions do not name dialogues.
-        return found.reindex(columns=list(dict.fromkeys([*found.columns, "dialogue", "truth"])))
+        return joined.reindex(columns=list(dict.fromkeys([*joined.columns, "dialogue", "truth"])))
 
     def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
         """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
@@ -305,8 +313,8 @@ class CellScores:
             kind, _, name = metric.partition(" ")
             rated = scores.concordance(matrices)[kind]
             return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
-        found = scores.metrics(matrices)
-        return 100 * (found[metric] if metric in METRICS else found["recalls"][..., self.classes.index(metric)])
+        values = scores.metrics(matrices)
+        return 100 * (values[metric] if metric in METRICS else values["recalls"][..., self.classes.index(metric)])
 
     def by_group(self, groups: Any, test: str = "both", rated: bool = False) -> np.ndarray:
         """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
@@ -357,10 +365,10 @@ def _range(sizes: Sequence[int]) -> str:
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
     how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
-    found = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
+    cut = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
     for part in results[0].get("parts", ()):
-        found[f"n {part}"] = _range([result["parts"][part] for result in results])
-    return found
+        cut[f"n {part}"] = _range([result["parts"][part] for result in results])
+    return cut
 
 
 def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
@@ -380,7 +388,7 @@ def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
     for result in results:
         weights.update(result["random_weights"])
         every = result.get("corpora") or {result["corpus"]: result}
-        corpora.update(name for name, one in every.items() if one["synthetic"])
-    found = [f"random weights ({', '.join(sorted(weights))})"] if weights else []
-    found += [f"synthetic corpus ({', '.join(sorted(corpora))})"] if corpora else []
-    return f"{' and '.join(found)}: no comparison with the paper is meant" if found else None
+        corpora.update(name for name, corpus in every.items() if corpus["synthetic"])
+    reasons = [f"random weights ({', '.join(sorted(weights))})"] if weights else []
+    reasons += [f"synthetic corpus ({', '.join(sorted(corpora))})"] if corpora else []
+    return f"{' and '.join(reasons)}: no comparison with the paper is meant" if reasons else None

@@ -40,19 +40,18 @@ class Cell(CellScores):
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
         self.label, self.search, self.ours = label, search, ours  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
-        self.folds = list(dict.fromkeys(run.config["fold"] for run in self.runs))
-        self.seeds = sorted({run.config["seed"] for run in self.runs})
-
-    @property
-    def whole(self) -> bool:
-        """Whether each of its seeds has a run of each of its folds."""
-        return len(self.runs) == len(self.folds) * len(self.seeds)
+        seeds_and_folds = dict.fromkeys((run.config["seed"], run.config["fold"]) for run in self.runs)
+        self.seeds, self.folds = ([*dict.fromkeys(values)] for values in zip(*seeds_and_folds, strict=True))
+        self.whole = len(seeds_and_folds) == len(self.folds) * len(self.seeds)  # each seed has a run of each fold
+        self.recut = len(seeds_and_folds) < len(self.runs)  # such as after the file of folds was changed
 
     @property
     def settings(self) -> dict[str, Any]:
         """The fusion's settings, as far as it uses them, and the training's."""
-        name, every = self.config["fusion"], {**self.config["settings"], **self.config["training"]}
-        return {key: every[key] for key in every if name not in FUSIONS or key not in FUSIONS[name].unused}
+        fusion = FUSIONS.get(self.config["fusion"])
+        unused = fusion.unused if fusion else ()
+        settings = {**self.config["settings"], **self.config["training"]}
+        return {key: value for key, value in settings.items() if key not in unused}
 
     @cached_property
     def origin(self) -> Origin:
@@ -65,7 +64,7 @@ class Cell(CellScores):
 
     @cached_property
     def utterances(self) -> Any:
-        """A data frame by id with what the manifest says of each utterance; empty without a manifest."""
+        """A data frame by id with the manifest's columns `KNOWN` of each utterance; empty without a manifest."""
         import pandas
 
         table = self.origin.manifest.table if self.origin.manifest else SCHEMA.empty_table()
@@ -73,21 +72,24 @@ class Cell(CellScores):
 
     @cached_property
     def judged(self) -> Any:
-        """The classes in each prediction: is it `right`, `confidence` and `given` (the highest probability and that of
-        the true class, in percent), and its `group`, which intervals are over.
+        """The predictions of classes, and of each its `tested` name in its corpus, whether it is `right`, `confidence`
+        and `given` (the highest probability and that of the true class, in percent), and the intervals' `group`.
         """
-        p, percent = self.predictions, 100 * self.probabilities["both"]
-        given = percent[np.arange(len(p)), self.truth]
-        known = p[["id", "speaker", "truth", "predicted", "run", "seed"]]
-        return known.assign(right=p.truth == p.predicted, confidence=percent.max(1), given=given, group=self.group)
+        percent = 100 * self.probabilities["both"]
+        p = self.predictions[["id", "speaker", "truth", "predicted", "run", "seed"]]
+        p = p.assign(tested=[name for name, _ in self.tested], group=self.group, right=p.truth == p.predicted)
+        return p.assign(confidence=percent.max(1), given=percent[np.arange(len(p)), self.truth])
+
+
+Cells = Sequence[Cell]
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
     """The items by their key, both in the order in which they first come."""
-    found: dict[Any, list[Any]] = {}
+    groups: dict[Any, list[Any]] = {}
     for item in items:
-        found.setdefault(key(item), []).append(item)
-    return found
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def same_run(run: Run) -> tuple[Any, ...]:
@@ -95,7 +97,7 @@ def same_run(run: Run) -> tuple[Any, ...]:
     return run.config["corpus"], run.config["seed"], run.config["fold"], run.config["cut"]
 
 
-def drawn(cells: Sequence[Cell], most: int) -> str:
+def drawn(cells: Cells, most: int) -> str:
     """Which cells are in a plot, if not all."""
     return sentence("drawn", most < len(cells), most=most, n=len(cells))
 
@@ -107,26 +109,26 @@ def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str =
     chosen; its other runs are in none, nor is a search within a longer one. `ours` is the label of the user's own cell.
     Raises `WrongUse` if no run is finished, or no cell has that label.
     """
-    searches = [one for one in searches if not any({*one.candidates} < {*more.candidates} for more in searches)]
+    searches = [one for one in searches if not any({*one.candidates} < {*other.candidates} for other in searches)]
     every = sorted(runs, key=lambda run: run.path.name)
     done = [run for run in every if run.finished]
     if not done:
         raise WrongUse(f"none of these {len(every)} runs is finished; the same command with --resume goes on with them")
-    members = grouped(every if searches else done, lambda run: cell_name(run.config))
-    found: list[tuple[list[Run], Record | None]] = []
+    by_cell = grouped(every if searches else done, lambda run: cell_name(run.config))
+    members: list[tuple[list[Run], Record | None]] = []
     for search in searches:
-        tried = (run for name in search.candidates for run in members.get(name, ()))
+        tried = [run for name in search.candidates for run in by_cell.get(name, ())]
         columns = grouped(tried, same_run).values()
-        found.append((choose(one for one in columns if len(one) == len(search.candidates)), search))
+        members.append((choose(runs for runs in columns if len(runs) == len(search.candidates)), search))
     searched = {name for search in searches for name in search.candidates}
-    found += [([run for run in same if run.finished], None) for name, same in members.items() if name not in searched]
-    found = [(same, search) for same, search in found if same]
-    if not found:
+    members += [([run for run in by_cell[name] if run.finished], None) for name in by_cell if name not in searched]
+    members = [(chosen, search) for chosen, search in members if chosen]
+    if not members:
         raise WrongUse("no fold has a run of every candidate of its search yet; run the same sweep again to go on")
-    labels = name_apart([_config(same[0], search) for same, search in found])
+    labels = name_apart([_config(chosen[0], search) for chosen, search in members])
     if ours and ours not in labels:
         raise unknown("cell", ours, labels)
-    cells = [Cell(label, *one, ours=label == ours) for label, one in zip(labels, found, strict=True)]
+    cells = [Cell(label, *member, ours=label == ours) for label, member in zip(labels, members, strict=True)]
     cells.sort(key=lambda cell: (not cell.classes, -cell.score("ua" if cell.classes else "ccc").pooled, cell.label))
     return cells, [run for run in every if not run.finished]
 
@@ -140,21 +142,22 @@ def _config(run: Run, search: Record | None) -> dict[str, Any]:
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A label for each cell: its fusion, its features if any cell has others, and what else tells it from rivals."""
     flat = [_flat(config) for config in configs]
-    labels: list[str] = []
-    seen: Counter[str] = Counter()
-    for one in flat:
-        rivals = [other for other in flat if other["fusion"] == one["fusion"]]
-        fusion = FUSIONS.get(one["fusion"])
-        usual = {field.name: field.default for field in fields(fusion.settings)} if fusion else {}
-        differing = [key for key in one if any(_tells(key, one, other) for other in rivals)]
+    always = ["features"] * (len({options["features"] for options in flat}) > 1)
+    labels, seen = list[str](), Counter[str]()
+    for options in flat:
+        rivals = [other for other in flat if other["fusion"] == options["fusion"]]
+        fusion = FUSIONS.get(options["fusion"])
+        defaults = {field.name: field.default for field in fields(fusion.settings)} if fusion else {}
+        differing = [key for key in options if any(_tells(key, options, other) for other in rivals)]
         # A fusion's own default goes without saying, and so do digests where anything else differs.
-        told = [key for key in differing if not key.startswith("digest.")] or differing
-        told = [key for key in told if key not in usual or one[key] != usual[key]]
-        told += ["features"] * (len({each["features"] for each in flat}) > 1) + ["loss"] * (one["loss"] != "single")
-        label = one["fusion"]
-        for key in (key for key in one if key in told):
-            name = "" if key in UNNAMED else f"{key.removeprefix('digest.')} "
-            label += f" · {name}{one[key]:g}" if isinstance(one[key], float) else f" · {name}{one[key]}"
+        shown = [key for key in differing if not key.startswith("digest.")] or differing
+        shown = [key for key in shown if key not in defaults or options[key] != defaults[key]]
+        shown += [*always, "loss"] if options["loss"] != "single" else always
+        label = options["fusion"]
+        for key, value in options.items():
+            if key in shown:
+                name = "" if key in UNNAMED else f"{key.removeprefix('digest.')} "
+                label += f" · {name}{value:g}" if isinstance(value, float) else f" · {name}{value}"
         seen[label] += 1
         labels.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return labels

@@ -9,7 +9,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,67 +67,66 @@ def _tidied(tag: str, variables: Mapping[str, str]) -> str:
     return tag
 
 
-def _series(points: Points) -> Iterator[tuple[list[Any], np.ndarray, dict[str, Any]]]:
-    """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style."""
+def _series(points: Points, legend: int) -> list[tuple[list[Any], np.ndarray, dict[str, Any]]]:
+    """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style.
+
+    Its label is broken into lines that fit a legend of so many columns.
+    """
     import matplotlib
 
+    series = []
     styles = matplotlib.rcParams["axes.prop_cycle"]()
     for label, style in zip(dict.fromkeys(label for label, _, _ in points), styles, strict=False):
-        mine = [(at, value) for name, at, value in points if name == label]
-        values = [value if isinstance(value, tuple) else (value, None, None) for _, value in mine]
-        yield [at for at, _ in mine], np.array(values, dtype=float).T, {"label": label, **style}
+        own = [(at, value) for name, at, value in points if name == label]
+        values = [value if isinstance(value, tuple) else (value, None, None) for _, value in own]
+        style |= {"label": textwrap.fill(label, 60 // max(legend, 1))}
+        series.append(([at for at, _ in own], np.array(values, dtype=float).T, style))
+    return series
 
 
-def _fitted(labels: Sequence[str], width: int) -> list[str]:
-    """Labels that fit the figure: where one is too long, all go without what those that begin alike have in common."""
-    split = [label.split(" · ") for label in labels]
-    if max(map(len, labels), default=0) > width:
-        alike = [[other for other in split if other[0] == one[0]] for one in split]
-        common = [set.intersection(*map(set, many)) if len(many) > 1 else set() for many in alike]
-        split = [[one[0], *(p for p in one[1:] if p not in same)] for one, same in zip(split, common, strict=True)]
-    found, half = [" · ".join(one) for one in split], (width - 1) // 2
-    return [text if len(text) <= width else f"{text[:half]}…{text[-half:]}" for text in found]
+def _legend_rows(series: Sequence[tuple[Any, Any, Mapping[str, Any]]], legend: int) -> float:
+    """Rows of the legend, if it has any columns; the second line of a label is less than one."""
+    breaks = sum(style["label"].count("\n") for _, _, style in series)
+    return -(-len(series) // legend) + 0.7 * breaks if legend else 0
 
 
 def _finished(drawing: Any, axes: Any, legend: int, shown: Mapping[str, Any]) -> Any:
     """Name and bound the axes, and put the legend below the whole figure in so many columns, if any."""
     axes.set(**shown)
     if legend:
-        handles, labels = axes.get_legend_handles_labels()
-        drawing.legend(handles, _fitted(labels, 60 // legend), loc="outside lower left", ncols=legend)
+        drawing.legend(loc="outside lower left", ncols=legend)
     return drawing
 
 
 def dots(points: Points, legend: int = 0, above: bool = False, baseline: float = np.nan, **shown: Any) -> Any:
     """One line for each name, or (heading, name), with a dot for each series' value and a bar for its interval."""
     placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
-    names, series = list(dict.fromkeys(at for _, at, _ in placed)), list(_series(placed))
-    fitted = _fitted([name for _, name in names], 54)
+    names, series = list(dict.fromkeys(at for _, at, _ in placed)), _series(placed, legend)
+    texts = {(heading, name): textwrap.fill(name, 54) for heading, name in names}
+    breaks = max(text.count("\n") for text in texts.values())
     headings = {heading for heading, _ in names} - {""}
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
-    told = 22 * -(-len(series) // legend) if legend else 0
-    height = 55 + step * len(names) + 30 * len(headings) + told
-    drawing, axes = figure(height)
+    step += 15 * breaks
+    drawing, axes = figure(55 + step * len(names) + 30 * len(headings) + 22 * _legend_rows(series, legend))
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[Any, float] = {}
     end, last = 0.0, ""
-    for (heading, name), short in zip(names, fitted, strict=True):
+    for (heading, name), text in texts.items():
         if heading != last:
             end, last = end + 0.4 * bool(lines), heading
             axes.annotate(heading, (0, end), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
             end += 1
         if above:
-            axes.annotate(short, (0, end), (0, 13), fontsize=12, **edge)
+            axes.annotate(text, (0, end), (0, 13 + 7.5 * text.count("\n")), fontsize=12, **edge)
         lines[heading, name], end = end, end + 1
     for number, (at, (values, low, high), style) in enumerate(series):
         y = np.array([lines[name] for name in at]) + (number - beside / 2) * 0.16 * (beside > 0)
         axes.hlines(y, low, high, color=style["color"], linewidth=2.5, capstyle="round")
         axes.plot(values, y, **style | {"linestyle": ""})
     axes.axvline(baseline, **DASHED)
-    ticks = {} if above else {end: name for (_, name), end in lines.items()}
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set(ylim=(end - 0.4, -0.8))
+    axes.set_yticks([] if above else list(lines.values()), [] if above else list(texts.values()))
+    axes.set(ylim=(end - 0.4, -0.8 - 0.4 * breaks))
     axes.grid(axis="y", visible=not above and not headings)
     axes.spines["left"].set_visible(not above)
     return _finished(drawing, axes, legend, shown)
@@ -137,8 +136,8 @@ def lines(
     points: Points, legend: int = 0, band: bool = False, joined: bool = True, diagonal: bool = False, **shown: Any
 ) -> Any:
     """Values over x, a number or a name, with their intervals, as bars or a `band`; `diagonal`: a value is its x."""
-    series = list(_series(points))
-    drawing, axes = figure(230 + (20 * -(-len(series) // legend) if legend else 20))
+    series = _series(points, legend)
+    drawing, axes = figure(230 + 20 * max(1, _legend_rows(series, legend)))
     for x, (values, low, high), style in series:
         if band:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
@@ -150,7 +149,8 @@ def lines(
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
     _finished(drawing, axes, legend, shown)
     if axes.get_xscale() == "log":
-        axes.set_xticks(every := sorted({at for _, at, _ in points}), [*map(str, every)])
+        ticks = sorted({at for _, at, _ in points})
+        axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
     elif not isinstance(points[0][1], str):
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -162,22 +162,23 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]]) -> Any:
     classes, counts = shown
     across = min(len(counts), 2)
     down = -(-len(counts) // across)
+    titles = [textwrap.fill(title, 44 // across) for title in counts]
+    more = max(0, *(title.count("\n") - 3 for title in titles))  # lines than there is room for
     ticks, ends = range(len(classes)), (-0.5, len(classes) - 0.5)
-    drawing, grid = figure(down * (0.82 * WIDTH / across + 46), nrows=down, ncols=across, squeeze=False)
+    drawing, grid = figure(down * (0.82 * WIDTH / across + 46 + 14 * more), nrows=down, ncols=across, squeeze=False)
     for axes in grid.flat[len(counts) :]:
         axes.set_axis_off()
-    for axes, title, matrix in zip(grid.flat, _fitted(list(counts), 66), counts.values(), strict=False):
+    for axes, title, matrix in zip(grid.flat, titles, counts.values(), strict=False):
         for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
             corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
             axes.fill_between(*corners, color="C0", alpha=0.04 + 0.006 * share, linewidth=0)
             axes.text(column, row, f"{share:.0f}", ha="center", va="center")
         axes.set(xlim=ends, ylim=ends[::-1], aspect="equal", xticks=ticks, yticks=ticks)
         axes.set(xticklabels=classes, yticklabels=classes)
+        axes.set_title(title, fontsize=11.5)
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        short = textwrap.wrap(title, 44 // across, max_lines=4, placeholder=" …")
-        axes.set_title("\n".join(short), fontsize=11.5)
     for axes in grid[:, 0]:
         axes.set_ylabel("true")
     for axes in grid[-1, :]:

@@ -1,7 +1,7 @@
 """The papers' numbers beside ours: which may stand there, what differs, and the table of a recipe that says both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,8 @@ class Quoted(NamedTuple):
     """A paper's cell that some runs may stand beside."""
 
     recipe: Recipe
-    where: str  # such as "MSMSER, Table 2: Full"
+    paper: str  # such as "MSMSER"
+    place: str  # such as "Table 2: Full"
     numbers: Mapping[str, float]  # in percent: `ua`, `wa`, recalls by class, each with `_std`
     seeds: int  # of which the numbers are the means
     differs: tuple[str, ...]  # what is not as there in the runs
@@ -45,7 +46,8 @@ class Quoted(NamedTuple):
     @property
     def described(self) -> str:
         """Where it stands, and what differs from it."""
-        return f"{self.where}; differs in {', '.join(self.differs)}" if self.differs else self.where
+        where = f"{self.paper}, {self.place}"
+        return f"{where}; differs in {', '.join(self.differs)}" if self.differs else where
 
 
 @cache
@@ -65,58 +67,59 @@ def differences(
     """What tells these finished runs of one configuration from a recipe's cell as it is written, by name.
 
     The first bars a comparison: another fusion, feature, target, label policy, corpus, test part, or shuffled labels.
-    The second is only told: selection, dev part, checkpoint (`models` has the recipe's, by feature), seeds, a setting.
+    The second is only named: selection, dev part, checkpoint (`models` has the recipe's, by feature), seeds, a setting.
     """
-    config, asked = runs[0].config, cell.written
-    protocol, colon, file = asked.protocol.partition(":")
+    config, written = runs[0].config, cell.written
     features, provenance = config["features"], config["provenance"]
-    corpora = config["corpus"], corpora_of(asked.protocol, asked.corpus) or ""
-    several = [sorted(names.split("+")) if "+" in names else [] for names in corpora]
+    used = {name for feature in features.values() for name in read_name(feature).split("+")}
+    protocol, colon, file = written.protocol.partition(":")
+    corpora = config["corpus"], corpora_of(written.protocol, written.corpus) or ""
+    ours, theirs = ({*names.split("+")} if "+" in names else set() for names in corpora)
     # In any part; not known of generated speech and of an earlier ser.
     n = 0 if runs[0].result["synthetic"] else sum(runs[0].result.get("parts", {}).values())
-    pairs: dict[str, tuple[Any, Any]] = {
-        "fusion": (config["fusion"].partition(":")[0] if asked.fusion in BOTH else config["fusion"], asked.fusion),
-        "features": (
-            {_feature(name) for one in features.values() for name in read_name(one).split("+")},
-            {_feature(name) for name in asked.features.split("+")},
-        ),
-        "target": (config.get("target", "class"), asked.target),
-        "labels": (config["labels"]["policy"], Path(asked.labels).name),
+    barring: dict[str, tuple[Any, Any]] = {
+        "fusion": (config["fusion"].partition(":")[0] if written.fusion in BOTH else config["fusion"], written.fusion),
+        "features": ({*map(_feature, used)}, {*map(_feature, written.features.split("+"))}),
+        "target": (config.get("target", "class"), written.target),
+        "labels": (config["labels"]["policy"], Path(written.labels).name),
         "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
-        "corpora": (several[0], several[1]),
-        "only": (config.get("only"), asked.only),
-        "limit": (config["limit"], asked.limit),
+        "corpora": (ours, theirs),
+        "only": (config.get("only"), written.only),
+        "limit": (config["limit"], written.limit),
         "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
-        "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in asked.set),
+        "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in written.set),
         "utterances": ((cell.utterances and n) or cell.utterances, cell.utterances),
     }
-    if barred := tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs):
+    if barred := _unequal(barring):
         return barred, ()
     fusion = FUSIONS[config["fusion"]]
-    settings, training = parse_settings(fusion, asked.set, asked.epochs)
+    settings, training = parse_settings(fusion, written.set, written.epochs)
+    expected = {key: value for key, value in (asdict(settings) | asdict(training)).items() if key not in fusion.unused}
     defaults = asdict(fusion.settings()) | asdict(TrainingSettings())  # a config need not name those that came later
-    every = [{**defaults, **run.config["settings"], **run.config["training"]} for run in runs]
-    own = {key: {one[key] for one in every} for key in every[0]}  # one value, if it was not searched
-    theirs = {key: value for key, value in (asdict(settings) | asdict(training)).items() if key not in fusion.unused}
-    if theirs["dev"] == "auto" and own["dev"] == {SHARE}:  # a config names what auto meant
+    known = [{**defaults, **run.config["settings"], **run.config["training"]} for run in runs]
+    own = {key: {values[key] for values in known} for key in expected}  # one value, if it was not searched
+    if expected["dev"] == "auto" and own["dev"] == {SHARE}:  # a config names what auto meant
         own["dev"] = {"auto"}
-    views = {_feature(read_name(one)) for one in config.get("views", ())}
-    pairs = {
-        **{key: (config.get(key, getattr(asked, key)), getattr(asked, key)) for key in ("select", "loss")},
-        "precision": (config.get("precision", "float32"), asked.precision.replace("auto", "float32")),
-        "seeds": (len({run.config["seed"] for run in runs}), asked.seeds),
+    views = {_feature(read_name(view)) for view in config.get("views", ())}
+    named = {
+        **{key: (config.get(key, getattr(written, key)), getattr(written, key)) for key in ("select", "loss")},
+        "precision": (config.get("precision", "float32"), written.precision.replace("auto", "float32")),
+        "seeds": (len({run.config["seed"] for run in runs}), written.seeds),
         "transcripts": ("text" in features and "transcripts" in provenance, False),  # an ASR's, not the corpus's own
-        "views": (views, {_feature(name) for name in asked.views.split("+") if name}),
-        **{key: (own[key], {value}) for key, value in theirs.items()},
+        "views": (views, {*map(_feature, filter(None, written.views.split("+")))}),
+        **{key: (own[key], {value}) for key, value in expected.items()},
     }
-    for modality, one in features.items():
-        name, spec = one["feature"].partition(":")[0], provenance.get("specs", {}).get(modality, {})
+    for modality, feature in features.items():
+        name, spec = feature["feature"].partition(":")[0], provenance.get("specs", {}).get(modality, {})
         model = spec.get("joined", [spec])[0].get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
-            pairs[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
-    others = tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
-    return (), (*filter(None, [cell.differs]), *others)
+            named[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
+    return (), (*filter(None, [cell.differs]), *_unequal(named))
+
+
+def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> tuple[str, ...]:
+    return tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
@@ -124,15 +127,20 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
 
     Of cells that differ in a setting alone, such as `queries`, those that are nearest.
     """
-    found = []
-    for recipe, one in (pair for pair in _papers_cells() if pair[1].test == test):
-        barred, differs = differences(cell.runs, one, recipe.models)
-        where = f"{recipe.title.partition(':')[0]}: {one.name}"
-        found += [] if barred else [Quoted(recipe, where, one.paper or {}, one.written.seeds, differs)]
-    alike = [one.written.set for _, one in _papers_cells() if one.written.fusion == cell.config["fusion"]]
-    structural = {"loss", "views", *(item.partition("=")[0] for items in alike for item in items)}
-    apart = [len(structural.intersection(one.differs)) for one in found]
-    return [one for one, count in zip(found, apart, strict=True) if one.numbers and count == min(apart)]
+    candidates = []
+    # What recipes vary between the cells of this fusion.
+    structural = {"loss", "views"}
+    for recipe, other in _papers_cells():
+        if other.written.fusion == cell.config["fusion"]:
+            structural |= {assignment.partition("=")[0] for assignment in other.written.set}
+        barred, differs = differences(cell.runs, other, recipe.models) if other.test == test else (("test",), ())
+        if not barred:
+            paper, _, table = recipe.title.partition(":")[0].partition(", ")
+            place = f"{table}: {other.name}"
+            candidates.append(Quoted(recipe, paper, place, other.paper or {}, other.written.seeds, differs))
+    distances = [len(structural.intersection(quoted.differs)) for quoted in candidates]
+    nearest = min(distances, default=0)
+    return [one for one, far in zip(candidates, distances, strict=True) if one.numbers and far == nearest]
 
 
 def claimed(one: Mapping[str, float], other: Mapping[str, float], metric: str) -> int:
@@ -160,16 +168,16 @@ def beside(
     return row
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecipeRow:
     """One line of a recipe's table."""
 
     cell: str
     paper: Mapping[str, float]
-    scores: Mapping[str, Score]  # empty: quoted, or not one run finished
-    runs: int  # how many the cell needs; of a search, how many it chooses
-    done: int
-    conditions: str  # "session-out · val · 4class"
+    scores: Mapping[str, Score] = field(default_factory=dict)  # empty: quoted, or not one run finished
+    runs: int = 0  # how many the cell needs; of a search, how many it chooses
+    done: int = 0
+    conditions: str = ""  # "session-out · val · 4class"
     quoted: bool = False
     differs: str = ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
@@ -182,36 +190,40 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Recip
     """The rows of a recipe's table, in its order; cells without a finished run say so."""
     rows, finished = [], dict[str, tuple[CellScores, str]]()
     for cell in recipe.cells:
-        mine, paper = runs[cell.name], cell.paper or {}
-        tried, needed = len(cell.candidates), len(mine) // len(cell.candidates)
-        mine = choose(mine[number::needed] for number in range(needed)) if cell.over else mine
-        folders = [str(run.path) for run in mine]
-        if not (done := [run for run in mine if run.finished]):
-            why = f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
-            rows.append(RecipeRow(cell.name, paper, {}, needed, 0, why, folders=folders))
+        own, tried = runs[cell.name], len(cell.candidates)
+        needed = len(own) // tried
+        if cell.over:
+            own = choose(own[number::needed] for number in range(needed))
+        row = RecipeRow(cell.name, cell.paper or {}, runs=needed, folders=[str(run.path) for run in own])
+        rows.append(row)
+        done = [run for run in own if run.finished]
+        if not done:
+            row.conditions = f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
             continue
         ours = CellScores(done)
         if cell.test not in ours.tests:
             raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
         finished[cell.name] = ours, cell.test
-        asked = [*paper, *SHOWN.values(), *ours.rated]
-        found = {metric: ours.score(metric, cell.test) for metric in asked if metric in ours.metrics}
-        meant = paper or cell.name == recipe.tested
-        barred, others = differences(ours.runs, cell, recipe.models) if meant else ((), ())
-        about, paper = ", ".join(others), {} if barred else paper
-        about = f"not compared: {', '.join(barred)}" if barred else about
-        chosen = chosen_rows(cell.name, tried, cell.over, ours.runs) if cell.over else ()
-        about_runs = needed, len(done), ours.conditions
-        rows.append(RecipeRow(cell.name, paper, found, *about_runs, differs=about, folders=folders, chosen=chosen))
-    for other in recipe.quoted:
-        about = "; ".join(filter(None, ["quoted by the paper", other.footnote]))
-        rows.append(RecipeRow(other.name, other.paper, {}, 0, 0, about, quoted=True))
+        row.done, row.conditions = len(done), ours.conditions
+        metrics = dict.fromkeys([*row.paper, *SHOWN.values(), *ours.rated])
+        row.scores = {metric: ours.score(metric, cell.test) for metric in metrics if metric in ours.metrics}
+        if cell.over:
+            row.chosen = chosen_rows(cell.name, tried, cell.over, ours.runs)
+        if row.paper or cell.name == recipe.tested:
+            barred, others = differences(done, cell, recipe.models)
+            row.differs = f"not compared: {', '.join(barred)}" if barred else ", ".join(others)
+            row.paper = {} if barred else row.paper
+    for quoted in recipe.quoted:
+        about = "; ".join(filter(None, ["quoted by the paper", quoted.footnote]))
+        rows.append(RecipeRow(quoted.name, quoted.paper, conditions=about, quoted=True))
     if recipe.tested in finished:
         first = next(row for row in rows if row.cell == recipe.tested)
         tested = finished.pop(recipe.tested)
-        rows = [replace(row, compared=_compared(tested, first, row, finished.get(row.cell))) for row in rows]
-    family = holm([row.compared.p if row.compared else None for row in rows])
-    return [replace(row, holm_p=p) for row, p in zip(rows, family, strict=True)]
+        for row in rows:
+            row.compared = _compared(tested, first, row, finished.get(row.cell))
+    for row, p in zip(rows, holm([row.compared.p if row.compared else None for row in rows]), strict=True):
+        row.holm_p = p
+    return rows
 
 
 def _compared(
@@ -226,7 +238,7 @@ def _compared(
         return None
     if other:
         claim = claimed(first.paper, row.paper, metric)
-        barred = any(one.differs.startswith("not compared") for one in (first, row))
+        barred = any(line.differs.startswith("not compared") for line in (first, row))
         return None if barred else compare(ours, other[0], metric, claim, tests=(test, other[1]))
     if not row.quoted or metric not in row.paper or caveat(ours.results) or first.differs:
         return None
@@ -236,21 +248,24 @@ def _compared(
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs · tests · protocol."""
     rows = recipe_rows(recipe, runs)
-    papers = [*(cell.paper or {} for cell in recipe.cells), *(other.paper for other in recipe.quoted)]
-    every = list(dict.fromkeys(metric for row in rows for metric in row.scores))
+    papers = [*(cell.paper or {} for cell in recipe.cells), *(quoted.paper for quoted in recipe.quoted)]
+    scored = list(dict.fromkeys(metric for row in rows for metric in row.scores))
     metrics = list(dict.fromkeys(name for paper in papers for name in paper if not name.endswith("_std")))
-    metrics = metrics or [metric for metric in every if " " not in metric][:2]
-    rated = [metric for metric in every if " " in metric]  # no percent
+    metrics = metrics or [metric for metric in scored if " " not in metric][:2]
+    rated = [metric for metric in scored if " " in metric]  # no percent
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
     seeds = {cell.name: cell.written.seeds for cell in recipe.cells}
     tested, differing = any(row.compared for row in rows), any(row.differs for row in rows)
-    lines, about = [], {row.conditions for row in rows}
-    title = f"{recipe.title} ({', '.join(about)})" if len(about) == 1 else recipe.title  # a terminal is narrow
+    conditions = {row.conditions for row in rows}
+    title = f"{recipe.title} ({', '.join(conditions)})" if len(conditions) == 1 else recipe.title
+    lines = []
     for row in rows:
-        of_paper = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
-        shown = [name for name in of_paper if any(papers) or name.startswith("ours") or "over folds" in name]
-        line: dict[str, Any] = {"cell": row.cell, **{name: of_paper[name] for name in shown}}
-        if "macro_f1" in every:
+        line: Row = {"cell": row.cell}
+        numbers = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
+        for name, number in numbers.items():
+            if any(papers) or name.startswith("ours") or "over folds" in name:
+                line[name] = number
+        if "macro_f1" in scored:
             line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
         line |= {named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated}
         first = row.scores.get("ua") or row.scores.get("ccc valence")
@@ -260,10 +275,13 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
             test = row.compared
             line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
             line |= {"Holm p": row.holm_p, "test": test and test.about}
-        line |= {"differs in": row.differs} if differing else {}
-        lines.append(line | ({"protocol": row.conditions} if len(about) > 1 else {}))
-    pieces: list[str | None] = [tabulated(described("recipe", lines)) + "\n"]
-    if picked := [line for row in rows for line in row.chosen]:
-        pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', picked))}\n")
-    pieces += [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
-    return "\n".join([title, "", *filter(None, pieces)])
+        if differing:
+            line["differs in"] = row.differs
+        if len(conditions) > 1:
+            line["protocol"] = row.conditions
+        lines.append(line)
+    pieces = [title, "", tabulated(described("recipe", lines)) + "\n"]
+    if chosen := [line for row in rows for line in row.chosen]:
+        pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', chosen))}\n")
+    notes = [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
+    return "\n".join([*pieces, *filter(None, notes)])

@@ -1,7 +1,6 @@
 """The report's sections about predictions: how sure the models are of them, where they are wrong, and ratings."""
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,9 +8,9 @@ from ser.train.data.labels import Policy, ballots
 from ser.train.scores import BINS, FEWEST, LEVEL, SHOWN, TEMPERATURES, average, metrics
 
 from .cell_scores import named
-from .cells import Cell, drawn
+from .cells import Cell, Cells, drawn
 from .figures import Points
-from .tables import Row, Table, described, sentence, shown
+from .tables import Row, Table, columns, described, evenly, sentence, shown
 
 DRAWN = 2  # cells in the diagram, each before and after its temperature
 DOTS = 300  # of a scatter plot
@@ -25,56 +24,61 @@ SECONDS = {"under 1.5 s": 0.0, "1.5–3 s": 1.5, "3–5 s": 3.0, "5–8 s": 5.0,
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
 
 
-def calibration_table(cells: Sequence[Cell]) -> Table:
+def calibration(cells: Cells) -> list[Table]:
+    """How sure the models are, and the raters."""
+    return [reliability_table(cells), calibration_table(cells), votes_table(cells)]
+
+
+def calibration_table(cells: Cells) -> Table:
     """One line per cell: its ECE before and after the temperature, and its conformal sets."""
     rows = []
     for cell in cells:
         scale, sets = cell.temperatures, cell.conformal
-        at_bound = sum(np.isclose(t, TEMPERATURES, rtol=1e-3).any() for t in scale)
         fitted = f"{min(scale):.2f}–{max(scale):.2f}" if scale else "not recorded"
+        at_bound = sum(np.isclose(t, TEMPERATURES, rtol=1e-3).any() for t in scale)
+        if at_bound:
+            fitted += f", {at_bound} of {len(scale)} at a bound"
         row: Row = {"cell": cell.label, "ECE %": cell.reliability()[0]}
-        row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None}
-        row |= {"temperatures": fitted + f", {at_bound} of {len(scale)} at a bound" * bool(at_bound)}
+        row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None, "temperatures": fitted}
         row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
         row |= {"classes in a set": sets and sets[1], "n": cell.n}
         rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
     return described("calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES))
 
 
-def votes_table(cells: Sequence[Cell]) -> Table:
+def votes_table(cells: Cells) -> Table:
     """What the raters themselves score, and how far the models' probabilities are from their votes; no row without."""
     rows = []
     for cell in cells:
         row: Row = {}
-        if own := cell.raters:
-            row |= {f"raters’ {name} %": 100 * own[metric] for name, metric in SHOWN.items()}
-            row |= {"votes": own["n"], "votes left out": own["left_out"]}
+        if raters := cell.raters:
+            row |= {f"raters’ {name} %": 100 * raters[metric] for name, metric in SHOWN.items()}
+            row |= {"votes": raters["n"], "votes left out": raters["left_out"]}
         row |= {f"{name.upper()} in nats": ends for name, ends in cell.divergences().items()}
         if apart := [result["no_majority"] for result in cell.results if "no_majority" in result]:
-            n = [one["n"] for one in apart]
+            n = [undecided["n"] for undecided in apart]
             row["without a majority"] = sum(n)
-            means = {name: float(np.average([one[name] for one in apart], weights=n)) for name in ("kl", "js")}
-            row |= {f"their {name.upper()}": mean for name, mean in means.items()}
+            for name in ("kl", "js"):
+                row[f"their {name.upper()}"] = float(np.average([undecided[name] for undecided in apart], weights=n))
         rows += [{"cell": cell.label, **row}] if row else []
     return described("votes", rows)
 
 
-def reliability_table(cells: Sequence[Cell]) -> Table:
+def reliability_table(cells: Cells) -> Table:
     """Share right against confidence in each bin; no bin without a prediction."""
-    points: Points = []
     rows: list[Row] = []
+    points: Points = []
     for number, cell in enumerate(cells):
         for after in (False, True)[: 1 + bool(cell.temperatures)]:
-            name = cell.label + " · with temperature" * after
-            for n, confidence, right in cell.reliability(after)[1]:
-                if n:
-                    found = {"confidence %": 100 * confidence / n, "right %": 100 * right / n}
-                    rows.append({"cell": name, **found, "n": int(n)})
-                    points += [(name, *found.values())] if number < DRAWN else []
+            name, bins = cell.label + " · with temperature" * after, cell.reliability(after)[1]
+            for n, confidence, right in bins[bins[:, 0] > 0]:
+                row = {"cell": name, "confidence %": 100 * confidence / n, "right %": 100 * right / n}
+                rows.append({**row, "n": int(n)})
+                points += [tuple(row.values())] * (number < DRAWN)
     return described("reliability", rows, drawn(cells, DRAWN), points=points)
 
 
-def ratings(cells: Sequence[Cell]) -> list[Table]:
+def ratings(cells: Cells) -> list[Table]:
     """The scores of all cells that learn them; truth over prediction of the one with the highest mean CCC.
 
     Of each dimension a scatter plot, and the mean rating in each slice of the predictions.
@@ -83,56 +87,55 @@ def ratings(cells: Sequence[Cell]) -> list[Table]:
     if best is None:
         return []
     truth, predicted = best.ratings()
-    some = np.linspace(0, len(truth) - 1, min(DOTS, len(truth))).round().astype(int)
-    told = {"cell": best.label, "drawn": len(some), "n": len(truth)}
+    some = evenly(len(truth), DOTS)
+    words: Row = {"cell": best.label, "drawn": len(some), "n": len(truth)}
     plots = []
     means: list[Row] = []
     for name, t, p in zip(best.dimensions, truth.T, predicted.T, strict=True):
-        rows = [{"predicted": of, "rated": rated} for of, rated in zip(p[some].tolist(), t[some].tolist(), strict=True)]
+        rows = [{"predicted": float(p[place]), "rated": float(t[place])} for place in some]
         points = [(name, *row.values()) for row in rows]
-        words = {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize(), **told}
+        words |= {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize()}
         plots.append(described("scatter", rows, points=points, **words))
         for part in np.array_split(np.argsort(p, kind="stable"), min(SLICES, len(p))):
             row: Row = {"dimension": name, "mean predicted": float(p[part].mean()), "mean rated": float(t[part].mean())}
             means.append({**row, "predictions": len(part)})
-    points = [(row["dimension"], row["mean predicted"], row["mean rated"]) for row in means]
+    points = columns(means, "dimension", "mean predicted", "mean rated")
     plots.append(described("calibration-ratings", means, points=points, cell=best.label, bins=SLICES))
     return [ratings_table(cells), *plots]
 
 
-def ratings_table(cells: Sequence[Cell]) -> Table:
+def ratings_table(cells: Cells) -> Table:
     """One line per cell and way to test it."""
     rows = []
-    for cell, test in [(one, test) for one in cells if one.dimensions for test in one.tests]:
-        row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
-        row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
-        row |= {"scale": cell.config["training"]["vad_scale"], "interval over": cell.interval_over, "n": cell.n}
-        rows.append({**row, "conditions": cell.conditions})
+    for cell in cells:
+        for test in cell.tests if cell.dimensions else ():
+            row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
+            row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
+            row |= {"scale": cell.config["training"]["vad_scale"], "interval over": cell.interval_over, "n": cell.n}
+            rows.append({**row, "conditions": cell.conditions})
     return described("ratings", rows)
 
 
-def errors(cells: Sequence[Cell]) -> list[Table]:
+def errors(cells: Cells) -> list[Table]:
     """The errors of the first cell, which has the highest UA, and the utterances that are hardest for all."""
     return [groups_table(cells[0]), agreement_table(cells[0]), hardest_table(cells)] if cells else []
 
 
-def hardest_table(cells: Sequence[Cell]) -> Table:
+def hardest_table(cells: Cells) -> Table:
     """Wrong in the largest share of all runs on this corpus; of equals, where the truth was given least."""
     import pandas
 
     same = [c for c in cells if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes]
     p = pandas.concat([cell.judged for cell in same])
-    wrong = p[~p.right].groupby("id").predicted
-    found = p.groupby("id").agg(
-        truth=("truth", "first"), right=("right", "mean"), runs=("run", "size"), given=("given", "mean")
-    )
-    found = found[found.right < 1].reset_index().sort_values(["right", "given", "id"])[:HARDEST]
-    found = found.join(cells[0].utterances, on="id")
+    taken_for = p[~p.right].groupby("id").predicted
+    aggregates = {"truth": "first", "right": "mean", "run": "size", "given": "mean"}
+    hardest = p.groupby("id").agg(aggregates).query("right < 1")
+    hardest = hardest.reset_index().sort_values(["right", "given", "id"])[:HARDEST].join(cells[0].utterances, on="id")
     rows = []
-    for one in found.astype(object).where(found.notna(), None).itertuples():
-        often = ", ".join(wrong.get_group(one.id).value_counts().index[:2])
+    for one in hardest.astype(object).where(hardest.notna(), None).itertuples():
+        often = ", ".join(taken_for.get_group(one.id).value_counts().index[:2])
         row = {"utterance": one.id, "text": one.text, "label": one.truth, "taken for": often}
-        row |= {"wrong %": 100 * (1 - one.right), "runs": one.runs, "given to the truth %": float(one.given)}
+        row |= {"wrong %": 100 * (1 - one.right), "runs": one.run, "given to the truth %": float(one.given)}
         counts = Counter(vote for rater in one.votes or () for vote in rater)
         votes = ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common())
         rows.append({**row, "votes": votes or None, "seconds": one.duration})
@@ -151,12 +154,13 @@ def groups_table(cell: Cell) -> Table:
     for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
         groups = p.groupby(by, observed=True)
         for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdecimal() else 0):
-            n, matrix = part.id.nunique(), pandas.crosstab(part.truth, part.predicted)
-            ua = metrics(matrix.reindex(index=cell.classes, columns=cell.classes, fill_value=0).to_numpy())["ua"]
-            row = {"by": by, "group": group, "utterances": n, "wrong %": average(100 * ~part.right, part.group)}
-            rows.append({**row, "UA %": 100 * float(ua)})
-    counts = Counter(row["by"] for row in rows)
-    points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if counts[row["by"]] <= GROUPS]
+            row = {"by": by, "group": group, "utterances": part.id.nunique()}
+            row["wrong %"] = average(100 * ~part.right, part.group)
+            counts = pandas.crosstab(part.truth, part.predicted)
+            counts = counts.reindex(index=cell.classes, columns=cell.classes, fill_value=0)
+            rows.append({**row, "UA %": 100 * float(metrics(counts.to_numpy())["ua"])})
+    sizes = Counter(row["by"] for row in rows)
+    points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if sizes[row["by"]] <= GROUPS]
     left, wrong = sentence("groupings", len(points) < len(rows), most=GROUPS), 100 * (1 - p.right.mean())
     return described("groups", rows, left, points=points, baseline=wrong, over=cell.over, fewest=FEWEST)
 
@@ -179,19 +183,20 @@ def agreement_table(cell: Cell) -> Table:
     """Confidence and recall by the share of the raters' votes that stand behind the label; no row without votes."""
     from scipy.stats import spearmanr
 
-    p, behind = cell.judged, agreement(cell)
-    voted = np.isfinite(behind)
+    p = cell.judged.assign(behind=agreement(cell))
     rows: list[Row] = []
+    points: Points = []
     for name, (low, high) in AGREEMENT.items():
-        part = p[(behind >= low) & (behind < high)]
+        part = p[(p.behind >= low) & (p.behind < high)]
         if n := part.id.nunique():
             row = {"raters for the label": name, "utterances": n, "right %": average(100 * part.right, part.group)}
             rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
-    measures = ("right", "confidence", "given to the truth")
-    places = [f"{row['raters for the label']}\nn {row['utterances']:,}" for row in rows]
-    points = [(one, place, row[f"{one} %"]) for one in measures for place, row in zip(places, rows, strict=True)]
-    rank = ""
-    if voted.any() and np.ptp(behind[voted]) and np.ptp(p.given[voted]):
-        found = shown(float(spearmanr(behind[voted], p.given[voted]).statistic), "difference")
-        rank = sentence("rank", rank=found) + " "
+    for measure in ("right", "confidence", "given to the truth"):
+        for row in rows:
+            place = f"{row['raters for the label']}\nn {row['utterances']:,}"
+            points.append((measure, place, row[f"{measure} %"]))
+    voted, rank = p[p.behind.notna()], ""
+    if voted.behind.nunique() > 1 and voted.given.nunique() > 1:
+        rho = float(spearmanr(voted.behind, voted.given).statistic)
+        rank = sentence("rank", rank=shown(rho, "difference")) + " "
     return described("agreement", rows, points=points, over=cell.over, rank=rank)

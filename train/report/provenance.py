@@ -2,12 +2,10 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from ser.errors import SerError
+from ser.errors import MissingRows, SerError
 from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
@@ -16,11 +14,11 @@ from ser.train.scores import SHOWN
 from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts
-from .cells import Cell, grouped
+from .cells import Cell, Cells, grouped
 from .tables import Row, Table, described, sentence
 
 
-def what_was_run(cells: Sequence[Cell]) -> list[Table]:
+def what_was_run(cells: Cells) -> list[Table]:
     """The section, for all cells of the report."""
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
@@ -31,49 +29,55 @@ def what_was_run(cells: Sequence[Cell]) -> list[Table]:
     return [*data, described("commands", commands), _settings(cells), _versions(cells), _runs(cells)]
 
 
-def _features(cells: Sequence[Cell]) -> Table:
+def _features(cells: Cells) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
-        named = [(m, one) for m, of in cell.config["features"].items() for one in of.get("joined", [of])]
-        named += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
-        for modality, feature in named:
-            name, store = f"{feature['feature']}@{feature['fingerprint']}", cell.origin.store
-            row = {"feature": read_name(feature), "modality": modality, "from": None, "level": None}
-            row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": feature["fingerprint"]}
-            with suppress(SerError):
-                if store is not None:
-                    spec = store.feature(name).spec
-                    model = str(spec.provenance.get("model") or spec.extractor)
-                    model += " (random weights)" if spec.random_weights else ""
-                    row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
-            rows.setdefault(f"{read_name(feature)}@{feature['fingerprint']}", row)
+        features = [
+            (m, part) for m, feature in cell.config["features"].items() for part in feature.get("joined", [feature])
+        ]
+        features += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
+        for modality, feature in features:
+            name, digest = read_name(feature), feature["fingerprint"]
+            if f"{name}@{digest}" in rows:
+                continue
+            row = {"feature": name, "modality": modality, "from": None, "level": None}
+            row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": digest}
+            try:
+                spec = cell.origin.store and cell.origin.store.feature(f"{feature['feature']}@{digest}").spec
+            except MissingRows:
+                spec = None
+            except SerError as fault:
+                spec, row["from"] = None, str(fault)
+            if spec:
+                model = str(spec.provenance.get("model") or spec.extractor) + " (random weights)" * spec.random_weights
+                row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
+            rows[f"{name}@{digest}"] = row
     return described("features", list(rows.values()))
 
 
-def _corpora(cells: Sequence[Cell]) -> list[Table]:
+def _corpora(cells: Cells) -> list[Table]:
     """One table for each set of utterances and labels."""
-    tables, about_them = [], ("corpus", "manifest", "limit", "only")
-    sets = grouped(cells, lambda cell: (*map(cell.config.get, about_them), cell.config["labels"]["policy"]))
+    tables, keys = [], ("corpus", "manifest", "limit", "only")
+    sets = grouped(cells, lambda cell: (*map(cell.config.get, keys), cell.config["labels"]["policy"]))
     for number, ((corpus, digest, _, _, policy), members) in enumerate(sets.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
-        tested = dict(pair for one in members for pair in one.tested)
-        about: Row = {"n": len(tested), "lack": cell.origin.lack}
+        labels = dict(pair for member in members for pair in member.tested)
+        counts: Row = {"n": len(labels), "lack": cell.origin.lack}
         if manifest is not None:
-            about |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
-            about["people"] = len(set(manifest.column("speaker")) - {None})
-            about["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
-        told = [sentence("away" if manifest is None else "tested", **about)]
+            counts |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
+            counts["people"] = len(set(manifest.column("speaker")) - {None})
+            counts["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
         maps = cell.config["labels"]["maps"]
         raw = grouped(maps, maps.get)
-        merged = "; ".join(f"{name} is {' + '.join(labels)}" for name, labels in raw.items() if labels != [name])
-        told.append(sentence("merged", merged, merged=merged))
+        merged = "; ".join(f"{name} is {' + '.join(of)}" for name, of in raw.items() if of != [name])
+        notes = sentence("away" if manifest is None else "tested", **counts), sentence("merged", merged, merged=merged)
         row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
-        row |= {f"n {name}": [*tested.values()].count(name) for name in cell.classes}
-        tables.append(described("corpus", [row], *told, name=f"corpus-{number}", corpus=corpus))
+        row |= {f"n {name}": [*labels.values()].count(name) for name in cell.classes}
+        tables.append(described("corpus", [row], *notes, name=f"corpus-{number}", corpus=corpus))
     return tables
 
 
-def _protocols(cells: Sequence[Cell]) -> Table:
+def _protocols(cells: Cells) -> Table:
     def cut_alike(cell: Cell) -> tuple[Any, ...]:
         repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
         share = None if None in repeated else 100 * sum(repeated) / cell.n
@@ -95,8 +99,8 @@ def _protocols(cells: Sequence[Cell]) -> Table:
     return described("protocol", rows)
 
 
-def _defaults(fusion: str) -> dict[str, Setting]:
-    return {one.name: one for one in settings(FUSIONS[fusion])} if fusion in FUSIONS else {}
+def _described_settings(fusion: str) -> dict[str, Setting]:
+    return {setting.name: setting for setting in settings(FUSIONS[fusion])} if fusion in FUSIONS else {}
 
 
 def command(cell: Cell) -> str:
@@ -104,50 +108,50 @@ def command(cell: Cell) -> str:
     if cell.search:
         return shlex.join(["ser", "sweep", cell.search.file])
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
-    asked = config["provenance"].get("asked", {})
-    chosen = {key: value for key, value in asked.items() if key in known and key not in ("resume", "also_set")}
+    requested = config["provenance"].get("asked", {})
+    options = {key: value for key, value in requested.items() if key in known and key not in ("resume", "also_set")}
     names = []
     for feature in config["features"].values():
         at = "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"  # of several, no folder has it
         names.append(f"{read_name(feature)}{at}")
-    usual = _defaults(config["fusion"])
-    changed = {key: value for key, value in cell.settings.items() if key not in usual or value != usual[key].default}
-    chosen |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
-    chosen |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
+    own = _described_settings(config["fusion"])
+    changed = {key: value for key, value in cell.settings.items() if key not in own or value != own[key].default}
+    options |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
+    options |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
-    for key, value in chosen.items():
+    for key, values in options.items():
         option = f"--{key.replace('_', '-')}"
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if one not in (None, False, known[key]):
-                words += [option] if one is True else [option, str(one)]
+        for value in values if isinstance(values, list | tuple) else [values]:
+            if value not in (None, False, known[key]):
+                words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
 
 
-def _settings(cells: Sequence[Cell]) -> Table:
+def _settings(cells: Cells) -> Table:
     """Every setting of every fusion in the report, with its source."""
     rows = []
     for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
         members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
-        known = _defaults(fusion)
+        known = _described_settings(fusion)
         for key in dict.fromkeys(key for own in members for key in own):
-            about = known.get(key, Setting(key, "", "", "", ""))
-            used = ", ".join(dict.fromkeys(str(own.get(key, about.default)) for own in members))
-            row = {"fusion": fusion, "setting": key, "used": used, "default": str(about.default)}
-            rows.append({**row, "source of the default": about.source, "what it is": about.help})
+            setting = known.get(key, Setting(key, "", "", "", ""))
+            used = ", ".join(dict.fromkeys(str(own.get(key, setting.default)) for own in members))
+            row = {"fusion": fusion, "setting": key, "used": used, "default": str(setting.default)}
+            rows.append({**row, "source of the default": setting.source, "what it is": setting.help})
     return described("settings", rows)
 
 
-def _versions(cells: Sequence[Cell]) -> Table:
-    found: Counter[tuple[str, str]] = Counter()
+def _versions(cells: Cells) -> Table:
+    counts: Counter[tuple[str, str]] = Counter()
     for config in (run.config for cell in cells for run in cell.runs):
         versions = {"ser's training": config["version"], **config["provenance"].get("versions", {})}
         versions["device"] = config["provenance"].get("device")
-        found.update((what, str(version)) for what, version in versions.items())
-    rows = [{"what": what, "version": version, "runs": n} for (what, version), n in found.items()]
+        counts.update((what, str(version)) for what, version in versions.items())
+    rows = [{"what": what, "version": version, "runs": n} for (what, version), n in counts.items()]
     return described("versions", rows)
 
 
-def _runs(cells: Sequence[Cell]) -> Table:
+def _runs(cells: Cells) -> Table:
     rows = [
         {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
         | {f"{name} %": 100 * result[key] for name, key in SHOWN.items() if key in result}

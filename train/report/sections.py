@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from textwrap import fill
 
@@ -16,13 +16,13 @@ from ser.train.scores import SHOWN
 
 from .attention import Inside, attended
 from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
-from .cells import Cell, drawn, grouped, same_run
+from .cells import Cell, Cells, drawn, grouped, same_run
 from .figures import Points, svg_of
 from .paper import beside, claimed, quoted_for
-from .predictions import calibration_table, errors, ratings, ratings_table, reliability_table, votes_table
+from .predictions import calibration, calibration_table, errors, ratings, ratings_table, votes_table
 from .provenance import what_was_run
 from .significance import compare, holm, mcnemar, p_of_runs
-from .tables import Row, Table, described, sentence, tabulated, text_of
+from .tables import Row, Table, columns, described, evenly, sentence, tabulated, text_of
 
 PLOTTED = 30  # cells in a plot of one line for each
 SERIES = 4  # cells in a plot where each is a series
@@ -30,13 +30,14 @@ ALL_PAIRS = 5  # cells; with more, each is tested against the first only
 EPOCHS = 30  # of each cell in the table of learning curves
 MAIN = ("ua", "wa")
 SHORT, ROOMY = 18, 34  # letters: so short a word is not broken, so long a text needs room
+TERMINAL = 110  # letters in a line
 
 
 @dataclass(frozen=True)
 class Page:
     """A report of cells, highest UA first."""
 
-    cells: Sequence[Cell]
+    cells: Cells
     unfinished: Sequence[Run]
     cautions: Sequence[str]
     sections: Mapping[str, Sequence[Table]]  # by anchor, in reading order
@@ -48,26 +49,26 @@ class Page:
         return [table for tables in self.sections.values() for table in tables]
 
 
-def make_page(cells: Sequence[Cell], unfinished: Sequence[Run]) -> Page:
-    """The report of these cells, highest UA first. What is about classes is about the cells that learn any."""
-    known = [cell for cell in cells if cell.classes]
-    inside = attended(known)
+def make_page(cells: Cells, unfinished: Sequence[Run]) -> Page:
+    """The report of these cells, highest UA first. Sections about classes show the cells that learn classes."""
+    classifying = [cell for cell in cells if cell.classes]
+    inside = attended(classifying)
     sections: dict[str, Sequence[Table]] = {
         "what-was-run": what_was_run(cells),
-        "results": _results(known) if known else [],
-        "significance": [significance_table(known), papers_tests_table(known)],
-        "emotions": _emotions(known) if known else [],
-        "calibration": [reliability_table(known), calibration_table(known), votes_table(known)],
+        "results": _results(classifying) if classifying else [],
+        "significance": [significance_table(classifying), papers_tests_table(classifying)],
+        "emotions": _emotions(classifying) if classifying else [],
+        "calibration": calibration(classifying),
         "ratings": ratings(cells),
         "training": _training(cells),
-        "modalities": [_modalities(known)],
-        "query-tokens": [_queries(known)],
+        "modalities": [_modalities(classifying)],
+        "query-tokens": [_queries(classifying)],
         "inside": inside.tables,
-        "errors": errors(known),
+        "errors": errors(classifying),
     }
-    told = {name: [*filter(None, tables)] for name, tables in sections.items()}
-    kept = {name: tables for name, tables in told.items() if tables or (name == "inside" and inside.fault)}
-    return Page(cells, unfinished, cautions(cells), kept, inside)
+    filled = {name: [table for table in tables if table] for name, tables in sections.items()}
+    shown = {name: tables for name, tables in filled.items() if tables or (name == "inside" and inside.fault)}
+    return Page(cells, unfinished, cautions(cells), shown, inside)
 
 
 def write_html(page: Page, path: Path) -> None:
@@ -83,55 +84,56 @@ def write_html(page: Page, path: Path) -> None:
 
 
 def _classes(table: Table) -> list[str]:
-    """A class for each column: numbers to the right, short words unbroken, long texts with room."""
+    """The CSS class of each column: numbers to the right, short words unbroken, long texts with room."""
     longest = [max(map(len, texts)) for texts in zip(*table.texts, strict=True)]
-    return [
-        "n" if not isinstance(first, str) else "short" if n <= SHORT else "long" if n > ROOMY else ""
-        for first, n in zip(table.columns.values(), longest, strict=True)
-    ]
+    sizes = ["short" if n <= SHORT else "long" if n > ROOMY else "" for n in longest]
+    return [size if isinstance(first, str) else "n" for size, first in zip(sizes, table.columns.values(), strict=True)]
 
 
-def report_text(cells: Sequence[Cell], unfinished: Sequence[Run], paired: bool = False) -> str:
-    """What `ser report` prints: each cell's scores, the papers' numbers beside them, and the paired tests if asked.
+def report_text(cells: Cells, unfinished: Sequence[Run], paired: bool = False) -> str:
+    """What `ser report` prints: each cell's scores, the papers' numbers beside them, and the paired tests if requested.
 
-    Raises `WrongUse` if tests are asked for and fewer than two cells have classes, which they compare.
+    Raises `WrongUse` if tests are requested for fewer than two cells that learn classes.
     """
-    known = [cell for cell in cells if cell.classes]
-    if paired and len(known) < 2:
+    classifying = [cell for cell in cells if cell.classes]
+    if paired and len(classifying) < 2:
         which = "are one cell" if len(cells) < 2 else "have fewer than two cells of classes, which the tests are for"
         raise WrongUse(f"--paired compares cells, and these runs {which}; name the runs of another one too")
-    pieces = [fill(caution, 110) for caution in cautions(cells)]
-    tested = [significance_table(known), papers_tests_table(known)] if paired else []
-    scored = [results_table(known), calibration_table(known), votes_table(known), papers_table(known)]
-    for table in filter(None, [*scored, ratings_table(cells), corpora_table(cells), chosen_table(cells), *tested]):
-        pieces += [table.caption, tabulated(table), *([fill(table.note, 110)] if table.note else [])]
+    tables = [make(classifying) for make in (results_table, calibration_table, votes_table, papers_table)]
+    tables += [make(cells) for make in (ratings_table, corpora_table, chosen_table)]
+    if paired:
+        tables += [significance_table(classifying), papers_tests_table(classifying)]
+    pieces = [fill(caution, TERMINAL) for caution in cautions(cells)]
+    for table in filter(None, tables):
+        pieces += filter(None, [table.caption, tabulated(table), fill(table.note, TERMINAL)])
     if unfinished:
         pieces.append(f"not finished, and counted nowhere here: {len(unfinished)} run{'s' * (len(unfinished) > 1)}")
     return "\n\n".join(pieces)
 
 
-def cautions(cells: Sequence[Cell]) -> list[str]:
+def cautions(cells: Cells) -> list[str]:
     """What a reader must know before comparing any number of the report."""
     heard = {cell.label: heard_in_training(cell.results) for cell in cells}
-    folds = {tuple(cell.folds) for cell in cells}
-    names = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
-    under = [{name: cell.results[0][key] for name, key in names.items()} | parts(cell.results) for cell in cells]
-    every = dict.fromkeys(name for one in under for name in one)
-    unlike = [name for name in every if len({one.get(name) for one in under}) > 1]
-    barred = {*names, "n test"}.intersection(unlike)
-    told = {
+    keys = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
+    conditions = [{name: cell.results[0][key] for name, key in keys.items()} | parts(cell.results) for cell in cells]
+    names = dict.fromkeys(name for condition in conditions for name in condition)
+    unlike = [name for name in names if len({condition.get(name) for condition in conditions}) > 1]
+    barred = {*keys, "n test"}.intersection(unlike)
+    other_folds = "protocol" not in unlike and len({tuple(cell.folds) for cell in cells}) > 1
+    subjects = {
         "unreal": _caveat(cells),
         "best-test": _listed([cell.label for cell in cells if cell.config["select"] == "best-test"]),
-        "heard": _listed([label for label, who in heard.items() if who not in ("", NOT_KNOWN)]),
-        "not-known": _listed([label for label, who in heard.items() if who == NOT_KNOWN]),
+        "heard": _listed([label for label, speakers in heard.items() if speakers not in ("", NOT_KNOWN)]),
+        "not-known": _listed([label for label, speakers in heard.items() if speakers == NOT_KNOWN]),
         "missing": _listed([cell.label for cell in cells if not cell.whole]),
+        "recut": _listed([cell.label for cell in cells if cell.recut]),
         "barred" if barred else "unlike": ", ".join(unlike),
-        "folds": "tests" * (len(folds) > 1 and len({cell.config["protocol"] for cell in cells}) == 1),
+        "folds": "tests" * other_folds,
     }
-    return [text_of("cautions", which, {"of": of}) for which, of in told.items() if of]
+    return [text_of("cautions", caution, {"of": subject}) for caution, subject in subjects.items() if subject]
 
 
-def _caveat(cells: Sequence[Cell]) -> str:
+def _caveat(cells: Cells) -> str:
     """Why the scores say nothing about people, as a sentence; "" if they do."""
     unreal = caveat(result for cell in cells for result in cell.results)
     return f"{unreal[0].upper()}{unreal[1:]}." if unreal else ""
@@ -141,30 +143,30 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
-def _results(cells: Sequence[Cell]) -> list[Table]:
+def _results(cells: Cells) -> list[Table]:
     plots = []
     for name, metric in SHOWN.items():
-        rows = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
-        chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
+        rows: list[Row] = [{"cell": cell.label, f"{name} %": cell.with_interval(metric)} for cell in cells[:PLOTTED]]
         points = [(name, *row.values()) for row in rows]
-        told = sentence("chance", metric == "ua", chance=chance), drawn(cells, PLOTTED)
+        chance = 100 / len(cells[0].classes) if metric == "ua" else np.nan
+        notes = sentence("chance", metric == "ua", chance=chance), drawn(cells, PLOTTED)
         words: Row = {"name": f"{metric.replace('_', '-')}-plot", "score": name, "baseline": chance}
-        plots.append(described("score", rows, *told, points=points, **words))
+        plots.append(described("score", rows, *notes, points=points, **words))
     return [results_table(cells), *plots, corpora_table(cells), chosen_table(cells), papers_table(cells)]
 
 
-def results_table(cells: Sequence[Cell]) -> Table:
+def results_table(cells: Cells) -> Table:
     """One line per cell."""
     alike = len({cell.conditions for cell in cells}) == 1
     rows = []
     for cell in cells:
         scores = {name: cell.score(metric) for name, metric in SHOWN.items()}
+        shape = f"{len(cell.folds)} × {len(cell.seeds)}"
         row: Row = {"cell": cell.label, **_with_intervals(cell)}
         row |= {f"{name} over seeds %": score.over_seeds for name, score in scores.items()}
         row |= {f"{name} over folds %": score.over_folds for name, score in scores.items()}
-        shape = f"{len(cell.folds)} × {len(cell.seeds)}"
-        shape = shape if cell.whole else f"{len(cell.runs)} in {shape}"
-        row |= {"interval over": cell.interval_over, "runs": shape, "n": cell.n}
+        runs = shape if cell.whole else f"{len(cell.runs)} in {shape}"
+        row |= {"interval over": cell.interval_over, "runs": runs, "n": cell.n}
         rows.append(row if alike else {**row, "conditions": cell.conditions})
     narrow = sentence("narrow", any(cell.over == "utterances" for cell in cells))
     where = f" ({cells[0].conditions})" if alike else ""
@@ -175,55 +177,69 @@ def _with_intervals(cell: Cell) -> Row:
     return {f"{name} %": cell.with_interval(metric) for name, metric in SHOWN.items()}
 
 
-def corpora_table(cells: Sequence[Cell]) -> Table:
-    """The scores of each corpus, and who trained, for the cells of several corpora."""
+def corpora_table(cells: Cells) -> Table:
+    """The scores of each corpus, and which corpora the model was trained on, for the cells of several corpora."""
     return described("corpora", [{"cell": cell.label, **row} for cell in cells for row in cell.corpora])
 
 
-def chosen_table(cells: Sequence[Cell]) -> Table:
+def chosen_table(cells: Cells) -> Table:
     """What each fold and seed of the searches chose; no row without a search."""
     searches = [(cell, cell.search) for cell in cells if cell.search]
-    chosen = (chosen_rows(cell.label, len(s.candidates), s.over, cell.runs) for cell, s in searches)
-    return described("chosen", [row for rows in chosen for row in rows])
+    chosen = [chosen_rows(cell.label, len(s.candidates), s.over, cell.runs) for cell, s in searches]
+    return described("chosen", [*chain(*chosen)])
 
 
-def papers_table(cells: Sequence[Cell]) -> Table:
+def papers_table(cells: Cells) -> Table:
     """Ours beside the papers' numbers, as far as they have any; without a difference where none is meant."""
     rows: list[Row] = []
     for cell in cells:
         ours = {metric: cell.score(metric) for metric in MAIN}
-        alike = grouped(quoted_for(cell), lambda one: (one.of(MAIN), one.seeds, one.differs))
+        quoted = [one for one in quoted_for(cell) if one.of(MAIN)]
+        alike = grouped(quoted, lambda one: (one.of(MAIN), one.seeds, one.differs))
         for (numbers, seeds, differs), places in alike.items():
-            if numbers:  # each paper is named once: "MSMSER, Table 1: Ours; Table 2: Full"
-                named = grouped((one.where.partition(", ") for one in places), lambda where: where[:2])
-                together = ["".join(paper) + "; ".join(place for *_, place in of) for paper, of in named.items()]
-                row: Row = {"cell": cell.label, "in the papers": "; ".join(together)}
-                row |= beside(MAIN, dict(numbers), ours, seeds, not differs, not caveat(cell.results))
-                rows.append({**row, "differs in": ", ".join(differs) or None})
+            by_paper = grouped(places, lambda one: one.paper)  # each is named once
+            papers = [f"{paper}, {'; '.join(one.place for one in of)}" for paper, of in by_paper.items()]
+            row: Row = {"cell": cell.label, "in the papers": "; ".join(papers)}
+            row |= beside(MAIN, dict(numbers), ours, seeds, not differs, not caveat(cell.results))
+            rows.append({**row, "differs in": ", ".join(differs) or None})
     unreal = [bool(caveat(cell.results)) for cell in cells]
     return described("papers", rows, sentence("meant", not all(unreal)), sentence("unreal", any(unreal)))
 
 
-def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Every pair of up to `ALL_PAIRS` cells, else the first against each of the others; of one that is ours, that."""
-    ours = [cell for cell in cells if cell.ours] or list(cells[: len(cells) > ALL_PAIRS])
-    return [(ours[0], cell) for cell in cells if cell not in ours] if ours else list(combinations(cells, 2))
+def _pairs(cells: Cells) -> list[tuple[Cell, Cell]]:
+    """The pairs of cells to test: the user's own cell, if it is named, against each of the others.
+
+    Otherwise every pair of up to `ALL_PAIRS` cells; of more, the first cell against each of the others.
+    """
+    ours = [cell for cell in cells if cell.ours]
+    if not ours and len(cells) <= ALL_PAIRS:
+        return list(combinations(cells, 2))
+    first = ours[0] if ours else cells[0]
+    return [(first, cell) for cell in cells if cell is not first]
 
 
-def significance_table(cells: Sequence[Cell]) -> Table:
+def significance_table(cells: Cells) -> Table:
     """Our tests, which respect that utterances of a speaker are alike; no row for one cell."""
-    pairs = _pairs(cells)
-    rows: list[Row] = [{"cell": one.label, "against": other.label} for one, other in pairs]
-    for metric in MAIN:
-        tests = [compare(*pair, metric, claimed_better(*pair, metric)) for pair in pairs]
-        corrected = holm([test.p if test else None for test in tests])
-        for row, test, p in zip(rows, tests, corrected, strict=True):
-            found = (test.difference, test.p, p, test.about) if test else (None, None, p, "no utterance in common")
-            names = (f"{metric.upper()} {what}" for what in ("difference", "p", "Holm p", "test"))
-            row.update(zip(names, found, strict=True))
+    rows: list[Row] = []
+    for pair in _pairs(cells):
+        row: Row = {"cell": pair[0].label, "against": pair[1].label}
+        for metric in MAIN:
+            name, test = metric.upper(), compare(*pair, metric, claimed_better(*pair, metric))
+            row |= {f"{name} difference": test and test.difference, f"{name} p": test and test.p}
+            row |= {f"{name} Holm p": None, f"{name} test": test.about if test else "no utterance in common"}
+        rows.append(row)
     first = not any(cell.ours for cell in cells)
-    told = sentence("chosen", first), sentence("first", first and len(cells) > ALL_PAIRS, n=len(cells))
-    return described("significance", rows, *told)
+    notes = sentence("chosen", first), sentence("first", first and len(cells) > ALL_PAIRS, n=len(cells))
+    return described("significance", _with_holm(rows), *notes)
+
+
+def _with_holm(rows: list[Row]) -> list[Row]:
+    """The rows with Holm's correction of each column of p, such as "UA p", in the column for it, "UA Holm p"."""
+    for heading in [name for name in (rows or [{}])[0] if name.endswith("Holm p")]:
+        corrected = holm([row[heading.replace("Holm p", "p")] for row in rows])
+        for row, p in zip(rows, corrected, strict=True):
+            row[heading] = p
+    return rows
 
 
 def claimed_better(one: Cell, other: Cell, metric: str) -> int:
@@ -233,7 +249,7 @@ def claimed_better(one: Cell, other: Cell, metric: str) -> int:
     return claims.pop() if len(claims) == 1 else 0
 
 
-def papers_tests_table(cells: Sequence[Cell]) -> Table:
+def papers_tests_table(cells: Cells) -> Table:
     """The tests that papers print, on single utterances and single runs; no row for one cell.
 
     McNemar's on the utterances of the lowest seed that both have, the others on runs of the same fold and seed. None
@@ -242,114 +258,120 @@ def papers_tests_table(cells: Sequence[Cell]) -> Table:
     columns = ["utterances", "McNemar p", "McNemar Holm p", "pairs of runs"]
     columns += ["t-test p", "t-test Holm p", "Wilcoxon p", "Wilcoxon Holm p"]
     rows: list[Row] = []
-    for first, second in _pairs(cells):
+    for pair in _pairs(cells):
+        first, second = pair
         row: Row = {"cell": first.label, "against": second.label, **dict.fromkeys(columns)}
         rows.append(row)
         if first.classes != second.classes:
             continue
         seed = min({*first.seeds} & {*second.seeds}, default=None)
-        judged = (cell.judged.assign(id=[name for name, _ in cell.tested]) for cell in (first, second))
-        one, other = (p[p.seed == seed].drop_duplicates("id") for p in judged)
-        if len(both := one.merge(other, on=["id", "truth"], suffixes=(None, "_2"))):
+        one, other = (cell.judged[cell.judged.seed == seed].drop_duplicates("tested") for cell in pair)
+        both = one.merge(other, on=["tested", "truth"], suffixes=(None, "_2"))
+        if len(both):
             row |= {"utterances": len(both), "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2)}
-        ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in (first, second))
-        if len(keys := sorted(ours.keys() & theirs.keys())) > 1:
-            t, wilcoxon = p_of_runs([ours[key] for key in keys], [theirs[key] for key in keys])
-            row |= {"pairs of runs": len(keys), "t-test p": t, "Wilcoxon p": wilcoxon}
-    for name in ("McNemar", "t-test", "Wilcoxon"):
-        for row, p in zip(rows, holm([row[f"{name} p"] for row in rows]), strict=True):
-            row[f"{name} Holm p"] = p
-    return described("papers-tests", rows)
+        ours, theirs = ({same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in pair)
+        shared = sorted(ours.keys() & theirs.keys())
+        if len(shared) > 1:
+            t, wilcoxon = p_of_runs([ours[run] for run in shared], [theirs[run] for run in shared])
+            row |= {"pairs of runs": len(shared), "t-test p": t, "Wilcoxon p": wilcoxon}
+    return described("papers-tests", _with_holm(rows))
 
 
-def _emotions(cells: Sequence[Cell]) -> list[Table]:
+def _emotions(cells: Cells) -> list[Table]:
     classes = cells[0].classes
     alike = [cell for cell in cells if cell.classes == classes]
-    shown = alike[:SERIES]
-    few = drawn(cells, len(shown)), sentence("all", len(shown) < len(cells))
+    plotted = alike[:SERIES]
+    notes = drawn(cells, len(plotted)), sentence("all", len(plotted) < len(cells))
     every = list(dict.fromkeys(name for cell in cells for name in cell.classes))
-    rows: list[Row] = []
+    recalls: list[Row] = []
     for cell in cells:
-        rows.append({"cell": cell.label} | {f"{name} %": cell.score(name).pooled for name in cell.classes})
+        recalls.append({"cell": cell.label} | {f"{name} %": cell.score(name).pooled for name in cell.classes})
         for quoted in quoted_for(cell):
             if numbers := {f"{name} %": quoted.numbers[name] for name in every if name in quoted.numbers}:
-                rows.append({"cell": f"paper: {quoted.described}"} | numbers)
-    points = [(cell.label, name, cell.score(name).pooled) for cell in shown for name in classes]
-    recalls = described("recalls", rows, *few, points=points)
-    rows = [
-        {"cell": cell.label, "true class": name} | {f"as {k}": n for k, n in zip(classes, counts, strict=True)}
-        for cell in alike
-        for name, counts in zip(classes, cell.confusion().tolist(), strict=True)
+                recalls.append({"cell": f"paper: {quoted.described}"} | numbers)
+    points = [(cell.label, name, cell.score(name).pooled) for cell in plotted for name in classes]
+    counts = {cell.label: cell.confusion() for cell in alike}
+    confusions = [
+        {"cell": label, "true class": name} | {f"as {other}": int(n) for other, n in zip(classes, row, strict=True)}
+        for label, matrix in counts.items()
+        for name, row in zip(classes, matrix, strict=True)
     ]
-    counts = {cell.label: cell.confusion() for cell in shown}
-    return [recalls, described("confusion", rows, *few, points=(classes, counts))]
+    shown = classes, {cell.label: counts[cell.label] for cell in plotted}
+    return [
+        described("recalls", recalls, *notes, points=points),
+        described("confusion", confusions, *notes, points=shown),
+    ]
 
 
-def _training(cells: Sequence[Cell]) -> list[Table]:
+def _training(cells: Cells) -> list[Table]:
     curves = [
         _curves(cells, "loss", "Training loss", "loss", 1),
         _curves([cell for cell in cells if cell.classes], "ua", "UA of the evaluated part", "UA %", 100),
         _curves([cell for cell in cells if cell.dimensions], "ccc", "Mean CCC of the evaluated part", "mean CCC", 1),
     ]
     rows: list[Row] = []  # what layers count in learned sums
-    for cell, name in [(one, name) for one in cells for name in one.results[0].get("layers", {})]:
-        shares = np.array([of[name] for result in cell.results if name in (of := result.get("layers", {}))])
-        rows.append({"cell": cell.label, "layer": name, "share %": spread(100 * shares)})
+    for cell in cells:
+        layers = [result.get("layers", {}) for result in cell.results]
+        for name in layers[0]:
+            shares = np.array([weights[name] for weights in layers if name in weights])
+            rows.append({"cell": cell.label, "layer": name, "share %": spread(100 * shares)})
     return [*curves, described("layers", rows)]
 
 
-def _curves(cells: Sequence[Cell], key: str, title: str, heading: str, scale: int) -> Table:
+def _curves(cells: Cells, key: str, title: str, heading: str, scale: int) -> Table:
     """The loss, or a score of the evaluated part, over the epochs, stage after stage, of the cells that have it."""
     import pandas
 
     points: Points = []
     rows: list[Row] = []
     for cell in cells:
-        told_by = enumerate(result["history"] for result in cell.results)
-        lines = pandas.DataFrame([(run, line["stage"], line.get(key)) for run, every in told_by for line in every])
-        place = [pandas.factorize(lines[1])[0], lines.groupby([0, 1]).cumcount()]  # stage, and epoch within it
-        curve = scale * lines[2].astype(float).groupby(place).agg(["mean", "min", "max"])
+        histories = [pandas.DataFrame(result["history"], columns=["stage", key]) for result in cell.results]
+        lines = pandas.concat(histories, keys=range(len(histories)), names=["run", "line"])
+        stage = pandas.factorize(lines.stage)[0]
+        epoch_of_stage = lines.groupby(["run", "stage"]).cumcount()
+        curve = scale * lines[key].astype(float).groupby([stage, epoch_of_stage]).agg(["mean", "min", "max"])
         if curve["mean"].isna().all():
             continue
         if len({row["cell"] for row in rows}) < SERIES:
             points += [(cell.label, epoch, tuple(ends)) for epoch, ends in enumerate(curve.to_numpy(), 1)]
-        for epoch in sorted({round(e) for e in np.linspace(0, len(curve) - 1, min(EPOCHS, len(curve)))}):
+        for epoch in evenly(len(curve), EPOCHS):
             rows.append({"cell": cell.label, "epoch": epoch + 1, heading: float(curve["mean"].iloc[epoch])})
     words = {"name": f"learning-{key}", "score": title, "heading": heading, "epochs": EPOCHS}
-    told = drawn(cells, SERIES), sentence("evaluated", key != "loss")
-    return described("learning", rows, *told, points=points, **words)
+    notes = drawn(cells, SERIES), sentence("evaluated", key != "loss")
+    return described("learning", rows, *notes, points=points, **words)
 
 
-def _modalities(cells: Sequence[Cell]) -> Table:
+def _modalities(cells: Cells) -> Table:
     """How much a model leans on one modality; no row if no cell has more than one way of testing."""
     able = [cell for cell in cells if set(cell.tests) & set(TESTS[1:])]
     rows: list[Row] = []
-    for cell, test in [(one, test) for one in able for test in TESTS if test in one.tests]:
-        quoted = next((one for one in quoted_for(cell, test) if one.of(MAIN)), None)
-        row: Row = {"cell": cell.label, "tested with": test}
-        row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
-        row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
-        rows.append({**row, "in the papers": quoted and quoted.described})
-    shown = {cell.label for cell in able[:12]}
-    points = [(row["tested with"], row["cell"], row["UA %"]) for row in rows if row["cell"] in shown]
+    for cell in able:
+        for test in (test for test in TESTS if test in cell.tests):
+            quoted = next((quoted for quoted in quoted_for(cell, test) if quoted.of(MAIN)), None)
+            row: Row = {"cell": cell.label, "tested with": test}
+            row |= {f"{name} %": cell.score(metric, test).pooled for name, metric in SHOWN.items()}
+            row |= {f"paper {metric.upper()} %": quoted and quoted.numbers.get(metric) for metric in MAIN}
+            rows.append({**row, "in the papers": quoted and quoted.described})
+    plotted = {cell.label for cell in able[:12]}
+    points = columns([row for row in rows if row["cell"] in plotted], "tested with", "cell", "UA %")
     unreal = sentence("bias", any(caveat(cell.results) for cell in able))
-    return described("bias", rows, drawn(able, len(shown)), unreal, points=points)
+    return described("bias", rows, drawn(able, len(plotted)), unreal, points=points)
 
 
-def _queries(cells: Sequence[Cell]) -> Table:
+def _queries(cells: Cells) -> Table:
     """UA against the number of query tokens, for cells that differ in it alone; no row if there are none."""
 
-    def family(cell: Cell) -> str:
+    def all_but_queries(cell: Cell) -> str:
         others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
         return cell_name(cell.config | {"settings": others})
 
     able = [cell for cell in cells if isinstance(cell.settings.get("queries"), int)]
     rows: list[Row] = []
-    for members in (members for members in grouped(able, family).values() if len(members) > 1):
-        label = " · ".join(piece for piece in members[0].label.split(" · ") if not piece.startswith("queries "))
-        for cell in sorted(members, key=lambda cell: cell.config["settings"]["queries"]):
-            found = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
-            paper = {"paper UA %": found[0].numbers["ua"], "in the papers": found[0].described} if found else {}
-            rows.append({"cells": label, "L": cell.config["settings"]["queries"], **_with_intervals(cell), **paper})
-    points = [(row["cells"], row["L"], row["UA %"]) for row in rows]
-    return described("queries", rows, points=points)
+    for family in (family for family in grouped(able, all_but_queries).values() if len(family) > 1):
+        label = " · ".join(piece for piece in family[0].label.split(" · ") if not piece.startswith("queries "))
+        for cell in sorted(family, key=lambda cell: cell.settings["queries"]):
+            row: Row = {"cells": label, "L": cell.settings["queries"], **_with_intervals(cell)}
+            quoted = [one for one in quoted_for(cell) if "ua" in one.numbers and "queries" not in one.differs]
+            paper = {"paper UA %": quoted[0].numbers["ua"], "in the papers": quoted[0].described} if quoted else {}
+            rows.append(row | paper)
+    return described("queries", rows, points=columns(rows, "cells", "L", "UA %"))

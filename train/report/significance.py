@@ -79,9 +79,10 @@ def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarr
     """
     from scipy.stats import permutation_test
 
-    asked: dict[str, Any] = {"permutation_type": "samples", "n_resamples": draws, "axis": -1, "rng": 0}
-    asked |= {"alternative": "two-sided" if sides == 2 else "greater", "batch": max(1, AT_A_TIME // parts.size)}
-    return np.asarray(permutation_test((parts,), np.sum, **asked).pvalue)
+    exact = (1e9 * parts).round()  # whole numbers, so that sums that are equal stay so when they are added up
+    options: dict[str, Any] = {"permutation_type": "samples", "n_resamples": draws, "axis": -1, "rng": 0}
+    options |= {"alternative": "two-sided" if sides == 2 else "greater", "batch": max(1, AT_A_TIME // parts.size)}
+    return np.asarray(permutation_test((exact,), np.sum, **options).pvalue)
 
 
 def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: int | None = None) -> Comparison:
@@ -114,8 +115,8 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     tested = np.array([p for p in values if p is not None])
     order = np.argsort(tested, kind="stable")
     stepped = np.maximum.accumulate(np.minimum(1, tested[order] * np.arange(len(tested), 0, -1)))
-    found = iter(stepped[np.argsort(order, kind="stable")].tolist())
-    return [None if p is None else next(found) for p in values]
+    corrected = iter(stepped[np.argsort(order, kind="stable")].tolist())
+    return [None if p is None else next(corrected) for p in values]
 
 
 def mcnemar(truth: Any, first: Any, second: Any) -> float:
@@ -145,6 +146,6 @@ def p_of_runs(first: Sequence[float], second: Sequence[float]) -> tuple[float | 
     """
     from scipy.stats import ttest_1samp, wilcoxon
 
-    differences = np.subtract(first, second)
+    differences = np.subtract(first, second).round(9)  # so that those that are equal share a rank
     t = float(ttest_1samp(differences, 0).pvalue) if np.ptp(differences) > 1e-7 else None
     return t, float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0

@@ -14,6 +14,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ser.cache.atomic_io import write_whole
 
 TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
@@ -51,10 +53,10 @@ class Table:
     @cached_property
     def columns(self) -> dict[str, Any]:
         """Headings, and the first value below each; where there is none, "" or, in a column of numbers, 0.0."""
-        found: Row = {heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row}
+        first: Row = {heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row}
         for row in reversed(self.rows):
-            found |= {heading: value for heading, value in row.items() if value is not None}
-        return found
+            first |= {heading: value for heading, value in row.items() if value is not None}
+        return first
 
     @cached_property
     def texts(self) -> list[list[str]]:
@@ -68,13 +70,13 @@ def described(texts: str, rows: Sequence[Row], *sentences: str, points: Any = No
     `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field; a
     field `baseline` is where the plot has a dashed line.
     """
-    told = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
+    words = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
     last = "note" if points is None else "below"
-    told[last] = " ".join(filter(None, [told[last], *sentences]))
-    how = TEXTS[texts].get("plot", {}) | ({"baseline": fields["baseline"]} if "baseline" in fields else {})
-    plot = {key: one.format_map(fields) if isinstance(one, str) else one for key, one in how.items()}
+    words[last] = " ".join(filter(None, [words[last], *sentences]))
+    options = TEXTS[texts].get("plot", {}) | ({"baseline": fields["baseline"]} if "baseline" in fields else {})
+    plot = {key: value.format_map(fields) if isinstance(value, str) else value for key, value in options.items()}
     name, folded = fields.get("name", texts), TEXTS[texts].get("folded", False)
-    return Table(name, rows=rows, folded=folded, points=points, plot=plot, **told)
+    return Table(name, rows=rows, folded=folded, points=points, plot=plot, **words)
 
 
 def text_of(texts: str, which: str, fields: Mapping[str, Any]) -> str:
@@ -87,6 +89,16 @@ def sentence(which: str, holds: object = True, **fields: Any) -> str:
     return text_of("sentences", which, fields) if holds else ""
 
 
+def columns(rows: Sequence[Row], *headings: str) -> list[Any]:
+    """The values below these headings, as a tuple for each row: the points of a plot."""
+    return [tuple(row[heading] for heading in headings) for row in rows]
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most so many of n places, evenly spread."""
+    return np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist()
+
+
 def shown(value: Any, heading: str) -> str:
     """A value as a reader sees it.
 
@@ -96,7 +108,7 @@ def shown(value: Any, heading: str) -> str:
     ('+1.50 [−0.25, +3.25]', '50.00', '12,345')
     """
     if isinstance(value, tuple):
-        first, *others = [shown(float(one), heading) for one in value if one is not None]
+        first, *others = [shown(float(number), heading) for number in value if number is not None]
         return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
     if value is None or value != value:
         return "–"
@@ -129,7 +141,7 @@ def _exact(value: Any, heading: str, n: int = 1) -> list[str]:
     if value is None or value != value:
         return [""] * n
     if isinstance(value, tuple):
-        return [text for one in value for text in _exact(one if one is None else float(one), heading)]
+        return [text for number in value for text in _exact(number if number is None else float(number), heading)]
     if isinstance(value, Real) and not isinstance(value, Integral):
         return [_forms(heading)[1].format(value)]
     return [harmless(str(value))]
