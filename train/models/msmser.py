@@ -46,7 +46,8 @@ class Refinement(nn.Module):
 
     def __init__(self, settings: MsmserSettings, dim: int, encoder: bool = True, self_attention: bool = True) -> None:
         super().__init__()
-        d, depth = settings.d_model, settings.encoder_depth if encoder else 0
+        d = settings.d_model
+        depth = settings.encoder_depth if encoder else 0
         self.project = nn.Linear(dim, d)
         self.encoder = nn.ModuleList(
             EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout) for _ in range(depth)
@@ -115,7 +116,8 @@ class Msmser(nn.Module):
 
     def __init__(self, settings: MsmserSettings, dims: Dims, classes: int, **ablation: bool) -> None:
         super().__init__()
-        self.dims, d = dict(dims), settings.d_model
+        d = settings.d_model
+        self.dims = dict(dims)
         self.audio, self.text = (Refinement(settings, dims[m], **ablation) for m in BOTH)
         self.interaction = ModalityInteraction(settings)
         self.classifier = classifier(settings.dropout, d, d, classes)  # "a 2-layer MLP for classification"
@@ -135,7 +137,8 @@ class Pooled(nn.Module):
 
     def __init__(self, settings: MsmserSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        self.dims, d = {m: dims[m] for m in BOTH if m in dims}, settings.d_model
+        d = settings.d_model
+        self.dims = {m: dims[m] for m in BOTH if m in dims}
         self.refine = nn.ModuleDict({m: Refinement(settings, dim) for m, dim in self.dims.items()})
         self.pool = nn.ModuleDict({m: SelfAttentionPooling(d) for m in self.dims})
         self.classifier = classifier(settings.dropout, len(dims) * d, d, classes)
