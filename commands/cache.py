@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import BACKENDS, FILE, corpus_option, json_option, store_option
-from .output import answer, progress, safe, say, table
+from .output import answer, plural, progress, safe, say, table
 
 if TYPE_CHECKING:
     from ser.train.options import Experiment
@@ -28,25 +28,25 @@ def cache() -> None:
 def list_(store: Path, as_json: bool) -> None:
     """Every feature in the store: rows, size, fingerprint, and the model it comes from.
 
-    \b
     Example: ser cache list --store features
     """
     from ser.cache.maintain import list_features
     from ser.cache.store import open_store
 
-    found = list_features(open_store(store))
+    features = list_features(open_store(store))
     rows = []
-    for one in found:
-        count = f"{one['rows']} of {one['of']}" if one["of"] is not None else one["rows"]
+    for one in features:
+        count = one["rows"] if one["of"] is None else f"{one['rows']} of {one['of']}"
         values = f"{one['level']} × {one['dim']} {one['dtype']}" if one["level"] else ""
         model = f"{one['model'] or '–'}{' (random weights)' if one['random_weights'] else ''}"
         state = "complete" if one["complete"] else "incomplete"
-        state = one["problem"] or (f"{state}, {one['quarantined']} quarantined" if one["quarantined"] else state)
-        state += f", {one['lent']} rows of its parent" if one["lent"] else ""
+        state += f", {one['quarantined']} quarantined" if one["quarantined"] else ""
+        lent = f", {one['lent']} rows of its parent" if one["lent"] else ""
         size, corpus = f"{one['bytes'] / 1e6:.1f} MB", one["corpus"] or "–"
+        state = f"{one['problem'] or state}{lent}"
         rows.append([one["feature"], one["fingerprint"], corpus, count, size, values, model, state])
     columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
-    answer(found if as_json else table(rows, columns))
+    answer(features if as_json else table(rows, columns))
 
 
 @cache.command()
@@ -57,7 +57,6 @@ def list_(store: Path, as_json: bool) -> None:
 def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     """How feature NAME was made: everything that its fingerprint covers, and where it came from.
 
-    \b
     Example: ser cache info hubert@3f2a
     """
     import yaml
@@ -77,34 +76,34 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
-    """Check every file of the store against its sha256, and what it says; exit 1 if a part cannot be trusted.
+    """Check every file of the store against its sha256 and its record; exit 1 if a part cannot be trusted.
 
-    \b
     Example: ser cache verify --repair
     """
     from ser.cache.maintain import verify as verify_store
     from ser.cache.store import open_store
 
-    checked, size, start = [], 0, time.perf_counter()
+    checks, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:
-        for one in verify_store(open_store(store), repair, fresh):
-            checked.append(one)
-            size += one.bytes
+        for check in verify_store(open_store(store), repair, fresh):
+            checks.append(check)
+            size += check.bytes
             rate = size / 1e9 / (time.perf_counter() - start)
-            bar.total = len(checked) + one.remaining
+            bar.total = len(checks) + check.remaining
             bar.set_postfix_str(f"{rate:.2f} GB/s", refresh=False)
             bar.update()
-            if not as_json and (one.problem or one.note):
-                again = f" ({one.repaired}; `ser features` computes it again)" if one.repaired else ""
-                bar.write(safe(f"{one.path}: {one.problem or one.note}{again}"), file=sys.stderr)
-    bad = [one for one in checked if one.problem]
-    skipped = sum(one.skipped for one in checked)
-    measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checked else ""
-    facts = {"checked": len(checked) - skipped, "skipped": skipped, "bytes": size, "bad": [asdict(one) for one in bad]}
-    answer(facts if as_json else f"{len(checked) - skipped} things checked{measured}: {len(bad)} bad")
+            if not as_json and (check.problem or check.note):
+                again = f" ({check.repaired}; `ser features` computes it again)" if check.repaired else ""
+                bar.write(safe(f"{check.path}: {check.problem or check.note}{again}"), file=sys.stderr)
+    bad = [check for check in checks if check.problem]
+    skipped = sum(check.skipped for check in checks)
+    checked = len(checks) - skipped
+    measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checks else ""
+    facts = {"checked": checked, "skipped": skipped, "bytes": size, "bad": [asdict(check) for check in bad]}
+    answer(facts if as_json else f"{plural(checked, 'thing')} checked{measured}: {len(bad)} bad")
     if skipped and not as_json:
         answer(f"{skipped} parts were checked less than a day ago and have not changed; --fresh checks them again")
-    ctx.exit(1 if any(not one.repaired for one in bad) else 0)
+    ctx.exit(1 if any(not check.repaired for check in bad) else 0)
 
 
 @cache.command("import")
@@ -173,31 +172,32 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
 
             columns = open_smile(SmileConfig(made["feature_set"], made["level"])).feature_names
         answer(f"wrote {transfer.export(feature, manifest, file, columns)}")
-        for id_, reason in (held := feature.quarantined(manifest)).items():
+        quarantined = feature.quarantined(manifest)
+        for id_, reason in quarantined.items():
             say(f"left out: {id_}: {reason}", err=True)
-        click.get_current_context().exit(3 if held else 0)
+        click.get_current_context().exit(3 if quarantined else 0)
 
 
 def pulled(experiments: Sequence["Experiment"]) -> list["Experiment"]:
-    """The same with the user's copy of each store at a URL in its place; what they need is pulled to that first."""
-    folders: dict[str, Path] = {}
+    """The experiments on the user's copy of each store at a URL; what they need is pulled into the copy first."""
+    copies: dict[str, Path] = {}
     for url in sorted({str(one.store) for one in experiments if "://" in str(one.store)}):
         from ser.cache.copies import Pull, cache_folder
 
-        asked = [one for one in experiments if one.store == url]
-        features = "+".join(sorted({name for one in asked for name in (one.features, one.views) if name}))
-        corpora = [one.corpus or "" for one in asked]
-        names = "+".join(sorted({name for of in corpora for name in of.split("+")})) if all(corpora) else None
-        folders[url] = cache_folder(url)
-        pull = Pull(url, folders[url], features, names, replace=True)
-        say(f"{_copied('to pull', pull)} to {folders[url]}", err=True)
+        on_it = [one for one in experiments if one.store == url]
+        features = {name for one in on_it for name in (one.features, one.views) if name}
+        corpora = [one.corpus or "" for one in on_it]  # one that names none needs all
+        copies[url] = cache_folder(url)
+        named = "+".join(corpora) if all(corpora) else None
+        pull = Pull(url, copies[url], "+".join(sorted(features)), named, replace=True)
+        say(f"{_amount(pull, 'to pull')} to {copies[url]}", err=True)
         with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
             pull.run(bar.update)
-    return [replace(one, store=folders.get(str(one.store), one.store)) for one in experiments]
+    return [replace(one, store=copies.get(str(one.store), one.store)) for one in experiments]
 
 
-def _copied(what: str, copy: Any) -> str:
-    return f"{len(copy.parts)} parts, {copy.bytes / 1e6:.1f} MB {what}, {copy.there} there already"
+def _amount(copy: Any, verb: str) -> str:
+    return f"{plural(len(copy.parts), 'part')}, {copy.bytes / 1e6:.1f} MB {verb}, {copy.there} there already"
 
 
 copied_features = click.option("--features", metavar="A+B", help="Only these; all by default.")
@@ -219,7 +219,6 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
 
     What is there is not sent again. The answer is the URL with the root digest of what is published there now.
 
-    \b
     Example: ser cache push s3://bucket/iemocap --features hubert+mpnet
     """
     from ser.cache.copies import Push
@@ -247,15 +246,15 @@ def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
     _copy("pull", Pull(url, store, **options), dry_run, as_json)
 
 
-def _copy(what: str, copy: Any, dry_run: bool, as_json: bool) -> None:
-    """Do it with a bar, and say what was done."""
+def _copy(verb: str, copy: Any, dry_run: bool, as_json: bool) -> None:
+    """Run a push or a pull with a progress bar, and print how much it copied."""
     facts = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.there}
     if dry_run:
-        answer(facts if as_json else _copied(f"to {what}", copy))
+        answer(facts if as_json else _amount(copy, f"to {verb}"))
         return
-    with progress(copy.bytes, what, "B", unit_scale=True) as bar:
+    with progress(copy.bytes, verb, "B", unit_scale=True) as bar:
         url = copy.run(bar.update)
-    answer({"url": url, **facts} if as_json else f"{url}\n{_copied(f'{what}ed', copy)}")
+    answer({"url": url, **facts} if as_json else f"{url}\n{_amount(copy, f'{verb}ed')}")
 
 
 @cache.command()
@@ -276,8 +275,8 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
 
     opened = open_store(store)
     if listing:
-        found = generations(store / "manifests" / opened.only_corpus(corpus))
-        rows = [[one.time, one.digest, one.utterances, one.command] for one in found]
+        listed = generations(store / "manifests" / opened.only_corpus(corpus))
+        rows = [[one.time, one.digest, one.utterances, one.command] for one in listed]
         answer(table(rows, ["time", "digest", "utterances", "command"], missingval="–"))
         return
     manifest = opened.rollback(corpus, digest)

@@ -29,9 +29,10 @@ def completion(ctx: click.Context, shell: str | None, only_print: bool) -> None:
       ser completion zsh --print
     """
     shell = shell or Path(os.environ.get("SHELL", "")).name
-    if shell not in PLACES or (kind := get_completion_class(shell)) is None:
+    shell_class = get_completion_class(shell)
+    if shell not in PLACES or shell_class is None:
         raise click.UsageError(f"name your shell: {', '.join(PLACES)}")
-    script = kind(ctx.find_root().command, {}, "ser", "_SER_COMPLETE").source()
+    script = shell_class(ctx.find_root().command, {}, "ser", "_SER_COMPLETE").source()
     if only_print:
         answer(script)
         return

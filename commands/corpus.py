@@ -8,7 +8,7 @@ import click
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import answer, next_step
+from .output import answer, next_step, plural
 
 
 @click.group()
@@ -23,7 +23,6 @@ def demo(folder: Path) -> None:
 
     The speech is generated: scores on it show that the pipeline works, and say nothing about people.
 
-    \b
     Example: ser corpus demo demo/corpus
     """
     from ser.extract.corpora.demo import write_demo
@@ -41,7 +40,6 @@ def demo(folder: Path) -> None:
 def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> None:
     """Count a corpus and name every problem in it; exit 1 if its published counts are not met.
 
-    \b
     Example: ser corpus show /data/IEMOCAP_full_release --json
     """
     from ser.extract.corpora.counts import summary
@@ -49,9 +47,11 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
 
     scan = read_corpus(path, format)
     facts = summary(scan)
-    lines = [f"{name:<12} {_words(value)}" for name, value in facts.items() if name not in ("problems", "differences")]
+    counts = {name: value for name, value in facts.items() if name not in ("problems", "differences")}
+    lines = [f"{name:<12} {_count_text(value)}" for name, value in counts.items()]
     lines += [f"problem      {problem}" for problem in scan.problems]
-    lines += [f"{len(scan.problems)} problems", *(f"differs from the release: {line}" for line in facts["differences"])]
+    lines += [plural(len(scan.problems), "problem")]
+    lines += [f"differs from the release: {difference}" for difference in facts["differences"]]
     answer(facts if as_json else "\n".join(lines))
     if facts["differences"] or facts["problems"]:
         ctx.exit(1)
@@ -59,7 +59,7 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
         next_step("features", path, *(["--format", format] if format else []))
 
 
-def _words(value: Any) -> str:
+def _count_text(value: Any) -> str:
     if isinstance(value, dict):
         return " · ".join(f"{key} {count}" for key, count in value.items())
     return "; ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -23,7 +23,6 @@ def demo(ctx: click.Context, folder: Path, open_: bool) -> None:
     second call goes on where a first one stopped. The speech is generated and the encoders have random weights: its
     scores show that the pipeline works, and say nothing about people.
 
-    \b
     Example: ser demo --open
     """
     ser = ctx.find_root().command

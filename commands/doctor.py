@@ -18,7 +18,6 @@ from .output import answer
 def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
     """Say what this machine has (cores, memory, GPU, the store's disk, weights, licences), and how to get the rest.
 
-    \b
     Example: ser doctor --store /scratch/features
     """
     from ser.doctor import examine
@@ -33,7 +32,9 @@ def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
     if as_json:
         answer(findings)
         return
-    for what, one in findings.items():
-        mark = click.style("ok     ", fg="green") if one["fine"] else click.style("lacking", fg="yellow")
+    for name, finding in findings.items():
+        mark = click.style("ok     ", fg="green") if finding["fine"] else click.style("lacking", fg="yellow")
         click.echo(f"{mark} ", nl=False)
-        answer(f"{what:<20} {one['found']}" + (f"\n{'':<28} → {one['advice']}" if one["advice"] else ""))
+        answer(f"{name:<20} {finding['found']}")
+        if finding["advice"]:
+            answer(f"{'':<28} → {finding['advice']}")

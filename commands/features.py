@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ser.errors import SerError
 from ser.extract.options import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import answer, duration, next_step, say, stage_bars, table
+from .output import answer, duration, next_step, plural, say, stage_bars, table
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
@@ -38,26 +39,28 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
 
     scan, whole = None, True
     if options["transcribe"]:
-        if ctx.get_parameter_source("features") is click.core.ParameterSource.DEFAULT:
+        if ctx.get_parameter_source("features") is ParameterSource.DEFAULT:
             options["features"] = ""  # the transcripts alone
-        if (scan := _transcribe(ExtractionConfig(**options), dry_run, as_json)) is None:
+        scan = _transcribe(ExtractionConfig(**options), dry_run, as_json)
+        if scan is None:
             return
         whole = not scan.unusable("text")
     planned = plan(ExtractionConfig(**options), scan)
     with ExtractionRun(planned) as run:
         if dry_run:
             seconds = run.estimate()
-            answer(_ahead(planned, seconds) if as_json else _ahead_text(planned) + _about(seconds))
+            answer(_plan_json(planned, seconds) if as_json else _plan_text(planned) + _about(seconds))
         else:
             stop_if_unusable(planned)
-            say(_ahead_text(planned), err=True, nl=False)
+            say(_plan_text(planned), err=True, nl=False)
             say(_about(run.estimate()), err=True)
             with stage_bars() as update:
                 summary = run.extract(update)
             rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
             parent = planned.manifest.parent
             if as_json:
-                answer({**({"transcripts": parent.transcripts} if scan and parent else {}), **summary.features})
+                transcripts = {"transcripts": parent.transcripts} if scan and parent else {}
+                answer({**transcripts, **summary.features})
             elif rows:
                 answer(table(rows, ["feature", *COLUMNS[:-1], "s"]))
             for line in _notes(summary):
@@ -71,20 +74,20 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
 
 
 def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan | None":
-    """The corpus with a recogniser's transcripts; with `dry_run` only what there is to do is said."""
+    """The corpus with a recogniser's transcripts; with `dry_run` None, and only what is missing is printed."""
     from ser.extract.corpora.transcribe import Transcription
 
     job = Transcription(config)
-    left, of = len(job.left), len(job.utterances)
+    missing, rows = len(job.left), len(job.utterances)
     if dry_run:
-        facts = {"corpus": job.name, "transcripts": {"rows": of, "missing": left}}
-        answer(facts if as_json else f"{job.name}: {left} of {of} utterances to transcribe")
+        facts = {"corpus": job.name, "transcripts": {"rows": rows, "missing": missing}}
+        answer(facts if as_json else f"{job.name}: {missing} of {rows} utterances to transcribe")
         return None
     with stage_bars() as update:
         scan = job.run(update)
     about = job.about
     rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
-    done = f"{job.name}: {left} of {of} utterances transcribed now, {about['empty']} have no word"
+    done = f"{job.name}: {missing} of {rows} utterances transcribed now, {about['empty']} have no word"
     compared = f"{about['words']} words of {about['utterances']} transcripts, without case and punctuation"
     say(f"{done}; word error rate {rate} over {compared}", as_json)
     for problem in scan.unusable("text").values():
@@ -92,52 +95,46 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
     return scan
 
 
-def _training(plan: "ExtractionPlan") -> list[object]:
+def _training(plan: "ExtractionPlan") -> list[str]:
     """Options of `ser train` that fit what was extracted: the first feature of each modality, and a model of both."""
     from ser.cache.manifest import LABEL_POLICIES, code
     from ser.extract.registry import FEATURES, split_names
 
-    asked = {FEATURES[name.partition(":")[0]].modality: name for name in reversed(split_names(plan.config.features))}
-    first = {one.resolved.spec.modality: one.resolved.spec for one in reversed(plan.features)}
-    chosen = [first[modality] for modality in ("audio", "text") if modality in first]
-    both = "mit" if chosen[0].level == "frame" else "lgf-add"
+    names = {FEATURES[name.partition(":")[0]].modality: name for name in reversed(split_names(plan.config.features))}
+    specs = {feature.resolved.spec.modality: feature.resolved.spec for feature in reversed(plan.features)}
+    modalities = sorted(specs)  # audio first
+    both = "mit" if specs[modalities[0]].level == "frame" else "lgf-add"
+    options = ["--features", "+".join(names[modality] for modality in modalities)]
+    options += ["--fusion", both if len(modalities) > 1 else modalities[0]]
+    options += ["--corpus", plan.manifest.corpus, "--store", str(plan.config.store)]
     sessions = set(plan.manifest.column("session"))
-    protocol = "official" if "train" in sessions else "speaker-out" if sessions == {None} else None
-    codes = {code(label) for label in plan.manifest.column("label") if label}
-    known = [name for name, raws in LABEL_POLICIES["4class"].items() if not codes.isdisjoint(raws)]
-    options = {
-        "--features": "+".join(asked[spec.modality] for spec in chosen),
-        "--fusion": both if len(chosen) > 1 else chosen[0].modality,
-        "--corpus": plan.manifest.corpus,
-        "--store": plan.config.store,
-        **({"--protocol": protocol} if protocol else {}),
-        **({"--labels": "all"} if len(known) < 2 <= len(codes) else {}),
-    }
-    return [word for option in options.items() for word in option]
+    if "train" in sessions:
+        options += ["--protocol", "official"]
+    elif sessions == {None}:
+        options += ["--protocol", "speaker-out"]
+    labels = {code(label) for label in plan.manifest.column("label") if label}
+    classes = [name for name, raw in LABEL_POLICIES["4class"].items() if not labels.isdisjoint(raw)]
+    if len(classes) < 2 <= len(labels):
+        options += ["--labels", "all"]
+    return options
 
 
-def _ahead(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
+def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
     rows = len(plan.manifest)
     missing = {f.resolved.spec.name: {"rows": rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
-    return {
-        "features": missing,
-        "bytes": plan.bytes,
-        "free": plan.free,
-        "seconds": seconds,
-        "corpus": plan.manifest.corpus,
-        "refused": [str(problem) for problem in plan.scan.refused],
-    }
+    sizes = {"bytes": plan.bytes, "free": plan.free, "seconds": seconds}
+    refused = [str(problem) for problem in plan.scan.refused]
+    return {"features": missing, **sizes, "corpus": plan.manifest.corpus, "refused": refused}
 
 
-def _ahead_text(plan: "ExtractionPlan") -> str:
-    lines = [f"{plan.manifest.corpus}: {len(plan.manifest)} utterances → {plan.config.store}"]
+def _plan_text(plan: "ExtractionPlan") -> str:
+    rows = len(plan.manifest)
+    lines = [f"{plan.manifest.corpus}: {plural(rows, 'utterance')} → {plan.config.store}"]
     for feature in plan.features:
-        spec = feature.resolved.spec
-        lines.append(
-            f"  {spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}: "
-            f"{len(feature.missing)} to compute, {len(plan.manifest) - len(feature.missing)} there, "
-            f"about {feature.bytes / 1e6:.1f} MB"
-        )
+        spec, missing = feature.resolved.spec, len(feature.missing)
+        name = f"{spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}"
+        size = f"about {feature.bytes / 1e6:.1f} MB"
+        lines.append(f"  {name}: {missing} to compute, {rows - missing} there, {size}")
     lines += [f"  {feature}: left out, its weights are not here" for feature in plan.unavailable]
     lines += [f"  not in the corpus as read: {problem}" for problem in plan.scan.refused]
     lines.append(f"  {plan.bytes / 1e6:.1f} MB in all, {plan.free / 1e9:.1f} GB free")
@@ -145,7 +142,7 @@ def _ahead_text(plan: "ExtractionPlan") -> str:
 
 
 def _about(seconds: float | None) -> str:
-    """The estimate, to the two digits that it is good for."""
+    """The estimate, in two digits: it is no more precise."""
     return f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances" if seconds is not None else ""
 
 
@@ -153,11 +150,14 @@ def _notes(summary: "Summary") -> Iterator[str]:
     """What is printed below the table: with --json on standard error, so that nothing is left out in silence."""
     yield from (f"warning: {text}" for text in summary.warnings)
     yield from (f"left out of the corpus: {problem}" for problem in summary.refused)
-    for id_, reason in dict.fromkeys(one for reasons in summary.quarantined.values() for one in reasons.items()):
-        whose = [name for name, reasons in summary.quarantined.items() if reasons.get(id_) == reason]
-        yield f"quarantined in {', '.join(whose)}: {id_}: {reason}"
+    features: dict[tuple[str, str], list[str]] = {}  # that quarantine an utterance, by its id and the reason
+    for name, reasons in summary.quarantined.items():
+        for id_and_reason in reasons.items():
+            features.setdefault(id_and_reason, []).append(name)
+    yield from (f"quarantined in {', '.join(names)}: {id_}: {why}" for (id_, why), names in features.items())
     for name, value in summary.check.items():
         yield f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one"
-    if random := [name for name, facts in summary.features.items() if facts["random_weights"]]:
+    random = [name for name, facts in summary.features.items() if facts["random_weights"]]
+    if random:
         yield f"random weights ({', '.join(random)}): these features show that the pipeline works, no more"
     yield f"{summary.sentence}; store: {summary.store}"

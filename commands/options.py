@@ -17,8 +17,8 @@ from ser.errors import WrongUse, unknown
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 BACKENDS = click.Choice(["zarr", "hdf5"])
-# What the top of the file may hold, for every command that has it: where things lie and what computes them. The rest
-# describes an experiment, and stands under its command, so that no recipe is changed by it.
+# Options that the top of the file may set for every command that has them: where things are and what computes them. The
+# others describe an experiment, and are set under their command, so that they change no recipe.
 ANYWHERE = ("store", "corpus", "out", "device")
 EXAMPLE = 'store = "/data/features"'
 
@@ -29,7 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def config_options(config: Any, *names: str, defaults: bool = True) -> Callable[[Any], Any]:
-    """One option for each field of a dataclass that its `TEXTS` tell of, or for those of these names.
+    """One option for each field of a dataclass that its `TEXTS` describe, or for the fields `names`.
 
     Without `defaults` an option that is not given is None, (), or False.
     """
@@ -48,10 +48,11 @@ def _option(field: Field[Any], facts: Mapping[str, Any], defaults: bool) -> Call
     if field.type is bool:
         return click.option(name, is_flag=True, help=facts["help"])
     default = field.default if field.default == () or (defaults and field.default is not MISSING) else None
-    kinds = {kind for kind in get_args(field.type) if kind is not NoneType} or {field.type}
+    types = {kind for kind in get_args(field.type) if kind is not NoneType} or {field.type}
     choices, metavar = facts.get("choices"), facts.get("metavar")
-    kind: Any = FILE if kinds == {Path} else float if float in kinds else COUNT if kinds == {int} else str
-    kind = click.Choice(choices) if choices and not metavar else kind
+    kind: Any = FILE if types == {Path} else float if float in types else COUNT if types == {int} else str
+    if choices and not metavar:
+        kind = click.Choice(choices)
     shown: dict[str, Any] = {"metavar": metavar, "help": facts["help"], "show_default": bool(default)}
     return click.option(name, field.name, type=kind, multiple=default == (), default=default, **shown)
 
@@ -63,32 +64,30 @@ def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
     """
     table: Any = read_toml(path, EXAMPLE)
     for key in ("tool", "ser") if path.name == "pyproject.toml" else ():
-        if not isinstance(table := table.get(key, {}), dict):
+        table = table.get(key, {})
+        if not isinstance(table, dict):
             raise WrongUse(f"{path}: {key} must be a table; write lines such as `{EXAMPLE}` under [tool.ser]")
     common = {key: value for key, value in table.items() if key in ANYWHERE and not isinstance(value, dict)}
-    return _of_group(ser, common, {key: table[key] for key in table.keys() - common.keys()}, path)
+    return _defaults(ser, common, {key: table[key] for key in table.keys() - common.keys()}, path)
 
 
-def _of_group(group: click.Group, common: Mapping[str, Any], tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    if strange := tables.keys() - group.commands.keys():
-        kind = f"command in {path} (options stand under theirs, such as [train])"
-        raise unknown(kind, min(strange), group.commands)
-    found: dict[str, Any] = {}
+def _defaults(group: click.Group, common: Mapping[str, Any], tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    for name in sorted(tables.keys() - group.commands.keys()):
+        raise unknown(f"command in {path} (options stand under theirs, such as [train])", name, group.commands)
+    defaults: dict[str, Any] = {}
     for name, command in group.commands.items():
-        if not isinstance(own := tables.get(name, {}), dict):
+        own = tables.get(name, {})
+        if not isinstance(own, dict):
             raise WrongUse(f"{path}: {name} must be a table of its options")
         if isinstance(command, click.Group):
-            found[name] = _of_group(command, common, own, path)
+            defaults[name] = _defaults(command, common, own, path)
             continue
-        options = {one.opts[-1].lstrip("-"): one for one in command.params if isinstance(one, click.Option)}
-        if strange := own.keys() - options.keys():
-            raise unknown(f"option in [{name}] of {path}", min(strange), options)
-        found[name] = {
-            options[key].name: _checked(options[key], value, f"{path}: {key}")
-            for key, value in {**common, **own}.items()
-            if key in options
-        }
-    return found
+        options = {option.opts[-1].lstrip("-"): option for option in command.params if isinstance(option, click.Option)}
+        for key in sorted(own.keys() - options.keys()):
+            raise unknown(f"option in [{name}] of {path}", key, options)
+        values = {key: value for key, value in {**common, **own}.items() if key in options}
+        defaults[name] = {options[key].name: _checked(options[key], values[key], f"{path}: {key}") for key in values}
+    return defaults
 
 
 def _checked(option: click.Option, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""What commands write: one answer on standard output, and progress on standard error.
+"""What commands write: one answer on standard output, progress on standard error.
 
 Progress is a bar on a terminal, and one line a minute elsewhere.
 """
@@ -20,19 +20,19 @@ from ser.errors import printable
 
 
 def safe(text: str) -> str:
-    """Lines of text with what could steer a terminal escaped."""
+    """Lines of text, with control characters that a terminal would obey escaped."""
     return "\n".join(line if line.isprintable() else printable(line) for line in text.split("\n"))
 
 
 def say(text: str, err: bool = False, nl: bool = True) -> None:
-    """Print lines of text that may hold anything."""
+    """Print lines of text, which may hold control characters: see `safe`."""
     click.echo(safe(text), err=err, nl=nl)
 
 
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], **style: Any) -> str:
-    """Rows under `columns`, in a `style` of tabulate.
+    """Rows under `columns`, as tabulate formats them in this `style`.
 
-    Cells are escaped before their widths are counted: what `say` escapes afterwards would shift the columns.
+    Cells are escaped before tabulate counts their widths: what `say` escapes afterwards would shift the columns.
     """
     from tabulate import tabulate
 
@@ -41,7 +41,7 @@ def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], **style: Any) -
 
 
 def answer(value: Any) -> None:
-    """Print text, and all else as one JSON value without NaN."""
+    """Print text as it is, and any other value as JSON, in which NaN becomes null."""
     if not isinstance(value, str):
         finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
         value = json.dumps(finite, ensure_ascii=False)
@@ -49,18 +49,23 @@ def answer(value: Any) -> None:
 
 
 def next_step(*words: object) -> None:
-    """Say which command comes next, on standard error: it is no part of the answer."""
+    """Suggest the next command, on standard error: it is not part of the answer."""
     say(f"next: {shlex.join(['ser', *map(str, words)])}", err=True)
 
 
 def open_page(page: Path, asked: bool) -> None:
-    """Show a page in the user's browser, if that was asked for; without one, say where it lies."""
+    """Show a page in the user's browser, if requested; where there is no browser, print the page's path."""
     if asked and not webbrowser.open(page.resolve().as_uri()):
         say(f"no browser could be opened here: {page.resolve()}", err=True)
 
 
+def plural(count: int, noun: str) -> str:
+    """A count of things: "1 run", "1,000 runs"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
-    """A duration to read, in its two largest units: "3.2 s", "5 min 20 s", "12 h 26 min"."""
+    """A duration in its two largest units: "3.2 s", "5 min 20 s", "12 h 26 min"."""
     if seconds < 60:
         return f"{seconds:.2g} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -69,16 +74,17 @@ def duration(seconds: float) -> str:
 
 
 class LineStream(io.StringIO):
-    """A stream that turns the redrawing of a bar into lines of a log."""
+    """A stream that prints each state of a progress bar as a line of its own."""
 
     def write(self, text: str) -> int:
-        if line := text.replace("\x1b[A", "").strip("\r\n "):  # tqdm moves the cursor between its bars
+        line = text.replace("\x1b[A", "").strip("\r\n ")  # tqdm moves the cursor between its bars
+        if line:
             say(line, err=True)
         return len(text)
 
 
 def progress(total: float | None, what: str, unit: str = "it", **options: Any) -> "tqdm[Any]":
-    """A `tqdm` bar of `total` steps on standard error; `what` names the stage."""
+    """A `tqdm` bar of `total` steps on standard error, labelled `what`."""
     if sys.stderr.isatty():
         options |= {"dynamic_ncols": True}
     else:
@@ -88,7 +94,7 @@ def progress(total: float | None, what: str, unit: str = "it", **options: Any) -
 
 @contextmanager
 def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per stage of a run, made when the stage first reports how many utterances of all are done."""
+    """One bar per stage, created when the stage first reports how many of the utterances are done."""
     bars: dict[str, tqdm[Any]] = {}
     with ExitStack() as stack:
 

@@ -33,7 +33,7 @@ from .output import answer, say, table
 @json_option
 @click.pass_context
 def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
-    """Tell the emotion of new speech with the trained RUN, a folder that `ser train` wrote.
+    """Predict the emotion of new speech with the trained RUN, a folder that `ser train` wrote.
 
     It is what the run learnt: a class, or valence, arousal and dominance on the scale of its corpus, or both.
     Features are computed with the models and settings that the run records, or not at all: weights that --model names
@@ -54,15 +54,17 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
     else:
         first, rows = found.predictions[0], []
         for one in found.predictions:
-            said = ["abstained" if one.abstained else one.label] if one.label else []
-            lacking = [f"without {', '.join(one.without)}"] if one.without else []
-            rows.append([one.id, *said, *one.probabilities.values(), *one.ratings.values(), *lacking])
+            emotion = ["abstained" if one.abstained else one.label] if one.label else []
+            without = f"without {', '.join(one.without)}" if one.without else None
+            rows.append([one.id, *emotion, *one.probabilities.values(), *one.ratings.values(), without])
         headings = ["", *(["emotion"] if first.label else []), *first.probabilities, *first.ratings]
-        headings += [""] * any(one.without for one in found.predictions)
-        answer(table(rows, headings, floatfmt=".3f"))
-        notes = [f"cannot be used: {id_}: {reason}" for id_, reason in found.unusable.items()]
-        for line in [*notes, *(f"note: {note}" for note in found.notes)]:
-            say(line, err=True)
+        if any(one.without for one in found.predictions):
+            headings.append("")
+        answer(table([row[: len(headings)] for row in rows], headings, floatfmt=".3f"))
+        for id_, reason in found.unusable.items():
+            say(f"cannot be used: {id_}: {reason}", err=True)
+        for note in found.notes:
+            say(f"note: {note}", err=True)
     ctx.exit(3 if found.unusable else 0)
 
 
@@ -78,7 +80,6 @@ def export(run: Path, folder: Path, **options: Any) -> None:
     where onnx and onnxruntime are installed and the fusion can be written so. Encoder weights stay where they are:
     run.py checks them.
 
-    \b
     Example: ser export runs/3f2a91c07b5d4e68 my-model
     """
     from ser.export import export as write

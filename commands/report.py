@@ -39,13 +39,16 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
 
     cells, unfinished = group_runs(find_runs(*runs), find_records(*runs), ours)
     answer(report_text(cells, unfinished, paired))
-    wanted: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
-    if wanted:
+    requested: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
+    if requested:
         page = make_page(cells, unfinished)
-    for form, path in wanted.items():
-        write_html(page, path) if form == "html" else write_tables(page.tables, path, form)
+    for form, path in requested.items():
+        if form == "html":
+            write_html(page, path)
+        else:
+            write_tables(page.tables, path, form)
         answer(f"wrote {path}")
     if html is not None:
         open_page(html, open_)
-    elif not wanted:
+    elif not requested:
         next_step("report", *runs, "--html", "report.html", "--open")

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from .options import FILE, json_option
-from .output import answer, table
+from .output import answer, plural, table
 
-HEADINGS = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1"}
+HEADINGS = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1", "ccc": "mean CCC"}
 where_option = click.option(
     "--where",
     multiple=True,
@@ -42,19 +42,24 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     """
     from ser.train.runs import facts, select
 
-    found = sorted(map(facts, select(folders, where)), key=lambda one: (one["date"], one["run"]))
+    listed = sorted(map(facts, select(folders, where)), key=lambda run: (run["date"], run["run"]))
+    if as_json:
+        answer(listed)
+        return
     columns = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
-    size, unfinished = sum(one["bytes"] for one in found), sum(not one["finished"] for one in found)
-    stores = " and ".join(dict.fromkeys(one["store"] for one in found if one["store"])) or "no known store"
-    told = f"{len(found)} runs on {stores}, {unfinished} unfinished, {size / 1e6:.1f} MB"
-    answer(found if as_json else f"{_table(found, columns)}\n{told}; `ser report` makes tables of them")
+    answer(_table([{**run, "MB": f"{run['bytes'] / 1e6:.1f}"} for run in listed], columns))
+    size, unfinished = sum(run["bytes"] for run in listed), sum(not run["finished"] for run in listed)
+    stores = " and ".join(dict.fromkeys(run["store"] for run in listed if run["store"])) or "no known store"
+    count = f"{plural(len(listed), 'run')} on {stores}, {unfinished} unfinished, {size / 1e6:.1f} MB"
+    answer(f"{count}; `ser report` makes tables of them")
 
 
-def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
+def _table(runs: list[dict[str, Any]], columns: list[str]) -> str:
     """Runs by their facts, one a line."""
-    facts = [{**one, "MB": f"{one['bytes'] / 1e6:.1f}"} for one in found]
-    rows = [[f"{x:.2f}" if isinstance(x := one[key], float) else x for key in columns] for one in facts]
-    return table(rows, [HEADINGS.get(name, name) for name in columns], disable_numparse=True)
+    rows = [[run[name] for name in columns] for run in runs]
+    digits = [".3f" if name == "ccc" else ".2f" for name in columns]
+    texts = [i for i, name in enumerate(columns) if name not in HEADINGS]
+    return table(rows, [HEADINGS.get(name, name) for name in columns], floatfmt=digits, disable_numparse=texts)
 
 
 @runs.command()
@@ -62,27 +67,26 @@ def _table(found: list[dict[str, Any]], columns: list[str]) -> str:
 @where_option
 @json_option
 def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
-    """The scores of RUNS, and one line for each thing that they were asked for differently: each value, and of whom.
+    """The scores of RUNS, and one line for each option or setting in which they differ: each value, and which runs.
 
-    \b
     Example: ser runs compare runs --where fold="session 1"
     """
     from ser.train.runs import differences, facts, select
 
-    found = select(folders, where)
-    differs = differences(found)
-    told = [{"": number, **facts(run)} for number, run in enumerate(found, 1)]
+    selected = select(folders, where)
+    differs = differences(selected)
+    compared = [{"": number, **facts(run)} for number, run in enumerate(selected, 1)]
     if as_json:
-        scores = {name: [one[name] for one in told] for name in HEADINGS}
-        answer({"runs": [one["run"] for one in told], "differences": differs, **scores})
+        scores = {name: [run[name] for run in compared] for name in ("run", *HEADINGS)}
+        answer({"runs": scores.pop("run"), "differences": differs, **scores})
         return
-    answer(_table(told, ["", "run", *HEADINGS]))
+    answer(_table(compared, ["", "run", *HEADINGS]))
     lines = []
     for key, values in differs.items():
-        of: dict[str, list[str]] = {}
+        numbers: dict[str, list[str]] = {}  # of the runs, by value
         for number, value in enumerate(values, 1):
-            of.setdefault(str(value), []).append(str(number))
-        lines.append([key, ", ".join(f"{value} ({' '.join(numbers)})" for value, numbers in of.items())])
+            numbers.setdefault(str(value), []).append(str(number))
+        lines.append([key, ", ".join(f"{value} ({' '.join(of)})" for value, of in numbers.items())])
     answer(table(lines, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60]))
 
 
@@ -91,7 +95,7 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
 @where_option
 @dry_option
 def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> None:
-    """Remove run folders with all that they hold; with --where, those in RUN (folders of runs too) that it names.
+    """Remove run folders with all that they hold; with --where, those in RUN (folders of runs too) that match.
 
     \b
     Examples:
@@ -109,9 +113,8 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
 @click.option("--days", type=click.FloatRange(0), default=1.0, show_default=True, help="Since the last change.")
 @dry_option
 def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
-    """Remove the unfinished runs in RUNS (default: runs) that nobody trains and in which nothing has changed for long.
+    """Remove the unfinished runs in RUNS (default: runs) that no process trains and that have not changed for long.
 
-    \b
     Example: ser runs prune --days 7 --dry-run
     """
     from ser.train.runs import select, unfinished
@@ -119,13 +122,13 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
     _remove(list(unfinished(select(folders), days)), dry_run)
 
 
-def _remove(found: list[Any], dry_run: bool) -> None:
+def _remove(runs: list[Any], dry_run: bool) -> None:
     from ser.cache.atomic_io import extent
     from ser.train.runs import remove as remove_run
 
-    for run in found:
+    for run in runs:
         name = os.path.relpath(run.path)  # it may be the working folder
         freed = extent(run.path)[0] if dry_run else remove_run(run)
         answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
-    if not found:
+    if not runs:
         answer("nothing to remove")

@@ -10,9 +10,9 @@ from ser.train.options import Experiment
 
 from .cache import pulled
 from .options import COUNT, config_options, json_option
-from .output import answer, duration, next_step, progress, safe, say
+from .output import answer, duration, next_step, plural, progress, safe, say
 
-# Of the cells: the recipe says the rest.
+# Those of every cell; the recipe has the rest.
 OPTIONS = [name for name in Experiment.TEXTS if name not in ("features", "fusion")]
 
 
@@ -44,13 +44,15 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
     if list_:
         from ser.train.recipe import list_recipes
 
-        recipes, lines = list_recipes(), []
+        recipes = list_recipes()
+        if as_json:
+            answer(recipes)
+            return
         for name, facts in recipes.items():
-            lines.append(f"{name}: {facts['title']} ({facts['cells']} cells)")
+            answer(f"{name}: {facts['title']} ({plural(facts['cells'], 'cell')})")
             for cell, paper in facts["paper"].items():
                 scores = ", ".join(f"{metric} {value}" for metric, value in paper.items())
-                lines.append(f"    {cell}: {scores}".rstrip(": "))
-        answer(recipes if as_json else "\n".join(lines))
+                answer(f"    {cell}: {scores}".rstrip(": "))
         return
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
@@ -59,52 +61,53 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
     from ser.engines.cluster import check_scheduler
     from ser.engines.processes import start_fork_server
 
-    most = workers or engines.cores()
+    at_once = workers or engines.cores()
     if scheduler is not None:
         check_scheduler(scheduler, options["insecure"], workers)
-    elif most > 1 and not dry_run:
+    elif at_once > 1 and not dry_run:
         start_fork_server("ser.train.sweep")  # it imports torch while this process does
     from ser.train.recipe import read_recipe
     from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
 
-    given = {name: options[name] for name in OPTIONS if options[name] not in (None, (), False)}
-    table = read_recipe(recipe, options["named"], **given)
-    asked = [cell.experiment for cell in table.cells]
-    if features and any("://" in str(one.store) for one in asked):
+    chosen = {name: options[name] for name in OPTIONS if options[name] not in (None, (), False)}
+    table = read_recipe(recipe, options["named"], **chosen)
+    experiments = [cell.experiment for cell in table.cells]
+    if features and any("://" in str(one.store) for one in experiments):
         raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
-    here = zip(table.cells, pulled(asked), strict=True)
-    table = replace(table, cells=tuple(replace(cell, experiment=one) for cell, one in here))
+    local = zip(table.cells, pulled(experiments), strict=True)
+    table = replace(table, cells=tuple(replace(cell, experiment=one) for cell, one in local))
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, options["shard"], elsewhere=scheduler is not None)
     tasks = planned.open_tasks
-    there = len(planned.tasks) - len(tasks)
-    say(f"{planned.recipe.title}: {len(planned.tasks)} runs, {there} finished already", err=True)
+    finished = len(planned.tasks) - len(tasks)
+    say(f"{planned.recipe.title}: {plural(len(planned.tasks), 'run')}, {finished} finished already", err=True)
     if scheduler is None:
-        workers = workers or planned.workers(most)
+        workers = workers or planned.workers(at_once)
         seconds, cells = estimate_sweep(planned, workers)
-        most_of = "at most " * any(ahead.at_most for ahead in cells.values())
-        made = f", in {' and '.join(planned.precisions)} on the GPU" * bool(planned.precisions)
-        where = f"with {workers} workers, {most_of}about {duration(seconds)}{made}"
+        most = "at most " if any(cell.at_most for cell in cells.values()) else ""
+        how = f"with {plural(workers, 'worker')}, {most}about {duration(seconds)}"
+        if planned.precisions:
+            how += f", in {' and '.join(planned.precisions)} on the GPU"
     else:  # the speed of other machines cannot be measured here
-        seconds, cells, where = None, {}, f"at {scheduler}"
+        seconds, cells, how = None, {}, f"at {scheduler}"
     if tasks:
-        say(f"{len(tasks)} runs to train {where}", err=not dry_run or as_json)
+        say(f"{plural(len(tasks), 'run')} to train {how}", err=not dry_run or as_json)
+    if dry_run and as_json:
+        size = 4 * sum(cells[task.cell].parameters for task in tasks if task.cell in cells)
+        answer({"runs": len(tasks), "finished": finished, "workers": workers, "seconds": seconds, "bytes": size})
+    elif dry_run:
+        for name, cell in cells.items():
+            timed = "" if cell.timed else " (not timed: from another cell's time by rows × parameters)"
+            each = duration(cell.seconds / cell.runs)
+            answer(f"  {name}: {cell.parameters:,} parameters, about {each} a run{timed}")
     if dry_run:
-        if as_json:
-            size = 4 * sum(cells[task.cell].parameters for task in tasks if task.cell in cells)
-            facts = {"runs": len(tasks), "finished": there, "workers": workers, "seconds": seconds, "bytes": size}
-            answer(facts)
-        for cell, ahead in cells.items() if not as_json else ():
-            how = "" if ahead.timed else " (not timed: from another cell's time by rows × parameters)"
-            each = duration(ahead.seconds / ahead.runs)
-            answer(f"  {cell}: {ahead.parameters:,} parameters, about {each} a run{how}")
         return
-    failed = False
+    faults = 0
     with progress(len(tasks), planned.recipe.name, "run") as bar:
         for task, fault in run_sweep(planned, workers or 1, scheduler, insecure=options["insecure"]):
             bar.update()
             if fault:
-                failed = True
+                faults += 1
                 bar.write(safe(f"{task.cell}: {fault}"), file=bar.fp)
     from ser.train.report.paper import recipe_rows, recipe_table
 
@@ -115,4 +118,4 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
         answer(recipe_table(planned.recipe, planned.runs))
         if planned.tasks:
             next_step("report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired")
-    ctx.exit(1 if failed else 0)
+    ctx.exit(1 if faults else 0)

@@ -10,7 +10,7 @@ from ser.train.options import Experiment
 
 from .cache import pulled
 from .options import config_options, json_option
-from .output import answer, duration, next_step, progress, safe, say, table
+from .output import answer, duration, next_step, plural, progress, safe, say, table
 
 if TYPE_CHECKING:
     from ser.train.fit import Epoch
@@ -65,40 +65,41 @@ def train(ctx: click.Context, resume: str | None, settings: bool, dry_run: bool,
             [experiment] = pulled([experiment])
         jobs = prepare(experiment)
     ahead = estimate(jobs)
-    most = "at most " * ahead.at_most
+    most = "at most " if ahead.at_most else ""
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, {ahead.runs} run{'s' * (ahead.runs > 1)} × {most}"
-        f"{ahead.epochs} epoch{'s' * (ahead.epochs > 1)}, {ahead.updates:,} updates, {most}about "
-        f"{duration(ahead.seconds)}"
+        f"{ahead.utterances:,} utterances, {plural(ahead.runs, 'run')} × {most}{plural(ahead.epochs, 'epoch')}, "
+        f"{plural(ahead.updates, 'update')}, {most}about {duration(ahead.seconds)}"
     )
-    plan = jobs[0].plan
-    if plan.device.startswith("cuda"):
-        faster = "; --precision bf16 is faster, as float32 does without the tensor cores" * (plan.precision != "bf16")
-        words += f", in {plan.precision} on {plan.device}{faster}"
+    config = jobs[0].plan
+    if config.device.startswith("cuda"):
+        words += f", in {config.precision} on {config.device}"
+        if config.precision != "bf16":
+            words += "; --precision bf16 is faster, as float32 does without the tensor cores"
     if ahead.streamed:
         words += f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
     if dry_run:
-        flops, rates = count_flops(jobs, ahead.epochs), product_rates(plan)
-        told = {**vars(ahead), "flops": flops, "flops_per_second": rates}
+        flops, rates = count_flops(jobs, ahead.epochs), product_rates(config)
+        words += f"; {flops:.3g} FLOP in matrix products"
         each = [f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items()]
-        alone = f", which alone take this GPU {' or '.join(each)}" * bool(each)
-        answer(told if as_json else f"{words}; {flops:.3g} FLOP in matrix products{alone}")
+        if each:
+            words += f", which alone take this GPU {' or '.join(each)}"
+        answer({**vars(ahead), "flops": flops, "flops_per_second": rates} if as_json else words)
         return
     say(words, err=True)
-    names, finished = [job.name for job in jobs], dict[str, int]()  # epochs of each run
+    epochs = dict.fromkeys([job.name for job in jobs], 0)  # that each run has finished
     with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
 
         def show(job: "Job", epoch: "Epoch | None") -> None:
             if epoch is None:  # the run is finished, perhaps by an earlier command that reported its epochs
-                finished[job.name] = ahead.epochs
+                epochs[job.name] = ahead.epochs
             else:
-                finished[job.name] = finished.get(job.name, 0) + 1
+                epochs[job.name] += 1
                 scores = {"wa": epoch.wa, "ua": epoch.ua, "f1": epoch.macro_f1, "ccc": epoch.ccc}
                 dev = "".join(f" {name} {value:.3f}" for name, value in scores.items() if value is not None)
-                place = f"run {names.index(job.name) + 1}/{ahead.runs} fold {job.fold.name}"
+                place = f"run {list(epochs).index(job.name) + 1}/{ahead.runs} fold {job.fold.name}"
                 bar.set_postfix_str(safe(f"{place} loss {epoch.loss:.3f}{dev}"), refresh=False)
-            bar.update(sum(finished.values()) - bar.n)
+            bar.update(sum(epochs.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))
     from ser.train.report.cell_scores import CellScores
@@ -119,75 +120,77 @@ def summary_text(cell: "CellScores") -> str:
     from ser.train.run_folder import column
     from ser.train.scores import BINS, LEVEL, SHOWN
 
-    asked = [(name, metric, "both") for name, metric in SHOWN.items() if cell.classes]
-    asked += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
-    asked += [(f"UA, {test}", "ua", test) for test in cell.tests if cell.classes and test != "both"]
-    asked += [(named(metric), metric, "both") for metric in cell.rated]
-    asked += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
+    scores = [(name, metric, "both") for name, metric in SHOWN.items() if cell.classes]
+    scores += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
+    scores += [(f"UA, {test}", "ua", test) for test in cell.tests if cell.classes and test != "both"]
+    scores += [(named(metric), metric, "both") for metric in cell.rated]
+    scores += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
     digits = {metric: 3 if metric in cell.of_ratings else 2 for metric in cell.metrics}
-    lines = []
-    for name, metric, test in asked:
+    rows = []
+    for name, metric, test in scores:
         score = cell.score(metric, test)
-        of_seeds, of_folds = (_shown(one, digits[metric]) for one in (score.over_seeds, score.over_folds))
-        lines.append([name, of_seeds, str(score.seeds), of_folds, str(score.folds)])
+        over_seeds, over_folds = (_spread(values, digits[metric]) for values in (score.over_seeds, score.over_folds))
+        rows.append([name, over_seeds, str(score.seeds), over_folds, str(score.folds)])
     unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
     headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
     found = cell.intervals.items()
-    ends = "; ".join(f"{metric} over {cell.over}: {_shown(ends, digits[metric])}" for metric, ends in found)
-    about = f"95 % interval of {ends} ({cell.interval_over})" if ends else cell.interval_over
-    notes = [cell.conditions, about]
+    intervals = [f"{metric} over {cell.over}: {_spread(ends, digits[metric])}" for metric, ends in found]
+    notes = [cell.conditions, cell.interval_over]
+    if intervals:
+        notes[1] = f"95 % interval of {'; '.join(intervals)} ({cell.interval_over})"
     if cell.classes:
-        told = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
+        calibration = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
         if cell.temperatures:
-            told += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
+            calibration += f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
         if cell.conformal:
-            (held, *_), size = cell.conformal
-            told += f"; sets for {100 * LEVEL:.0f} % hold the true class in {held:.2f} %, "
-            told += f"mean size {size:.2f} (no guarantee across speakers)"
-        notes.append(told)
-    if of := cell.divergences():
-        told = ", ".join(f"{name.upper()} {_shown(ends, 3)}" for name, ends in of.items())
-        notes.append(f"from the raters' votes, in nats: {told}")
+            (coverage, *_), size = cell.conformal
+            calibration += f"; sets for {100 * LEVEL:.0f} % hold the true class in {coverage:.2f} %, "
+            calibration += f"mean size {size:.2f} (no guarantee across speakers)"
+        notes.append(calibration)
+    if divergences := cell.divergences():
+        shown = ", ".join(f"{name.upper()} {_spread(ends, 3)}" for name, ends in divergences.items())
+        notes.append(f"from the raters' votes, in nats: {shown}")
     if cell.raters:
-        own = ", ".join(f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items())
+        shown = ", ".join(f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items())
         notes.append(
-            f"the raters' own: {own} ({cell.raters['n']:,} votes, each against the majority of the others; "
+            f"the raters' own: {shown} ({cell.raters['n']:,} votes, each against the majority of the others; "
             f"{cell.raters['left_out']:,} left out)"
         )
-    if absent := ", ".join(f"{count} ({why})" for why, count in cell.left_out.items()):
-        notes.append(f"left out: {absent}")
+    if cell.left_out:
+        notes.append("left out: " + ", ".join(f"{count} ({reason})" for reason, count in cell.left_out.items()))
     if cell.corpora:
         notes.append(tabulated(Table("corpora", "", cell.corpora)))
-    return "\n".join([table(lines, headings, disable_numparse=True), *notes, *filter(None, [caveat(cell.results)])])
+    return "\n".join([table(rows, headings, disable_numparse=True), *notes, *filter(None, [caveat(cell.results)])])
 
 
-def _shown(told: tuple[float | None, ...], digits: int) -> str:
-    """A score with its low and high end, or with its deviation; or alone, where these are None."""
-    whole, *others = (f"{x:.{digits}f}" for x in told if x is not None)
-    return f"{whole} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([whole, *others])
+def _spread(values: tuple[float | None, ...], digits: int) -> str:
+    """A score with its deviation, or with the low and high end of its interval; alone where these are None."""
+    score, *ends = (f"{x:.{digits}f}" for x in values if x is not None)
+    return f"{score} [{', '.join(ends)}]" if len(ends) == 2 else " ± ".join([score, *ends])
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
-    """All settings of a fusion, of both that `audio` or `text` is, and the `own` defaults of options in a `file`."""
+    """All settings of a fusion, or of both that `audio` or `text` is, and the `own` defaults of options in a `file`."""
     from ser.errors import unknown
     from ser.train.models import FUSIONS
     from ser.train.settings import settings
 
-    kinds = [fusion for fusion in FUSIONS if name in ("audio", "text") and fusion.startswith(f"{name}:")]
-    if not kinds and name not in FUSIONS:
+    alone = name in ("audio", "text")
+    fusions = [fusion for fusion in FUSIONS if fusion == name or (alone and fusion.startswith(f"{name}:"))]
+    if not fusions:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
-    found = []
-    text: list[str] = []
-    for fusion in kinds or [name]:
-        source, told = FUSIONS[fusion].source, settings(FUSIONS[fusion])
-        found.append({"fusion": fusion, "source": source, "settings": [*map(vars, told)], "defaults": own})
-        rows = [
-            [one.name, one.default, one.source, one.help + (f" ({one.range})" if one.range else "")] for one in told
-        ]
-        text.append(f"{fusion}: {source}")
-        text.append(table(rows, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
+    described = []
+    for fusion in fusions:
+        source, listed = FUSIONS[fusion].source, settings(FUSIONS[fusion])
+        described.append({"fusion": fusion, "source": source, "settings": [*map(vars, listed)], "defaults": own})
+        rows = [[one.name, one.default, one.source, f"{one.help} ({one.range})".removesuffix(" ()")] for one in listed]
+        if not as_json:
+            answer(f"{fusion}: {source}")
+            answer(table(rows, ["setting", "default", "source", "what"], maxcolwidths=[None, None, 32, 56]))
+    if as_json:
+        answer(described if alone else described[0])
+        return
     for option, value in own.items():
         for one in value if isinstance(value, list) else [value]:
             given = "" if one is True else f" {one}"  # a flag has no value
-            text.append(f"--{option.replace('_', '-')}{given} (default of {file})")
-    answer((found if kinds else found[0]) if as_json else "\n".join(text))
+            answer(f"--{option.replace('_', '-')}{given} (default of {file})")

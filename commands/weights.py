@@ -18,7 +18,6 @@ def weights() -> None:
 def demo(folder: Path) -> None:
     """Write small HuBERT, MPNet and BERT checkpoints with RANDOM weights to DIR, to try the pipeline without a network.
 
-    \b
     Example: ser weights demo demo/checkpoints
     """
     from ser.extract.corpora.demo import demo_vocabulary
@@ -31,18 +30,16 @@ def demo(folder: Path) -> None:
 @weights.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """What lies in Hugging Face's cache, and what keeps ser from using it.
+    """The checkpoints in Hugging Face's cache, and what keeps ser from using them.
 
-    \b
     Example: ser weights list
     """
     from ser.weights.find import list_checkpoints
 
-    found = list_checkpoints()
-    rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in found]
-    columns = ["model", "architecture", "size", "state"]
-    shown = table(rows, columns) if found else "Hugging Face's cache holds no model"
-    answer(found if as_json else shown)
+    listed = list_checkpoints()
+    rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in listed]
+    text = table(rows, ["model", "architecture", "size", "state"]) if rows else "Hugging Face's cache holds no model"
+    answer(listed if as_json else text)
 
 
 @weights.command()

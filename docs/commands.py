@@ -31,9 +31,10 @@ def sections(command: click.Command, name: str) -> Iterator[str]:
         return
     context = click.Context(command, info_name=name, terminal_width=10_000, max_content_width=10_000)
     yield f"## `{' '.join([name, *command.collect_usage_pieces(context)])}`\n"
-    # Click keeps what follows a backspace verbatim: the examples, which name corpora and runs that the tests lack.
-    text, _, examples = inspect.cleandoc(command.help or "").partition("\b\n")
-    lines = [line.strip() for line in re.sub(r"^Examples?:\s*", "", examples).splitlines()]
+    # The examples end the help; click keeps the lines of several as they are, for a backspace before them. They name
+    # corpora and runs that the tests lack.
+    text, examples = re.split(r"\n(?:\x08\n)?Examples?:\s*", inspect.cleandoc(command.help or ""), maxsplit=1)
+    lines = [line.strip() for line in examples.splitlines()]
     yield "\n".join([text.strip(), "```text", *lines, "```", ""])
     rows = [row for option in command.params if (row := option.get_help_record(context))]
     if rows:

@@ -6,6 +6,7 @@ not need is not written.
 """
 
 import ast
+import copy
 import json
 import math
 import os
@@ -186,40 +187,55 @@ def _written(name: str, given: Mapping[str, Any]) -> bytes:
 def source_of(roots: Iterable[Any]) -> str:
     """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
 
-    What `plain_layers` defines is imported from there in the place of the fast form. Raises `WrongUse` for two things
-    of one name.
+    What `plain_layers` defines is imported from there in place of the fast form. A constant whose name another one has
+    gets a new name; raises `WrongUse` for two classes or functions of one name.
     """
-    imports, pieces, seen = dict[str, set[str]](), list[str](), dict[ast.stmt, str]()  # nodes, with their names
+    imports, pieces = dict[str, set[str]](), list[str]()
+    names = dict[tuple[str, str], str]()  # by module and name there, the name in the file
 
-    def add(module: str, name: str) -> None:
-        """A name of a module, after all that it uses."""
+    def add(module: str, name: str) -> str:
+        """Add what a module calls by a name, after all that it uses. Returns its name in the file."""
         node = _statements(module).get(name)
-        if node is None or node in seen:
-            return
-        ours = not isinstance(node, ast.Import | ast.ImportFrom)
-        if ours and name in seen.values():
-            raise WrongUse(f"{module}.{name}: another {name} would stand beside it in one file; rename one of them")
-        seen[node] = name if ours else ""
-        value = getattr(import_module(module), name)
-        if module in FAST and name in vars(plain_layers) and ours:
-            imports.setdefault("from plain_layers import", set()).add(name)
-        elif isinstance(node, ast.Import):
+        if node is None or (module, name) in names:
+            return names.get((module, name), name)
+        if isinstance(node, ast.Import):
             imports.setdefault(f"import {ast.unparse(node.names[0])}", set())
-        elif isinstance(node, ast.ImportFrom):
+            return name
+        if isinstance(node, ast.ImportFrom):
             origin = resolve_name("." * node.level + (node.module or ""), import_module(module).__package__)
             if origin.partition(".")[0] in ("ser", module.partition(".")[0]):
-                add(origin, node.names[0].name)
-            else:
-                imports.setdefault(f"from {origin} import", set()).add(ast.unparse(node.names[0]))
-        elif get_origin(value) is Annotated:  # what a setting may be is checked by ser alone
-            pieces.append(f"{name} = {get_args(value)[0].__name__}")
-        else:
+                return add(origin, node.names[0].name)
+            imports.setdefault(f"from {origin} import", set()).add(ast.unparse(node.names[0]))
+            return name
+        if module in FAST and name in vars(plain_layers):
+            imports.setdefault("from plain_layers import", set()).add(name)
+            return name
+        for other in [other for other, statement in _statements(module).items() if statement is node]:
+            new = other
+            while new in names.values():
+                if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                    raise WrongUse(
+                        f"{module}.{name}: another {name} would stand beside it in one file; rename one of them"
+                    )
+                new += "_"
+            names[module, other] = new
+        value, source = getattr(import_module(module), name), getsource(import_module(module))
+        if get_origin(value) is Annotated:  # what a setting may be is checked by ser alone
+            pieces.append(f"{names[module, name]} = {get_args(value)[0].__name__}")
+            return names[module, name]
+        new_names = {one.id: add(module, one.id) for one in ast.walk(node) if isinstance(one, ast.Name)}
+        if any(new != old for old, new in new_names.items()):
+            node = copy.deepcopy(node)
             for one in ast.walk(node):
                 if isinstance(one, ast.Name):
-                    add(module, one.id)
-            assigned = isinstance(node, ast.Assign | ast.AnnAssign)
-            written = ast.get_source_segment(getsource(import_module(module)), node)
-            pieces.append(str(written) if assigned else f"\n{getsource(value)}")
+                    one.id = new_names[one.id]
+            text = ast.unparse(node)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            text = getsource(value)
+        else:
+            text = str(ast.get_source_segment(source, node))
+        pieces.append(f"\n{text}" if isinstance(node, ast.ClassDef | ast.FunctionDef) else text)
+        return names[module, name]
 
     for root in roots:
         add(root.__module__, root.__name__)

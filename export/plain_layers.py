@@ -99,7 +99,7 @@ def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     return torch.stack([part.amax(0) if len(part) else part.sum(0) for part in layout.each(x)])
 
 
-def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
+def concatenate(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
     """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     pairs = zip(of_a.each(a), of_b.each(b), strict=True)
     return torch.cat([part for pair in pairs for part in pair]), RaggedLayout(of_a.lengths + of_b.lengths)

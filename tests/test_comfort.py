@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from ser.cli import main
 from ser.commands.demo import STEPS
 from ser.tests.command_line import ser
+from ser.tests.newcomer import run_of
 from ser.tests.test_docs import check_options
 from ser.train.run_folder import find_runs
 
@@ -83,6 +84,7 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
         [run] = [run for run in runs if run.name == Path(one["run"]).name]
         assert one["ua"] == 100 * run.result["ua"] and one["finished"] and one["fusion"] == run.config["fusion"]
         assert one["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
+        assert one["ccc"] is None
     assert ser("runs").stdout == ser("runs", "list", "runs").stdout
     assert all("macro-F1" in ser("runs", command, "runs").stdout for command in ("list", "compare"))
     for condition in ("fusion=mit", "features=hubert", "queries=3.0"):
@@ -96,6 +98,14 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     assert "protocol" not in table["differences"]
     told = ser("runs", "compare", "runs").stdout.splitlines()
     assert max(map(len, told)) <= 80 and sum(line.startswith("fusion ") for line in told) == 1
+
+
+def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
+    run = run_of(newcomer, "vad")
+    [listed] = json.loads(ser("runs", "list", run.path, "--json").stdout)
+    assert listed["ccc"] == pytest.approx(sum(run.result["ccc"].values()) / 3) and listed["ua"] is None
+    done = ser("runs", "list", run.path).stdout
+    assert "mean CCC" in done and f"{listed['ccc']:.3f}" in done and "\n1 run on " in done
 
 
 def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

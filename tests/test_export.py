@@ -1,5 +1,6 @@
 """An exported run gives what `ser predict` gives, in a process that cannot import ser."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -132,6 +133,21 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
         given = plain.Batch(batch.inputs, batch.dialogues, batch.speakers)
         for head, logits in model.eval()(given).items():
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
+
+
+def test_constants_of_one_name_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_model.py").write_text(
+        "from ser.train.models.usc import CnnBert\nBOTH = ['mine']\nSTAGES: int = 3\n\n\n"
+        "class Own(CnnBert):\n    def inputs(self):\n        return BOTH\n\n\nclass Cnn(Own):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own, exported = importlib.import_module("own_model"), types.ModuleType("exported")
+    monkeypatch.setitem(sys.modules, "exported", exported)
+    monkeypatch.setitem(sys.modules, "plain_layers", plain_layers)
+    exec(source_of([Batch, own.Own]), vars(exported))
+    assert exported.BOTH == ("audio", "text") and exported.Own.inputs(None) == ["mine"]
+    with pytest.raises(WrongUse, match=r"Cnn: another Cnn would stand beside it in one file; rename one of them"):
+        source_of([own.Cnn])
 
 
 def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def outcomes(of, x, y, lengths, others):
     torch.manual_seed(1)
     a, b = of.RaggedLayout(torch.tensor(lengths)), of.RaggedLayout(torch.tensor(others))
     rows, pool, lstm = x.flatten(1), ragged.SelfAttentionPooling(10), nn.LSTM(10, 3, bidirectional=True)
-    joined, layout = of.interleave(rows, a, y.flatten(1), b)
+    joined, layout = of.concatenate(rows, a, y.flatten(1), b)
     found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
     found += [a.total(rows), of.max_rows(rows, a), of.recurrent(lstm, rows, a), joined]
     found += [ragged.mean_rows(rows, a), pool(rows, a)]  # which see the ends by the layout alone

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ser.cache.atomic_io import explain_disk_errors, extent, open_lock, remove_folder
@@ -65,12 +66,16 @@ def _holds(option: Any, key: str, value: str) -> bool:
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """One line of a list: the run, what tells it from others, its scores in percent, date, bytes and store."""
+    """One line of a list: the run, what tells it from others, its scores, date, bytes and store.
+
+    WA, UA and macro-F1 are in percent; `ccc` is the mean over valence, arousal and dominance.
+    """
     options = options_of(run.config, defaults=False)
     shown = {key: options.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
     result = run.result if run.finished else {}
     size, changed = extent(run.path)
     scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
+    scores["ccc"] = fmean(result["ccc"].values()) if "ccc" in result else None
     return {
         "run": os.path.relpath(run.path),
         **shown,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Weight, setting
-from .ragged import Batch, RaggedLayout, full_precision, recurrent, send, vectors
+from .ragged import Batch, RaggedLayout, recurrent, send, vectors, without_autocast
 
 CODE = "the authors' code, declare-lab/conv-emotion"
 
@@ -53,11 +53,10 @@ class Icon(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        x = {"both": torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1)}
+        h = torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1).to(self.query.weight.dtype)
         rows, mine, lengths = histories(batch)
         layout = RaggedLayout(lengths, batch.device)
-        with full_precision(x):
-            h = x["both"]
+        with without_autocast(batch.device.type):
             q, m = self.query(h).tanh(), h.new_zeros(len(rows), self.query.out_features)
             for gru, said in ((self.own, mine), (self.other, ~mine)):
                 if not said.any():  # nobody else speaks: then nothing is to move the weights of that GRU

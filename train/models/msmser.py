@@ -3,8 +3,8 @@
 Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines each modality, §2.2 lets L emotion query
 tokens gather from both what tells the emotion, and §2.3 hides one modality of some training samples.
 
-Everything runs on packed rows (`ragged.py`). A hidden modality has no rows in the batch, which is what setting its
-attention mask to zero does: nothing that it holds reaches the result or a gradient.
+Everything runs on packed rows (`ragged.py`). A hidden modality has no rows in the batch, which has the effect of an
+attention mask of zero: nothing that it holds reaches the result or a gradient.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Depth, Dims, Dropout, Fusion, Positive, Share, setting
 from .layers import DecoderLayer, EncoderLayer, classifier
-from .ragged import Batch, RaggedLayout, SelfAttentionPooling, interleave, visible
+from .ragged import Batch, RaggedLayout, SelfAttentionPooling, concatenate, visible
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,22 @@ class MsmserSettings(CommonSettings):
 
 
 class Refinement(nn.Module):
-    """§2.1, one modality: a linear map to d_e, a transformer encoder, and the frames scaled by the self-attention.
+    """§2.1 of one modality: a linear map to d_e, a transformer encoder, and self-attention, which scales the frames.
 
-    `encoder` and `gate`, the self-attention, say which of them are there (§4.2, w/o Encoder and w/o SelfAtt).
+    `encoder` and `self_attention` leave them out where false (§4.2, w/o Encoder and w/o SelfAtt).
     """
 
-    def __init__(self, settings: MsmserSettings, dim: int, encoder: bool = True, gate: bool = True) -> None:
+    def __init__(self, settings: MsmserSettings, dim: int, encoder: bool = True, self_attention: bool = True) -> None:
         super().__init__()
         d = settings.d_model
+        depth = settings.encoder_depth if encoder else 0
         self.project = nn.Linear(dim, d)
         self.encoder = nn.ModuleList(
-            EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
-            for _ in range(settings.encoder_depth * encoder)
+            EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout) for _ in range(depth)
         )
         # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each frame"
-        self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if gate else None
+        mlp = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid()) if self_attention else None
+        self.scales = mlp
 
     def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """a_{1:T} → a'_{1:T} (or w → w'); rows `[r, dim]` → `[r, d_e]`."""
@@ -64,7 +65,7 @@ class Refinement(nn.Module):
 
 
 class ModalityInteraction(nn.Module):
-    """§2.2, the modality interaction transformer (MIT), up to the pooling of its L tokens into one."""
+    """§2.2, the modality interaction transformer (MIT), with the pooling that merges its L tokens into one."""
 
     def __init__(self, settings: MsmserSettings) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class ModalityInteraction(nn.Module):
         """Rows a' `[r_a, d_e]` and w' `[r_w, d_e]` of n utterances → `[n, d_e]`."""
         a = a + positions(audio, a) + self.types[0]
         w = w + positions(text, w) + self.types[1]
-        memory = interleave(a, audio, w, text)
+        memory = concatenate(a, audio, w, text)
         n, tokens = len(audio.lengths), len(self.queries)
         layout = RaggedLayout(torch.full_like(audio.lengths, tokens), audio.device)
         q = self.queries.repeat(n, 1)  # [n L, d_e]
@@ -94,27 +95,30 @@ def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
     """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
     kind = like.shape[1], like.dtype, like.device
     if like.is_cuda:  # mostly one table for all batches
-        return _kept(max(2048, 1 << layout.longest.bit_length()), *kind).index_select(0, layout.position)
-    return _sinusoids(layout.longest, *kind).index_select(0, layout.position)
+        table = _cached_sinusoids(max(2048, 1 << layout.longest.bit_length()), *kind)
+    else:
+        table = _sinusoids(layout.longest, *kind)
+    return table.index_select(0, layout.position)
 
 
 def _sinusoids(rows: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    there = device if device.type != "mps" else "cpu"  # Apple's GPU has no float64
-    t = torch.arange(rows, device=there, dtype=torch.float64)[:, None]
-    angle = t * torch.exp(torch.arange(0, d, 2, device=there, dtype=torch.float64) * (-math.log(10000.0) / d))
+    place = device if device.type != "mps" else "cpu"  # Apple's GPU has no float64
+    t = torch.arange(rows, device=place, dtype=torch.float64)[:, None]
+    angle = t * torch.exp(torch.arange(0, d, 2, device=place, dtype=torch.float64) * (-math.log(10000.0) / d))
     return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d].to(dtype).to(device)
 
 
-_kept = cache(torch.inference_mode(False)(_sinusoids))  # of GPUs: to make one there is a dozen operations
+_cached_sinusoids = cache(torch.inference_mode(False)(_sinusoids))  # on GPUs, where a table is a dozen operations
 
 
 class Msmser(nn.Module):
-    """Full (§2), w/o Encoder and w/o SelfAtt (§4.2): `parts` says which of `Refinement` are there."""
+    """Full (§2), w/o Encoder and w/o SelfAtt (§4.2): `ablation` is what `Refinement` leaves out."""
 
-    def __init__(self, settings: MsmserSettings, dims: Dims, classes: int, **parts: bool) -> None:
+    def __init__(self, settings: MsmserSettings, dims: Dims, classes: int, **ablation: bool) -> None:
         super().__init__()
-        self.dims, d = dict(dims), settings.d_model
-        self.audio, self.text = (Refinement(settings, dims[m], **parts) for m in BOTH)
+        d = settings.d_model
+        self.dims = dict(dims)
+        self.audio, self.text = (Refinement(settings, dims[m], **ablation) for m in BOTH)
         self.interaction = ModalityInteraction(settings)
         self.classifier = classifier(settings.dropout, d, d, classes)  # "a 2-layer MLP for classification"
 
@@ -133,7 +137,8 @@ class Pooled(nn.Module):
 
     def __init__(self, settings: MsmserSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        self.dims, d = {m: dims[m] for m in BOTH if m in dims}, settings.d_model
+        d = settings.d_model
+        self.dims = {m: dims[m] for m in BOTH if m in dims}
         self.refine = nn.ModuleDict({m: Refinement(settings, dim) for m, dim in self.dims.items()})
         self.pool = nn.ModuleDict({m: SelfAttentionPooling(d) for m in self.dims})
         self.classifier = classifier(settings.dropout, len(dims) * d, d, classes)
@@ -146,31 +151,31 @@ class Pooled(nn.Module):
 
 
 def random_modality_masking(settings: MsmserSettings, n: int, epoch: int, generator: Generator) -> dict[str, Tensor]:
-    """§2.3: strikes each of n training samples with probability p, and then hides its text or its audio, never both.
+    """§2.3: masks each of n training samples with probability p, and then hides its text or its audio, never both.
 
     p falls linearly to 0, which it reaches after `rmm_end` of the epochs. Modality → bool `[n]`, true where hidden.
     """
     end = settings.rmm_end * settings.epochs
     p = settings.rmm_start * max(0.0, 1 - epoch / end) if end > 0 else 0.0
-    struck = torch.rand(n, generator=generator) < p
+    masked = torch.rand(n, generator=generator) < p
     text = torch.rand(n, generator=generator) < settings.rmm_text
-    return {"audio": struck & ~text, "text": struck & text}
+    return {"audio": masked & ~text, "text": masked & text}
 
 
-_HIDE, _RMM, _MIT = random_modality_masking, ("rmm_start", "rmm_end", "rmm_text"), ("decoder_depth", "queries")
-_PLAIN = (*_MIT, *_RMM)  # what a model without both has no use for
-_POOLED = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
-_PLACED = _POOLED | {"positions": ("sinusoidal", "codes of both modalities before MIT; there are none in the encoders")}
+POOLING = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
+POSITIONS = {"positions": ("sinusoidal", "codes of both modalities before MIT; there are none in the encoders")}
+OF_MIT = ("decoder_depth", "queries")  # settings, unused without it
+OF_RMM = ("rmm_start", "rmm_end", "rmm_text")
+_with = partial(Fusion, settings=MsmserSettings, level="sequence")
+_mit = partial(_with, inputs=BOTH, hide=random_modality_masking, fixed=POOLING | POSITIONS)
+_pooled = partial(_with, build=Pooled, fixed=POOLING)
 FUSIONS = [
-    Fusion(name, source, MsmserSettings, inputs, "sequence", build, hide=hide, unused=unused, fixed=fixed)
-    for name, source, inputs, build, hide, unused, fixed in (
-        ("mit", "MSMSER §2", BOTH, Msmser, _HIDE, (), _PLACED),
-        ("mit:no-encoder", "MSMSER §4.2", BOTH, partial(Msmser, encoder=False), _HIDE, ("encoder_depth",), _PLACED),
-        ("mit:no-selfatt", "MSMSER §4.2", BOTH, partial(Msmser, gate=False), _HIDE, (), _PLACED),
-        # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained so.
-        ("concat", "MSMSER §4.2", BOTH, Pooled, None, _PLAIN, _POOLED),
-        ("concat:rmm", "MSMSER §4.2, §2.3", BOTH, Pooled, _HIDE, _MIT, _POOLED),
-        ("audio:frame", "MSMSER §4.2", ("audio",), Pooled, None, _PLAIN, _POOLED),
-        ("text:token", "MSMSER §4.2", ("text",), Pooled, None, _PLAIN, _POOLED),
-    )
+    _mit("mit", "MSMSER §2", build=Msmser),
+    _mit("mit:no-encoder", "MSMSER §4.2", build=partial(Msmser, encoder=False), unused=("encoder_depth",)),
+    _mit("mit:no-selfatt", "MSMSER §4.2", build=partial(Msmser, self_attention=False)),
+    # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained so.
+    _pooled("concat", "MSMSER §4.2", inputs=BOTH, unused=(*OF_MIT, *OF_RMM)),
+    _pooled("concat:rmm", "MSMSER §4.2, §2.3", inputs=BOTH, unused=OF_MIT, hide=random_modality_masking),
+    _pooled("audio:frame", "MSMSER §4.2", inputs=("audio",), unused=(*OF_MIT, *OF_RMM)),
+    _pooled("text:token", "MSMSER §4.2", inputs=("text",), unused=(*OF_MIT, *OF_RMM)),
 ]

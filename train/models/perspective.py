@@ -30,7 +30,7 @@ from ser.errors import WrongUse
 
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Weight, setting
 from .layers import Attention, bigru
-from .ragged import Batch, RaggedLayout, full_precision, vectors
+from .ragged import Batch, RaggedLayout, vectors, without_autocast
 
 CODE = "the authors' released code; not stated in the paper"
 
@@ -128,7 +128,9 @@ class Perspective(nn.Module):
             return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
 
         x = {m: self.activation(self.features[m](vectors(batch, m, dim))) for m, dim in self.dims.items()}
-        with full_precision(x):  # behind the first FC everything is too small to gain by less
+        # Behind the first FC everything is too small to gain by autocast.
+        x = {m: rows.to(self.features[m].weight.dtype) for m, rows in x.items()}
+        with without_autocast(batch.device.type):
             x = bigru(self.gru, fuse("ef", x), layout)
             x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
             x = {s: self.attention[s](rows, layout) for s, rows in x.items()}

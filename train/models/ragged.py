@@ -280,27 +280,23 @@ class SelfAttentionPooling(nn.Module):
 def recurrent(layer: nn.Module, x: Tensor, layout: RaggedLayout) -> Tensor:
     """One of torch's recurrent layers over each sequence of packed rows `[r, d]`, without padding; `[r, 2 hidden]`.
 
-    In full precision: under autocast to bfloat16, torch runs these layers in float16 on a GPU.
+    In the precision of its weights: under autocast to bfloat16, torch runs these layers in float16 on a GPU.
     """
     if not len(x):  # over a row that nobody sees, so that the gradients are zeros and not None
         return recurrent(layer, F.pad(x, (0, 0, 0, 1)), RaggedLayout(torch.ones(1, dtype=torch.int64), x.device))[:0]
     forwards, _, alive = layout.steps
-    rows = {"x": x.index_select(0, forwards)}
-    with full_precision(rows):
-        y = layer(PackedSequence(rows["x"], torch.tensor(alive)))[0].data
+    rows = x.index_select(0, forwards).to(next(layer.parameters()).dtype)
+    with without_autocast(x.device.type):
+        y = layer(PackedSequence(rows, torch.tensor(alive)))[0].data
     return torch.empty_like(y).index_copy(0, forwards, y)
 
 
-def full_precision(x: dict[str, Tensor]) -> AbstractContextManager[object]:
-    """Leave autocast, taking the values of `x` along."""
-    device = next(iter(x.values())).device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return nullcontext()
-    x.update({name: values.float() for name, values in x.items()})
-    return torch.autocast(device, enabled=False)
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Compute in the precision of what is given, on a type of device that torch may not have autocast for."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def interleave(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> Rows:
+def concatenate(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> Rows:
     """The rows of a and b utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     order = torch.cat([of_a.owner, of_b.owner]).argsort(stable=True)
     both = RaggedLayout(of_a.lengths + of_b.lengths, of_a.device, of_a.there + of_b.there)
