@@ -197,7 +197,7 @@ def test_a_dry_run_says_what_the_arithmetic_alone_takes(
     recipe.write_text('[[cell]]\nname = "x"\nfeatures = "hubert+mpnet"\nfusion = "mit"\n')
     with Gpu(downloads=torch.inf, waits=torch.inf):
         found = ser("sweep", recipe, "--epochs", 1, "--folds", 1, "--dry-run", *small)
-    assert "1 runs to train with" in found.stdout and ", in bf16 on the GPU" in found.stdout, found.output
+    assert "1 run to train with" in found.stdout and ", in bf16 on the GPU" in found.stdout, found.output
 
 
 def test_the_device_refuses_what_a_gpu_refuses_and_what_it_would_wait_for() -> None:
