@@ -121,6 +121,7 @@ def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     machine.this_worker = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # multiprocessing ends it so: no package's handler may lose that
     os.environ.clear()  # the fork server's
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
