@@ -246,7 +246,7 @@ class Pull:
         for manifest in self._manifests:
             if manifest.corpus not in store.corpora():
                 store.put_manifest(manifest, command="cache pull")
-            # Raises before anything is copied, if it may not replace the one here; it does so after all is copied.
+            # Raises before anything is copied if it may not replace the one here, which is done when all is copied.
             store.manifest(manifest.corpus).gives_way(manifest, self._replace, self._path)
         for spec in self._specs.values():
             store.add(spec)

@@ -149,11 +149,12 @@ def remove_feature(store: Store, folder: Path) -> int:
 
 
 def remove_superseded(store: Store, folders: Sequence[Path] = (), dry_run: bool = False) -> Iterator[tuple[Part, int]]:
-    """Rewrite the parts with rows that no corpus's latest manifest names, or that appear twice; of all `folders`.
+    """Rewrite the parts with rows that no corpus's latest manifest names, or that appear twice.
 
-    What is kept is published before the part that holds it is dropped. Other processes may publish manifests and parts
-    at the same time: a row that one of them needs at the moment of the drop may have to be computed again. Yields each
-    part that is dropped, and how many of its rows are gone. Raises `CorruptStore` for a feature that cannot be read.
+    Of the features in these `folders`, or of all features if none are given. What is kept is published before the
+    part that holds it is dropped. Other processes may publish manifests and parts at the same time: a row that one
+    of them needs at the moment of the drop may have to be computed again. Yields each part that is dropped, and how
+    many of its rows are gone. Raises `CorruptStore` for a feature that cannot be read.
     """
     for folder in folders or store.folders():
         seen, current, feature = set[str](), set[Key](), Feature(store.path, folder)

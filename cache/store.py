@@ -97,8 +97,8 @@ class Store:
         """Store a manifest as the corpus's latest, with the `command` in the corpus's log. Returns its digest.
 
         One that equals the latest is not written again. Unless it may `replace` the latest, raises `WrongUse` if it
-        lacks utterances of that, or their audio or transcripts, or if that is another and damaged, and `StoreError` if
-        that is of a newer format.
+        lacks utterances of it, or their audio or transcripts, or if the latest is damaged and not this one, and
+        `StoreError` if the latest is of a newer format.
         """
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
         for id_, times in Counter(manifest.ids).items():

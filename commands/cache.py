@@ -102,7 +102,7 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
     facts = {"checked": checked, "skipped": skipped, "bytes": size, "bad": [asdict(check) for check in bad]}
     answer(facts if as_json else f"{plural(checked, 'thing')} checked{measured}: {len(bad)} bad")
     if skipped and not as_json:
-        answer(f"{skipped} parts were checked less than a day ago and have not changed; --fresh checks them again")
+        answer(f"{plural(skipped, 'part')} unchanged since a check less than a day ago; --fresh checks all again")
     ctx.exit(1 if any(not check.repaired for check in bad) else 0)
 
 
@@ -219,6 +219,7 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
 
     What is there is not sent again. The answer is the URL with the root digest of what is published there now.
 
+    \b
     Example: ser cache push s3://bucket/iemocap --features hubert+mpnet
     """
     from ser.cache.copies import Push

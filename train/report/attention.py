@@ -78,12 +78,13 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         k = cross.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, T + N, d / h]
         weights = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2).mean(0).numpy()  # [L, T + N]
         frames = len(batch.inputs["audio"].values)
-        words, texts = weights[:, frames:], manifest.column("text")[rows[number]] or ""
+        words = weights[:, frames:]
         if words_of_tokens is None:  # of a store without a map of the words, tokens are named by number
-            texts = [f"token {token}" for token in range(words.shape[1])]
+            texts: list[str | None] = [f"token {token}" for token in range(words.shape[1])]
         else:
             own = words_of_tokens[slice(*tokens.offsets[number:][:2])]
-            words, texts = _by_word(words, own, texts, text.feature.spec.config)
+            transcript = manifest.column("text")[rows[number]] or ""
+            words, texts = _by_word(words, own, transcript, text.feature.spec.config)
         probabilities = logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy()
         pooling = pool.score(taken["pool"][0])[:, 0].softmax(0).numpy()
         hop = audio.hop or audio.feature.spec.hop
