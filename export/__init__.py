@@ -224,7 +224,10 @@ def source_of(roots: Iterable[Any]) -> str:
             pieces.append(f"{names[module, name]} = {get_args(value)[0].__name__}")
             return names[module, name]
         new_names = {one.id: add(module, one.id) for one in ast.walk(node) if isinstance(one, ast.Name)}
-        if any(new != old for old, new in new_names.items()):
+        if renamed := {old for old, new in new_names.items() if new != old}:
+            if hidden := renamed & {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}:
+                fault = f"a parameter is called {min(hidden)}, as two constants are"
+                raise WrongUse(f"{module}.{name}: {fault}; rename it")
             node = copy.deepcopy(node)
             for one in ast.walk(node):
                 if isinstance(one, ast.Name):

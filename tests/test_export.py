@@ -138,7 +138,8 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
 def test_constants_of_one_name_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_model.py").write_text(
         "from ser.train.models.usc import CnnBert\nBOTH = ['mine']\nSTAGES: int = 3\n\n\n"
-        "class Own(CnnBert):\n    def inputs(self):\n        return BOTH\n\n\nclass Cnn(Own):\n    pass\n"
+        "class Own(CnnBert):\n    def inputs(self):\n        return BOTH\n\n\nclass Cnn(Own):\n    pass\n\n\n"
+        "class Hiding(CnnBert):\n    def inputs(self, BOTH=BOTH):\n        return BOTH\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     own, exported = importlib.import_module("own_model"), types.ModuleType("exported")
@@ -148,6 +149,8 @@ def test_constants_of_one_name_stand_side_by_side(tmp_path: Path, monkeypatch: p
     assert exported.BOTH == ("audio", "text") and exported.Own.inputs(None) == ["mine"]
     with pytest.raises(WrongUse, match=r"Cnn: another Cnn would stand beside it in one file; rename one of them"):
         source_of([own.Cnn])
+    with pytest.raises(WrongUse, match=r"own_model.Hiding: a parameter is called BOTH, as two constants are"):
+        source_of([Batch, own.Hiding])
 
 
 def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
