@@ -49,7 +49,7 @@ class Push:
         if not url or re.match("(?!file:)[a-z0-9]{2,}:/(?!/)", url) or split_digest(url)[1]:
             raise WrongUse(f"{url!r}: name the URL, such as s3://bucket/store, or folder to publish at, and no digest")
         target = Path(url.removeprefix("file://"))
-        # Its manifests would lose their transcripts. A published store has no tmp/ before it has a record.
+        # A store in use would lose its transcripts; it has a tmp/, and no record as a published one has.
         if (target / "tmp").is_dir() and not (target / LATEST).exists():
             raise WrongUse(f"{target}: is a store that is in use; name a new folder to publish at")
         self._with_text, self._replace, self.remote = with_text, replace, Remote(url)

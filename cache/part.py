@@ -165,7 +165,8 @@ class PartRows:
     """What one part will hold.
 
     `arrays` are `[n_i, dim]` each; at utterance level `[dim]` or `[1, dim]`. `extras` holds, by name, one `[n_i]` array
-    per utterance. A part may hold quarantined utterances only. `finite`: values of the stored dtype are known to be.
+    per utterance. A part may hold quarantined utterances only. `finite`: the caller has checked `arrays` of the stored
+    dtype for NaN and infinities.
     """
 
     corpus: str
@@ -180,7 +181,7 @@ class PartRows:
     def from_packed(
         cls, corpus: str, inputs: Sequence[str | None], packed: Packed, quarantined: Sequence[Quarantine] = ()
     ) -> "PartRows":
-        """Utterances that are in memory."""
+        """The rows of a `Packed`, one array for each utterance."""
         extras = {name: np.split(array, packed.offsets[1:-1]) for name, array in packed.extras.items()}
         arrays = [packed[i] for i in range(len(packed))]
         return cls(corpus, packed.ids, inputs, arrays, extras, list(quarantined))

@@ -105,7 +105,7 @@ def start_fork_server(module: str) -> None:
     from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload(["__main__", module])
-    resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
+    resource_tracker.ensure_running()  # started within `defer_sigint`, it would unblock SIGINT
     environment = dict(os.environ)
     try:
         with defer_sigint():  # Ctrl-C reaches the whole process group: only this process acts on it

@@ -4,8 +4,8 @@ The runs differ in seed and loss. Each draws its batches, as that does, and its 
 that the others change nothing but the order of sums. A run that diverges is reported when the others are done.
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch along a leading axis. Vmap
-wants the same shapes of all, so batches are laid out here in common ones, with a last dialogue of one turn that takes
-what is too much: it has a place in every step of every layer, and no part in any loss. Few shapes occur, so that a GPU
+needs the same shapes for all, so batches are padded to common ones: a dummy last dialogue of one turn takes the surplus
+rows and steps, and has no part in any loss. Few shapes occur, so that a GPU
 captures each once: there an update is one CUDA graph, and so is an evaluation. What is left to do one by one is to say
 which dialogues a batch has, and once per epoch each run's dropout. Axis letters beside those of `models.ragged`:
 
@@ -151,7 +151,7 @@ def fit_many(
                 stack.draw(turns_there, place, r)
             rate.fill_(fit.learning_rate(settings, update))
             every.append(graphs((r, some.shape[1]), partial(step, place, r)))
-        # Asked here alone: after every batch it would make the GPU wait for the answer.
+        # Checked once per epoch: after every batch the GPU would wait for the answer.
         for i, of_run in enumerate(torch.stack(every, 1).tolist()):
             if i in left and (fault := fit.divergence(of_run, stage, epoch)):
                 faults[i] = fault
@@ -208,13 +208,16 @@ def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
 
 
 def table(groups: Sequence[np.ndarray]) -> Tensor:
-    """The turns of each dialogue, rows of the dataset, and those of one that has none; int64 `[g + 1, t]`, then -1."""
+    """The dataset's rows of each dialogue's turns, padded with -1; the last line, the dummy dialogue, is all -1.
+
+    int64 `[g + 1, t]`.
+    """
     turns = [*map(torch.from_numpy, groups), torch.empty(0, dtype=torch.int64)]
     return pad_sequence(turns, batch_first=True, padding_value=-1)
 
 
 def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
-    """The dialogues of a `table` that are chosen for each run `[R, m - 1]`, with its last `[R, m]`; and r for them all.
+    """The chosen dialogues of a `table` for each run `[R, m - 1]`, with the dummy one `[R, m]`; and r for all runs.
 
     r is one more than any run needs, and a multiple of `ROWS`.
     """
@@ -261,8 +264,8 @@ class _Drawn(nn.Module):
 class Stack:
     """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`, with gradients.
 
-    `values` `[utterances, dim]` are those of the whole dataset, by modality. `frame`, a model that may take wider ones
-    than `models`, computes in their place: what its weights have more is zero, and stays so while those values are.
+    `values` `[utterances, dim]` are those of the whole dataset, by modality. `frame`, a model that may have wider
+    inputs than `models`, computes in their place: its additional weights are zero, and stay so as those inputs are.
     `generators` are the random generators of their dropout, one per run: no run changes what another draws.
     """
 
@@ -351,7 +354,7 @@ class Graphs:
         return function().clone()
 
     def captured(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """The graph that does all of it again without Python, and what it fills. Nothing is done yet."""
+        """The calls as a CUDA graph, and the tensor that it fills on replay. Nothing is computed yet."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # A capture that breaks leaves its own stream as the current one; and other threads may use the GPU meanwhile.

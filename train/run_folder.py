@@ -54,7 +54,7 @@ _FAULTS = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError
 
 
 def shape(texts: str, **others: Any) -> Any:
-    """What a JSON object holds at least: the keys that are text, and those of other kinds; (kind, default) may lack."""
+    """A type of JSON object with at least these keys: `texts`, and `others` by kind; (kind, default) is optional."""
     kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
     return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
 
@@ -69,7 +69,7 @@ RESULT_SHAPE = shape("corpus protocol select labels fold", **_RESULT)
 
 
 def column(what: str, test: str) -> str:
-    """Which column of predictions.parquet holds this of the model tested in that way."""
+    """The column of predictions.parquet with `what` was predicted when the model was given the modalities of `test`."""
     return what if test == "both" else f"{what} {test}"
 
 
@@ -246,8 +246,8 @@ def find_runs(*paths: Path | str) -> list[Run]:
 def claimed(path: Path) -> Iterator[Run]:
     """The run folder, made if needed, with nobody else at work in it: a second process waits for the first.
 
-    On a finished run nobody works any more: it takes neither a lock nor the right to write. What killed writers left is
-    removed. Raises `StoreError` for a link or special file in the folder: no run is written through one.
+    A finished run needs neither a lock nor the right to write. What killed writers left is removed. Raises
+    `StoreError` for a link or special file in the folder: no run is written through one.
     """
     if Run(path).finished:
         yield Run(path)

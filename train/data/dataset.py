@@ -28,14 +28,15 @@ Cut = Sequence[np.ndarray]  # the utterances of one batch, dialogue by dialogue
 Read = tuple[Cut, Mapping[str, "Inputs"]]
 Hide = Callable[[int], Mapping[str, Tensor]]
 FITS = 0.5  # of a GPU's free memory may be inputs that stay there
-COLUMNS = 32  # so many give the same sums by themselves as among others: torch adds them up side by side
+COLUMNS = 32  # a block so wide sums bit for bit as it does within all columns: torch adds them up side by side
 
 
 @dataclass(frozen=True)
 class Inputs:
     """One modality of all n utterances: values [rows, dim] as stored, `offsets` [n + 1] int64.
 
-    Utterances n, n + 1, … are the same ones again: so a view that leaves a modality as it is takes no memory for it.
+    Numbers wrap around: utterance n is utterance 0 again, so a view (an augmented copy) that leaves a modality as it is
+    takes no memory for it.
     """
 
     values: Tensor
@@ -79,7 +80,7 @@ class Inputs:
         return ((cut, data.inputs) for cut in cuts)
 
     def pieces(self, utterances: np.ndarray) -> list[np.ndarray]:
-        """The utterances in as many arrays as there is no room to take at once; in memory there always is."""
+        """The utterances cut into arrays that there is room to take; one array if they are in memory."""
         return [utterances]
 
     def moments(self, utterances: np.ndarray) -> Tensor:
@@ -187,7 +188,7 @@ class Standardizer:
 
     @classmethod
     def of(cls, inputs: Inputs, utterances: np.ndarray) -> "Standardizer":
-        """Statistics of all rows of the given utterances, which must be those of the training part alone."""
+        """Statistics of all rows of the given utterances; `fit.fit_standardizers` says which may be given."""
         chunks = np.array_split(utterances, len(utterances) // 256 + 1)
         low, high, total, squares = inputs.moments(chunks[0])
         for chunk in chunks[1:]:

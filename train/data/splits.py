@@ -49,7 +49,7 @@ class Cut:
     """How the dev part is cut.
 
     `dev` is "next" (the session or speakers cyclically after the test ones), "none", or a share of the training part
-    such as "0.1", of a whole number of parts: "0.4" is a half. "auto", the default, is the protocol's own dev part, or
+    such as "0.1", rounded to one of k parts: "0.4" is a half. "auto", the default, is the protocol's own dev part, or
     else `SHARE`. `seed` is that of random cuts.
     """
 
@@ -71,7 +71,7 @@ class Cut:
 
 
 def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
-    """What of the test part is known from training, as a run's result.json holds it.
+    """What of the test part also occurs in training, speakers and transcripts, as a run's result.json holds it.
 
     `speakers`: whether each one is heard in train or dev, None where one is unknown; `speaker_independent`: if none is;
     `repeated_texts`: how many utterances' transcripts stand in train word for word, None where none has a transcript.
@@ -108,7 +108,7 @@ def check_leakage(fold: Fold, utterances: Utterances, separate: Sequence[str], s
 
 
 def session_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
-    """Each session is the test part once (MSMSER §3.1)."""
+    """Leave one session out: each session is the test part once (MSMSER §3.1)."""
     sessions = _named(utterances.sessions, "session")
     if {"train", "test"} <= {*sessions}:
         raise WrongUse("the sessions of this corpus are the parts of its own split; use --protocol official")
@@ -116,7 +116,7 @@ def session_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
 
 
 def corpus_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
-    """Each corpus is the test part once, and the others train."""
+    """Leave one corpus out: each corpus is the test part once, and the others train."""
     if not utterances.corpora:
         raise WrongUse("--protocol corpus-out needs several corpora, such as --corpus iemocap+emodb")
     yield from _each_out("corpus", utterances.corpora, utterances, cut)
@@ -134,7 +134,7 @@ def cross(utterances: Utterances, cut: Cut, asked: str) -> Iterator[Fold]:
 
 
 def speaker_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
-    """Each speaker is the test part once.
+    """Leave one speaker out: each speaker is the test part once.
 
     Who speaks with the test speaker shares dialogues with them, so stands in no part of that fold; the dev part is
     the next such group of speakers: a pair in IEMOCAP, one speaker where nobody shares a dialogue.
@@ -251,7 +251,9 @@ def from_file(utterances: Utterances, cut: Cut, file: str) -> Iterator[Fold]:
 
 
 _PLAIN = (session_out, speaker_out, script_out, train1234_test5, random_70_20_10, corpus_out, official)
-PROTOCOLS: dict[str, Callable[..., Iterator[Fold]]] = {cut.__name__.replace("_", "-"): cut for cut in _PLAIN}
+PROTOCOLS: dict[str, Callable[..., Iterator[Fold]]] = {
+    protocol.__name__.replace("_", "-"): protocol for protocol in _PLAIN
+}
 APART: dict[str, Sequence[str]] = {"random-70-20-10": (), "folds": (), "official": ("dialogue",)}  # else speakers too
 
 

@@ -19,7 +19,7 @@ HARDEST = 12  # utterances
 GROUPS = 12  # of one grouping in the plot
 # Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
 STYLE = r"^(?:[^/]+/)?Ses\d\d[FM]_(impro|script)"
-SECONDS = {"under 1.5 s": 0.0, "1.5–3 s": 1.5, "3–5 s": 3.0, "5–8 s": 5.0, "from 8 s": 8.0}  # from so many
+SECONDS = {"under 1.5 s": 0.0, "1.5–3 s": 1.5, "3–5 s": 3.0, "5–8 s": 5.0, "from 8 s": 8.0}  # lower bounds
 # Shares of the raters behind the label, in percent: from, below. Two of three raters are in the second.
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
 
@@ -122,7 +122,7 @@ def errors(cells: Cells) -> list[Table]:
 
 
 def hardest_table(cells: Cells) -> Table:
-    """Wrong in the largest share of all runs on this corpus; of equals, where the truth was given least."""
+    """Wrong in the largest share of all runs on this corpus; of equals, the least sure of the truth."""
     import pandas
 
     same = [c for c in cells if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes]

@@ -34,8 +34,8 @@ def compare(
 
     Its interval is `jackknife_interval` and its test `sign_flip`, over speakers, or over dialogues where there are too
     few speakers; neither of fewer than `TO_TEST` groups.
-    `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. None where the cells share no
-    utterance or have other classes.
+    `claimed`: 1 tests one-sided whether the first is better, −1 whether the second is. `tests` are the modalities that
+    each model was given. None if the cells share no utterance or have other classes.
     """
     theirs = set(second.tested)
     if first.classes != second.classes or theirs.isdisjoint(first.tested):
@@ -64,8 +64,8 @@ def contributions(matrices: np.ndarray, metric: str) -> np.ndarray:
     """
     sizes, right = matrices.sum((-4, -1)), np.diagonal(matrices, axis1=-2, axis2=-1)  # […, S, K], […, g, S, K]
     of_class = np.maximum(sizes, 1) * (sizes > 0).sum(-1, keepdims=True)
-    below = of_class if metric == "ua" else sizes.sum(-1, keepdims=True)
-    return 100 * (right / below[..., None, :, :]).sum(-1).mean(-1)
+    denominators = of_class if metric == "ua" else sizes.sum(-1, keepdims=True)
+    return 100 * (right / denominators[..., None, :, :]).sum(-1).mean(-1)
 
 
 def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarray:
@@ -79,10 +79,10 @@ def sign_flip(parts: np.ndarray, sides: int = 2, draws: int = FLIPS) -> np.ndarr
     """
     from scipy.stats import permutation_test
 
-    exact = (1e9 * parts).round()  # whole numbers, so that sums that are equal stay so when they are added up
+    rounded = (1e9 * parts).round()  # whole numbers, so that equal sums stay equal in any order
     options: dict[str, Any] = {"permutation_type": "samples", "n_resamples": draws, "axis": -1, "rng": 0}
     options |= {"alternative": "two-sided" if sides == 2 else "greater", "batch": max(1, AT_A_TIME // parts.size)}
-    return np.asarray(permutation_test((exact,), np.sum, **options).pvalue)
+    return np.asarray(permutation_test((rounded,), np.sum, **options).pvalue)
 
 
 def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: int | None = None) -> Comparison:
@@ -95,14 +95,14 @@ def against_quoted(ours: Score, quoted: float, std: float | None = None, seeds: 
 
     difference, own = ours.pooled - quoted, ours.over_seeds[1]
     about = f"two-sided, {how_many(ours.seeds, 'seeds')}"
-    theirs = std**2 / seeds if std is not None and seeds and seeds > 1 else None
-    about += "" if theirs is not None else f"; quoted without {'a deviation' if std is None else 'its seeds'}"
+    quoted_variance = std**2 / seeds if std is not None and seeds and seeds > 1 else None
+    about += "" if quoted_variance is not None else f"; quoted without {'a deviation' if std is None else 'its seeds'}"
     if not own:  # one seed, or all the same
         return Comparison((difference, None, None), None, about)
-    squares = own**2 / ours.seeds, theirs or 0.0
-    error = np.sqrt(sum(squares))
-    free = error**4 / (squares[0] ** 2 / (ours.seeds - 1) + squares[1] ** 2 / max((seeds or 0) - 1, 1))
-    p, half = float(2 * t.sf(abs(difference) / error, free)), float(t.ppf(0.975, free) * error)
+    variances = own**2 / ours.seeds, quoted_variance or 0.0  # of the means
+    error = np.sqrt(sum(variances))
+    freedom = error**4 / (variances[0] ** 2 / (ours.seeds - 1) + variances[1] ** 2 / max((seeds or 0) - 1, 1))
+    p, half = float(2 * t.sf(abs(difference) / error, freedom)), float(t.ppf(0.975, freedom) * error)
     return Comparison((difference, difference - half, difference + half), p, about)
 
 
