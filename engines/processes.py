@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import util
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -44,12 +45,18 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
     """
     remaining, busy = iter(tasks), dict[Pipe, tuple[BaseProcess, T]]()
 
+    def kill() -> None:
+        for process, _ in busy.values():
+            process.kill()
+
     def give(pipe: Pipe, process: BaseProcess, task: T) -> None:
         busy[pipe] = process, task
         # If the process has died, reading the pipe raises next, and the task is named then.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             pipe.send((function, task))
 
+    # At this process's end too: multiprocessing would send SIGTERM and wait, and a package's handler may swallow that.
+    kill_once = util.Finalize(None, kill, exitpriority=0)
     try:
         for number, task in enumerate(islice(remaining, workers)):
             ours, theirs = _context.Pipe()
@@ -88,8 +95,7 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
                     process.join()
                 yield result
     finally:
-        for process, _ in busy.values():
-            process.kill()
+        kill_once()
         for pipe, (process, _) in busy.items():
             pipe.close()
             process.join()
@@ -121,7 +127,6 @@ def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     machine.this_worker = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # multiprocessing ends it so: no package's handler may lose that
     os.environ.clear()  # the fork server's
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
