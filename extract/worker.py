@@ -52,7 +52,7 @@ class TaskResult:
     stages: Counter[str] = field(default_factory=Counter)  # utterances done
 
     def add(self, other: "TaskResult") -> None:
-        """Count another task in."""
+        """Add what another task has computed, its seconds and warnings; not its quarantined utterances and stages."""
         self.computed += other.computed
         self.batches += other.batches
         self.audio_seconds += other.audio_seconds

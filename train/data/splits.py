@@ -251,9 +251,7 @@ def from_file(utterances: Utterances, cut: Cut, file: str) -> Iterator[Fold]:
 
 
 _PLAIN = (session_out, speaker_out, script_out, train1234_test5, random_70_20_10, corpus_out, official)
-PROTOCOLS: dict[str, Callable[..., Iterator[Fold]]] = {
-    protocol.__name__.replace("_", "-"): protocol for protocol in _PLAIN
-}
+PROTOCOLS: dict[str, Callable[..., Iterator[Fold]]] = {rule.__name__.replace("_", "-"): rule for rule in _PLAIN}
 APART: dict[str, Sequence[str]] = {"random-70-20-10": (), "folds": (), "official": ("dialogue",)}  # else speakers too
 
 
