@@ -69,7 +69,8 @@ def read_arrays(path: Path) -> Arrays:
         raise unknown("feature file format", suffix or path.name, _READERS)
     if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
         kind = "folder" if suffix == ".zarr" else "plain file"
-        raise WrongUse(f"{path}: {f'is not a {kind}' if path.exists() else 'does not exist'}")
+        fault = f"is not a {kind}" if path.exists() else "does not exist"
+        raise WrongUse(f"{path}: {fault}; name a {kind} that is there")
     with _explained(path):
         return _READERS[suffix](path)
 

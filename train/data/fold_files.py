@@ -31,7 +31,7 @@ def read_folds(path: Path) -> list[Listed]:
         else:
             raise WrongUse(f"{path}: folds come as .csv or .tsv, or as a folder of EmoBox's fold_N")
     except FileNotFoundError:
-        raise WrongUse(f"{path}: no such file of folds") from None
+        raise WrongUse(f"{path}: no such file of folds; give a .csv or .tsv, or a folder of EmoBox's fold_N") from None
     except WrongUse:
         raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError) as error:
