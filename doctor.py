@@ -26,12 +26,16 @@ LICENCES = (
 
 
 def examine(store: Path = Path("features")) -> dict[str, dict[str, Any]]:
-    """Each finding by its subject: `found`, whether that is `fine` for all that ser can do, else the `advice`.
+    """Each finding by its subject: `found`, whether that is `fine` for all that ser can do, else
+    the `advice`.
 
     In the order of printing. Uses no network and writes nothing.
     """
     rows = [*_machine(), *_disk(store), *_weights(), ("licences", LICENCES, "")]
-    return {what: {"what": what, "found": text, "fine": not advice, "advice": advice} for what, text, advice in rows}
+    return {
+        what: {"what": what, "found": text, "fine": not advice, "advice": advice}
+        for what, text, advice in rows
+    }
 
 
 def _machine() -> Iterator[tuple[str, str, str]]:
@@ -49,7 +53,9 @@ def _machine() -> Iterator[tuple[str, str, str]]:
     needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
     yield "memory", size, needed if total and total < 8e9 else ""
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        cards = [
+            torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
+        ]
         names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
         bf16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
         yield "GPU", f"{names}, {bf16} bfloat16", ""
@@ -61,7 +67,9 @@ def _machine() -> Iterator[tuple[str, str, str]]:
 
 def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
     """The disk of the store, or where it would be made, and whether locks work there."""
-    folder = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    folder = next(
+        folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists()
+    )
     free = shutil.disk_usage(folder).free
     space = f"{free / 1e9:.1f} GB free for {store}"
     if os.access(folder, os.W_OK):
@@ -75,7 +83,9 @@ def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
 def _locks(folder: Path) -> tuple[str, str]:
     kind, options = "this file system", [""]
     with suppress(OSError):
-        for line in MOUNTS.read_text().splitlines():  # the last mount that holds the folder hides the others
+        for line in (
+            MOUNTS.read_text().splitlines()
+        ):  # the last mount that holds the folder hides the others
             _, mount, mount_kind, mount_options, *_ = line.split(" ")
             if folder.is_relative_to(mount.replace("\\040", " ")):
                 kind, options = mount_kind, mount_options.split(",")
@@ -88,12 +98,17 @@ def _locks(folder: Path) -> tuple[str, str]:
         return f"not tried on {kind} ({error.strerror})", ""
     local = {"nolock", "localflock", "local_lock=all", "local_lock=flock"} & {*options}
     if local or kind.startswith("fuse.") or kind == "beegfs":
-        return f"work on {kind}, but other machines may not see them", f"with several machines, {once}"
+        return (
+            f"work on {kind}, but other machines may not see them",
+            f"with several machines, {once}",
+        )
     return f"work on {kind}", ""
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
-    """One line for each encoder of the default features, and one for the others in Hugging Face's cache."""
+    """One line for each encoder of the default features, and one for the others in Hugging Face's
+    cache.
+    """
     cached = {entry["model"]: entry for entry in list_checkpoints()}
     for feature in str(ExtractionConfig.features).split(","):
         model = FEATURES[feature].model
@@ -109,4 +124,8 @@ def _weights() -> Iterator[tuple[str, str, str]]:
     if good := [model for model, entry in cached.items() if not entry["fault"]]:
         yield "other weights", f"in Hugging Face's cache: {', '.join(good)}", ""
     for model in sorted(cached.keys() - set(good)):
-        yield f"weights of {model}", cached[model]["fault"], f"ser weights convert {cached[model]['path']} DIR"
+        yield (
+            f"weights of {model}",
+            cached[model]["fault"],
+            f"ser weights convert {cached[model]['path']} DIR",
+        )

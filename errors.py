@@ -31,7 +31,9 @@ class SerError(Exception):
 
 
 class WrongUse(SerError, ValueError):
-    """The request itself is wrong: an unknown name, a path that is not what it should be (exit code 2)."""
+    """The request itself is wrong: an unknown name, a path that is not what it should be (exit code
+    2).
+    """
 
     exit_code = 2
 
@@ -53,7 +55,9 @@ class MissingRows(SerError, LookupError):
 
 
 class UtteranceError(CorpusError):
-    """One utterance that an extractor cannot use; its message is the reason that the quarantine records."""
+    """One utterance that an extractor cannot use; its message is the reason that the quarantine
+    records.
+    """
 
 
 class CodedAudio(UtteranceError):
@@ -73,11 +77,15 @@ class LeakageError(SerError):
 
 
 class Diverged(SerError):
-    """The loss of a run is no longer a number; its folder holds the weights of the last good epoch that was kept."""
+    """The loss of a run is no longer a number; its folder holds the weights of the last good epoch
+    that was kept.
+    """
 
 
 def printable(text: str) -> str:
-    """`text` with what could steer a terminal escaped as in JSON: ids, labels and paths are someone else's data."""
+    """`text` with what could steer a terminal escaped as in JSON: ids, labels and paths are someone
+    else's data.
+    """
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 

@@ -3,9 +3,9 @@
 answer = predict("runs/3f2a…", ["hello.wav"], text="hello there")
 answer.predictions[0].label, answer.predictions[0].probabilities
 
-The run folder holds the model, its scaling, and for each feature the complete spec that was hashed when it was
-extracted. A feature is computed in exactly that way or not at all; only the encoders' weights are elsewhere, and their
-digest must be the recorded one.
+The run folder holds the model, its scaling, and for each feature the complete spec that was hashed
+when it was extracted. A feature is computed in exactly that way or not at all; only the encoders'
+weights are elsewhere, and their digest must be the recorded one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,9 @@ __all__ = ["Answer", "Prediction", "Predictor", "Turn", "predict"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance to classify. Without a `dialogue` it stands alone; `turn` is its rank within the dialogue."""
+    """One utterance to classify. Without a `dialogue` it stands alone; `turn` is its rank within
+    the dialogue.
+    """
 
     id: str
     audio: Path | None = None
@@ -49,12 +51,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's prediction for one utterance. `without` names the modalities that the utterance lacks.
+    """The model's prediction for one utterance. `without` names the modalities that the utterance
+    lacks.
 
-    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest is below the
-    requested bound, so the label does not count as an answer. `ratings` are valence, arousal and dominance on the scale
-    of the corpus that the run trained on, if it learnt them. A run that learnt nothing else gives no `label` and no
-    `probabilities`.
+    The probabilities are those after the run's temperature, if it has one. `abstained`: the highest
+    is below the requested bound, so the label does not count as an answer. `ratings` are valence,
+    arousal and dominance on the scale of the corpus that the run trained on, if it learnt them. A
+    run that learnt nothing else gives no `label` and no `probabilities`.
     """
 
     id: str
@@ -67,7 +70,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions in the order of the turns; by id, why an `unusable` one has none; `notes` on the others."""
+    """Predictions in the order of the turns; by id, why an `unusable` one has none; `notes` on the
+    others.
+    """
 
     predictions: list[Prediction]
     unusable: dict[str, str] = field(default_factory=dict)
@@ -85,23 +90,31 @@ def predict(
 ) -> Answer:
     """Classify audio files, one of them with its transcript `text`, or the turns of a table.
 
-    The table is a CSV, TSV, Parquet or JSONL with the columns audio (relative to the table), text, dialogue, turn and
-    speaker; id if the run takes no audio. The model abstains if the highest probability is below `abstain_below`.
+    The table is a CSV, TSV, Parquet or JSONL with the columns audio (relative to the table), text,
+    dialogue, turn and speaker; id if the run takes no audio. The model abstains if the highest
+    probability is below `abstain_below`.
 
-    `models` says where encoder weights are now ({"hubert": folder}, or "hubert=FOLDER" entries); by default where the
-    run's features found them. Raises `WrongUse` for input that the run cannot take, with the reason, and `CorpusError`
-    for a table, naming its first wrong row.
+    `models` says where encoder weights are now ({"hubert": folder}, or "hubert=FOLDER" entries); by
+    default where the run's features found them. Raises `WrongUse` for input that the run cannot
+    take, with the reason, and `CorpusError` for a table, naming its first wrong row.
     """
     if (table is None) == (not audio and text is None) or (text is not None and len(audio) > 1):
-        raise WrongUse("give audio files (with --text one alone), or a table of turns with a column text, and not both")
+        raise WrongUse(
+            "give audio files (with --text one alone), or a table of turns with a column text, and not both"
+        )
     if text is not None and text != text.encode(errors="replace").decode():
         raise WrongUse("--text: is not valid Unicode; write it in UTF-8")
     predictor = Predictor(run, models, device)
     turns = [Turn(str(path), Path(path), text) for path in audio] or [Turn("text", None, text)]
     if table is not None:
-        manifest = read_manifest(Path(table), "new", "audio" if "audio" in predictor.fusion.inputs else "id")
+        manifest = read_manifest(
+            Path(table), "new", "audio" if "audio" in predictor.fusion.inputs else "id"
+        )
         rows = manifest.table.select([column.name for column in fields(Turn)]).to_pylist()
-        turns = [Turn(**{**row, "audio": row["audio"] and Path(table).parent / row["audio"]}) for row in rows]
+        turns = [
+            Turn(**{**row, "audio": row["audio"] and Path(table).parent / row["audio"]})
+            for row in rows
+        ]
     return predictor(turns, abstain_below)
 
 
@@ -111,45 +124,65 @@ class Predictor:
     Raises `WrongUse` if this machine cannot compute its features.
     """
 
-    def __init__(self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto") -> None:
+    def __init__(
+        self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto"
+    ) -> None:
         runs = find_runs(run)
         self.run, *others = [each for each in runs if each.finished] or runs
         if others:
-            raise WrongUse(f"{run}: holds {1 + len(others)} runs; name one of them, such as {self.run.path}")
-        self.temperature: float | None = (self.run.result.get("calibration") or {}).get("temperature")
+            raise WrongUse(
+                f"{run}: holds {1 + len(others)} runs; name one of them, such as {self.run.path}"
+            )
+        self.temperature: float | None = (self.run.result.get("calibration") or {}).get(
+            "temperature"
+        )
         self.fitted, self.plan = load_model(self.run, choose_device(device))
         self.fusion = self.plan.fusion
         self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
         features = self.run.config["features"].items()
-        self.described = {modality: feature.get("joined", [feature]) for modality, feature in features}
+        self.described = {
+            modality: feature.get("joined", [feature]) for modality, feature in features
+        }
         self.features = self._resolve(parse_models(models))
-        self._extractors: dict[str, list[Extractor]] = {}  # by modality, loaded when a turn first has it
+        self._extractors: dict[
+            str, list[Extractor]
+        ] = {}  # by modality, loaded when a turn first has it
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
-        where, recorded = str(self.run.path / CONFIG), self.run.config["provenance"].get("specs", {})
+        where, recorded = (
+            str(self.run.path / CONFIG),
+            self.run.config["provenance"].get("specs", {}),
+        )
         specs: dict[str, list[Spec]] = {}
         for modality, features in self.described.items():
             spec = recorded.get(modality)
             joined = spec.get("joined", [spec]) if spec else []
             specs[modality] = [to_record(record, Spec, where) for record in joined]
-            if [spec.fingerprint for spec in specs[modality]] != [feature["fingerprint"] for feature in features]:
+            if [spec.fingerprint for spec in specs[modality]] != [
+                feature["fingerprint"] for feature in features
+            ]:
                 name = self.run.config["features"][modality]["feature"]
-                raise CorruptStore(f"{where}: its spec of {name} was altered, or is not there; train the run again")
+                raise CorruptStore(
+                    f"{where}: its spec of {name} was altered, or is not there; train the run again"
+                )
         known = list(dict.fromkeys(spec.feature for of in specs.values() for spec in of))
         for name in sorted(models.keys() - known):
             raise unknown("feature of this run in --model", name, known)
         return {modality: resolve_again(of, models) for modality, of in specs.items()}
 
     def may_lack(self) -> list[str]:
-        """The modalities that training hid from the model at times, so that an utterance may lack one of them."""
+        """The modalities that training hid from the model at times, so that an utterance may lack
+        one of them.
+        """
         if self.fusion.hide is None:
             return []
         hidden = self.fusion.hide(self.plan.settings, 4096, 0, torch.Generator().manual_seed(0))
         return [modality for modality, rows in hidden.items() if rows.any()]
 
     def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
-        """Classify the turns. `unusable` has the reason for each turn that cannot be read, as in extraction.
+        """Classify the turns. `unusable` has the reason for each turn that cannot be read, as in
+        extraction.
 
         A prediction whose highest probability is below `abstain_below` is marked as `abstained`.
         Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
@@ -157,14 +190,23 @@ class Predictor:
         if not 0 <= abstain_below <= 1:
             raise WrongUse(f"--abstain-below {abstain_below:g}: must be a probability, from 0 to 1")
         if abstain_below > 0 and not self.classes:
-            raise WrongUse(f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out")
-        turns = [replace(turn, text=turn.text if turn.text and turn.text.strip() else None) for turn in turns]
-        without = [tuple(m for m in self.fusion.inputs if getattr(turn, m) is None) for turn in turns]
+            raise WrongUse(
+                f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out"
+            )
+        turns = [
+            replace(turn, text=turn.text if turn.text and turn.text.strip() else None)
+            for turn in turns
+        ]
+        without = [
+            tuple(m for m in self.fusion.inputs if getattr(turn, m) is None) for turn in turns
+        ]
         may_lack = self.may_lack()
         for turn, lacking in zip(turns, without, strict=True):
             if len(lacking) == len(self.fusion.inputs):
                 missing = " and no ".join(lacking)
-                raise WrongUse(f"{turn.id}: has no {missing}, and {self.fusion.name} takes nothing else")
+                raise WrongUse(
+                    f"{turn.id}: has no {missing}, and {self.fusion.name} takes nothing else"
+                )
             if never_hidden := [m for m in lacking if m not in may_lack]:
                 raise WrongUse(
                     f"{turn.id}: has no {never_hidden[0]}, and {self.fusion.name} was trained without random modality "
@@ -187,26 +229,42 @@ class Predictor:
                     unusable[turn.id] = str(fault)
                 notes += [f"{turn.id}: {warning}" for warning in warnings]
             if not usable:
-                raise CorpusError("; ".join(f"{name}: {reason}" for name, reason in unusable.items()))
-            predicted = self._predicted([turn for turn, *_ in usable], [rows for *_, rows in usable])
+                raise CorpusError(
+                    "; ".join(f"{name}: {reason}" for name, reason in unusable.items())
+                )
+            predicted = self._predicted(
+                [turn for turn, *_ in usable], [rows for *_, rows in usable]
+            )
         if len(faulty := np.flatnonzero(~np.isfinite(predicted).all(1))):
-            raise SerError(f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run")
+            raise SerError(
+                f"{usable[faulty[0]][0].id}: the model's predictions of it became nan; train another run"
+            )
         predictions, k = [], len(self.classes)
         for (turn, lacking, _), row in zip(usable, predicted[:, None], strict=True):
-            label = self.classes[row[0, :k].argmax()] if k else None  # the temperature may round to equals
-            shares = row[:, :k] if self.temperature is None else tempered(row[:, :k], self.temperature)
+            label = (
+                self.classes[row[0, :k].argmax()] if k else None
+            )  # the temperature may round to equals
+            shares = (
+                row[:, :k] if self.temperature is None else tempered(row[:, :k], self.temperature)
+            )
             probabilities = dict(zip(self.classes, shares[0].tolist(), strict=True))
             ratings = {}
             if TARGETS[self.plan.target].rated:
-                ratings = dict(zip(DIMENSIONS, rated_as(row, self.plan.training)[0].tolist(), strict=True))
+                ratings = dict(
+                    zip(DIMENSIONS, rated_as(row, self.plan.training)[0].tolist(), strict=True)
+                )
             abstained = bool(k and shares.max() < abstain_below)
-            predictions.append(Prediction(turn.id, label, probabilities, lacking, ratings, abstained))
+            predictions.append(
+                Prediction(turn.id, label, probabilities, lacking, ratings, abstained)
+            )
         return Answer(predictions, unusable, notes)
 
     def _notes(self, turns: Sequence[Turn]) -> list[str]:
         notes, inputs, result = [], self.fusion.inputs, self.run.result
         if result["synthetic"]:
-            notes.append("trained on synthetic speech: shows that the pipeline works, and says nothing about people")
+            notes.append(
+                "trained on synthetic speech: shows that the pipeline works, and says nothing about people"
+            )
         if result["random_weights"]:
             notes.append(f"computed with random weights: {', '.join(result['random_weights'])}")
         if any(scale.mean.ndim > 1 for scale in self.fitted.scaling.values()):
@@ -218,32 +276,55 @@ class Predictor:
         return notes
 
     def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, torch.Tensor]:
-        """The rows of each modality `[n, dim]` as the run read them from a store; n is 0 for one that is missing."""
+        """The rows of each modality `[n, dim]` as the run read them from a store; n is 0 for one
+        that is missing.
+        """
         inputs = {}
         for modality, features in self.features.items():
             source = turn.audio if modality == "audio" else turn.text
-            extra = self.run.config["features"][modality].get("extra")  # token ids, if the run trained the encoder
+            extra = self.run.config["features"][modality].get(
+                "extra"
+            )  # token ids, if the run trained the encoder
             if source is None:
-                inputs[modality] = torch.empty(0, self.run.config["dims"][modality] if extra is None else 1)
+                inputs[modality] = torch.empty(
+                    0, self.run.config["dims"][modality] if extra is None else 1
+                )
                 continue
             if modality not in self._extractors:
                 self._extractors[modality] = load_extractors(features, self.plan.device)
             computed, columns = rows_of(self._extractors[modality], source, warnings), []
             for feature, described in zip(features, self.described[modality], strict=True):
                 rows = computed[feature.spec.fingerprint]
-                values = np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
+                values = (
+                    np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
+                )
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
-                columns.append(as_read(stored, described, feature.spec, self.fusion.level == "vector").values)
+                columns.append(
+                    as_read(stored, described, feature.spec, self.fusion.level == "vector").values
+                )
             inputs[modality] = torch.cat(columns, 1)
         return inputs
 
-    def _predicted(self, turns: Sequence[Turn], rows: Sequence[Mapping[str, torch.Tensor]]) -> np.ndarray:
-        """What the target predicts, `[n, …]`. A turn without a modality has no rows of it, as when it is hidden."""
+    def _predicted(
+        self, turns: Sequence[Turn], rows: Sequence[Mapping[str, torch.Tensor]]
+    ) -> np.ndarray:
+        """What the target predicts, `[n, …]`. A turn without a modality has no rows of it, as when
+        it is hidden.
+        """
         inputs = {}
         for modality in self.features:
             pieces = [turn_rows[modality] for turn_rows in rows]
-            inputs[modality] = Inputs(torch.cat(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64))
-        columns = [{"dialogue": turn.dialogue, "turn": turn.turn, "speaker": turn.speaker} for turn in turns]
-        manifest = Manifest.from_rows("new", ({"id": str(number), **row} for number, row in enumerate(columns)))
-        data = Dataset(apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {})
+            inputs[modality] = Inputs(
+                torch.cat(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+            )
+        columns = [
+            {"dialogue": turn.dialogue, "turn": turn.turn, "speaker": turn.speaker}
+            for turn in turns
+        ]
+        manifest = Manifest.from_rows(
+            "new", ({"id": str(number), **row} for number, row in enumerate(columns))
+        )
+        data = Dataset(
+            apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {}
+        )
         return self.fitted.predict(data, np.arange(len(turns)), self.plan)["logits"]

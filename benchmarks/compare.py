@@ -17,9 +17,10 @@ def compare(
 ) -> dict[str, Any]:
     """Run both in interleaved rounds and keep each one's least cost.
 
-    `ratio` is plain / ours: above 1, ours is cheaper. `target` is the least ratio that passes, None where the row is
-    only for information. The default clock counts the CPU time of this process and its threads, which other users of
-    a shared machine disturb least; pass `children_time` when the work runs in child processes.
+    `ratio` is plain / ours: above 1, ours is cheaper. `target` is the least ratio that passes, None
+    where the row is only for information. The default clock counts the CPU time of this process and
+    its threads, which other users of a shared machine disturb least; pass `children_time` when the
+    work runs in child processes.
     """
     costs: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(max(rounds, 1)):

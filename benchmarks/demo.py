@@ -1,8 +1,10 @@
-"""What the papers claim, on the demo corpus: two modalities beat one, and masking keeps the audio alone strong.
+"""What the papers claim, on the demo corpus: two modalities beat one, and masking keeps the audio
+alone strong.
 
-The corpus is synthetic and the text encoder random: this shows that the claims can be tested, and what comes out here.
-Session-out, the epoch chosen on the dev part, five seeds. Differences are paired over the seeds, in points of UA, with
-Student's 95 % interval. Rows have no target: whatever comes out is printed. They take some minutes.
+The corpus is synthetic and the text encoder random: this shows that the claims can be tested, and
+what comes out here. Session-out, the epoch chosen on the dev part, five seeds. Differences are
+paired over the seeds, in points of UA, with Student's 95 % interval. Rows have no target: whatever
+comes out is printed. They take some minutes.
 """
 
 import tempfile
@@ -20,9 +22,9 @@ from ser.weights.demo import write_demo_checkpoints
 SEEDS = 5
 FRAMES = "logmel:hop=0.04,window=0.05"
 
-# Perspective with its own sizes, but more updates than 15 dialogues in one batch would give. Of the rates 1e-3 and 3e-3
-# the dev parts prefer the second for each of the three: UA 84 and 89 fused, 83.7 and 84.3 audio, 56 and 75 text.
-# RESULTS.md tells what else was tried.
+# Perspective with its own sizes, but more updates than 15 dialogues in one batch would give. Of the
+# rates 1e-3 and 3e-3 the dev parts prefer the second for each of the three: UA 84 and 89 fused,
+# 83.7 and 84.3 audio, 56 and 75 text. RESULTS.md tells what else was tried.
 VECTORS = ("batch_size=2", "epochs=20", "lr=3e-3", "standardise_text=true")
 FUSED = Experiment("is13+bert", "lgf-add", loss="perspective", set=VECTORS)
 AUDIO = Experiment("is13", "audio", also_set=VECTORS)
@@ -51,10 +53,21 @@ def cases(rounds: int) -> list[dict[str, Any]]:
             scores(folder, system, cache) for system in (FUSED, AUDIO, TEXT, MASKED, UNMASKED)
         )
         return [
-            difference("demo: fusion (lgf-add, is13 + bert) against audio alone", audio["both"], fused["both"]),
-            difference("demo: fusion (lgf-add, is13 + bert) against text alone", text["both"], fused["both"]),
+            difference(
+                "demo: fusion (lgf-add, is13 + bert) against audio alone",
+                audio["both"],
+                fused["both"],
+            ),
+            difference(
+                "demo: fusion (lgf-add, is13 + bert) against text alone",
+                text["both"],
+                fused["both"],
+            ),
             *(
-                difference(f"demo: mit (logmel + bert) tested with {test}, with against without masking", *pair)
+                difference(
+                    f"demo: mit (logmel + bert) tested with {test}, with against without masking",
+                    *pair,
+                )
                 for test, pair in (
                     ("both", (unmasked["both"], masked["both"])),
                     ("audio alone", (unmasked["only audio"], masked["only audio"])),
@@ -70,7 +83,14 @@ def make_store(folder: Path) -> None:
     checkpoints = write_demo_checkpoints(folder / "checkpoints", demo_vocabulary())
     models = {"bert": str(checkpoints["bert"])}
     extract(
-        plan(ExtractionConfig(folder / "corpus", ("is13", "bert", FRAMES), store=folder / "features", models=models))
+        plan(
+            ExtractionConfig(
+                folder / "corpus",
+                ("is13", "bert", FRAMES),
+                store=folder / "features",
+                models=models,
+            )
+        )
     )
 
 
@@ -80,7 +100,10 @@ def scores(folder: Path, system: Experiment, cache: DataCache) -> dict[str, list
     runs = run_experiment(Experiment(**{**vars(system), **asked}), cache=cache)
     return {
         test: [
-            100 * float(np.mean([r.result["tests"][test]["ua"] for r in runs if r.result["seed"] == seed]))
+            100
+            * float(
+                np.mean([r.result["tests"][test]["ua"] for r in runs if r.result["seed"] == seed])
+            )
             for seed in range(SEEDS)
         ]
         for test in runs[0].result["tests"]
@@ -93,9 +116,13 @@ def difference(what: str, plain: list[float], ours: list[float]) -> dict[str, An
 
     differences = np.array(ours) - np.array(plain)
     mean = float(differences.mean())
-    half = float(t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5)
+    half = float(
+        t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+    )
     measured = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] over {len(differences)} seeds"
-    verdict = "holds" if mean - half > 0 else "does not hold" if mean + half < 0 else "cannot be decided"
+    verdict = (
+        "holds" if mean - half > 0 else "does not hold" if mean + half < 0 else "cannot be decided"
+    )
     return {
         "what": f"{what}: {measured}: {verdict}",
         "plain": float(np.mean(plain)),
@@ -103,5 +130,10 @@ def difference(what: str, plain: list[float], ours: list[float]) -> dict[str, An
         "unit": "% UA",
         "ratio": float(np.mean(ours) / np.mean(plain)),
         "target": None,
-        "difference": {"mean": mean, "low": mean - half, "high": mean + half, "seeds": differences.tolist()},
+        "difference": {
+            "mean": mean,
+            "low": mean - half,
+            "high": mean + half,
+            "seeds": differences.tolist(),
+        },
     }

@@ -1,7 +1,8 @@
-"""Extraction against the plain way: openSMILE, librosa and Hugging Face as their own pages show them.
+"""Extraction against the plain way: openSMILE, librosa and Hugging Face as their own pages show
+them.
 
-Speech is EmoDB's where it lies beside the repository, else noise of IEMOCAP's lengths. HuBERT has base's real size with
-random weights: the time is that of the real one.
+Speech is EmoDB's where it lies beside the repository, else noise of IEMOCAP's lengths. HuBERT has
+base's real size with random weights: the time is that of the real one.
 """
 
 import os
@@ -35,7 +36,9 @@ BASE: dict[str, Any] = {
     "num_conv_pos_embeddings": 128,
     "num_conv_pos_embedding_groups": 16,
 }
-SHARED = Path(os.environ.get("SER_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
+SHARED = Path(
+    os.environ.get("SER_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared"
+)
 
 
 def cases(rounds: int) -> list[dict[str, Any]]:
@@ -122,7 +125,9 @@ def _one_by_one(wanted: ResolvedFeature, clips: list[Clip]) -> None:
         one.run([clip])
 
 
-def _is13_against_processes(wanted: ResolvedFeature, files: list[Path], rounds: int) -> dict[str, Any]:
+def _is13_against_processes(
+    wanted: ResolvedFeature, files: list[Path], rounds: int
+) -> dict[str, Any]:
     cores = engines.cores()
     shares = [files[number::cores] for number in range(cores)]
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
@@ -156,11 +161,15 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
     table.write_text("\n".join(["id,audio", *(f"{path.stem},{path.name}" for path in files)]))
     stores = iter(range(1000))
 
-    def load() -> tuple[Any, Any]:  # each way starts from files, as a script does; ours hashes the weights besides
+    def load() -> tuple[
+        Any, Any
+    ]:  # each way starts from files, as a script does; ours hashes the weights besides
         model = transformers.HubertModel.from_pretrained(checkpoint).eval()
         return model, transformers.AutoFeatureExtractor.from_pretrained(checkpoint)
 
-    def plain(loaded: tuple[Any, Any] | None = None) -> None:  # the loop that people write: batch 1, one .npy each
+    def plain(
+        loaded: tuple[Any, Any] | None = None,
+    ) -> None:  # the loop that people write: batch 1, one .npy each
         model, extractor = loaded or load()
         for path in files:
             samples, rate = sf.read(path, dtype="float32")
@@ -182,13 +191,17 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
         def run() -> None:
             models = {"hubert": str(checkpoint)}
             store = folder / f"store-{next(stores)}"
-            extract(plan(ExtractionConfig(table, feature, store=store, models=models, dtype="float32")))
+            extract(
+                plan(ExtractionConfig(table, feature, store=store, models=models, dtype="float32"))
+            )
 
         return run
 
     def opened() -> ExtractionRun:
         store = folder / f"store-{next(stores)}"
-        run = ExtractionRun(plan(ExtractionConfig(table, "hubert", store=store, models=models, dtype="float32")))
+        run = ExtractionRun(
+            plan(ExtractionConfig(table, "hubert", store=store, models=models, dtype="float32"))
+        )
         run.worker.extractors("audio")
         return run
 
@@ -204,10 +217,24 @@ def _hubert(folder: Path, checkpoint: Path, files: list[Path], rounds: int) -> l
             0.95,
             **wall,
         ),
-        compare("hubert base into a store: wall clock of a loop, batch 1, .npy each", plain, ours(), 0.95, **wall),
-        compare("hubert base into a store: wall clock of naive batches of 8", naive, ours(), None, **wall),
         compare(
-            "hubert base, bfloat16" + ("" if fast else " (this CPU has none)") + ": CPU of ours in float32",
+            "hubert base into a store: wall clock of a loop, batch 1, .npy each",
+            plain,
+            ours(),
+            0.95,
+            **wall,
+        ),
+        compare(
+            "hubert base into a store: wall clock of naive batches of 8",
+            naive,
+            ours(),
+            None,
+            **wall,
+        ),
+        compare(
+            "hubert base, bfloat16"
+            + ("" if fast else " (this CPU has none)")
+            + ": CPU of ours in float32",
             ours(),
             ours("hubert:precision=bfloat16"),
             1.6 if fast else None,
@@ -222,7 +249,13 @@ def _together(folder: Path, corpus: Path, models: dict[str, str], rounds: int) -
 
     def run(names: str) -> None:
         mine = {name: path for name, path in models.items() if name in names}
-        extract(plan(ExtractionConfig(corpus, names, store=folder / f"together-{next(stores)}", models=mine)))
+        extract(
+            plan(
+                ExtractionConfig(
+                    corpus, names, store=folder / f"together-{next(stores)}", models=mine
+                )
+            )
+        )
 
     def one_after_the_other() -> None:
         for name in features:

@@ -1,13 +1,16 @@
-"""A GPU owner's first five minutes: are ser's numbers right there, and how long do the papers' tables take?
+"""A GPU owner's first five minutes: are ser's numbers right there, and how long do the papers'
+tables take?
 
     python -m benchmarks.gpu [--device cuda] [--small] [--out gpu.json] [--only STAGE]…
 
-Every stage runs in a process of its own, for so many seconds at most; one that crashes, hangs or lacks a package is
-reported, with the file to look at, and the next goes on. What is found stands in gpu.json as soon as a stage is done,
-and in one table at the end. Exit code 1 if anything does not hold. All takes at most 300 s on a GPU.
+Every stage runs in a process of its own, for so many seconds at most; one that crashes, hangs or
+lacks a package is reported, with the file to look at, and the next goes on. What is found stands in
+gpu.json as soon as a stage is done, and in one table at the end. Exit code 1 if anything does not
+hold. All takes at most 300 s on a GPU.
 
-`--small` tries this page itself: `--device cpu --small` runs on any machine every stage that has a meaning there. Run
-it from the checkout's root; ser need not be installed, but the packages that it depends on.
+`--small` tries this page itself: `--device cpu --small` runs on any machine every stage that has a
+meaning there. Run it from the checkout's root; ser need not be installed, but the packages that it
+depends on.
 """
 
 import argparse
@@ -37,7 +40,9 @@ Row = dict[str, Any]  # what, found, limit, holds (None where nothing is asked),
 
 @dataclass(frozen=True)
 class Stage:
-    """One group of checks: a function of `Asked` that yields rows, its seconds, the file to look at if it fails."""
+    """One group of checks: a function of `Asked` that yields rows, its seconds, the file to look at
+    if it fails.
+    """
 
     work: str  # "module:function"
     seconds: float
@@ -86,9 +91,19 @@ def most(what: str, found: float, limit: float, **detail: Any) -> Row:
 
 def none_of(what: str, faults: list[str] | Mapping[str, str]) -> Row:
     """A row that holds if there are no faults, and else names the first three."""
-    named = [f"{name}: {why}" for name, why in faults.items()] if isinstance(faults, Mapping) else faults
+    named = (
+        [f"{name}: {why}" for name, why in faults.items()]
+        if isinstance(faults, Mapping)
+        else faults
+    )
     shown = "; ".join(named[:3]) + f"; and {len(named) - 3} more" * (len(named) > 3)
-    return {"what": what, "found": shown or "none", "limit": "none", "holds": not named, "detail": {"all": named}}
+    return {
+        "what": what,
+        "found": shown or "none",
+        "limit": "none",
+        "holds": not named,
+        "detail": {"all": named},
+    }
 
 
 def place(trace: str) -> str:
@@ -105,12 +120,20 @@ def versions(asked: Asked) -> Iterator[Row]:
     import torch
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        yield told("commit", subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip())
+        yield told(
+            "commit",
+            subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip(),
+        )
     built = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    yield told("software", f"Python {platform.python_version()}, torch {torch.__version__} ({built})")
+    yield told(
+        "software", f"Python {platform.python_version()}, torch {torch.__version__} ({built})"
+    )
     if asked.on_gpu:
         card = torch.cuda.get_device_properties(asked.device)
-        yield told("GPU", f"{card.name}, {card.total_memory / 1e9:.0f} GB, compute {card.major}.{card.minor}")
+        yield told(
+            "GPU",
+            f"{card.name}, {card.total_memory / 1e9:.0f} GB, compute {card.major}.{card.minor}",
+        )
         yield told("bfloat16", torch.cuda.is_bf16_supported(including_emulation=False))
         ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -121,29 +144,47 @@ def versions(asked: Asked) -> Iterator[Row]:
         return
     from ser.benchmarks.gpu_numbers import flags_in_training
 
-    yield none_of("TF32 while training", [name for name, on in flags_in_training(asked.device).items() if on])
+    yield none_of(
+        "TF32 while training", [name for name, on in flags_in_training(asked.device).items() if on]
+    )
 
 
 def main(words: list[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
     """Run the stages, print the table and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="cuda", help="cuda (the default), cuda:N, or cpu for a trial")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: a trial of this page itself")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="where all that is found is written")
-    parser.add_argument("--only", action="append", choices=stages, help="this stage alone; repeatable")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="cuda (the default), cuda:N, or cpu for a trial"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes: a trial of this page itself"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu.json"), help="where all that is found is written"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=stages, help="this stage alone; repeatable"
+    )
     asked = parser.parse_args(words)
     if asked.device != "cpu":
         import torch
 
         name, _, number = asked.device.partition(":")
-        if name != "cuda" or not (number or "0").isdecimal() or int(number or 0) >= torch.cuda.device_count():
+        if (
+            name != "cuda"
+            or not (number or "0").isdecimal()
+            or int(number or 0) >= torch.cuda.device_count()
+        ):
             why = f"no GPU that torch sees as {asked.device}: nothing is measured"
             print(f"{why}; --device cpu --small tries this page without one")
             return 1
     try:
         asked.out.touch()  # five minutes later is too late
     except OSError as fault:
-        print(f"{asked.out}: cannot be written ({fault.strerror}); run it elsewhere, or name another file by --out")
+        print(
+            f"{asked.out}: cannot be written ({fault.strerror}); run it elsewhere, or name another file by --out"
+        )
         return 1
     chosen = {name: stage for name, stage in stages.items() if name in (asked.only or stages)}
     found = run(chosen, asked.device, asked.small, asked.out)
@@ -153,7 +194,12 @@ def main(words: list[str] | None = None, stages: Mapping[str, Stage] = STAGES) -
 
 def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dict[str, Any]:
     """What every stage found, also in `out` as it becomes known."""
-    found: dict[str, Any] = {"device": device, "small": small, "begun": time.strftime("%F %T"), "stages": {}}
+    found: dict[str, Any] = {
+        "device": device,
+        "small": small,
+        "begun": time.strftime("%F %T"),
+        "stages": {},
+    }
     times = CPU_TIMES if device == "cpu" else 1
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ser-gpu-", ignore_cleanup_errors=True) as name:
@@ -165,15 +211,32 @@ def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dic
             folder = Path(name) / str(number)
             folder.mkdir()
             fault = in_a_process(stage.work, device.partition(":")[0], small, folder, limit, env)
-            rows = [json.loads(line) for line in read(folder / ROWS).splitlines() if line.endswith("}")]
+            rows = [
+                json.loads(line) for line in read(folder / ROWS).splitlines() if line.endswith("}")
+            ]
             if fault:
-                rows.append({"what": "all of it", "found": fault, "limit": None, "holds": False, "detail": {}})
+                rows.append(
+                    {
+                        "what": "all of it",
+                        "found": fault,
+                        "limit": None,
+                        "holds": False,
+                        "detail": {},
+                    }
+                )
             seconds = round(time.monotonic() - begun, 1)
-            about = {"seconds": seconds, "limit": limit, "look": stage.look, "stderr": read(folder / ERRORS)[-4000:]}
+            about = {
+                "seconds": seconds,
+                "limit": limit,
+                "look": stage.look,
+                "stderr": read(folder / ERRORS)[-4000:],
+            }
             found["stages"][what] = {**about, "rows": rows}
             found["seconds"] = round(time.monotonic() - started, 1)
             every = [row for one in found["stages"].values() for row in one["rows"]]
-            found["holds"] = len(found["stages"]) == len(stages) and all(row["holds"] is not False for row in every)
+            found["holds"] = len(found["stages"]) == len(stages) and all(
+                row["holds"] is not False for row in every
+            )
             written = out.with_name(f".{out.name}.tmp")
             written.write_text(json.dumps(found, indent=1) + "\n")
             written.replace(out)
@@ -181,7 +244,9 @@ def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dic
 
 
 def environment(folder: Path, device: str) -> dict[str, str]:
-    """That of the stages: `ser` is this checkout, installed or not, they see one GPU, and nothing is fetched."""
+    """That of the stages: `ser` is this checkout, installed or not, they see one GPU, and nothing
+    is fetched.
+    """
     (folder / "ser").symlink_to(ROOT)
     try:
         distribution("ser-fusion")
@@ -198,13 +263,26 @@ def environment(folder: Path, device: str) -> dict[str, str]:
     return env
 
 
-def in_a_process(work: str, device: str, small: bool, folder: Path, limit: float, env: Mapping[str, str]) -> str | None:
+def in_a_process(
+    work: str, device: str, small: bool, folder: Path, limit: float, env: Mapping[str, str]
+) -> str | None:
     """Run a stage with all that it starts, and kill what is left of it; why it failed, or None."""
     if limit < 1:
         return "not begun: the time for all stages is over"
-    command = [sys.executable, "-m", "ser.benchmarks.gpu", "stage", work, device, str(small), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "ser.benchmarks.gpu",
+        "stage",
+        work,
+        device,
+        str(small),
+        str(folder),
+    ]
     with (folder / ERRORS).open("w") as errors:
-        child = subprocess.Popen(command, env=env, stdout=errors, stderr=errors, start_new_session=True)
+        child = subprocess.Popen(
+            command, env=env, stdout=errors, stderr=errors, start_new_session=True
+        )
         try:
             code = child.wait(limit)
         except subprocess.TimeoutExpired:
@@ -219,8 +297,16 @@ def in_a_process(work: str, device: str, small: bool, folder: Path, limit: float
     if not code:
         return None
     said = read(folder / ERRORS)
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "") + place(said)
-    return last if code == 1 else f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {last}"
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "") + place(
+        said
+    )
+    return (
+        last
+        if code == 1
+        else f"killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"exit code {code}: {last}"
+    )
 
 
 def stage(work: str, device: str, small: str, folder: str) -> None:
@@ -243,11 +329,25 @@ def table(found: Mapping[str, Any]) -> str:
     lines, look = [], []
     for name, about in found["stages"].items():
         for row in about["rows"]:
-            cells = [f"{value:.3g}" if isinstance(value, float) else value for value in (row["found"], row["limit"])]
-            lines.append([f"{name}: {row['what']}", *cells, {True: "yes", False: "NO", None: ""}[row["holds"]]])
+            cells = [
+                f"{value:.3g}" if isinstance(value, float) else value
+                for value in (row["found"], row["limit"])
+            ]
+            lines.append(
+                [
+                    f"{name}: {row['what']}",
+                    *cells,
+                    {True: "yes", False: "NO", None: ""}[row["holds"]],
+                ]
+            )
         if any(row["holds"] is False for row in about["rows"]):
             look.append(f"{name} failed: look at {about['look']}")
-    shown = tabulate(lines, ["what", "found", "limit", "holds"], disable_numparse=True, maxcolwidths=[56, 72, 12, 5])
+    shown = tabulate(
+        lines,
+        ["what", "found", "limit", "holds"],
+        disable_numparse=True,
+        maxcolwidths=[56, 72, 12, 5],
+    )
     return "\n".join([shown, *look, f"{found['seconds']:.0f} s in all"])
 
 

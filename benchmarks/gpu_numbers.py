@@ -1,6 +1,7 @@
 """Are the numbers right on a GPU? The stages of `gpu.py` that compare with the CPU, at tiny sizes.
 
-Everything is compared on made-up data, the CPU being the reference: its own numbers are held by the tests.
+Everything is compared on made-up data, the CPU being the reference: its own numbers are held by the
+tests.
 """
 
 import copy
@@ -28,11 +29,27 @@ from ser.train.models import FUSIONS, Stage
 from ser.train.models.ragged import Batch, Sequences, on_device
 from ser.train.settings import TrainConfig, has_setting
 
-TINY = [*("d_model=16", "heads=2", "queries=3", "gru_hidden=8", "lstm_hidden=8", "dense=8", "hidden=8", "frames=48")]
+TINY = [
+    *(
+        "d_model=16",
+        "heads=2",
+        "queries=3",
+        "gru_hidden=8",
+        "lstm_hidden=8",
+        "dense=8",
+        "hidden=8",
+        "frames=48",
+    )
+]
 TINY += ["channels=2", "encoder_depth=2", "lr=1e-4"]
 FRAMES, TOKENS = np.array([5, 1, 60, 9, 33, 2, 14, 7]), np.array([3, 2, 1, 6, 9, 4, 2, 5])
 SHALLOW = "encoder_depth=0"  # what bf16 leaves without a layer that widens it
-TEXTS = ["Yeah.", "[LAUGHTER] I don't know what you're talking about!", " ".join(["why"] * 60) + "?", "oh, no."]
+TEXTS = [
+    "Yeah.",
+    "[LAUGHTER] I don't know what you're talking about!",
+    " ".join(["why"] * 60) + "?",
+    "oh, no.",
+]
 
 
 def _chosen(hidden: dict[str, Tensor], n: int) -> dict[str, Tensor]:
@@ -48,11 +65,18 @@ class Work:
     plan: TrainConfig
 
     def batches(self) -> list[Batch]:
-        """A first batch with nothing, something, and all of each modality hidden, where the fusion hides."""
-        groups = self.data.groups(self.fold.train, self.plan.fusion.unit)[: self.plan.settings.batch_size]
+        """A first batch with nothing, something, and all of each modality hidden, where the fusion
+        hides.
+        """
+        groups = self.data.groups(self.fold.train, self.plan.fusion.unit)[
+            : self.plan.settings.batch_size
+        ]
         found: list[dict[str, Tensor]] = [{}]
         if self.plan.fusion.hide is not None:
-            some, every = torch.arange(len(groups)) % 2 == 0, torch.ones(len(groups), dtype=torch.bool)
+            some, every = (
+                torch.arange(len(groups)) % 2 == 0,
+                torch.ones(len(groups), dtype=torch.bool),
+            )
             found += [{"audio": some, "text": ~some}, {"audio": every}, {"text": every}]
         return [self.data.batch(groups, {}, hide=partial(_chosen, hidden)) for hidden in found]
 
@@ -67,14 +91,18 @@ class Work:
 
 
 def work(name: str, *more: str) -> Work:
-    """Twelve updates of three epochs: four batches of utterances of all lengths, or of a dialogue each."""
+    """Twelve updates of three epochs: four batches of utterances of all lengths, or of a dialogue
+    each.
+    """
     fusion = FUSIONS[name]
     dialogues = fusion.unit == "dialogue"
     dropouts = [f"{one.name}=0" for one in fields(fusion.settings) if "dropout" in one.name]
     asked = [*TINY, f"batch_size={1 if dialogues else 8}", "epochs=3", *dropouts, *more]
     n = 160 if dialogues else 32
     lengths = {"audio": np.resize(FRAMES, n), "text": np.resize(TOKENS, n)}
-    rows = {m: (24, np.ones(n, int) if fusion.level == "vector" else lengths[m]) for m in fusion.inputs}
+    rows = {
+        m: (24, np.ones(n, int) if fusion.level == "vector" else lengths[m]) for m in fusion.inputs
+    }
     data, fold, plan = made_up(name, rows, *(one for one in asked if has_setting(fusion, one)))
     both = fusion.stacks is not None and len(fusion.inputs) == 2
     return Work(data, fold, replace(plan, loss="perspective" if both else "single"))
@@ -99,7 +127,12 @@ def shortly(fault: Exception) -> str:
 def worst(what: str, found: dict[str, float], limit: float) -> Row:
     """The row of the largest difference; NaN is larger than any."""
     name = max(found, key=lambda one: np.inf if np.isnan(found[one]) else found[one], default="")
-    return most(f"{what}, largest of {len(found)} ({name})", found.get(name, float("nan")), limit, each=found)
+    return most(
+        f"{what}, largest of {len(found)} ({name})",
+        found.get(name, float("nan")),
+        limit,
+        each=found,
+    )
 
 
 def flags_in_training(device: str) -> dict[str, bool]:
@@ -120,7 +153,9 @@ def flags_in_training(device: str) -> dict[str, bool]:
 
 
 def float64(asked: Asked) -> Iterator[Row]:
-    """One update of every stage of every fusion against the CPU: loss, gradients, those that are None, new weights."""
+    """One update of every stage of every fusion against the CPU: loss, gradients, those that are
+    None, new weights.
+    """
     apart: list[str] = []
 
     def step(name: str) -> float:
@@ -129,8 +164,14 @@ def float64(asked: Asked) -> Iterator[Row]:
             wide = {m: Sequences(x.values.double(), x.lengths) for m, x in batch.inputs.items()}
             batch = replace(batch, inputs=wide)
             for stage in one.plan.fusion.stages:
-                here, there = (update(one.model(), batch, one.on(device), stage) for device in ("cpu", asked.device))
-                none = [{key for key, value in side["gradient"].items() if value is None} for side in (here, there)]
+                here, there = (
+                    update(one.model(), batch, one.on(device), stage)
+                    for device in ("cpu", asked.device)
+                )
+                none = [
+                    {key for key, value in side["gradient"].items() if value is None}
+                    for side in (here, there)
+                ]
                 apart.extend(f"{name}, hidden {number}: {key}" for key in sorted(none[0] ^ none[1]))
                 found = max([found, *(distance(here[key], there[key]) for key in here)])
         return found
@@ -143,16 +184,22 @@ def float64(asked: Asked) -> Iterator[Row]:
     yield none_of("gradients that are None on one side alone", apart)
 
 
-def update(model: nn.Module, batch: Batch, plan: TrainConfig, stage: Stage) -> dict[str, dict[str, Any]]:
+def update(
+    model: nn.Module, batch: Batch, plan: TrainConfig, stage: Stage
+) -> dict[str, dict[str, Any]]:
     """Loss, gradients and weights after one update, on the CPU."""
     model, batch = copy.deepcopy(model).to(plan.device), on_device(batch, plan.device)
     batch.heads = plan.heads(stage)
     optimiser = make_optimiser(dict(model.named_parameters()), stage, plan.settings)
     with plan.autocast():
-        outputs = {head: logits.to(torch.get_default_dtype()) for head, logits in model(batch).items()}
+        outputs = {
+            head: logits.to(torch.get_default_dtype()) for head, logits in model(batch).items()
+        }
     loss = training_loss(outputs, batch.truth, plan, stage)
     loss.backward()
-    gradient = {key: None if one.grad is None else one.grad.cpu() for key, one in model.named_parameters()}
+    gradient = {
+        key: None if one.grad is None else one.grad.cpu() for key, one in model.named_parameters()
+    }
     optimiser.step()
     weights = {key: one.detach().cpu() for key, one in model.named_parameters()}
     return {"loss": {"loss": loss.detach().cpu()}, "gradient": gradient, "weights": weights}
@@ -182,15 +229,22 @@ def float32(asked: Asked) -> Iterator[Row]:
 
     def stacked(name: str) -> float:
         one, plan = work(name), work(name).on(asked.device)
-        runs = [fit_many(one.data, one.fold, [plan, replace(plan, seed=1)])[0], fit(one.data, one.fold, plan)]
+        runs = [
+            fit_many(one.data, one.fold, [plan, replace(plan, seed=1)])[0],
+            fit(one.data, one.fold, plan),
+        ]
         here, there = (probabilities(one, run, plan) for run in runs)
         return float(np.abs(here - there).max())
 
     found, faults = each(alone, list(FUSIONS))
     yield worst("12 updates, any probability, against the CPU's", found, 1e-5)
-    together, more = each(stacked, [name for name in FUSIONS if can_train_together(work(name).data, work(name).plan)])
+    together, more = each(
+        stacked, [name for name in FUSIONS if can_train_together(work(name).data, work(name).plan)]
+    )
     yield worst("a run with another one at once against it alone", together, 1e-6)
-    yield none_of("trainings that fail", faults | {f"{name} at once": why for name, why in more.items()})
+    yield none_of(
+        "trainings that fail", faults | {f"{name} at once": why for name, why in more.items()}
+    )
 
 
 class Halves(TorchDispatchMode):
@@ -210,7 +264,9 @@ class Halves(TorchDispatchMode):
 
 
 def bf16(asked: Asked) -> Iterator[Row]:
-    """An update of every fusion in bfloat16, also without encoder layers: no float16, and near float32 on the CPU."""
+    """An update of every fusion in bfloat16, also without encoder layers: no float16, and near
+    float32 on the CPU.
+    """
     halves: list[str] = []
 
     def step(name: str) -> float:
@@ -220,22 +276,30 @@ def bf16(asked: Asked) -> Iterator[Row]:
             for stage in one.plan.fusion.stages:
                 update(model, batch, plan, stage)
             there = copy.deepcopy(model).to(asked.device)
-            # Not in inference mode: there einsum reaches the counting as one operation, behind autocast.
+            # Not in inference mode: there einsum reaches the counting as one operation, behind
+            # autocast.
             with torch.no_grad(), plan.autocast(), Halves() as seen:
                 logits = there(on_device(batch, asked.device))["logits"].float().cpu()
             halves.extend(f"{name}: {operation}" for operation in sorted(seen.seen))
             with torch.inference_mode():
-                found = max(found, float((logits.softmax(1) - model(batch)["logits"].softmax(1)).abs().max()))
+                found = max(
+                    found,
+                    float((logits.softmax(1) - model(batch)["logits"].softmax(1)).abs().max()),
+                )
         return found
 
-    found, faults = each(step, [*FUSIONS, *(f"{name} {SHALLOW}" for name in ("mit", "concat", "audio:frame"))])
+    found, faults = each(
+        step, [*FUSIONS, *(f"{name} {SHALLOW}" for name in ("mit", "concat", "audio:frame"))]
+    )
     yield none_of("updates that fail", faults)
     yield none_of("operations in float16", halves)
     yield worst("any probability against float32 on the CPU", found, 5e-2)
 
 
 def waits(asked: Asked) -> Iterator[Row]:
-    """An epoch in which nobody may wait for the GPU; and `fit` and `fit_many`, which may at an epoch's end alone."""
+    """An epoch in which nobody may wait for the GPU; and `fit` and `fit_many`, which may at an
+    epoch's end alone.
+    """
     if not asked.on_gpu:
         yield told("an epoch without a wait for the GPU", UNKNOWN)
         return
@@ -243,14 +307,21 @@ def waits(asked: Asked) -> Iterator[Row]:
     def epoch(name: str) -> float:
         one, plan = work(name), work(name).on(asked.device)
         model, data = one.model().to(asked.device), one.data.on(asked.device)
-        optimisers = [make_optimiser(dict(model.named_parameters()), s, plan.settings) for s in plan.fusion.stages]
+        optimisers = [
+            make_optimiser(dict(model.named_parameters()), s, plan.settings)
+            for s in plan.fusion.stages
+        ]
         for mode in ("default", "error"):  # what is loaded once may wait
             torch.cuda.set_sync_debug_mode(mode)
             try:
                 for stage, optimiser in zip(plan.fusion.stages, optimisers, strict=True):
-                    for batch in data.batches(one.fold.train, plan.fusion.unit, plan.settings.batch_size, {}):
+                    for batch in data.batches(
+                        one.fold.train, plan.fusion.unit, plan.settings.batch_size, {}
+                    ):
                         with plan.autocast():
-                            outputs = {head: logits.float() for head, logits in model(batch).items()}
+                            outputs = {
+                                head: logits.float() for head, logits in model(batch).items()
+                            }
                         optimiser.zero_grad()
                         training_loss(outputs, batch.truth, plan, stage).backward()
                         optimiser.step()
@@ -260,10 +331,19 @@ def waits(asked: Asked) -> Iterator[Row]:
 
     _, faults = each(epoch, list(FUSIONS))
     yield none_of("an epoch under set_sync_debug_mode('error')", faults)
-    for name, train in (("mit", lambda one, plan: fit(one.data, one.fold, plan)), ("lgf-add", trained_together)):
+    for name, train in (
+        ("mit", lambda one, plan: fit(one.data, one.fold, plan)),
+        ("lgf-add", trained_together),
+    ):
         train(work(name), work(name).on(asked.device))  # warm
-        few, many = (waited(train, work(name, setting), asked.device) for setting in ("batch_size=4", "batch_size=2"))
-        more = {line: f"{count} waits, {few[line]} with half the updates" for line, count in (many - few).items()}
+        few, many = (
+            waited(train, work(name, setting), asked.device)
+            for setting in ("batch_size=4", "batch_size=2")
+        )
+        more = {
+            line: f"{count} waits, {few[line]} with half the updates"
+            for line, count in (many - few).items()
+        }
         yield none_of(f"waits of {name} that grow with its updates", more)
 
 
@@ -281,11 +361,15 @@ def waited(train: Callable[[Work, TrainConfig], Any], one: Work, device: str) ->
             train(one, one.on(device))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return Counter(f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message))
+    return Counter(
+        f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)
+    )
 
 
 def encoders(asked: Asked) -> Iterator[Row]:
-    """Batches on the GPU against the CPU one by one, and again in so little memory that batches are halved."""
+    """Batches on the GPU against the CPU one by one, and again in so little memory that batches are
+    halved.
+    """
     from ser.extract.audio import Clip
     from ser.extract.registry import load_extractors, resolve
     from ser.extract.run import relative
@@ -300,7 +384,10 @@ def encoders(asked: Asked) -> Iterator[Row]:
     words = ["yeah", "why", "oh", "no", "know"]
     random, longest = np.random.default_rng(0), 6 if asked.small else 34
     lasts = np.geomspace(0.585, longest, 6 if asked.small else 16)
-    clips = [Clip(random.normal(0.01, 0.1, int(16000 * s)).astype(np.float32), 16000) for s in lasts[::-1]]
+    clips = [
+        Clip(random.normal(0.01, 0.1, int(16000 * s)).astype(np.float32), 16000)
+        for s in lasts[::-1]
+    ]
     faults: dict[str, str] = {}
     for name in (*speech, "bert", "mpnet"):
         folder = write_random_checkpoint(asked.folder / name, name, words, **speech.get(name, {}))
@@ -312,9 +399,14 @@ def encoders(asked: Asked) -> Iterator[Row]:
         alone = {id(item): here.run([item])[0] for item in items}
         key = here.specs[0].fingerprint
 
-        def apart(there: Any = there, items: Any = items, alone: Any = alone, key: str = key) -> float:
+        def apart(
+            there: Any = there, items: Any = items, alone: Any = alone, key: str = key
+        ) -> float:
             found = there.run(items)
-            return max(relative(a[key].values, alone[id(b)][key].values) for a, b in zip(found, items, strict=True))
+            return max(
+                relative(a[key].values, alone[id(b)][key].values)
+                for a, b in zip(found, items, strict=True)
+            )
 
         try:
             if asked.on_gpu:
@@ -324,13 +416,21 @@ def encoders(asked: Asked) -> Iterator[Row]:
             yield most(f"{name}: batched against the CPU one by one", apart(), 1e-5)
             if not asked.on_gpu:
                 continue
-            peak, whole = torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(asked.device).total_memory
+            peak, whole = (
+                torch.cuda.max_memory_reserved(),
+                torch.cuda.get_device_properties(asked.device).total_memory,
+            )
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction((begun + 0.6 * (peak - begun)) / whole)
             sizes, forward = list[int](), there.forward
-            there.forward = lambda inputs, forward=forward, sizes=sizes: sizes.append(len(inputs)) or forward(inputs)
+            there.forward = lambda inputs, forward=forward, sizes=sizes: (
+                sizes.append(len(inputs)) or forward(inputs)
+            )
             yield most(f"{name}: again in 0.6 of that memory", apart(), 1e-5, batches=sizes)
-            yield {**told(f"{name}: batches were halved", min(sizes) < max(sizes)), "holds": min(sizes) < max(sizes)}
+            yield {
+                **told(f"{name}: batches were halved", min(sizes) < max(sizes)),
+                "holds": min(sizes) < max(sizes),
+            }
         except Exception as fault:  # the other encoders shall be known too
             faults[name] = shortly(fault)
         finally:

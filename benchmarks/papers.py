@@ -1,10 +1,12 @@
-"""`make papers`: every table of the papers, extracted, trained under every selection, and written beside theirs.
+"""`make papers`: every table of the papers, extracted, trained under every selection, and written
+beside theirs.
 
     python -m benchmarks.papers /data/IEMOCAP_full_release --only msmser,perspective-table1
 
-Each step is a `ser` command, which the page names: what the store has is not computed again, a run that is finished is
-not trained again, so the same command goes on after a kill. What else is given goes to every sweep, such as
-`--device cuda --workers 2`; settings that differ from the paper's are named beside the numbers.
+Each step is a `ser` command, which the page names: what the store has is not computed again, a run
+that is finished is not trained again, so the same command goes on after a kill. What else is given
+goes to every sweep, such as `--device cuda --workers 2`; settings that differ from the paper's are
+named beside the numbers.
 """
 
 import hashlib
@@ -43,9 +45,17 @@ seed, then the mean over the seeds, with a 95 % interval. What has not been run 
 @click.argument("sweep_options", nargs=-1, type=click.UNPROCESSED)
 @click.option("--store", default="features", show_default=True)
 @click.option("--out", default="runs/papers", show_default=True, type=click.Path(path_type=Path))
-@click.option("--page", default=PAGE, type=click.Path(path_type=Path), help="By default docs/reproduction.md.")
+@click.option(
+    "--page", default=PAGE, type=click.Path(path_type=Path), help="By default docs/reproduction.md."
+)
 @click.option("--only", default="", help="Recipes, or how their names begin, with commas.")
-@click.option("--select", "selections", multiple=True, default=tuple(SELECTIONS), type=click.Choice(list(SELECTIONS)))
+@click.option(
+    "--select",
+    "selections",
+    multiple=True,
+    default=tuple(SELECTIONS),
+    type=click.Choice(list(SELECTIONS)),
+)
 @click.option("--model", multiple=True, metavar="NAME=ID_OR_PATH", help="As for `ser features`.")
 @click.option("--dry-run", is_flag=True, help="Print what it will take, and stop.")
 def main(
@@ -59,7 +69,9 @@ def main(
     model: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Extract what the papers' recipes name from CORPUS, run them, write the page; without CORPUS, the page alone."""
+    """Extract what the papers' recipes name from CORPUS, run them, write the page; without CORPUS,
+    the page alone.
+    """
     try:
         recipes = choose(only)
         if corpus is not None:
@@ -72,7 +84,9 @@ def main(
 
 
 def choose(only: str) -> list[Recipe]:
-    """The recipes whose names begin in one of these ways, or all. Raises `WrongUse` for one that none does."""
+    """The recipes whose names begin in one of these ways, or all. Raises `WrongUse` for one that
+    none does.
+    """
     beginnings = [piece.strip() for piece in only.split(",") if piece.strip()] or [""]
     for beginning in beginnings:
         if not any(name.startswith(beginning) for name in recipe_names()):
@@ -95,12 +109,36 @@ def reproduce(
     options: Sequence[str],
     dry_run: bool,
 ) -> None:
-    """Extract, say what training will take, and train. A recipe that cannot be run is named, and the others go on."""
+    """Extract, say what training will take, and train. A recipe that cannot be run is named, and
+    the others go on.
+    """
     given = [word for model in models for word in ("--model", model)]
-    extract = ["features", corpus, "--store", store, "--features", ",".join(features_of(recipes)), *given]
+    extract = [
+        "features",
+        corpus,
+        "--store",
+        store,
+        "--features",
+        ",".join(features_of(recipes)),
+        *given,
+    ]
     ser([*extract, *(["--dry-run"] if dry_run else [])])
     sweeps = [
-        (recipe, select, ["sweep", recipe.name, "--select", select, "--store", store, "--out", str(out), *options])
+        (
+            recipe,
+            select,
+            [
+                "sweep",
+                recipe.name,
+                "--select",
+                select,
+                "--store",
+                store,
+                "--out",
+                str(out),
+                *options,
+            ],
+        )
         for recipe in recipes
         for select in selections
     ]
@@ -112,21 +150,35 @@ def reproduce(
         ahead = json.loads(ser([*command, "--dry-run", "--json"], capture=True) or "{}")
         seconds, size = seconds + (ahead.get("seconds") or 0), size + (ahead.get("bytes") or 0)
         about = (
-            f"{ahead['runs']} runs, about {duration(ahead['seconds'] or 0)}" if ahead else "cannot be run, see above"
+            f"{ahead['runs']} runs, about {duration(ahead['seconds'] or 0)}"
+            if ahead
+            else "cannot be run, see above"
         )
         print(f"{recipe.name}, {select}: {about}", flush=True)
-    print(f"training: about {duration(seconds)} in all, and {size / 1e6:.0f} MB of models in {out}", flush=True)
+    print(
+        f"training: about {duration(seconds)} in all, and {size / 1e6:.0f} MB of models in {out}",
+        flush=True,
+    )
     for recipe, select, command in [] if dry_run else sweeps:
         if answer := ser([*command, "--json"], capture=True):
-            kept = {"command": shlex.join(["ser", *command]), "features": shlex.join(["ser", *extract])}
+            kept = {
+                "command": shlex.join(["ser", *command]),
+                "features": shlex.join(["ser", *extract]),
+            }
             make_folder(out / "tables")
-            (out / "tables" / f"{recipe.name}.{select}.json").write_text(json.dumps({**kept, **json.loads(answer)}))
+            (out / "tables" / f"{recipe.name}.{select}.json").write_text(
+                json.dumps({**kept, **json.loads(answer)})
+            )
 
 
 def ser(words: Sequence[str], capture: bool = False) -> str:
-    """Run one command. Its standard output if asked for, which is empty if it failed; else a failure ends all."""
+    """Run one command. Its standard output if asked for, which is empty if it failed; else a
+    failure ends all.
+    """
     command = [sys.executable, "-m", "ser", *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE if capture else None, text=True, check=False
+    )
     if done.returncode in (0, 3) or (capture and done.returncode == 1):
         return done.stdout or ""
     if capture:
@@ -135,7 +187,9 @@ def ser(words: Sequence[str], capture: bool = False) -> str:
 
 
 def write_page(out: Path, page: Path) -> None:
-    """The page, from what each sweep printed when it was last run, and "not measured" for all others."""
+    """The page, from what each sweep printed when it was last run, and "not measured" for all
+    others.
+    """
     text, marked = [HEAD], set()
     for name in recipe_names():
         recipe = read_recipe(name)
@@ -148,7 +202,9 @@ def write_page(out: Path, page: Path) -> None:
         marked |= warnings
         note = " ".join(filter(None, [recipe.note, *sorted(warnings)]))
         text.append(to_markdown(Table(name, recipe.title, rows, note)).replace("### ", "## ", 1))
-        commands = dict.fromkeys(table[key] for table in kept.values() for key in ("features", "command"))
+        commands = dict.fromkeys(
+            table[key] for table in kept.values() for key in ("features", "command")
+        )
         text += ["```text", *commands, "```", ""] if commands else []
     if marked:
         text[0] += f"\n**{'; '.join(sorted(marked))}.**\n"
@@ -156,26 +212,49 @@ def write_page(out: Path, page: Path) -> None:
 
 
 def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str]]:
-    """A line for each cell and selection, and one for each quoted system; and what keeps the numbers from counting."""
+    """A line for each cell and selection, and one for each quoted system; and what keeps the
+    numbers from counting.
+    """
     rows: list[Row] = []
     warnings: set[str] = set()
-    quoted = [*(cell.paper or {} for cell in recipe.cells), *(other.paper for other in recipe.quoted)]
-    metrics = list(dict.fromkeys([*(m for paper in quoted for m in paper if not m.endswith("_std")), "ua", "wa"]))
-    names = {metric: metric.upper() if metric in ("ua", "wa") else f"recall {metric}" for metric in metrics}
+    quoted = [
+        *(cell.paper or {} for cell in recipe.cells),
+        *(other.paper for other in recipe.quoted),
+    ]
+    metrics = list(
+        dict.fromkeys(
+            [*(m for paper in quoted for m in paper if not m.endswith("_std")), "ua", "wa"]
+        )
+    )
+    names = {
+        metric: metric.upper() if metric in ("ua", "wa") else f"recall {metric}"
+        for metric in metrics
+    }
 
     def theirs(paper: Mapping[str, float]) -> Row:
-        known = {metric: (paper[metric], paper.get(f"{metric}_std")) for metric in metrics if metric in paper}
+        known = {
+            metric: (paper[metric], paper.get(f"{metric}_std"))
+            for metric in metrics
+            if metric in paper
+        }
         return {f"paper {name} %": known.get(metric) for metric, name in names.items()}
 
     for cell in recipe.cells:
         for select in SELECTIONS:
             row: Row = {"cell": cell.name, **theirs(cell.paper or {}), "epoch": select}
             found: dict[str, Any] = next(
-                (one for one in kept.get(select, {}).get("rows", []) if one["cell"] == cell.name), {}
+                (one for one in kept.get(select, {}).get("rows", []) if one["cell"] == cell.name),
+                {},
             )
             folders = [Run(Path(path)) for path in found.get("folders", [])]
             if not (finished := [run for run in folders if run.finished]):
-                rows.append({**row, **{f"{name} %": None for name in names.values()}, "runs": "not measured"})
+                rows.append(
+                    {
+                        **row,
+                        **{f"{name} %": None for name in names.values()},
+                        "runs": "not measured",
+                    }
+                )
                 continue
             ours = CellScores(finished)
             warnings |= {*filter(None, [caveat(ours.results)])}
@@ -188,7 +267,9 @@ def table_rows(recipe: Recipe, kept: dict[str, Any]) -> tuple[list[Row], set[str
             row |= {"interval": ours.interval_over, "runs": f"{len(done)} of {len(folders)}"}
             row |= {"n": int(ours.confusion(cell.test).sum()), "protocol": ours.conditions}
             row |= {"differs in": found["differs"] or None, "first run": done[0]}
-            rows.append({**row, "all runs": hashlib.sha256(" ".join(done).encode()).hexdigest()[:8]})
+            rows.append(
+                {**row, "all runs": hashlib.sha256(" ".join(done).encode()).hexdigest()[:8]}
+            )
     for other in recipe.quoted:
         about = "; ".join(filter(None, ["quoted by the paper", other.footnote]))
         rows.append({"cell": other.name, **theirs(other.paper), "protocol": about})

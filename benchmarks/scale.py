@@ -1,15 +1,17 @@
-"""The real planner, window and publisher at a size that no corpus here has, with an extractor that costs nothing.
+"""The real planner, window and publisher at a size that no corpus here has, with an extractor that
+costs nothing.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]      by default 250000 500000 1000000
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale --train [UTTERANCES …]     what training takes, see `train`
 
-For each size: how long the planner takes and how much memory; then a process of its own plans, and hands tasks to a
-cluster of two workers (each computes and publishes a real part, with fsync and reading back): tasks per second, what
-a task costs that process in CPU time and memory, and what it costs the workers. When an eighth of the parts is there
-that process is killed by SIGKILL, and the same plan is made again: how long it takes to find what is missing. Each
-task looks twice at what others have published, and lists a folder of up to all parts: what that costs where they are
-all there. Times are CPU time, but for tasks per second. If any of these grows faster than the corpus, or the cost of
-a task at all (but for that look), the exit code is 1.
+For each size: how long the planner takes and how much memory; then a process of its own plans, and
+hands tasks to a cluster of two workers (each computes and publishes a real part, with fsync and
+reading back): tasks per second, what a task costs that process in CPU time and memory, and what it
+costs the workers. When an eighth of the parts is there that process is killed by SIGKILL, and the
+same plan is made again: how long it takes to find what is missing. Each task looks twice at what
+others have published, and lists a folder of up to all parts: what that costs where they are all
+there. Times are CPU time, but for tasks per second. If any of these grows faster than the corpus,
+or the cost of a task at all (but for that look), the exit code is 1.
 """
 
 import hashlib
@@ -74,7 +76,10 @@ FEATURES["nothing"] = FeatureKind("text", "utterance", "zeros", Nothing)
 
 def manifest(count: int) -> Manifest:
     """`count` utterances of eleven words, no two the same."""
-    texts = [f"utterance {number:07d} has some eleven words of text as most have" for number in range(count)]
+    texts = [
+        f"utterance {number:07d} has some eleven words of text as most have"
+        for number in range(count)
+    ]
     columns = {
         "id": [f"Ses{number // 10_000:03d}_{number:07d}" for number in range(count)],
         "audio": ["nothing.wav"] * count,
@@ -82,7 +87,10 @@ def manifest(count: int) -> Manifest:
         "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
         "duration": [4.5] * count,
     }
-    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in SCHEMA]
+    arrays = [
+        pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type)
+        for f in SCHEMA
+    ]
     return Manifest("million", pa.table(arrays, schema=SCHEMA))
 
 
@@ -100,7 +108,9 @@ def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan]:
 
 
 def measure(count: int, folder: Path) -> dict[str, float]:
-    """One size, in this process: plan; have a share of the parts published by another, kill it, and plan again."""
+    """One size, in this process: plan; have a share of the parts published by another, kill it, and
+    plan again.
+    """
     request, scan = asked(count, folder)
     [wanted] = resolve(["nothing"], {}, "float16")[0]
     store = open_store(request.store, create=True)
@@ -110,11 +120,19 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     idle, begun = me.memory_info().rss, time.process_time()
     parts = plan(request, scan).tasks()
     planned = time.process_time() - begun
-    found = {"utterances": count, "parts": len(parts), "plan s": planned, "plan MB": _more(me, idle)}
+    found = {
+        "utterances": count,
+        "parts": len(parts),
+        "plan s": planned,
+        "plan MB": _more(me, idle),
+    }
 
     done = {"there": 0.0}
     command = [sys.executable, "-m", "benchmarks.scale", "--publish", str(count), str(folder)]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}  # of semaphores that whoever is killed cannot clean up
+    quiet = {
+        **os.environ,
+        "PYTHONWARNINGS": "ignore",
+    }  # of semaphores that whoever is killed cannot clean up
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as publisher:
         assert publisher.stdout is not None
         for line in publisher.stdout:
@@ -123,7 +141,9 @@ def measure(count: int, folder: Path) -> dict[str, float]:
                 break
         workers = psutil.Process(publisher.pid).children(recursive=True)
         publisher.kill()
-    if (left := psutil.wait_procs(workers, timeout=60)[1]) or publisher.returncode != -signal.Signals["SIGKILL"]:
+    if (
+        left := psutil.wait_procs(workers, timeout=60)[1]
+    ) or publisher.returncode != -signal.Signals["SIGKILL"]:
         raise SystemExit(
             f"it ended with {publisher.returncode}, and left {len(left)} of {len(workers)} processes behind"
         )
@@ -135,13 +155,17 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     missing = plan(request, scan).tasks()
     found["resume s"] = time.process_time() - begun
     if len(missing) != len(parts) - found["there"]:
-        raise SystemExit(f"{found['there']} of {len(parts)} parts are published, and {len(missing)} are planned again")
+        raise SystemExit(
+            f"{found['there']} of {len(parts)} parts are published, and {len(missing)} are planned again"
+        )
     found["look ms"] = look(len(parts), folder / "full")
     return found
 
 
 def look(parts: int, folder: Path) -> float:
-    """Milliseconds of a task's two looks at a folder that has so many parts, and one more at the second look."""
+    """Milliseconds of a task's two looks at a folder that has so many parts, and one more at the
+    second look.
+    """
     for number in range(parts):
         (folder / "parts" / hashlib.sha256(str(number).encode()).hexdigest()).mkdir(parents=True)
     begun = time.process_time()
@@ -153,14 +177,21 @@ def look(parts: int, folder: Path) -> float:
 
 
 def publish(count: int, folder: Path) -> None:
-    """As `ser features --scheduler local:2`, until somebody kills it; a line of figures every now and then."""
+    """As `ser features --scheduler local:2`, until somebody kills it; a line of figures every now
+    and then.
+    """
     me = psutil.Process()
     tasks = plan(*asked(count, folder)).tasks()
     idle, begun, busy, worked = 0, time.perf_counter(), time.process_time(), 0.0
     peak = 0.0
     for done, _ in enumerate(run_on_cluster(tasks, "local:2", False)):
         if not done:
-            idle, begun, busy, worked = me.memory_info().rss, time.perf_counter(), time.process_time(), _spent(me)
+            idle, begun, busy, worked = (
+                me.memory_info().rss,
+                time.perf_counter(),
+                time.process_time(),
+                _spent(me),
+            )
         elif done % 20 == 0:
             peak = max(peak, _more(me, idle))
             figures = {
@@ -182,9 +213,11 @@ def _more(process: psutil.Process, than: int) -> float:
 
 
 def train(count: int, folder: Path) -> dict[str, float]:
-    """Training's share of one size: seconds and memory of opening, joining and planning, and of reading an epoch.
+    """Training's share of one size: seconds and memory of opening, joining and planning, and of
+    reading an epoch.
 
-    Vectors of 64 float32 in parts of 2,000; half of them is the budget of memory, so that they are streamed.
+    Vectors of 64 float32 in parts of 2,000; half of them is the budget of memory, so that they are
+    streamed.
     """
     plain, number = manifest(count), np.arange(count)
     columns = {
@@ -205,9 +238,18 @@ def train(count: int, folder: Path) -> dict[str, float]:
     values = np.random.default_rng(0).normal(size=(2000, 1, 64)).astype(np.float32)
     for start in range(0, count, len(values)):
         ids = plain.ids[start : start + len(values)]
-        feature.publish(PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)])))
+        feature.publish(
+            PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)]))
+        )
     bytes_ = count * 64 * 4
-    command = [sys.executable, "-m", "benchmarks.scale", "--read", str(folder / "store"), f"{bytes_ / 2e6:.3f}MB"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scale",
+        "--read",
+        str(folder / "store"),
+        f"{bytes_ / 2e6:.3f}MB",
+    ]
     child = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return {"utterances": count, **json.loads(child.stdout)}
 
@@ -237,7 +279,9 @@ def read(store: str, memory: str) -> None:
     note("epoch")
     assert job.data.inputs["text"].streamed and batches == -(-len(job.fold.train) // 40)
     found["MB"] = _more(me, idle)
-    found["B per utterance, beside the budget"] = 1e6 * (found["MB"] - float(memory[:-2])) / len(corpus)
+    found["B per utterance, beside the budget"] = (
+        1e6 * (found["MB"] - float(memory[:-2])) / len(corpus)
+    )
     print(json.dumps(found))
 
 
@@ -249,17 +293,25 @@ def compare(sizes: Sequence[int]) -> int:
             rows.append(train(size, Path(folder)))
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
     times = rows[-1]["utterances"] / rows[0]["utterances"]
-    faults = [key for key in rows[0] if key.endswith(" s") and rows[-1][key] > SLACK * times * max(rows[0][key], 0.1)]
+    faults = [
+        key
+        for key in rows[0]
+        if key.endswith(" s") and rows[-1][key] > SLACK * times * max(rows[0][key], 0.1)
+    ]
     for key in faults:
         print(f"{key}: grows faster than the corpus")
     return 1 if faults else 0
 
 
 def main(sizes: Sequence[int]) -> int:
-    """Measure each size in a process of its own, and print the table. 1 if something grows faster than the corpus."""
+    """Measure each size in a process of its own, and print the table. 1 if something grows faster
+    than the corpus.
+    """
     rows = []
     for size in sizes:
-        child = subprocess.run([sys.executable, "-m", "benchmarks.scale", "--one", str(size)], stdout=subprocess.PIPE)
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.scale", "--one", str(size)], stdout=subprocess.PIPE
+        )
         if child.returncode:
             return 1
         rows.append(json.loads(child.stdout))
@@ -267,8 +319,12 @@ def main(sizes: Sequence[int]) -> int:
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
     first, last = rows[0], rows[-1]
     times = last["utterances"] / first["utterances"]
-    faults = [key for key in ("plan s", "plan MB", "resume s") if last[key] > SLACK * times * first[key]]
-    faults += [key for key in ("scheduler ms/task", "worker ms/task") if last[key] > SLACK * first[key]]
+    faults = [
+        key for key in ("plan s", "plan MB", "resume s") if last[key] > SLACK * times * first[key]
+    ]
+    faults += [
+        key for key in ("scheduler ms/task", "worker ms/task") if last[key] > SLACK * first[key]
+    ]
     faults += [key for key in ("scheduler MB",) if last[key] > SLACK * times * max(first[key], 10)]
     faults += [key for key in ("look ms",) if last[key] > SLACK * times * max(first[key], 1)]
     for key in faults:

@@ -1,6 +1,8 @@
-"""The store against one packed .npy, copied from a memory map: the fastest way there is, and without any checks.
+"""The store against one packed .npy, copied from a memory map: the fastest way there is, and
+without any checks.
 
-Wall time, since the store reads with threads. The page cache is warm; each way fills memory of its own.
+Wall time, since the store reads with threads. The page cache is warm; each way fills memory of its
+own.
 """
 
 import tempfile
@@ -21,7 +23,11 @@ from ser.cache.store import Feature, Manifest, PartRows, Spec, open_store
 BACKENDS = ("zarr", "hdf5")
 # IEMOCAP's lengths, 0.6 to 34 s, mostly short: frames of 20 ms. The second is is13's shape.
 SHAPES = {
-    "hubert, 768 × float16": (np.random.default_rng(0).gamma(2.2, 100, 700).clip(30, 1700).astype(int), 768, "float16"),
+    "hubert, 768 × float16": (
+        np.random.default_rng(0).gamma(2.2, 100, 700).clip(30, 1700).astype(int),
+        768,
+        "float16",
+    ),
     "is13, 6373 × float32": (np.ones(6000, int), 6373, "float32"),
 }
 
@@ -44,9 +50,23 @@ def _shape(
     rows = []
     for backend, feature in features.items():
         what = f"store, {backend}, {name}"
-        rows.append(_compare(f"{what}: load all, checked", _copy(folder), partial(feature.load, manifest), 0.6, rounds))
         rows.append(
-            _compare(f"{what}: load all, checks off", _copy(folder), _unchecked(feature, manifest), None, rounds)
+            _compare(
+                f"{what}: load all, checked",
+                _copy(folder),
+                partial(feature.load, manifest),
+                0.6,
+                rounds,
+            )
+        )
+        rows.append(
+            _compare(
+                f"{what}: load all, checks off",
+                _copy(folder),
+                _unchecked(feature, manifest),
+                None,
+                rounds,
+            )
         )
         rows.append(_one_utterance(what, feature, manifest))
         rows.append(_size(what, feature, memory.values.nbytes))
@@ -86,18 +106,26 @@ def _compare(
     return compare(what, plain, ours, target, 5 * max(rounds, 3), clock, unit)
 
 
-def _write(folder: Path, lengths: npt.NDArray[Any], dim: int, dtype: Any) -> tuple[Manifest, dict[str, Feature]]:
-    """A store with the same feature in each backend, parts cut from the length-sorted manifest as extraction does."""
+def _write(
+    folder: Path, lengths: npt.NDArray[Any], dim: int, dtype: Any
+) -> tuple[Manifest, dict[str, Feature]]:
+    """A store with the same feature in each backend, parts cut from the length-sorted manifest as
+    extraction does.
+    """
     store = open_store(folder / "store", create=True)
     ids = [f"utterance-{i:05d}" for i in range(len(lengths))]
-    manifest = Manifest.from_rows("bench", [{"id": id_, "audio_sha256": f"{i:064x}"} for i, id_ in enumerate(ids)])
+    manifest = Manifest.from_rows(
+        "bench", [{"id": id_, "audio_sha256": f"{i:064x}"} for i, id_ in enumerate(ids)]
+    )
     store.put_manifest(manifest)
     digests = manifest.inputs("audio")
     level = "utterance" if lengths.max() == 1 else "frame"
     random = np.random.default_rng(2)
     order = np.argsort(-lengths, kind="stable")
     features = {b: store.add(Spec(b, "audio", level, dim, dtype, "bench", 1)) for b in BACKENDS}  # type: ignore[arg-type]
-    per_part = np.searchsorted(np.cumsum(lengths[order]), np.arange(30_000, lengths.sum() + 30_000, 30_000))
+    per_part = np.searchsorted(
+        np.cumsum(lengths[order]), np.arange(30_000, lengths.sum() + 30_000, 30_000)
+    )
     for part in np.split(order, np.unique(per_part[per_part < len(order)])):
         arrays = [random.standard_normal((lengths[i], dim), np.float32).astype(dtype) for i in part]
         rows = PartRows("bench", [ids[i] for i in part], [digests[i] for i in part], arrays)

@@ -1,12 +1,14 @@
-"""What `--memory` costs: an epoch with features that are read from the store, beside one with all of them in memory.
+"""What `--memory` costs: an epoch with features that are read from the store, beside one with all
+of them in memory.
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.streamed
 
-MIT on frames of 768 (made up, 150 to 350 an utterance) and tokens, of the sizes for CPUs of docs/scaling.md (but for
-batches of 8) and smaller, and `audio:utterance` on vectors of 6373, standardised; the budget is a quarter of the
-frames' bytes, or half of the vectors'. CPU time of all threads, of an epoch's training and evaluation after one that
-warms up, the page cache warm; rounds in turn, and of each the least. The exit code is 1 if the epoch of the larger MIT
-takes more than 1.25 times as long.
+MIT on frames of 768 (made up, 150 to 350 an utterance) and tokens, of the sizes for CPUs of
+docs/scaling.md (but for batches of 8) and smaller, and `audio:utterance` on vectors of 6373,
+standardised; the budget is a quarter of the frames' bytes, or half of the vectors'. CPU time of all
+threads, of an epoch's training and evaluation after one that warms up, the page cache warm; rounds
+in turn, and of each the least. The exit code is 1 if the epoch of the larger MIT takes more than
+1.25 times as long.
 """
 
 import sys
@@ -26,9 +28,19 @@ from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit
 
 ROUNDS, MOST = 3, 1.25
-KINDS: dict[str, Any] = {"hubert": ("audio", "frame", 768, "float16"), "is13": ("audio", "utterance", 6373, "float32")}
+KINDS: dict[str, Any] = {
+    "hubert": ("audio", "frame", 768, "float16"),
+    "is13": ("audio", "utterance", 6373, "float32"),
+}
 KINDS["mpnet"] = ("text", "token", 768, "float16")
-MIT = ("standardise_audio=true", "d_model=256", "heads=4", "queries=10", "feed_forward=2", "batch_size=8")
+MIT = (
+    "standardise_audio=true",
+    "d_model=256",
+    "heads=4",
+    "queries=10",
+    "feed_forward=2",
+    "batch_size=8",
+)
 SMALL = ("standardise_audio=true", "d_model=64", "heads=2", "queries=8", "batch_size=8")
 CASES = {
     "mit": ("hubert+mpnet", "mit", MIT, 24, 1 / 4),
@@ -46,7 +58,9 @@ def make(folder: Path, turns: int) -> tuple[Path, dict[str, int]]:
         feature = store.add(Spec(name, modality, level, dim, dtype, "made-up", 1))
         most = {"frame": (150, 350), "token": (5, 30), "utterance": (1, 2)}[level]
         for part in np.array_split(np.arange(len(manifest)), len(manifest) // 60):
-            ids, inputs = ([of_all[i] for i in part] for of_all in (manifest.ids, manifest.inputs(modality)))
+            ids, inputs = (
+                [of_all[i] for i in part] for of_all in (manifest.ids, manifest.inputs(modality))
+            )
             rows = [rng.normal(size=(rng.integers(*most), dim)).astype(dtype) for _ in part]
             feature.publish(PartRows(manifest.corpus, ids, inputs, rows))
         sizes[name] = sum(part.bytes for part in feature.parts())
@@ -61,13 +75,17 @@ def note(ends: list[float], *epoch: object) -> None:
 def measure(
     features: str, fusion: str, settings: tuple[str, ...], turns: int, share: float, folder: Path
 ) -> dict[str, float]:
-    """Seconds of CPU of an epoch, in memory and streamed with that share of the first feature's bytes."""
+    """Seconds of CPU of an epoch, in memory and streamed with that share of the first feature's
+    bytes.
+    """
     store, sizes = make(folder, turns)
     size = sizes[features.partition("+")[0]] / 1e6
     least = dict.fromkeys(("in memory", "streamed"), np.inf)
     for _ in range(ROUNDS):
         for how, memory in zip(least, ("64GB", f"{size * share:.3f}MB"), strict=True):
-            asked = Experiment(features, fusion, store=store, epochs=2, folds=1, set=settings, memory=memory)
+            asked = Experiment(
+                features, fusion, store=store, epochs=2, folds=1, set=settings, memory=memory
+            )
             [job] = prepare(asked)
             ends = list[float]()
             fit(job.data, job.fold, job.plan, partial(note, ends))

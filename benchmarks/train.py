@@ -1,7 +1,9 @@
-"""Training packed against training the plain way: padded batches, torch's own modules, a DataLoader.
+"""Training packed against training the plain way: padded batches, torch's own modules, a
+DataLoader.
 
-The plain models have the parameter names of ours, so that the tests load one's weights into the other and use them as
-an oracle. Sizes are IEMOCAP's; features are random, since they do not change the work.
+The plain models have the parameter names of ours, so that the tests load one's weights into the
+other and use them as an oracle. Sizes are IEMOCAP's; features are random, since they do not change
+the work.
 """
 
 from collections.abc import Callable
@@ -29,7 +31,9 @@ class PlainPerspective(nn.Module):
         super().__init__()
         d, hidden = settings.d_model, settings.gru_hidden
         self.features = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in ("audio", "text")})
-        self.gru = nn.ModuleDict({m: nn.GRU(d, hidden, bidirectional=True, batch_first=True) for m in dims})
+        self.gru = nn.ModuleDict(
+            {m: nn.GRU(d, hidden, bidirectional=True, batch_first=True) for m in dims}
+        )
         self.attention = nn.ModuleDict(
             {m: nn.MultiheadAttention(2 * hidden, settings.heads, batch_first=True) for m in dims}
         )
@@ -45,7 +49,9 @@ class PlainPerspective(nn.Module):
             )
             h = self.dropout(pad_packed_sequence(self.gru[m](packed)[0], batch_first=True)[0])
             padding = torch.arange(h.shape[1]) >= lengths[:, None]
-            heads[m] = self.logits[m](self.dropout(self.attention[m](h, h, h, key_padding_mask=padding)[0]))
+            heads[m] = self.logits[m](
+                self.dropout(self.attention[m](h, h, h, key_padding_mask=padding)[0])
+            )
         return {"logits": heads["audio"] + heads["text"], **heads}
 
 
@@ -58,7 +64,8 @@ class PlainRefinement(nn.Module):
         shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
         self.project = nn.Linear(dim, d)
         self.encoder = nn.ModuleList(
-            nn.TransformerEncoderLayer(*shape, batch_first=True) for _ in range(settings.encoder_depth)
+            nn.TransformerEncoderLayer(*shape, batch_first=True)
+            for _ in range(settings.encoder_depth)
         )
         self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
 
@@ -80,13 +87,16 @@ class PlainInteraction(nn.Module):
         self.queries = nn.Parameter(torch.zeros(settings.queries, d))
         self.types = nn.Parameter(torch.zeros(2, d))
         self.decoder = nn.ModuleList(
-            nn.TransformerDecoderLayer(*shape, batch_first=True) for _ in range(settings.decoder_depth)
+            nn.TransformerDecoderLayer(*shape, batch_first=True)
+            for _ in range(settings.decoder_depth)
         )
         self.pool = nn.ModuleDict({"score": nn.Linear(d, 1, bias=False)})
 
     def forward(self, parts: list[Tensor], paddings: list[Tensor]) -> Tensor:
         """Padded audio and text `[n, t, d]` → `[n, d]`."""
-        parts = [x + sinusoids(x.shape[1], x.shape[2]).to(x) + self.types[i] for i, x in enumerate(parts)]
+        parts = [
+            x + sinusoids(x.shape[1], x.shape[2]).to(x) + self.types[i] for i, x in enumerate(parts)
+        ]
         q = self.queries.expand(len(parts[0]), -1, -1)
         for layer in self.decoder:
             q = layer(q, torch.cat(parts, 1), memory_key_padding_mask=torch.cat(paddings, 1))
@@ -94,31 +104,49 @@ class PlainInteraction(nn.Module):
 
 
 class PlainMsmser(nn.Module):
-    """MSMSER Full on padded utterances, with torch's transformer layers and the parameter names of `Msmser`."""
+    """MSMSER Full on padded utterances, with torch's transformer layers and the parameter names of
+    `Msmser`.
+    """
 
     def __init__(self, settings: MsmserSettings, dims: dict[str, int], classes: int) -> None:
         super().__init__()
         d = settings.d_model
-        self.audio, self.text = PlainRefinement(settings, dims["audio"]), PlainRefinement(settings, dims["text"])
+        self.audio, self.text = (
+            PlainRefinement(settings, dims["audio"]),
+            PlainRefinement(settings, dims["text"]),
+        )
         self.interaction = PlainInteraction(settings)
-        self.classifier = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(d, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(d, d), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(d, classes)
+        )
 
     def forward(self, x: dict[str, Tensor], lengths: dict[str, Tensor]) -> dict[str, Tensor]:
         """Padded sequences `[n, t, dim]` and their lengths `[n]` → logits `[n, K]`."""
         paddings = {m: torch.arange(x[m].shape[1]) >= lengths[m][:, None] for m in x}
-        refined = [self.audio(x["audio"], paddings["audio"]), self.text(x["text"], paddings["text"])]
-        return {"logits": self.classifier(self.interaction(refined, [paddings["audio"], paddings["text"]]))}
+        refined = [
+            self.audio(x["audio"], paddings["audio"]),
+            self.text(x["text"], paddings["text"]),
+        ]
+        return {
+            "logits": self.classifier(
+                self.interaction(refined, [paddings["audio"], paddings["text"]])
+            )
+        }
 
 
 def sinusoids(length: int, d: int) -> Tensor:
-    """Position encodings (Vaswani et al. 2017, §3.5), float64 `[length, d]`, one position at a time."""
+    """Position encodings (Vaswani et al. 2017, §3.5), float64 `[length, d]`, one position at a
+    time.
+    """
     angles = [[t / 10000 ** (2 * (i // 2) / d) for i in range(d)] for t in range(length)]
     table = torch.tensor(angles, dtype=torch.float64)
     return torch.where(torch.arange(d) % 2 == 0, table.sin(), table.cos())
 
 
 def dialogue_lengths(utterances: int, generator: np.random.Generator) -> list[int]:
-    """Labelled utterances of each dialogue: some 37 of them, as in the four-class IEMOCAP, 5,531 in 151."""
+    """Labelled utterances of each dialogue: some 37 of them, as in the four-class IEMOCAP, 5,531 in
+    151.
+    """
     lengths: list[int] = []
     while sum(lengths) < utterances:
         lengths.append(int(np.clip(generator.lognormal(np.log(33), 0.45), 8, 110)))
@@ -126,12 +154,16 @@ def dialogue_lengths(utterances: int, generator: np.random.Generator) -> list[in
 
 
 def durations(n: int, generator: np.random.Generator) -> np.ndarray:
-    """Seconds of n utterances, distributed as IEMOCAP's: median 3.52, 95th percentile 10.53, 0.585 to 34.14."""
+    """Seconds of n utterances, distributed as IEMOCAP's: median 3.52, 95th percentile 10.53, 0.585
+    to 34.14.
+    """
     return np.clip(generator.lognormal(np.log(3.52), 0.666, n), 0.585, 34.14)
 
 
 def typical_batches(seconds: np.ndarray, size: int, steps: int) -> np.ndarray:
-    """Of an epoch's shuffled batches, `steps` following ones that are padded as much as the whole epoch is."""
+    """Of an epoch's shuffled batches, `steps` following ones that are padded as much as the whole
+    epoch is.
+    """
     batches = seconds[: len(seconds) // size * size].reshape(-1, size)
     groups = batches[: len(batches) // steps * steps].reshape(-1, steps, size)
     padded = size * groups.max(2).sum(1) / groups.sum((1, 2))
@@ -150,25 +182,37 @@ def cases(rounds: int) -> list[dict[str, Any]]:
 
 
 def perspective_cases(rounds: int) -> list[dict[str, Any]]:
-    """One seed-epoch of LGF-ADD with the perspective loss on four sessions, 20 dialogues a batch, dropout off."""
+    """One seed-epoch of LGF-ADD with the perspective loss on four sessions, 20 dialogues a batch,
+    dropout off.
+    """
     random = np.random.default_rng(0)
     lengths = dialogue_lengths(4290, random)
     n, dims = sum(lengths), {"audio": 6373, "text": 768}
-    values = {m: torch.from_numpy(random.standard_normal((n, dim), dtype=np.float32)) for m, dim in dims.items()}
+    values = {
+        m: torch.from_numpy(random.standard_normal((n, dim), dtype=np.float32))
+        for m, dim in dims.items()
+    }
     labels = torch.from_numpy(random.integers(4, size=n))
     settings = PerspectiveSettings(dropout=0.0)
     dialogues = np.split(np.arange(n), np.cumsum(lengths)[:-1])
 
     inputs = {m: Inputs(x, np.arange(n + 1)) for m, x in values.items()}
     model = FUSIONS["lgf-add"].build(settings, dims, 4)
-    optimiser = torch.optim.Adam(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimiser = torch.optim.Adam(
+        model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
 
     def ours() -> None:
         order = torch.randperm(len(dialogues)).tolist()
         for start in range(0, len(order), settings.batch_size):
-            batch = take(inputs, labels, [dialogues[i] for i in order[start : start + settings.batch_size]])
+            batch = take(
+                inputs, labels, [dialogues[i] for i in order[start : start + settings.batch_size]]
+            )
             optimiser.zero_grad()
-            losses = [F.cross_entropy(logits, batch.truth, reduction="sum") for logits in model(batch).values()]
+            losses = [
+                F.cross_entropy(logits, batch.truth, reduction="sum")
+                for logits in model(batch).values()
+            ]
             torch.stack(losses).sum().backward()
             optimiser.step()
 
@@ -186,7 +230,9 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
         for x, truth, count in loader:
             adam.zero_grad()
             losses = [
-                F.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="sum", ignore_index=-1)
+                F.cross_entropy(
+                    logits.flatten(0, 1), truth.flatten(), reduction="sum", ignore_index=-1
+                )
                 for logits in plain(x, count).values()
             ]
             torch.stack(losses).sum().backward()
@@ -200,15 +246,24 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
     random = np.random.default_rng(0)
     settings, dims = MsmserSettings(dropout=0.0), {"audio": 768, "text": 768}
     seconds = typical_batches(durations(5531, random), settings.batch_size, steps)
-    lengths = {"audio": np.ceil(seconds * 50 - 1).astype(int), "text": np.ceil(seconds * 3.2 + 2).astype(int)}
+    lengths = {
+        "audio": np.ceil(seconds * 50 - 1).astype(int),
+        "text": np.ceil(seconds * 3.2 + 2).astype(int),
+    }
     values = {
-        m: [torch.from_numpy(random.standard_normal((count, dims[m]), dtype=np.float32)) for count in counts]
+        m: [
+            torch.from_numpy(random.standard_normal((count, dims[m]), dtype=np.float32))
+            for count in counts
+        ]
         for m, counts in lengths.items()
     }
     labels = torch.from_numpy(random.integers(4, size=len(seconds)))
     batches = np.split(np.arange(len(seconds)), steps)
 
-    inputs = {m: Inputs(torch.cat(x), np.concatenate([[0], lengths[m].cumsum()])) for m, x in values.items()}
+    inputs = {
+        m: Inputs(torch.cat(x), np.concatenate([[0], lengths[m].cumsum()]))
+        for m, x in values.items()
+    }
     model = FUSIONS["mit"].build(settings, dims, 4)
     optimiser = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
 
@@ -235,10 +290,11 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
 
 
 def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
-    """A few updates of SUPERB's emotion head, 32 utterances of HuBERT base's 13 layers: on frames, and on their means.
+    """A few updates of SUPERB's emotion head, 32 utterances of HuBERT base's 13 layers: on frames,
+    and on their means.
 
-    Both begin with the features in memory in float16 frames and float32 means, as the store has them, and end with
-    Adam's step; the plain way pads, as s3prl does.
+    Both begin with the features in memory in float16 frames and float32 means, as the store has
+    them, and end with Adam's step; the plain way pads, as s3prl does.
     """
     random, (layers, dim), size = np.random.default_rng(0), (13, 768), 32
     lengths = np.ceil(typical_batches(durations(5531, random), size, steps) * 50 - 1).astype(int)
@@ -265,19 +321,35 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
 
     def theirs() -> None:
         for rows in batches:
-            x = pad_sequence([frames[i] for i in rows], batch_first=True).float()  # [n, t, layers, dim]
+            x = pad_sequence(
+                [frames[i] for i in rows], batch_first=True
+            ).float()  # [n, t, layers, dim]
             summed = (x * shares.softmax(0)[:, None]).sum(2)
             projected = projector(summed)  # type: ignore[operator]
-            pooled = torch.stack([one[:count].mean(0) for one, count in zip(projected, lengths[rows], strict=True)])
+            pooled = torch.stack(
+                [one[:count].mean(0) for one, count in zip(projected, lengths[rows], strict=True)]
+            )
             step(adams[1], last(pooled), labels[torch.from_numpy(rows)])  # type: ignore[operator]
 
-    return compare(f"SUPERB's emotion head, {steps} updates of {size}, on means of layers", theirs, ours, 50.0, rounds)
+    return compare(
+        f"SUPERB's emotion head, {steps} updates of {size}, on means of layers",
+        theirs,
+        ours,
+        50.0,
+        rounds,
+    )
 
 
 def compare_both(
-    what: str, plain: Callable[[], None], ours: Callable[[], None], targets: tuple[float, float], rounds: int
+    what: str,
+    plain: Callable[[], None],
+    ours: Callable[[], None],
+    targets: tuple[float, float],
+    rounds: int,
 ) -> list[dict[str, Any]]:
-    """Ours in float32 and, where the CPU multiplies bfloat16 itself, in bfloat16, each against plain in float32."""
+    """Ours in float32 and, where the CPU multiplies bfloat16 itself, in bfloat16, each against
+    plain in float32.
+    """
 
     def rounded() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -300,7 +372,13 @@ def take(inputs: dict[str, Inputs], labels: Tensor, groups: list[np.ndarray]) ->
 
 
 def pad_dialogues(items: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Padded vectors `[m, S, dim]`, padded labels (-1 where there is none) and lengths, as a DataLoader gives them."""
+    """Padded vectors `[m, S, dim]`, padded labels (-1 where there is none) and lengths, as a
+    DataLoader gives them.
+    """
     xs, truths = zip(*items, strict=True)
     x = {m: pad_sequence([each[m] for each in xs], batch_first=True) for m in xs[0]}
-    return x, pad_sequence(list(truths), batch_first=True, padding_value=-1), torch.tensor([len(t) for t in truths])
+    return (
+        x,
+        pad_sequence(list(truths), batch_first=True, padding_value=-1),
+        torch.tensor([len(t) for t in truths]),
+    )

@@ -1,7 +1,8 @@
 """Blocks: the pieces of 1 to 2 MB in which arrays are laid out, read and checked.
 
-Arrays are laid out as a Zarr group, or in one HDF5 file. One reader serves both. It reads whole blocks, since the
-checksum needs all their bytes: straight into the target if all rows go there together, else into a scratch area.
+Arrays are laid out as a Zarr group, or in one HDF5 file. One reader serves both. It reads whole
+blocks, since the checksum needs all their bytes: straight into the target if all rows go there
+together, else into a scratch area.
 """
 
 import bisect
@@ -29,15 +30,30 @@ from .atomic_io import PIECE, REPAIR, Buffer, plain_file
 from .spec import canonical_json
 
 BLOCK_BYTES = 2 << 20
-_PER_THREAD = 2 * BLOCK_BYTES  # bytes of the target for each thread: scratch areas take at most half of that
-# The cores that this process may use: fewer than the machine has under taskset, on systems that have it.
-MOST_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_PER_THREAD = (
+    2 * BLOCK_BYTES
+)  # bytes of the target for each thread: scratch areas take at most half of that
+# The cores that this process may use: fewer than the machine has under taskset, on systems that
+# have it.
+MOST_THREADS = min(
+    8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 # Once it is set, a thread's reading ends with `InterruptedError` at the next block.
 unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 ArrayDtype = Literal[
-    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
 ]
 
 
@@ -78,7 +94,9 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
 
 
 class PiecedArray:
-    """An array `[rows, …]` whose rows lie in several places: C-contiguous `pieces` of one dtype, none copied."""
+    """An array `[rows, …]` whose rows lie in several places: C-contiguous `pieces` of one dtype,
+    none copied.
+    """
 
     def __init__(self, pieces: Sequence[npt.NDArray[Any]]) -> None:
         self.pieces, self.dtype = pieces, pieces[0].dtype
@@ -86,24 +104,30 @@ class PiecedArray:
         self._ends = list(itertools.accumulate(map(len, pieces)))
 
     def blocks(self, start: int, stop: int) -> Iterator[list[memoryview]]:
-        """Equal blocks of at most 2 MB (at least one row each) of the rows from `start` to `stop`, without a copy."""
+        """Equal blocks of at most 2 MB (at least one row each) of the rows from `start` to `stop`,
+        without a copy.
+        """
         most = max(1, BLOCK_BYTES // (self.dtype.itemsize * math.prod(self.shape[1:])))
         each = math.ceil((stop - start) / max(1, math.ceil((stop - start) / most)))
         for first in range(start, stop, each or 1):
             last, views = min(first + each, stop), list[memoryview]()
-            for number in range(bisect.bisect_right(self._ends, first), bisect.bisect_left(self._ends, last) + 1):
+            for number in range(
+                bisect.bisect_right(self._ends, first), bisect.bisect_left(self._ends, last) + 1
+            ):
                 begins = self._ends[number] - len(self.pieces[number])
                 views.append(bytes_of(self.pieces[number][max(0, first - begins) : last - begins]))
             yield views
 
 
-# The content of a file in order: blocks of the named array, or other bytes (""). None stands for the CRC-32C of all
-# before it, four bytes, little-endian.
+# The content of a file in order: blocks of the named array, or other bytes (""). None stands for
+# the CRC-32C of all before it, four bytes, little-endian.
 Content = list[tuple[str, Sequence[Buffer] | None]]
 
 
 def contents(path: str, content: Content, blocks: Mapping[str, list[Block]]) -> Iterator[Buffer]:
-    """The bytes of a file, a piece at a time. Each block is added to those of its array when its bytes are done."""
+    """The bytes of a file, a piece at a time. Each block is added to those of its array when its
+    bytes are done.
+    """
     size = whole = 0
     for name, views in content:
         start, checksum = size, 0
@@ -124,8 +148,8 @@ Files = dict[str, Content]  # by path in the part's folder
 class Backend(NamedTuple):
     """How a part's arrays become files.
 
-    `encode` returns the files, each array's blocks in order; `inspect` what a plain Zarr or HDF5 reader of these files
-    would see otherwise than the blocks have it, or None.
+    `encode` returns the files, each array's blocks in order; `inspect` what a plain Zarr or HDF5
+    reader of these files would see otherwise than the blocks have it, or None.
     """
 
     encode: Callable[[Arrays], Files]
@@ -149,7 +173,10 @@ def _fill_value(dtype: np.dtype[Any]) -> float | int:
 
 def _array_metadata(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     """The `zarr.json` of an array."""
-    chunks = {"name": "regular", "configuration": {"chunk_shape": [chunk_rows(shape[0]), *shape[1:]]}}
+    chunks = {
+        "name": "regular",
+        "configuration": {"chunk_shape": [chunk_rows(shape[0]), *shape[1:]]},
+    }
     fill = "NaN" if dtype.kind == "f" else _fill_value(dtype)
     own = {"shape": shape, "data_type": dtype.name, "chunk_grid": chunks, "fill_value": fill}
     return canonical_json(_METADATA["array"] | own)
@@ -170,7 +197,11 @@ def _encode_zarr(arrays: Arrays) -> Files:
             stop = min(start + each, rows)
             blocks = [(name, views) for views in array.blocks(start, stop)]
             padding = np.full((each - (stop - start), *row), _fill_value(array.dtype), array.dtype)
-            files[_chunk_file(name, number, 1 + len(row))] = [*blocks, ("", [bytes_of(padding)]), ("", None)]
+            files[_chunk_file(name, number, 1 + len(row))] = [
+                *blocks,
+                ("", [bytes_of(padding)]),
+                ("", None),
+            ]
     return files
 
 
@@ -198,7 +229,8 @@ _FILTERS = {1, 2, 3}  # HDF5's own deflate, shuffle, fletcher32
 def _encode_hdf5(arrays: Arrays) -> Files:
     """One file of contiguous, unfiltered datasets.
 
-    It is made in memory, which takes as much again, because the HDF5 library reports a full disk late or not at all.
+    It is made in memory, which takes as much again, because the HDF5 library reports a full disk
+    late or not at all.
     """
     import h5py
 
@@ -228,9 +260,17 @@ def _inspect_hdf5(folder: Path, arrays: Mapping[str, ArrayRecord]) -> str | None
                 return f"{HDF5}: {fault}"
         for name, array in arrays.items():
             dataset = file[name]
-            places = itertools.accumulate((block.bytes for block in array.blocks), initial=dataset.id.get_offset())
-            elsewhere = any(block.offset != place for block, place in zip(array.blocks, places, strict=False))
-            if elsewhere or (dataset.shape, dataset.dtype, dataset.chunks) != (array.shape, array.dtype, None):
+            places = itertools.accumulate(
+                (block.bytes for block in array.blocks), initial=dataset.id.get_offset()
+            )
+            elsewhere = any(
+                block.offset != place for block, place in zip(array.blocks, places, strict=False)
+            )
+            if elsewhere or (dataset.shape, dataset.dtype, dataset.chunks) != (
+                array.shape,
+                array.dtype,
+                None,
+            ):
                 return f"{HDF5}: array '{name}' is another for HDF5 than for its blocks"
     return None
 
@@ -242,7 +282,9 @@ def foreign_hdf5(file: Any, name: str) -> str | None:
     """
     import h5py
 
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+        file[name], h5py.Dataset
+    ):
         return f"'{name}' is a group, or a link to elsewhere"
     created = file[name].id.get_create_plist()
     if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():
@@ -252,27 +294,47 @@ def foreign_hdf5(file: Any, name: str) -> str | None:
     return None
 
 
-BACKENDS = {"zarr": Backend(_encode_zarr, _inspect_zarr), "hdf5": Backend(_encode_hdf5, _inspect_hdf5)}
+BACKENDS = {
+    "zarr": Backend(_encode_zarr, _inspect_zarr),
+    "hdf5": Backend(_encode_hdf5, _inspect_hdf5),
+}
 
 
-Stretch = tuple[int, int, int]  # first row in the array, row after the last, first row in the target
-BlockRead = tuple[str, Block, int, list[Stretch]]  # file, a block in it, its first row, the stretches within it
+Stretch = tuple[
+    int, int, int
+]  # first row in the array, row after the last, first row in the target
+BlockRead = tuple[
+    str, Block, int, list[Stretch]
+]  # file, a block in it, its first row, the stretches within it
 
 
-def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], target: npt.NDArray[Any]) -> None:
-    """Read stretches of rows from the same array of several parts (folders) into `target`, each block verified.
+def read_stretches(
+    jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], target: npt.NDArray[Any]
+) -> None:
+    """Read stretches of rows from the same array of several parts (folders) into `target`, each
+    block verified.
 
     `target` is C-contiguous `[rows, …]`. A block is read once, whatever stretches lie in it.
     Raises `CorruptStore` naming the file whose content is missing, short or altered.
     """
     rows = target.view(np.uint8).reshape(len(target), target.strides[0])
-    reads = [read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)]
-    ended, threads = unwanted.get() or Event(), min(MOST_THREADS, len(reads), target.nbytes // _PER_THREAD)
+    reads = [
+        read for folder, array, stretches in jobs for read in _by_block(folder, array, stretches)
+    ]
+    ended, threads = (
+        unwanted.get() or Event(),
+        min(MOST_THREADS, len(reads), target.nbytes // _PER_THREAD),
+    )
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             # A share per thread, not a future per block, which would cost as much as the checksums.
             try:
-                list(pool.map(lambda number: _read_blocks(reads[number::threads], rows, ended), range(threads)))
+                list(
+                    pool.map(
+                        lambda number: _read_blocks(reads[number::threads], rows, ended),
+                        range(threads),
+                    )
+                )
             except BaseException:  # such as Ctrl-C: the pool's end waits for its threads
                 ended.set()
                 raise
@@ -280,7 +342,9 @@ def read_stretches(jobs: Sequence[tuple[Path, ArrayRecord, Sequence[Stretch]]], 
         _read_blocks(reads, rows, ended)
 
 
-def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) -> Iterator[BlockRead]:
+def _by_block(
+    folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]
+) -> Iterator[BlockRead]:
     """Cut stretches at the ends of blocks; each block comes once, in order."""
     ends = list(itertools.accumulate(block.bytes // array.row_bytes for block in array.blocks))
     within: dict[int, list[Stretch]] = {}
@@ -292,7 +356,12 @@ def _by_block(folder: Path, array: ArrayRecord, stretches: Iterable[Stretch]) ->
             start, to = cut, to + cut - start
     for number, cut_stretches in sorted(within.items()):
         block = array.blocks[number]
-        yield f"{folder}/{block.file}", block, ends[number] - block.bytes // array.row_bytes, cut_stretches
+        yield (
+            f"{folder}/{block.file}",
+            block,
+            ends[number] - block.bytes // array.row_bytes,
+            cut_stretches,
+        )
 
 
 def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ended: Event) -> None:
@@ -317,17 +386,23 @@ def _read_blocks(reads: Sequence[BlockRead], target: npt.NDArray[np.uint8], ende
 def check_block(path: str, block: Block, content: Buffer) -> None:
     """Raise `CorruptStore` unless these are the block's bytes."""
     if crc32c.crc32c(content) != block.crc32c:
-        raise CorruptStore(f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}")
+        raise CorruptStore(
+            f"{path}: altered (bytes {block.offset} to {block.offset + block.bytes}); {REPAIR}"
+        )
 
 
 def _finite(content: bytes, dtype: str) -> bool:
-    if dtype == "float16":  # numpy's own way takes 20 times as long; an exponent of ones is NaN or infinite
+    if (
+        dtype == "float16"
+    ):  # numpy's own way takes 20 times as long; an exponent of ones is NaN or infinite
         return bool(((np.frombuffer(content, np.uint16) & 0x7C00) < 0x7C00).all())
     return bool(np.isfinite(np.frombuffer(content, dtype)).all())
 
 
 def read_file(path: Path, blocks: list[tuple[Block, bool]], dtype: str) -> str:
-    """The sha256 of a file. Its blocks are checked on the way; those with True must hold finite values of `dtype`."""
+    """The sha256 of a file. Its blocks are checked on the way; those with True must hold finite
+    values of `dtype`.
+    """
     digest = hashlib.sha256()
     with plain_file(path) as file:
 

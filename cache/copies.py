@@ -1,7 +1,8 @@
-"""Copies of stores: `Push` to a URL and `Pull` from one. What is copied already is not copied again.
+"""Copies of stores: `Push` to a URL and `Pull` from one. What is copied already is not copied
+again.
 
-Files come before the part.json that names them, and that before the record of what is published. So whatever is killed
-leaves a store that is incomplete, never wrong.
+Files come before the part.json that names them, and that before the record of what is published. So
+whatever is killed leaves a store that is incomplete, never wrong.
 """
 
 import contextlib
@@ -31,10 +32,11 @@ OnProgress = Callable[[int], Any]  # called with the bytes of each file that is 
 
 
 class Push:
-    """Publish a store, or these features and corpora of it, at a URL: see `parts`, `bytes` and `run`.
+    """Publish a store, or these features and corpora of it, at a URL: see `parts`, `bytes` and
+    `run`.
 
-    Unless `with_text`, transcripts stay here: manifests keep their digests alone, and text features no token ids.
-    Raises `WrongUse` for what the store does not have.
+    Unless `with_text`, transcripts stay here: manifests keep their digests alone, and text features
+    no token ids. Raises `WrongUse` for what the store does not have.
     """
 
     def __init__(
@@ -47,33 +49,52 @@ class Push:
         replace: bool = False,
     ) -> None:
         if not url or re.match("(?!file:)[a-z0-9]{2,}:/(?!/)", url) or split_digest(url)[1]:
-            raise WrongUse(f"{url!r}: name the URL, such as s3://bucket/store, or folder to publish at, and no digest")
+            raise WrongUse(
+                f"{url!r}: name the URL, such as s3://bucket/store, or folder to publish at, and no digest"
+            )
         target = Path(url.removeprefix("file://"))
-        # A store in use would lose its transcripts; it has a tmp/, and no record as a published one has.
+        # A store in use would lose its transcripts; it has a tmp/, and no record as a published one
+        # has.
         if (target / "tmp").is_dir() and not (target / LATEST).exists():
             raise WrongUse(f"{target}: is a store that is in use; name a new folder to publish at")
         self._with_text, self._replace, self.remote = with_text, replace, Remote(url)
         names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
         manifests = [store.manifest(name) for name in names]
-        self._manifests = {one.corpus: one if with_text else one.without_text() for one in manifests}
-        self._features = [store.feature(name, corpus) for name in features.split("+")] if features else store.features()
+        self._manifests = {
+            one.corpus: one if with_text else one.without_text() for one in manifests
+        }
+        self._features = (
+            [store.feature(name, corpus) for name in features.split("+")]
+            if features
+            else store.features()
+        )
         before = self._published(self.remote.read(LATEST))
         self._merged(before)  # raises, if it does, before anything is sent
         corpora, parts = _corpora_of_rows(manifests), dict[str, tuple[Feature, Part]]()
         for feature in self._features:
             mine = [part for part in feature.parts() if part.record.corpus in corpora]
-            parts |= {f"{feature.spec.folder}/parts/{part.folder.name}": (feature, part) for part in mine}
+            parts |= {
+                f"{feature.spec.folder}/parts/{part.folder.name}": (feature, part) for part in mine
+            }
         # With `replace` all parts are compared byte by byte.
-        self.parts = {folder: part for folder, part in parts.items() if replace or folder not in before.parts}
+        self.parts = {
+            folder: part for folder, part in parts.items() if replace or folder not in before.parts
+        }
         self._unlisted = self.remote.each(self._find_unlisted, self.parts)
-        self.parts = {folder: part for folder, part in self.parts.items() if not self._unlisted[folder]}
+        self.parts = {
+            folder: part for folder, part in self.parts.items() if not self._unlisted[folder]
+        }
         self.there = len(parts) - len(self.parts)
         self.bytes = sum(part.bytes for _, part in self.parts.values())
 
     def _published(self, latest: bytes | None) -> Published:
         """The record of what is published; with `replace`, a damaged one counts as none."""
         try:
-            return self.remote.published(latest.decode(errors="replace").strip()) if latest else Published()
+            return (
+                self.remote.published(latest.decode(errors="replace").strip())
+                if latest
+                else Published()
+            )
         except CorruptStore:
             if not self._replace:
                 raise
@@ -84,18 +105,27 @@ class Push:
         if self._replace or f"{folder}/part.json" not in self.remote.files:
             return None
         with contextlib.suppress(CorruptStore):  # one that is cut short is sent again
-            published, record = _published_part(self.remote.read(f"{folder}/part.json") or b"", folder)
+            published, record = _published_part(
+                self.remote.read(f"{folder}/part.json") or b"", folder
+            )
             whole = {f"{folder}/{name}" for name in record.files} <= self.remote.files
             if whole and not self._spells_text(self.parts[folder][0], record):
                 return published
         return None
 
     def _spells_text(self, feature: Feature, record: PartRecord) -> bool:
-        """Whether a part has extras that spell transcripts, such as token ids, in a push without text."""
-        return not self._with_text and feature.spec.modality == "text" and bool(record.arrays.keys() - _WITHOUT_TEXT)
+        """Whether a part has extras that spell transcripts, such as token ids, in a push without
+        text.
+        """
+        return (
+            not self._with_text
+            and feature.spec.modality == "text"
+            and bool(record.arrays.keys() - _WITHOUT_TEXT)
+        )
 
     def run(self, on_progress: OnProgress = lambda _: None) -> str:
-        """Push what is not published yet. Returns the URL with the root digest of all that is published there.
+        """Push what is not published yet. Returns the URL with the root digest of all that is
+        published there.
 
         Raises `StoreError` if another push has begun a part with other numbers.
         """
@@ -103,19 +133,31 @@ class Push:
         there |= self.remote.each(partial(self._send, on_progress), self.parts)
         mine = {one.spec.folder: one.spec for one in self._features}
         for one in self._manifests.values():
-            self.remote.create(f"manifests/{one.corpus}/{one.digest}.parquet", one.content, replace=True)
+            self.remote.create(
+                f"manifests/{one.corpus}/{one.digest}.parquet", one.content, replace=True
+            )
         while True:  # until nobody else publishes between reading and writing the record
             latest = self.remote.read(LATEST)
             before = self._published(latest)
             manifests = self._merged(before)
-            records = {corpus: file_record(manifest.content) for corpus, manifest in manifests.items()}
+            records = {
+                corpus: file_record(manifest.content) for corpus, manifest in manifests.items()
+            }
             merged = Published(records, mine | before.features, before.parts | there)
             digest = file_record(merged.content).sha256
             url = f"{self.remote.shown}@{digest}"
-            files = {f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json()) for folder in mine}
+            files = {
+                f"{folder}/spec.json": checksummed_json(merged.features[folder].to_json())
+                for folder in mine
+            }
             files[RECORD.format(digest)] = merged.content
-            files["README.md"] = _card(self.remote.read("README.md"), merged, [*manifests.values()], url)
-            files |= {f"manifests/{name}/latest": f"{one.sha256}\n".encode() for name, one in records.items()}
+            files["README.md"] = _card(
+                self.remote.read("README.md"), merged, [*manifests.values()], url
+            )
+            files |= {
+                f"manifests/{name}/latest": f"{one.sha256}\n".encode()
+                for name, one in records.items()
+            }
             seen = {path: self.remote.read(path) for path in files} | {LATEST: latest}
             files[LATEST] = f"{digest}\n".encode()
             if all(self.remote.put(path, content, seen[path]) for path, content in files.items()):
@@ -125,16 +167,24 @@ class Push:
         """Put a part there, and its part.json last."""
         feature, part = self.parts[folder]
         with tempfile.TemporaryDirectory() as scratch:
-            if self._spells_text(feature, record := part.record):  # published without: the same bytes each time
+            if self._spells_text(
+                feature, record := part.record
+            ):  # published without: the same bytes each time
                 rows, parts = held_rows(feature, part), Path(scratch) / "parts"
-                rows.extras = {name: arrays for name, arrays in rows.extras.items() if name in _WITHOUT_TEXT}
-                name = publish(parts.parent, parts, rows, feature.spec, record.backend, record.written_by)
+                rows.extras = {
+                    name: arrays for name, arrays in rows.extras.items() if name in _WITHOUT_TEXT
+                }
+                name = publish(
+                    parts.parent, parts, rows, feature.spec, record.backend, record.written_by
+                )
                 part = Part.open(parts / str(name), feature.fingerprint)
             # One after the other: of two pushes the first to put a file that differs goes on alone.
             for name, file in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)
                 if file_record(content) != file:
-                    raise CorruptStore(f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`")
+                    raise CorruptStore(
+                        f"{part.folder / name}: altered (its sha256 is wrong); run `ser cache verify`"
+                    )
                 self.remote.create(f"{folder}/{name}", content, self._replace)
                 on_progress(file.bytes)
             content = read_small(part.folder / "part.json")
@@ -146,7 +196,9 @@ class Push:
         merged = dict(self._manifests)
         for corpus, record in before.manifests.items():
             mine = merged.get(corpus)
-            if mine is None or mine.digest != record.sha256:  # an equal one is not read: it may be lost there
+            if (
+                mine is None or mine.digest != record.sha256
+            ):  # an equal one is not read: it may be lost there
                 published = _published_manifest(self.remote, corpus, record)
                 if mine is None or not published.gives_way(mine, self._replace, self.remote.shown):
                     merged[corpus] = published
@@ -171,39 +223,63 @@ def _published_manifest(remote: Remote, corpus: str, record: FileRecord) -> Mani
 
 def _corpora_of_rows(manifests: Iterable[Manifest]) -> set[str]:
     """These corpora and their parents, whose audio rows count for them too."""
-    return {name for one in manifests for name in (one.corpus, one.parent and one.parent.corpus) if name}
+    return {
+        name for one in manifests for name in (one.corpus, one.parent and one.parent.corpus) if name
+    }
 
 
 def _feature_of(part_folder: str) -> str:
     return part_folder.partition("/parts/")[0]
 
 
-def _card(there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str) -> bytes:
-    """The card, README.md, of what is published; the one that is there, if a person has rewritten it."""
+def _card(
+    there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str
+) -> bytes:
+    """The card, README.md, of what is published; the one that is there, if a person has rewritten
+    it.
+    """
     if there is not None and _WRITTEN_HERE not in there:
         return there
     import jinja2
 
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # no HTML
-    environment.filters["cell"] = lambda text: printable(str(text)).translate({ord(c): f"\\{c}" for c in "|<`[*_"})
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )  # no HTML
+    environment.filters["cell"] = lambda text: printable(str(text)).translate(
+        {ord(c): f"\\{c}" for c in "|<`[*_"}
+    )
     environment.filters["quote"] = shlex.quote
-    template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    )
     parts = defaultdict[str, list[PublishedPart]](list)
     for folder, part in published.parts.items():
         parts[_feature_of(folder)].append(part)
     with_text = [one.corpus for one in manifests if one.table["text"].null_count < len(one)]
-    facts = {"features": published.features, "parts": parts, "manifests": manifests, "with_text": with_text}
+    facts = {
+        "features": published.features,
+        "parts": parts,
+        "manifests": manifests,
+        "with_text": with_text,
+    }
     return template.render(url=url, **facts).encode(errors="replace")
 
 
 class Pull:
-    """Copy what is published at a URL into a store, or at `URL@DIGEST` just that: see `parts`, `bytes` and `run`.
+    """Copy what is published at a URL into a store, or at `URL@DIGEST` just that: see `parts`,
+    `bytes` and `run`.
 
-    Raises `WrongUse` if nothing is published there, and `CorruptStore` for what its digest does not name.
+    Raises `WrongUse` if nothing is published there, and `CorruptStore` for what its digest does not
+    name.
     """
 
     def __init__(
-        self, url: str, path: Path, features: str | None = None, corpus: str | None = None, replace: bool = False
+        self,
+        url: str,
+        path: Path,
+        features: str | None = None,
+        corpus: str | None = None,
+        replace: bool = False,
     ) -> None:
         self._path, self._replace = path, replace
         place, digest = split_digest(url)
@@ -211,42 +287,56 @@ class Pull:
         where = self.remote.shown
         if (latest := b"" if digest else self.remote.read(LATEST)) is None:
             more = "a root digest after an @ has 64 digits"
-            raise WrongUse(f"{where}: nothing is published there; `ser cache push URL` does it, and {more}")
+            raise WrongUse(
+                f"{where}: nothing is published there; `ser cache push URL` does it, and {more}"
+            )
         self.digest = digest or latest.decode(errors="replace").strip()
         there = self.remote.published(self.digest)
         names = set(corpus.split("+")) if corpus else there.manifests.keys()
         if unknown_names := names - there.manifests.keys():
             raise unknown(f"corpus of {where}", min(unknown_names), there.manifests)
-        self._manifests = [_published_manifest(self.remote, name, there.manifests[name]) for name in sorted(names)]
+        self._manifests = [
+            _published_manifest(self.remote, name, there.manifests[name]) for name in sorted(names)
+        ]
         folders = sorted(there.named(features, where) if features else there.features)
         self._specs = {folder: there.features[folder] for folder in folders}
         corpora = _corpora_of_rows(self._manifests)
         parts = {folder: part for folder, part in there.parts.items() if part.corpus in corpora}
-        parts = {folder: part for folder, part in parts.items() if _feature_of(folder) in self._specs}
-        self.parts = {folder: part for folder, part in parts.items() if not (path / folder).exists()}
+        parts = {
+            folder: part for folder, part in parts.items() if _feature_of(folder) in self._specs
+        }
+        self.parts = {
+            folder: part for folder, part in parts.items() if not (path / folder).exists()
+        }
         self.there = len(parts) - len(self.parts)
         self.bytes = sum(part.bytes for part in self.parts.values())
         for folder in sorted(parts.keys() - self.parts):
             Part.open(path / folder, folder.split("/")[1])  # raises if a file is missing
-            if digest and file_record(read_small(path / folder / "part.json")) != parts[folder].record:
+            if (
+                digest
+                and file_record(read_small(path / folder / "part.json")) != parts[folder].record
+            ):
                 fault = f"{folder} is another part here than that of {where}@{digest}"
                 raise WrongUse(f"{path}: {fault}; name a new folder with --store")
 
     def run(self, on_progress: OnProgress = lambda _: None) -> str:
         """Pull what is missing: parts, each checked down to its last byte, then the manifests.
 
-        Returns the URL with the root digest. The manifest of a corpus that is new here comes first, so that the store
-        knows what it lacks.
+        Returns the URL with the root digest. The manifest of a corpus that is new here comes first,
+        so that the store knows what it lacks.
         """
         store = open_store(self._path, create=True)
         free = shutil.disk_usage(self._path).free
         if self.bytes > free:
             sizes = f"{self.bytes / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free"
-            raise StoreError(f"{self._path}: no room to pull this: {sizes}; free some space, or name another --store")
+            raise StoreError(
+                f"{self._path}: no room to pull this: {sizes}; free some space, or name another --store"
+            )
         for manifest in self._manifests:
             if manifest.corpus not in store.corpora():
                 store.put_manifest(manifest, command="cache pull")
-            # Raises before anything is copied if it may not replace the one here, which is done when all is copied.
+            # Raises before anything is copied if it may not replace the one here, which is done
+            # when all is copied.
             store.manifest(manifest.corpus).gives_way(manifest, self._replace, self._path)
         for spec in self._specs.values():
             store.add(spec)
@@ -263,7 +353,10 @@ class Pull:
             published, record = _published_part(content, where)
             if published != expected:
                 raise CorruptStore(f"{where}: is another part than was published")
-        with explain_disk_errors("pulling a part", store.path, expected.bytes), workspace(store.path) as temporary:
+        with (
+            explain_disk_errors("pulling a part", store.path, expected.bytes),
+            workspace(store.path) as temporary,
+        ):
 
             def fetched(name: str, file: FileRecord) -> Iterator[bytes]:
                 yield self.remote.fetch(f"{path}/{name}", file)
@@ -278,7 +371,9 @@ class Pull:
 
 
 def cache_folder(url: str) -> Path:
-    """Where the store at a URL is copied to by `--store URL`: in $SER_STORES, or below the user's cache folder."""
+    """Where the store at a URL is copied to by `--store URL`: in $SER_STORES, or below the user's
+    cache folder.
+    """
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(os.environ.get("SER_STORES") or Path(own) / "ser" / "stores")
     return base / file_record(url.encode()).sha256[:16]

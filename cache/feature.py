@@ -1,4 +1,6 @@
-"""One feature of a store, computed in one way: its parts, and the rows that a manifest joins to them."""
+"""One feature of a store, computed in one way: its parts, and the rows that a manifest joins to
+them.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,15 +25,23 @@ Place = tuple[Part, int]  # a part, and an utterance's number in it
 
 
 def part_names(feature: Path) -> set[str]:
-    """The names of the parts in a feature's folder. Raises `CorruptStore` if that is a link to a disk that is away."""
+    """The names of the parts in a feature's folder. Raises `CorruptStore` if that is a link to a
+    disk that is away.
+    """
     folder = feature / "parts"
     try:
-        with os.scandir(folder) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is no part
+        with os.scandir(
+            folder
+        ) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is no part
             names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
             return {name for name in names if not name.startswith(".")}
     except (FileNotFoundError, NotADirectoryError):
-        if os.path.lexists(folder) and not folder.is_dir():  # another process may just have made the folder
-            raise CorruptStore(f"{folder}: leads to no folder; mount the disk, or remove it") from None
+        if (
+            os.path.lexists(folder) and not folder.is_dir()
+        ):  # another process may just have made the folder
+            raise CorruptStore(
+                f"{folder}: leads to no folder; mount the disk, or remove it"
+            ) from None
         return set()
 
 
@@ -66,7 +76,10 @@ class Feature:
         names, folder, known = sorted(part_names(self.path)), self.path / "parts", self._parts
         if names != list(known):
             try:
-                self._parts = {name: known.get(name) or Part.open(folder / name, self.fingerprint) for name in names}
+                self._parts = {
+                    name: known.get(name) or Part.open(folder / name, self.fingerprint)
+                    for name in names
+                }
             except CorruptStore:
                 if all(os.path.lexists(folder / name) for name in names):
                     raise
@@ -76,13 +89,16 @@ class Feature:
                 for number, key in enumerate(part.keys):
                     self._rows.setdefault(key, (part, number))
                 for entry in part.record.quarantined:
-                    self._quarantined.setdefault((part.record.corpus, entry.id, entry.input), entry.reason)
+                    self._quarantined.setdefault(
+                        (part.record.corpus, entry.id, entry.input), entry.reason
+                    )
         return list(self._parts.values())
 
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the parts that are there now.
 
-        In a second set of transcripts an utterance without an audio row of its own has its parent's.
+        In a second set of transcripts an utterance without an audio row of its own has its
+        parent's.
         """
         self.parts()
         if manifest.parts:
@@ -112,7 +128,11 @@ class Feature:
     def quarantined(self, manifest: Manifest) -> dict[str, str]:
         """Id → reason of the utterances that could not be computed from what the manifest names."""
         keys = zip(manifest.ids, self.keys(manifest), strict=True)
-        return {id_: self._quarantined[key] for id_, key in keys if key in self._quarantined and key not in self._rows}
+        return {
+            id_: self._quarantined[key]
+            for id_, key in keys
+            if key in self._quarantined and key not in self._rows
+        }
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""
@@ -122,14 +142,18 @@ class Feature:
         """Whether every utterance of the manifest is there or quarantined."""
         return not self.missing(manifest)
 
-    def publish(self, rows: PartRows, backend: str = "zarr", written_by: Mapping[str, Any] | None = None) -> str | None:
+    def publish(
+        self, rows: PartRows, backend: str = "zarr", written_by: Mapping[str, Any] | None = None
+    ) -> str | None:
         """Publish one part, whole or not at all. Its name, or None if that part is there already."""
         return publish(self.store, self.path / "parts", rows, self.spec, backend, written_by or {})
 
     def load(self, manifest: Manifest, rows: Sequence[int] | None = None) -> Packed:
-        """Utterances in the order of `rows` (manifest row numbers; None: all), in memory, every block verified.
+        """Utterances in the order of `rows` (manifest row numbers; None: all), in memory, every
+        block verified.
 
-        Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be trusted.
+        Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be
+        trusted.
         """
         rows = range(len(manifest)) if rows is None else rows
         return self.gather(self.places(manifest, rows), [manifest.ids[row] for row in rows])
@@ -140,20 +164,28 @@ class Feature:
         keys = [all_keys[row] for row in rows]
         if missing := [key for key in keys if key not in self._rows]:
             known = sum(key in self._quarantined for key in missing)
-            quarantined, retry = (f", {known} of them quarantined", " --retry") if known else ("", "")
-            fault = f"{len(missing)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
+            quarantined, retry = (
+                (f", {known} of them quarantined", " --retry") if known else ("", "")
+            )
+            fault = (
+                f"{len(missing)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
+            )
             command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import all"
-            raise MissingRows(f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); run {command}")
+            raise MissingRows(
+                f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); run {command}"
+            )
         return [self._rows[key] for key in keys]
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.
 
-        An id whose input has changed, or that several corpora have, is read as in the latest manifests, of the first
-        corpus by name; load by manifest to choose.
+        An id whose input has changed, or that several corpora have, is read as in the latest
+        manifests, of the first corpus by name; load by manifest to choose.
         """
         if id_ not in self._latest:
-            manifests = [read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))]
+            manifests = [
+                read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))
+            ]
             keys = [key for manifest in manifests for key in self.keys(manifest)]
             self._latest = {key[1]: self._rows[key] for key in keys if key in self._rows}
         if id_ not in self._latest:
@@ -161,8 +193,11 @@ class Feature:
         values = self.gather([self._latest[id_]], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
 
-    def gather(self, places: Sequence[Place], ids: list[str], extras: bool = True, values: bool = True) -> Packed:
-        """Utterances by their places, in the order given, each block verified. Extras are those that all parts have.
+    def gather(
+        self, places: Sequence[Place], ids: list[str], extras: bool = True, values: bool = True
+    ) -> Packed:
+        """Utterances by their places, in the order given, each block verified. Extras are those
+        that all parts have.
 
         Without `values` only extras are read.
         """
@@ -172,7 +207,9 @@ class Feature:
             start, stop = part.offsets[row], part.offsets[row + 1]
             mine, target = stretches[part], offsets[-1]
             before = mine[-1] if mine else (0, -1, 0)
-            if before[1] == start and before[2] + start - before[0] == target:  # continues it, in part and target
+            if (
+                before[1] == start and before[2] + start - before[0] == target
+            ):  # continues it, in part and target
                 mine[-1] = (before[0], stop, before[2])
             else:
                 mine.append((start, stop, target))
@@ -186,7 +223,9 @@ class Feature:
             if name == "values":
                 kinds.add((self.spec.dtype, (self.spec.dim,)))
             if len(kinds) > 1:
-                fault = f"array '{name}' has another dtype or dimension than its spec or in other parts"
+                fault = (
+                    f"array '{name}' has another dtype or dimension than its spec or in other parts"
+                )
                 raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
             dtype, shape = kinds.pop()
             arrays[name] = np.empty((offsets[-1], *shape), dtype)
@@ -198,5 +237,9 @@ class Feature:
 def held_rows(feature: Feature, part: Part, kept: Sequence[int] | None = None) -> PartRows:
     """A part's utterances in memory, to be published again: all, or those `kept` by their numbers."""
     record, kept = part.record, range(len(part.record.ids)) if kept is None else kept
-    packed = feature.gather([(part, number) for number in kept], [record.ids[number] for number in kept])
-    return PartRows.from_packed(record.corpus, [record.inputs[number] for number in kept], packed, record.quarantined)
+    packed = feature.gather(
+        [(part, number) for number in kept], [record.ids[number] for number in kept]
+    )
+    return PartRows.from_packed(
+        record.corpus, [record.inputs[number] for number in kept], packed, record.quarantined
+    )

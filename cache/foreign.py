@@ -1,7 +1,8 @@
-"""Arrays from files that ser did not write: nothing is unpickled, and no size is used before it is checked.
+"""Arrays from files that ser did not write: nothing is unpickled, and no size is used before it is
+checked.
 
-Arrays that may be larger than memory stay in their file, as `Stored`, and are read by rows; an .npz (a zip archive,
-checked as a whole) and a CSV are read at once.
+Arrays that may be larger than memory stay in their file, as `Stored`, and are read by rows; an .npz
+(a zip archive, checked as a whole) and a CSV are read at once.
 """
 
 import bisect
@@ -25,12 +26,16 @@ from ser.errors import SerError, StoreError, WrongUse, unknown
 from .atomic_io import LARGE, read_named
 from .blocks import foreign_hdf5
 
-Opened = contextlib.AbstractContextManager[Mapping[str, Any]]  # arrays by name, which are read when indexed
+Opened = contextlib.AbstractContextManager[
+    Mapping[str, Any]
+]  # arrays by name, which are read when indexed
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Arrays of a file end to end, `[rows, dim]`, each read when it is indexed; one of a single axis is one row."""
+    """Arrays of a file end to end, `[rows, dim]`, each read when it is indexed; one of a single
+    axis is one row.
+    """
 
     path: Path
     open: Callable[[], Opened]
@@ -43,7 +48,9 @@ class Stored:
         start, stop, _ = rows.indices(self.shape[0])
         pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
         with _explained(self.path), self.open() as arrays:
-            for number in range(bisect.bisect_right(self.starts, start) - 1, bisect.bisect_left(self.starts, stop)):
+            for number in range(
+                bisect.bisect_right(self.starts, start) - 1, bisect.bisect_left(self.starts, stop)
+            ):
                 array, first = arrays[self.names[number]], self.starts[number]
                 if len(array.shape) == 1:
                     array = np.asarray(array[...])[None]
@@ -54,15 +61,18 @@ class Stored:
 
 Arrays = dict[str, Any]  # each a numpy array, or `Stored`
 
-# Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing chunks.
+# Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing
+# chunks.
 _CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Every array in a file, by name: `values`, `offsets`, `ids` and extras, or one array per utterance id.
+    """Every array in a file, by name: `values`, `offsets`, `ids` and extras, or one array per
+    utterance id.
 
-    An .npy file and a CSV give `values` (and `ids` from a CSV's first column, when it is called id).
-    Raises `WrongUse` for an unknown kind of file and `StoreError` for one that cannot be trusted.
+    An .npy file and a CSV give `values` (and `ids` from a CSV's first column, when it is called
+    id). Raises `WrongUse` for an unknown kind of file and `StoreError` for one that cannot be
+    trusted.
     """
     suffix = path.suffix.lower()
     if suffix not in _READERS:
@@ -90,7 +100,9 @@ def _explained(path: Path) -> Iterator[None]:
 def _check_size(path: Path, size: int) -> None:
     """Refuse what this machine's memory could not hold."""
     if hasattr(os, "sysconf") and size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory")
+        raise StoreError(
+            f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory"
+        )
 
 
 def _kept(path: Path, open_: Callable[[], Opened]) -> Arrays:
@@ -108,12 +120,19 @@ def _kept(path: Path, open_: Callable[[], Opened]) -> Arrays:
 
 
 def _chunks(array: Any) -> int:
-    return math.prod(math.ceil(size / chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+    return math.prod(
+        math.ceil(size / chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)
+    )
 
 
 def _read_npy(path: Path) -> Arrays:
     # Mapping compares the header with the file's size.
-    return _kept(path, lambda: contextlib.nullcontext({"values": np.load(path, mmap_mode="r", allow_pickle=False)}))
+    return _kept(
+        path,
+        lambda: contextlib.nullcontext(
+            {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
+        ),
+    )
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -139,8 +158,12 @@ def _read_hdf5(path: Path) -> Arrays:
                 whole = dataset.id.get_storage_size() >= dataset.nbytes
             else:
                 whole = dataset.id.get_num_chunks() == _chunks(dataset)
-            if dataset.size and not whole:  # HDF5 would read zeros for values that were never written
-                raise StoreError(f"{path}: '{name}' claims {dataset.size} values that the file does not hold")
+            if (
+                dataset.size and not whole
+            ):  # HDF5 would read zeros for values that were never written
+                raise StoreError(
+                    f"{path}: '{name}' claims {dataset.size} values that the file does not hold"
+                )
             _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
             if h5py.check_string_dtype(dataset.dtype) is not None:
                 _check_size(path, dataset.nbytes)
@@ -189,13 +212,21 @@ def _read_csv(path: Path) -> Arrays:
         for name in table.column_names:
             float(name)
         # All are numbers: the file has no line of names.
-        table = csv.read_csv(pa.BufferReader(content), csv.ReadOptions(autogenerate_column_names=True), layout, kinds)
+        table = csv.read_csv(
+            pa.BufferReader(content), csv.ReadOptions(autogenerate_column_names=True), layout, kinds
+        )
     ids = table.column(0) if table.column_names[0].lower() == "id" else None
     numbers = table if ids is None else table.remove_column(0)
     for name, column in zip(numbers.column_names, numbers.columns, strict=True):
-        if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        if column.null_count or not (
+            pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        ):
             raise StoreError(f"{path}: column {name!r} holds something that is not a number")
-    arrays = {"values": np.stack([column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1)}
+    arrays = {
+        "values": np.stack(
+            [column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1
+        )
+    }
     arrays |= {} if ids is None else {"ids": np.array(ids.to_pylist(), str)}
     return _kept(path, lambda: contextlib.nullcontext(arrays))
 
@@ -214,11 +245,15 @@ def _read_zarr(path: Path) -> Arrays:
         used: Any = array.metadata.to_dict()["codecs"]
         refused = sorted({codec["name"] for codec in used} - _CODECS)
         if refused:
-            raise StoreError(f"{folder}: uses codec {refused}; allowed: {', '.join(sorted(_CODECS))}")
+            raise StoreError(
+                f"{folder}: uses codec {refused}; allowed: {', '.join(sorted(_CODECS))}"
+            )
         _check_size(folder, math.prod(array.chunks) * array.dtype.itemsize)
         present = sum(entry.is_file() for entry in (folder / "c").rglob("*"))
         if present != _chunks(array):
-            raise StoreError(f"{folder}: has {present} of {_chunks(array)} chunks; Zarr would fill the rest silently")
+            raise StoreError(
+                f"{folder}: has {present} of {_chunks(array)} chunks; Zarr would fill the rest silently"
+            )
         arrays[folder.name] = array
     return {**_kept(path, lambda: contextlib.nullcontext(arrays)), **names}
 

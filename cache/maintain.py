@@ -1,7 +1,7 @@
 """Look after a store: list what it holds, verify every byte of it, remove what is not wanted.
 
-What is removed is first moved aside in one step, then deleted: a reader at work gets an error, never zeros. What
-cannot be trusted is set aside.
+What is removed is first moved aside in one step, then deleted: a reader at work gets an error,
+never zeros. What cannot be trusted is set aside.
 """
 
 import contextlib
@@ -19,7 +19,16 @@ from typing import Any
 
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .atomic_io import PLAIN, REPAIR, explain_disk_errors, extent, make_folder, read_small, remove_folder, sync_folder
+from .atomic_io import (
+    PLAIN,
+    REPAIR,
+    explain_disk_errors,
+    extent,
+    make_folder,
+    read_small,
+    remove_folder,
+    sync_folder,
+)
 from .blocks import BACKENDS, MOST_THREADS, Block, read_file
 from .feature import Feature, held_rows, part_names
 from .manifest import Key, Manifest, read_manifest
@@ -32,9 +41,12 @@ JOURNAL = "verify.journal"
 BAD = "bad"
 _TRUSTED = 24 * 3600  # seconds for which the journal of an interrupted pass counts
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN
-# The keys of a listing, with the values for a feature that has no part yet, or a `problem`: then it cannot be trusted.
+# The keys of a listing, with the values for a feature that has no part yet, or a `problem`: then it
+# cannot be trusted.
 LISTED: dict[str, Any] = {
-    **dict.fromkeys(("feature", "fingerprint", "corpus")),  # the first with its variant: "hubert:layer=9"
+    **dict.fromkeys(
+        ("feature", "fingerprint", "corpus")
+    ),  # the first with its variant: "hubert:layer=9"
     **dict.fromkeys(("rows", "lent"), 0),
     "of": None,
     **dict.fromkeys(("quarantined", "superseded", "bytes"), 0),
@@ -46,7 +58,8 @@ LISTED: dict[str, Any] = {
 
 
 def list_features(store: Store) -> list[dict[str, Any]]:
-    """Every feature × corpus that has rows of it, by the keys of `LISTED`; counts are as of the latest manifest.
+    """Every feature × corpus that has rows of it, by the keys of `LISTED`; counts are as of the
+    latest manifest.
 
     A feature that cannot be trusted is listed with its problem.
     """
@@ -59,10 +72,17 @@ def list_features(store: Store) -> list[dict[str, Any]]:
             about = {**vars(spec), "feature": spec.name, "fingerprint": feature.fingerprint}
             about |= {"model": spec.provenance.get("model"), "random_weights": spec.random_weights}
             for counts in held.values():
-                counts |= {"quarantined": len(counts["quarantined"]), "backends": sorted(counts["backends"])}
-            listing += [about | counts | {"corpus": corpus} for corpus, counts in held.items()] or [about]
+                counts |= {
+                    "quarantined": len(counts["quarantined"]),
+                    "backends": sorted(counts["backends"]),
+                }
+            listing += [about | counts | {"corpus": corpus} for corpus, counts in held.items()] or [
+                about
+            ]
         except (SerError, OSError) as error:
-            listing.append({"feature": folder.parent.name, "fingerprint": folder.name, "problem": str(error)})
+            listing.append(
+                {"feature": folder.parent.name, "fingerprint": folder.name, "problem": str(error)}
+            )
     return [{key: row.get(key, default) for key, default in LISTED.items()} for row in listing]
 
 
@@ -85,7 +105,9 @@ def corpora_of(feature: Feature, manifests: Mapping[str, Manifest | str]) -> lis
 
 
 def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, dict[str, Any]]:
-    """What each corpus has of a feature; rows and quarantined utterances count as of its latest manifest."""
+    """What each corpus has of a feature; rows and quarantined utterances count as of its latest
+    manifest.
+    """
     held = {}
     for corpus in corpora_of(feature, manifests):
         manifest = manifests.get(corpus)
@@ -114,15 +136,20 @@ def _held(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str
 
 def feature_info(feature: Feature, manifests: Mapping[str, Manifest | str]) -> dict[str, Any]:
     """How a feature was computed: everything in spec.json, and what each corpus has of it."""
-    named = {"name": feature.spec.name, "fingerprint": feature.fingerprint, "path": str(feature.path)}
+    named = {
+        "name": feature.spec.name,
+        "fingerprint": feature.fingerprint,
+        "path": str(feature.path),
+    }
     return {**named, **feature.spec.to_json(), "corpora": _held(feature, manifests)}
 
 
 def only_feature(store: Store, name: str) -> Path:
-    """The folder of the only feature that `name[:variant][@fingerprint]` can mean: what is removed is never guessed.
+    """The folder of the only feature that `name[:variant][@fingerprint]` can mean: what is removed
+    is never guessed.
 
-    A fingerprint may also name a feature that cannot be read. Raises `WrongUse` listing them if there are several,
-    `MissingRows` if there is none.
+    A fingerprint may also name a feature that cannot be read. Raises `WrongUse` listing them if
+    there are several, `MissingRows` if there is none.
     """
     try:
         features = store.named(name)
@@ -134,12 +161,16 @@ def only_feature(store: Store, name: str) -> Path:
             return folders[0]
         raise
     if len(features) > 1:
-        raise WrongUse(f"{store.path}: there are several {name}, choose one by its fingerprint: {listed(features)}")
+        raise WrongUse(
+            f"{store.path}: there are several {name}, choose one by its fingerprint: {listed(features)}"
+        )
     return features[0].path
 
 
 def remove_feature(store: Store, folder: Path) -> int:
-    """Remove a feature with all its parts, whether they can be trusted or not. Returns how many bytes they had."""
+    """Remove a feature with all its parts, whether they can be trusted or not. Returns how many
+    bytes they had.
+    """
     size, _ = extent(folder)
     with explain_disk_errors(f"removing {folder}", store.path):
         remove_folder(folder, store.path)
@@ -148,33 +179,47 @@ def remove_feature(store: Store, folder: Path) -> int:
     return size
 
 
-def remove_superseded(store: Store, folders: Sequence[Path] = (), dry_run: bool = False) -> Iterator[tuple[Part, int]]:
+def remove_superseded(
+    store: Store, folders: Sequence[Path] = (), dry_run: bool = False
+) -> Iterator[tuple[Part, int]]:
     """Rewrite the parts with rows that no corpus's latest manifest names, or that appear twice.
 
-    Of the features in these `folders`, or of all features if none are given. What is kept is published before the
-    part that holds it is dropped. Other processes may publish manifests and parts at the same time: a row that one
-    of them needs at the moment of the drop may have to be computed again. Yields each part that is dropped, and how
-    many of its rows are gone. Raises `CorruptStore` for a feature that cannot be read.
+    Of the features in these `folders`, or of all features if none are given. What is kept is
+    published before the part that holds it is dropped. Other processes may publish manifests and
+    parts at the same time: a row that one of them needs at the moment of the drop may have to be
+    computed again. Yields each part that is dropped, and how many of its rows are gone. Raises
+    `CorruptStore` for a feature that cannot be read.
     """
     for folder in folders or store.folders():
         seen, current, feature = set[str](), set[Key](), Feature(store.path, folder)
         # Listed again each time: others publish parts and remove them, and so does this.
-        while part := next((part for part in feature.parts() if part.folder.name not in seen), None):
+        while part := next(
+            (part for part in feature.parts() if part.folder.name not in seen), None
+        ):
             if _kept(feature, part, current) and part.record.corpus in store.corpora():
-                # Read after the parts are listed: whoever publishes a row has put its manifest before.
+                # Read after the parts are listed: whoever publishes a row has put its manifest
+                # before.
                 latest = [*map(store.manifest, store.corpora())]
                 current = {key for one in latest for key in feature.keys(one)}
                 if kept := _kept(feature, part, current):
-                    if not dry_run and not _rewrite(store, feature, part, *kept, [one.digest for one in latest]):
+                    if not dry_run and not _rewrite(
+                        store, feature, part, *kept, [one.digest for one in latest]
+                    ):
                         continue  # a row of it may be current again
                     yield part, len(part.keys) - len(kept[0])
             seen.add(part.folder.name)
 
 
-def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], list[Quarantine]] | None:
-    """The numbers of the rows that a part keeps, and its quarantined utterances that still count; None: all."""
+def _kept(
+    feature: Feature, part: Part, current: set[Key]
+) -> tuple[list[int], list[Quarantine]] | None:
+    """The numbers of the rows that a part keeps, and its quarantined utterances that still count;
+    None: all.
+    """
     record = part.record
-    kept = [i for i, key in enumerate(part.keys) if key in current and feature.place(key) == (part, i)]
+    kept = [
+        i for i, key in enumerate(part.keys) if key in current and feature.place(key) == (part, i)
+    ]
     quarantined = [
         entry
         for entry in record.quarantined
@@ -185,9 +230,16 @@ def _kept(feature: Feature, part: Part, current: set[Key]) -> tuple[list[int], l
 
 
 def _rewrite(
-    store: Store, feature: Feature, part: Part, kept: list[int], quarantined: list[Quarantine], latest: list[str]
+    store: Store,
+    feature: Feature,
+    part: Part,
+    kept: list[int],
+    quarantined: list[Quarantine],
+    latest: list[str],
 ) -> bool:
-    """Publish what a part keeps, and drop it. False, and it stays, if these are no longer the latest manifests."""
+    """Publish what a part keeps, and drop it. False, and it stays, if these are no longer the
+    latest manifests.
+    """
 
     def changed() -> bool:  # also if one cannot be read any more
         return [getattr(one, "digest", one) for one in latest_manifests(store).values()] != latest
@@ -215,9 +267,10 @@ class Checked:
 def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[Checked]:
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
-    With `repair`, a part that cannot be trusted is moved to `<store>/bad/<feature>/<fingerprint>/`, and nothing else
-    is touched. After an interrupted pass, the next one skips the parts found good less than a day ago whose files have
-    not changed since, unless it is to be `fresh`; in a read-only store each pass starts anew.
+    With `repair`, a part that cannot be trusted is moved to `<store>/bad/<feature>/<fingerprint>/`,
+    and nothing else is touched. After an interrupted pass, the next one skips the parts found good
+    less than a day ago whose files have not changed since, unless it is to be `fresh`; in a
+    read-only store each pass starts anew.
     """
     journal, paths, good, now = store.path / JOURNAL, _paths(store), set[str](), time.time()
     with contextlib.suppress(StoreError):
@@ -232,7 +285,10 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
         results = pool.map(lambda path: _checked(store, path, repair, good), paths)
         for number, (checked, stamp) in enumerate(results, 1):
             if stamp and not checked.problem:
-                with contextlib.suppress(OSError), os.fdopen(os.open(journal, _APPEND, 0o644), "ab") as file:
+                with (
+                    contextlib.suppress(OSError),
+                    os.fdopen(os.open(journal, _APPEND, 0o644), "ab") as file,
+                ):
                     file.write(f"{int(time.time())} {stamp}\n".encode())
             yield replace(checked, remaining=len(paths) - number)
     finally:
@@ -245,7 +301,9 @@ def _stamp(part: Path) -> str | None:
     """A hash of a part's record and of what changes when one of its files is written to."""
     try:
         stats = [(str(path), path.lstat()) for path in sorted(part.rglob("*"))]
-        facts = [(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in stats]
+        facts = [
+            (path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in stats
+        ]
         return hashlib.sha256(read_small(part / "part.json") + repr(facts).encode()).hexdigest()
     except OSError:
         return None
@@ -265,10 +323,14 @@ def _paths(store: Store) -> list[Path]:
     return paths
 
 
-def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]) -> tuple[Checked, str | None]:
+def _checked(
+    store: Store, path: Path, repair: bool, good: Container[str | None]
+) -> tuple[Checked, str | None]:
     """The result for one path, and its stamp."""
     name, size, note, problem, repaired = str(path.relative_to(store.path)), 0, None, None, None
-    stamp = _stamp(path) if path.parent.name == "parts" else None  # first: a later change gives another
+    stamp = (
+        _stamp(path) if path.parent.name == "parts" else None
+    )  # first: a later change gives another
     if stamp in good:
         return Checked(name, 0, 0, skipped=True), None
     try:
@@ -291,7 +353,9 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
                 size = check_part(path, fingerprint, spec).bytes
         size = size or path.stat().st_size
     except SerError as error:
-        gone = not os.path.lexists(path if path.parent.name == "parts" else path.parent)  # since it was listed
+        gone = not os.path.lexists(
+            path if path.parent.name == "parts" else path.parent
+        )  # since it was listed
         problem = None if gone else str(error)
         # What a newer ser wrote, or this user may not read, is not corrupt.
         if repair and not gone and isinstance(error, CorruptStore):
@@ -304,10 +368,15 @@ def _checked(store: Store, path: Path, repair: bool, good: Container[str | None]
 def _repair(store: Store, path: Path) -> str | None:
     """Move a bad part to `<store>/bad/<feature>/<fingerprint>/<part>-<n>`.
 
-    `ser features` writes a bad spec again. Nothing is touched if the spec is missing, or if `bad/` is a link.
+    `ser features` writes a bad spec again. Nothing is touched if the spec is missing, or if `bad/`
+    is a link.
     """
     feature = path.parent.parent
-    if path.parent.name != "parts" or not (feature / "spec.json").exists() or (store.path / BAD).is_symlink():
+    if (
+        path.parent.name != "parts"
+        or not (feature / "spec.json").exists()
+        or (store.path / BAD).is_symlink()
+    ):
         return None
     folder = store.path / BAD / feature.relative_to(store.path)
     names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
@@ -324,8 +393,9 @@ def _repair(store: Store, path: Path) -> str | None:
 def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part:
     """Check a part down to its last byte, reading values once, and against its feature's spec.
 
-    Raises `CorruptStore` for a file that is missing or altered, and for a record that fits its files but not the
-    format: another name, dimension, dtype or level, or values that are not finite.
+    Raises `CorruptStore` for a file that is missing or altered, and for a record that fits its
+    files but not the format: another name, dimension, dtype or level, or values that are not
+    finite.
     """
     part = Part.open(folder, fingerprint)
     record, values = part.record, part.record.arrays["values"]
@@ -339,11 +409,18 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
         for block in array.blocks:
             blocks[block.file].append((block, name == "values"))
     for file, known in record.files.items():
-        if read_file(folder / file, sorted(blocks[file], key=lambda one: one[0].offset), values.dtype) != known.sha256:
+        if (
+            read_file(
+                folder / file, sorted(blocks[file], key=lambda one: one[0].offset), values.dtype
+            )
+            != known.sha256
+        ):
             raise CorruptStore(f"{folder / file}: altered (its sha256 is wrong); {REPAIR}")
     one_each = part.offsets == [*range(len(record.ids) + 1)]  # raises if they do not fit the rows
     if spec and spec.level == "utterance" and not one_each:
-        raise CorruptStore(f"{folder}: has utterances that are not one row each, as its spec says; {REPAIR}")
+        raise CorruptStore(
+            f"{folder}: has utterances that are not one row each, as its spec says; {REPAIR}"
+        )
     if fault := BACKENDS[record.backend].inspect(folder, record.arrays):
         raise CorruptStore(f"{folder}: {fault}; {REPAIR}")
     return part

@@ -1,4 +1,6 @@
-"""The manifest: one row per utterance, immutable, named by the digest of its bytes; and the names that are allowed."""
+"""The manifest: one row per utterance, immutable, named by the digest of its bytes; and the names
+that are allowed.
+"""
 
 import contextlib
 import datetime
@@ -26,13 +28,19 @@ __all__ = ["Manifest"]
 
 # Feature and corpus names become folders; ids never do.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = {"manifests", "transcripts", "tmp", "bad", "lost+found"}  # the last one is made with an ext file system
+RESERVED = {
+    "manifests",
+    "transcripts",
+    "tmp",
+    "bad",
+    "lost+found",
+}  # the last one is made with an ext file system
 LOG = "log.jsonl"
 WITH_PARENT = 2  # the format's version of a manifest that names a parent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-# The raw labels that count as each class of a policy, in both stages; every name of a category; the counts of IEMOCAP's
-# release; and the types of a manifest's columns.
+# The raw labels that count as each class of a policy, in both stages; every name of a category; the
+# counts of IEMOCAP's release; and the types of a manifest's columns.
 LABEL_POLICIES, _NAMES, IEMOCAP, _COLUMNS = (
     tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
     for name in ("policies", "categories", "iemocap", "columns")
@@ -54,7 +62,9 @@ def is_name(name: str) -> bool:
 def check_name(kind: str, name: str) -> str:
     """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
     if not is_name(name):
-        raise WrongUse(f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'")
+        raise WrongUse(
+            f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'"
+        )
     return name
 
 
@@ -67,11 +77,18 @@ def _arrow_type(name: Any) -> pa.DataType:
 
 
 SCHEMA = pa.schema([(column, _arrow_type(name)) for column, name in _COLUMNS.items()])
-OF_ITS_CORPUS = ("id", "session", "dialogue", "speaker")  # columns that name something within one corpus alone
+OF_ITS_CORPUS = (
+    "id",
+    "session",
+    "dialogue",
+    "speaker",
+)  # columns that name something within one corpus alone
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """The corpus of the same audio with other transcripts: its audio rows of equal id and digest count here too."""
+    """The corpus of the same audio with other transcripts: its audio rows of equal id and digest
+    count here too.
+    """
 
     corpus: str
     digest: str  # of its manifest when the transcripts were stored
@@ -80,10 +97,12 @@ class Parent(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The utterances of one corpus, in corpus order, or of several, which are its `parts`: see `joined`.
+    """The utterances of one corpus, in corpus order, or of several, which are its `parts`: see
+    `joined`.
 
-    `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say nothing about people.
-    `parent` is set if the transcripts are not the corpus's own, such as an ASR's.
+    `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say
+    nothing about people. `parent` is set if the transcripts are not the corpus's own, such as an
+    ASR's.
     """
 
     corpus: str
@@ -94,7 +113,9 @@ class Manifest:
     _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def from_rows(cls, corpus: str, rows: Iterable[Mapping[str, Any]], synthetic: bool = False) -> "Manifest":
+    def from_rows(
+        cls, corpus: str, rows: Iterable[Mapping[str, Any]], synthetic: bool = False
+    ) -> "Manifest":
         """Build a manifest from mappings; columns that a row lacks are null.
 
         `text_sha256`, the sha256 of the transcript's UTF-8 bytes, is filled in.
@@ -109,12 +130,18 @@ class Manifest:
     def joined(cls, parts: Sequence["Manifest"]) -> "Manifest":
         """Several corpora as one, "a+b", one after the other; it is never written to a store.
 
-        Ids, sessions, dialogues and speakers get their corpus's name before them: speaker 03 of a is "a/03".
+        Ids, sessions, dialogues and speakers get their corpus's name before them: speaker 03 of a
+        is "a/03".
         """
         tables = []
         for part in parts:
-            own = {n: [v if v is None else f"{part.corpus}/{v}" for v in part.column(n)] for n in OF_ITS_CORPUS}
-            tables.append(pa.table(dict(zip(SCHEMA.names, part.table.columns, strict=True)) | own, SCHEMA))
+            own = {
+                n: [v if v is None else f"{part.corpus}/{v}" for v in part.column(n)]
+                for n in OF_ITS_CORPUS
+            }
+            tables.append(
+                pa.table(dict(zip(SCHEMA.names, part.table.columns, strict=True)) | own, SCHEMA)
+            )
         table, synthetic = pa.concat_tables(tables), any(part.synthetic for part in parts)
         return cls("+".join(part.corpus for part in parts), table, synthetic, parts=tuple(parts))
 
@@ -131,18 +158,24 @@ class Manifest:
         return self.column("id")
 
     def same(self, other: "Manifest") -> bool:
-        """Whether both have the same rows in the same order, and agree in what else they say of the corpus."""
+        """Whether both have the same rows in the same order, and agree in what else they say of the
+        corpus.
+        """
         about, others = (self.synthetic, self.parent), (other.synthetic, other.parent)
         return self.table.equals(other.table) and about == others
 
     def without_text(self) -> "Manifest":
-        """The same utterances without their transcripts, whose digests stay: text features still join to them."""
+        """The same utterances without their transcripts, whose digests stay: text features still
+        join to them.
+        """
         nulls = pa.nulls(len(self), pa.string())
         table = self.table.set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), nulls)
         return Manifest(self.corpus, table, self.synthetic, self.parent)
 
     def lost(self, other: "Manifest") -> list[str]:
-        """The ids that `other` does not have, or no more with the audio or the transcript that they have here."""
+        """The ids that `other` does not have, or no more with the audio or the transcript that they
+        have here.
+        """
         gone = set[str]()
         for name in ("id", "audio_sha256", "text", "text_sha256"):
             theirs = dict(zip(other.ids, other.column(name), strict=True))
@@ -153,8 +186,9 @@ class Manifest:
     def gives_way(self, other: "Manifest", replace: bool, where: object) -> bool:
         """Whether `other` takes the place of this one, the latest at `where`.
 
-        It does not if it is the same, or, unless it may `replace` this one, the same without transcripts. Otherwise
-        raises `WrongUse` if it lacks utterances, their audio or transcripts, unless it may `replace` this one.
+        It does not if it is the same, or, unless it may `replace` this one, the same without
+        transcripts. Otherwise raises `WrongUse` if it lacks utterances, their audio or transcripts,
+        unless it may `replace` this one.
         """
         if self.same(other) or (not replace and self.without_text().same(other)):
             return False
@@ -168,7 +202,9 @@ class Manifest:
         return True
 
     def inputs(self, modality: Modality) -> list[str | None]:
-        """The digest of what each row's feature is computed from; None if the row has no such input."""
+        """The digest of what each row's feature is computed from; None if the row has no such
+        input.
+        """
         return self.column(f"{modality}_sha256")
 
     def keys(self, modality: Modality) -> list[Key]:
@@ -187,19 +223,27 @@ class Manifest:
         metadata |= {"parent": canonical_json(self.parent).decode()} if self.parent else {}
         version = WITH_PARENT if self.parent else FORMAT_VERSION
         sink = io.BytesIO()
-        pq.write_table(self.table.replace_schema_metadata({"format_version": str(version), **metadata}), sink)
+        pq.write_table(
+            self.table.replace_schema_metadata({"format_version": str(version), **metadata}), sink
+        )
         return sink.getvalue()
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of `content`: the manifest's name in the store; of several corpora theirs, joined with "+"."""
+        """Sha256 of `content`: the manifest's name in the store; of several corpora theirs, joined
+        with "+".
+        """
         if self.parts:
             return "+".join(part.digest for part in self.parts)
         return hashlib.sha256(self.content).hexdigest()
 
     @classmethod
-    def from_content(cls, content: bytes, digest: str, where: str, corpus: str | None = None) -> "Manifest":
-        """Read a manifest back. Raises `CorruptStore` for other bytes than `digest` names, or of another `corpus`."""
+    def from_content(
+        cls, content: bytes, digest: str, where: str, corpus: str | None = None
+    ) -> "Manifest":
+        """Read a manifest back. Raises `CorruptStore` for other bytes than `digest` names, or of
+        another `corpus`.
+        """
         if hashlib.sha256(content).hexdigest() != digest:
             raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
         try:
@@ -208,12 +252,27 @@ class Manifest:
             metadata = table.schema.metadata or {}
             check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
             # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
-            table = table.replace_schema_metadata(None) if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
-            if any(one.values.null_count or one.values.values.null_count for one in table["votes"].chunks):
+            table = (
+                table.replace_schema_metadata(None)
+                if table.schema.equals(SCHEMA)
+                else table.cast(SCHEMA)
+            )
+            if any(
+                one.values.null_count or one.values.values.null_count
+                for one in table["votes"].chunks
+            ):
                 raise ValueError("a vote is null")
             parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)
-            manifest = cls(metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent)
-        except (pa.ArrowException, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
+            manifest = cls(
+                metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent
+            )
+        except (
+            pa.ArrowException,
+            ValueError,
+            KeyError,
+            RecursionError,
+            msgspec.MsgspecError,
+        ) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
         if manifest.corpus != (corpus or manifest.corpus):
             raise CorruptStore(f"{where}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
@@ -230,7 +289,8 @@ def list_corpora(store: Path) -> list[str]:
 def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manifest:
     """A corpus's manifest by its digest (None: the latest).
 
-    Raises `WrongUse` for an unknown digest and `CorruptStore` for a manifest that cannot be trusted.
+    Raises `WrongUse` for an unknown digest and `CorruptStore` for a manifest that cannot be
+    trusted.
     """
     folder = store / "manifests" / corpus
     if digest is None:
@@ -258,7 +318,9 @@ def _utc(seconds: float) -> str:
 
 
 def make_latest(store: Path, manifest: Manifest, command: str) -> None:
-    """Make a manifest its corpus's latest, write it if it is missing, and add a line to the corpus's log."""
+    """Make a manifest its corpus's latest, write it if it is missing, and add a line to the
+    corpus's log.
+    """
     folder, name, log = store / "manifests" / manifest.corpus, manifest.digest, b""
     with contextlib.suppress(StoreError):
         log = read_small(folder / LOG)
@@ -268,7 +330,8 @@ def make_latest(store: Path, manifest: Manifest, command: str) -> None:
 
 
 def generations(folder: Path) -> list[Generation]:
-    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as it has been.
+    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as
+    it has been.
 
     One without a readable line in the log, such as an older ser's, has the time of its file.
     """

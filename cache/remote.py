@@ -1,4 +1,5 @@
-"""Where published stores lie: one file at a time, through fsspec, and the record of what is published.
+"""Where published stores lie: one file at a time, through fsspec, and the record of what is
+published.
 
 What comes from there is not trusted: names, sizes and digests are checked before they are used.
 """
@@ -44,7 +45,8 @@ class PublishedPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that is published: manifests by corpus, specs by `<feature>/<fingerprint>`, parts by their folders.
+    """All that is published: manifests by corpus, specs by `<feature>/<fingerprint>`, parts by
+    their folders.
 
     The sha256 of its `content` is the root digest.
     """
@@ -68,28 +70,43 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def named(self, features: str, where: object) -> set[str]:
         """The folders of these features, "a+b:variant@fingerprint".
 
-        They are the folders that `ser train` reads for a name: with `layers=` all of the feature; otherwise those that
-        are stored under the whole name, such as `hubert:layer=9,pool=mean`, or, if there are none, those without what
-        is done on reading: `hubert:layer=9`. Raises `WrongUse` for a feature that is not there.
+        They are the folders that `ser train` reads for a name: with `layers=` all of the feature;
+        otherwise those that are stored under the whole name, such as `hubert:layer=9,pool=mean`,
+        or, if there are none, those without what is done on reading: `hubert:layer=9`. Raises
+        `WrongUse` for a feature that is not there.
         """
         folders = set[str]()
         for name in features.split("+"):
             feature, options, on_reading, prefix = parse_name(name)
-            all_layers = any(option.startswith("layers=") for option in options)  # a fingerprint names one of them
+            all_layers = any(
+                option.startswith("layers=") for option in options
+            )  # a fingerprint names one of them
             start = f"{feature}/" if all_layers else f"{feature}/{prefix}"
-            variants = {folder: spec.variant for folder, spec in self.features.items() if folder.startswith(start)}
-            stored = ",".join(sorted([*options, *(f"{way}={value}" for way, value in on_reading.items())]))
+            variants = {
+                folder: spec.variant
+                for folder, spec in self.features.items()
+                if folder.startswith(start)
+            }
+            stored = ",".join(
+                sorted([*options, *(f"{way}={value}" for way, value in on_reading.items())])
+            )
             if stored not in variants.values():
                 stored = ",".join(sorted(options))
-            matching = {folder for folder, variant in variants.items() if all_layers or variant == stored}
+            matching = {
+                folder for folder, variant in variants.items() if all_layers or variant == stored
+            }
             if not matching:
-                raise unknown(f"feature of {where}", name, {spec.name for spec in self.features.values()})
+                raise unknown(
+                    f"feature of {where}", name, {spec.name for spec in self.features.values()}
+                )
             folders |= matching
         return folders
 
 
 def split_digest(url: str) -> tuple[str, str | None]:
-    """The URL, and the root digest after its `@`: all 64 digits, since fewer would be easy to forge."""
+    """The URL, and the root digest after its `@`: all 64 digits, since fewer would be easy to
+    forge.
+    """
     match = re.fullmatch(f"(.+)@({_HEX64})", url)
     return (match[1], match[2]) if match else (url, None)
 
@@ -101,7 +118,9 @@ def redacted(text: str) -> str:
 
 @contextlib.contextmanager
 def explained(where: str, here: Path | None = None) -> Iterator[None]:
-    """Turn what fsspec and its file systems raise into one sentence, and damage that is seen in a copy `here` too."""
+    """Turn what fsspec and its file systems raise into one sentence, and damage that is seen in a
+    copy `here` too.
+    """
     try:
         yield
     except CorruptStore as error:
@@ -118,7 +137,9 @@ def explained(where: str, here: Path | None = None) -> Iterator[None]:
         first = redacted(" ".join(str(error).split()))[:300] or type(error).__name__
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         if re.search("Permission|Credential|Auth|Gated", kinds):
-            remedy = "check the credentials, which come from the environment, and this machine's clock"
+            remedy = (
+                "check the credentials, which come from the environment, and this machine's clock"
+            )
             raise StoreError(f"{where}: access is denied ({first}); {remedy}") from None
         if type(error) is ValueError:
             raise WrongUse(f"{where}: cannot be used as a place of stores ({first})") from None
@@ -129,7 +150,8 @@ def explained(where: str, here: Path | None = None) -> Iterator[None]:
 class Remote:
     """A folder somewhere, by its URL or path; its files are named by relative paths.
 
-    Raises `WrongUse` for a URL of no known file system, and `StoreError`, also later, for what fails there.
+    Raises `WrongUse` for a URL of no known file system, and `StoreError`, also later, for what
+    fails there.
     """
 
     def __init__(self, url: str) -> None:
@@ -138,7 +160,9 @@ class Remote:
             import fsspec
 
             self._fs, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
-        kinds = {*self._fs.protocol} if isinstance(self._fs.protocol, tuple) else {self._fs.protocol}
+        kinds = (
+            {*self._fs.protocol} if isinstance(self._fs.protocol, tuple) else {self._fs.protocol}
+        )
         self._local, self._conditional = "file" in kinds, "s3" in kinds
         self._threads = _THREADS if self._fs.async_impl or self._local else 1
 
@@ -150,7 +174,9 @@ class Remote:
         return set()
 
     def each(self, work: Callable[[str], _Result], names: Collection[str]) -> dict[str, _Result]:
-        """The result for each name, several at once if the file system can; the first fault cancels those not begun."""
+        """The result for each name, several at once if the file system can; the first fault cancels
+        those not begun.
+        """
         with ThreadPoolExecutor(self._threads) as pool:
             return dict(zip(names, pool.map(work, names), strict=True))
 
@@ -168,13 +194,16 @@ class Remote:
             else:
                 content = bytes(self._fs.cat_file(place, start=0, end=most + 1))
         if content and len(content) > most:
-            raise CorruptStore(f"{self.shown}/{path}: is larger than any such file; nothing of it was kept")
+            raise CorruptStore(
+                f"{self.shown}/{path}: is larger than any such file; nothing of it was kept"
+            )
         return content
 
     def fetch(self, path: str, known: FileRecord) -> bytes:
         """A file whose size and sha256 are known.
 
-        It is read again if it arrives altered or cut short. Raises `CorruptStore` if it stays so, or is missing.
+        It is read again if it arrives altered or cut short. Raises `CorruptStore` if it stays so,
+        or is missing.
         """
         for _ in range(_TRIES):
             with contextlib.suppress(CorruptStore):  # it is larger
@@ -185,12 +214,16 @@ class Remote:
         raise CorruptStore(f"{self.shown}/{path}: {fault}; {_MEND}")
 
     def put(self, path: str, content: bytes, expected: bytes | None) -> bool:
-        """Put a file in the place of the `expected` one (None: of none). Returns whether it is there now.
+        """Put a file in the place of the `expected` one (None: of none). Returns whether it is
+        there now.
 
-        Equal content is not sent again. Without conditional puts, which S3 has, another process may come in between.
+        Equal content is not sent again. Without conditional puts, which S3 has, another process may
+        come in between.
         """
         place, most, there, tag = f"{self._root}/{path}", len(content) + SMALL, expected, ""
-        if expected is not None and self._conditional:  # S3's name of the content, before that is read
+        if (
+            expected is not None and self._conditional
+        ):  # S3's name of the content, before that is read
             with explained(f"{self.shown}/{path}"), contextlib.suppress(FileNotFoundError):
                 tag = str(self._fs.info(place, refresh=True)["ETag"])
         if expected is not None or not self._conditional:
@@ -203,7 +236,9 @@ class Remote:
                     make_folder(Path(place).parent)
                     write_whole(Path(place), content)
                 elif self._conditional:
-                    self._fs.pipe_file(place, content, **({"IfMatch": tag} if tag else {"mode": "create"}))
+                    self._fs.pipe_file(
+                        place, content, **({"IfMatch": tag} if tag else {"mode": "create"})
+                    )
                 else:
                     self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
                     self._fs.pipe_file(place, content)
@@ -214,16 +249,22 @@ class Remote:
         return True
 
     def create(self, path: str, content: bytes, replace: bool = False) -> None:
-        """Put a file where there is none or one cut short. Raises `StoreError` for another it may not `replace`."""
+        """Put a file where there is none or one cut short. Raises `StoreError` for another it may
+        not `replace`.
+        """
         known = path in self.files or not self._conditional
         there = self.read(path, len(content) + SMALL) if known else None
         free = there is None or replace or content.startswith(there)
         if there != content and not (free and self.put(path, content, there)):
             remedy = "run this again when that one has ended, or with --replace if it never will"
-            raise StoreError(f"{self.shown}/{path}: another push has begun this part with other numbers; {remedy}")
+            raise StoreError(
+                f"{self.shown}/{path}: another push has begun this part with other numbers; {remedy}"
+            )
 
     def published(self, digest: str) -> Published:
-        """What was published under a root digest. Raises `CorruptStore` if it is not what the digest names."""
+        """What was published under a root digest. Raises `CorruptStore` if it is not what the
+        digest names.
+        """
         path = RECORD.format(digest)
         content = self.read(path) if re.fullmatch(_HEX64, digest) else None
         with explained(where := f"{self.shown}/{path}"):

@@ -26,27 +26,42 @@ _LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for lone surrogates: equal values give equal bytes."""
+    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for lone surrogates: equal values give
+    equal bytes.
+    """
     plain = msgspec.structs.asdict
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain)
+    text = json.dumps(
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+        default=plain,
+    )
     return text.encode(errors="replace")
 
 
 def short_hash(value: Any) -> str:
-    """The first 16 hex digits of the sha256 of its canonical JSON: the name of a part, feature or run."""
+    """The first 16 hex digits of the sha256 of its canonical JSON: the name of a part, feature or
+    run.
+    """
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
 def checksummed_json(record: Any) -> bytes:
-    """Canonical JSON of `record` with its own sha256 as an additional last key, `"sha256"`, and a newline."""
+    """Canonical JSON of `record` with its own sha256 as an additional last key, `"sha256"`, and a
+    newline.
+    """
     body = canonical_json(record)
     return body[:-1] + _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
 
 
 def read_checksummed(path: Path | str, kind: type[Json], content: bytes | None = None) -> Json:
-    """The record that `checksummed_json` wrote, as an instance of `kind`: from `content` if given, else from the file.
+    """The record that `checksummed_json` wrote, as an instance of `kind`: from `content` if given,
+    else from the file.
 
-    Raises `CorruptStore` if one bit of it has changed or it is no `kind`, and `StoreError` for a newer format.
+    Raises `CorruptStore` if one bit of it has changed or it is no `kind`, and `StoreError` for a
+    newer format.
     """
     content = read_small(path) if content is None else content
     body = content[:-_LENGTH] + b"}"
@@ -66,9 +81,13 @@ def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -
 
 
 def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> None:
-    """Raise `StoreError` for a version of the format that this ser cannot read: it reads up to the `newest`."""
+    """Raise `StoreError` for a version of the format that this ser cannot read: it reads up to the
+    `newest`.
+    """
     if type(version) is int and version > newest:
-        raise StoreError(f"{where}: has format version {version}, newer than this ser's {newest}; update ser")
+        raise StoreError(
+            f"{where}: has format version {version}, newer than this ser's {newest}; update ser"
+        )
     if version not in range(FORMAT_VERSION, newest + 1):
         raise CorruptStore(f"{where}: has no valid format version; run `ser cache verify`")
 
@@ -77,7 +96,8 @@ def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> Non
 class Spec:
     """One way of computing one feature.
 
-    Everything but `provenance` is hashed into `fingerprint`: specs that could give other numbers never share a folder.
+    Everything but `provenance` is hashed into `fingerprint`: specs that could give other numbers
+    never share a folder.
     """
 
     feature: str  # "hubert"
@@ -90,8 +110,12 @@ class Spec:
     variant: str = ""  # "layer=9": the settings after the feature's name, sorted
     hop: Seconds | None = None  # between frames
     config: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Mapping[str, Any] = field(default_factory=dict)  # {"digest": sha256, "random": bool, …}; no paths
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # {"model", "versions", "command", "created", …}
+    checkpoint: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # {"digest": sha256, "random": bool, …}; no paths
+    provenance: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # {"model", "versions", "command", "created", …}
 
     @property
     def name(self) -> str:
@@ -118,7 +142,9 @@ class Spec:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the feature comes from an untrained encoder: it shows that the pipeline works, not accuracy."""
+        """Whether the feature comes from an untrained encoder: it shows that the pipeline works,
+        not accuracy.
+        """
         return bool(self.checkpoint.get("random", False))
 
 
@@ -126,10 +152,11 @@ OWN_HOP = ("logmel", "mfcc")  # their `hop` is an option of extraction, and so m
 
 
 def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
-    """The name of a feature to train on, in its parts: feature, options of extraction, options of reading, fingerprint.
+    """The name of a feature to train on, in its parts: feature, options of extraction, options of
+    reading, fingerprint.
 
-    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"], {"pool": "meanstd"}
-    and "3f2a".
+    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"],
+    {"pool": "meanstd"} and "3f2a".
     """
     before, _, after = name.strip().partition("@")
     feature, _, options = before.partition(":")
@@ -137,4 +164,9 @@ def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
     items = [item for item in f"{options},{more_options}".split(",") if item]
     on_reading = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
     reading = dict(item.split("=", 1) for item in items if item.startswith(on_reading))
-    return feature, [item for item in items if not item.startswith(on_reading)], reading, fingerprint
+    return (
+        feature,
+        [item for item in items if not item.startswith(on_reading)],
+        reading,
+        fingerprint,
+    )

@@ -18,30 +18,61 @@ import msgspec
 
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
-from .atomic_io import explain_disk_errors, folders_in, make_folder, put_files, read_small, remove_leftovers
+from .atomic_io import (
+    explain_disk_errors,
+    folders_in,
+    make_folder,
+    put_files,
+    read_small,
+    remove_leftovers,
+)
 from .feature import Feature
-from .manifest import RESERVED, Manifest, check_name, generations, is_name, list_corpora, make_latest, read_manifest
+from .manifest import (
+    RESERVED,
+    Manifest,
+    check_name,
+    generations,
+    is_name,
+    list_corpora,
+    make_latest,
+    read_manifest,
+)
 from .part import Packed, PartRows, Quarantine
 from .spec import Spec, canonical_json, checksummed_json
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-__all__ = ["Feature", "Manifest", "Packed", "PartRows", "Quarantine", "Spec", "Store", "check_name", "open_store"]
+__all__ = [
+    "Feature",
+    "Manifest",
+    "Packed",
+    "PartRows",
+    "Quarantine",
+    "Spec",
+    "Store",
+    "check_name",
+    "open_store",
+]
 
 
 def open_store(path: Path | str, create: bool = False) -> "Store":
-    """Open a store. With `create`, a missing or empty folder becomes one, and what killed writers left is removed.
+    """Open a store. With `create`, a missing or empty folder becomes one, and what killed writers
+    left is removed.
 
     Raises `WrongUse` if the path holds no store.
     """
     path = check_local(path)
     manifests = path / "manifests"
     if not manifests.is_dir():
-        free = not path.exists() or (path.is_dir() and all(entry.name in RESERVED for entry in path.iterdir()))
+        free = not path.exists() or (
+            path.is_dir() and all(entry.name in RESERVED for entry in path.iterdir())
+        )
         if not free and not manifests.is_dir():  # another process may just have made it
             fault = "is a file" if path.is_file() else "is not a store and not empty"
             raise WrongUse(f"{path}: {fault}; name another folder with --store")
         if not create:
-            raise WrongUse(f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one")
+            raise WrongUse(
+                f"{path}: holds no store; run `ser features CORPUS --store {path}` to make one"
+            )
         with explain_disk_errors("making a store", path):
             make_folder(manifests)
     if create:
@@ -52,8 +83,12 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
 def check_local(path: Path | str) -> Path:
     """The path of a store to write or open. Raises `WrongUse` for a URL."""
     if "://" in str(path) or re.match("[a-z0-9]{2,}:/", str(path)):  # a Path keeps one slash
-        there = "whose card, README.md, says what is published there, and `pull URL --dry-run` how much"
-        raise WrongUse(f"a store must be a path here, not a URL; `ser cache push` and `pull` copy them, {there}")
+        there = (
+            "whose card, README.md, says what is published there, and `pull URL --dry-run` how much"
+        )
+        raise WrongUse(
+            f"a store must be a path here, not a URL; `ser cache push` and `pull` copy them, {there}"
+        )
     return Path(path)
 
 
@@ -71,9 +106,13 @@ class Store:
         """`corpus` if it is in the store (None: the only one). Raises `WrongUse` that lists them."""
         known = self.corpora()
         if not known:
-            raise WrongUse(f"{self.path}: holds no corpus yet; run `ser features CORPUS --store {self.path}`")
+            raise WrongUse(
+                f"{self.path}: holds no corpus yet; run `ser features CORPUS --store {self.path}`"
+            )
         if corpus is None and len(known) > 1:
-            raise WrongUse(f"{self.path}: holds several corpora, name one with --corpus: {', '.join(known)}")
+            raise WrongUse(
+                f"{self.path}: holds several corpora, name one with --corpus: {', '.join(known)}"
+            )
         if corpus is not None and corpus not in known:
             raise WrongUse(f"{self.path}: has no corpus {corpus!r}; known: {', '.join(known)}")
         return corpus or known[0]
@@ -93,27 +132,36 @@ class Store:
         known = digests.split("+") if digests else [None] * len(names)
         return Manifest.joined([self.manifest(*pair) for pair in zip(names, known, strict=False)])
 
-    def put_manifest(self, manifest: Manifest, replace: bool = False, command: str = "put_manifest") -> str:
-        """Store a manifest as the corpus's latest, with the `command` in the corpus's log. Returns its digest.
+    def put_manifest(
+        self, manifest: Manifest, replace: bool = False, command: str = "put_manifest"
+    ) -> str:
+        """Store a manifest as the corpus's latest, with the `command` in the corpus's log. Returns
+        its digest.
 
-        One that equals the latest is not written again. Unless it may `replace` the latest, raises `WrongUse` if it
-        lacks utterances of it, or their audio or transcripts, or if the latest is damaged and not this one, and
-        `StoreError` if the latest is of a newer format.
+        One that equals the latest is not written again. Unless it may `replace` the latest, raises
+        `WrongUse` if it lacks utterances of it, or their audio or transcripts, or if the latest is
+        damaged and not this one, and `StoreError` if the latest is of a newer format.
         """
         folder = self.path / "manifests" / check_name("corpus", manifest.corpus)
         for id_, times in Counter(manifest.ids).items():
             if id_ is None or times > 1:
                 fault = "an utterance without an id" if id_ is None else f"utterance {id_!r} twice"
-                raise WrongUse(f"corpus {manifest.corpus}: has {fault}; ids must name one utterance each")
+                raise WrongUse(
+                    f"corpus {manifest.corpus}: has {fault}; ids must name one utterance each"
+                )
         if manifest.corpus in self.corpora():
             try:
                 latest = self.manifest(manifest.corpus)
                 if not latest.gives_way(manifest, replace, self.path):
                     return latest.digest
-            except CorruptStore as error:  # the same is written again; of another it is unknown what that lacks
+            except (
+                CorruptStore
+            ) as error:  # the same is written again; of another it is unknown what that lacks
                 known = {one.digest for one in generations(folder)}
                 if not replace and known and manifest.digest not in known:
-                    raise WrongUse(f"{error}; this is another manifest, which takes its place with --replace") from None
+                    raise WrongUse(
+                        f"{error}; this is another manifest, which takes its place with --replace"
+                    ) from None
             except StoreError:
                 if not replace:
                     raise
@@ -121,7 +169,8 @@ class Store:
         return manifest.digest
 
     def rollback(self, corpus: str, digest: str | None = None) -> Manifest:
-        """Make an earlier manifest the corpus's latest again: the one whose digest begins so (None: the one before).
+        """Make an earlier manifest the corpus's latest again: the one whose digest begins so (None:
+        the one before).
 
         Raises `WrongUse` if there is none or several.
         """
@@ -129,13 +178,22 @@ class Store:
         digests = [one.digest for one in generations(folder)]
         if digest is None:
             latest = read_small(folder / "latest").decode(errors="replace").strip()
-            last = max((number for number, one in enumerate(digests) if one == latest), default=len(digests))
+            last = max(
+                (number for number, one in enumerate(digests) if one == latest),
+                default=len(digests),
+            )
             chosen = [one for one in digests[:last] if one != latest][-1:]
         else:
             chosen = sorted({one for one in digests if one.startswith(digest)})
         if len(chosen) != 1:
-            fault = "no manifest before its latest" if digest is None else f"{len(chosen)} manifests {digest!r}"
-            raise WrongUse(f"{self.path}: corpus {corpus} has {fault}; `ser cache rollback {corpus} --list` names them")
+            fault = (
+                "no manifest before its latest"
+                if digest is None
+                else f"{len(chosen)} manifests {digest!r}"
+            )
+            raise WrongUse(
+                f"{self.path}: corpus {corpus} has {fault}; `ser cache rollback {corpus} --list` names them"
+            )
         manifest = self.manifest(corpus, chosen[0])
         make_latest(self.path, manifest, "cache rollback")
         return manifest
@@ -143,10 +201,17 @@ class Store:
     def folders(self) -> list[Path]:
         """Every folder `<feature>/<fingerprint>`, damaged ones too."""
         features = [folder for folder in folders_in(self.path) if is_name(folder.name)]
-        return [folder for feature in features for folder in folders_in(feature) if _FINGERPRINT.fullmatch(folder.name)]
+        return [
+            folder
+            for feature in features
+            for folder in folders_in(feature)
+            if _FINGERPRINT.fullmatch(folder.name)
+        ]
 
     def features(self) -> list[Feature]:
-        """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that cannot be trusted."""
+        """Every feature in the store, one per fingerprint. Raises `CorruptStore` for one that
+        cannot be trusted.
+        """
         return [Feature(self.path, folder) for folder in self.folders()]
 
     def add(self, spec: Spec) -> Feature:
@@ -158,14 +223,19 @@ class Store:
         try:
             msgspec.json.decode(canonical_json(spec.to_json()), type=Spec)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise WrongUse(f"{spec.name}: no store can hold a feature that is specified so ({error})") from None
+            raise WrongUse(
+                f"{spec.name}: no store can hold a feature that is specified so ({error})"
+            ) from None
         folder = self.path / spec.folder
         there = folder.exists()
         try:
             return Feature(self.path, folder)
         except CorruptStore:
-            # Missing, or damaged: the folder's name vouches for its content, so the parts beside it stay good.
-            put_files(self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, replace=there)
+            # Missing, or damaged: the folder's name vouches for its content, so the parts beside it
+            # stay good.
+            put_files(
+                self.path, folder, {"spec.json": checksummed_json(spec.to_json())}, replace=there
+            )
         return Feature(self.path, folder)
 
     def __getitem__(self, name: str) -> Feature:
@@ -174,8 +244,9 @@ class Store:
     def feature(self, name: str, corpus: str | None = None) -> Feature:
         """A feature by `name[:variant][@fingerprint]`, such as `hubert:layer=9@3f2a`.
 
-        Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them if two are complete
-        for the corpus, or for all corpora of "a+b" (or if none is, and several are incomplete).
+        Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them
+        if two are complete for the corpus, or for all corpora of "a+b" (or if none is, and several
+        are incomplete).
         """
         features = self.named(name)
         if len(features) == 1:
@@ -192,18 +263,28 @@ class Store:
             fault = f"{name} is not computed in the same way for all; {'; '.join(ways)}"
             raise WrongUse(f"{self.path}: {fault}; extract all in one way")
         state = "complete" if complete else "incomplete"
-        raise WrongUse(f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or features)}")
+        raise WrongUse(
+            f"{self.path}: {name} is {state} in several ways, choose one: {listed(complete or features)}"
+        )
 
     def named(self, name: str) -> list[Feature]:
-        """Every way of computing `name[:variant][@fingerprint]` in the store. Raises `MissingRows` if there is none."""
+        """Every way of computing `name[:variant][@fingerprint]` in the store. Raises `MissingRows`
+        if there is none.
+        """
         full_name, _, prefix = name.partition("@")
         feature, colon, options = full_name.partition(":")
         folders = [folder for folder in self.folders() if folder.parent.name == feature]
         # Only those of the fingerprint are read, so that a damaged one beside them does no harm.
         ways = [Feature(self.path, folder) for folder in folders if folder.name.startswith(prefix)]
-        ways = [way for way in ways if way.spec.name == feature + colon + ",".join(sorted(options.split(",")))]
+        ways = [
+            way
+            for way in ways
+            if way.spec.name == feature + colon + ",".join(sorted(options.split(",")))
+        ]
         if not ways:
-            others = sorted({Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in folders})
+            others = sorted(
+                {Feature(self.path, folder).spec.name + f"@{folder.name[:8]}" for folder in folders}
+            )
             names = {folder.parent.name for folder in self.folders()}
             alike = others or difflib.get_close_matches(feature, names, n=1)
             hint = f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
@@ -215,4 +296,6 @@ class Store:
 def listed(features: Sequence[Feature]) -> str:
     """Features by fingerprint, each with its model or extractor, for a message."""
     specs = [feature.spec for feature in features]
-    return ", ".join(f"{s.name}@{s.fingerprint[:8]} ({s.provenance.get('model') or s.extractor})" for s in specs)
+    return ", ".join(
+        f"{s.name}@{s.fingerprint[:8]} ({s.provenance.get('model') or s.extractor})" for s in specs
+    )

@@ -1,4 +1,6 @@
-"""Transcripts of a speech recogniser, by the audio that they are of: a killed run goes on from them."""
+"""Transcripts of a speech recogniser, by the audio that they are of: a killed run goes on from
+them.
+"""
 
 import contextlib
 from collections.abc import Mapping
@@ -16,7 +18,9 @@ TRANSCRIPTS = "transcripts"
 
 
 class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file `<store>/transcripts/<name>.json`: transcripts made in one way, by the sha256 of the audio."""
+    """One file `<store>/transcripts/<name>.json`: transcripts made in one way, by the sha256 of the
+    audio.
+    """
 
     made_by: dict[str, Any]
     texts: dict[str, str]
@@ -26,11 +30,17 @@ class Transcripts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def put_transcripts(store: Path, made_by: Mapping[str, Any], texts: Mapping[str, str]) -> None:
     """Store transcripts durably, by the sha256 of their audio."""
     name = f"{short_hash(made_by)}-{short_hash(sorted(texts))}.json"
-    put_files(store, store / TRANSCRIPTS, {name: checksummed_json(Transcripts(dict(made_by), dict(texts)))})
+    put_files(
+        store,
+        store / TRANSCRIPTS,
+        {name: checksummed_json(Transcripts(dict(made_by), dict(texts)))},
+    )
 
 
 def read_transcripts(store: Path, made_by: Mapping[str, Any]) -> dict[str, str]:
-    """All transcripts made in this way, by the sha256 of their audio, without files that cannot be trusted."""
+    """All transcripts made in this way, by the sha256 of their audio, without files that cannot be
+    trusted.
+    """
     texts: dict[str, str] = {}
     for path in sorted((store / TRANSCRIPTS).glob(f"{short_hash(made_by)}-*.json")):
         with contextlib.suppress(CorruptStore):
@@ -44,4 +54,6 @@ def check_transcripts(path: Path) -> dict[str, str]:
         record = read_checksummed(path, Transcripts)
         if path.stem == f"{short_hash(record.made_by)}-{short_hash(sorted(record.texts))}":
             return record.texts
-    raise CorruptStore(f"{path}: altered or cut short; remove it, and `ser features --transcribe` makes it again")
+    raise CorruptStore(
+        f"{path}: altered or cut short; remove it, and `ser features --transcribe` makes it again"
+    )

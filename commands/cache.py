@@ -66,17 +66,30 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
 
     opened = open_store(store)
     facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
-    answer(facts if as_json else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf).rstrip())
+    answer(
+        facts
+        if as_json
+        else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf).rstrip()
+    )
 
 
 @cache.command()
-@click.option("--repair", is_flag=True, help="Move bad parts to bad/, so that `ser features` computes them again.")
-@click.option("--fresh", is_flag=True, help="Check again what an interrupted pass found good less than a day ago.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Move bad parts to bad/, so that `ser features` computes them again.",
+)
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Check again what an interrupted pass found good less than a day ago.",
+)
 @store_option
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
-    """Check every file of the store against its sha256 and its record; exit 1 if a part cannot be trusted.
+    """Check every file of the store against its sha256 and its record; exit 1 if a part cannot be
+    trusted.
 
     Example: ser cache verify --repair
     """
@@ -93,16 +106,29 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
             bar.set_postfix_str(f"{rate:.2f} GB/s", refresh=False)
             bar.update()
             if not as_json and (check.problem or check.note):
-                again = f" ({check.repaired}; `ser features` computes it again)" if check.repaired else ""
-                bar.write(safe(f"{check.path}: {check.problem or check.note}{again}"), file=sys.stderr)
+                again = (
+                    f" ({check.repaired}; `ser features` computes it again)"
+                    if check.repaired
+                    else ""
+                )
+                bar.write(
+                    safe(f"{check.path}: {check.problem or check.note}{again}"), file=sys.stderr
+                )
     bad = [check for check in checks if check.problem]
     skipped = sum(check.skipped for check in checks)
     checked = len(checks) - skipped
     measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checks else ""
-    facts = {"checked": checked, "skipped": skipped, "bytes": size, "bad": [asdict(check) for check in bad]}
+    facts = {
+        "checked": checked,
+        "skipped": skipped,
+        "bytes": size,
+        "bad": [asdict(check) for check in bad],
+    }
     answer(facts if as_json else f"{plural(checked, 'thing')} checked{measured}: {len(bad)} bad")
     if skipped and not as_json:
-        answer(f"{plural(skipped, 'part')} unchanged since a check less than a day ago; --fresh checks all again")
+        answer(
+            f"{plural(skipped, 'part')} unchanged since a check less than a day ago; --fresh checks all again"
+        )
     ctx.exit(1 if any(not check.repaired for check in bad) else 0)
 
 
@@ -112,17 +138,30 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
 @click.option("--modality", type=click.Choice(["audio", "text"]), required=True)
 @click.option("--ids", type=FILE, metavar="FILE", help="Ids of the rows, one per line.")
 @click.option(
-    "--manifest", type=FILE, metavar="TABLE", help="Table with the manifest's columns, where there is no audio at hand."
+    "--manifest",
+    type=FILE,
+    metavar="TABLE",
+    help="Table with the manifest's columns, where there is no audio at hand.",
 )
-@click.option("--corpus-name", metavar="N", help="The store's only corpus by default, or the table's name.")
+@click.option(
+    "--corpus-name", metavar="N", help="The store's only corpus by default, or the table's name."
+)
 @click.option("--backend", type=BACKENDS, default="zarr", show_default=True)
-@click.option("--replace", is_flag=True, help="Let the table take the place of another manifest of the corpus.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Let the table take the place of another manifest of the corpus.",
+)
 @store_option
 @json_option
-def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | None, **options: Any) -> None:
-    """Bring your own features: FILE (npy, npz, HDF5, safetensors or CSV) becomes feature NAME of a corpus.
+def import_(
+    name: str, file: Path, store: Path, as_json: bool, manifest: Path | None, **options: Any
+) -> None:
+    """Bring your own features: FILE (npy, npz, HDF5, safetensors or CSV) becomes feature NAME of a
+    corpus.
 
-    Without ids the rows are in the manifest's order. Frame-level files carry `values` and `offsets`.
+    Without ids the rows are in the manifest's order. Frame-level files carry `values` and
+    `offsets`.
 
     \b
     Example: ser cache import gemaps gemaps.npy --modality audio --manifest utterances.csv
@@ -132,21 +171,35 @@ def import_(name: str, file: Path, store: Path, as_json: bool, manifest: Path | 
     from ser.extract.corpora.table import read_manifest
 
     corpus = options["corpus_name"]
-    rows = read_manifest(manifest, corpus or manifest.stem) if manifest else open_store(store).manifest(corpus)
-    ids, opened = read_ids(options["ids"]) if options["ids"] else None, open_store(store, create=True)
-    done = import_feature(opened, name, file, options["modality"], rows, ids, options["backend"], options["replace"])
-    text = "{feature}@{fingerprint}: {rows} rows of {of}, {missing} missing".format(of=len(rows), **done)
+    rows = (
+        read_manifest(manifest, corpus or manifest.stem)
+        if manifest
+        else open_store(store).manifest(corpus)
+    )
+    ids, opened = (
+        read_ids(options["ids"]) if options["ids"] else None,
+        open_store(store, create=True),
+    )
+    done = import_feature(
+        opened, name, file, options["modality"], rows, ids, options["backend"], options["replace"]
+    )
+    text = "{feature}@{fingerprint}: {rows} rows of {of}, {missing} missing".format(
+        of=len(rows), **done
+    )
     answer(done if as_json else text)
 
 
 @cache.command()
 @click.argument("name")
 @click.argument("file", type=FILE)
-@click.option("--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit.")
+@click.option(
+    "--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit."
+)
 @corpus_option
 @store_option
 def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
-    """Write feature NAME to one FILE: .csv (also for R), .h5, .zarr, .npz or .safetensors (with an index beside it).
+    """Write feature NAME to one FILE: .csv (also for R), .h5, .zarr, .npz or .safetensors (with an
+    index beside it).
 
     Quarantined utterances are left out and named, and the exit code is 3 then.
 
@@ -164,7 +217,9 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
     if backend:
         copied = transfer.copy(feature, open_store(file, create=True), backend)
         there = len(feature.parts()) - copied
-        answer(f"copied {copied} parts to {file}" + (f"; {there} are there already" if there else ""))
+        answer(
+            f"copied {copied} parts to {file}" + (f"; {there} are there already" if there else "")
+        )
     else:
         columns, made = None, feature.spec.config
         if feature.spec.extractor == "smile":
@@ -179,7 +234,9 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
 
 
 def pulled(experiments: Sequence["Experiment"]) -> list["Experiment"]:
-    """The experiments on the user's copy of each store at a URL; what they need is pulled into the copy first."""
+    """The experiments on the user's copy of each store at a URL; what they need is pulled into the
+    copy first.
+    """
     copies: dict[str, Path] = {}
     for url in sorted({str(one.store) for one in experiments if "://" in str(one.store)}):
         from ser.cache.copies import Pull, cache_folder
@@ -210,14 +267,20 @@ dry_option = click.option("--dry-run", is_flag=True, help="Say how much it would
 @copied_features
 @copied_corpora
 @click.option("--with-text", is_flag=True, help="Publish transcripts and token ids too.")
-@click.option("--replace", is_flag=True, help="Let manifests and parts take the place of other ones that are there.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Let manifests and parts take the place of other ones that are there.",
+)
 @dry_option
 @store_option
 @json_option
 def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Publish the store at URL (s3://, gs://, hf://datasets/, sftp://, file:// or a path), with a card, README.md.
+    """Publish the store at URL (s3://, gs://, hf://datasets/, sftp://, file:// or a path), with a
+    card, README.md.
 
-    What is there is not sent again. The answer is the URL with the root digest of what is published there now.
+    What is there is not sent again. The answer is the URL with the root digest of what is published
+    there now.
 
     \b
     Example: ser cache push s3://bucket/iemocap --features hubert+mpnet
@@ -237,7 +300,8 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
 @store_option
 @json_option
 def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Copy what is published at URL into the store; with URL@DIGEST that and nothing else. Every byte is checked.
+    """Copy what is published at URL into the store; with URL@DIGEST that and nothing else. Every
+    byte is checked.
 
     \b
     Example: ser cache pull s3://bucket/iemocap --features hubert --store features
@@ -261,10 +325,13 @@ def _copy(verb: str, copy: Any, dry_run: bool, as_json: bool) -> None:
 @cache.command()
 @click.argument("corpus")
 @click.argument("digest", required=False)
-@click.option("--list", "listing", is_flag=True, help="Only name the manifests that the corpus has had.")
+@click.option(
+    "--list", "listing", is_flag=True, help="Only name the manifests that the corpus has had."
+)
 @store_option
 def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> None:
-    """Make an earlier manifest of CORPUS the latest again: the one before, or the one with this DIGEST.
+    """Make an earlier manifest of CORPUS the latest again: the one before, or the one with this
+    DIGEST.
 
     \b
     Examples:
@@ -281,12 +348,18 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
         answer(table(rows, ["time", "digest", "utterances", "command"], missingval="–"))
         return
     manifest = opened.rollback(corpus, digest)
-    answer(f"the latest manifest of {corpus} is {manifest.digest[:12]} now: {len(manifest)} utterances")
+    answer(
+        f"the latest manifest of {corpus} is {manifest.digest[:12]} now: {len(manifest)} utterances"
+    )
 
 
 @cache.command()
 @click.argument("name", required=False)
-@click.option("--superseded", is_flag=True, help="Only rows that no latest manifest asks for, or that appear twice.")
+@click.option(
+    "--superseded",
+    is_flag=True,
+    help="Only rows that no latest manifest asks for, or that appear twice.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
@@ -307,7 +380,9 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
     if name is None and not superseded:
         raise click.UsageError("name a feature, or say --superseded")
     if dry_run and not superseded:
-        raise click.UsageError("--dry-run is for --superseded; `ser cache info NAME` says what a feature holds")
+        raise click.UsageError(
+            "--dry-run is for --superseded; `ser cache info NAME` says what a feature holds"
+        )
     folders = [only_feature(opened, name)] if name else []
     what = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
     if not yes and not dry_run:

@@ -18,10 +18,13 @@ PLACES = {
 
 @click.command()
 @click.argument("shell", required=False, type=click.Choice(list(PLACES)))
-@click.option("--print", "only_print", is_flag=True, help="Print the script in place of installing it.")
+@click.option(
+    "--print", "only_print", is_flag=True, help="Print the script in place of installing it."
+)
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None, only_print: bool) -> None:
-    """Install the completion of `ser` for SHELL, by default the one that you use, in your home folder.
+    """Install the completion of `ser` for SHELL, by default the one that you use, in your home
+    folder.
 
     \b
     Examples:
@@ -42,5 +45,7 @@ def completion(ctx: click.Context, shell: str | None, only_print: bool) -> None:
     path = Path(os.environ.get(variable) or Path.home() / folder) / name
     make_folder(path.parent)
     write_whole(path, script.encode())
-    also = f"; add to your .zshrc, before compinit: fpath+=({path.parent})" if shell == "zsh" else ""
+    also = (
+        f"; add to your .zshrc, before compinit: fpath+=({path.parent})" if shell == "zsh" else ""
+    )
     answer(f"wrote {path}{also}; open a new {shell} and press Tab after `ser `")

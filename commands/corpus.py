@@ -21,7 +21,8 @@ def corpus() -> None:
 def demo(folder: Path) -> None:
     """Write a small synthetic corpus to DIR in the IEMOCAP release layout.
 
-    The speech is generated: scores on it show that the pipeline works, and say nothing about people.
+    The speech is generated: scores on it show that the pipeline works, and say nothing about
+    people.
 
     Example: ser corpus demo demo/corpus
     """
@@ -47,7 +48,9 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
 
     scan = read_corpus(path, format)
     facts = summary(scan)
-    counts = {name: value for name, value in facts.items() if name not in ("problems", "differences")}
+    counts = {
+        name: value for name, value in facts.items() if name not in ("problems", "differences")
+    }
     lines = [f"{name:<12} {_count_text(value)}" for name, value in counts.items()]
     lines += [f"problem      {problem}" for problem in scan.problems]
     lines += [plural(len(scan.problems), "problem")]

@@ -13,10 +13,13 @@ from .output import answer
 @click.command()
 @store_option
 @json_option
-@click.option("--gpu", is_flag=True, help="Check the GPU's numbers and times, in five minutes, into gpu.json.")
+@click.option(
+    "--gpu", is_flag=True, help="Check the GPU's numbers and times, in five minutes, into gpu.json."
+)
 @click.pass_context
 def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
-    """Say what this machine has (cores, memory, GPU, the store's disk, weights, licences), and how to get the rest.
+    """Say what this machine has (cores, memory, GPU, the store's disk, weights, licences), and how
+    to get the rest.
 
     Example: ser doctor --store /scratch/features
     """
@@ -26,14 +29,20 @@ def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
     if gpu:
         if find_spec("ser.benchmarks") is None:
             where = "git clone https://github.com/ser-fusion/ser"
-            raise WrongUse(f"--gpu needs a checkout's benchmarks: {where}, and run python -m benchmarks.gpu there")
+            raise WrongUse(
+                f"--gpu needs a checkout's benchmarks: {where}, and run python -m benchmarks.gpu there"
+            )
         ctx.exit(import_module("ser.benchmarks.gpu").main([]))
     findings = examine(store)
     if as_json:
         answer(findings)
         return
     for name, finding in findings.items():
-        mark = click.style("ok     ", fg="green") if finding["fine"] else click.style("lacking", fg="yellow")
+        mark = (
+            click.style("ok     ", fg="green")
+            if finding["fine"]
+            else click.style("lacking", fg="yellow")
+        )
         click.echo(f"{mark} ", nl=False)
         answer(f"{name:<20} {finding['found']}")
         if finding["advice"]:

@@ -49,14 +49,19 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
     with ExtractionRun(planned) as run:
         if dry_run:
             seconds = run.estimate()
-            answer(_plan_json(planned, seconds) if as_json else _plan_text(planned) + _about(seconds))
+            answer(
+                _plan_json(planned, seconds) if as_json else _plan_text(planned) + _about(seconds)
+            )
         else:
             stop_if_unusable(planned)
             say(_plan_text(planned), err=True, nl=False)
             say(_about(run.estimate()), err=True)
             with stage_bars() as update:
                 summary = run.extract(update)
-            rows = [[name, *(facts[column] for column in COLUMNS)] for name, facts in summary.features.items()]
+            rows = [
+                [name, *(facts[column] for column in COLUMNS)]
+                for name, facts in summary.features.items()
+            ]
             parent = planned.manifest.parent
             if as_json:
                 transcripts = {"transcripts": parent.transcripts} if scan and parent else {}
@@ -66,15 +71,23 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             for line in _notes(summary):
                 say(line, err=as_json)
             if planned.features and not (as_json or planned.unavailable):
-                next_step("train", *_training(planned), *([] if summary.whole else ["--allow-missing"]))
+                next_step(
+                    "train", *_training(planned), *([] if summary.whole else ["--allow-missing"])
+                )
             whole = whole and summary.whole
     if planned.unavailable:
-        raise SerError("; ".join(f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()))
+        raise SerError(
+            "; ".join(
+                f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()
+            )
+        )
     ctx.exit(0 if whole else 3)
 
 
 def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan | None":
-    """The corpus with a recogniser's transcripts; with `dry_run` None, and only what is missing is printed."""
+    """The corpus with a recogniser's transcripts; with `dry_run` None, and only what is missing is
+    printed.
+    """
     from ser.extract.corpora.transcribe import Transcription
 
     job = Transcription(config)
@@ -87,8 +100,12 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         scan = job.run(update)
     about = job.about
     rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
-    done = f"{job.name}: {missing} of {rows} utterances transcribed now, {about['empty']} have no word"
-    compared = f"{about['words']} words of {about['utterances']} transcripts, without case and punctuation"
+    done = (
+        f"{job.name}: {missing} of {rows} utterances transcribed now, {about['empty']} have no word"
+    )
+    compared = (
+        f"{about['words']} words of {about['utterances']} transcripts, without case and punctuation"
+    )
     say(f"{done}; word error rate {rate} over {compared}", as_json)
     for problem in scan.unusable("text").values():
         say(f"left out: {problem}", err=True)
@@ -96,12 +113,19 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
 
 
 def _training(plan: "ExtractionPlan") -> list[str]:
-    """Options of `ser train` that fit what was extracted: the first feature of each modality, and a model of both."""
+    """Options of `ser train` that fit what was extracted: the first feature of each modality, and a
+    model of both.
+    """
     from ser.cache.manifest import LABEL_POLICIES, code
     from ser.extract.registry import FEATURES, split_names
 
-    names = {FEATURES[name.partition(":")[0]].modality: name for name in reversed(split_names(plan.config.features))}
-    specs = {feature.resolved.spec.modality: feature.resolved.spec for feature in reversed(plan.features)}
+    names = {
+        FEATURES[name.partition(":")[0]].modality: name
+        for name in reversed(split_names(plan.config.features))
+    }
+    specs = {
+        feature.resolved.spec.modality: feature.resolved.spec for feature in reversed(plan.features)
+    }
     modalities = sorted(specs)  # audio first
     both = "mit" if specs[modalities[0]].level == "frame" else "lgf-add"
     options = ["--features", "+".join(names[modality] for modality in modalities)]
@@ -121,7 +145,10 @@ def _training(plan: "ExtractionPlan") -> list[str]:
 
 def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
     rows = len(plan.manifest)
-    missing = {f.resolved.spec.name: {"rows": rows, "missing": len(f.missing), "bytes": f.bytes} for f in plan.features}
+    missing = {
+        f.resolved.spec.name: {"rows": rows, "missing": len(f.missing), "bytes": f.bytes}
+        for f in plan.features
+    }
     sizes = {"bytes": plan.bytes, "free": plan.free, "seconds": seconds}
     refused = [str(problem) for problem in plan.scan.refused]
     return {"features": missing, **sizes, "corpus": plan.manifest.corpus, "refused": refused}
@@ -143,18 +170,28 @@ def _plan_text(plan: "ExtractionPlan") -> str:
 
 def _about(seconds: float | None) -> str:
     """The estimate, in two digits: it is no more precise."""
-    return f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances" if seconds is not None else ""
+    return (
+        f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances"
+        if seconds is not None
+        else ""
+    )
 
 
 def _notes(summary: "Summary") -> Iterator[str]:
-    """What is printed below the table: with --json on standard error, so that nothing is left out in silence."""
+    """What is printed below the table: with --json on standard error, so that nothing is left out
+    in silence.
+    """
     yield from (f"warning: {text}" for text in summary.warnings)
     yield from (f"left out of the corpus: {problem}" for problem in summary.refused)
-    features: dict[tuple[str, str], list[str]] = {}  # that quarantine an utterance, by its id and the reason
+    features: dict[
+        tuple[str, str], list[str]
+    ] = {}  # that quarantine an utterance, by its id and the reason
     for name, reasons in summary.quarantined.items():
         for id_and_reason in reasons.items():
             features.setdefault(id_and_reason, []).append(name)
-    yield from (f"quarantined in {', '.join(names)}: {id_}: {why}" for (id_, why), names in features.items())
+    yield from (
+        f"quarantined in {', '.join(names)}: {id_}: {why}" for (id_, why), names in features.items()
+    )
     for name, value in summary.check.items():
         yield f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one"
     random = [name for name, facts in summary.features.items() if facts["random_weights"]]

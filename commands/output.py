@@ -32,7 +32,8 @@ def say(text: str, err: bool = False, nl: bool = True) -> None:
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], **style: Any) -> str:
     """Rows under `columns`, as tabulate formats them in this `style`.
 
-    Cells are escaped before tabulate counts their widths: what `say` escapes afterwards would shift the columns.
+    Cells are escaped before tabulate counts their widths: what `say` escapes afterwards would shift
+    the columns.
     """
     from tabulate import tabulate
 
@@ -54,7 +55,9 @@ def next_step(*words: object) -> None:
 
 
 def open_page(page: Path, asked: bool) -> None:
-    """Show a page in the user's browser, if requested; where there is no browser, print the page's path."""
+    """Show a page in the user's browser, if requested; where there is no browser, print the page's
+    path.
+    """
     if asked and not webbrowser.open(page.resolve().as_uri()):
         say(f"no browser could be opened here: {page.resolve()}", err=True)
 

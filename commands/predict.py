@@ -35,11 +35,12 @@ from .output import answer, say, table
 def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
     """Predict the emotion of new speech with the trained RUN, a folder that `ser train` wrote.
 
-    It is what the run learnt: a class, or valence, arousal and dominance on the scale of its corpus, or both.
-    Features are computed with the models and settings that the run records, or not at all: weights that --model names
-    must have the run's digest. A model trained with random modality masking does without a transcript; a model of
-    dialogues takes its turns from a table. Probabilities are those after the temperature that the run fitted on its dev
-    part, if it has one.
+    It is what the run learnt: a class, or valence, arousal and dominance on the scale of its
+    corpus, or both. Features are computed with the models and settings that the run records, or not
+    at all: weights that --model names must have the run's digest. A model trained with random
+    modality masking does without a transcript; a model of dialogues takes its turns from a table.
+    Probabilities are those after the temperature that the run fitted on its dev part, if it has
+    one.
 
     \b
     Examples:
@@ -56,7 +57,9 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
         for one in found.predictions:
             emotion = ["abstained" if one.abstained else one.label] if one.label else []
             without = f"without {', '.join(one.without)}" if one.without else None
-            rows.append([one.id, *emotion, *one.probabilities.values(), *one.ratings.values(), without])
+            rows.append(
+                [one.id, *emotion, *one.probabilities.values(), *one.ratings.values(), without]
+            )
         headings = ["", *(["emotion"] if first.label else []), *first.probabilities, *first.ratings]
         if any(one.without for one in found.predictions):
             headings.append("")
@@ -75,10 +78,10 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
 def export(run: Path, folder: Path, **options: Any) -> None:
     """Write the trained RUN to FOLDER, a new one, so that it runs without ser.
 
-    It holds the weights (model.safetensors), the model written plainly (model.py and plain_layers.py), the decoder
-    (audio.py), a script that computes the features and calls it (run.py), a model card, and model.onnx
-    where onnx and onnxruntime are installed and the fusion can be written so. Encoder weights stay where they are:
-    run.py checks them.
+    It holds the weights (model.safetensors), the model written plainly (model.py and
+    plain_layers.py), the decoder (audio.py), a script that computes the features and calls it
+    (run.py), a model card, and model.onnx where onnx and onnxruntime are installed and the fusion
+    can be written so. Encoder weights stay where they are: run.py checks them.
 
     Example: ser export runs/3f2a91c07b5d4e68 my-model
     """

@@ -11,17 +11,32 @@ from .output import answer, next_step, open_page
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=FILE)
-@click.option("--html", type=FILE, metavar="FILE", help="Write one self-contained page: tables, plots and attention.")
+@click.option(
+    "--html",
+    type=FILE,
+    metavar="FILE",
+    help="Write one self-contained page: tables, plots and attention.",
+)
 @click.option("--latex", type=FILE, metavar="FILE", help="Write every table for LaTeX (booktabs).")
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write every table as Markdown.")
 @click.option("--csv", type=FILE, metavar="FILE", help="Write every table as CSV.")
 @click.option(
-    "--paired", is_flag=True, help="Test whether the cells differ, over speakers or dialogues; and as papers do."
+    "--paired",
+    is_flag=True,
+    help="Test whether the cells differ, over speakers or dialogues; and as papers do.",
 )
-@click.option("--ours", metavar="CELL", default="", help="Your cell, by its label: tested against each of the others.")
+@click.option(
+    "--ours",
+    metavar="CELL",
+    default="",
+    help="Your cell, by its label: tested against each of the others.",
+)
 @open_option
-def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, open_: bool, **files: Any) -> None:
-    """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 % intervals.
+def report(
+    runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, open_: bool, **files: Any
+) -> None:
+    """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 %
+    intervals.
 
     \b
     Examples:
@@ -30,7 +45,9 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
       ser report runs --paired --ours mit
     """
     if open_ and html is None:
-        raise click.UsageError("--open shows the page that --html writes: name it, such as --html report.html")
+        raise click.UsageError(
+            "--open shows the page that --html writes: name it, such as --html report.html"
+        )
     from ser.train.recipe import find_records
     from ser.train.report.cells import group_runs
     from ser.train.report.sections import make_page, report_text, write_html
@@ -39,7 +56,9 @@ def report(runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, o
 
     cells, unfinished = group_runs(find_runs(*runs), find_records(*runs), ours)
     answer(report_text(cells, unfinished, paired))
-    requested: dict[Any, Path] = {form: path for form, path in {"html": html, **files}.items() if path}
+    requested: dict[Any, Path] = {
+        form: path for form, path in {"html": html, **files}.items() if path
+    }
     if requested:
         page = make_page(cells, unfinished)
     for form, path in requested.items():

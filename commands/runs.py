@@ -16,8 +16,12 @@ where_option = click.option(
     metavar="KEY=VALUE",
     help="Only these, such as fusion=mit, features=hubert, seed=0 or lr=1e-4. Repeatable.",
 )
-dry_option = click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-folders_argument = click.argument("folders", nargs=-1, type=FILE, default=(Path("runs"),), metavar="[RUNS]...")
+dry_option = click.option(
+    "--dry-run", is_flag=True, help="Say what would be removed, and remove nothing."
+)
+folders_argument = click.argument(
+    "folders", nargs=-1, type=FILE, default=(Path("runs"),), metavar="[RUNS]..."
+)
 
 
 @click.group(invoke_without_command=True)
@@ -33,7 +37,8 @@ def runs(ctx: click.Context) -> None:
 @where_option
 @json_option
 def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
-    """One line for each run in RUNS (run folders, or folders of them; default: runs), the newest last.
+    """One line for each run in RUNS (run folders, or folders of them; default: runs), the newest
+    last.
 
     \b
     Examples:
@@ -46,11 +51,30 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     if as_json:
         answer(listed)
         return
-    columns = ["run", "features", "fusion", "labels", "protocol", "fold", "seed", *HEADINGS, "date", "MB"]
+    columns = [
+        "run",
+        "features",
+        "fusion",
+        "labels",
+        "protocol",
+        "fold",
+        "seed",
+        *HEADINGS,
+        "date",
+        "MB",
+    ]
     answer(_table([{**run, "MB": f"{run['bytes'] / 1e6:.1f}"} for run in listed], columns))
-    size, unfinished = sum(run["bytes"] for run in listed), sum(not run["finished"] for run in listed)
-    stores = " and ".join(dict.fromkeys(run["store"] for run in listed if run["store"])) or "no known store"
-    count = f"{plural(len(listed), 'run')} on {stores}, {unfinished} unfinished, {size / 1e6:.1f} MB"
+    size, unfinished = (
+        sum(run["bytes"] for run in listed),
+        sum(not run["finished"] for run in listed),
+    )
+    stores = (
+        " and ".join(dict.fromkeys(run["store"] for run in listed if run["store"]))
+        or "no known store"
+    )
+    count = (
+        f"{plural(len(listed), 'run')} on {stores}, {unfinished} unfinished, {size / 1e6:.1f} MB"
+    )
     answer(f"{count}; `ser report` makes tables of them")
 
 
@@ -59,7 +83,12 @@ def _table(runs: list[dict[str, Any]], columns: list[str]) -> str:
     rows = [[run[name] for name in columns] for run in runs]
     digits = [".3f" if name == "ccc" else ".2f" for name in columns]
     texts = [i for i, name in enumerate(columns) if name not in HEADINGS]
-    return table(rows, [HEADINGS.get(name, name) for name in columns], floatfmt=digits, disable_numparse=texts)
+    return table(
+        rows,
+        [HEADINGS.get(name, name) for name in columns],
+        floatfmt=digits,
+        disable_numparse=texts,
+    )
 
 
 @runs.command()
@@ -67,7 +96,8 @@ def _table(runs: list[dict[str, Any]], columns: list[str]) -> str:
 @where_option
 @json_option
 def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
-    """The scores of RUNS, and one line for each option or setting in which they differ: each value, and which runs.
+    """The scores of RUNS, and one line for each option or setting in which they differ: each value,
+    and which runs.
 
     Example: ser runs compare runs --where fold="session 1"
     """
@@ -95,7 +125,8 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
 @where_option
 @dry_option
 def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> None:
-    """Remove run folders with all that they hold; with --where, those in RUN (folders of runs too) that match.
+    """Remove run folders with all that they hold; with --where, those in RUN (folders of runs too)
+    that match.
 
     \b
     Examples:
@@ -110,10 +141,17 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
 
 @runs.command()
 @folders_argument
-@click.option("--days", type=click.FloatRange(0), default=1.0, show_default=True, help="Since the last change.")
+@click.option(
+    "--days",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Since the last change.",
+)
 @dry_option
 def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
-    """Remove the unfinished runs in RUNS (default: runs) that no process trains and that have not changed for long.
+    """Remove the unfinished runs in RUNS (default: runs) that no process trains and that have not
+    changed for long.
 
     Example: ser runs prune --days 7 --dry-run
     """

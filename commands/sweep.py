@@ -19,20 +19,48 @@ OPTIONS = [name for name in Experiment.TEXTS if name not in ("features", "fusion
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
-@click.option("--features", metavar="A+B", help="Others, each in the place of the recipe's of the same modality.")
-@click.option("--cell", "named", multiple=True, metavar="NAME", help="Only this cell, as --list names it. Repeatable.")
+@click.option(
+    "--features",
+    metavar="A+B",
+    help="Others, each in the place of the recipe's of the same modality.",
+)
+@click.option(
+    "--cell",
+    "named",
+    multiple=True,
+    metavar="NAME",
+    help="Only this cell, as --list names it. Repeatable.",
+)
 @config_options(Experiment, *OPTIONS, defaults=False)  # they are the recipe's
 @click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
-@click.option("--shard", metavar="I/N", help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.")
-@click.option("--workers", type=COUNT, metavar="N", help="Processes: one per core; five on a GPU, one each on several.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Run every N-th run from the I-th, such as 3/16: for a Slurm array.",
+)
+@click.option(
+    "--workers",
+    type=COUNT,
+    metavar="N",
+    help="Processes: one per core; five on a GPU, one each on several.",
+)
 @config_options(ExtractionConfig, "scheduler", "insecure")
 @click.pass_context
-def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Train every cell of RECIPE, a paper's table or a TOML file of one's own, and print it beside the paper's numbers.
+def sweep(
+    ctx: click.Context,
+    recipe: str | None,
+    list_: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train every cell of RECIPE, a paper's table or a TOML file of one's own, and print it beside
+    the paper's numbers.
 
-    A run that is finished is never trained again, in whatever recipe it stands; after a kill the same command goes on.
+    A run that is finished is never trained again, in whatever recipe it stands; after a kill the
+    same command goes on.
 
     \b
     Examples:
@@ -73,14 +101,19 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
     table = read_recipe(recipe, options["named"], **chosen)
     experiments = [cell.experiment for cell in table.cells]
     if features and any("://" in str(one.store) for one in experiments):
-        raise click.UsageError("--features takes a store on this machine; bring it there by `ser cache pull`")
+        raise click.UsageError(
+            "--features takes a store on this machine; bring it there by `ser cache pull`"
+        )
     local = zip(table.cells, pulled(experiments), strict=True)
     table = replace(table, cells=tuple(replace(cell, experiment=one) for cell, one in local))
     table = on_features(table, features) if features else table
     planned = plan_sweep(table, options["shard"], elsewhere=scheduler is not None)
     tasks = planned.open_tasks
     finished = len(planned.tasks) - len(tasks)
-    say(f"{planned.recipe.title}: {plural(len(planned.tasks), 'run')}, {finished} finished already", err=True)
+    say(
+        f"{planned.recipe.title}: {plural(len(planned.tasks), 'run')}, {finished} finished already",
+        err=True,
+    )
     if scheduler is None:
         workers = workers or planned.workers(at_once)
         seconds, cells = estimate_sweep(planned, workers)
@@ -94,17 +127,29 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
         say(f"{plural(len(tasks), 'run')} to train {how}", err=not dry_run or as_json)
     if dry_run and as_json:
         size = 4 * sum(cells[task.cell].parameters for task in tasks if task.cell in cells)
-        answer({"runs": len(tasks), "finished": finished, "workers": workers, "seconds": seconds, "bytes": size})
+        answer(
+            {
+                "runs": len(tasks),
+                "finished": finished,
+                "workers": workers,
+                "seconds": seconds,
+                "bytes": size,
+            }
+        )
     elif dry_run:
         for name, cell in cells.items():
-            timed = "" if cell.timed else " (not timed: from another cell's time by rows × parameters)"
+            timed = (
+                "" if cell.timed else " (not timed: from another cell's time by rows × parameters)"
+            )
             each = duration(cell.seconds / cell.runs)
             answer(f"  {name}: {cell.parameters:,} parameters, about {each} a run{timed}")
     if dry_run:
         return
     faults = 0
     with progress(len(tasks), planned.recipe.name, "run") as bar:
-        for task, fault in run_sweep(planned, workers or 1, scheduler, insecure=options["insecure"]):
+        for task, fault in run_sweep(
+            planned, workers or 1, scheduler, insecure=options["insecure"]
+        ):
             bar.update()
             if fault:
                 faults += 1
@@ -117,5 +162,7 @@ def sweep(ctx: click.Context, recipe: str | None, list_: bool, dry_run: bool, as
     else:
         answer(recipe_table(planned.recipe, planned.runs))
         if planned.tasks:
-            next_step("report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired")
+            next_step(
+                "report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired"
+            )
     ctx.exit(1 if faults else 0)

@@ -10,13 +10,16 @@ from .output import answer, table
 
 @click.group()
 def weights() -> None:
-    """Find encoder checkpoints on this machine, convert one to safetensors, or write small random ones."""
+    """Find encoder checkpoints on this machine, convert one to safetensors, or write small random
+    ones.
+    """
 
 
 @weights.command()
 @click.argument("folder", type=FILE, metavar="DIR")
 def demo(folder: Path) -> None:
-    """Write small HuBERT, MPNet and BERT checkpoints with RANDOM weights to DIR, to try the pipeline without a network.
+    """Write small HuBERT, MPNet and BERT checkpoints with RANDOM weights to DIR, to try the
+    pipeline without a network.
 
     Example: ser weights demo demo/checkpoints
     """
@@ -37,8 +40,15 @@ def list_(as_json: bool) -> None:
     from ser.weights.find import list_checkpoints
 
     listed = list_checkpoints()
-    rows = [[one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"] for one in listed]
-    text = table(rows, ["model", "architecture", "size", "state"]) if rows else "Hugging Face's cache holds no model"
+    rows = [
+        [one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"]
+        for one in listed
+    ]
+    text = (
+        table(rows, ["model", "architecture", "size", "state"])
+        if rows
+        else "Hugging Face's cache holds no model"
+    )
     answer(listed if as_json else text)
 
 
@@ -46,7 +56,8 @@ def list_(as_json: bool) -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("folder", type=FILE, metavar="DIR")
 def convert(source: str, folder: Path) -> None:
-    """Write the pickled weights of SRC (a folder, a Hugging Face id, or torchaudio:HUBERT_BASE) to DIR as safetensors.
+    """Write the pickled weights of SRC (a folder, a Hugging Face id, or torchaudio:HUBERT_BASE) to
+    DIR as safetensors.
 
     The pickle is opened in a child process, and only its tensors are taken.
 

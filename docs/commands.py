@@ -24,22 +24,30 @@ def page() -> str:
 
 
 def sections(command: click.Command, name: str) -> Iterator[str]:
-    """The section of a command, or those of the commands in a group: usage, help, and a table of the options."""
+    """The section of a command, or those of the commands in a group: usage, help, and a table of
+    the options.
+    """
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             yield from sections(inner, f"{name} {inner.name}")
         return
-    context = click.Context(command, info_name=name, terminal_width=10_000, max_content_width=10_000)
+    context = click.Context(
+        command, info_name=name, terminal_width=10_000, max_content_width=10_000
+    )
     yield f"## `{' '.join([name, *command.collect_usage_pieces(context)])}`\n"
-    # The examples end the help; click keeps the lines of several as they are, for a backspace before them. They name
-    # corpora and runs that the tests lack.
-    text, examples = re.split(r"\n(?:\x08\n)?Examples?:\s*", inspect.cleandoc(command.help or ""), maxsplit=1)
+    # The examples end the help; click keeps the lines of several as they are, for a backspace
+    # before them. They name corpora and runs that the tests lack.
+    text, examples = re.split(
+        r"\n(?:\x08\n)?Examples?:\s*", inspect.cleandoc(command.help or ""), maxsplit=1
+    )
     lines = [line.strip() for line in examples.splitlines()]
     yield "\n".join([text.strip(), "```text", *lines, "```", ""])
     rows = [row for option in command.params if (row := option.get_help_record(context))]
     if rows:
         yield "| option | |\n|---|---|"
-        for option, help_ in ((" ".join(cell.split()).replace("|", "\\|") for cell in row) for row in rows):
+        for option, help_ in (
+            (" ".join(cell.split()).replace("|", "\\|") for cell in row) for row in rows
+        ):
             yield f"| `{option}` | {help_} |"
         yield ""
 

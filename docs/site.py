@@ -1,4 +1,6 @@
-"""What mkdocs adds to the pages of docs/: files that lie elsewhere in the project, and tables made from the code."""
+"""What mkdocs adds to the pages of docs/: files that lie elsewhere in the project, and tables made
+from the code.
+"""
 
 import posixpath
 import re
@@ -10,11 +12,19 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 # Pages of the site by the same paths as in the project, so that one link serves both.
-OUTSIDE = ("cache/FORMAT.md", "benchmarks/RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+OUTSIDE = (
+    "cache/FORMAT.md",
+    "benchmarks/RESULTS.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+)
 
 
 def on_startup(**_: Any) -> None:
-    """Give mkdocstrings the package as links to its rooms: in the root it would read all of .venv, for a minute."""
+    """Give mkdocstrings the package as links to its rooms: in the root it would read all of .venv,
+    for a minute.
+    """
     package = ROOT / ".links" / "docs" / "ser"
     package.mkdir(parents=True, exist_ok=True)
     for path in (*ROOT.glob("*.py"), *(init.parent for init in ROOT.glob("*/__init__.py"))):
@@ -32,8 +42,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_read_source(page: Any, config: Any) -> str | None:
-    """The site begins with the project's README: its menu lists the pages that docs/README.md lists."""
-    return (ROOT / "README.md").read_text(encoding="utf-8") if page.file.src_uri == "README.md" else None
+    """The site begins with the project's README: its menu lists the pages that docs/README.md
+    lists.
+    """
+    return (
+        (ROOT / "README.md").read_text(encoding="utf-8")
+        if page.file.src_uri == "README.md"
+        else None
+    )
 
 
 def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
@@ -47,7 +63,11 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
         if path in OUTSIDE or path.startswith("docs/"):
             inside = path.removeprefix("docs/")
             return f"]({posixpath.relpath(inside, posixpath.dirname(here) or '.')}{hash_}{anchor})"
-        return f"]({config['repo_url']}/blob/main/{path}{hash_}{anchor})" if (ROOT / path).exists() else found[0]
+        return (
+            f"]({config['repo_url']}/blob/main/{path}{hash_}{anchor})"
+            if (ROOT / path).exists()
+            else found[0]
+        )
 
     return re.sub(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", moved, text)
 
@@ -74,7 +94,9 @@ def recipes_page() -> Iterator[str]:
     yield "# Recipes\n\nWhat `ser sweep` knows by name, with the papers' numbers in percent; see "
     yield "[reproduce a table](reproduce-a-table.md).\n"
     for name, facts in list_recipes().items():
-        metrics = list(dict.fromkeys(metric for paper in facts["paper"].values() for metric in paper))
+        metrics = list(
+            dict.fromkeys(metric for paper in facts["paper"].values() for metric in paper)
+        )
         yield f"## `{name}`\n\n{facts['title']}\n\n| cell | {' | '.join(metrics)} |\n|---|{'---|' * len(metrics)}"
         for cell, paper in facts["paper"].items():
             yield f"| {cell} | {' | '.join(str(paper.get(metric, '')) for metric in metrics)} |"

@@ -25,15 +25,18 @@ from .processes import R, T, clear_cache, defer_sigint, task_name
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-Needs = Mapping[str, float]  # resource → how much of it a task needs, as in `dask worker --resources "GPU=1"`
+Needs = Mapping[
+    str, float
+]  # resource → how much of it a task needs, as in `dask worker --resources "GPU=1"`
 
 ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
 POLL_SECONDS = 2.0  # between two requests to the scheduler
 PER_THREAD = 3  # tasks sent per worker thread: one that runs, and the next ones
 ANSWER_SECONDS = 5.0  # in which all workers have to empty their cache: a frozen one never answers
-# Our own cluster tries a task again after two deaths of its worker (dask: 3), waits for a worker that keeps dying (dask
-# gives up after 15 s), restarts a worker that is silent for a minute (dask: 5; it answers while it computes), and keeps
-# the last 10 messages to each worker (dask: 1000, each with a whole task).
+# Our own cluster tries a task again after two deaths of its worker (dask: 3), waits for a worker
+# that keeps dying (dask gives up after 15 s), restarts a worker that is silent for a minute (dask:
+# 5; it answers while it computes), and keeps the last 10 messages to each worker (dask: 1000, each
+# with a whole task).
 OWN_CLUSTER = {
     "distributed.scheduler.worker-ttl": "1 minute",
     "distributed.scheduler.allowed-failures": 2,
@@ -45,17 +48,23 @@ OWN_CLUSTER = {
 def check_scheduler(scheduler: str, insecure: bool = False, workers: int | None = None) -> str:
     """The address, or `local:N` as it is, checked without a connection.
 
-    Raises `WrongUse` for what cannot be a scheduler, for `workers` given beside one, and, unless `insecure`, for a
-    plain connection to another machine; `SerError` if dask is not installed.
+    Raises `WrongUse` for what cannot be a scheduler, for `workers` given beside one, and, unless
+    `insecure`, for a plain connection to another machine; `SerError` if dask is not installed.
     """
     if workers is not None:
-        raise WrongUse("--workers starts processes here, and --scheduler uses the workers of a cluster: give one")
+        raise WrongUse(
+            "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
+        )
     address = scheduler
     if local_workers(scheduler) is None:
         try:
             if "://" not in scheduler:
-                address = str(msgspec.json.decode(read_named(scheduler), type=dict[str, Any])["address"])
-            if urlsplit(address).port == 0 or "://" not in address:  # `port` raises for one that is not a number
+                address = str(
+                    msgspec.json.decode(read_named(scheduler), type=dict[str, Any])["address"]
+                )
+            if (
+                urlsplit(address).port == 0 or "://" not in address
+            ):  # `port` raises for one that is not a number
                 raise ValueError("no address")
         except (OSError, msgspec.DecodeError, ValueError, LookupError, RecursionError) as error:
             raise WrongUse(
@@ -103,9 +112,15 @@ def able(kinds: Iterable[Needs], needs: Needs) -> bool:
 
 
 def no_worker(address: str, needs: Needs) -> str:
-    """One sentence: which worker is missing, and how to start one that listens no wider than the scheduler."""
-    resources = ", ".join(f"{name}={math.ceil(amount)}" for name, amount in needs.items())  # a share needs a whole one
-    fault = f"the dask scheduler at {address} has no worker" + (f" with {resources}" if needs else "")
+    """One sentence: which worker is missing, and how to start one that listens no wider than the
+    scheduler.
+    """
+    resources = ", ".join(
+        f"{name}={math.ceil(amount)}" for name, amount in needs.items()
+    )  # a share needs a whole one
+    fault = f"the dask scheduler at {address} has no worker" + (
+        f" with {resources}" if needs else ""
+    )
     if local_workers(address):
         return f"{fault}; what was finished is kept: run again"
     host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
@@ -116,17 +131,21 @@ def no_worker(address: str, needs: Needs) -> str:
 
 
 class Cluster:
-    """A dask cluster, connected for one run: a running one by its address or scheduler file, or our own, `local:N`.
+    """A dask cluster, connected for one run: a running one by its address or scheduler file, or our
+    own, `local:N`.
 
-    Our own has N processes of one thread, listens on 127.0.0.1 only, and ends with the connection. What workers have
-    `cached` is closed at the end. `patience` is how many seconds may pass without a worker for what is left.
+    Our own has N processes of one thread, listens on 127.0.0.1 only, and ends with the connection.
+    What workers have `cached` is closed at the end. `patience` is how many seconds may pass without
+    a worker for what is left.
     """
 
     def __init__(self, scheduler: str, insecure: bool = False, patience: float = 60.0) -> None:
         self.address = check_scheduler(scheduler, insecure)
         self.own = local_workers(scheduler)
         self.patience = patience
-        self.kinds: list[dict[str, float]] = []  # of resources that workers have declared since the run began
+        self.kinds: list[
+            dict[str, float]
+        ] = []  # of resources that workers have declared since the run began
         self._workers: list[dict[str, Any]] = []
         self._polled = -POLL_SECONDS
         self._stack = contextlib.ExitStack()
@@ -141,7 +160,9 @@ class Cluster:
         try:
             for name in list(logging.root.manager.loggerDict):
                 if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
-                    logger = logging.getLogger(name)  # our own messages report deaths and lost connections
+                    logger = logging.getLogger(
+                        name
+                    )  # our own messages report deaths and lost connections
                     self._stack.callback(logger.setLevel, logger.level)
                     logger.setLevel(logging.CRITICAL)
             self._client = self._stack.enter_context(self._own() if self.own else self._connected())
@@ -159,7 +180,9 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with defer_sigint():  # a second Ctrl-C would leave processes behind, and dask's messages about them
+        with (
+            defer_sigint()
+        ):  # a second Ctrl-C would leave processes behind, and dask's messages about them
             self._stack.close()
 
     def _connected(self) -> "Client":
@@ -180,14 +203,18 @@ class Cluster:
         self._stack.enter_context(dask.config.set(OWN_CLUSTER))
         resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
         try:
-            with defer_sigint():  # also for workers that are started later, by a thread that starts here
+            with (
+                defer_sigint()
+            ):  # also for workers that are started later, by a thread that starts here
                 cluster = LocalCluster(
                     n_workers=self.own,
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
                     dashboard_address=None,
-                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # it listens anyway; not at a fixed port
+                    scheduler_kwargs={
+                        "dashboard_address": "127.0.0.1:0"
+                    },  # it listens anyway; not at a fixed port
                     memory_limit=0,  # dask would pause a worker for its memory for ever, since models stay loaded
                     silence_logs=logging.CRITICAL,
                 )
@@ -202,13 +229,19 @@ class Cluster:
     def _clear_caches(self) -> None:
         if self._client.status == "running":
             with contextlib.suppress(Exception):  # workers may die at any moment, or have no ser
-                self._client.sync(self._client.run, clear_cache, on_error="ignore", callback_timeout=ANSWER_SECONDS)
+                self._client.sync(
+                    self._client.run,
+                    clear_cache,
+                    on_error="ignore",
+                    callback_timeout=ANSWER_SECONDS,
+                )
 
     def workers(self, anew: bool = False) -> list[dict[str, Any]]:
         """The scheduler's record of each worker, at most `POLL_SECONDS` old unless `anew`.
 
-        A worker that dies is missing until its nanny has restarted it: so a kind of worker that is missing now, but is
-        among `kinds`, may come back. Raises `SerError` if the scheduler is gone.
+        A worker that dies is missing until its nanny has restarted it: so a kind of worker that is
+        missing now, but is among `kinds`, may come back. Raises `SerError` if the scheduler is
+        gone.
         """
         if anew or time.monotonic() - self._polled > POLL_SECONDS:
             try:
@@ -232,18 +265,23 @@ class Cluster:
         split: Callable[[T], list[T] | None] = lambda task: None,
         lost: Callable[[T, str], R] | None = None,
     ) -> Iterator[R]:
-        """`function(task)` for every task, results as they come; `tasks` is read as workers have room for more.
+        """`function(task)` for every task, results as they come; `tasks` is read as workers have
+        room for more.
 
-        `split` cuts a task that kills its workers into smaller ones (none if nothing is left to do); if it returns
-        None, `lost(task, reason)` is the task's result, and without `lost` it is a `SerError`.
+        `split` cuts a task that kills its workers into smaller ones (none if nothing is left to
+        do); if it returns None, `lost(task, reason)` is the task's result, and without `lost` it is
+        a `SerError`.
 
-        Raises what the function raises, `WrongUse` at once for resources that no worker has had since the run began,
-        and `SerError` if the scheduler is gone, or if for longer than `patience` no worker could do what is left.
+        Raises what the function raises, `WrongUse` at once for resources that no worker has had
+        since the run began, and `SerError` if the scheduler is gone, or if for longer than
+        `patience` no worker could do what is left.
         """
         from distributed import CancelledError, KilledWorker
 
         remaining = iter(tasks)
-        deadly: deque[T] = deque()  # tasks that killed their workers, tried one by one after all others
+        deadly: deque[T] = (
+            deque()
+        )  # tasks that killed their workers, tried one by one after all others
         one_by_one = False
         finished: SimpleQueue[Future] = SimpleQueue()
         pending: dict[Any, tuple[T, Needs, Future]] = {}  # by dask's key
@@ -252,11 +290,17 @@ class Cluster:
         def submit(task: T) -> None:
             needed = needs(task)
             # A worker of a new kind may just have come.
-            if not able(self.kinds, needed) and self.workers(anew=True) and not able(self.kinds, needed):
+            if (
+                not able(self.kinds, needed)
+                and self.workers(anew=True)
+                and not able(self.kinds, needed)
+            ):
                 raise WrongUse(no_worker(self.address, needed))
             try:
                 # pure=False: a task that ran before and is submitted again must run again.
-                future = self._client.submit(function, task, pure=False, resources=dict(needed) or None)
+                future = self._client.submit(
+                    function, task, pure=False, resources=dict(needed) or None
+                )
             except (OSError, RuntimeError) as error:
                 raise self._gone() from error
             pending[future.key] = (task, needed, future)
@@ -279,7 +323,9 @@ class Cluster:
                     hopeful = any(able(there, needed) for _, needed, _ in pending.values())
                     idle_since = None if hopeful else idle_since or time.monotonic()
                     if idle_since and time.monotonic() - idle_since > self.patience:
-                        raise SerError(no_worker(self.address, next(iter(pending.values()))[1])) from None
+                        raise SerError(
+                            no_worker(self.address, next(iter(pending.values()))[1])
+                        ) from None
                     continue
                 idle_since = None
                 try:
@@ -295,22 +341,29 @@ class Cluster:
                         deadly.extendleft(reversed(pieces))
                         continue
                     if lost is None:
-                        raise SerError(f"{reason} on {task_name(task)}; what was finished is kept") from None
+                        raise SerError(
+                            f"{reason} on {task_name(task)}; what was finished is kept"
+                        ) from None
                     result = lost(task, reason)
                 yield result
         finally:
-            with contextlib.suppress(Exception):  # the scheduler may be gone; running tasks end by themselves
+            with contextlib.suppress(
+                Exception
+            ):  # the scheduler may be gone; running tasks end by themselves
                 self._client.cancel([future for _, _, future in pending.values()])
 
     def _result(self, task: T, future: "Future") -> Any:
-        """The task's result. Raises what it raised, `KilledWorker`, or `CancelledError` if dask has lost it."""
+        """The task's result. Raises what it raised, `KilledWorker`, or `CancelledError` if dask has
+        lost it.
+        """
         from distributed import CancelledError, KilledWorker
 
         try:
             fault = future.exception() if future.status == "error" else None
             if fault is None and future.status == "finished":
                 return future.result(timeout=self.patience)
-        # The worker died before the result was fetched. UnboundLocalError: distributed's, for a cancellation.
+        # The worker died before the result was fetched. UnboundLocalError: distributed's, for a
+        # cancellation.
         except (CancelledError, TimeoutError, OSError, UnboundLocalError):
             fault = None
         finally:
@@ -321,7 +374,9 @@ class Cluster:
             raise fault
         trace = "".join(traceback.format_exception(fault))
         if "ModuleNotFoundError: No module named 'ser" in trace:
-            raise SerError(f"the dask workers at {self.address} have no ser: install the same version there")
+            raise SerError(
+                f"the dask workers at {self.address} have no ser: install the same version there"
+            )
         raise RuntimeError(f"in a dask worker, on {task_name(task)}:\n{trace}")
 
     def _gone(self) -> SerError:

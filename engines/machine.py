@@ -8,7 +8,8 @@ from typing import Any
 
 from ser.errors import WrongUse
 
-# In messages of torch on a GPU and on a CPU, of cuBLAS and cuDNN, and of a cuDNN without memory to try its kernels.
+# In messages of torch on a GPU and on a CPU, of cuBLAS and cuDNN, and of a cuDNN without memory to
+# try its kernels.
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED", "unable to find an engine")
 this_worker = 0  # the number of this process among the workers that `processes` started
 
@@ -16,9 +17,10 @@ this_worker = 0  # the number of this process among the workers that `processes`
 def choose_device(name: str, here: bool = True) -> str:
     """The torch device that `--device` names.
 
-    `auto` is a GPU if there is one (of several, another one for each worker process), otherwise Apple's, or the CPU. If
-    it is not `here` but on another machine, only the spelling is checked. Raises `WrongUse` for what is not the name of
-    a device, or for a device that torch does not find.
+    `auto` is a GPU if there is one (of several, another one for each worker process), otherwise
+    Apple's, or the CPU. If it is not `here` but on another machine, only the spelling is checked.
+    Raises `WrongUse` for what is not the name of a device, or for a device that torch does not
+    find.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise WrongUse(f"--device {name}: must be auto, cpu, cuda, cuda:N or mps")
@@ -37,7 +39,9 @@ def choose_device(name: str, here: bool = True) -> str:
 
 
 def gpus(device: str) -> int:
-    """How many GPUs several workers can use: with `auto` all of this machine, otherwise at most one."""
+    """How many GPUs several workers can use: with `auto` all of this machine, otherwise at most
+    one.
+    """
     if device != "auto":
         return int(device != "cpu")
     import torch
@@ -48,14 +52,17 @@ def gpus(device: str) -> int:
 def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     """Make torch compute float32 as float32 in this process: TF32 keeps ten bits of the mantissa.
 
-    `deterministic` gives the same bytes each time on a GPU too, if set before the first product there: then cuBLAS
-    reads its variable. An operation without a deterministic way raises torch's `RuntimeError`. A CPU needs nothing.
+    `deterministic` gives the same bytes each time on a GPU too, if set before the first product
+    there: then cuBLAS reads its variable. An operation without a deterministic way raises torch's
+    `RuntimeError`. A CPU needs nothing.
     """
     import torch
 
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9, where these settings come first
+    if hasattr(
+        torch.backends, "fp32_precision"
+    ):  # since torch 2.9, where these settings come first
         backends: Any = torch.backends
         for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
             part.fp32_precision = "ieee"
@@ -66,7 +73,9 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cudnn.benchmark = False
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports torch's compiler
+    if (
+        deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # setting it imports torch's compiler
         torch.use_deterministic_algorithms(deterministic)
 
 
@@ -76,7 +85,8 @@ def is_out_of_memory(fault: BaseException) -> bool:
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory that this process may use, and that are free now; None if the system does not report them.
+    """Bytes of memory that this process may use, and that are free now; None if the system does not
+    report them.
 
     The smaller of the machine's and the container's (cgroup's).
     """
@@ -93,7 +103,8 @@ def memory() -> tuple[int | None, int | None]:
 
 
 def memory_budget(option: str | None) -> int | None:
-    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now (no bound if that is unknown).
+    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now (no bound if that
+    is unknown).
 
     Raises `WrongUse` for any other size.
     """
@@ -107,7 +118,9 @@ def memory_budget(option: str | None) -> int | None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use: fewer than the machine has, under taskset or in a container with a quota."""
+    """CPU cores that this process may use: fewer than the machine has, under taskset or in a
+    container with a quota.
+    """
     import joblib
 
     return joblib.cpu_count()

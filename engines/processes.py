@@ -1,8 +1,9 @@
-"""Tasks in processes of this machine, one at a time each, and what a process keeps for its next task.
+"""Tasks in processes of this machine, one at a time each, and what a process keeps for its next
+task.
 
-multiprocessing's fork server imports what the tasks need and forks the workers: so torch is imported once for all of
-them, and no thread, lock or CUDA context of the calling process is copied. It ends with this process. Without a fork
-server (Windows), each worker starts its own Python.
+multiprocessing's fork server imports what the tasks need and forks the workers: so torch is
+imported once for all of them, and no thread, lock or CUDA context of the calling process is copied.
+It ends with this process. Without a fork server (Windows), each worker starts its own Python.
 """
 
 import contextlib
@@ -35,13 +36,16 @@ MOST = 2  # things that a worker keeps, such as the extractors of features with 
 
 
 def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    """`function(task)` for every task, results as they come, in `workers` processes of this machine.
+    """`function(task)` for every task, results as they come, in `workers` processes of this
+    machine.
 
-    Each has one task at a time, so `tasks` may be a generator, and is read no further than needed. `function`, tasks
-    and results must pickle. What a function takes from `cached` stays open for the next tasks of the same worker.
+    Each has one task at a time, so `tasks` may be a generator, and is read no further than needed.
+    `function`, tasks and results must pickle. What a function takes from `cached` stays open for
+    the next tasks of the same worker.
 
-    Raises what the function raises (`SerError` as it is, others as `RuntimeError` with their traceback), and `SerError`
-    naming the task whose process died. No worker is left running when the iterator ends, fails or is closed.
+    Raises what the function raises (`SerError` as it is, others as `RuntimeError` with their
+    traceback), and `SerError` naming the task whose process died. No worker is left running when
+    the iterator ends, fails or is closed.
     """
     remaining, busy = iter(tasks), dict[Pipe, tuple[BaseProcess, T]]()
 
@@ -55,12 +59,15 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             pipe.send((function, task))
 
-    # At this process's end too: multiprocessing would send SIGTERM and wait, and a package's handler may swallow that.
+    # At this process's end too: multiprocessing would send SIGTERM and wait, and a package's
+    # handler may swallow that.
     kill_once = util.Finalize(None, kill, exitpriority=0)
     try:
         for number, task in enumerate(islice(remaining, workers)):
             ours, theirs = _context.Pipe()
-            process = _context.Process(target=_work, args=(theirs, dict(os.environ), number), daemon=True)
+            process = _context.Process(
+                target=_work, args=(theirs, dict(os.environ), number), daemon=True
+            )
             for again in (True, False):
                 start_fork_server(function.__module__)
                 try:
@@ -68,7 +75,9 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
                     break
                 except (EOFError, OSError) as fault:
                     if not again:
-                        raise SerError(f"the worker processes did not start ({fault}); run again") from fault
+                        raise SerError(
+                            f"the worker processes did not start ({fault}); run again"
+                        ) from fault
                     time.sleep(0.2)  # the death of a fork server takes a moment to be noticed
             theirs.close()  # so that the pipe ends when the process does
             give(ours, process, task)
@@ -82,8 +91,12 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
                     process.join()
                     killed = {-number: f"was killed by {number.name}" for number in signal.Signals}
                     how = killed.get(process.exitcode or 0, f"ended with code {process.exitcode}")
-                    death = f"a worker process {how} on {task_name(task)}; what was finished is kept"
-                    fewer = ", with fewer workers if memory ran out" if how.endswith("SIGKILL") else ""
+                    death = (
+                        f"a worker process {how} on {task_name(task)}; what was finished is kept"
+                    )
+                    fewer = (
+                        ", with fewer workers if memory ran out" if how.endswith("SIGKILL") else ""
+                    )
                     raise SerError(f"{death}: run again{fewer}") from None
                 if not done:
                     raise result
@@ -102,7 +115,8 @@ def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterato
 
 
 def start_fork_server(module: str) -> None:
-    """Start the fork server, which imports `module` while this process goes on; without one, do nothing.
+    """Start the fork server, which imports `module` while this process goes on; without one, do
+    nothing.
 
     A running one is used as it is: workers then import what it has not imported.
     """
@@ -115,7 +129,8 @@ def start_fork_server(module: str) -> None:
     environment = dict(os.environ)
     try:
         with defer_sigint():  # Ctrl-C reaches the whole process group: only this process acts on it
-            # It imports from the same places as this process: never from the current folder, as `python -c` would.
+            # It imports from the same places as this process: never from the current folder, as
+            # `python -c` would.
             os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
             forkserver.ensure_running()
     finally:
@@ -138,7 +153,12 @@ def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
             except SerError as error:
                 answer = (False, error)
             except Exception:
-                answer = (False, RuntimeError(f"in a worker process, on {task_name(task)}:\n{traceback.format_exc()}"))
+                answer = (
+                    False,
+                    RuntimeError(
+                        f"in a worker process, on {task_name(task)}:\n{traceback.format_exc()}"
+                    ),
+                )
             pipe.send(answer)
 
 
@@ -151,12 +171,15 @@ def _end_with_parent() -> None:
 
 def task_name(task: Any) -> str:
     """The name of a task, or the names of a list of them, for a message."""
-    return ", ".join(str(getattr(one, "name", one)) for one in (task if isinstance(task, list) else [task]))[:200]
+    return ", ".join(
+        str(getattr(one, "name", one)) for one in (task if isinstance(task, list) else [task])
+    )[:200]
 
 
 @contextlib.contextmanager
 def defer_sigint() -> Iterator[None]:
-    """Ctrl-C waits for the end of the context. Threads and processes that start in it ignore Ctrl-C, and so do theirs.
+    """Ctrl-C waits for the end of the context. Threads and processes that start in it ignore
+    Ctrl-C, and so do theirs.
 
     Outside the main thread, Ctrl-C reaches the main thread as always.
     """
@@ -165,7 +188,9 @@ def defer_sigint() -> Iterator[None]:
     ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if ours:  # a signal that one thread blocks may still come to another
         signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # on Windows new processes still get it
+    masks: Any = (
+        signal if hasattr(signal, "pthread_sigmask") else None
+    )  # on Windows new processes still get it
     mask = masks and masks.pthread_sigmask(masks.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -180,7 +205,9 @@ def defer_sigint() -> Iterator[None]:
 
 @dataclass(eq=False)
 class Kept:
-    """Something that is kept: closed, if it has a `close`, when neither the cache nor a task holds this any more."""
+    """Something that is kept: closed, if it has a `close`, when neither the cache nor a task holds
+    this any more.
+    """
 
     key: Any
     value: Any = None
@@ -192,11 +219,13 @@ _opening = threading.Lock()  # a dask worker may have several threads: nothing i
 
 @contextlib.contextmanager
 def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
-    """The result of `open()` for a `key`, compared by `==`: opened once, and kept for the worker's next tasks.
+    """The result of `open()` for a `key`, compared by `==`: opened once, and kept for the worker's
+    next tasks.
 
-    A model takes seconds to load, and a task may take less. At most `MOST` things are kept, until the process ends; a
-    run on a dask cluster, whose processes stay, clears them at its start and end. What is dropped is closed, if it has
-    a `close`, after the last task that uses it; an error in closing is printed, not raised.
+    A model takes seconds to load, and a task may take less. At most `MOST` things are kept, until
+    the process ends; a run on a dask cluster, whose processes stay, clears them at its start and
+    end. What is dropped is closed, if it has a `close`, after the last task that uses it; an error
+    in closing is printed, not raised.
     """
     with _opening:
         entry = next((one for one in kept if one.key == key), None) or Kept(key)

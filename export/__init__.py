@@ -1,8 +1,9 @@
-"""A trained run as a folder that needs no ser: the model's code as one file, its weights, and a script that calls it.
+"""A trained run as a folder that needs no ser: the model's code as one file, its weights, and a
+script that calls it.
 
-`model.py` is the model's own source on `plain_layers.py`, and `audio.py` that of the decoder; `run.py` computes the
-features by the libraries that ser calls, one utterance at a time. Their templates lie here. What a run's features do
-not need is not written.
+`model.py` is the model's own source on `plain_layers.py`, and `audio.py` that of the decoder;
+`run.py` computes the features by the libraries that ser calls, one utterance at a time. Their
+templates lie here. What a run's features do not need is not written.
 """
 
 import ast
@@ -45,14 +46,20 @@ from ser.weights.find import BESIDE, Count
 from . import plain_layers
 
 EXTRACTORS = ("speech", "w2v-bert", "whisper", "text", "mel", "smile")  # that `run.py` can call
-FAST = ("ser.train.models.ragged", "ser.train.models.layers")  # whose names `plain_layers` may have too
+FAST = (
+    "ser.train.models.ragged",
+    "ser.train.models.layers",
+)  # whose names `plain_layers` may have too
 
 
-def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iterable[str] = ()) -> str:
-    """Write the run to a new or empty `folder`, whole or not at all. Returns what came of `model.onnx`, a sentence.
+def export(
+    run: str | Path, folder: str | Path, models: Mapping[str, str] | Iterable[str] = ()
+) -> str:
+    """Write the run to a new or empty `folder`, whole or not at all. Returns what came of
+    `model.onnx`, a sentence.
 
-    `models` says where encoder weights lie now, as for `predict`. Raises `WrongUse` if the run is not finished, the
-    folder holds something, or `run.py` could not compute a feature.
+    `models` says where encoder weights lie now, as for `predict`. Raises `WrongUse` if the run is
+    not finished, the folder holds something, or `run.py` could not compute a feature.
     """
     path = Path(os.path.realpath(folder))  # also of a link to itself
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -60,9 +67,16 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
     predictor = Predictor(run, models, "cpu")
     functions = _functions(predictor)
     about = _about(predictor, functions)
-    packages = {"numpy", "safetensors", "torch"}.union(*(FEATURES[one["feature"]].code.packages for one in functions))
-    tensors = {name: value.contiguous() for name, value in predictor.fitted.model.state_dict().items()}
-    for modality, scale in predictor.fitted.scaling.items():  # row 0 is that of speech of no corpus in training
+    packages = {"numpy", "safetensors", "torch"}.union(
+        *(FEATURES[one["feature"]].code.packages for one in functions)
+    )
+    tensors = {
+        name: value.contiguous() for name, value in predictor.fitted.model.state_dict().items()
+    }
+    for (
+        modality,
+        scale,
+    ) in predictor.fitted.scaling.items():  # row 0 is that of speech of no corpus in training
         for name, value in (("mean", scale.mean), ("std", scale.std)):
             tensors[f"scaling.{modality}.{name}"] = value.view(-1, value.shape[-1])[0].clone()
     fusion = FUSIONS[about["fusion"]]
@@ -84,10 +98,17 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         "build": root.__name__,
         "keywords": getattr(fusion.build, "keywords", {}),
     }
-    scripts = ["model.py", "run.py", "to_onnx.py", *(["audio.py"] if "audio" in about["columns"] else [])]
+    scripts = [
+        "model.py",
+        "run.py",
+        "to_onnx.py",
+        *(["audio.py"] if "audio" in about["columns"] else []),
+    ]
     files |= {name: [_written(name, given)] for name in scripts}
     files["plain_layers.py"] = [Path(plain_layers.__file__).read_bytes()]
-    files["requirements.txt"] = ["".join(f"{p}=={version(p).split('+')[0]}\n" for p in sorted(packages)).encode()]
+    files["requirements.txt"] = [
+        "".join(f"{p}=={version(p).split('+')[0]}\n" for p in sorted(packages)).encode()
+    ]
     make_folder(path.parent)
     with (
         explain_disk_errors(f"exporting to {folder}", path.parent),
@@ -97,7 +118,9 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
         write_folder(begun, files)
         said = "no model.onnx: install ser-fusion[onnx], and run to_onnx.py"
         if find_spec("onnx") and find_spec("onnxruntime"):
-            done = subprocess.run([sys.executable, "-B", "to_onnx.py"], cwd=begun, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-B", "to_onnx.py"], cwd=begun, capture_output=True, text=True
+            )
             said = (done.stdout if done.returncode == 0 else done.stderr).strip().split("\n")[-1]
         write_folder(begun, {"README.md": [_written("README.md", {**given, "onnx": said})]})
         if not move_into_place(begun, path):
@@ -106,11 +129,20 @@ def export(run: str | Path, folder: str | Path, models: Mapping[str, str] | Iter
 
 
 def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the exported `config.json` says, all that `model.py` has to know, and which encoders `run.py` opens."""
+    """What the exported `config.json` says, all that `model.py` has to know, and which encoders
+    `run.py` opens.
+    """
     config, fusion, settings = predictor.run.config, predictor.fusion, predictor.plan.settings
-    target, sums = TARGETS[predictor.plan.target], {m: one.get("sums", []) for m, one in config["features"].items()}
+    target, sums = (
+        TARGETS[predictor.plan.target],
+        {m: one.get("sums", []) for m, one in config["features"].items()},
+    )
     sums = {m: of for m, of in sums.items() if any(layers > 1 for layers, _ in of)}
-    tuned = config["provenance"].get("encoders", {}).get("text") if getattr(settings, "finetune_layers", 0) else None
+    tuned = (
+        config["provenance"].get("encoders", {}).get("text")
+        if getattr(settings, "finetune_layers", 0)
+        else None
+    )
     return {
         "fusion": fusion.name,
         "unit": fusion.unit,
@@ -119,8 +151,13 @@ def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, A
         "outputs": target.width(len(predictor.classes)),
         "settings": asdict(settings),
         "features": {m: [one.spec.name for one in of] for m, of in predictor.features.items()},
-        "dims": {m: sum(dim for _, dim in sums[m]) if m in sums else dim for m, dim in config["dims"].items()},
-        "columns": {m: 1 if config["features"][m].get("extra") else dim for m, dim in config["dims"].items()},
+        "dims": {
+            m: sum(dim for _, dim in sums[m]) if m in sums else dim
+            for m, dim in config["dims"].items()
+        },
+        "columns": {
+            m: 1 if config["features"][m].get("extra") else dim for m, dim in config["dims"].items()
+        },
         "sums": sums,
         "encoder": tuned,
         "encoders": {one["name"]: one["encoder"] for one in functions if "encoder" in one},
@@ -131,14 +168,18 @@ def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, A
 
 
 def _functions(predictor: Predictor) -> list[dict[str, Any]]:
-    """The functions of `run.py`: one for each feature, or for the layers that one pass of an encoder gives."""
+    """The functions of `run.py`: one for each feature, or for the layers that one pass of an
+    encoder gives.
+    """
     every = [
         {"modality": modality, **_function(feature, how, predictor.fusion.level)}
         for modality, features in predictor.features.items()
         for feature, how in zip(features, predictor.described[modality], strict=True)
     ]
     found: list[dict[str, Any]] = []
-    for one, same in groupby(every, lambda one: one | {"layers": one["pool"] == "meanstd" and one["layers"]}):
+    for one, same in groupby(
+        every, lambda one: one | {"layers": one["pool"] == "meanstd" and one["layers"]}
+    ):
         name = re.sub(r"\W", "_", one["feature"])
         again = sum(other["feature"] == one["feature"] for other in found)
         layers = [layer for each in same for layer in each["layers"]]
@@ -150,9 +191,16 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
     """What `run.py` has to know to compute a feature, and how the run reads it."""
     spec, checkpoint = feature.spec, feature.checkpoint
     if spec.extractor not in EXTRACTORS or getattr(feature.config, "view", None):
-        raise WrongUse(f"{spec.name}: run.py cannot compute it; export runs of unchanged speech and ser's own features")
+        raise WrongUse(
+            f"{spec.name}: run.py cannot compute it; export runs of unchanged speech and ser's own features"
+        )
     config = asdict(feature.config)
-    found: dict[str, Any] = {"feature": spec.feature, "extractor": spec.extractor, "dim": spec.dim, "dtype": spec.dtype}
+    found: dict[str, Any] = {
+        "feature": spec.feature,
+        "extractor": spec.extractor,
+        "dim": spec.dim,
+        "dtype": spec.dtype,
+    }
     found["layers"], found["config"] = [config.pop("layer")] if "layer" in config else [], config
     found["average"] = round(how["hop"] / spec.hop) if "hop" in how and spec.hop else None
     found["pool"] = how["pool"] if level == "vector" and spec.level != "utterance" else None
@@ -163,32 +211,49 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
         found["set"] = SETS[feature.config.feature_set].name
     if spec.extractor == "mel":
         found["size"], found["shift"] = feature.config.window_samples, feature.config.hop_samples
-    if spec.extractor == "speech" and checkpoint:  # the samples that its convolutions make one frame of
-        kernels, strides = (checkpoint.setting(name, list[Count]) for name in ("conv_kernel", "conv_stride"))
+    if (
+        spec.extractor == "speech" and checkpoint
+    ):  # the samples that its convolutions make one frame of
+        kernels, strides = (
+            checkpoint.setting(name, list[Count]) for name in ("conv_kernel", "conv_stride")
+        )
         found["least"] = 1 + sum((k - 1) * math.prod(strides[:i]) for i, k in enumerate(kernels))
     if checkpoint:  # which of the states are taken after the norm behind the last layer
         last = found["layers"] == [checkpoint.setting("num_hidden_layers")]
         found["normed"] = config.get("norm") == "after" or (spec.extractor == "whisper" and last)
         kept = (".safetensors", ".index.json")
-        held = [file for file in checkpoint.path.iterdir() if file.name in BESIDE or file.name.endswith(kept)]
-        model = str(checkpoint.path.resolve()) if spec.provenance.get("folder") else checkpoint.model
-        found["encoder"] = {"model": model, "files": {one.name: file_digest(one) for one in sorted(held)}}
+        held = [
+            file
+            for file in checkpoint.path.iterdir()
+            if file.name in BESIDE or file.name.endswith(kept)
+        ]
+        model = (
+            str(checkpoint.path.resolve()) if spec.provenance.get("folder") else checkpoint.model
+        )
+        found["encoder"] = {
+            "model": model,
+            "files": {one.name: file_digest(one) for one in sorted(held)},
+        }
     return found
 
 
 def _written(name: str, given: Mapping[str, Any]) -> bytes:
     """A file by its template."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    made = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    made = jinja2.Environment(
+        loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     made.filters["plain"] = lambda text: str(text).translate(MARKDOWN)
     return made.get_template(f"{name}.jinja").render(given).encode()
 
 
 def source_of(roots: Iterable[Any]) -> str:
-    """The classes and functions `roots` with all of ser, or of their own package, that they use, in an order that runs.
+    """The classes and functions `roots` with all of ser, or of their own package, that they use, in
+    an order that runs.
 
-    What `plain_layers` defines is imported from there in place of the fast form. A constant whose name another one has
-    gets a new name; raises `WrongUse` for two classes or functions of one name.
+    What `plain_layers` defines is imported from there in place of the fast form. A constant whose
+    name another one has gets a new name; raises `WrongUse` for two classes or functions of one
+    name.
     """
     imports, pieces = dict[str, set[str]](), list[str]()
     names = dict[tuple[str, str], str]()  # by module and name there, the name in the file
@@ -202,7 +267,9 @@ def source_of(roots: Iterable[Any]) -> str:
             imports.setdefault(f"import {ast.unparse(node.names[0])}", set())
             return name
         if isinstance(node, ast.ImportFrom):
-            origin = resolve_name("." * node.level + (node.module or ""), import_module(module).__package__)
+            origin = resolve_name(
+                "." * node.level + (node.module or ""), import_module(module).__package__
+            )
             if origin.partition(".")[0] in ("ser", module.partition(".")[0]):
                 return add(origin, node.names[0].name)
             imports.setdefault(f"from {origin} import", set()).add(ast.unparse(node.names[0]))
@@ -210,7 +277,9 @@ def source_of(roots: Iterable[Any]) -> str:
         if module in FAST and name in vars(plain_layers):
             imports.setdefault("from plain_layers import", set()).add(name)
             return name
-        for other in [other for other, statement in _statements(module).items() if statement is node]:
+        for other in [
+            other for other, statement in _statements(module).items() if statement is node
+        ]:
             new = other
             while new in names.values():
                 if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -223,7 +292,9 @@ def source_of(roots: Iterable[Any]) -> str:
         if get_origin(value) is Annotated:  # what a setting may be is checked by ser alone
             pieces.append(f"{names[module, name]} = {get_args(value)[0].__name__}")
             return names[module, name]
-        new_names = {one.id: add(module, one.id) for one in ast.walk(node) if isinstance(one, ast.Name)}
+        new_names = {
+            one.id: add(module, one.id) for one in ast.walk(node) if isinstance(one, ast.Name)
+        }
         if renamed := {old for old, new in new_names.items() if new != old}:
             if hidden := renamed & {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}:
                 fault = f"a parameter is called {min(hidden)}, as two constants are"
@@ -242,7 +313,9 @@ def source_of(roots: Iterable[Any]) -> str:
 
     for root in roots:
         add(root.__module__, root.__name__)
-    lines = [f"{line} {', '.join(sorted(names))}".rstrip() for line, names in sorted(imports.items())]
+    lines = [
+        f"{line} {', '.join(sorted(names))}".rstrip() for line, names in sorted(imports.items())
+    ]
     return "\n".join([*lines, "", *pieces])
 
 
@@ -252,12 +325,22 @@ def _statements(module: str) -> dict[str, ast.stmt]:
     found: dict[str, ast.stmt] = {}
     for node in ast.parse(getsource(import_module(module))).body:
         if isinstance(node, ast.Import):
-            found |= {one.asname or one.name.partition(".")[0]: ast.Import([one]) for one in node.names}
+            found |= {
+                one.asname or one.name.partition(".")[0]: ast.Import([one]) for one in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
-            found |= {one.asname or one.name: ast.ImportFrom(node.module, [one], node.level) for one in node.names}
+            found |= {
+                one.asname or one.name: ast.ImportFrom(node.module, [one], node.level)
+                for one in node.names
+            }
         elif isinstance(node, ast.ClassDef | ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {one.id: node for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+            found |= {
+                one.id: node
+                for target in targets
+                for one in ast.walk(target)
+                if isinstance(one, ast.Name)
+            }
     return found

@@ -1,9 +1,10 @@
 """Layers that see where a sequence ends, written plainly: one sequence after the other.
 
-`ser export` copies this file into the folder of a run, whose model.py has these in the place of what is called so in
-`train/models/ragged.py` and `layers.py`, where all sequences of a batch are computed at once. Shapes and numbers are
-the same: tests hold the two against each other. What does not see an end, or only by a layout, is plain already, and
-copied as it is. ser itself never runs this file, and this file never imports ser.
+`ser export` copies this file into the folder of a run, whose model.py has these in the place of
+what is called so in `train/models/ragged.py` and `layers.py`, where all sequences of a batch are
+computed at once. Shapes and numbers are the same: tests hold the two against each other. What does
+not see an end, or only by a layout, is plain already, and copied as it is. ser itself never runs
+this file, and this file never imports ser.
 """
 
 import math
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 
 class RaggedLayout:
-    """How rows `[r, …]` are cut into n sequences: the first `lengths[0]` are those of the first, and so on."""
+    """How rows `[r, …]` are cut into n sequences: the first `lengths[0]` are those of the first,
+    and so on.
+    """
 
     def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
         self.lengths = self.there = lengths  # int64 [n]
@@ -35,7 +38,11 @@ class RaggedLayout:
     def owner(self) -> Tensor:
         """The sequence that each row belongs to; int64 `[r]`."""
         numbers = torch.arange(len(self.lengths))
-        return torch.zeros_like(self.position) if len(numbers) == 1 else numbers.repeat_interleave(self.lengths)
+        return (
+            torch.zeros_like(self.position)
+            if len(numbers) == 1
+            else numbers.repeat_interleave(self.lengths)
+        )
 
     @cached_property
     def position(self) -> Tensor:
@@ -44,7 +51,9 @@ class RaggedLayout:
 
     @cached_property
     def attended(self) -> Tensor:
-        """Which cells of the padded form hold a row, and all of a sequence without; bool `[n, longest]`."""
+        """Which cells of the padded form hold a row, and all of a sequence without; bool `[n,
+        longest]`.
+        """
         lengths = self.lengths[:, None]
         return (torch.arange(self.longest) < lengths) | (lengths == 0)
 
@@ -64,15 +73,25 @@ class RaggedLayout:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout, dropout: float = 0.0, keep: float = 1.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: RaggedLayout,
+    keys: RaggedLayout,
+    dropout: float = 0.0,
+    keep: float = 1.0,
 ) -> Tensor:
-    """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` → `[r_q, h, d_head]`.
+    """softmax(q kᵀ / √d_head) v within each sequence; `[r_q, h, d_head]`, `[r_k, h, d_head]` →
+    `[r_q, h, d_head]`.
 
-    With `keep` below 1, each head drops the keys that get the least weight from all queries together, up to this share
-    of the keys (one stays at least); the weights of the others stay as they are.
+    With `keep` below 1, each head drops the keys that get the least weight from all queries
+    together, up to this share of the keys (one stays at least); the weights of the others stay as
+    they are.
     """
     found = []
-    for q_i, k_i, v_i, count in zip(queries.each(q), keys.each(k), keys.each(v), keys.lengths, strict=True):
+    for q_i, k_i, v_i, count in zip(
+        queries.each(q), keys.each(k), keys.each(v), keys.lengths, strict=True
+    ):
         weights = (torch.einsum("qhd,khd->hqk", q_i, k_i) / math.sqrt(q.shape[2])).softmax(2)
         if keep < 1 and len(k_i):
             received = weights.sum(1)  # [h, t_k]
@@ -86,20 +105,30 @@ def attention(
 def recurrent(layer: nn.RNNBase, x: Tensor, layout: RaggedLayout) -> Tensor:
     """One of torch's recurrent layers over each sequence; `[r, d]` → `[r, 2 hidden]`."""
     width = layer.hidden_size * (2 if layer.bidirectional else 1)
-    return torch.cat([layer(part)[0] if len(part) else x.new_zeros(0, width) for part in layout.each(x)])
+    return torch.cat(
+        [layer(part)[0] if len(part) else x.new_zeros(0, width) for part in layout.each(x)]
+    )
 
 
-def bigru(layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout) -> dict[str, Tensor]:
+def bigru(
+    layers: nn.ModuleDict, x: Mapping[str, Tensor], layout: RaggedLayout
+) -> dict[str, Tensor]:
     """Each stream's bi-directional GRU over its rows `[r, d]`; `[r, 2 H]` each."""
     return {name: recurrent(cast(nn.GRU, layers[name]), rows, layout) for name, rows in x.items()}
 
 
 def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
-    """The largest values among each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    """The largest values among each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence
+    without rows.
+    """
     return torch.stack([part.amax(0) if len(part) else part.sum(0) for part in layout.each(x)])
 
 
-def concatenate(a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout) -> tuple[Tensor, RaggedLayout]:
+def concatenate(
+    a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout
+) -> tuple[Tensor, RaggedLayout]:
     """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     pairs = zip(of_a.each(a), of_b.each(b), strict=True)
-    return torch.cat([part for pair in pairs for part in pair]), RaggedLayout(of_a.lengths + of_b.lengths)
+    return torch.cat([part for pair in pairs for part in pair]), RaggedLayout(
+        of_a.lengths + of_b.lengths
+    )

@@ -20,9 +20,13 @@ from ser.weights.find import Checkpoint, load_encoder
 from .audio import Clip, decode
 
 GPU_SECONDS = 300.0  # padded audio per batch; sorted lengths waste ~1 % of it
-TOKENS_PER_SECOND = 50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
+TOKENS_PER_SECOND = (
+    50.0  # a token costs an encoder what a frame does: 300 s of audio are as much as 15,000 tokens
+)
 CHARACTERS_PER_TOKEN = 4.0
-ENCODERS = tomllib.loads(Path(__file__).with_name("encoders.toml").read_text(encoding="utf-8"))  # by architecture
+ENCODERS = tomllib.loads(
+    Path(__file__).with_name("encoders.toml").read_text(encoding="utf-8")
+)  # by architecture
 Precision = Literal["float32", "bfloat16"]  # of an encoder: autocast
 Item = TypeVar("Item")
 
@@ -38,7 +42,9 @@ class ResolvedFeature:
 
 @dataclass(frozen=True)
 class Rows:
-    """One feature of one utterance: `values` `[rows, dim]` and, where the extractor has any, `extras` `[rows]`."""
+    """One feature of one utterance: `values` `[rows, dim]` and, where the extractor has any,
+    `extras` `[rows]`.
+    """
 
     values: np.ndarray
     extras: dict[str, np.ndarray] = field(default_factory=dict)
@@ -47,7 +53,9 @@ class Rows:
 
 
 class Layer(NamedTuple):
-    """One layer of one input: `values` `[rows, dim]` in the store's dtype; `peaks`, each row's maximum before that."""
+    """One layer of one input: `values` `[rows, dim]` in the store's dtype; `peaks`, each row's
+    maximum before that.
+    """
 
     values: np.ndarray
     peaks: np.ndarray
@@ -59,20 +67,27 @@ Outcome = dict[str, Rows] | UtteranceError  # fingerprint → rows
 class Extractor:
     """Computes features that share their work. `run` is called from several threads at once.
 
-    A subclass names its frozen dataclass of settings (`Config`, hashed into the fingerprint; a field with `init=False`
-    is fixed), and defines `dim` and `extract`; `checkpoint` is the `Checkpoint` that the feature reads, None for one
-    without weights. An encoder that computes a batch at once overrides `run` instead. The rows of an utterance must not
-    depend on the other utterances of its batch.
+    A subclass names its frozen dataclass of settings (`Config`, hashed into the fingerprint; a
+    field with `init=False` is fixed), and defines `dim` and `extract`; `checkpoint` is the
+    `Checkpoint` that the feature reads, None for one without weights. An encoder that computes a
+    batch at once overrides `run` instead. The rows of an utterance must not depend on the other
+    utterances of its batch.
     """
 
     name: ClassVar[str]  # of this code, in the spec
-    version: ClassVar[int]  # to raise when its numbers change: old rows are never mixed with new ones
+    version: ClassVar[
+        int
+    ]  # to raise when its numbers change: old rows are never mixed with new ones
     Config: ClassVar[type]
     packages: ClassVar[tuple[str, ...]] = ()  # their versions are recorded beside the feature
-    batched: ClassVar[bool] = False  # whether one call on many utterances is cheaper than many calls
+    batched: ClassVar[bool] = (
+        False  # whether one call on many utterances is cheaper than many calls
+    )
     exact: ClassVar[bool] = False  # whether its rows are stored in float32 whatever --dtype says
     fixed: ClassVar[frozenset[str]] = frozenset()  # fields of its config that the user cannot set
-    own: ClassVar[frozenset[str]] = frozenset()  # settings that may differ between features computed together
+    own: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # settings that may differ between features computed together
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Any) -> Any:
@@ -90,7 +105,10 @@ class Extractor:
         return None
 
     def __init__(
-        self, features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
+        self,
+        features: Sequence[ResolvedFeature],
+        device: str = "cpu",
+        batch_seconds: float | None = None,
     ) -> None:
         self.specs = tuple(feature.spec for feature in features)
         self.configs = tuple(feature.config for feature in features)
@@ -104,7 +122,9 @@ class Extractor:
         """Load what `run` needs, such as a model."""
 
     def run(self, batch: Sequence[Any]) -> list[Outcome]:
-        """The features of each `Clip` (audio) or transcript (text), in order, or the `UtteranceError` of it."""
+        """The features of each `Clip` (audio) or transcript (text), in order, or the
+        `UtteranceError` of it.
+        """
         outcomes: list[Outcome] = []
         for item in batch:
             try:
@@ -114,28 +134,38 @@ class Extractor:
         return outcomes
 
     def extract(self, item: Any) -> Sequence[np.ndarray]:
-        """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError` with the reason."""
+        """The values `[rows, dim]` of one utterance for each of `specs`. Raises `UtteranceError`
+        with the reason.
+        """
         raise NotImplementedError
 
-    def outcome(self, arrays: Sequence[Any], extras: Any = None, warnings: tuple[str, ...] = ()) -> Outcome:
-        """The arrays or layers, one per spec, in the store's dtype, or an `UtteranceError` if it cannot hold them."""
+    def outcome(
+        self, arrays: Sequence[Any], extras: Any = None, warnings: tuple[str, ...] = ()
+    ) -> Outcome:
+        """The arrays or layers, one per spec, in the store's dtype, or an `UtteranceError` if it
+        cannot hold them.
+        """
         rows: dict[str, Rows] = {}
         for spec, array in zip(self.specs, arrays, strict=True):
             values, magnitudes = array if isinstance(array, Layer) else (array, np.abs(array))
             peak = magnitudes.max(initial=0.0)  # NaN if any value is
             if not peak <= np.finfo(spec.dtype).max:
                 if spec.dtype == "float16" and peak < math.inf:
-                    return UtteranceError("a value is beyond what float16 holds (65504): use --dtype float32")
+                    return UtteranceError(
+                        "a value is beyond what float16 holds (65504): use --dtype float32"
+                    )
                 return UtteranceError("the extractor gave NaN or infinite values")
-            rows[spec.fingerprint] = Rows(np.ascontiguousarray(values, spec.dtype), extras or {}, warnings, True)
+            rows[spec.fingerprint] = Rows(
+                np.ascontiguousarray(values, spec.dtype), extras or {}, warnings, True
+            )
         return rows
 
 
 class Encoder(Extractor):
     """Several layers of one pretrained encoder from one forward pass.
 
-    Layer k is the output of the k-th transformer layer, 0 the input of the first. A batch is padded and masked so that
-    each utterance gets what it gets alone, and halved when memory runs out.
+    Layer k is the output of the k-th transformer layer, 0 the input of the first. A batch is padded
+    and masked so that each utterance gets what it gets alone, and halved when memory runs out.
     """
 
     batched = True
@@ -146,11 +176,15 @@ class Encoder(Extractor):
 
     @classmethod
     def resolve(cls, settings: dict[str, Any], checkpoint: Checkpoint) -> Any:
-        """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot give."""
+        """The complete config on this checkpoint. Raises `WrongUse` for what the encoder cannot
+        give.
+        """
         model, architecture = checkpoint.model, checkpoint.architecture
         known = [name for name, encoder in ENCODERS.items() if encoder["extractor"] == cls.name]
         if architecture not in known:
-            raise WrongUse(f"{model} is a {architecture} model, not a {cls.name} encoder of {', '.join(known)}")
+            raise WrongUse(
+                f"{model} is a {architecture} model, not a {cls.name} encoder of {', '.join(known)}"
+            )
         last = checkpoint.setting("num_hidden_layers")
         config = cls.Config(**{"layer": last, **settings})
         if not 0 <= config.layer <= last:
@@ -167,7 +201,9 @@ class Encoder(Extractor):
         exact_arithmetic(self.device)
         self.model = load_encoder(self.checkpoint).to(self.device)
         self.too_large = math.inf  # values of a padded batch that ran out of memory
-        self.state = threading.local()  # of one forward pass: `lengths` of the inputs, `layers` `[batch, time, dim]`
+        self.state = (
+            threading.local()
+        )  # of one forward pass: `lengths` of the inputs, `layers` `[batch, time, dim]`
         self.tap({config.layer for config in self.configs})
 
     def tap(self, wanted: set[int]) -> None:
@@ -177,15 +213,22 @@ class Encoder(Extractor):
             hidden = args if output is None else output
             self.state.layers[number] = hidden[0] if isinstance(hidden, tuple) else hidden
 
-        # Layers above the deepest wanted one cost time and change nothing: they are dropped. One always stays.
+        # Layers above the deepest wanted one cost time and change nothing: they are dropped. One
+        # always stays.
         encoder = getattr(self.model, "encoder", self.model)
         layers = encoder.layers = encoder.layers[: max(*wanted, 1)]
         for number in wanted:
-            register = layers[number - 1].register_forward_hook if number else layers[0].register_forward_pre_hook
+            register = (
+                layers[number - 1].register_forward_hook
+                if number
+                else layers[0].register_forward_pre_hook
+            )
             register(partial(keep, number))
 
     def hidden(self, config: Any, output: Any) -> Any:
-        """The layer `[batch, time, dim]` that `config` names, of the forward pass that gave `output`."""
+        """The layer `[batch, time, dim]` that `config` names, of the forward pass that gave
+        `output`.
+        """
         return self.state.layers[config.layer]
 
     def rows(self, length: int) -> int:
@@ -195,7 +238,8 @@ class Encoder(Extractor):
     def forward(self, inputs: Sequence[np.ndarray]) -> list[list[Layer]]:
         """Hidden states of each input `[n, …]` (samples, token ids, log-mel), for each spec.
 
-        If memory runs out, the batch is halved, down to one input; from then on, so is every batch of that size.
+        If memory runs out, the batch is halved, down to one input; from then on, so is every batch
+        of that size.
         """
         size = len(inputs) * max(map(len, inputs))
         if len(inputs) == 1 or size < self.too_large:
@@ -227,25 +271,35 @@ class Encoder(Extractor):
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             mask = None
             if self.mask_always or min(lengths) < max(lengths):
-                valid = torch.arange(shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
+                valid = (
+                    torch.arange(shape[1], device=device)
+                    < torch.tensor(lengths, device=device)[:, None]
+                )
                 mask = valid.long()
             output = self.model(padded.to(device, non_blocking=pinned), attention_mask=mask)
             layers = []
             for config, spec in zip(self.configs, self.specs, strict=True):
-                # Cast and checked on the GPU: half the bytes leave it, and the values are read once.
+                # Cast and checked on the GPU: half the bytes leave it, and the values are read
+                # once.
                 hidden = self.hidden(config, output)
                 lowest, highest = hidden.float().aminmax(dim=-1)
-                values, peaks = hidden.to(getattr(torch, spec.dtype)), torch.maximum(-lowest, highest)
+                values, peaks = (
+                    hidden.to(getattr(torch, spec.dtype)),
+                    torch.maximum(-lowest, highest),
+                )
                 layers.append((values.cpu().numpy(), peaks.cpu().numpy()))
         self.state.layers = {}
         rows = [slice(self.rows(length)) for length in lengths]
-        return [[Layer(x[row, kept], y[row, kept]) for x, y in layers] for row, kept in enumerate(rows)]
+        return [
+            [Layer(x[row, kept], y[row, kept]) for x, y in layers] for row, kept in enumerate(rows)
+        ]
 
 
 def batches(
     items: Iterable[Item], length: Callable[[Item], float], most: float | None, padded: bool = True
 ) -> list[list[Item]]:
-    """The items in order, in groups of size `most` or less; None: one by one. A longer item is a group by itself.
+    """The items in order, in groups of size `most` or less; None: one by one. A longer item is a
+    group by itself.
 
     The size of a group is longest × count, or the sum of the lengths if they are not `padded`.
     """
@@ -254,7 +308,11 @@ def batches(
     for item in items:
         size = length(item)
         longest, total = max(longest, size), total + size
-        if most is None or not groups or (longest * (len(groups[-1]) + 1) if padded else total) > most:
+        if (
+            most is None
+            or not groups
+            or (longest * (len(groups[-1]) + 1) if padded else total) > most
+        ):
             groups.append([])
             longest = total = size
         groups[-1].append(item)
@@ -266,10 +324,13 @@ def text_seconds(text: str) -> float:
     return (2 + len(text) / CHARACTERS_PER_TOKEN) / TOKENS_PER_SECOND
 
 
-def rows_of(extractors: Sequence[Extractor], source: Path | str, warnings: list[str]) -> dict[str, Rows]:
+def rows_of(
+    extractors: Sequence[Extractor], source: Path | str, warnings: list[str]
+) -> dict[str, Rows]:
     """The features of one audio file (a path) or transcript (a string), by fingerprint.
 
-    Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` if it cannot be used.
+    Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` if it
+    cannot be used.
     """
     item = decode(source) if isinstance(source, Path) else source
     features: dict[str, Rows] = {}

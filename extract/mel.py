@@ -32,7 +32,9 @@ class MelConfig:
     high: float = 0.0  # Hz; 0 is half the sampling rate
     floor: float = 1e-10  # of power, before the logarithm
     coefficients: int = 0  # of MFCC, the first of its orthonormal DCT-II; 0: log-mel itself
-    padding: str = field(default="constant", init=False)  # half a window of zeros at each end: frame t at t * hop
+    padding: str = field(
+        default="constant", init=False
+    )  # half a window of zeros at each end: frame t at t * hop
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
     view: str = ""  # an augmented copy, such as "pitch-1" (see audio.py)
@@ -40,8 +42,13 @@ class MelConfig:
     def __post_init__(self) -> None:
         nyquist = self.sampling_rate / 2
         if not 500 <= nyquist <= 96000 or not 0 <= self.low < (self.high or nyquist) <= nyquist:
-            raise WrongUse("sampling_rate, low and high are in Hz: low below high, high at most half of sampling_rate")
-        if not 0 < self.floor < math.inf or min(self.window_samples, self.hop_samples, self.bands) < 1:
+            raise WrongUse(
+                "sampling_rate, low and high are in Hz: low below high, high at most half of sampling_rate"
+            )
+        if (
+            not 0 < self.floor < math.inf
+            or min(self.window_samples, self.hop_samples, self.bands) < 1
+        ):
             raise WrongUse("window and hop (in seconds), floor and bands must be above 0")
         if not 0 <= self.coefficients <= self.bands:
             raise WrongUse(f"{self.coefficients} coefficients cannot come from {self.bands} bands")
@@ -80,7 +87,9 @@ class MelExtractor(Extractor):
         """Make librosa's Slaney filterbank `[1 + n_fft // 2, bands]`."""
         c = self.config
         high = c.high or c.sampling_rate / 2
-        bank = librosa.filters.mel(sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high)
+        bank = librosa.filters.mel(
+            sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high
+        )
         self.bank = torch.from_numpy(bank.T).contiguous()
 
     def extract(self, item: Clip) -> list[np.ndarray]:
@@ -90,7 +99,9 @@ class MelExtractor(Extractor):
         if c.view:
             samples = change(samples, c.sampling_rate, c.view)
         if len(samples) < c.window_samples:
-            raise UtteranceError(f"is too short for {self.label} ({item.seconds * 1000:.0f} ms; one window is needed)")
+            raise UtteranceError(
+                f"is too short for {self.label} ({item.seconds * 1000:.0f} ms; one window is needed)"
+            )
         logmel = self.spectrogram(samples)
         counts = (one.coefficients for one in self.configs)
         return [dct(logmel, norm="ortho")[:, :count] if count else logmel for count in counts]
@@ -99,7 +110,8 @@ class MelExtractor(Extractor):
         """Log-mel of `samples` `[n]`: `[1 + n // hop, bands]` float32."""
         c = self.config
         side = c.window_samples // 2
-        # In float64, as librosa: the rounding of a float32 FFT would show in the logarithm of quiet bands.
+        # In float64, as librosa: the rounding of a float32 FFT would show in the logarithm of quiet
+        # bands.
         padded = torch.nn.functional.pad(torch.from_numpy(samples).double(), (side, side))
         frames = padded.unfold(0, c.window_samples, c.hop_samples)  # a view, `[frames, n_fft]`
         window = torch.hann_window(c.window_samples, dtype=torch.float64)

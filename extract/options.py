@@ -1,7 +1,9 @@
-"""The options of `ser features`, declared once: for the command line and for Python. Imports nothing heavy.
+"""The options of `ser features`, declared once: for the command line and for Python. Imports
+nothing heavy.
 
-The command makes one click option of each field of `ExtractionConfig` that options.toml names (its `TEXTS`), with the
-`help`, `metavar`, `choices` and `name` from there; `field.type` says whether it is a flag, a number, a path or text.
+The command makes one click option of each field of `ExtractionConfig` that options.toml names (its
+`TEXTS`), with the `help`, `metavar`, `choices` and `name` from there; `field.type` says whether it
+is a flag, a number, a path or text.
 """
 
 import tomllib

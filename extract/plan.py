@@ -1,4 +1,6 @@
-"""What `ser features` will compute: which rows the store has, how the missing ones are cut into tasks, their size."""
+"""What `ser features` will compute: which rows the store has, how the missing ones are cut into
+tasks, their size.
+"""
 
 import math
 import shutil
@@ -28,10 +30,16 @@ from .options import ExtractionConfig
 from .registry import resolve, split_names
 
 PART_BYTES = 256 << 20
-ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}  # unless a hop is known; 2: the shortest utterances
+ROWS_PER_SECOND = {
+    "frame": 50.0,
+    "token": 50.0,
+    "utterance": 2.0,
+}  # unless a hop is known; 2: the shortest utterances
 
 
-@dataclass(frozen=True, slots=True)  # there may be millions, and without slots an unpickled one has a dict
+@dataclass(
+    frozen=True, slots=True
+)  # there may be millions, and without slots an unpickled one has a dict
 class Utterance:
     """One manifest row, as the workers need it."""
 
@@ -49,7 +57,9 @@ class Utterance:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """One feature, and the utterances that it lacks: the others were computed before, or are quarantined."""
+    """One feature, and the utterances that it lacks: the others were computed before, or are
+    quarantined.
+    """
 
     resolved: ResolvedFeature
     missing: list[Utterance]
@@ -70,13 +80,17 @@ class WorkerConfig:
 
     def here(self) -> "WorkerConfig":
         """With the device of this machine. Raises `WrongUse` for one that it does not have."""
-        has_model = any(feature.checkpoint for feature in self.resolved)  # the CPU computes everything else
+        has_model = any(
+            feature.checkpoint for feature in self.resolved
+        )  # the CPU computes everything else
         return replace(self, device=choose_device(self.device) if has_model else "cpu")
 
 
 @dataclass(frozen=True)
 class ExtractionTask:
-    """Utterances of one modality, and the features that all of them lack: computed and published together."""
+    """Utterances of one modality, and the features that all of them lack: computed and published
+    together.
+    """
 
     config: WorkerConfig
     modality: Modality
@@ -90,16 +104,23 @@ class ExtractionTask:
 
     @property
     def stages(self) -> Counter[str]:
-        """By stage, how many usable utterances it has to do; the variants of a feature are one stage."""
+        """By stage, how many usable utterances it has to do; the variants of a feature are one
+        stage.
+        """
         decoding = ["decode"] if self.modality == "audio" else []
         usable = sum(not utterance.problem for utterance in self.utterances)
         return Counter(dict.fromkeys([*decoding, *(spec.feature for spec in self.specs)], usable))
 
 
 def lacking(
-    config: WorkerConfig, modality: Modality, utterances: Iterable[Utterance], missing: Sequence[tuple[Spec, set[str]]]
+    config: WorkerConfig,
+    modality: Modality,
+    utterances: Iterable[Utterance],
+    missing: Sequence[tuple[Spec, set[str]]],
 ) -> list[ExtractionTask]:
-    """What is `missing` (ids, by feature) of these utterances: a task for those that lack the same features."""
+    """What is `missing` (ids, by feature) of these utterances: a task for those that lack the same
+    features.
+    """
     specs, groups = [spec for spec, _ in missing], dict[tuple[bool, ...], list[Utterance]]()
     for utterance in utterances:
         groups.setdefault(tuple(utterance.id in ids for _, ids in missing), []).append(utterance)
@@ -113,10 +134,14 @@ class ExtractionPlan:
 
     config: ExtractionConfig
     scan: Scan
-    utterances: Mapping[Modality, list[Utterance]]  # of each modality that a feature needs, every row of the manifest
+    utterances: Mapping[
+        Modality, list[Utterance]
+    ]  # of each modality that a feature needs, every row of the manifest
     features: list[FeaturePlan]
     free: int  # bytes on the store's disk
-    unavailable: dict[str, WeightsError] = field(default_factory=dict)  # features whose weights are not here
+    unavailable: dict[str, WeightsError] = field(
+        default_factory=dict
+    )  # features whose weights are not here
 
     @property
     def manifest(self) -> Manifest:
@@ -140,16 +165,26 @@ class ExtractionPlan:
         )
 
     def tasks(self) -> list[ExtractionTask]:
-        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on what is missing."""
+        """The work, cut from the whole length-sorted manifest, so that the cut does not depend on
+        what is missing.
+        """
         config, tasks = self.worker_config(), list[ExtractionTask]()
         for modality, utterances in self.utterances.items():
-            features = [feature for feature in self.features if feature.resolved.spec.modality == modality]
-            missing = [(one.resolved.spec, {row.id for row in one.missing}) for one in features if one.missing]
+            features = [
+                feature for feature in self.features if feature.resolved.spec.modality == modality
+            ]
+            missing = [
+                (one.resolved.spec, {row.id for row in one.missing})
+                for one in features
+                if one.missing
+            ]
             if not missing:
                 continue
             rows = sorted(utterances, key=attrgetter("id"))
             if modality == "text":
-                rows.sort(key=lambda row: row.source or "")  # equal transcripts are neighbours, and computed once
+                rows.sort(
+                    key=lambda row: row.source or ""
+                )  # equal transcripts are neighbours, and computed once
             rows.sort(key=attrgetter("length"), reverse=True)
             widest = max(math.prod(_size(one.resolved.spec)) for one in features)
             most = min(self.config.part_seconds, PART_BYTES / widest)
@@ -169,16 +204,21 @@ def utterances_of(scan: Scan, modality: Modality) -> list[Utterance]:
             length, file, absent = text_seconds(source or ""), "", "no transcript"
         problem = problems.get(id_)
         reason = problem.reason if problem else absent if digest is None else None
-        utterances.append(Utterance(id_, source, digest, length, reason, (problem.path if problem else "") or file))
+        utterances.append(
+            Utterance(
+                id_, source, digest, length, reason, (problem.path if problem else "") or file
+            )
+        )
     return utterances
 
 
 def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
-    """Read the corpus (unless its `scan` is given), find the weights, and look up what the store has.
+    """Read the corpus (unless its `scan` is given), find the weights, and look up what the store
+    has.
 
-    Features whose weights are not here are left out of the plan and named in `unavailable`. Raises `WrongUse` for an
-    impossible corpus, feature, model or setting, `WeightsError` if no feature is left, and `StoreError` if the disk is
-    too small for the estimated size.
+    Features whose weights are not here are left out of the plan and named in `unavailable`. Raises
+    `WrongUse` for an impossible corpus, feature, model or setting, `WeightsError` if no feature is
+    left, and `StoreError` if the disk is too small for the estimated size.
     """
     for name, option in config.TEXTS.items():
         value, choices = getattr(config, name), option.get("choices")
@@ -187,36 +227,50 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
     choose_device(config.device, here=config.device != "auto" and not elsewhere)
-    if not config.part_seconds > 0 or (config.batch_seconds is not None and not config.batch_seconds > 0):
+    if not config.part_seconds > 0 or (
+        config.batch_seconds is not None and not config.batch_seconds > 0
+    ):
         raise WrongUse("--part-seconds and --batch-seconds must be above 0")
     if config.scheduler is not None:
         check_scheduler(config.scheduler, config.insecure, config.workers)
     names = split_names(config.features) if config.features or scan is None else []
     if scan is None:
-        find_format(config.corpus, config.format)  # before the weights, which may come over the network
+        find_format(
+            config.corpus, config.format
+        )  # before the weights, which may come over the network
     resolved, unavailable = resolve(names, parse_models(config.models), config.dtype)
     if unavailable and not resolved:
         raise next(iter(unavailable.values()))
-    scan = scan or read_corpus(config.corpus, config.format, config.corpus_name, config.text, config.limit)
+    scan = scan or read_corpus(
+        config.corpus, config.format, config.corpus_name, config.text, config.limit
+    )
     path = config.store.absolute()
-    # A folder that another command is about to make a store holds tmp/ alone, a new disk lost+found/.
-    new = not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= RESERVED - {"manifests"})
+    # A folder that another command is about to make a store holds tmp/ alone, a new disk
+    # lost+found/.
+    new = not path.exists() or (
+        path.is_dir() and {entry.name for entry in path.iterdir()} <= RESERVED - {"manifests"}
+    )
     store = None if new else open_store(config.store)
     scan = _with_parent(scan, store) if store else scan
-    modalities = sorted({feature.spec.modality for feature in resolved})  # audio first: it takes longer
+    modalities = sorted(
+        {feature.spec.modality for feature in resolved}
+    )  # audio first: it takes longer
     utterances = {modality: utterances_of(scan, modality) for modality in modalities}
     features = []
     for feature in resolved:
         spec = feature.spec
         missing = utterances[spec.modality]
         if store and (store.path / spec.folder).exists():
-            # The folder's name vouches for what spec.json must say; `Store.add` rewrites one that says otherwise.
+            # The folder's name vouches for what spec.json must say; `Store.add` rewrites one that
+            # says otherwise.
             stored = Feature(store.path, store.path / spec.folder, spec)
             missing = [missing[row] for row in stored.missing(scan.manifest, config.retry)]
         row_bytes, per_second = _size(spec)
         rows = (1 if spec.level == "utterance" else 1 + per_second * row.length for row in missing)
         features.append(FeaturePlan(feature, missing, int(sum(rows) * row_bytes)))
-    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    free = shutil.disk_usage(
+        next(folder for folder in (path, *path.parents) if folder.exists())
+    ).free
     planned = ExtractionPlan(config, scan, utterances, features, free, unavailable)
     if planned.bytes > free:
         unit, name = (1e9, "GB") if planned.bytes >= 1e9 else (1e6, "MB")
@@ -228,7 +282,8 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
 
 
 def _with_parent(scan: Scan, store: Store) -> Scan:
-    """The scan; other transcripts get the corpus of the store that shares most of their audio as parent, if any does.
+    """The scan; other transcripts get the corpus of the store that shares most of their audio as
+    parent, if any does.
 
     Of two that share as much, the one that the manifest names already.
     """
@@ -248,4 +303,6 @@ def _with_parent(scan: Scan, store: Store) -> Scan:
 
 def _size(spec: Spec) -> tuple[int, float]:
     """Bytes of a row, and rows per second of `Utterance.length`, at most."""
-    return spec.dim * np.dtype(spec.dtype).itemsize, 1 / spec.hop if spec.hop else ROWS_PER_SECOND[spec.level]
+    return spec.dim * np.dtype(spec.dtype).itemsize, 1 / spec.hop if spec.hop else ROWS_PER_SECOND[
+        spec.level
+    ]

@@ -1,7 +1,8 @@
 """The registry of features: the names that users give, and what a name resolves to.
 
-Built-in extractors (the rows of features.toml), a user's own and those of installed packages are in one table,
-`FEATURES`, and are imported when they are first needed: torch and transformers are slow to import.
+Built-in extractors (the rows of features.toml), a user's own and those of installed packages are in
+one table, `FEATURES`, and are imported when they are first needed: torch and transformers are slow
+to import.
 """
 
 import math
@@ -34,21 +35,35 @@ class FeatureKind:
     level: Level
     summary: str
     extractor: str | type[Extractor]  # the class, or its place: "package.module:Class"
-    model: str | None = None  # default checkpoint; "": the user must name one; None: computed without weights
-    preset: Mapping[str, Any] = field(default_factory=dict)  # settings of the extractor that the name stands for
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that the user may change
+    model: str | None = (
+        None  # default checkpoint; "": the user must name one; None: computed without weights
+    )
+    preset: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings of the extractor that the name stands for
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of settings that the user may change
 
     @property
     def code(self) -> type[Extractor]:
         """The extractor's class, imported when it is first needed."""
         try:
-            return pkgutil.resolve_name(self.extractor) if isinstance(self.extractor, str) else self.extractor
+            return (
+                pkgutil.resolve_name(self.extractor)
+                if isinstance(self.extractor, str)
+                else self.extractor
+            )
         except Exception as fault:  # from someone else's code
-            raise WrongUse(f"{self.extractor} cannot be imported ({fault}); mend the package that it is of") from fault
+            raise WrongUse(
+                f"{self.extractor} cannot be imported ({fault}); mend the package that it is of"
+            ) from fault
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that may follow the feature's name, with their types: the fields of the extractor's config."""
+        """The settings that may follow the feature's name, with their types: the fields of the
+        extractor's config.
+        """
         code, types = self.code, get_type_hints(self.code.Config)
         hidden = {*self.preset, *code.fixed}
         names = {f.name: f.metadata.get("setting", f.name) for f in fields(code.Config) if f.init}
@@ -63,14 +78,18 @@ FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureK
 def split_names(features: str | Sequence[str]) -> list[str]:
     """`"hubert:layer=9,norm=before,is13"` to its names: a comma before `key=` belongs to a variant."""
     text = features if isinstance(features, str) else ",".join(features)
-    names = dict.fromkeys(filter(None, re.split(r",(?!\w+=)", re.sub(r"\s*,\s*", ",", text.strip()))))
+    names = dict.fromkeys(
+        filter(None, re.split(r",(?!\w+=)", re.sub(r"\s*,\s*", ",", text.strip())))
+    )
     if not names:
         raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
     return list(names)
 
 
 def parse(name: str) -> tuple[str, dict[str, str]]:
-    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`. Raises `WrongUse` for an unknown feature or setting."""
+    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`. Raises `WrongUse` for an unknown feature
+    or setting.
+    """
     feature, _, variant = name.partition(":")
     if feature not in FEATURES:
         raise unknown("feature", feature, FEATURES)
@@ -91,8 +110,8 @@ def resolve(
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
     """Every feature that `names` stand for, each spec complete. Finds and hashes the checkpoints.
 
-    A feature whose checkpoint is not on this machine is left out; its error is returned beside them, by feature.
-    Raises `WrongUse` for an unknown name or an impossible setting.
+    A feature whose checkpoint is not on this machine is left out; its error is returned beside
+    them, by feature. Raises `WrongUse` for an unknown name or an impossible setting.
     """
     parsed = [parse(name) for name in names]
     _check_models(models)
@@ -102,9 +121,13 @@ def resolve(
     for feature, settings in parsed:
         if feature not in checkpoints | missing:
             if (model := models.get(feature, FEATURES[feature].model)) == "":
-                raise WrongUse(f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH")
+                raise WrongUse(
+                    f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH"
+                )
             try:
-                checkpoints[feature] = None if model is None else find_checkpoint(model, f"--model {feature}=PATH")
+                checkpoints[feature] = (
+                    None if model is None else find_checkpoint(model, f"--model {feature}=PATH")
+                )
             except WeightsError as fault:
                 missing[feature] = fault
         for single in _expand(settings, checkpoints[feature]) if feature in checkpoints else ():
@@ -125,14 +148,17 @@ def _check_models(models: Iterable[str]) -> None:
 def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
     """`layers=all` and `layers=6-9` to one set of settings per layer.
 
-    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the output of
-    fairseq's encoder), unless the settings say norm=before.
+    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the
+    output of fairseq's encoder), unless the settings say norm=before.
     """
     if "layers" not in settings or checkpoint is None:
         return [settings]
     rest, last = {**settings}, str(checkpoint.setting("num_hidden_layers"))
     layers, norm = rest.pop("layers"), {}
-    if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in ("after", "before"):
+    if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in (
+        "after",
+        "before",
+    ):
         norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
     span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{last}" if layers == "all" else layers)
     if not span or int(span[1]) > int(span[2]) or "layer" in rest:
@@ -141,14 +167,19 @@ def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dic
     return [{**rest, "layer": number, **(norm if number == last else {})} for number in numbers]
 
 
-def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype) -> ResolvedFeature:
+def _resolved(
+    feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype
+) -> ResolvedFeature:
     kind = FEATURES[feature]
     code = kind.code
-    typed = {key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()}
+    typed = {
+        key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()
+    }
     config = code.resolve({**kind.preset, **kind.defaults, **typed}, checkpoint)
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     provenance: dict[str, Any] = {
-        "versions": {"ser": version(DISTRIBUTION)} | {name: version(name) for name in ("numpy", *code.packages)},
+        "versions": {"ser": version(DISTRIBUTION)}
+        | {name: version(name) for name in ("numpy", *code.packages)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         # No paths, no environment: nothing private.
         "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
@@ -162,9 +193,14 @@ def _resolved(feature: str, settings: dict[str, str], checkpoint: Checkpoint | N
     if package := FEATURES.package(feature):
         provenance["package"] = package
     if checkpoint:
-        provenance["model"], provenance["layers"] = checkpoint.model, checkpoint.setting("num_hidden_layers")
+        provenance["model"], provenance["layers"] = (
+            checkpoint.model,
+            checkpoint.setting("num_hidden_layers"),
+        )
         folder = checkpoint.path.resolve()
-        if checkpoint.model == folder.name:  # not an id of the Hub: `ser predict` looks for the folder
+        if (
+            checkpoint.model == folder.name
+        ):  # not an id of the Hub: `ser predict` looks for the folder
             provenance["folder"] = str(folder)
     spec = Spec(
         feature=feature,
@@ -193,11 +229,15 @@ def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
     raise WrongUse(f"{feature}:{key}={value}: {key} is {allowed}")
 
 
-def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None) -> list[ResolvedFeature]:
-    """What computes stored features again. `models` maps a feature's name to the place of its checkpoint.
+def resolve_again(
+    specs: Iterable[Spec], models: Mapping[str, str] | None = None
+) -> list[ResolvedFeature]:
+    """What computes stored features again. `models` maps a feature's name to the place of its
+    checkpoint.
 
-    A checkpoint that several features share, such as the layers of an encoder, is read and hashed once. Raises
-    `WrongUse` if the numbers would differ: another checkpoint, or another version of the extractor.
+    A checkpoint that several features share, such as the layers of an encoder, is read and hashed
+    once. Raises `WrongUse` if the numbers would differ: another checkpoint, or another version of
+    the extractor.
     """
     models, resolved = models or {}, list[ResolvedFeature]()
     checkpoints: dict[tuple[str, Any], Checkpoint] = {}
@@ -208,7 +248,11 @@ def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None
                 "new speech; train on a feature that `ser features` extracts"
             )
         if spec.feature not in FEATURES:
-            raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", spec.provenance.get("package")))
+            raise WrongUse(
+                not_installed(
+                    f"{spec.name} was computed by an extractor", spec.provenance.get("package")
+                )
+            )
         _check_models(models.keys() & {spec.feature})
         key = spec.feature, spec.checkpoint.get("digest")
         if FEATURES[spec.feature].model is not None and key not in checkpoints:
@@ -216,9 +260,17 @@ def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None
         again = _resolved(*parse(spec.name), checkpoints.get(key), spec.dtype)
         if again.spec.fingerprint != spec.fingerprint:
             then, now = ({**one.config, **one.identity()} for one in (spec, again.spec))
-            keys = sorted(key for key in (now.keys() | then.keys()) - {"config"} if now.get(key) != then.get(key))
-            differences = "; ".join(f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys)
-            raise WrongUse(f"{spec.name} would be computed otherwise than for training (differs in {differences})")
+            keys = sorted(
+                key
+                for key in (now.keys() | then.keys()) - {"config"}
+                if now.get(key) != then.get(key)
+            )
+            differences = "; ".join(
+                f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys
+            )
+            raise WrongUse(
+                f"{spec.name} would be computed otherwise than for training (differs in {differences})"
+            )
         resolved.append(again)
     return resolved
 
@@ -226,11 +278,20 @@ def resolve_again(specs: Iterable[Spec], models: Mapping[str, str] | None = None
 def load_extractors(
     features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
 ) -> list[Extractor]:
-    """One extractor for each group of features that share their work; opens their models on `device`."""
+    """One extractor for each group of features that share their work; opens their models on
+    `device`.
+    """
     groups: dict[Hashable, list[ResolvedFeature]] = {}
     for feature in features:
         code = FEATURES[feature.spec.feature].code
         shared = tuple(item for item in asdict(feature.config).items() if item[0] not in code.own)
-        key = (code, feature.spec.checkpoint.get("digest"), shared) if code.own else feature.spec.fingerprint
+        key = (
+            (code, feature.spec.checkpoint.get("digest"), shared)
+            if code.own
+            else feature.spec.fingerprint
+        )
         groups.setdefault(key, []).append(feature)
-    return [FEATURES[group[0].spec.feature].code(group, device, batch_seconds) for group in groups.values()]
+    return [
+        FEATURES[group[0].spec.feature].code(group, device, batch_seconds)
+        for group in groups.values()
+    ]

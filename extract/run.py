@@ -1,4 +1,6 @@
-"""`ser features`: carry out a plan, as in `extract(plan(ExtractionConfig(Path("corpus"), features="hubert,is13")))`."""
+"""`ser features`: carry out a plan, as in `extract(plan(ExtractionConfig(Path("corpus"),
+features="hubert,is13")))`.
+"""
 
 import time
 from collections import Counter
@@ -23,32 +25,52 @@ from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, lacking, pla
 from .registry import load_extractors
 from .worker import TaskResult, Worker, extract_on_worker, extract_task, read_input
 
-__all__ = ["ExtractionConfig", "ExtractionPlan", "ExtractionRun", "ExtractionStopped", "Summary", "extract", "plan"]
+__all__ = [
+    "ExtractionConfig",
+    "ExtractionPlan",
+    "ExtractionRun",
+    "ExtractionStopped",
+    "Summary",
+    "extract",
+    "plan",
+]
 
 NAMED = 5  # faults that a message names before it counts the rest
 ESTIMATED = 100  # utterances: fewer are computed sooner than estimated
 TRIED = 2  # utterances for each thread, or batches on a GPU, that are timed for an estimate
-GPU_SHARE = 0.25  # of a GPU that a task takes on dask: others are decoded and written while one is computed
+GPU_SHARE = (
+    0.25  # of a GPU that a task takes on dask: others are decoded and written while one is computed
+)
 OnProgress = Callable[[str, int, int], None]  # stage, utterances done, of how many
 
 
 @dataclass
 class Summary:
-    """What a run did. `features` has one entry per feature name, with the keys that `--json` prints."""
+    """What a run did. `features` has one entry per feature name, with the keys that `--json`
+    prints.
+    """
 
     store: str
     features: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)  # feature → id → reason
-    refused: list[str] = field(default_factory=list)  # parts of the corpus without a row: a missing session, a bad line
+    refused: list[str] = field(
+        default_factory=list
+    )  # parts of the corpus without a row: a missing session, a bad line
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0  # wall clock
     audio_seconds: float = 0.0  # decoded
-    stages: dict[str, float] = field(default_factory=dict)  # busy seconds, shared among its threads; slowest first
-    check: dict[str, float] = field(default_factory=dict)  # feature → max relative deviation from one by one
+    stages: dict[str, float] = field(
+        default_factory=dict
+    )  # busy seconds, shared among its threads; slowest first
+    check: dict[str, float] = field(
+        default_factory=dict
+    )  # feature → max relative deviation from one by one
 
     @property
     def whole(self) -> bool:
-        """Whether every feature has every utterance of the corpus; if not, the run ends with exit code 3."""
+        """Whether every feature has every utterance of the corpus; if not, the run ends with exit
+        code 3.
+        """
         return not any(self.quarantined.values()) and not self.refused
 
     @property
@@ -68,34 +90,43 @@ def extract(plan: ExtractionPlan, on_progress: OnProgress | None = None) -> Summ
 
 
 class ExtractionRun(ExitStack):
-    """Carries out a plan in this process or in those that the plan names. Models stay open until it is closed: an
-    estimate and the extraction after it load each model once.
+    """Carries out a plan in this process or in those that the plan names. Models stay open until it
+    is closed: an estimate and the extraction after it load each model once.
     """
 
     def __init__(self, plan: ExtractionPlan) -> None:
         super().__init__()
         self.plan, self.tasks = plan, plan.tasks()
-        self.totals = sum((task.stages for task in self.tasks), Counter[str]())  # utterances of each stage
+        self.totals = sum(
+            (task.stages for task in self.tasks), Counter[str]()
+        )  # utterances of each stage
 
     @cached_property
     def processes(self) -> int:
         """How many of this machine compute: by default one, or with several GPUs one for each."""
         config = self.plan.worker_config()
-        default = engines.gpus(config.device) if any(feature.checkpoint for feature in config.resolved) else 1
+        default = (
+            engines.gpus(config.device)
+            if any(feature.checkpoint for feature in config.resolved)
+            else 1
+        )
         return max(1, min(self.plan.config.workers or default, len(self.tasks)))
 
     @cached_property
     def worker(self) -> Worker:
         """What computes in this process. Raises `WrongUse` for a device that is not here."""
         threads = max(1, engines.cores() // self.processes)
-        return self.enter_context(closing(Worker(replace(self.plan.worker_config().here(), threads=threads))))
+        return self.enter_context(
+            closing(Worker(replace(self.plan.worker_config().here(), threads=threads)))
+        )
 
     def extract(self, on_progress: OnProgress | None = None) -> Summary:
-        """Compute and publish all that is missing. Rows in the store are not touched, so a killed run resumes.
+        """Compute and publish all that is missing. Rows in the store are not touched, so a killed
+        run resumes.
 
-        Raises `ExtractionStopped` for a corpus that is not whole, and at the first part with unusable utterances,
-        unless the config says `on_error="skip"`; that part's good rows are kept. Raises `StoreError` when the disk is
-        full, and `SerError` when a worker process dies.
+        Raises `ExtractionStopped` for a corpus that is not whole, and at the first part with
+        unusable utterances, unless the config says `on_error="skip"`; that part's good rows are
+        kept. Raises `StoreError` when the disk is full, and `SerError` when a worker process dies.
         """
         start = time.perf_counter()
         config, scan, manifest = self.plan.config, self.plan.scan, self.plan.manifest
@@ -111,7 +142,8 @@ class ExtractionRun(ExitStack):
             if (deviation := deviations.get(feature.spec.name)) is not None:
                 feature.annotate(check={"utterances": config.check, "max_relative": deviation})
         total = TaskResult()
-        # Closed at once when this fails: else its threads would go on through all tasks before the message is seen.
+        # Closed at once when this fails: else its threads would go on through all tasks before the
+        # message is seen.
         with closing(self._results(on_progress)) as results:
             for result in results:
                 total.add(result)
@@ -141,11 +173,15 @@ class ExtractionRun(ExitStack):
                 "random_weights": spec.random_weights,
             }
             summary.quarantined[spec.name] = quarantined
-        ids: dict[str, set[str]] = {}  # by warning: one line each, with its count and first utterance
+        ids: dict[
+            str, set[str]
+        ] = {}  # by warning: one line each, with its count and first utterance
         for warning, id_ in total.warnings:
             ids.setdefault(warning, set()).add(id_)
         for warning, warned in sorted(ids.items()):
-            subject = min(warned) if len(warned) == 1 else f"{len(warned)} utterances ({min(warned)}, …)"
+            subject = (
+                min(warned) if len(warned) == 1 else f"{len(warned)} utterances ({min(warned)}, …)"
+            )
             summary.warnings.append(f"{subject}: {warning}")
         return summary
 
@@ -166,7 +202,11 @@ class ExtractionRun(ExitStack):
         elif self.processes > 1:
             self.worker.close()  # each process opens its own extractors, and chooses its device
             worker_config = replace(self.plan.worker_config(), threads=self.worker.config.threads)
-            results = engines.run(extract_task, [replace(task, config=worker_config) for task in tasks], self.processes)
+            results = engines.run(
+                extract_task,
+                [replace(task, config=worker_config) for task in tasks],
+                self.processes,
+            )
         else:
             self.worker.on_stage = progress
             yield from self.worker.run(tasks)
@@ -179,41 +219,71 @@ class ExtractionRun(ExitStack):
     def estimate(self) -> float | None:
         """The seconds that the plan will take on this machine, estimated from a few utterances.
 
-        None if there is little to do, or if other machines do it. A GPU's time is added to the CPU's beside it.
+        None if there is little to do, or if other machines do it. A GPU's time is added to the
+        CPU's beside it.
         """
-        if self.plan.config.scheduler is not None or max(self.totals.values(), default=0) < ESTIMATED:
+        if (
+            self.plan.config.scheduler is not None
+            or max(self.totals.values(), default=0) < ESTIMATED
+        ):
             return None
         total = 0.0
         for modality in self.plan.utterances:
             tasks = [task for task in self.tasks if task.modality == modality]
-            usable = [utterance for task in tasks for utterance in task.utterances if not utterance.problem]
+            usable = [
+                utterance
+                for task in tasks
+                for utterance in task.utterances
+                if not utterance.problem
+            ]
             # Of all lengths: a few for each thread, or for a GPU a few whole batches.
             groups = batches(usable, attrgetter("length"), self.worker.most)
-            step = max(1, len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)))
-            if sample := tuple(utterance for group in groups[step // 2 :: step] for utterance in group):
-                specs = tuple(one.spec for one in tasks[0].config.resolved if one.spec.modality == modality)
+            step = max(
+                1,
+                len(groups) // (TRIED * (1 if self.worker.on_gpu else self.worker.config.threads)),
+            )
+            if sample := tuple(
+                utterance for group in groups[step // 2 :: step] for utterance in group
+            ):
+                specs = tuple(
+                    one.spec for one in tasks[0].config.resolved if one.spec.modality == modality
+                )
                 trial = self.worker.trial(replace(tasks[0], utterances=sample, specs=specs))
-                total += sum(seconds * self.totals[stage] / len(sample) for stage, seconds in trial.seconds.items())
+                total += sum(
+                    seconds * self.totals[stage] / len(sample)
+                    for stage, seconds in trial.seconds.items()
+                )
         return total / min(self.processes, engines.cores())
 
 
-def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool) -> Iterator[TaskResult]:
-    """The results of all tasks, computed on a dask cluster. Raises what `engines.Cluster.run` raises.
+def run_on_cluster(
+    tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool
+) -> Iterator[TaskResult]:
+    """The results of all tasks, computed on a dask cluster. Raises what `engines.Cluster.run`
+    raises.
 
-    Any worker may take a task, twice if need be: published rows are not computed again. A task that kills its workers
-    is cut in two until one utterance (and one feature) is left, and that is quarantined by name.
+    Any worker may take a task, twice if need be: published rows are not computed again. A task that
+    kills its workers is cut in two until one utterance (and one feature) is left, and that is
+    quarantined by name.
     """
     with engines.Cluster(scheduler, insecure) as cluster:
 
         def on_gpu(task: ExtractionTask) -> bool:
             device = task.config.device
-            wanted = device.startswith("cuda") or (device == "auto" and any("GPU" in kind for kind in cluster.kinds))
-            return wanted and not cluster.own and any(feature.checkpoint for feature in task.config.resolved)
+            wanted = device.startswith("cuda") or (
+                device == "auto" and any("GPU" in kind for kind in cluster.kinds)
+            )
+            return (
+                wanted
+                and not cluster.own
+                and any(feature.checkpoint for feature in task.config.resolved)
+            )
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
             if on_gpu(task):
                 return {"GPU": GPU_SHARE}
-            # A CPU, if every worker without a GPU declares one: a worker that declares nothing must not stand idle.
+            # A CPU, if every worker without a GPU declares one: a worker that declares nothing must
+            # not stand idle.
             declared = [kind.keys() & {"CPU", "GPU"} for kind in cluster.kinds]
             return {"CPU": 1.0} if all(declared) and any("CPU" in kind for kind in declared) else {}
 
@@ -224,37 +294,50 @@ def run_on_cluster(tasks: Iterable[ExtractionTask], scheduler: str, insecure: bo
 def by_device(task: ExtractionTask) -> Iterator[ExtractionTask]:
     """The task's features that need a model, apart from those that a CPU computes."""
     for has_model in (True, False):
-        group = tuple(one for one in task.config.resolved if (one.checkpoint is not None) == has_model)
+        group = tuple(
+            one for one in task.config.resolved if (one.checkpoint is not None) == has_model
+        )
         if specs := tuple(one.spec for one in group if one.spec in task.specs):
             yield replace(task, config=replace(task.config, resolved=group), specs=specs)
 
 
 def split(task: ExtractionTask) -> list[ExtractionTask] | None:
-    """A task that kills its workers, cut in two; None if it cannot be cut. Rows that the store has are left out."""
+    """A task that kills its workers, cut in two; None if it cannot be cut. Rows that the store has
+    are left out.
+    """
     config, missing = task.config, list[tuple[Spec, set[str]]]()
     for spec in task.specs:
         feature = Feature(config.asked.store, config.asked.store / spec.folder)
         feature.parts()
-        absent = {u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None}
+        absent = {
+            u.id for u in task.utterances if feature.place((config.corpus, u.id, u.digest)) is None
+        }
         missing.append((spec, absent))
     if (left := lacking(config, task.modality, task.utterances, missing)) != [task]:
         return left
     if (half := len(task.utterances) // 2) > 0:
-        return [replace(task, utterances=task.utterances[:half]), replace(task, utterances=task.utterances[half:])]
+        return [
+            replace(task, utterances=task.utterances[:half]),
+            replace(task, utterances=task.utterances[half:]),
+        ]
     if len(task.specs) > 1:
         return [replace(task, specs=(spec,)) for spec in task.specs]
     return None
 
 
 def give_up(task: ExtractionTask, reason: str) -> TaskResult:
-    """The result of one utterance that kills its workers; quarantined in the store if the run says so."""
+    """The result of one utterance that kills its workers; quarantined in the store if the run says
+    so.
+    """
     unusable = tuple(replace(utterance, problem=reason) for utterance in task.utterances)
     [result] = Worker(task.config).run([replace(task, utterances=unusable)])
     return replace(result, stages=task.stages)
 
 
 def stop_if_unusable(plan: ExtractionPlan) -> None:
-    """Raises `ExtractionStopped` for all that the scan found unusable, unless the config says `on_error="skip"`."""
+    """Raises `ExtractionStopped` for all that the scan found unusable, unless the config says
+    `on_error="skip"`.
+    """
     unusable: dict[str, list[Quarantine]] = {}
     for feature in plan.features:
         if bad := [row.quarantine(row.problem) for row in feature.missing if row.problem]:
@@ -262,9 +345,18 @@ def stop_if_unusable(plan: ExtractionPlan) -> None:
     stop_at(plan.config, unusable, plan.scan.refused)
 
 
-def stop_at(config: ExtractionConfig, failed: Mapping[str, list[Quarantine]], refused: Sequence[Problem] = ()) -> None:
-    """Raises `ExtractionStopped`, naming what `failed` by feature and was `refused`, unless the config says `skip`."""
-    failures = [f"{f.id} ({f.path}): {f.reason}" if f.path else f"{f.id}: {f.reason}" for f in chain(*failed.values())]
+def stop_at(
+    config: ExtractionConfig,
+    failed: Mapping[str, list[Quarantine]],
+    refused: Sequence[Problem] = (),
+) -> None:
+    """Raises `ExtractionStopped`, naming what `failed` by feature and was `refused`, unless the
+    config says `skip`.
+    """
+    failures = [
+        f"{f.id} ({f.path}): {f.reason}" if f.path else f"{f.id}: {f.reason}"
+        for f in chain(*failed.values())
+    ]
     faults = [*map(str, refused), *dict.fromkeys(failures)]
     if config.on_error == "skip" or not faults:
         return
@@ -272,26 +364,41 @@ def stop_at(config: ExtractionConfig, failed: Mapping[str, list[Quarantine]], re
     where = f" for {', '.join(failed)}" if failures else ""
     more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     remedy = "correct the corpus, or go on without them by --on-error skip"
-    raise ExtractionStopped(f"{count} with the corpus{where}: {'; '.join(faults[:NAMED])}{more}; {remedy}")
+    raise ExtractionStopped(
+        f"{count} with the corpus{where}: {'; '.join(faults[:NAMED])}{more}; {remedy}"
+    )
 
 
 def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
-    """Feature name → max |difference| / max |reference| over `count` utterances spread from shortest to longest.
+    """Feature name → max |difference| / max |reference| over `count` utterances spread from
+    shortest to longest.
 
-    For `--check N`, on the user's own corpus and model. The reference is computed one utterance at a time, the others
-    in batches, on a CPU too. Both are in float32, before the store's dtype rounds them. A feature without rows (all
-    utterances too short, say) is left out.
+    For `--check N`, on the user's own corpus and model. The reference is computed one utterance at
+    a time, the others in batches, on a CPU too. Both are in float32, before the store's dtype
+    rounds them. A feature without rows (all utterances too short, say) is left out.
     """
     deviations: dict[str, float] = {}
     most = plan.config.batch_seconds or GPU_SECONDS
-    features = [replace(one.resolved, spec=replace(one.resolved.spec, dtype="float32")) for one in plan.features]
+    features = [
+        replace(one.resolved, spec=replace(one.resolved.spec, dtype="float32"))
+        for one in plan.features
+    ]
     device = replace(plan.worker_config(), resolved=tuple(features)).here().device
     for modality, utterances in plan.utterances.items():
-        usable = sorted((row for row in utterances if not row.problem), key=lambda row: (-row.length, row.id))
+        usable = sorted(
+            (row for row in utterances if not row.problem), key=lambda row: (-row.length, row.id)
+        )
         spread = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
-        read = [(usable[row].length, read_input(usable[row], modality, plan.scan.root)) for row in spread]
-        inputs = [(length, value) for length, value in read if not isinstance(value, UtteranceError)]
-        for extractor in load_extractors([one for one in features if one.spec.modality == modality], device, most):
+        read = [
+            (usable[row].length, read_input(usable[row], modality, plan.scan.root))
+            for row in spread
+        ]
+        inputs = [
+            (length, value) for length, value in read if not isinstance(value, UtteranceError)
+        ]
+        for extractor in load_extractors(
+            [one for one in features if one.spec.modality == modality], device, most
+        ):
             for batch in batches(inputs, itemgetter(0), most):
                 values = [value for _, value in batch]
                 for value, batched in zip(values, extractor.run(values), strict=True):
@@ -299,7 +406,9 @@ def measure_deviations(plan: ExtractionPlan, count: int) -> dict[str, float]:
                     if isinstance(batched, UtteranceError) or isinstance(alone, UtteranceError):
                         continue
                     for spec in extractor.specs:
-                        deviation = relative(batched[spec.fingerprint].values, alone[spec.fingerprint].values)
+                        deviation = relative(
+                            batched[spec.fingerprint].values, alone[spec.fingerprint].values
+                        )
                         deviations[spec.name] = max(deviations.get(spec.name, 0.0), deviation)
     return deviations
 

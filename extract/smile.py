@@ -1,4 +1,5 @@
-"""openSMILE's feature sets, each by openSMILE's own name: IS13_ComParE, eGeMAPSv02, ComParE_2016 and the others.
+"""openSMILE's feature sets, each by openSMILE's own name: IS13_ComParE, eGeMAPSv02, ComParE_2016
+and the others.
 
 IS13_ComParE and ComParE_2016 have the same names in the same order, but up to 1,808 values differ.
 openSMILE's licence is for research and non-commercial use, and covers the extracted features.
@@ -18,9 +19,12 @@ from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Extractor
 
 LARGEST_SAMPLE = 32767 / 32768  # openSMILE casts x * 32768 to int16: 1.0 would wrap to -1.0
-SETS = {PurePath(known.value).name: known for known in opensmile.FeatureSet}  # by the name of their configuration file
+SETS = {
+    PurePath(known.value).name: known for known in opensmile.FeatureSet
+}  # by the name of their configuration file
 LEVELS = {"functionals": "func", "lld": "lld", "deltas": "lld_de"}
-# Too short utterances are reported below, and the user chose the old sets. (catch_warnings is not safe in threads.)
+# Too short utterances are reported below, and the user chose the old sets. (catch_warnings is not
+# safe in threads.)
 warnings.filterwarnings("ignore", "Segment too short|Feature set .* is deprecated", UserWarning)
 
 
@@ -74,7 +78,9 @@ class SmileExtractor(Extractor):
         self.smile = open_smile(self.config)
 
     def extract(self, item: Clip) -> list[np.ndarray]:
-        """The rows of a clip, `[1, dim]` or `[frames, dim]` float32, bit for bit as openSMILE gives them."""
+        """The rows of a clip, `[1, dim]` or `[frames, dim]` float32, bit for bit as openSMILE gives
+        them.
+        """
         config = self.config
         samples = item.at(config.sampling_rate)
         if samples.max(initial=0.0) > config.clip or samples.min(initial=0.0) < -1.0:

@@ -1,7 +1,8 @@
-"""Compute one task at a time: decode → extractors in threads → publish; here, in another process, or on dask.
+"""Compute one task at a time: decode → extractors in threads → publish; here, in another process,
+or on dask.
 
-Arrays never leave the process that made them: a part is published where it is computed, and only a small `TaskResult`
-goes back.
+Arrays never leave the process that made them: a part is published where it is computed, and only a
+small `TaskResult` goes back.
 """
 
 import contextlib
@@ -36,7 +37,9 @@ from .registry import load_extractors
 AHEAD = 2  # tasks in work beside those being written, so that no core waits at the end of one
 BATCHES = 2  # on a GPU at once: the rows of one are copied from it while the next is computed
 GPU_WRITERS = 4  # a part of HuBERT's rows takes longer to write than a GPU takes to compute it
-GPU_NODE_THREADS = 8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
+GPU_NODE_THREADS = (
+    8  # that decode for one GPU worker and run its CPU extractors, unless it declares CPU=…
+)
 
 
 @dataclass
@@ -52,7 +55,9 @@ class TaskResult:
     stages: Counter[str] = field(default_factory=Counter)  # utterances done
 
     def add(self, other: "TaskResult") -> None:
-        """Add what another task has computed, its seconds and warnings; not its quarantined utterances and stages."""
+        """Add what another task has computed, its seconds and warnings; not its quarantined
+        utterances and stages.
+        """
         self.computed += other.computed
         self.batches += other.batches
         self.audio_seconds += other.audio_seconds
@@ -62,9 +67,11 @@ class TaskResult:
 
 
 def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | str | UtteranceError:
-    """An extractor's input: the utterance's decoded audio or its transcript, or why it cannot be used.
+    """An extractor's input: the utterance's decoded audio or its transcript, or why it cannot be
+    used.
 
-    Raises `CorpusError` if the audio cannot be read or has changed since the scan: no fault of the utterance.
+    Raises `CorpusError` if the audio cannot be read or has changed since the scan: no fault of the
+    utterance.
     """
     if modality == "text":
         return utterance.source or ""
@@ -85,7 +92,8 @@ class Pool(ThreadPoolExecutor):
 class Pools(contextlib.ExitStack):
     """The thread pools of one run's stages; on a CPU all but the writers share one.
 
-    When they close, as on Ctrl-C, running work ends (an utterance, a publication), and waiting work never starts.
+    When they close, as on Ctrl-C, running work ends (an utterance, a publication), and waiting work
+    never starts.
     """
 
     def __init__(self, config: WorkerConfig) -> None:
@@ -96,26 +104,47 @@ class Pools(contextlib.ExitStack):
         if on_gpu:
             self.models = self.enter_context(Pool(BATCHES if cuda else 1, "ser-gpu"))
             self.decoders = self.enter_context(Pool(max(2, config.threads // 4), "ser-decode"))
-        for pool in (self.decoders, self.models, self.cpu, self.writers):  # all of them, before any is waited for
+        for pool in (
+            self.decoders,
+            self.models,
+            self.cpu,
+            self.writers,
+        ):  # all of them, before any is waited for
             self.callback(pool.shutdown, wait=False, cancel_futures=True)
 
 
 class PartPipeline:
-    """One task in a worker's pools: a future for every input, and for every batch of every extractor."""
+    """One task in a worker's pools: a future for every input, and for every batch of every
+    extractor.
+    """
 
     def __init__(self, worker: "Worker", task: ExtractionTask, pools: Pools) -> None:
-        self.worker, self.task, self.pools, self.result = worker, task, pools, TaskResult(stages=task.stages)
-        self.before = {spec.fingerprint: part_names(worker.config.asked.store / spec.folder) for spec in task.specs}
-        # The part that the task makes if no utterance is quarantined: a feature that has it is done.
+        self.worker, self.task, self.pools, self.result = (
+            worker,
+            task,
+            pools,
+            TaskResult(stages=task.stages),
+        )
+        self.before = {
+            spec.fingerprint: part_names(worker.config.asked.store / spec.folder)
+            for spec in task.specs
+        }
+        # The part that the task makes if no utterance is quarantined: a feature that has it is
+        # done.
         rows = task.utterances
-        part = part_name(PartRows(worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows]))
+        part = part_name(
+            PartRows(
+                worker.config.corpus, [row.id for row in rows], [row.digest or "" for row in rows]
+            )
+        )
         self.specs = [spec for spec in task.specs if part not in self.before[spec.fingerprint]]
         usable = [row for row in rows if not row.problem] if self.specs else []
         # First in, first out: the inputs that an extractor waits for were submitted before it.
         self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in usable}
         self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
         self.computing: list[Future[list[str]]] = []  # of each batch, the names of its features
-        # Equal transcripts are neighbours and computed once; audio files are never taken to be equal.
+        # Equal transcripts are neighbours and computed once; audio files are never taken to be
+        # equal.
         key = attrgetter("source" if task.modality == "text" else "id")
         units = [list(unit) for _, unit in groupby(usable, key)]
         extractors = worker.extractors(task.modality) if usable else []
@@ -132,15 +161,25 @@ class PartPipeline:
             self._note({"decode"}, 1, start, self.pools.decoders)
         return read
 
-    def _compute(self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], pool: Pool) -> list[str]:
+    def _compute(
+        self, extractor: Extractor, units: list[list[Utterance]], stages: set[str], pool: Pool
+    ) -> list[str]:
         inputs: dict[str, Any] = {unit[0].id: self.inputs[unit[0].id].result() for unit in units}
-        usable = {id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)}
+        usable = {
+            id_: value for id_, value in inputs.items() if not isinstance(value, UtteranceError)
+        }
         start = time.perf_counter()
-        if "torch" in sys.modules:  # the pool has a thread per core: torch must start no others, set for each thread
+        if (
+            "torch" in sys.modules
+        ):  # the pool has a thread per core: torch must start no others, set for each thread
             sys.modules["torch"].set_num_threads(1)
         try:
             with self.worker.gpu if extractor.batched else contextlib.nullcontext():
-                made = dict(zip(usable, extractor.run(list(usable.values())), strict=True)) if usable else {}
+                made = (
+                    dict(zip(usable, extractor.run(list(usable.values())), strict=True))
+                    if usable
+                    else {}
+                )
         except (MemoryError, RuntimeError) as fault:
             if not is_out_of_memory(fault):
                 raise
@@ -157,7 +196,9 @@ class PartPipeline:
         return [spec.name for spec in extractor.specs if usable]
 
     def _note(self, stages: set[str], count: int, start: float, pool: Pool) -> None:
-        """One more batch is done: count its utterances for each stage, and share its time among the stages."""
+        """One more batch is done: count its utterances for each stage, and share its time among the
+        stages.
+        """
         seconds = (time.perf_counter() - start) / pool.width
         with self.worker.lock:
             for stage in stages:
@@ -187,7 +228,11 @@ class PartPipeline:
                 if (utterance.id, utterance.digest) in published:
                     continue
                 problem = utterance.problem
-                outcome = UtteranceError(problem) if problem else self.outcomes[spec.fingerprint, utterance.id]
+                outcome = (
+                    UtteranceError(problem)
+                    if problem
+                    else self.outcomes[spec.fingerprint, utterance.id]
+                )
                 if isinstance(outcome, UtteranceError):
                     bad.append(utterance.quarantine(str(outcome)))
                     continue
@@ -211,9 +256,10 @@ class PartPipeline:
     def _published(self, spec: Spec) -> set[tuple[str, str | None]]:
         """Id and digest of the rows that others have published since the task started.
 
-        While a process is suspended, its task may be given to others, cut up and published under other names. If it is
-        suspended again between this check and the rename of its part, or if two processes check at the same moment,
-        rows do appear twice: they are equal, and the first by name counts.
+        While a process is suspended, its task may be given to others, cut up and published under
+        other names. If it is suspended again between this check and the rename of its part, or if
+        two processes check at the same moment, rows do appear twice: they are equal, and the first
+        by name counts.
         """
         folder, rows = self.worker.config.asked.store / spec.folder, set[tuple[str, str | None]]()
         for name in part_names(folder) - self.before[spec.fingerprint]:
@@ -227,9 +273,10 @@ class PartPipeline:
 class Worker:
     """Computes tasks with one set of open extractors.
 
-    On a CPU every stage shares one pool with a thread per core, and each thread computes alone: utterances are
-    independent, so this scales where threads within one small operation do not. On a GPU the models have threads of
-    their own, fed by decoding threads that never wait behind the slower CPU extractors.
+    On a CPU every stage shares one pool with a thread per core, and each thread computes alone:
+    utterances are independent, so this scales where threads within one small operation do not. On a
+    GPU the models have threads of their own, fed by decoding threads that never wait behind the
+    slower CPU extractors.
     """
 
     def __init__(self, config: WorkerConfig) -> None:
@@ -252,15 +299,22 @@ class Worker:
             torch.cuda.empty_cache()
 
     def extractors(self, modality: Modality) -> list[Extractor]:
-        """Those of one modality, opened when they are first needed: an all-text run loads no speech model."""
+        """Those of one modality, opened when they are first needed: an all-text run loads no speech
+        model.
+        """
         with self._opening:  # a dask worker may have several threads: no model is loaded twice
             if modality not in self._extractors:
-                features = [feature for feature in self.config.resolved if feature.spec.modality == modality]
-                self._extractors[modality] = load_extractors(features, self.config.device, self.most)
+                features = [
+                    feature for feature in self.config.resolved if feature.spec.modality == modality
+                ]
+                self._extractors[modality] = load_extractors(
+                    features, self.config.device, self.most
+                )
             return self._extractors[modality]
 
     def run(self, tasks: Iterable[ExtractionTask]) -> Iterator[TaskResult]:
-        """Compute and publish tasks, yielding each result when its parts are safe on disk, in any order.
+        """Compute and publish tasks, yielding each result when its parts are safe on disk, in any
+        order.
 
         Memory holds as many parts as there are writers, and `AHEAD` more.
         """
@@ -276,12 +330,16 @@ class Worker:
     def trial(self, task: ExtractionTask) -> TaskResult:
         """Compute a task for its times. Nothing is published."""
         with Pools(self.config) as pools:
-            PartPipeline(self, task, pools).computed()  # the first call of a thread loads and allocates
+            PartPipeline(
+                self, task, pools
+            ).computed()  # the first call of a thread loads and allocates
             return PartPipeline(self, task, pools).computed()
 
 
 def extract_task(task: ExtractionTask) -> TaskResult:
-    """Compute and publish one task, idempotently, by the extractors that this process holds for its config."""
+    """Compute and publish one task, idempotently, by the extractors that this process holds for its
+    config.
+    """
     with cached(task.config, lambda: Worker(task.config.here())) as worker:
         [result] = worker.run([task])
     return result
@@ -291,15 +349,26 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
     """Compute and publish one task on a dask worker."""
     config, store = task.config, task.config.asked.store
     if not store.is_dir():
-        raise SerError(f"a dask worker sees no {store}; workers need the same files under the same paths")
+        raise SerError(
+            f"a dask worker sees no {store}; workers need the same files under the same paths"
+        )
     if config.written_by["ser"] != version(DISTRIBUTION):
-        raise SerError(f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has")
+        raise SerError(
+            f"a dask worker has ser {version(DISTRIBUTION)}; install the version that this command has"
+        )
     from distributed import get_worker, secede
 
     here, threads, worker = config.here(), 1, get_worker()  # dask has a thread per core already
     if here.device.startswith("cuda"):
-        threads = max(1, int(worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, cores()))))
+        threads = max(
+            1, int(worker.state.total_resources.get("CPU", min(GPU_NODE_THREADS, cores())))
+        )
         secede()  # the worker starts its next task beside this one
-    process = {"worker": worker.address, "name": str(worker.name), "host": socket.gethostname(), "pid": os.getpid()}
+    process = {
+        "worker": worker.address,
+        "name": str(worker.name),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
     here = replace(here, threads=threads, written_by={**config.written_by, **process})
     return extract_task(replace(task, config=here))

@@ -1,6 +1,7 @@
 """The signatures of the public Python API, as `tests/fixtures/api.txt` holds them.
 
-`python -m ser.tests.api_signatures` writes them anew, and refuses while CHANGELOG.md says nothing new under Unreleased.
+`python -m ser.tests.api_signatures` writes them anew, and refuses while CHANGELOG.md says nothing
+new under Unreleased.
 """
 
 import hashlib
@@ -29,10 +30,14 @@ def signatures() -> Iterator[str]:
             thing = getattr(importlib.import_module(module), name)
             yield f"{module}.{name}{_signature(thing)}"
             for member, value in vars(thing).items() if inspect.isclass(thing) else ():
-                function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+                function = (
+                    value.__func__ if isinstance(value, classmethod | staticmethod) else value
+                )
                 if not member.startswith("_") and inspect.isfunction(function):
                     yield f"{module}.{name}.{member}{_signature(function)}"
-                elif not member.startswith("_") and (isinstance(value, property) or hasattr(value, "attrname")):
+                elif not member.startswith("_") and (
+                    isinstance(value, property) or hasattr(value, "attrname")
+                ):
                     yield f"{module}.{name}.{member}"
 
 
@@ -46,7 +51,9 @@ def _signature(thing: object) -> str:
 def changelog() -> str:
     """The sha256 of what CHANGELOG.md says under Unreleased."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    return hashlib.sha256(text.partition("## [Unreleased]")[2].partition("\n## [")[0].encode()).hexdigest()
+    return hashlib.sha256(
+        text.partition("## [Unreleased]")[2].partition("\n## [")[0].encode()
+    ).hexdigest()
 
 
 if __name__ == "__main__":
@@ -54,5 +61,7 @@ if __name__ == "__main__":
     before = FIXTURE.read_text(encoding="utf-8").splitlines() if FIXTURE.exists() else [""]
     lines = list(signatures())
     if before[1:] != lines and before[0] == head:
-        sys.exit("CHANGELOG.md: say under Unreleased what has changed of the Python API, then run this again")
+        sys.exit(
+            "CHANGELOG.md: say under Unreleased what has changed of the Python API, then run this again"
+        )
     FIXTURE.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")

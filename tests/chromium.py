@@ -1,4 +1,6 @@
-"""A real headless Chromium, driven over chromedriver's HTTP protocol with nothing but the standard library."""
+"""A real headless Chromium, driven over chromedriver's HTTP protocol with nothing but the standard
+library.
+"""
 
 import contextlib
 import json
@@ -10,13 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
-MISSING = None if CHROMIUM and DRIVER else "no Chromium here: apt-get install chromium chromium-driver"
+MISSING = (
+    None if CHROMIUM and DRIVER else "no Chromium here: apt-get install chromium chromium-driver"
+)
 
 FLAGS = ["--headless=new", "--no-sandbox", "--no-first-run", "--hide-scrollbars"] + [
     f"--disable-{what}"
-    for what in ("gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage")
+    for what in (
+        "gpu",
+        "quic",
+        "background-networking",
+        "component-update",
+        "sync",
+        "dev-shm-usage",
+    )
 ]
 
 
@@ -34,21 +47,34 @@ class Browser:
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """The driver's answer."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
         with urllib.request.urlopen(request, timeout=200) as answer:
             return json.load(answer)["value"]
 
     def devtools(self, command: str, **parameters: Any) -> Any:
         """One command of the DevTools protocol."""
-        return self.call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+        return self.call(
+            "POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": parameters}
+        )
 
     def show(self, path: Path, width: int = 1280, scheme: str = "light") -> None:
         """Open a file at that width, in the light or the dark scheme."""
         self.call("POST", f"{self.session}/url", {"url": "about:blank"})
         for kind in ("browser", "performance"):
             self.log(kind)
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.devtools(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self.call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
         # On a busy machine the page may be there in part.
         whole = "const [done] = arguments; document.readyState === 'complete' ? done() : onload = () => done()"
@@ -65,16 +91,24 @@ class Browser:
     def requests(self) -> list[str]:
         """Every address that the page asked for since `show`."""
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        sent = [
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in sent if not url.startswith("data:")]
 
 
 @contextlib.contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """A browser with a profile of its own below `folder`."""
-    driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    driver = subprocess.Popen(
+        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
-        found = next(filter(None, (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)))
+        found = next(
+            filter(None, (re.search(r"successfully on port (\d+)", line) for line in driver.stdout))
+        )
         browser = Browser(f"http://127.0.0.1:{found[1]}", folder / "profile")
         try:
             yield browser

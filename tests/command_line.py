@@ -23,12 +23,16 @@ def printed(*words: object) -> str:
     return str(done.stdout)
 
 
-def in_a_process(function: Callable[..., None], *words: object, cwd: Path | None = None, **env: str) -> str:
+def in_a_process(
+    function: Callable[..., None], *words: object, cwd: Path | None = None, **env: str
+) -> str:
     """What a function of a file of tests prints in a process of its own."""
     name, module = function.__name__, Path(function.__code__.co_filename).stem
     code = f"import sys; from ser.tests.{module} import {name}; {name}(*sys.argv[1:])"
     command = [sys.executable, "-c", code, *map(str, words)]
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | paths | env)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | paths | env
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

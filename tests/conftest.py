@@ -1,8 +1,8 @@
 """Which tests are heavy, and fixtures that several files use.
 
-A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the demo, runs or
-converts encoders of every kind, trains tables of many runs, or searches.
-`make test-fast` leaves them out.
+A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the
+demo, runs or converts encoders of every kind, trains tables of many runs, or searches. `make
+test-fast` leaves them out.
 """
 
 import inspect
@@ -37,8 +37,23 @@ HEAVY_TESTS = {
     "test_the_time_is_estimated_from_the_corpus_itself",
     "test_wheel_alone_runs",
 }
-HEAVY_FIXTURES = {"browser", "demo_corpus", "demo_store", "fork_server", "newcomer", "processes", "runs"}
-PROCESSES = {"subprocess", "in_a_process", "multiprocessing", "LocalCluster", "start_fork_server", "workers"}
+HEAVY_FIXTURES = {
+    "browser",
+    "demo_corpus",
+    "demo_store",
+    "fork_server",
+    "newcomer",
+    "processes",
+    "runs",
+}
+PROCESSES = {
+    "subprocess",
+    "in_a_process",
+    "multiprocessing",
+    "LocalCluster",
+    "start_fork_server",
+    "workers",
+}
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +75,9 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def newcomer(tmp_path_factory: pytest.TempPathFactory, demo_corpus: Path) -> Path:
-    """A folder with a corpus, checkpoints, features and runs, not to be written to; see tests/newcomer.py."""
+    """A folder with a corpus, checkpoints, features and runs, not to be written to; see
+    tests/newcomer.py.
+    """
     from ser.tests.newcomer import make_newcomer, once
 
     return once(tmp_path_factory, "newcomer", partial(make_newcomer, demo_corpus=demo_corpus))
@@ -71,7 +88,9 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     """The features of every recipe, beside their corpus and checkpoints, not to be written to."""
     from ser.tests.newcomer import make_recipes_store, once
 
-    return once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
+    return (
+        once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
+    )
 
 
 @pytest.fixture(params=["zarr", "hdf5"])
@@ -93,7 +112,9 @@ def double() -> Iterator[None]:
 
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Those of a dask cluster: none yet, and none afterwards. On a busy machine a worker may take minutes to start."""
+    """Those of a dask cluster: none yet, and none afterwards. On a busy machine a worker may take
+    minutes to start.
+    """
     from ser.engines.cluster import Cluster
     from ser.tests.dask_processes import DaskProcesses
 
@@ -111,19 +132,27 @@ def fork_server() -> None:
     start_fork_server("ser.tests.worker_imports")
 
 
-# In memory, where there is enough and its programs may run: `fsync`, which publishing is made of, waits for no disk.
+# In memory, where there is enough and its programs may run: `fsync`, which publishing is made of,
+# waits for no disk.
 MEMORY = Path("/dev/shm")
-if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8e9 and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+if (
+    MEMORY.is_dir()
+    and shutil.disk_usage(MEMORY).free > 8e9
+    and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
-# A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the tests start.
+# A shell lets what it runs in the background ignore Ctrl-C, and so would every process that the
+# tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files that are heavy as a whole are not even imported where nothing heavy is asked for."""
-    return ("not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES)) or None
+    return (
+        "not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES)
+    ) or None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -131,19 +160,29 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Mark what is heavy, by name or because it starts processes."""
     for item in items:
         named = item.path.name.startswith(HEAVY_FILES) or item.originalname in HEAVY_TESTS
-        if named or HEAVY_FIXTURES & set(item.fixturenames) or starts_processes(item.function, set()):
+        if (
+            named
+            or HEAVY_FIXTURES & set(item.fixturenames)
+            or starts_processes(item.function, set())
+        ):
             item.add_marker(pytest.mark.heavy)
 
 
 def starts_processes(function: Callable[..., Any], seen: set[str]) -> bool:
-    """Whether a test, or a function of its own module that it calls, names one of `PROCESSES`, if only as a keyword."""
+    """Whether a test, or a function of its own module that it calls, names one of `PROCESSES`, if
+    only as a keyword.
+    """
     seen.add(function.__name__)
     names, codes = set(), [function.__code__]
     while codes:
         code = codes.pop()
-        keywords = [name for constant in code.co_consts if isinstance(constant, tuple) for name in constant]
+        keywords = [
+            name for constant in code.co_consts if isinstance(constant, tuple) for name in constant
+        ]
         names |= {*code.co_names, *code.co_varnames, *keywords}
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    called = [one for name in names - seen if inspect.isfunction(one := function.__globals__.get(name))]
+    called = [
+        one for name in names - seen if inspect.isfunction(one := function.__globals__.get(name))
+    ]
     own = [one for one in called if one.__module__ == function.__module__]
     return bool(names & PROCESSES) or any(starts_processes(one, seen) for one in own)

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import psutil
 
-HERE = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")  # with --no-dashboard it listens on 0.0.0.0
+HERE = (
+    "--host",
+    "127.0.0.1",
+    "--dashboard-address",
+    "127.0.0.1:0",
+)  # with --no-dashboard it listens on 0.0.0.0
 
 
 class DaskProcesses:
@@ -21,10 +26,15 @@ class DaskProcesses:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[bytes]] = []
-        self.log, self.go = folder / "log", folder / "go"  # what stand-ins have done, and what they wait for
+        self.log, self.go = (
+            folder / "log",
+            folder / "go",
+        )  # what stand-ins have done, and what they wait for
         self.log.touch()
         stand_in = {"SER_STAND_IN_LOG": str(self.log), "SER_STAND_IN_GO": str(self.go)}
-        blame = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # soon: dask's own are 3 deaths
+        blame = {
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"
+        }  # soon: dask's own are 3 deaths
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **stand_in, **blame}
         self.address = ""
 
@@ -32,7 +42,9 @@ class DaskProcesses:
         log = self.folder / f"dask{len(self.started)}.log"
         command = [sys.executable, "-m", "dask", *words]
         with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=self.environment, cwd=self.folder)
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=self.environment, cwd=self.folder
+            )
         self.started.append(process)
         return process, log
 
@@ -47,16 +59,20 @@ class DaskProcesses:
         return process
 
     def worker(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start one of one thread; `--scheduler-file` among the words takes the place of the address."""
+        """Start one of one thread; `--scheduler-file` among the words takes the place of the
+        address.
+        """
         here = (*HERE, "--nthreads", "1", "--memory-limit", "0", "--name", name)
         address = () if "--scheduler-file" in words else (self.address,)
         process, _ = self._start("worker", *address, *here, *words)
         return process
 
     def stop(self) -> None:
-        """Kill all that is left, children first seen and then parents; nobody else could have reached any of it.
+        """Kill all that is left, children first seen and then parents; nobody else could have
+        reached any of it.
 
-        But for multiprocessing's resource trackers: each ends after the others, and removes their semaphores.
+        But for multiprocessing's resource trackers: each ends after the others, and removes their
+        semaphores.
         """
         there = listening([one.pid for process in self.started for one in tree(process.pid)])
         for process in self.started:
@@ -89,7 +105,9 @@ def worker_of(nanny: subprocess.Popen[bytes]) -> psutil.Process | None:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The living processes that multiprocessing has started under this one, to compute or to fork those that do."""
+    """The living processes that multiprocessing has started under this one, to compute or to fork
+    those that do.
+    """
     return [one for one in tree(pid) if one.pid != pid and runs(one, "spawn_main|forkserver")]
 
 
@@ -108,5 +126,9 @@ def listening(pids: Sequence[int]) -> set[str]:
             connections = psutil.Process(pid).net_connections(kind="inet")
         except psutil.NoSuchProcess:
             continue
-        found |= {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+        found |= {
+            connection.laddr.ip
+            for connection in connections
+            if connection.status == psutil.CONN_LISTEN
+        }
     return found

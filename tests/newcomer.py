@@ -1,5 +1,6 @@
-"""What a newcomer has after the quick start, in small: a demo corpus of one dialogue a session, random checkpoints, a
-store and trained runs. The fixtures are in conftest.py; made once per test session and shared by its processes.
+"""What a newcomer has after the quick start, in small: a demo corpus of one dialogue a session,
+random checkpoints, a store and trained runs. The fixtures are in conftest.py; made once per test
+session and shared by its processes.
 """
 
 import os
@@ -33,7 +34,9 @@ RUNS = {
 }
 # What the recipes name beside `FEATURES`.
 OF_RECIPES = ["bert-cased", "is13", "logmel:sampling_rate=22050", "mfcc:sampling_rate=22050"]
-OF_RECIPES += [f"logmel:sampling_rate=22050,view={view}-1" for view in ("noise", "pitch", "stretch", "shift")]
+OF_RECIPES += [
+    f"logmel:sampling_rate=22050,view={view}-1" for view in ("noise", "pitch", "stretch", "shift")
+]
 
 
 def write_inputs(folder: Path, demo_corpus: Path) -> dict[str, str]:
@@ -45,7 +48,9 @@ def write_inputs(folder: Path, demo_corpus: Path) -> dict[str, str]:
 
 
 def shrink(corpus: Path) -> None:
-    """Keep half a second of each turn of one dialogue a session: what is tested is the commands, not the corpus."""
+    """Keep half a second of each turn of one dialogue a session: what is tested is the commands,
+    not the corpus.
+    """
     for session in corpus.glob("Session*"):
         names = sorted(path.name for path in (session / "sentences" / "wav").iterdir())
         for name in names[1:]:
@@ -61,18 +66,35 @@ def shrink(corpus: Path) -> None:
 def make_newcomer(folder: Path, demo_corpus: Path) -> None:
     """Write `corpus`, `checkpoints`, `features` and `runs` under `folder`."""
     models = write_inputs(folder, demo_corpus)
-    extract(plan(ExtractionConfig(folder / "corpus", FEATURES, store=folder / "features", models=models)))
+    extract(
+        plan(
+            ExtractionConfig(folder / "corpus", FEATURES, store=folder / "features", models=models)
+        )
+    )
     for name, experiment in RUNS.items():
-        options = {"store": folder / "features", "out": folder / "runs" / name, "folds": 1, "epochs": 2}
+        options = {
+            "store": folder / "features",
+            "out": folder / "runs" / name,
+            "folds": 1,
+            "epochs": 2,
+        }
         run_experiment(Experiment(**{**vars(experiment), **options}))
 
 
 def make_recipes_store(folder: Path, newcomer: Path) -> None:
-    """Copy the newcomer's `corpus`, `checkpoints` and `features`, and add what the recipes name beside them."""
+    """Copy the newcomer's `corpus`, `checkpoints` and `features`, and add what the recipes name
+    beside them.
+    """
     for name in ("corpus", "checkpoints", "features"):
         shutil.copytree(newcomer / name, folder / name)
     models = {"bert-cased": str(folder / "checkpoints" / "bert-random")}
-    extract(plan(ExtractionConfig(folder / "corpus", OF_RECIPES, store=folder / "features", models=models)))
+    extract(
+        plan(
+            ExtractionConfig(
+                folder / "corpus", OF_RECIPES, store=folder / "features", models=models
+            )
+        )
+    )
 
 
 def run_of(folder: Path, name: str) -> Run:

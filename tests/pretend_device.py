@@ -5,16 +5,18 @@
         loss = step(model, on_device(batch, DEVICE), optimiser)
     gpu.operations, gpu.uploads, gpu.downloads, gpu.read(loss)
 
-Within it `.device`, `.is_cuda` and `torch.cuda.is_available()` are those of a machine with one GPU, so that the
-branches for a GPU run, and autocast as on CUDA; every operation that reaches the device is noted. What a GPU refuses
-fails: an operation on tensors of both devices (a CPU scalar beside a GPU's tensor is none in arithmetic, as in CUDA;
-a CPU's index is one here, since CUDA sends it and says nothing). What would make it wait fails too: a number or a list
-that is asked for, shapes that depend on values, and a copy to the CPU beyond the `downloads` that are allowed.
+Within it `.device`, `.is_cuda` and `torch.cuda.is_available()` are those of a machine with one GPU,
+so that the branches for a GPU run, and autocast as on CUDA; every operation that reaches the device
+is noted. What a GPU refuses fails: an operation on tensors of both devices (a CPU scalar beside a
+GPU's tensor is none in arithmetic, as in CUDA; a CPU's index is one here, since CUDA sends it and
+says nothing). What would make it wait fails too: a number or a list that is asked for, shapes that
+depend on values, and a copy to the CPU beyond the `downloads` that are allowed.
 
-What it cannot show: kernels are the CPU's, so cuDNN's recurrent layers are torch's own steps, and dropout draws from
-the CPU's generator. C++ sees the meta device (autograd looks for a driver otherwise), and so its own branches on CUDA
-do not run. Three are made here: autocast's casts, of the operations in `LOWER`, `WIDE` and `PROMOTED`, and the fused
-attention and dropout, one operation each. A device must be named with its number.
+What it cannot show: kernels are the CPU's, so cuDNN's recurrent layers are torch's own steps, and
+dropout draws from the CPU's generator. C++ sees the meta device (autograd looks for a driver
+otherwise), and so its own branches on CUDA do not run. Three are made here: autocast's casts, of
+the operations in `LOWER`, `WIDE` and `PROMOTED`, and the fused attention and dropout, one operation
+each. A device must be named with its number.
 """
 
 from collections import Counter
@@ -30,7 +32,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
 MEMORY = 80 << 30
-# What autocast does on CUDA with the operations that models here use ("CUDA Ops that can autocast" in torch's manual).
+# What autocast does on CUDA with the operations that models here use ("CUDA Ops that can autocast"
+# in torch's manual).
 LOWER = "mm matmul bmm addmm baddbmm linear einsum conv1d conv2d scaled_dot_product_attention"
 WIDE = "softmax.int log_softmax.int layer_norm native_layer_norm group_norm sum sum.dim_IntList cumsum exp log pow"
 WIDE += ".Tensor_Scalar nll_loss nll_loss_nd mse_loss binary_cross_entropy_with_logits prod logsumexp norm.Scalar"
@@ -62,7 +65,9 @@ class Pretend(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Pretend":
         with torch.inference_mode(False):
-            shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
+            shape = torch.empty_strided(
+                inner.shape, inner.stride(), dtype=inner.dtype, device="meta"
+            )
             made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
         made.inner = inner
         return made
@@ -79,30 +84,49 @@ class Pretend(Tensor):
 
 
 def _cast(name: str, dtype: torch.dtype | None) -> Any:
-    """What stands before an operation under autocast: floats become `dtype`; None is the widest of them."""
+    """What stands before an operation under autocast: floats become `dtype`; None is the widest of
+    them.
+    """
     name, _, overload = name.partition(".")
     op = getattr(getattr(aten, name), overload or "default")
     without = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if dtype is torch.half:
-            raise RuntimeError(f"{name}: cuDNN computes it in float16 under autocast; leave autocast before")
-        there = {x.dtype for x in tree_leaves(args) if isinstance(x, Tensor)} & {torch.bfloat16, torch.float}
+            raise RuntimeError(
+                f"{name}: cuDNN computes it in float16 under autocast; leave autocast before"
+            )
+        there = {x.dtype for x in tree_leaves(args) if isinstance(x, Tensor)} & {
+            torch.bfloat16,
+            torch.float,
+        }
         into = dtype or (torch.float if torch.float in there else torch.bfloat16)
         with torch._C._ExcludeDispatchKeyGuard(without):
-            args = tree_map(lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in there else x, args)
+            args = tree_map(
+                lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in there else x, args
+            )
             return op(*args, **kwargs)
 
     return call
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *rest: Any, **more: Any):
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    *rest: Any,
+    **more: Any,
+):
     """Fused; as it is computed on the CPU, which has no dropout there."""
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
     if dropout_p or rest or more or q.dim() != 4:
         how = dropout_p, more.get("is_causal", bool(rest and rest[0]))
-        return aten._scaled_dot_product_attention_math(q, k, v, attn_mask, *how, scale=more.get("scale"))[0]
+        return aten._scaled_dot_product_attention_math(
+            q, k, v, attn_mask, *how, scale=more.get("scale")
+        )[0]
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
 
 
@@ -111,7 +135,9 @@ def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 class Gpu(TorchDispatchMode):
-    """The pretend device, while entered; so many `downloads`, copies to the CPU, and `waits` for a number may be."""
+    """The pretend device, while entered; so many `downloads`, copies to the CPU, and `waits` for a
+    number may be.
+    """
 
     def __init__(self, downloads: float = 0, waits: float = 0) -> None:
         super().__init__()
@@ -122,11 +148,21 @@ class Gpu(TorchDispatchMode):
     def __enter__(self) -> "Gpu":
         self._cuda = patch.multiple(torch.cuda, **PATCHED)
         self._cuda.start()
-        self._before = torch.__future__.get_overwrite_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
-        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a Parameter's `data` keeps its own class
+        self._before = (
+            torch.__future__.get_overwrite_module_params_on_conversion(),
+            torch._C._only_lift_cpu_tensors(),
+        )
+        torch.__future__.set_overwrite_module_params_on_conversion(
+            True
+        )  # a Parameter's `data` keeps its own class
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) is sent as any other
         self._instead = torch.library.Library("aten", "IMPL")
-        for names, dtype in ((LOWER, torch.bfloat16), (WIDE, torch.float32), (PROMOTED, None), (IN_HALF, torch.half)):
+        for names, dtype in (
+            (LOWER, torch.bfloat16),
+            (WIDE, torch.float32),
+            (PROMOTED, None),
+            (IN_HALF, torch.half),
+        ):
             for name in names.split():
                 self._instead.impl(name, _cast(name, dtype), "AutocastCUDA", allow_override=True)
         for name, fused in (("scaled_dot_product_attention", _attention), ("dropout", _dropout)):
@@ -151,7 +187,9 @@ class Gpu(TorchDispatchMode):
         there = [x for x in leaves if isinstance(x, Pretend)]
         here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretend)]
         asked = kwargs.get("device")
-        onto = bool(there) if asked is None else torch.device(asked).type in ("cuda", "meta")  # C++ says meta
+        onto = (
+            bool(there) if asked is None else torch.device(asked).type in ("cuda", "meta")
+        )  # C++ says meta
         copies = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.is_pinned.default:
             return args[0] in self._pinned
@@ -174,14 +212,26 @@ class Gpu(TorchDispatchMode):
             if self.downloads > self._allowed:
                 raise RuntimeError(f"{func}: waits for the GPU to send values to the CPU")
         if copies and onto and here:
-            self.uploads["at once" if kwargs.get("non_blocking") or args[2:] == (True,) else "waiting"] += 1
-        alike = func is aten._to_copy.default and onto and there and kwargs.get("dtype") in (None, there[0].dtype)
+            self.uploads[
+                "at once" if kwargs.get("non_blocking") or args[2:] == (True,) else "waiting"
+            ] += 1
+        alike = (
+            func is aten._to_copy.default
+            and onto
+            and there
+            and kwargs.get("dtype") in (None, there[0].dtype)
+        )
         if alike:  # a real GPU's `.to` sees that it is there already
             return args[0]
         if onto and not func.is_view:
             self.operations[str(func)] += 1
-        pinned = kwargs.get("pin_memory") or func in (aten._pin_memory.default, aten.pin_memory.default)
-        plain, kwargs = tree_unflatten([x.inner if isinstance(x, Pretend) else x for x in leaves], nest)
+        pinned = kwargs.get("pin_memory") or func in (
+            aten._pin_memory.default,
+            aten.pin_memory.default,
+        )
+        plain, kwargs = tree_unflatten(
+            [x.inner if isinstance(x, Pretend) else x for x in leaves], nest
+        )
         for name, instead in (("device", torch.device("cpu")), ("pin_memory", False)):
             if kwargs.get(name):
                 kwargs[name] = instead
@@ -203,8 +253,13 @@ class Gpu(TorchDispatchMode):
     @staticmethod
     def _waiting(func: Any, args: Any, kwargs: Any) -> bool:
         if torch.Tag.dynamic_output_shape in func.tags or "index_put" in str(func):
-            by_mask = any(getattr(x, "dtype", None) in (torch.bool, torch.uint8) for x in tree_leaves(args[1:2]))
-            filled = "index_put" in str(func) and args[2].numel() == 1  # CUDA fills one value in by the mask itself
+            by_mask = any(
+                getattr(x, "dtype", None) in (torch.bool, torch.uint8)
+                for x in tree_leaves(args[1:2])
+            )
+            filled = (
+                "index_put" in str(func) and args[2].numel() == 1
+            )  # CUDA fills one value in by the mask itself
             known = "index" in str(func) or kwargs.get("output_size") is not None
             return (by_mask and not filled) or not known
         return torch.Tag.data_dependent_output in func.tags

@@ -12,10 +12,11 @@ SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The request time dif
 
 
 class Faulty:
-    """`fault(method, path)`, if set, says what happens to a request; `done` lists what the server has done.
+    """`fault(method, path)`, if set, says what happens to a request; `done` lists what the server
+    has done.
 
-    "500" and "skewed" are answers, "cut" one whose body ends too early, "short" one that says that its half is all,
-    "lost" is none, and "slow" comes late.
+    "500" and "skewed" are answers, "cut" one whose body ends too early, "short" one that says that
+    its half is all, "lost" is none, and "slow" comes late.
     """
 
     fault: Callable[[str, str], str | None] | None = None

@@ -1,6 +1,8 @@
-"""A small store for tests of the report: texts with words, frames with seconds, and ids and texts that mean harm.
+"""A small store for tests of the report: texts with words, frames with seconds, and ids and texts
+that mean harm.
 
-The middle seconds of the audio and one word of the text carry the emotion, so that there is something to see.
+The middle seconds of the audio and one word of the text carry the emotion, so that there is
+something to see.
 """
 
 from pathlib import Path
@@ -14,7 +16,9 @@ from ser.tests.tiny_store import NAMES, add_feature, base_rows, new_store
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")
 POINT = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
 WORDS = {"ang": "hate", "hap": "lovely", "exc": "amazing", "neu": "office", "sad": "miss"}
-PLAIN = tuple("well I think you said that it was about them and the other thing we did on Monday".split())  # noqa: SIM905
+PLAIN = tuple(
+    "well I think you said that it was about them and the other thing we did on Monday".split()
+)  # noqa: SIM905
 EVIL = (
     '<script>document.title="owned"</script> I said so',
     '=HYPERLINK("http://example.com","click") and more',
@@ -37,7 +41,14 @@ def spoken_manifest(turns: int = 12) -> Manifest:
         row["text"] = " ".join(words) if turn % 2 else EVIL[(session + turn // 2) % len(EVIL)]
         sure = int(rng.integers(1, 4))
         votes = [[NAMES[label]]] * sure + [["Frustration"], ["Neutral"]][: 3 - sure]
-        rows.append({**row, "label": label, "votes": votes, "duration": round(float(rng.uniform(0.7, 5.0)), 2)})
+        rows.append(
+            {
+                **row,
+                "label": label,
+                "votes": votes,
+                "duration": round(float(rng.uniform(0.7, 5.0)), 2),
+            }
+        )
     return Manifest.from_rows("spoken", rows, synthetic=True)
 
 
@@ -56,9 +67,13 @@ def spoken_store(path: Path) -> Store:
         third = len(spoken) // 3
         spoken[third : 2 * third] += point * audible
         frames.append(spoken.astype(np.float16))
-        loud = np.hanning(round(seconds / 0.01) + 1)[:, None] * 8 + rng.normal(size=(round(seconds / 0.01) + 1, 20))
+        loud = np.hanning(round(seconds / 0.01) + 1)[:, None] * 8 + rng.normal(
+            size=(round(seconds / 0.01) + 1, 20)
+        )
         mels.append(loud.astype(np.float16))
-        word = np.array([-1, *(w for w in range(len(text.split())) for _ in range(2)), -1], dtype=np.int32)
+        word = np.array(
+            [-1, *(w for w in range(len(text.split())) for _ in range(2)), -1], dtype=np.int32
+        )
         read = rng.normal(size=(len(word), 16))
         read[word == len(text.split()) // 2] += point * legible
         tokens.append(read.astype(np.float16))
@@ -67,11 +82,25 @@ def spoken_store(path: Path) -> Store:
     by: Any = ("made-up", 1)
     random: Any = {"checkpoint": {"random": True}}
     hubert = Spec(
-        "hubert", "audio", "frame", 16, "float16", *by, hop=HOP, provenance={"model": "made/hubert"}, **random
+        "hubert",
+        "audio",
+        "frame",
+        16,
+        "float16",
+        *by,
+        hop=HOP,
+        provenance={"model": "made/hubert"},
+        **random,
     )
-    mpnet, bert = (Spec(name, "text", "token", 16, "float16", *by, **random) for name in ("mpnet", "bert"))
+    mpnet, bert = (
+        Spec(name, "text", "token", 16, "float16", *by, **random) for name in ("mpnet", "bert")
+    )
     is13 = Spec("is13", "audio", "utterance", 16, "float32", *by)
     logmel = Spec("logmel", "audio", "frame", 20, "float16", *by, hop=0.01)
-    for spec, rows in zip((hubert, logmel, mpnet, is13, bert), (frames, mels, tokens, vectors, tokens), strict=True):
-        add_feature(store, manifest, spec, rows, extras={"word": words} if spec.modality == "text" else {})
+    for spec, rows in zip(
+        (hubert, logmel, mpnet, is13, bert), (frames, mels, tokens, vectors, tokens), strict=True
+    ):
+        add_feature(
+            store, manifest, spec, rows, extras={"word": words} if spec.modality == "text" else {}
+        )
     return store

@@ -1,7 +1,9 @@
-"""A text feature whose extractor is cheap, and may be told by a transcript to wait or to kill its process.
+"""A text feature whose extractor is cheap, and may be told by a transcript to wait or to kill its
+process.
 
-Importing this module registers it, and so does unpickling a task that names it: dask workers need no more. Where the
-environment says SER_STAND_IN_SPARED, nobody is killed; where SER_STAND_IN_GO names a file, who waits goes on with it.
+Importing this module registers it, and so does unpickling a task that names it: dask workers need
+no more. Where the environment says SER_STAND_IN_SPARED, nobody is killed; where SER_STAND_IN_GO
+names a file, who waits goes on with it.
 """
 
 import gc
@@ -22,7 +24,9 @@ from ser.extract.extractors import Extractor
 from ser.extract.registry import FEATURES, FeatureKind
 
 DIM = 8
-OPEN: "weakref.WeakSet[object]" = weakref.WeakSet()  # extractors that this process has and nobody let go
+OPEN: "weakref.WeakSet[object]" = (
+    weakref.WeakSet()
+)  # extractors that this process has and nobody let go
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class StandInConfig:
 
 
 class StandInExtractor(Extractor):
-    """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]", "[wait]" and "[bad]" in it are obeyed."""
+    """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]", "[wait]" and "[bad]"
+    in it are obeyed.
+    """
 
     name, version, Config = "standin", 1, StandInConfig
     packages = ("numpy",)

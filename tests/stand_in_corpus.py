@@ -1,4 +1,6 @@
-"""Corpora of transcripts that the stand-in extractor obeys, runs over them, and what a store then holds."""
+"""Corpora of transcripts that the stand-in extractor obeys, runs over them, and what a store then
+holds.
+"""
 
 import csv
 import sys
@@ -67,7 +69,9 @@ def ser_features(corpus: Path, store: Path, per_part: float, *options: object) -
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, ...]]:
-    """Every row that every feature holds, and a proof that none appears twice and all files are whole."""
+    """Every row that every feature holds, and a proof that none appears twice and all files are
+    whole.
+    """
     store = open_store(path)
     found = {}
     for feature in store.features():
@@ -93,7 +97,10 @@ def writers(path: Path) -> list[str]:
 
 def parts(path: Path) -> dict[str, int]:
     """Each published part with the inode of its record: whoever rewrites one is found out."""
-    return {str(file.relative_to(path).parent): file.stat().st_ino for file in path.glob("*/*/parts/*/part.json")}
+    return {
+        str(file.relative_to(path).parent): file.stat().st_ino
+        for file in path.glob("*/*/parts/*/part.json")
+    }
 
 
 def files(path: Path) -> dict[str, dict[str, object]]:

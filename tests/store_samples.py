@@ -2,8 +2,9 @@
 
     python -m ser.tests.store_samples STORE BACKEND [PART_ROWS] [ASK]
 
-is a writer to be killed: it publishes the parts of a small feature, one after the other, until all are there, and
-prints the name of each; with ASK, it waits for a line then. Exits 3 with one sentence if the store says that it failed.
+is a writer to be killed: it publishes the parts of a small feature, one after the other, until all
+are there, and prints the name of each; with ASK, it waits for a line then. Exits 3 with one
+sentence if the store says that it failed.
 """
 
 import hashlib
@@ -52,12 +53,20 @@ def new_store(path: Path, manifest: Manifest) -> Store:
 def spec_of(level: str = "frame", dim: int = 8, dtype: str = "float16", **other: Any) -> Spec:
     """A spec of an audio feature, or of a text feature at token level."""
     modality = "text" if level == "token" else "audio"
-    fields = {"feature": f"{level}s", "extractor": "toy", "version": 1, "modality": modality, **other}
+    fields = {
+        "feature": f"{level}s",
+        "extractor": "toy",
+        "version": 1,
+        "modality": modality,
+        **other,
+    }
     return Spec(level=level, dim=dim, dtype=dtype, **fields)
 
 
 def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
-    """What each utterance's feature is, wherever it stands: normal values in the stored dtype, `[n, dim]`."""
+    """What each utterance's feature is, wherever it stands: normal values in the stored dtype, `[n,
+    dim]`.
+    """
     arrays = {}
     for id_ in manifest.ids:
         random = np.random.default_rng([*id_.encode(), spec.dim])
@@ -66,19 +75,31 @@ def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
     return arrays
 
 
-def part_rows(manifest: Manifest, spec: Spec, rows: Sequence[int], arrays: Arrays | None = None) -> PartRows:
-    """Some of a manifest's rows, ready to publish; token features get their words, and tokens that spell them."""
+def part_rows(
+    manifest: Manifest, spec: Spec, rows: Sequence[int], arrays: Arrays | None = None
+) -> PartRows:
+    """Some of a manifest's rows, ready to publish; token features get their words, and tokens that
+    spell them.
+    """
     arrays, digests = arrays or values_of(manifest, spec), manifest.inputs(spec.modality)
     ids = [manifest.ids[row] for row in rows]
     places = [np.arange(len(arrays[id_]), dtype=np.int32) - 1 for id_ in ids]
     extras = {"token": places, "word": places} if spec.level == "token" else {}
-    return PartRows(manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], extras)
+    return PartRows(
+        manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], extras
+    )
 
 
 def publish_missing(
-    feature: Feature, manifest: Manifest, backend: str, arrays: Arrays | None = None, per_part: int = 4
+    feature: Feature,
+    manifest: Manifest,
+    backend: str,
+    arrays: Arrays | None = None,
+    per_part: int = 4,
 ) -> Iterator[str]:
-    """Publish what is missing, in parts of a few utterances. Yields the names of those that were not there."""
+    """Publish what is missing, in parts of a few utterances. Yields the names of those that were
+    not there.
+    """
     lacking = set(feature.missing(manifest))
     for start in range(0, len(manifest), per_part):
         rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
@@ -87,7 +108,9 @@ def publish_missing(
             yield name
 
 
-def fill(feature: Feature, manifest: Manifest, backend: str, arrays: Arrays | None = None) -> list[str]:
+def fill(
+    feature: Feature, manifest: Manifest, backend: str, arrays: Arrays | None = None
+) -> list[str]:
     """Publish what is missing. Returns the names of the parts that were not there."""
     return list(publish_missing(feature, manifest, backend, arrays))
 
@@ -104,11 +127,16 @@ def sample_store(
 
 
 def check_whole(
-    feature: Feature, manifest: Manifest, arrays: Arrays | None = None, rows: Sequence[int] | None = None
+    feature: Feature,
+    manifest: Manifest,
+    arrays: Arrays | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Packed:
     """Every utterance, or these rows of the manifest, read back bit for bit."""
     packed, arrays = feature.load(manifest, rows), arrays or values_of(manifest, feature.spec)
-    assert packed.ids == [manifest.ids[row] for row in (range(len(manifest)) if rows is None else rows)]
+    assert packed.ids == [
+        manifest.ids[row] for row in (range(len(manifest)) if rows is None else rows)
+    ]
     for number, id_ in enumerate(packed.ids):
         assert packed[number].tobytes() == arrays[id_].tobytes(), id_
     return packed
@@ -123,7 +151,9 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:
-    """Put other content into a part and record its size and digest, so that only its meaning can give it away."""
+    """Put other content into a part and record its size and digest, so that only its meaning can
+    give it away.
+    """
     (folder / name).write_bytes(content)
     known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     rewrite_record(folder / "part.json", lambda record: record["files"].update({name: known}))

@@ -33,7 +33,9 @@ def test_the_interval_of_a_paired_difference() -> None:
     assert row["difference"]["high"] == pytest.approx(interval.high)
     assert row["difference"]["mean"] == pytest.approx(2.8) and row["what"].endswith("holds")
     assert difference("x", ours, plain)["what"].endswith("does not hold")
-    assert difference("x", plain, [51.0, 50.0, 52.0, 48.0, 56.0])["what"].endswith("cannot be decided")
+    assert difference("x", plain, [51.0, 50.0, 52.0, 48.0, 56.0])["what"].endswith(
+        "cannot be decided"
+    )
 
 
 def test_intervals_and_tests_keep_what_they_promise() -> None:
@@ -41,9 +43,14 @@ def test_intervals_and_tests_keep_what_they_promise() -> None:
     rows = {row["row"]: row for row in statistics.cases(1, n=600, groups=(8,))}
     assert all(abs(row["ours"] - row["plain"]) < 4 for row in rows.values() if row["own"])
     assert rows["coverage of the percentile bootstrap, UA, speakers"]["ours"] < 91
-    assert rows["type I, McNemar, dialogues"]["ours"] > 10 and rows["coverage, RMSE, speakers"]["ours"] < 93
+    assert (
+        rows["type I, McNemar, dialogues"]["ours"] > 10
+        and rows["coverage, RMSE, speakers"]["ours"] < 93
+    )
     assert {f"coverage, {name}, speakers" for name in ("UA", "WA", "MACRO_F1", "CCC")} <= {*rows}
-    drawn = statistics.draw_ratings(np.random.default_rng(0), 30, 2000)  # their truth, from very many speakers
+    drawn = statistics.draw_ratings(
+        np.random.default_rng(0), 30, 2000
+    )  # their truth, from very many speakers
     found = {name: float(value) for name, value in concordance(drawn.sum((0, 1))).items()}
     assert found == pytest.approx(statistics.rated_truth(), abs=3e-3)
 
@@ -65,7 +72,22 @@ def test_the_page_for_gpus_on_the_cpu(
 ) -> None:
     out = tmp_path / "gpu.json"
     monkeypatch.setattr(gpu, "CPU_TIMES", 20)  # as long for a stage, on a machine that is busy too
-    assert gpu.main(["--device", "cpu", "--small", "--out", str(out), "--only", "float64", "--only", "waits"]) == 0
+    assert (
+        gpu.main(
+            [
+                "--device",
+                "cpu",
+                "--small",
+                "--out",
+                str(out),
+                "--only",
+                "float64",
+                "--only",
+                "waits",
+            ]
+        )
+        == 0
+    )
     found, shown = json.loads(out.read_text()), capsys.readouterr().out
     step, wait = found["stages"]["float64"]["rows"][1], found["stages"]["waits"]["rows"][0]
     assert found["holds"] and all(row["what"][:20] in shown for row in (step, wait))
@@ -96,16 +118,23 @@ def test_a_stage_that_fails_is_reported_and_the_next_goes_on(
     monkeypatch.chdir(tmp_path)
     for limit in (0.5, 5, 50):  # in which a busy machine may not start it
         limits = {"raises": 50, "hangs": limit, "dies": 50}
-        stages = {name: gpu.Stage(f"broken:{name}", limit, "cli.py") for name, limit in limits.items()}
+        stages = {
+            name: gpu.Stage(f"broken:{name}", limit, "cli.py") for name, limit in limits.items()
+        }
         assert gpu.main(["--device", "cpu"], stages) == 1
         told = capsys.readouterr().out
-        found = {name: about["rows"] for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()}
+        found = {
+            name: about["rows"]
+            for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()
+        }
         if len(found["hangs"]) == 2:
             break
     assert found["raises"][1]["found"] == "ModuleNotFoundError: No module named 'no_such_package'"
     assert found["hangs"][1]["found"] == f"stopped after {4 * limit:.0f} s, its limit"
     assert found["dies"][0]["found"] == "killed by SIGSEGV"
-    with contextlib.suppress(psutil.NoSuchProcess):  # what a stage started ends with it, whoever waits for it
+    with contextlib.suppress(
+        psutil.NoSuchProcess
+    ):  # what a stage started ends with it, whoever waits for it
         assert psutil.Process(found["hangs"][0]["found"]).status() == psutil.STATUS_ZOMBIE
     assert told.count("failed: look at cli.py") == 3
 
@@ -114,10 +143,15 @@ def test_the_checks_of_a_gpu_can_fail(tmp_path: Path, monkeypatch: pytest.Monkey
     update, sides = gpu_numbers.update, count()
 
     def other(*given: Any) -> dict[str, Any]:
-        """What a GPU might do: a gradient of the first batch that is none, and others that are a little larger."""
+        """What a GPU might do: a gradient of the first batch that is none, and others that are a
+        little larger.
+        """
         done, side = update(*given), next(sides)
         done["gradient"]["classifier.3.bias"] *= 1 + 1e-7 * (side % 2)
-        return {**done, "gradient": done["gradient"] | ({"audio.project.bias": None} if side == 1 else {})}
+        return {
+            **done,
+            "gradient": done["gradient"] | ({"audio.project.bias": None} if side == 1 else {}),
+        }
 
     monkeypatch.setattr(gpu_numbers, "FUSIONS", {"mit": gpu_numbers.FUSIONS["mit"]})
     monkeypatch.setattr(gpu_numbers, "update", other)
@@ -141,17 +175,37 @@ def test_the_papers_tables_are_written_and_gone_on_with(
         return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
 
     monkeypatch.setattr(papers, "subprocess", SimpleNamespace(run=here, PIPE=subprocess.PIPE))
-    words = [str(made / "corpus"), "--store", str(demo_store), "--out", str(tmp_path / "runs"), "--page", str(page)]
-    words += ["--only", "perspective-table1", "--model", f"bert={made / 'checkpoints' / 'bert-random'}"]
+    words = [
+        str(made / "corpus"),
+        "--store",
+        str(demo_store),
+        "--out",
+        str(tmp_path / "runs"),
+        "--page",
+        str(page),
+    ]
+    words += [
+        "--only",
+        "perspective-table1",
+        "--model",
+        f"bert={made / 'checkpoints' / 'bert-random'}",
+    ]
     words += ["--select", "last", "--epochs", "1", "--seeds", "1", "--workers", "1"]
     times = []
     for _ in range(2):
         done = CliRunner().invoke(papers.main, words)
         assert done.exit_code == 0, done.output
-        times.append([path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/model.safetensors"))])
+        times.append(
+            [
+                path.stat().st_mtime_ns
+                for path in sorted((tmp_path / "runs").glob("*/model.safetensors"))
+            ]
+        )
     assert len(times[0]) == 2 and times[0] == times[1], "two cells, each trained once"
     text = page.read_text()
-    assert text.count("1 of 1") == 2 and "not measured" in text and "synthetic corpus (demo)" in text
+    assert (
+        text.count("1 of 1") == 2 and "not measured" in text and "synthetic corpus (demo)" in text
+    )
     assert "ser sweep perspective-table1 --select last" in text and "ser features" in text
     titles = [read_recipe(name).title for name in recipe_names()]
     assert all(title.replace("-", "\\-") in text or title in text for title in titles)

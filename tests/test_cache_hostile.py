@@ -1,4 +1,6 @@
-"""Stores that were harmed, and stores that lie on purpose, with every checksum right: somebody says so."""
+"""Stores that were harmed, and stores that lie on purpose, with every checksum right: somebody says
+so.
+"""
 
 import hashlib
 import os
@@ -15,7 +17,13 @@ import pytest
 from ser.cache.maintain import check_part, verify
 from ser.cache.store import Feature, Manifest, open_store
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
-from ser.tests.store_samples import check_whole, manifest_of, replace_file, rewrite_record, sample_store
+from ser.tests.store_samples import (
+    check_whole,
+    manifest_of,
+    replace_file,
+    rewrite_record,
+    sample_store,
+)
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -49,10 +57,18 @@ LIES: dict[str, Change] = {
     "an object dtype": lambda r: values(r).__setitem__("dtype", "O"),
     "a block outside its file": lambda r: values(r)["blocks"][0].__setitem__("offset", 1 << 30),
     "a negative offset": lambda r: values(r)["blocks"][0].__setitem__("offset", -2),
-    "a block in another file": lambda r: values(r)["blocks"][0].__setitem__("file", "../../../spec.json"),
-    "an absolute file": lambda r: r["files"].__setitem__("/etc/passwd", {"bytes": 1, "sha256": "0"}),
-    "a file with ..": lambda r: r["files"].__setitem__("data.zarr/../x", {"bytes": 1, "sha256": "0"}),
-    "a file with NUL": lambda r: r["files"].__setitem__("data.zarr/v\0/c/0", {"bytes": 1, "sha256": "0"}),
+    "a block in another file": lambda r: values(r)["blocks"][0].__setitem__(
+        "file", "../../../spec.json"
+    ),
+    "an absolute file": lambda r: r["files"].__setitem__(
+        "/etc/passwd", {"bytes": 1, "sha256": "0"}
+    ),
+    "a file with ..": lambda r: r["files"].__setitem__(
+        "data.zarr/../x", {"bytes": 1, "sha256": "0"}
+    ),
+    "a file with NUL": lambda r: r["files"].__setitem__(
+        "data.zarr/v\0/c/0", {"bytes": 1, "sha256": "0"}
+    ),
     "ids of another length": lambda r: r["ids"].append("more"),
     "an id twice": lambda r: r["ids"].__setitem__(0, r["ids"][1]),
     "an id that is no text": lambda r: r["ids"].__setitem__(0, 7),
@@ -81,9 +97,20 @@ def test_a_part_that_lies(tmp_path: Path, backend: str) -> None:
 def test_a_spec_that_lies(tmp_path: Path) -> None:
     feature, _, _ = sample(tmp_path / "s", "zarr")
     honest = (feature.path / "spec.json").read_bytes()
-    for key, value in (("dtype", "O"), ("level", "../x"), ("modality", 7), ("dim", 0), ("dim", "8")):
-        rewrite_record(feature.path / "spec.json", lambda record, key=key, value=value: record.__setitem__(key, value))
-        with pytest.raises(CorruptStore, match=rf"spec\.json: not a record of a store \(.*`\$\.{key}`"):
+    for key, value in (
+        ("dtype", "O"),
+        ("level", "../x"),
+        ("modality", 7),
+        ("dim", 0),
+        ("dim", "8"),
+    ):
+        rewrite_record(
+            feature.path / "spec.json",
+            lambda record, key=key, value=value: record.__setitem__(key, value),
+        )
+        with pytest.raises(
+            CorruptStore, match=rf"spec\.json: not a record of a store \(.*`\$\.{key}`"
+        ):
             open_store(tmp_path / "s").features()
         (feature.path / "spec.json").write_bytes(honest)
 
@@ -95,8 +122,14 @@ def test_what_a_newer_ser_wrote_is_refused_and_left(tmp_path: Path) -> None:
         rewrite_record(path, lambda record: record.update(format_version=2))
         with pytest.raises(StoreError, match=r"format version 2.*update ser"):
             open_store(tmp_path / "s")["frames"].load(manifest)
-        problems = [checked for checked in verify(open_store(tmp_path / "s"), repair=True) if checked.problem]
-        assert problems and all("update ser" in str(one.problem) and not one.repaired for one in problems)
+        problems = [
+            checked
+            for checked in verify(open_store(tmp_path / "s"), repair=True)
+            if checked.problem
+        ]
+        assert problems and all(
+            "update ser" in str(one.problem) and not one.repaired for one in problems
+        )
         path.write_bytes(content)
     open_store(tmp_path / "s")["frames"].load(manifest)
 
@@ -120,7 +153,9 @@ def test_a_damaged_manifest_gives_way_to_itself_alone(tmp_path: Path, name: str)
     store, fewer = open_store(tmp_path / "s"), Manifest("toy", manifest.table.slice(1))
     [file] = (tmp_path / "s" / "manifests" / "toy").glob(name)
     file.write_bytes(file.read_bytes()[1:])
-    with pytest.raises(WrongUse, match=r"this is another manifest, which takes its place with --replace"):
+    with pytest.raises(
+        WrongUse, match=r"this is another manifest, which takes its place with --replace"
+    ):
         store.put_manifest(fewer)
     store.put_manifest(manifest)
     assert store.manifest().same(manifest)
@@ -128,7 +163,13 @@ def test_a_damaged_manifest_gives_way_to_itself_alone(tmp_path: Path, name: str)
 
 def test_json_that_is_none(tmp_path: Path) -> None:
     _feature, manifest, folder = sample(tmp_path / "s", "zarr")
-    for body in (b"[" * 100_000 + b"}", b'{"a":NaN}', b"{]}", b'{"format_version":1e999}', b"\xff}"):
+    for body in (
+        b"[" * 100_000 + b"}",
+        b'{"a":NaN}',
+        b"{]}",
+        b'{"format_version":1e999}',
+        b"\xff}",
+    ):
         sealed = body[:-1] + b',"sha256":"%s"}\n' % hashlib.sha256(body).hexdigest().encode()
         (folder / "part.json").write_bytes(sealed)
         with pytest.raises(CorruptStore, match=str(folder)):
@@ -144,7 +185,9 @@ def test_a_manifest_that_lies(tmp_path: Path) -> None:
         digest = hashlib.sha256(content).hexdigest()
         (folder / f"{digest}.parquet").write_bytes(content)
         (folder / "latest").write_text(f"{digest}\n")
-        with pytest.raises(CorruptStore, match=r"not a manifest of a store|is the manifest of corpus 'other'"):
+        with pytest.raises(
+            CorruptStore, match=r"not a manifest of a store|is the manifest of corpus 'other'"
+        ):
             open_store(tmp_path / "s").manifest()
 
 
@@ -157,7 +200,9 @@ def test_a_manifest_that_lies(tmp_path: Path) -> None:
         (b'"float16"', b'"int16"'),
     ],
 )
-def test_zarr_metadata_that_shows_plain_readers_something_else(tmp_path: Path, old: bytes, new: bytes) -> None:
+def test_zarr_metadata_that_shows_plain_readers_something_else(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
     feature, _, folder = sample(tmp_path / "s", "zarr")
     name = "data.zarr/values/zarr.json"
     content = (folder / name).read_bytes()
@@ -175,14 +220,23 @@ def virtual(file: h5py.File, other: str) -> None:
 
 put = h5py.File.__setitem__
 EVIL_HDF5: dict[str, tuple[Callable[[h5py.File, str], Any], str]] = {
-    "external link": (lambda file, other: put(file, "values", h5py.ExternalLink(other, "/x")), "link to elsewhere"),
-    "soft link": (lambda file, _: put(file, "values", h5py.SoftLink("/offsets")), "link to elsewhere"),
+    "external link": (
+        lambda file, other: put(file, "values", h5py.ExternalLink(other, "/x")),
+        "link to elsewhere",
+    ),
+    "soft link": (
+        lambda file, _: put(file, "values", h5py.SoftLink("/offsets")),
+        "link to elsewhere",
+    ),
     "external storage": (
         lambda file, raw: file.create_dataset("values", (9, 8), "f2", external=raw),
         "values elsewhere",
     ),
     "virtual dataset": (virtual, "values elsewhere"),
-    "foreign filter": (lambda file, _: file.create_dataset("values", (9, 8), "f2", compression="lzf"), "filter other"),
+    "foreign filter": (
+        lambda file, _: file.create_dataset("values", (9, 8), "f2", compression="lzf"),
+        "filter other",
+    ),
     "group": (lambda file, _: file.create_group("values"), "a group"),
 }
 
@@ -202,7 +256,8 @@ def test_hdf5_whose_values_are_elsewhere(tmp_path: Path, kind: str) -> None:
     evil_hdf5(kind, tmp_path / "evil.h5")
     content = (folder / "data.h5").read_bytes()
     evil = (tmp_path / "evil.h5").read_bytes()
-    # The blocks stay true: the evil file goes first, the real bytes behind it, so that ours still reads them.
+    # The blocks stay true: the evil file goes first, the real bytes behind it, so that ours still
+    # reads them.
     replace_file(folder, "data.h5", evil + content)
 
     def shift(record: dict[str, Any]) -> None:
@@ -215,7 +270,8 @@ def test_hdf5_whose_values_are_elsewhere(tmp_path: Path, kind: str) -> None:
         check_part(folder, feature.fingerprint)
 
 
-# Whatever happens to a file: at open, at reading, or at verify --------------------------------------------------------
+# Whatever happens to a file: at open, at reading, or at verify
+# --------------------------------------------------------
 
 DATA = re.compile(r"data\.h5|data\.zarr")  # files that are read only when their rows are
 
@@ -228,11 +284,15 @@ def stored(backend: str, tmp_path: Path) -> tuple[Path, Manifest]:
 
 def files_of(path: Path) -> list[Path]:
     found = (file for file in path.glob("**/*") if file.is_file())
-    return sorted(file for file in found if file.name != "log.jsonl")  # a history: what is read does not rest on it
+    return sorted(
+        file for file in found if file.name != "log.jsonl"
+    )  # a history: what is read does not rest on it
 
 
 def complaints(path: Path, manifest: Manifest) -> Iterator[str]:
-    """What is said when the store is opened and read, and when it is verified. Wrong values fail the test."""
+    """What is said when the store is opened and read, and when it is verified. Wrong values fail
+    the test.
+    """
     try:
         store = open_store(path)
         feature = store.feature("tokens", "toy")
@@ -271,7 +331,10 @@ def test_each_file_in_turn(stored: tuple[Path, Manifest], harm: str | int, tmp_p
             file.write_bytes(others[harm])
         said = list(complaints(path, manifest))
         # A named error: the file itself, or the part that it belongs to.
-        names = [str(file), *(str(parent) for parent in file.parents if parent.parent.name == "parts")]
+        names = [
+            str(file),
+            *(str(parent) for parent in file.parents if parent.parent.name == "parts"),
+        ]
         assert said, f"nobody noticed {file}"
         assert all("\n" not in text for text in said)
         assert any(name in text for name in names for text in said), (file, said)
@@ -287,15 +350,20 @@ def test_each_file_in_turn(stored: tuple[Path, Manifest], harm: str | int, tmp_p
 
 def test_each_folder_in_turn(stored: tuple[Path, Manifest]) -> None:
     path, manifest = stored
-    folders = sorted(folder for folder in path.glob("**/*") if folder.is_dir() and folder.name != "tmp")
-    # Without its whole folder a part or feature is not there, which is absence and not corruption: rows are missing.
+    folders = sorted(
+        folder for folder in path.glob("**/*") if folder.is_dir() and folder.name != "tmp"
+    )
+    # Without its whole folder a part or feature is not there, which is absence and not corruption:
+    # rows are missing.
     for folder in folders:
         aside = path.parent / "aside"
         folder.rename(aside)
         assert list(complaints(path, manifest)), f"nobody noticed {folder}"
         if "data.zarr" in folder.parts:
             folder.symlink_to(aside)
-            assert any("link or a special file" in said for said in complaints(path, manifest)), folder
+            assert any("link or a special file" in said for said in complaints(path, manifest)), (
+                folder
+            )
             folder.unlink()
         aside.rename(folder)
     assert not list(complaints(path, manifest))

@@ -1,4 +1,6 @@
-"""Bring your own features, take them elsewhere: round trips are equal, and files that lie are refused."""
+"""Bring your own features, take them elsewhere: round trips are equal, and files that lie are
+refused.
+"""
 
 import io
 import json
@@ -62,7 +64,11 @@ def test_there_and_back(
     _, feature, manifest, _ = sample_store(tmp_path / "a", "zarr", level=level, dtype=dtype)
     path = export(feature, manifest, tmp_path / f"out{suffix}")
     packed, (data, ids) = feature.load(manifest), PLAIN[suffix](path)
-    for name, array in {"values": packed.values, "offsets": packed.offsets, **packed.extras}.items():
+    for name, array in {
+        "values": packed.values,
+        "offsets": packed.offsets,
+        **packed.extras,
+    }.items():
         assert np.array_equal(data[name][:].reshape(array.shape), array)
     assert [id_.decode() if isinstance(id_, bytes) else id_ for id_ in ids(data)] == manifest.ids
     back = open_store(tmp_path / "b", create=True)
@@ -82,7 +88,10 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     store, feature, manifest, _ = sample_store(tmp_path / "a", "hdf5")
     with pytest.raises(MissingRows, match="lacks 2 of 12"):
         export(feature, manifest_of(12), tmp_path / "out.h5")
-    for file, reason in {"nowhere/x.h5": "no such folder", "x.pkl": r"known: \.csv, \.h5, .*, \.zarr"}.items():
+    for file, reason in {
+        "nowhere/x.h5": "no such folder",
+        "x.pkl": r"known: \.csv, \.h5, .*, \.zarr",
+    }.items():
         with pytest.raises(WrongUse, match=reason):
             export(feature, manifest, tmp_path / file)
     odd = Manifest.from_rows("odd", [{"id": "nul\0", "audio_sha256": "0" * 64}])
@@ -102,12 +111,20 @@ WRITERS: dict[str, Callable[[Path, list[str]], Any]] = {
     "values.npz": lambda path, ids: np.savez(path, values=VALUES),
     "packed.npz": lambda path, ids: np.savez_compressed(path, values=VALUES, ids=ids),
     "by-id.npz": lambda path, ids: np.savez(path, **dict(zip(ids, VALUES, strict=True))),  # type: ignore[arg-type]
-    "values.h5": lambda path, ids: h5py.File(path, "w").create_dataset("values", data=VALUES, compression="gzip"),
-    "by-id.hdf5": lambda path, ids: [h5py.File(path, "a").__setitem__(i, v) for i, v in zip(ids, VALUES, strict=True)],
-    "by-id.safetensors": lambda path, ids: safetensors.numpy.save_file(dict(zip(ids, VALUES, strict=True)), path),
+    "values.h5": lambda path, ids: h5py.File(path, "w").create_dataset(
+        "values", data=VALUES, compression="gzip"
+    ),
+    "by-id.hdf5": lambda path, ids: [
+        h5py.File(path, "a").__setitem__(i, v) for i, v in zip(ids, VALUES, strict=True)
+    ],
+    "by-id.safetensors": lambda path, ids: safetensors.numpy.save_file(
+        dict(zip(ids, VALUES, strict=True)), path
+    ),
     "ids.csv": lambda path, ids: pd.DataFrame(VALUES, ids).to_csv(path, index_label="id"),
     "noids.csv": lambda path, ids: pd.DataFrame(VALUES).add_prefix("f").to_csv(path, index=False),
-    "bare.tsv": lambda path, ids: pd.DataFrame(VALUES).to_csv(path, sep="\t", index=False, header=False),
+    "bare.tsv": lambda path, ids: pd.DataFrame(VALUES).to_csv(
+        path, sep="\t", index=False, header=False
+    ),
 }
 
 
@@ -151,15 +168,25 @@ SPOT = np.arange(60).reshape(12, 5) == 33
         ({"values": np.where(SPOT, np.nan, VALUES)}, None, "'u006'.*not finite"),
         ({"values": np.where(SPOT, np.float64(1e300), VALUES)}, None, "'u006'.*not finite"),
         ({"values": VALUES, "offsets": np.arange(12)}, None, "offsets"),
-        ({"values": VALUES, "offsets": np.array([0, 9, 5, 12])}, ["u000", "u001", "u002"], "offsets"),
-        ({"values": VALUES, "offsets": np.array([0, 5, 5, 12])}, ["u000", "u001", "u002"], "'u001' has no rows"),
+        (
+            {"values": VALUES, "offsets": np.array([0, 9, 5, 12])},
+            ["u000", "u001", "u002"],
+            "offsets",
+        ),
+        (
+            {"values": VALUES, "offsets": np.array([0, 5, 5, 12])},
+            ["u000", "u001", "u002"],
+            "'u001' has no rows",
+        ),
         ({"values": VALUES, "offsets": np.array([0.0, 12.0])}, ["u000"], "offsets"),
         ({"u000": VALUES[0], "u001": VALUES[1, :3]}, None, "no `values`, and 'u001' has shape"),
         ({"u000": VALUES[0], "u001": VALUES[1]}, ["u001", "u002"], "named by other ids"),
         ({}, None, "no arrays"),
     ],
 )
-def test_what_does_not_fit(tmp_path: Path, empty: Store, arrays: Any, ids: list[str] | None, match: str) -> None:
+def test_what_does_not_fit(
+    tmp_path: Path, empty: Store, arrays: Any, ids: list[str] | None, match: str
+) -> None:
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(StoreError, match=match):
         import_feature(empty, "mine", tmp_path / "x.npz", "audio", manifest_of(12), ids=ids)
@@ -175,7 +202,9 @@ class Evil:
 
 def npy_claiming(shape: tuple[int, ...], content: bytes = b"") -> bytes:
     sink = io.BytesIO()
-    np.lib.format.write_array_header_1_0(sink, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        sink, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
     return sink.getvalue() + content
 
 
@@ -199,7 +228,9 @@ def spoil(path: Path) -> None:
 
 
 def bomb_npz(path: Path) -> None:
-    """A header that is true to the member's size, and a member that unpacks to more than any memory."""
+    """A header that is true to the member's size, and a member that unpacks to more than any
+    memory.
+    """
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("values.npy", npy_claiming((1 << 40, 5)))
     content = bytearray(path.read_bytes())
@@ -212,42 +243,92 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
 CODEC = {"name": "numcodecs.pickle", "configuration": {}}
 GRID = {"name": "regular", "configuration": {"chunk_shape": [1 << 40, 5]}}
 EVIL: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "pickled npy": ("x.npy", lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True), "Python objects"),
-    "pickle called npy": ("x.npy", lambda p: p.write_bytes(pickle.dumps(Evil())), "cannot be read as npy"),
-    "npy that claims 2 TB": ("x.npy", lambda p: p.write_bytes(npy_claiming((1 << 36, 5))), "greater than file size"),
-    "npy with a negative shape": ("x.npy", lambda p: p.write_bytes(npy_claiming((-12, -5), bytes(240))), "x.npy"),
-    "npz with a pickle": ("x.npz", lambda p: np.savez(p, values=np.array([Evil()], object)), "allow_pickle=False"),
+    "pickled npy": (
+        "x.npy",
+        lambda p: np.save(p, np.array([Evil()], object), allow_pickle=True),
+        "Python objects",
+    ),
+    "pickle called npy": (
+        "x.npy",
+        lambda p: p.write_bytes(pickle.dumps(Evil())),
+        "cannot be read as npy",
+    ),
+    "npy that claims 2 TB": (
+        "x.npy",
+        lambda p: p.write_bytes(npy_claiming((1 << 36, 5))),
+        "greater than file size",
+    ),
+    "npy with a negative shape": (
+        "x.npy",
+        lambda p: p.write_bytes(npy_claiming((-12, -5), bytes(240))),
+        "x.npy",
+    ),
+    "npz with a pickle": (
+        "x.npz",
+        lambda p: np.savez(p, values=np.array([Evil()], object)),
+        "allow_pickle=False",
+    ),
     "npz bomb": ("x.npz", bomb_npz, "claims|cannot be read"),
-    "npz with more": ("x.npz", lambda p: zipfile.ZipFile(p, "w").writestr("values.pkl", "x"), "not a single .npy"),
+    "npz with more": (
+        "x.npz",
+        lambda p: zipfile.ZipFile(p, "w").writestr("values.pkl", "x"),
+        "not a single .npy",
+    ),
     "lfs pointer": ("x.h5", lambda p: p.write_text(LFS), "cannot be read as h5"),
-    "html page": ("x.safetensors", lambda p: p.write_text("<html>sign in</html>"), "cannot be read as safetensors"),
-    "csv with text": ("x.csv", lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"), "not a number"),
+    "html page": (
+        "x.safetensors",
+        lambda p: p.write_text("<html>sign in</html>"),
+        "cannot be read as safetensors",
+    ),
+    "csv with text": (
+        "x.csv",
+        lambda p: p.write_text("id,a\nu000,=cmd|'/c calc'!A0\n"),
+        "not a number",
+    ),
     "csv with a hole": ("x.csv", lambda p: p.write_text("id,a,b\nu000,1,\n"), "not a number"),
-    "csv with ragged rows": ("x.csv", lambda p: p.write_text("id,a\nu000,1,2\n"), "cannot be read as csv"),
+    "csv with ragged rows": (
+        "x.csv",
+        lambda p: p.write_text("id,a\nu000,1,2\n"),
+        "cannot be read as csv",
+    ),
     "zarr with a missing chunk": ("x.zarr", lambda p: made_zarr(p).unlink(), "2 of 3 chunks"),
     "zarr with a linked chunk": (
         "x.zarr",
         lambda p: (p / "values/c/1/0").symlink_to(made_zarr(p).rename(p.with_name("chunk"))),
         "symbolic link",
     ),
-    "zarr that claims 2 TB": ("x.zarr", lambda p: made_zarr(p, shape=[1 << 37, 5]), "3 of .* chunks"),
+    "zarr that claims 2 TB": (
+        "x.zarr",
+        lambda p: made_zarr(p, shape=[1 << 37, 5]),
+        "3 of .* chunks",
+    ),
     "zarr chunk bomb": ("x.zarr", lambda p: made_zarr(p, chunk_grid=GRID), "claims"),
     "zarr codec": ("x.zarr", lambda p: made_zarr(p, codecs=[CODEC]), r"numcodecs\.pickle"),
     "zarr with v2 metadata": ("x.zarr", lambda p: made_zarr(p, zarr_format=2), "be read as zarr"),
     "hdf5 never written": ("x.h5", lambda p: dataset(p, (1 << 40, 5), "f4"), "does not hold"),
-    "hdf5 with holes": ("x.h5", lambda p: dataset(p, (9, 5), "f4", chunks=(2, 5)).__setitem__(0, 1), "does not hold"),
+    "hdf5 with holes": (
+        "x.h5",
+        lambda p: dataset(p, (9, 5), "f4", chunks=(2, 5)).__setitem__(0, 1),
+        "does not hold",
+    ),
     "hdf5 with a chunk that cannot be unpacked": ("x.h5", spoil, "cannot be read as h5"),
     "hdf5 with objects": ("x.h5", lambda p: dataset(p, (2, 2), h5py.ref_dtype), "x.h5"),
     "a folder called npy": ("x.npy", lambda p: p.mkdir(), "not a plain file"),
     "a pipe called npy": ("x.npy", os.mkfifo, "not a plain file"),
-    "another kind of file": ("x.pkl", lambda p: p.write_bytes(pickle.dumps(Evil())), "unknown feature file format"),
+    "another kind of file": (
+        "x.pkl",
+        lambda p: p.write_bytes(pickle.dumps(Evil())),
+        "unknown feature file format",
+    ),
     "nothing": ("x.npy", lambda p: None, "does not exist"),
 }
 EVIL |= {kind: ("x.h5", partial(evil_hdf5, kind), word) for kind, (_, word) in EVIL_HDF5.items()}
 
 
 @pytest.mark.parametrize("kind", EVIL)
-def test_evil_files(tmp_path: Path, empty: Store, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evil_files(
+    tmp_path: Path, empty: Store, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, make, match = EVIL[kind]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
@@ -259,7 +340,8 @@ def test_evil_files(tmp_path: Path, empty: Store, kind: str, monkeypatch: pytest
 
 
 def bounded(where: str) -> None:
-    """Import files, one of which is another one's export, and export what came of them, in blocks of 4 MB.
+    """Import files, one of which is another one's export, and export what came of them, in blocks
+    of 4 MB.
 
     Prints after each how large the process has been, in kB.
     """
@@ -277,11 +359,16 @@ def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
     rng, ids = np.random.default_rng(0), manifest_of(500).ids
     values = rng.random((50_000, 500), np.float32)
     offsets = np.array([0, *sorted(rng.choice(np.arange(1, 50_000), 499, replace=False)), 50_000])
-    with h5py.File(tmp_path / "small.h5", "w") as small, h5py.File(tmp_path / "byid.h5", "w") as file:
+    with (
+        h5py.File(tmp_path / "small.h5", "w") as small,
+        h5py.File(tmp_path / "byid.h5", "w") as file,
+    ):
         for number, id_ in enumerate(ids):
             small[id_] = values[number : number + 1]
             file[id_] = values[offsets[number] : offsets[number + 1]]
-    safetensors.numpy.save_file({"values": values, "offsets": offsets}, tmp_path / "packed.safetensors")
+    safetensors.numpy.save_file(
+        {"values": values, "offsets": offsets}, tmp_path / "packed.safetensors"
+    )
     small, *_, most = map(int, in_a_process(bounded, tmp_path).split())
     assert most - small < 40_000
     with h5py.File(tmp_path / "out-out-byid.h5") as file:

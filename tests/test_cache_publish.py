@@ -43,13 +43,19 @@ MANIFEST = manifest_of(COUNT)
 SPEC = spec_of("token", dim=16)
 
 
-def run_writer(path: Path, backend: str, *more: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WRITER, str(path), backend, *more], capture_output=True, text=True, **options)
+def run_writer(
+    path: Path, backend: str, *more: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*WRITER, str(path), backend, *more], capture_output=True, text=True, **options
+    )
 
 
 def check_rows(feature: Feature) -> int:
     """Each row that is there reads back bit for bit. Returns how many there are."""
-    return len(check_whole(feature, MANIFEST, rows=sorted({*range(COUNT)} - {*feature.missing(MANIFEST)})))
+    return len(
+        check_whole(feature, MANIFEST, rows=sorted({*range(COUNT)} - {*feature.missing(MANIFEST)}))
+    )
 
 
 def check_published(path: Path, said: list[str]) -> None:
@@ -76,25 +82,32 @@ def check_finished(path: Path) -> None:
     assert not list((path / "tmp").iterdir())
 
 
-# What the publish path calls; `write` and `read` also hit Python itself, which makes them the better test.
+# What the publish path calls; `write` and `read` also hit Python itself, which makes them the
+# better test.
 CALLS = ["openat", "write", "read", "fsync", "fdatasync", "rename", "mkdir", "flock", "close", "unlink",
          "newfstatat", "getdents64", "rmdir", "unlinkat", "fadvise64", "statx", "lseek", "fchmod"]  # fmt: skip
 FAULTS = ["ENOSPC", "EIO", "EINTR"]
 
 
-def traced(log: Path, command: list[Any], *options: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def traced(
+    log: Path, command: list[Any], *options: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """What came of a command under strace, and strace's lines."""
     words = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", log, *options, *command]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=120)
     return done, log.read_text(errors="replace").splitlines()
 
 
-EVERY_CALL = [pytest.param(*one, 12, marks=pytest.mark.slow) for one in itertools.product(BACKENDS, CALLS)]
+EVERY_CALL = [
+    pytest.param(*one, 12, marks=pytest.mark.slow) for one in itertools.product(BACKENDS, CALLS)
+]
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("backend", "call", "most"), [("zarr", "fsync", 1), ("hdf5", "rename", 1), *EVERY_CALL])
+@pytest.mark.parametrize(
+    ("backend", "call", "most"), [("zarr", "fsync", 1), ("hdf5", "rename", 1), *EVERY_CALL]
+)
 def test_a_failing_system_call(tmp_path: Path, backend: str, call: str, most: int) -> None:
     """Occurrences of one call that touch the store fail, one per run and with each fault."""
     path, log = tmp_path / "s", tmp_path / "strace.log"
@@ -102,13 +115,17 @@ def test_a_failing_system_call(tmp_path: Path, backend: str, call: str, most: in
     done, lines = traced(log, writer, "-y", "-e", f"trace={call}")
     if done.returncode:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()[:200]}")
-    calls = enumerate((line for line in lines if re.search(rf"\b{call}\(", line)), 1)  # as strace's `when=` counts
+    calls = enumerate(
+        (line for line in lines if re.search(rf"\b{call}\(", line)), 1
+    )  # as strace's `when=` counts
     if not (numbers := [number for number, line in calls if str(path) in line]):
         pytest.skip(f"publishing makes no {call} here")
     step, failed = max(1, len(numbers) // most), 0
     for fault, number in zip(itertools.cycle(FAULTS), numbers[step // 2 :: step], strict=False):
         shutil.rmtree(path)
-        done, lines = traced(log, writer, "-e", f"inject={call}:error={fault}:when={number}", "-e", f"trace={call}")
+        done, lines = traced(
+            log, writer, "-e", f"inject={call}:error={fault}:when={number}", "-e", f"trace={call}"
+        )
         assert done.returncode in (0, 1, 3), done
         assert done.returncode != 1 or "Error" in done.stderr
         assert done.returncode != 3 or len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -131,7 +148,9 @@ def test_many_writers_on_one_store(tmp_path: Path, backends: str, rounds: int) -
         path = tmp_path / f"s{number}"
         with ThreadPoolExecutor() as pool:
             writers = [pool.submit(run_writer, path, backend, "1") for backend in backends.split()]
-        assert [one.result().returncode for one in writers] == [0] * 3, [one.result() for one in writers]
+        assert [one.result().returncode for one in writers] == [0] * 3, [
+            one.result() for one in writers
+        ]
         published = [line for one in writers for line in one.result().stdout.split()]
         assert len(published) == len(set(published)) == COUNT
         check_finished(path)
@@ -174,13 +193,17 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
         assert (mine / "work").exists() and mine.with_suffix(".lock").exists()
         die()
         assert len([*mine.parent.iterdir()]) == 4
-        for age, name in enumerate(("e" * 16, "d" * 16)):  # of nobody, or of a ser that recorded no owner
+        for age, name in enumerate(
+            ("e" * 16, "d" * 16)
+        ):  # of nobody, or of a ser that recorded no owner
             (store.path / "tmp" / name).mkdir()
             for path in (store.path / "tmp" / name, store.path / "tmp" / f"{name}.lock"):
                 path.touch()
                 os.utime(path, (time.time() - age * 90_000,) * 2)
         atomic_io.remove_leftovers(store.path)
-        assert {path.stem for path in mine.parent.iterdir()} == {mine.name, "e" * 16} and (mine / "work").exists()
+        assert {path.stem for path in mine.parent.iterdir()} == {mine.name, "e" * 16} and (
+            mine / "work"
+        ).exists()
     die()
     open_store(store.path, create=True)
     assert {path.name for path in (store.path / "tmp").iterdir()} == {"e" * 16, f"{'e' * 16}.lock"}
@@ -197,12 +220,21 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_a_host_that_sees_no_locks(tmp_path: Path, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another host leaves what is being written; one that takes it for its own deletes it, and never what is published.
+def test_a_host_that_sees_no_locks(
+    tmp_path: Path, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host leaves what is being written; one that takes it for its own deletes it, and
+    never what is published.
 
-    That is two mounts on one host: no rule protects the writer there, which must fail with one sentence.
+    That is two mounts on one host: no rule protects the writer there, which must fail with one
+    sentence.
     """
-    path, writer, done, said = tmp_path / "s", threading.current_thread(), threading.Event(), list[str]()
+    path, writer, done, said = (
+        tmp_path / "s",
+        threading.current_thread(),
+        threading.Event(),
+        list[str](),
+    )
     feature = new_store(path, MANIFEST).add(SPEC)
     here, there = atomic_io._here(), {**atomic_io._here(), "host": "there"}
     rename, unlink = os.rename, os.unlink
@@ -222,12 +254,18 @@ def test_a_host_that_sees_no_locks(tmp_path: Path, same: bool, monkeypatch: pyte
 
     with monkeypatch.context() as blind, ThreadPoolExecutor() as pool:
         blind.setattr(atomic_io, "try_lock", lambda *_, **__: True)
-        blind.setattr(atomic_io, "_here", lambda: here if same or threading.current_thread() is writer else there)
+        blind.setattr(
+            atomic_io,
+            "_here",
+            lambda: here if same or threading.current_thread() is writer else there,
+        )
         blind.setattr(os, "rename", slow_rename)
         blind.setattr(os, "unlink", slow_unlink)
         remover = pool.submit(removes)
         try:
-            said.extend(publish_missing(feature, MANIFEST, "zarr"))  # keeps those from before an error
+            said.extend(
+                publish_missing(feature, MANIFEST, "zarr")
+            )  # keeps those from before an error
         except StoreError as error:
             assert same and "\n" not in str(error)
         finally:
@@ -239,10 +277,14 @@ def test_a_host_that_sees_no_locks(tmp_path: Path, same: bool, monkeypatch: pyte
 
 
 def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block that is left out is noticed before the part appears; one that is another than the array's cannot be."""
+    """A block that is left out is noticed before the part appears; one that is another than the
+    array's cannot be.
+    """
     honest = BACKENDS["hdf5"]
     store, feature, _, _ = sample_store(tmp_path / "s", "hdf5", count=4, dim=1000, dtype="float32")
-    lossy = honest._replace(encode=lambda arrays: {"data.h5": honest.encode(arrays)["data.h5"][:-2]})
+    lossy = honest._replace(
+        encode=lambda arrays: {"data.h5": honest.encode(arrays)["data.h5"][:-2]}
+    )
     monkeypatch.setitem(BACKENDS, "hdf5", lossy)
     two_blocks = np.random.default_rng(0).normal(size=(1000, 1000)).astype("f4")
     with pytest.raises(ValueError, match="add up"):
@@ -250,11 +292,16 @@ def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
 
 
-def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_gives_back_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A write that goes wrong without an error is found by reading back."""
     store, feature, *_ = sample_store(tmp_path / "s", "zarr", count=4)
     honest = os.write
-    for lie in (lambda fd, view: honest(fd, bytes(len(view))), lambda fd, view: honest(fd, bytes(view) + b"\0") - 1):
+    for lie in (
+        lambda fd, view: honest(fd, bytes(len(view))),
+        lambda fd, view: honest(fd, bytes(view) + b"\0") - 1,
+    ):
         monkeypatch.setattr(atomic_io.os, "write", lie)
         other = manifest_of(4, "other")
         with pytest.raises(StoreError, match="the disk gave back"):
@@ -265,8 +312,13 @@ def test_a_disk_that_gives_back_something_else(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no such folder")
 def test_files_in_memory_are_no_devices() -> None:
-    """`/dev/fd/1` leads to what the shell has opened, which stays; under `/dev/shm` is a disk as any other."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, Path(folder, "x").open("wb") as opened:
+    """`/dev/fd/1` leads to what the shell has opened, which stays; under `/dev/shm` is a disk as
+    any other.
+    """
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
+        Path(folder, "x").open("wb") as opened,
+    ):
         for path, stays in ((Path(f"/dev/fd/{opened.fileno()}"), True), (Path(folder, "x"), False)):
             atomic_io.write_whole(path, b"new")
             assert Path(folder, "x").read_bytes() == b"new"
@@ -275,7 +327,9 @@ def test_files_in_memory_are_no_devices() -> None:
 
 @pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="which file was synced is read from /proc")
-def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_users_are_given_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", count=2)
     (out := tmp_path / "out").mkdir()
     durable, sync = set[Path](), os.fsync
@@ -299,7 +353,9 @@ def test_what_users_are_given_is_on_disk_before_it_has_its_name(tmp_path: Path, 
     write_random_checkpoint(out / "weights", "bert")
     Run(out).write_json("config.json", {})
     run = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
-    printed("report", run, *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv")))
+    printed(
+        "report", run, *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv"))
+    )
     assert out in durable, "the last name is not on disk"
     assert len(list(out.iterdir())) == 11
 

@@ -1,4 +1,6 @@
-"""Verify names each bad part, repair drops just those, removing never takes a row that counts, old stores open."""
+"""Verify names each bad part, repair drops just those, removing never takes a row that counts, old
+stores open.
+"""
 
 import itertools
 import json
@@ -12,7 +14,14 @@ import numpy as np
 import pytest
 
 from ser.cache.atomic_io import remove_folder
-from ser.cache.maintain import JOURNAL, check_part, list_features, remove_feature, remove_superseded, verify
+from ser.cache.maintain import (
+    JOURNAL,
+    check_part,
+    list_features,
+    remove_feature,
+    remove_superseded,
+    verify,
+)
 from ser.cache.part import Part, publish
 from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
 from ser.cache.transfer import copy
@@ -33,7 +42,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def damage(part: Path) -> None:
     """Flip a bit of a value."""
-    file = next(path for path in part.rglob("*") if path.name == "data.h5" or path.parent.parent.name == "c")
+    file = next(
+        path for path in part.rglob("*") if path.name == "data.h5" or path.parent.parent.name == "c"
+    )
     content = bytearray(file.read_bytes())
     content[-9] ^= 4
     file.write_bytes(content)
@@ -46,7 +57,9 @@ def forge_nan(part: Path) -> None:
     content[start : start + 2] = np.array(np.nan, "<f2").tobytes()
     replace_file(part, block["file"], content)
     checksum = crc32c.crc32c(bytes(content[start : start + block["bytes"]]))
-    rewrite_record(part / "part.json", lambda r: r["arrays"]["values"]["blocks"][0].update(crc32c=checksum))
+    rewrite_record(
+        part / "part.json", lambda r: r["arrays"]["values"]["blocks"][0].update(crc32c=checksum)
+    )
 
 
 def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
@@ -73,11 +86,17 @@ def test_repair_moves_just_the_bad_parts(tmp_path: Path, backend: str) -> None:
     assert not any(checked.repaired for checked in verify(store, repair=True))
     (store.path / "bad").unlink()
     repaired = [str(checked.repaired) for checked in verify(store, repair=True) if checked.repaired]
-    assert repaired == [f"moved to bad/frames/{feature.fingerprint}/{name}-1" for name in names[1:4]]
-    assert {path.name for path in (store.path / repaired[2].removeprefix("moved to ")).iterdir()} == kept
+    assert repaired == [
+        f"moved to bad/frames/{feature.fingerprint}/{name}-1" for name in names[1:4]
+    ]
+    assert {
+        path.name for path in (store.path / repaired[2].removeprefix("moved to ")).iterdir()
+    } == kept
     feature = open_store(tmp_path / "s")["frames"]
     assert [part.folder.name for part in feature.parts()] == [names[0], names[4]]
-    assert len(feature.missing(manifest)) == 12 and not list((store.path / "notes" / "2024").iterdir())
+    assert len(feature.missing(manifest)) == 12 and not list(
+        (store.path / "notes" / "2024").iterdir()
+    )
     assert sorted(fill(feature, manifest, backend)) == names[1:4]
     check_whole(feature, manifest)
     assert not [checked for checked in verify(store) if checked.problem]
@@ -89,14 +108,24 @@ def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backe
     store, feature, manifest, _ = sample_store(tmp_path / "s", backend, level="utterance")
     first = feature.parts()[0].folder
     expected = {"0" * 16: "holds other utterances than its name says"}
-    for spec, fault in ((spec_of("utterance", 9), "holds 9 × float16"), (spec_of(), "are not one row each")):
+    for spec, fault in (
+        (spec_of("utterance", 9), "holds 9 × float16"),
+        (spec_of(), "are not one row each"),
+    ):
         rows = part_rows(Manifest(fault, manifest.table), spec, [0, 1])
         name = str(publish(store.path, first.parent, rows, spec, backend, {}))
-        rewrite_record(first.parent / name / "part.json", lambda record: record.update(fingerprint=feature.fingerprint))
+        rewrite_record(
+            first.parent / name / "part.json",
+            lambda record: record.update(fingerprint=feature.fingerprint),
+        )
         expected[name] = fault
     first.rename(first.with_name("0" * 16))
-    found = {Path(one.path).name: str(one.problem) for one in verify(store, repair=True) if one.repaired}
-    assert found.keys() == expected.keys() and all(fault in found[name] for name, fault in expected.items())
+    found = {
+        Path(one.path).name: str(one.problem) for one in verify(store, repair=True) if one.repaired
+    }
+    assert found.keys() == expected.keys() and all(
+        fault in found[name] for name, fault in expected.items()
+    )
     fill(feature, manifest, backend)
     check_whole(feature, manifest)
 
@@ -109,11 +138,16 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
         return [Path(one.path).name for one in verify(store, fresh=fresh) if one.skipped]
 
     def interrupted(parts: int) -> None:
-        assert len(list(itertools.islice(verify(store), 3 + parts))) == 3 + parts  # after latest, manifest and spec
+        assert (
+            len(list(itertools.islice(verify(store), 3 + parts))) == 3 + parts
+        )  # after latest, manifest and spec
 
     names = [part.folder.name for part in feature.parts()]
     checked = list(verify(store))
-    assert sum(one.bytes for one in checked if "/parts/" in one.path) == list_features(store)[0]["bytes"]
+    assert (
+        sum(one.bytes for one in checked if "/parts/" in one.path)
+        == list_features(store)[0]["bytes"]
+    )
     assert [one.remaining for one in checked] == list(range(len(checked)))[::-1]
     assert skipped() == [] and not journal.exists()
     interrupted(3)
@@ -121,19 +155,27 @@ def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> No
     interrupted(3)
     assert skipped(fresh=True) == []
     interrupted(3)
-    file = next(path for path in (feature.path / "parts" / names[1]).rglob("*") if path.name in ("data.h5", "0"))
+    file = next(
+        path
+        for path in (feature.path / "parts" / names[1]).rglob("*")
+        if path.name in ("data.h5", "0")
+    )
     times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     damage(file.parents[3] if file.name == "0" else file.parent)
     os.utime(file, ns=times)  # as a copy would that keeps times
     assert [Path(one.path).name for one in verify(store) if one.problem] == [names[1]]
     interrupted(1)
     lines = [line.split(" ") for line in journal.read_text().splitlines()]
-    journal.write_text("".join(f"{int(when) - 24 * 3600} {stamp}\n" for when, stamp in lines) + "cut sh")
+    journal.write_text(
+        "".join(f"{int(when) - 24 * 3600} {stamp}\n" for when, stamp in lines) + "cut sh"
+    )
     assert skipped() == []  # what was good long ago may be bad now
 
 
 def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
-    store, feature, manifest, arrays = sample_store(tmp_path / "s", backend, level="token", count=10)
+    store, feature, manifest, arrays = sample_store(
+        tmp_path / "s", backend, level="token", count=10
+    )
     other = manifest_of(3, "other")
     fill(feature, other, backend)  # a corpus without a manifest is nobody's business
     rows = manifest.table.to_pylist()
@@ -141,7 +183,10 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     changed = Manifest.from_rows("toy", [row for row in rows if row["id"] != "u009"])
     store.put_manifest(changed, replace=True)
     again = part_rows(changed, feature.spec, [0, 1, 2])  # 0 and 1 appear twice now
-    gone = [Quarantine("u001", changed.inputs("text")[1], "", "was bad"), Quarantine("x", "y", "", "unknown")]
+    gone = [
+        Quarantine("u001", changed.inputs("text")[1], "", "was bad"),
+        Quarantine("x", "y", "", "unknown"),
+    ]
     again.quarantined = [gone[1]]
     feature.publish(again, backend, {})
     assert any("2 rows stand in two parts" in str(checked.note) for checked in verify(store))
@@ -149,14 +194,20 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     removed = list(remove_superseded(store))
     assert sum(rows for _, rows in removed) == 4  # u000 and u001 once, the old u002, u009
     words = check_whole(feature, changed).extras["word"]
-    assert np.array_equal(words, np.concatenate([np.arange(len(arrays[id_])) - 1 for id_ in changed.ids]))
+    assert np.array_equal(
+        words, np.concatenate([np.arange(len(arrays[id_])) - 1 for id_ in changed.ids])
+    )
     assert sum(len(part.record.ids) for part in feature.parts() if part.record.corpus == "toy") == 9
     assert not [entry for part in feature.parts() for entry in part.record.quarantined]
     assert not feature.missing(other)
-    assert list(remove_superseded(store)) == [] and not [c for c in verify(store) if c.note or c.problem]
+    assert list(remove_superseded(store)) == [] and not [
+        c for c in verify(store) if c.note or c.problem
+    ]
 
 
-def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_publish_meanwhile_is_not_superseded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = "hdf5"
     store, feature, manifest, _ = sample_store(tmp_path / "s", backend)
     later = store.add(spec_of("utterance"))
@@ -165,15 +216,23 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     store.put_manifest(Manifest.from_rows("toy", rows))
     removing = remove_superseded(store)
     assert next(removing)[1] == 1
-    store.put_manifest(newest := manifest_of(15))  # as `ser features` does: the first audio is back, and more
+    store.put_manifest(
+        newest := manifest_of(15)
+    )  # as `ser features` does: the first audio is back, and more
     fill(later, newest, backend)
     fill(feature, newest, backend)
     list(removing)
     check_whole(later, newest)
     assert feature.complete(newest) and list(remove_superseded(store)) == []
     store.put_manifest(replace(newest, table=newest.table.slice(0, 14)), replace=True)
-    published = Feature.publish  # of what is kept, before another process finds the rows of its manifest there
-    monkeypatch.setattr(Feature, "publish", lambda *part: (published(*part), store.put_manifest(newest, replace=True)))
+    published = (
+        Feature.publish
+    )  # of what is kept, before another process finds the rows of its manifest there
+    monkeypatch.setattr(
+        Feature,
+        "publish",
+        lambda *part: (published(*part), store.put_manifest(newest, replace=True)),
+    )
     assert list(remove_superseded(store)) and later.complete(newest)
     check_whole(feature, newest)
     late = lambda part, *asked: (remove_folder(part, store.path), check_part(part, *asked))  # noqa: E731
@@ -181,11 +240,15 @@ def test_what_others_publish_meanwhile_is_not_superseded(tmp_path: Path, monkeyp
     assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
     fill(feature, newest, backend)
     opened = Part.open  # each is gone since it was listed
-    monkeypatch.setattr(Part, "open", lambda part, name: (remove_folder(part, store.path), opened(part, name))[1])
+    monkeypatch.setattr(
+        Part, "open", lambda part, name: (remove_folder(part, store.path), opened(part, name))[1]
+    )
     assert Feature(store.path, feature.path).parts() == []
 
 
-def test_what_another_process_removes_meanwhile_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_removes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
     fill(store.add(spec_of("utterance")), manifest, "zarr")
     opened = Feature.__init__  # its folder is removed since it was listed
@@ -204,7 +267,9 @@ def test_what_another_process_removes_meanwhile_is_no_fault(tmp_path: Path, monk
     ("source", "target", "level"),
     [("zarr", "hdf5", "frame"), ("hdf5", "zarr", "token"), ("zarr", "hdf5", "utterance")],
 )
-def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: str, level: str) -> None:
+def test_one_backend_to_the_other_and_back(
+    tmp_path: Path, source: str, target: str, level: str
+) -> None:
     store, feature, _, _ = sample_store(tmp_path / "a", source, level=level)
     feature.publish(PartRows("toy", quarantined=[Quarantine("u001", "old", "p", "r")]), source, {})
     there = open_store(tmp_path / "b", create=True)
@@ -216,7 +281,9 @@ def test_one_backend_to_the_other_and_back(tmp_path: Path, source: str, target: 
     check_whole(there[feature.spec.name], there.manifest())
     ours = {p.relative_to(store.path): p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
     theirs = {p.relative_to(back.path): p.read_bytes() for p in back.path.rglob("*") if p.is_file()}
-    assert ours.pop(log := Path("manifests/toy/log.jsonl")) and theirs.pop(log)  # when it was put, and by what
+    assert ours.pop(log := Path("manifests/toy/log.jsonl")) and theirs.pop(
+        log
+    )  # when it was put, and by what
     assert ours == theirs  # every other file, metadata included
     with pytest.raises(WrongUse, match="is the store that"):
         copy(feature, open_store(tmp_path / "a"), target)
@@ -232,7 +299,11 @@ def test_stores_of_version_1_open_for_ever(tmp_path: Path, backend: str) -> None
         assert np.array_equal(packed.values, truth[feature.spec.feature])
         assert packed.ids == manifest.ids
         assert feature.fingerprint == feature.spec.fingerprint
-    assert {feature.spec.feature for feature in store.features()} == {"frames", "tokens", "utterances"}
+    assert {feature.spec.feature for feature in store.features()} == {
+        "frames",
+        "tokens",
+        "utterances",
+    }
     assert store["tokens"].load(manifest).extras["word"].tolist() == truth["word"].tolist()
     assert store["frames"].spec.provenance["model"] == "toy/model"
     shutil.copytree(store.path, tmp_path / "s")

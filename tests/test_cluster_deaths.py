@@ -1,4 +1,6 @@
-"""`--scheduler` with processes that die, freeze and wake: nothing lost, nothing twice, nothing wrong."""
+"""`--scheduler` with processes that die, freeze and wake: nothing lost, nothing twice, nothing
+wrong.
+"""
 
 import contextlib
 import os
@@ -20,12 +22,23 @@ from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped, extract
 from ser.tests.dask_processes import DaskProcesses, listening, send, tree, worker_of, workers_of
 from ser.tests.stand_in import with_thing, worker_name
-from ser.tests.stand_in_corpus import contents, parts, planned, run, ser_features, slow_texts, wait_for, write_corpus
+from ser.tests.stand_in_corpus import (
+    contents,
+    parts,
+    planned,
+    run,
+    ser_features,
+    slow_texts,
+    wait_for,
+    write_corpus,
+)
 from ser.tests.tiny_store import make_store
 from ser.train.recipe import read_recipe
 from ser.train.sweep import plan_sweep, run_sweep
 
-MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}  # a worker that is silent; dask's own are 5 minutes
+MISSED_SOON = {
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"
+}  # a worker that is silent; dask's own are 5 minutes
 pytest.importorskip("distributed")
 
 
@@ -42,11 +55,17 @@ def meanwhile(harm: Callable[[], None]) -> Iterator[None]:
 
 def with_waits(count: int, *numbers: int) -> list[str]:
     """Texts of one length, at these numbers such as the stand-in waits at."""
-    return [f"words {number:03d} [{'wait' if number in numbers else 'stay'}]" for number in range(count)]
+    return [
+        f"words {number:03d} [{'wait' if number in numbers else 'stay'}]" for number in range(count)
+    ]
 
 
-def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProcesses, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", with_waits(20, *range(2, 20, 4)))  # each part in its middle
+def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(
+    processes: DaskProcesses, tmp_path: Path
+) -> None:
+    corpus = write_corpus(
+        tmp_path / "corpus", with_waits(20, *range(2, 20, 4))
+    )  # each part in its middle
     run(corpus, tmp_path / "near")
     processes.environment |= MISSED_SOON
     processes.scheduler()
@@ -57,7 +76,11 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
         return processes.log.read_text().count(f"computed {pid}\n")
 
     def harm() -> None:
-        wait_for(lambda: (worker := worker_of(nanny)) and computed(worker.pid) == computed(frozen.pid) == 2)
+        wait_for(
+            lambda: (
+                (worker := worker_of(nanny)) and computed(worker.pid) == computed(frozen.pid) == 2
+            )
+        )
         frozen.send_signal(signal.SIGSTOP)
         worker = worker_of(nanny)
         worker.kill()
@@ -70,15 +93,21 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(processes: DaskProc
     frozen.send_signal(signal.SIGCONT)  # it goes on with a lease that another has fulfilled
     wait_for(lambda: computed(frozen.pid) == 4)
     time.sleep(1)
-    wait_for(lambda: not list((far / "tmp").iterdir()))  # on a busy machine it may still write what nobody needs
+    wait_for(
+        lambda: not list((far / "tmp").iterdir())
+    )  # on a busy machine it may still write what nobody needs
     assert contents(far) == whole and parts(far) == before
     opened = [line for line in processes.log.read_text().splitlines() if line.startswith("opened")]
-    assert len(opened) == len(set(opened)) >= 3, "each process opens the extractor once, also the one that came later"
+    assert len(opened) == len(set(opened)) >= 3, (
+        "each process opens the extractor once, also the one that came later"
+    )
 
 
 def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_path: Path) -> None:
     """The command is killed, and run again while its worker still publishes."""
-    corpus = write_corpus(tmp_path / "corpus", with_waits(12, 3))  # at the second of the second part
+    corpus = write_corpus(
+        tmp_path / "corpus", with_waits(12, 3)
+    )  # at the second of the second part
     far = tmp_path / "far"
     processes.scheduler()
     processes.worker("a", "--no-nanny")
@@ -91,7 +120,10 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
     wait_for(lambda: done() == 3)  # one part is there, and the worker is in the middle of the next
     killed.kill()
     killed.wait()
-    again, seen = planned(corpus, far, per_part=2, scheduler=processes.address), list[tuple[int, int]]()
+    again, seen = (
+        planned(corpus, far, per_part=2, scheduler=processes.address),
+        list[tuple[int, int]](),
+    )
 
     def goes_on() -> None:
         time.sleep(1)  # in which the command begins
@@ -100,12 +132,16 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
     with meanwhile(goes_on):
         summary = extract(again, lambda stage, done, total: seen.append((done, total)))
     assert seen == sorted(seen) and {total for _, total in seen} == {10} and seen[-1] == (10, 10)
-    assert summary.features["standin"]["computed"] == 8, "two of the ten were published by what the dead one left"
+    assert summary.features["standin"]["computed"] == 8, (
+        "two of the ten were published by what the dead one left"
+    )
     assert done() == 12, "nothing twice"
     assert len(contents(far)) == 1
 
 
-def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses, tmp_path: Path) -> None:
+def test_the_scheduler_dies_and_the_command_runs_again(
+    processes: DaskProcesses, tmp_path: Path
+) -> None:
     corpus = write_corpus(tmp_path / "corpus", with_waits(10, 3))
     far = tmp_path / "far"
     scheduler = processes.scheduler()
@@ -115,24 +151,36 @@ def test_the_scheduler_dies_and_the_command_runs_again(processes: DaskProcesses,
         wait_for(lambda: parts(far))
         scheduler.kill()
 
-    with meanwhile(harm), pytest.raises(SerError, match="is gone; what was finished is kept") as fault:
+    with (
+        meanwhile(harm),
+        pytest.raises(SerError, match="is gone; what was finished is kept") as fault,
+    ):
         run(corpus, far, per_part=2, scheduler=processes.address)
     assert "\n" not in str(fault.value)
     there = parts(far)
     assert there
     summary = run(corpus, far, per_part=2)
-    assert summary.features["standin"]["rows"] == 10 and 0 < summary.features["standin"]["computed"] < 10
+    assert (
+        summary.features["standin"]["rows"] == 10
+        and 0 < summary.features["standin"]["computed"] < 10
+    )
     assert there.items() <= parts(far).items()
     run(corpus, tmp_path / "near", per_part=2)
     assert contents(far) == contents(tmp_path / "near")
 
 
 def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
-    """The command itself, on two workers of its own, of which one utterance kills every one that touches it."""
+    """The command itself, on two workers of its own, of which one utterance kills every one that
+    touches it.
+    """
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "this is [bad]"])
     environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}
-    command = ser_features(corpus, tmp_path / "store", 1, "--scheduler", "local:2", "--on-error", "skip")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    command = ser_features(
+        corpus, tmp_path / "store", 1, "--scheduler", "local:2", "--on-error", "skip"
+    )
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     addresses: set[str] = set()
     while process.poll() is None:
         addresses |= listening([one.pid for one in tree(process.pid)])
@@ -146,11 +194,15 @@ def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
     assert set(quarantined) == {"u001", "u002"} and quarantined["u002"] == "it says [bad]"
     assert store["standin"].rows(store.manifest()) == 1
     assert addresses and addresses <= {"127.0.0.1", "::1"}
-    opened = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("opened")]
+    opened = [
+        line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("opened")
+    ]
     assert len(opened) == len(set(opened)) > 3, "each process opens the extractor once"
 
 
-def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProcesses, tmp_path: Path) -> None:
+def test_the_only_worker_with_a_resource_dies_and_comes_back(
+    processes: DaskProcesses, tmp_path: Path
+) -> None:
     """While its nanny starts it again nobody offers what the leases ask for: that is no wrong use.
 
     By default, what kills it stops the run, and stays out of the quarantine.
@@ -158,14 +210,23 @@ def test_the_only_worker_with_a_resource_dies_and_comes_back(processes: DaskProc
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me"])
     processes.scheduler()
     processes.worker("only", "--resources", "GPU=1 CPU=8")
-    with pytest.raises(ExtractionStopped, match="u001: the process that computes it dies, 2 times in a row"):
+    with pytest.raises(
+        ExtractionStopped, match="u001: the process that computes it dies, 2 times in a row"
+    ):
         run(corpus, tmp_path / "store", scheduler=processes.address)
     store = open_store(tmp_path / "store")
-    assert store["standin"].quarantined(store.manifest()) == {} and store["standin"].rows(store.manifest()) == 1
+    assert (
+        store["standin"].quarantined(store.manifest()) == {}
+        and store["standin"].rows(store.manifest()) == 1
+    )
 
 
-def test_what_is_not_there_is_waited_for(processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any worker; then the one with the GPU, killed twice without a nanny, while a plain one is there all the time."""
+def test_what_is_not_there_is_waited_for(
+    processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any worker; then the one with the GPU, killed twice without a nanny, while a plain one is
+    there all the time.
+    """
     monkeypatch.setattr("ser.engines.cluster.POLL_SECONDS", 0.2)
     processes.scheduler()
     with pytest.raises(SerError, match=r"has no worker; .*: start one by `dask worker tcp://127"):
@@ -185,16 +246,29 @@ def test_what_is_not_there_is_waited_for(processes: DaskProcesses, monkeypatch: 
         assert next(running) == "another"
         gpu.kill()
         cluster.patience = 1
-        with pytest.raises(SerError, match="has no worker with GPU=1; what was finished is kept") as fault:
+        with pytest.raises(
+            SerError, match="has no worker with GPU=1; what was finished is kept"
+        ) as fault:
             list(running)
-    assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(fault.value, WrongUse)
+    assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(
+        fault.value, WrongUse
+    )
 
 
 def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
-    """A terminal tells every process of the group, also a worker that was started again; and people press it twice."""
-    corpus = write_corpus(tmp_path / "corpus", slow_texts(800, 0.3), [0.02] * 800)  # of which most are never reached
-    command, pipe = ser_features(corpus, tmp_path / "store", 2, "--scheduler", "local:2"), subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    """A terminal tells every process of the group, also a worker that was started again; and people
+    press it twice.
+    """
+    corpus = write_corpus(
+        tmp_path / "corpus", slow_texts(800, 0.3), [0.02] * 800
+    )  # of which most are never reached
+    command, pipe = (
+        ser_features(corpus, tmp_path / "store", 2, "--scheduler", "local:2"),
+        subprocess.PIPE,
+    )
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
     def workers() -> set[psutil.Process]:
         return set(workers_of(process.pid))
@@ -210,16 +284,32 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.2)
     told, _ = process.communicate(timeout=60)  # half as long as all that was left
-    lines = [line for line in told.replace("\r", "\n").splitlines() if line and not line.startswith("standin ")]
-    assert process.returncode == 1 and len(lines) == 4, told  # what will be computed, in three, and:
-    assert lines[-1] == "ser: interrupted; what was finished is kept, and the same command goes on from there"
+    lines = [
+        line
+        for line in told.replace("\r", "\n").splitlines()
+        if line and not line.startswith("standin ")
+    ]
+    assert process.returncode == 1 and len(lines) == 4, (
+        told
+    )  # what will be computed, in three, and:
+    assert (
+        lines[-1]
+        == "ser: interrupted; what was finished is kept, and the same command goes on from there"
+    )
     gone, alive = psutil.wait_procs(left, timeout=60)
     assert not alive and len(gone) > 2
 
 
 def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_path: Path) -> None:
-    options = {"store": make_store(tmp_path / "tiny", turns=24).path, "epochs": 2, "seeds": 6, "set": ("d_model=16",)}
-    sweep = plan_sweep(read_recipe("perspective-table1", out=tmp_path / "runs", **options), elsewhere=True)
+    options = {
+        "store": make_store(tmp_path / "tiny", turns=24).path,
+        "epochs": 2,
+        "seeds": 6,
+        "set": ("d_model=16",),
+    }
+    sweep = plan_sweep(
+        read_recipe("perspective-table1", out=tmp_path / "runs", **options), elsewhere=True
+    )
     assert len({task.group for task in sweep.tasks}) == 2, "a bundle for each modality"
     processes.scheduler()
     nanny = processes.worker("gpu", "--resources", "GPU=1")
@@ -231,13 +321,20 @@ def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_p
     def harm() -> None:
         with locked(last):  # nobody trains the last run meanwhile
             wait_for(lambda: list((tmp_path / "runs").glob("*/result.json")))
-            stamps.update({file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/result.json")})
+            stamps.update(
+                {
+                    file: file.stat().st_mtime_ns
+                    for file in (tmp_path / "runs").glob("*/result.json")
+                }
+            )
             if worker := worker_of(nanny):
                 worker.kill()
 
     with meanwhile(harm):
         outcomes = list(run_sweep(sweep, scheduler=processes.address))
-    assert {task.name for task, _ in outcomes} == {task.name for task in sweep.tasks} and len(outcomes) == 12
+    assert {task.name for task, _ in outcomes} == {task.name for task in sweep.tasks} and len(
+        outcomes
+    ) == 12
     assert not any(fault for _, fault in outcomes) and 0 < len(stamps) < 12
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
 
@@ -256,7 +353,9 @@ def test_a_worker_of_local_that_freezes_is_missed() -> None:
 
 @pytest.mark.slow
 def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_path: Path) -> None:
-    """Somebody restarts the cluster: dask cancels every task of everyone, without a fault of its own."""
+    """Somebody restarts the cluster: dask cancels every task of everyone, without a fault of its
+    own.
+    """
     from distributed import Client
 
     corpus = write_corpus(tmp_path / "corpus", slow_texts(24, 0.2))
@@ -278,7 +377,8 @@ def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_p
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(5))
 def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
-    """Workers killed and frozen at random, as soon as more is published: also on a quiet machine before the end.
+    """Workers killed and frozen at random, as soon as more is published: also on a quiet machine
+    before the end.
 
     The scheduler's own death has a test above.
     """
@@ -292,14 +392,18 @@ def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
     def harm() -> None:
         target = 1
         while not over.wait(rng.uniform(0.1, 1)):
-            for number, nanny in enumerate(nannies):  # a worker that is killed while it starts takes its nanny along
+            for number, nanny in enumerate(
+                nannies
+            ):  # a worker that is killed while it starts takes its nanny along
                 if nanny.poll() is not None:
                     nannies[number] = processes.worker(f"{number}-{counts['killed']}")
             worker = worker_of(rng.choice(nannies))
             if worker is None or len(parts(far)) < target:
                 continue
             target = len(parts(far)) + rng.choice((0, 2, 4))
-            how = "frozen" if sum(counts.values()) % 3 == 2 else "killed"  # by chance a run had only freezes
+            how = (
+                "frozen" if sum(counts.values()) % 3 == 2 else "killed"
+            )  # by chance a run had only freezes
             counts[how] += 1
             send(worker, signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
             if how == "frozen":
@@ -312,4 +416,6 @@ def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
         finally:
             over.set()
     run(corpus, tmp_path / "near")
-    assert summary.whole and contents(far) == contents(tmp_path / "near") and counts["killed"] >= 3, counts
+    assert (
+        summary.whole and contents(far) == contents(tmp_path / "near") and counts["killed"] >= 3
+    ), counts

@@ -1,4 +1,6 @@
-"""Which schedulers are talked to, how tasks are handed out and given up. Nothing here runs on a cluster."""
+"""Which schedulers are talked to, how tasks are handed out and given up. Nothing here runs on a
+cluster.
+"""
 
 import json
 import logging
@@ -23,7 +25,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 NEAR, FAR = "tcp://127.0.0.1:8786", "tcp://10.0.0.1:8786"
 
 
-@pytest.mark.parametrize("address", ["tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"])
+@pytest.mark.parametrize(
+    "address", ["tcp://127.1.2.3:1", "tcp://[::1]:8786", "tcp://localhost:8786", "tls://far:1"]
+)
 def test_this_machine_and_encrypted_ones(address: str, caplog: pytest.LogCaptureFixture) -> None:
     assert check_scheduler(address) == address and not caplog.records
 
@@ -39,7 +43,9 @@ def test_plain_ones_elsewhere(address: str, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         assert check_scheduler(address, insecure=True) == address and not caplog.records
         Cluster(address, insecure=True)  # who connects warns, not who asks first
-    assert "dask runs whatever anyone on the network sends" in caplog.text and len(caplog.records) == 1
+    assert (
+        "dask runs whatever anyone on the network sends" in caplog.text and len(caplog.records) == 1
+    )
 
 
 def test_a_scheduler_file_obeys_the_same_rule(tmp_path: Path) -> None:
@@ -62,15 +68,22 @@ def test_a_scheduler_file_obeys_the_same_rule(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"scheduler": "foo"}, "--scheduler foo: is not an address"),
-        *(({"scheduler": wrong}, "local:4") for wrong in ("local", "local:", "local:0", "local:-1", "local:many")),
+        *(
+            ({"scheduler": wrong}, "local:4")
+            for wrong in ("local", "local:", "local:0", "local:-1", "local:many")
+        ),
         ({"scheduler": "tcp://10.0.0.1:8786"}, "--insecure"),
         ({"scheduler": "local:2", "workers": 4}, "--workers starts processes here.*give one"),
     ],
 )
-def test_a_wrong_one_is_refused_before_all_else(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_a_wrong_one_is_refused_before_all_else(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     """There is no corpus."""
     with pytest.raises(WrongUse, match=message):
-        plan(ExtractionConfig(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options))
+        plan(
+            ExtractionConfig(tmp_path / "no corpus", "standin", store=tmp_path / "store", **options)
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -90,7 +103,10 @@ def test_the_docs_start_what_listens_here() -> None:
     started = [line for line in lines if line.startswith(("dask scheduler ", "dask worker "))]
     assert len(started) == 2
     for line in started:
-        assert all(f" {option} {value} " in line for option, value in zip(HERE[::2], HERE[1::2], strict=True))
+        assert all(
+            f" {option} {value} " in line
+            for option, value in zip(HERE[::2], HERE[1::2], strict=True)
+        )
         assert "--no-dashboard" not in line
 
 
@@ -98,7 +114,9 @@ def test_the_docs_start_what_listens_here() -> None:
 def both(tmp_path: Path) -> ExtractionTask:
     """Two features of three utterances, as one task."""
     corpus, store = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc"]), tmp_path / "store"
-    made = plan(ExtractionConfig(corpus, "standin,standin2", store=store, on_error="skip", device="cpu"))
+    made = plan(
+        ExtractionConfig(corpus, "standin,standin2", store=store, on_error="skip", device="cpu")
+    )
     open_store(store, create=True).put_manifest(made.manifest)
     for feature in made.features:
         open_store(store).add(feature.resolved.spec)
@@ -106,15 +124,23 @@ def both(tmp_path: Path) -> ExtractionTask:
     return task
 
 
-def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(both: ExtractionTask) -> None:
+def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(
+    both: ExtractionTask,
+) -> None:
     assert pickle.loads(pickle.dumps(both)) == both
-    assert not any(hasattr(utterance, "__dict__") for utterance in both.utterances), "64 bytes more for each of them"
-    modelled = replace(both.config.resolved[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
+    assert not any(hasattr(utterance, "__dict__") for utterance in both.utterances), (
+        "64 bytes more for each of them"
+    )
+    modelled = replace(
+        both.config.resolved[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest")
+    )
     config = replace(both.config, resolved=(modelled, both.config.resolved[1]))
     both = replace(both, config=config)
     gpu, cpu = by_device(both)
     assert [one.specs for one in (gpu, cpu)] == [(one.spec,) for one in config.resolved]
-    assert [one.spec for each in (gpu, cpu) for one in each.config.resolved] == [one.spec for one in config.resolved]
+    assert [one.spec for each in (gpu, cpu) for one in each.config.resolved] == [
+        one.spec for one in config.resolved
+    ]
     assert gpu.config.asked.store.is_absolute() and gpu.config.root.is_absolute()
 
 
@@ -125,7 +151,11 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(both: ExtractionT
     assert by_feature is not None and [len(piece.specs) for piece in by_feature] == [1, 1]
     assert split(by_feature[0]) is None
     [[given_up]] = give_up(by_feature[0], "it kills").quarantined.values()
-    assert (given_up.id, given_up.path, given_up.reason) == ("u002", "", "it kills") and given_up.input
+    assert (given_up.id, given_up.path, given_up.reason) == (
+        "u002",
+        "",
+        "it kills",
+    ) and given_up.input
     extract_task(by_feature[1])
     store = open_store(both.config.asked.store)
     found = [store[name].quarantined(store.manifest()) for name in ("standin", "standin2")]
@@ -137,9 +167,14 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(both: ExtractionT
     assert split(both) == []
 
 
-def test_a_worker_drops_what_came_while_it_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_drops_what_came_while_it_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever engine runs it: half of its part is published by another command, cut otherwise."""
-    corpus, store = write_corpus(tmp_path / "corpus", ["a", "bb", "ccc", "dddd"]), tmp_path / "store"
+    corpus, store = (
+        write_corpus(tmp_path / "corpus", ["a", "bb", "ccc", "dddd"]),
+        tmp_path / "store",
+    )
     extract = StandInExtractor.extract
 
     def meanwhile(self: StandInExtractor, text: str) -> object:

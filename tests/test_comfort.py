@@ -1,4 +1,6 @@
-"""What makes the command line pleasant: defaults in a file, completion, the list of runs, the demo in one command."""
+"""What makes the command line pleasant: defaults in a file, completion, the list of runs, the demo
+in one command.
+"""
 
 import errno
 import json
@@ -35,7 +37,9 @@ def here(newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.mark.parametrize("file", ["ser.toml", "pyproject.toml"])
-def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: str, here: Path) -> None:
+def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(
+    file: str, here: Path
+) -> None:
     (here / "features").rename(here / "elsewhere")
     section = "tool.ser." if file == "pyproject.toml" else ""
     head = "[tool.ser]\n" if section else ""
@@ -45,10 +49,17 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(file: s
     assert found["runs"] == 10
     assert json.loads(ser("train", "--dry-run", "--json", "--seeds", "1").stdout)["runs"] == 5
     shown = ser("train", "--settings").stdout
-    assert f"--store elsewhere (default of {file})" in shown and f"--set d_model=16 (default of {file})" in shown
+    assert (
+        f"--store elsewhere (default of {file})" in shown
+        and f"--set d_model=16 (default of {file})" in shown
+    )
     assert f"--allow-missing (default of {file})" in shown
-    both = json.loads(ser("train", "--settings", "--json").stdout)  # one value, though `text` is two fusions
-    assert [one["fusion"] for one in both] == ["text:token", "text:utterance"] and both[0]["defaults"]["set"]
+    both = json.loads(
+        ser("train", "--settings", "--json").stdout
+    )  # one value, though `text` is two fusions
+    assert [one["fusion"] for one in both] == ["text:token", "text:utterance"] and both[0][
+        "defaults"
+    ]["set"]
     assert ser("cache", "list").exit_code == 0
 
 
@@ -82,7 +93,11 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     assert {Path(one["run"]).name for one in listed} == {run.name for run in runs}
     for one in listed:
         [run] = [run for run in runs if run.name == Path(one["run"]).name]
-        assert one["ua"] == 100 * run.result["ua"] and one["finished"] and one["fusion"] == run.config["fusion"]
+        assert (
+            one["ua"] == 100 * run.result["ua"]
+            and one["finished"]
+            and one["fusion"] == run.config["fusion"]
+        )
         assert one["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
         assert one["ccc"] is None
     assert ser("runs").stdout == ser("runs", "list", "runs").stdout
@@ -91,7 +106,9 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
         [one] = json.loads(ser("runs", "list", "--where", condition, "--json").stdout)
         assert one["fusion"] == "mit"
     # A config leaves most settings out where they are at their defaults.
-    assert len(json.loads(ser("runs", "list", "--where", "refit=false", "--json").stdout)) == len(runs)
+    assert len(json.loads(ser("runs", "list", "--where", "refit=false", "--json").stdout)) == len(
+        runs
+    )
     assert "did you mean fusion?" in ser("runs", "list", "--where", "fusin=mit").stderr
     table = json.loads(ser("runs", "compare", "runs", "--json").stdout)
     assert set(table["differences"]["fusion"]) == {run.config["fusion"] for run in runs}
@@ -103,24 +120,35 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
 def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
     run = run_of(newcomer, "vad")
     [listed] = json.loads(ser("runs", "list", run.path, "--json").stdout)
-    assert listed["ccc"] == pytest.approx(sum(run.result["ccc"].values()) / 3) and listed["ua"] is None
+    assert (
+        listed["ccc"] == pytest.approx(sum(run.result["ccc"].values()) / 3) and listed["ua"] is None
+    )
     done = ser("runs", "list", run.path).stdout
     assert "mean CCC" in done and f"{listed['ccc']:.3f}" in done and "\n1 run on " in done
 
 
-def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_runs_are_removed_and_none_that_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ser.cache.atomic_io import locked, remove_folder
     from ser.train.run_folder import claimed
 
     finished, unfinished = find_runs("runs")
     (unfinished.path / "result.json").unlink()
     (here / "link").symlink_to(finished.path)
-    assert all("is not a run folder" in ser("runs", "remove", folder).stderr for folder in ("runs", "link"))
+    assert all(
+        "is not a run folder" in ser("runs", "remove", folder).stderr for folder in ("runs", "link")
+    )
     assert "nothing to remove" in ser("runs", "prune").stdout  # it has just changed
     with locked(unfinished.path / "lock"):
         assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout
-        assert "is being trained or removed" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
-    assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout and unfinished.path.exists()
+        assert (
+            "is being trained or removed" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
+        )
+    assert (
+        unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout
+        and unfinished.path.exists()
+    )
     began, waits = list[bool](), shutil.copytree(unfinished.path, here / "other" / unfinished.name)
 
     def train() -> None:
@@ -144,7 +172,9 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch:
             assert (run.path / "lock").exists()
     (unfinished.path / "lock").unlink()
     os.mkfifo(unfinished.path / "lock")  # nobody waits for it
-    (unfinished.path / ".0.part").symlink_to("gone")  # as a file is that a training has just put in its place
+    (unfinished.path / ".0.part").symlink_to(
+        "gone"
+    )  # as a file is that a training has just put in its place
     assert len(json.loads(ser("runs", "list", "--json").stdout)) == 2
     ser("runs", "prune", "--days", "0")
     assert not unfinished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
@@ -153,13 +183,17 @@ def test_only_runs_are_removed_and_none_that_is_trained(here: Path, monkeypatch:
     assert finished.name in ser("runs", "remove", "runs", "--where", mine, "--dry-run").stdout
     shutil.rmtree(here / "runs" / ".tmp")
     os.chdir(finished.path)
-    monkeypatch.setattr(Path, "mkdir", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        Path, "mkdir", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    )
     assert ser("runs", "remove", ".", f"../{finished.name}").stdout.startswith("removed . (")
     assert not finished.path.exists()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_is_installed(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_completion_is_installed(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -172,7 +206,11 @@ def test_the_completion_is_installed(shell: str, tmp_path: Path, monkeypatch: py
 def test_the_shell_completes_options_and_their_choices() -> None:
     for begun, completed in {"train --fu": ["--fusion"], "features --backend h": ["hdf5"]}.items():
         words = f"ser {begun}"
-        asked = {"_SER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        asked = {
+            "_SER_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
         done = CliRunner(env=asked).invoke(main, [], prog_name="ser")
         assert done.stdout.split() == [f"plain,{value}" for value in completed]
 
@@ -191,15 +229,29 @@ def test_the_wheel_alone_runs_the_demo_and_the_sdist_builds(tmp_path: Path) -> N
     plain = tmp_path / "plain" / "bin"
     for folder in (builder.parent.parent, plain.parent):
         venv.create(folder, with_pip=True)
-    pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    pip = [
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
     subprocess.run([builder, *pip, "build"], check=True)
     # The sdist, and of it the wheel.
     subprocess.run([builder, "-m", "build", "-o", tmp_path / "dist", source], check=True)
     [wheel] = (tmp_path / "dist").glob("ser_fusion-*.whl")
     subprocess.run([plain / "python", *pip, "torch"], check=True)
     subprocess.run([plain / "python", *pip, wheel], check=True)
-    environment = {"PATH": f"{plain}:{os.environ['PATH']}", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([plain / "ser", "demo"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {
+        "PATH": f"{plain}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [plain / "ser", "demo"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "synthetic" in (tmp_path / "demo" / "report.html").read_text()
     assert "next, with a corpus of your own" in done.stdout

@@ -1,8 +1,9 @@
 """Stores and run folders of earlier versions open, and give what they gave; see tests/fixtures.
 
-`runs-v1`: three runs of ser 0.1.0 on the demo corpus (`--limit 60 --epochs 2 --set d_model=8 --set heads=2 --set
-queries=2`): two folds of logmel with fusion audio, one of logmel+bert with mit. `runs-v1-predictions.json` is what that
-version's `ser predict` said of the noise that is generated below.
+`runs-v1`: three runs of ser 0.1.0 on the demo corpus (`--limit 60 --epochs 2 --set d_model=8 --set
+heads=2 --set queries=2`): two folds of logmel with fusion audio, one of logmel+bert with mit.
+`runs-v1-predictions.json` is what that version's `ser predict` said of the noise that is generated
+below.
 """
 
 import json
@@ -39,7 +40,9 @@ def test_runs_of_version_1_predict_what_they_did(name: str, noise: Path, tmp_pat
     assert found["probabilities"] == pytest.approx(PREDICTIONS[name], abs=1e-6)
 
 
-def test_runs_of_version_1_are_reported_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_of_version_1_are_reported_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     page, runs = tmp_path / "report.html", shutil.copytree(FIXTURES / "runs-v1", tmp_path / "runs")
     shown = printed("report", runs, "--html", page)
     [told] = [record.getMessage() for record in caplog.records if record.name == "ser.train"]

@@ -33,7 +33,9 @@ def server() -> Iterator[Faulty]:
 
 
 @pytest.fixture
-def s3(server: Faulty, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Faulty]:
+def s3(
+    server: Faulty, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Faulty]:
     """The server without faults, which is asked again at once; `url` is a place in a new bucket."""
     monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda **_: 0.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECRETKEY")
@@ -50,7 +52,11 @@ def whole(path: Path, like: Store) -> bool:
     """Whether the store at a path is sound and has every part of another, bit for bit."""
     assert not [one for one in verify(open_store(path), fresh=True) if one.problem]
     mine, theirs = (
-        {file.relative_to(root): file.read_bytes() for file in root.glob("*/*/parts/**/*") if file.is_file()}
+        {
+            file.relative_to(root): file.read_bytes()
+            for file in root.glob("*/*/parts/**/*")
+            if file.is_file()
+        }
         for root in (path, like.path)
     )
     assert mine.items() <= theirs.items()
@@ -67,7 +73,9 @@ def killed(server: Faulty, words: list[Any], at: int, method: str) -> bool:
             run.wait()
 
     server.fault = fault
-    run = subprocess.Popen([sys.executable, "-m", "ser", *map(str, words)], stdout=nowhere, stderr=nowhere)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "ser", *map(str, words)], stdout=nowhere, stderr=nowhere
+    )
     code = run.wait()
     server.fault = None
     return code == 0
@@ -106,7 +114,10 @@ def test_a_kill_at_any_request_costs_only_what_was_in_flight(s3: Faulty, tmp_pat
     there.rm(lost)
     there.pipe(cut, b"cut")
     assert "push --replace" in ser(*pull, tmp_path / "lacking").stderr
-    assert ser(*push, store.path, "--replace").exit_code == 0 and ser(*pull, tmp_path / "mended").exit_code == 0
+    assert (
+        ser(*push, store.path, "--replace").exit_code == 0
+        and ser(*pull, tmp_path / "mended").exit_code == 0
+    )
     assert whole(tmp_path / "mended", store)
 
 
@@ -128,13 +139,22 @@ def test_faults_on_the_way_are_asked_again_or_one_sentence(s3: Faulty, tmp_path:
 
 
 def test_two_pushers_at_once_never_mix_their_numbers(s3: Faulty, tmp_path: Path) -> None:
-    """Parts of the same names with other numbers, as two machines compute them, and a feature that one alone has."""
+    """Parts of the same names with other numbers, as two machines compute them, and a feature that
+    one alone has.
+    """
     first, feature, manifest, arrays = sample_store(tmp_path / "first", "zarr", count=6)
     second = new_store(tmp_path / "second", manifest)
-    fill(second.add(feature.spec), manifest, "zarr", {id_: array + 1 for id_, array in arrays.items()})
+    fill(
+        second.add(feature.spec),
+        manifest,
+        "zarr",
+        {id_: array + 1 for id_, array in arrays.items()},
+    )
     sample_store(tmp_path / "second", "zarr", count=6, level="utterance")
     with ThreadPoolExecutor() as pool:
-        pushes = [pool.submit(lambda store: Push(store, s3.url).run(), store) for store in (first, second)]
+        pushes = [
+            pool.submit(lambda store: Push(store, s3.url).run(), store) for store in (first, second)
+        ]
     faults = [str(push.exception()) for push in pushes if push.exception()]
     assert all("another push has begun" in fault for fault in faults), faults
     for store in (first, second):  # each goes on, with what the other one has
@@ -161,9 +181,14 @@ def test_a_card_that_another_push_writes_meanwhile_ends_none(s3: Faulty, tmp_pat
         assert there.cat(card).startswith(b"---")
 
 
-def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Faulty, monkeypatch: Any, tmp_path: Path) -> None:
+def test_what_is_not_there_or_not_allowed_is_one_sentence(
+    s3: Faulty, monkeypatch: Any, tmp_path: Path
+) -> None:
     store, *_ = sample_store(tmp_path / "here", "zarr", count=2)
-    assert "no such bucket" in ser("cache", "push", "s3://no-such-bucket/x", "--store", store.path).stderr
+    assert (
+        "no such bucket"
+        in ser("cache", "push", "s3://no-such-bucket/x", "--store", store.path).stderr
+    )
     assert "nothing is published" in ser("cache", "pull", s3.url, "--store", tmp_path / "x").stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "cannot be reached" in ser("cache", "pull", s3.url, "--store", tmp_path / "x").stderr
@@ -171,13 +196,29 @@ def test_what_is_not_there_or_not_allowed_is_one_sentence(s3: Faulty, monkeypatc
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    assert "come from the environment" in ser("cache", "pull", s3.url, "--store", tmp_path / "x").stderr
+    assert (
+        "come from the environment"
+        in ser("cache", "pull", s3.url, "--store", tmp_path / "x").stderr
+    )
 
 
-def test_training_at_a_url_pulls_what_it_needs(s3: Faulty, store: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_training_at_a_url_pulls_what_it_needs(
+    s3: Faulty, store: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("SER_STORES", str(tmp_path / "cache"))
     assert ser("cache", "push", s3.url, "--store", store).exit_code == 0
-    asked = ["--features", "is13", "--fusion", "audio", "--epochs", 1, "--folds", 1, "--out", tmp_path / "runs"]
+    asked = [
+        "--features",
+        "is13",
+        "--fusion",
+        "audio",
+        "--epochs",
+        1,
+        "--folds",
+        1,
+        "--out",
+        tmp_path / "runs",
+    ]
     done = ser("train", "--store", s3.url, *asked)
     assert done.exit_code == 0 and "MB to pull" in done.stderr, done.stderr
     (pulled,) = (tmp_path / "cache").iterdir()
@@ -186,6 +227,18 @@ def test_training_at_a_url_pulls_what_it_needs(s3: Faulty, store: Path, tmp_path
     recipe = f'[experiment]\nstore = "{s3.url}"\nepochs = 1\nfolds = 1\n[[cell]]\nname = "a"\nfeatures = "is13"\n'
     (tmp_path / "mine.toml").write_text(recipe + 'fusion = "audio"\n')
     done = ser("sweep", tmp_path / "mine.toml", "--out", tmp_path / "runs", "--dry-run")
-    assert done.exit_code == 0 and "0 parts, 0.0 MB to pull" in done.stderr and "1 finished" in done.stderr, done.stderr
-    done = ser("sweep", tmp_path / "mine.toml", "--features", "mpnet", "--out", tmp_path / "runs", "--dry-run")
+    assert (
+        done.exit_code == 0
+        and "0 parts, 0.0 MB to pull" in done.stderr
+        and "1 finished" in done.stderr
+    ), done.stderr
+    done = ser(
+        "sweep",
+        tmp_path / "mine.toml",
+        "--features",
+        "mpnet",
+        "--out",
+        tmp_path / "runs",
+        "--dry-run",
+    )
     assert done.exit_code == 2 and "bring it there by `ser cache pull`" in done.stderr

@@ -1,4 +1,6 @@
-"""Layouts described in TOML files, those that ser ships and a user's own, on trees of the corpora's real names."""
+"""Layouts described in TOML files, those that ser ships and a user's own, on trees of the corpora's
+real names.
+"""
 
 import itertools
 import os
@@ -42,11 +44,15 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> None:
 def row(scan: Scan, id: str) -> dict:
     """The columns that this row has."""
     found = dict(zip(scan.manifest.ids, scan.manifest.table.to_pylist(), strict=True))[id]
-    return {name: value for name, value in found.items() if value is not None and "sha256" not in name}
+    return {
+        name: value for name, value in found.items() if value is not None and "sha256" not in name
+    }
 
 
 def ravdess() -> Iterator[str]:
-    for actor, emotion, intensity, text, take in itertools.product(range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2)):
+    for actor, emotion, intensity, text, take in itertools.product(
+        range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2)
+    ):
         if (emotion, intensity) != (1, 2):
             yield f"Actor_{actor:02d}/03-01-{emotion:02d}-{intensity:02d}-{text:02d}-{take:02d}-{actor:02d}.wav"
 
@@ -61,8 +67,13 @@ def crema() -> Iterator[str]:
 
 
 def savee() -> Iterator[str]:
-    for speaker, emotion in itertools.product(("DC", "JE", "JK", "KL"), ("a", "d", "f", "h", "n", "sa", "su")):
-        yield from (f"AudioData/{speaker}/{emotion}{n:02d}.wav" for n in range(1, 31 if emotion == "n" else 16))
+    for speaker, emotion in itertools.product(
+        ("DC", "JE", "JK", "KL"), ("a", "d", "f", "h", "n", "sa", "su")
+    ):
+        yield from (
+            f"AudioData/{speaker}/{emotion}{n:02d}.wav"
+            for n in range(1, 31 if emotion == "n" else 16)
+        )
 
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
@@ -79,7 +90,12 @@ def tess() -> Iterator[str]:
     ("format", "names", "id", "said"),
     [
         ("ravdess", ravdess, "03-01-06-01-02-01-12", "12 fearful Dogs are sitting by the door."),
-        ("crema-d", lambda: itertools.islice(crema(), 7442), "1001_IEO_HAP_HI", "1001 happy It's eleven o'clock."),
+        (
+            "crema-d",
+            lambda: itertools.islice(crema(), 7442),
+            "1001_IEO_HAP_HI",
+            "1001 happy It's eleven o'clock.",
+        ),
         ("savee", savee, "DC_sa03", "DC sad"),
         ("tess", tess, "OAF_ab_neutral", "OAF neutral Say the word ab."),
     ],
@@ -88,9 +104,17 @@ def test_a_whole_release_has_its_published_counts(
     tmp_path: Path, format: str, names: Callable[[], Iterator[str]], id: str, said: str
 ) -> None:
     scan = read_corpus(tree(tmp_path / "release", *names()))
-    assert (scan.format, scan.manifest.corpus, scan.problems, summary(scan)["differences"]) == (format, format, [], [])
+    assert (scan.format, scan.manifest.corpus, scan.problems, summary(scan)["differences"]) == (
+        format,
+        format,
+        [],
+        [],
+    )
     found = row(scan, id)
-    assert [found.get(name, "") for name in ("speaker", "label", "text")] == [*said.split(maxsplit=2), ""][:3]
+    assert [found.get(name, "") for name in ("speaker", "label", "text")] == [
+        *said.split(maxsplit=2),
+        "",
+    ][:3]
     assert (found["session"], found["dialogue"], found["turn"]) == (found["speaker"], id, 0)
     assert format == "crema-d" or found["gender"] == ("M" if format == "savee" else "F")
     assert scan.known["utterances"] == len(scan.manifest)
@@ -112,10 +136,18 @@ def test_counts_that_are_not_met_and_files_that_are_left_out(tmp_path: Path) -> 
 
 def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
     tree(tmp_path, "AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1002_DFA_SAD_XX.wav")
-    tree(tmp_path, *(f"AudioMP3/{actor}_DFA_ANG_XX.mp3" for actor in range(1001, 1602)))  # before all others
+    tree(
+        tmp_path, *(f"AudioMP3/{actor}_DFA_ANG_XX.mp3" for actor in range(1001, 1602))
+    )  # before all others
     header = '"","localid","queryType","clipName","respEmo"\n'
-    votes = [("1", "1001_DFA_ANG_XX", "A"), ("1", "1001_DFA_ANG_XX", "N"), ("3", "1001_DFA_ANG_XX", "H")]
-    lines = "".join(f'"{n}","7","{kind}","{clip}","{vote}"\n' for n, (kind, clip, vote) in enumerate(votes))
+    votes = [
+        ("1", "1001_DFA_ANG_XX", "A"),
+        ("1", "1001_DFA_ANG_XX", "N"),
+        ("3", "1001_DFA_ANG_XX", "H"),
+    ]
+    lines = "".join(
+        f'"{n}","7","{kind}","{clip}","{vote}"\n' for n, (kind, clip, vote) in enumerate(votes)
+    )
     write(tmp_path / "finishedResponses.csv", header + lines)
     scan = read_corpus(tmp_path)
     assert scan.warnings == [
@@ -124,18 +156,37 @@ def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
         "601 files are left out: copies as MP3",
     ]
     assert scan.manifest.column("votes") == [[["angry"], ["neutral"]], None]
-    write(tmp_path / "VideoDemographics.csv", "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n")
+    write(
+        tmp_path / "VideoDemographics.csv",
+        "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n",
+    )
     assert read_corpus(tmp_path).manifest.column("gender") == ["M", "F"]
 
 
 def test_texts_in_any_encoding(tmp_path: Path) -> None:
-    names = ["0001/Neutral/0001_000001.wav", "0011/Angry/train/0011_000351.wav", "0011/Sad/test/0011_001051.wav"]
+    names = [
+        "0001/Neutral/0001_000001.wav",
+        "0011/Angry/train/0011_000351.wav",
+        "0011/Sad/test/0011_001051.wav",
+    ]
     tree(tmp_path, *names)
-    write(tmp_path / "0001" / "0001.txt", "0001_000001  打远一看，它们的确很是美丽， 中立\r\n", "gb18030")
-    write(tmp_path / "0011" / "0011.txt", "\ufeff0011_000351\tThe nine the eggs, I keep.\tAngry\r\n", "utf-16-le")
+    write(
+        tmp_path / "0001" / "0001.txt",
+        "0001_000001  打远一看，它们的确很是美丽， 中立\r\n",
+        "gb18030",
+    )
+    write(
+        tmp_path / "0011" / "0011.txt",
+        "\ufeff0011_000351\tThe nine the eggs, I keep.\tAngry\r\n",
+        "utf-16-le",
+    )
     scan = read_corpus(tmp_path)
     assert (scan.format, scan.manifest.column("label")) == ("esd", ["neutral", "angry", "sad"])
-    assert scan.manifest.column("text") == ["打远一看，它们的确很是美丽，", "The nine the eggs, I keep.", None]
+    assert scan.manifest.column("text") == [
+        "打远一看，它们的确很是美丽，",
+        "The nine the eggs, I keep.",
+        None,
+    ]
 
 
 def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> None:
@@ -143,12 +194,21 @@ def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> Non
     said = {"train": ((0, 0), (0, 1), (125, 3)), "dev": ((0, 0), (110, 7)), "test": ((0, 0),)}
     for part, turns in said.items():
         lines = [
-            f'{n},"Well, {part}!",Joey,{"joy" if n else "anger"},x,{d},{u},4,7,a,b\n' for n, (d, u) in enumerate(turns)
+            f'{n},"Well, {part}!",Joey,{"joy" if n else "anger"},x,{d},{u},4,7,a,b\n'
+            for n, (d, u) in enumerate(turns)
         ]
         write(tmp_path / f"{part}_sent_emo.csv", header + "".join(lines))
-    tree(tmp_path, "train_splits/dia0_utt0.wav", "train_splits/dia0_utt0.mp4", "train_splits/dia0_utt1.wav")
+    tree(
+        tmp_path,
+        "train_splits/dia0_utt0.wav",
+        "train_splits/dia0_utt0.mp4",
+        "train_splits/dia0_utt1.wav",
+    )
     tree(tmp_path, "dev_splits_complete/dia0_utt0.wav", "dev_splits_complete/dia66_utt9.wav")
-    tree(tmp_path, *(f"output_repeated_splits_test/{name}dia0_utt0.wav" for name in ("", "final_videos_test")))
+    tree(
+        tmp_path,
+        *(f"output_repeated_splits_test/{name}dia0_utt0.wav" for name in ("", "final_videos_test")),
+    )
     scan = read_corpus(tmp_path)
     assert scan.manifest.corpus == "meld"
     assert [p.id for p in scan.problems] == ["dev/dia110_utt7", "train/dia125_utt3"], scan.problems
@@ -157,13 +217,20 @@ def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> Non
     assert "1 files are left out: other cuts of test clips" in scan.warnings
     assert "known defect: dev/dia110_utt7: the release lacks the clip (issue 27)" in scan.warnings
     found = row(scan, "train/dia0_utt1")
-    assert (found["dialogue"], found["turn"], found["session"], found["text"]) == ("0", 1, "train", "Well, train!")
+    assert (found["dialogue"], found["turn"], found["session"], found["text"]) == (
+        "0",
+        1,
+        "train",
+        "Well, train!",
+    )
     utterances = apply_policy(get_policy("4class"), scan.manifest)
     with pytest.raises(WrongUse, match="use --protocol official"):
         make_folds("session-out", utterances)
     [fold] = make_folds("official", utterances)
     parts = {part: [utterances.ids[n] for n in rows] for part, rows in fold.parts.items()}
-    assert parts == {part: [f"{part}/dia{d}_utt{u}" for d, u in turns] for part, turns in said.items()}
+    assert parts == {
+        part: [f"{part}/dia{d}_utt{u}" for d, u in turns] for part, turns in said.items()
+    }
     assert fold.dev_by == "the corpus's own"
     for wav in [*tmp_path.rglob("*.wav")]:
         wav.unlink()
@@ -175,13 +242,18 @@ def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> Non
     first, *others = read_corpus(tmp_path).problems
     assert first.reason.startswith("no file here can be decoded as it is: convert them with `find ")
     assert "convert it with `ffmpeg -i dia0_utt0.mp4 -vn dia0_utt0.wav`" in others[0].reason
-    write(tmp_path / "bin" / "ffmpeg", f'#!/bin/sh\ncmp -s "$2" "$4" && exit 1\ncp "{tmp_path}/.one" "$4"\n')
+    write(
+        tmp_path / "bin" / "ffmpeg",
+        f'#!/bin/sh\ncmp -s "$2" "$4" && exit 1\ncp "{tmp_path}/.one" "$4"\n',
+    )
     (tmp_path / "bin" / "ffmpeg").chmod(0o755)
     path = f"PATH={tmp_path}/bin:{os.environ['PATH']}"
     subprocess.run(["env", path, "sh", "-c", first.reason.split("`")[1]], check=True)
     assert [problem.id for problem in read_corpus(tmp_path).problems] == ["dev/dia110_utt7"]
     (tmp_path / "dev_sent_emo.csv").unlink()
-    with pytest.raises(WrongUse, match=r"has no dev_sent_emo\.csv, which lists the utterances of MELD"):
+    with pytest.raises(
+        WrongUse, match=r"has no dev_sent_emo\.csv, which lists the utterances of MELD"
+    ):
         read_corpus(tmp_path)
 
 
@@ -190,10 +262,13 @@ def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
     sets = ["Train", "Train", "Development", "Test1", "Test2"]
     for n, part in enumerate(sets):
         speaker = "Unknown" if n == 0 else n
-        lines.append(f"MSP-PODCAST_0001_{n:04d}.wav,{'AH'[n % 2]},2.2,6.5,2.6,{speaker},Male,{part}")
+        lines.append(
+            f"MSP-PODCAST_0001_{n:04d}.wav,{'AH'[n % 2]},2.2,6.5,2.6,{speaker},Male,{part}"
+        )
     write(tmp_path / "Labels" / "labels_consensus.csv", "\n".join(lines))
     detailed = "FileName,Workers,EmoClass_Major\n" + "".join(
-        f"MSP-PODCAST_0001_0003.wav,WORKER{n},{vote}\n" for n, vote in enumerate(("Happy", "Neutral", "Other-hm"))
+        f"MSP-PODCAST_0001_0003.wav,WORKER{n},{vote}\n"
+        for n, vote in enumerate(("Happy", "Neutral", "Other-hm"))
     )
     write(tmp_path / "Labels" / "labels_detailed.csv", detailed)
     write(tmp_path / "Transcripts" / "MSP-PODCAST_0001_0003.txt", 'So, "you" know.\n')
@@ -201,13 +276,24 @@ def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
     scan = read_corpus(tmp_path)
     assert (scan.format, len(scan.manifest), scan.problems) == ("msp-podcast", 5, [])
     found = row(scan, "MSP-PODCAST_0001_0003")
-    assert (found["valence"], found["arousal"], found["dominance"], found["gender"]) == (6.5, 2.2, 2.6, "M")
-    assert (found["votes"], found["text"]) == ([["Happy"], ["Neutral"], ["Other-hm"]], 'So, "you" know.')
+    assert (found["valence"], found["arousal"], found["dominance"], found["gender"]) == (
+        6.5,
+        2.2,
+        2.6,
+        "M",
+    )
+    assert (found["votes"], found["text"]) == (
+        [["Happy"], ["Neutral"], ["Other-hm"]],
+        'So, "you" know.',
+    )
     assert scan.manifest.column("speaker")[:2] == [None, "1"]
     utterances = apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest)
     assert utterances.classes == ("ang", "hap")
     folds = make_folds("official", utterances)
-    assert [(f.name, *map(len, f.parts.values())) for f in folds] == [("test1", 2, 1, 1), ("test2", 2, 1, 1)]
+    assert [(f.name, *map(len, f.parts.values())) for f in folds] == [
+        ("test1", 2, 1, 1),
+        ("test2", 2, 1, 1),
+    ]
     assert [list(f.left_out) for f in folds] == [["in another part of the split"]] * 2
     [fold] = make_folds("official", utterances.take([0, 1, 3]), Cut("none"))
     assert len(fold.dev) == 0 and fold.dev_by == "none"
@@ -221,16 +307,24 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
     tree(tmp_path, *files)
     db = audformat.Database("mine")
     db.schemes["emotion"] = audformat.Scheme(labels=["anger", "neutral"])
-    db.schemes["speaker"] = audformat.Scheme(labels={"anna": {"gender": "female"}, "bob": {"gender": "male"}})
+    db.schemes["speaker"] = audformat.Scheme(
+        labels={"anna": {"gender": "female"}, "bob": {"gender": "male"}}
+    )
     db.schemes["transcription"] = audformat.Scheme(labels={"t1": "Good morning."})
     for split, held in (("train", files[:2]), ("test", files[2:])):
         db.splits[split] = audformat.Split(split)
-        table = db[f"emotion.{split}"] = audformat.Table(audformat.filewise_index(held), split_id=split)
+        table = db[f"emotion.{split}"] = audformat.Table(
+            audformat.filewise_index(held), split_id=split
+        )
         table["emotion"] = audformat.Column(scheme_id="emotion")
         table["emotion"].set(["anger", "neutral"][: len(held)])
     files_table = db["files"] = audformat.Table(audformat.filewise_index(files))
     db.schemes["duration"] = audformat.Scheme("time")  # which is measured
-    given = {"speaker": ["anna", "bob", "anna"], "transcription": ["t1", "t1", None], "duration": ["10ms"] * 3}
+    given = {
+        "speaker": ["anna", "bob", "anna"],
+        "transcription": ["t1", "t1", None],
+        "duration": ["10ms"] * 3,
+    }
     for name, values in given.items():
         files_table[name] = audformat.Column(scheme_id=name)
         files_table[name].set(values)
@@ -238,7 +332,9 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
     db.save(str(tmp_path), storage_format=storage)
     scan = read_corpus(tmp_path)
     assert (scan.format, scan.manifest.corpus, scan.problems) == ("audformat", "mine", [])
-    assert scan.warnings == ["the table parts is not by file, or not here as CSV or Parquet: it is not read"]
+    assert scan.warnings == [
+        "the table parts is not by file, or not here as CSV or Parquet: it is not read"
+    ]
     columns = ("label", "speaker", "gender", "session", "text")
     assert [[one[name] for name in columns] for one in scan.manifest.table.to_pylist()] == [
         ["anger", "anna", "F", "train", "Good morning."],
@@ -254,13 +350,24 @@ def test_emodb_is_read_as_ever(tmp_path: Path) -> None:
     tree(tmp_path, "wav/16b10Lb.wav", "wav/03a01Fa.wav", "wav/03a99Fa.wav")
     (tmp_path / "wav" / "._03a01Fa.wav").write_bytes(b"Mac OS X")
     scan = read_corpus(tmp_path)  # the download has them in wav/
-    known = {"dialogue": "03a01Fa", "turn": 0, "speaker": "03", "session": "03", "gender": "M", "duration": 0.01}
+    known = {
+        "dialogue": "03a01Fa",
+        "turn": 0,
+        "speaker": "03",
+        "session": "03",
+        "gender": "M",
+        "duration": 0.01,
+    }
     text = {"text": "Der Lappen liegt auf dem Eisschrank.", "label": "hap"}
     assert row(scan, "03a01Fa") == {"id": "03a01Fa", "audio": "wav/03a01Fa.wav", **known, **text}
     assert (scan.format, scan.manifest.ids) == ("emodb", ["03a01Fa", "16b10Lb"])
-    assert [(p.path, p.reason) for p in scan.problems] == [("wav/03a99Fa.wav", "the text 'a99' is not among maps.text")]
+    assert [(p.path, p.reason) for p in scan.problems] == [
+        ("wav/03a99Fa.wav", "the text 'a99' is not among maps.text")
+    ]
     real = read_corpus(emodb()[0].parent)
-    assert real.manifest.digest == "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
+    assert (
+        real.manifest.digest == "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
+    )
     assert (real.problems, real.warnings) == ([], ["339 of EmoDB's 535 utterances are here"])
     assert Counter(real.manifest.column("label")) == {"ang": 127, "neu": 79, "hap": 71, "sad": 62}
 
@@ -281,19 +388,34 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "joy 1 · rage 1" in shown.output and "4class 1" in shown.output
     scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
     assert (scan.manifest.corpus, scan.manifest.column("speaker")) == ("mine", ["anna", "bob"])
-    assert apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest).classes == ("hap", "rage")
-    write(tmp_path / "mine.toml", MINE.replace("[a-z]+", f"(?:[a-z]+|{'a' * 945})", 1))  # of 992 characters
+    assert apply_policy(
+        get_policy("all", scan.manifest.column("label")), scan.manifest
+    ).classes == ("hap", "rage")
+    write(
+        tmp_path / "mine.toml", MINE.replace("[a-z]+", f"(?:[a-z]+|{'a' * 945})", 1)
+    )  # of 992 characters
     assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).problems == []
     (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
-    assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids == scan.manifest.ids
+    assert (
+        read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids
+        == scan.manifest.ids
+    )
     votes = "[[tables]]\nfile = 'said.csv'\nof = '{stem}'\nkey = '{of}'\nvotes = '{said}'\n"
-    write(tmp_path / "mine.toml", MINE + "text = '{votes}'\n" + votes + "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n")
+    write(
+        tmp_path / "mine.toml",
+        MINE + "text = '{votes}'\n" + votes + "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n",
+    )
     write(tmp_path / "corpus" / "said.csv", "of,said\nanna-joy-1,1\nanna-joy-1,7\n")
     scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
     assert scan.manifest.column("votes") == [[["joy"], ["other"]], None]
-    assert scan.warnings == ["nothing gives {votes}, which a column names"]  # as for a field that no pattern has
+    assert scan.warnings == [
+        "nothing gives {votes}, which a column names"
+    ]  # as for a field that no pattern has
     listed = ser("corpus", "show", tmp_path, "--format", "mien")
-    assert listed.exit_code == 2 and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
+    assert (
+        listed.exit_code == 2
+        and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,11 +430,27 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
         ("label =", "speaker =", "not a TOML file"),
         ('"{emotion}"', "7", "Expected `str`, got `int`"),
         ("name =", "nmae =", "unknown field `nmae`"),
-        ("[columns]", "counts.labels = 3\n[columns]", "Expected `object`, got `int` - at `$.counts.labels`"),
+        (
+            "[columns]",
+            "counts.labels = 3\n[columns]",
+            "Expected `object`, got `int` - at `$.counts.labels`",
+        ),
         ("[columns]", "maps.text = {}\n[columns]", "under [maps] of "),
-        ("[columns]", "tables = [{file = 'a.csv', line = '('}]\n[columns]", "is not a regular expression"),
-        ("[columns]", "tables = [{file = 'a.csv', encoding = 'zip'}]\n[columns]", "Invalid enum value 'zip'"),
-        ("[columns]", "tables = [{file = 'a.csv', audio = 'x'}]\n[columns]", "has no a.csv, which lists"),
+        (
+            "[columns]",
+            "tables = [{file = 'a.csv', line = '('}]\n[columns]",
+            "is not a regular expression",
+        ),
+        (
+            "[columns]",
+            "tables = [{file = 'a.csv', encoding = 'zip'}]\n[columns]",
+            "Invalid enum value 'zip'",
+        ),
+        (
+            "[columns]",
+            "tables = [{file = 'a.csv', audio = 'x'}]\n[columns]",
+            "has no a.csv, which lists",
+        ),
     ],
 )
 def test_a_wrong_description_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:

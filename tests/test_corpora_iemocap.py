@@ -1,6 +1,8 @@
-"""The IEMOCAP parser on a hand-written miniature of the release, with every irregularity that the release has.
+"""The IEMOCAP parser on a hand-written miniature of the release, with every irregularity that the
+release has.
 
-And counts of a corpus against the published ones: each agrees with the others, each difference is named.
+And counts of a corpus against the published ones: each agrees with the others, each difference is
+named.
 """
 
 import hashlib
@@ -74,7 +76,10 @@ def write_wav(path: Path) -> None:
 
 def write_dialogue(root: Path, dialogue: str, evaluation: str, transcription: bytes) -> None:
     session = root / f"Session{int(dialogue[3:5])}"
-    for name, content in (("EmoEvaluation", evaluation.encode()), ("transcriptions", transcription)):
+    for name, content in (
+        ("EmoEvaluation", evaluation.encode()),
+        ("transcriptions", transcription),
+    ):
         folder = session / "dialog" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{dialogue}.txt").write_bytes(content)
@@ -101,7 +106,9 @@ def release(tmp_path: Path) -> Path:
     for folder in ("Categorical", "Attribute", "Self-evaluation"):
         rated = session / "dialog/EmoEvaluation" / folder / "Ses01F_impro01_e1_cat.txt"
         rated.parent.mkdir()
-        rated.write_text("Ses01F_impro01_F000 :Anger; ()\n[1 - 2]\tSes01F_impro01_F009\tang\t[1, 1, 1]\n")
+        rated.write_text(
+            "Ses01F_impro01_F000 :Anger; ()\n[1 - 2]\tSes01F_impro01_F009\tang\t[1, 1, 1]\n"
+        )
     return root
 
 
@@ -112,7 +119,11 @@ def rows(scan: Scan) -> dict[str, dict]:
 def test_every_utterance_and_nothing_else(release: Path) -> None:
     scan = read_corpus(release)
     assert scan.problems == []
-    assert (scan.format, scan.manifest.corpus, scan.manifest.synthetic) == ("iemocap", "iemocap", False)
+    assert (scan.format, scan.manifest.corpus, scan.manifest.synthetic) == (
+        "iemocap",
+        "iemocap",
+        False,
+    )
     assert len(scan.manifest) == 4 + 10
     for id, row in rows(scan).items():
         assert row["audio"] == f"Session{id[4]}/sentences/wav/{row['dialogue']}/{id}.wav"
@@ -124,9 +135,17 @@ def test_a_row_is_what_the_release_says(release: Path) -> None:
     found = rows(read_corpus(release))
     row = found["Ses01F_impro01_M000"]
     assert (row["speaker"], row["gender"], row["dialogue"]) == ("Ses01M", "M", "Ses01F_impro01")
-    assert (row["valence"], row["arousal"], row["dominance"]) == (2.0, 5.5, 3.5)  # outside the scale, and not clamped
+    assert (row["valence"], row["arousal"], row["dominance"]) == (
+        2.0,
+        5.5,
+        3.5,
+    )  # outside the scale, and not clamped
     assert (row["start"], row["end"], row["duration"]) == (14.8872, 18.0175, 0.1)
-    assert row["votes"] == [["fru"], ["fru", "ang"], ["ang", "fru"]]  # of external raters, with all their categories
+    assert row["votes"] == [
+        ["fru"],
+        ["fru", "ang"],
+        ["ang", "fru"],
+    ]  # of external raters, with all their categories
     assert found["Ses01F_impro01_F002"]["votes"] == [["hap"], ["hap", "exc"], ["oth"]]
     turns = sorted((row["turn"], id[-4:]) for id, row in found.items() if "Ses01F_impro01" in id)
     assert turns == [(0, "F002"), (1, "F000"), (2, "F001"), (3, "M000")]  # by start, end and id
@@ -135,7 +154,11 @@ def test_a_row_is_what_the_release_says(release: Path) -> None:
         "Ses01F_impro01_M000": 'Do you\thave your "forms"; café?',
         "Ses01F_impro01_F001": "Let's: go [LAUGHTER].",
         "Ses01F_impro01_F002": "[laughter]",
-        **{f"Ses0{n}M_{s}_F000": f"No from {s}." for n in (1, 5) for s in ("script01_1", "script01_1b")},
+        **{
+            f"Ses0{n}M_{s}_F000": f"No from {s}."
+            for n in (1, 5)
+            for s in ("script01_1", "script01_1b")
+        },
     }
 
 
@@ -165,7 +188,11 @@ UNLABELLED, UNSPOKEN = "this utterance has no label line", "its transcript is mi
     ],
 )
 def test_whatever_is_wrong_is_named(
-    release: Path, file: str, damage: tuple[str, str] | None, kind: str, problems: dict[str | None, str]
+    release: Path,
+    file: str,
+    damage: tuple[str, str] | None,
+    kind: str,
+    problems: dict[str | None, str],
 ) -> None:
     whole = rows(read_corpus(release))
     if damage is None:
@@ -190,7 +217,9 @@ def test_whatever_is_wrong_is_named(
 def test_a_missing_session_is_named(release: Path) -> None:
     (release / "Session3").rename(release / "elsewhere")
     scan = read_corpus(release)
-    assert [str(p) for p in scan.problems] == ["Session3: Session3 is missing from this copy of the corpus"]
+    assert [str(p) for p in scan.problems] == [
+        "Session3: Session3 is missing from this copy of the corpus"
+    ]
     assert scan.refused == scan.problems
     assert "sessions: 3: 0 here, 2136 in the release (-2136)" in summary(scan)["differences"]
 
@@ -198,27 +227,42 @@ def test_a_missing_session_is_named(release: Path) -> None:
 def test_what_is_not_a_release_is_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match=f"give {release}$"):
         read_corpus(release.parent)
-    with pytest.raises(WrongUse, match="read as iemocap; first problem: Session1: Session1 is missing"):
+    with pytest.raises(
+        WrongUse, match="read as iemocap; first problem: Session1: Session1 is missing"
+    ):
         read_corpus(tmp_path, format="iemocap")
     (release / "ser-demo.json").write_text("{")
     assert read_corpus(release).manifest.synthetic
 
 
-# Published counts -----------------------------------------------------------------------------------------------------
+# Published counts
+# -----------------------------------------------------------------------------------------------------
 
 POINTS = KNOWN["durations"]
 FOUR = ("ang", "hap", "exc", "neu", "sad")
 
 
 def test_as_many_of_each_kind_are_counted_as_were_published() -> None:
-    """Labels by session, as in the release; every other utterance is scripted and lasts 2 s, the others 1 s."""
+    """Labels by session, as in the release; every other utterance is scripted and lasts 2 s, the
+    others 1 s.
+    """
     happy = KNOWN["labels"]["hap"]
-    rest = [label for label in ("xxx", "fru", "sur", "fea", "oth", "dis") for _ in range(KNOWN["labels"][label])]
+    rest = [
+        label
+        for label in ("xxx", "fru", "sur", "fea", "oth", "dis")
+        for _ in range(KNOWN["labels"][label])
+    ]
     rows = []
     for session, size in KNOWN["sessions"].items():
-        labels = [label for label, count in KNOWN["4class per session"][session].items() for _ in range(count)]
+        labels = [
+            label
+            for label, count in KNOWN["4class per session"][session].items()
+            for _ in range(count)
+        ]
         labels += [rest.pop() for _ in range(size - len(labels))]
-        for number, label in enumerate(labels):  # of the happy, some are called so, and the others excited
+        for number, label in enumerate(
+            labels
+        ):  # of the happy, some are called so, and the others excited
             excited = label == "hap" and happy <= 0
             happy -= label == "hap"
             speaker, scene = f"{session}{'FM'[number % 2]}", ("impro01", "script01")[number % 2]
@@ -230,35 +274,52 @@ def test_as_many_of_each_kind_are_counted_as_were_published() -> None:
         assert found[name] == KNOWN[name], name
     sizes = KNOWN["sessions"].values()
     assert found["scripted"] == sum(size // 2 for size in sizes) == 10039 - found["improvised"]
-    assert found["utterances per dialogue"] == {"fewest": min(sizes) // 2, "most": (max(sizes) + 1) // 2}
+    assert found["utterances per dialogue"] == {
+        "fewest": min(sizes) // 2,
+        "most": (max(sizes) + 1) // 2,
+    }
     assert found["hours"] == (10039 + found["scripted"]) / 3600 and found["dialogues"] == 10
-    assert found["4class hours"] == sum(row["duration"] for row in rows if row["label"] in FOUR) / 3600
+    assert (
+        found["4class hours"] == sum(row["duration"] for row in rows if row["label"] in FOUR) / 3600
+    )
     sessions = [sum(classes.values()) for classes in KNOWN["4class per session"].values()]
-    assert sessions == [1085, 1023, 1151, 1031, 1241] and sum(KNOWN["genders"].values()) == KNOWN["utterances"]
+    assert (
+        sessions == [1085, 1023, 1151, 1031, 1241]
+        and sum(KNOWN["genders"].values()) == KNOWN["utterances"]
+    )
     assert KNOWN["improvised"] + KNOWN["scripted"] == KNOWN["utterances"] == 10039
 
 
 def test_each_difference_is_named() -> None:
     labels, table = KNOWN["labels"], KNOWN["4class per session"]
     moved = {**table, "3": {"ang": 240, "hap": 286, "neu": 321, "sad": 304}}
-    neutral, sad = "3: neu: 321 here, 320 in the release (+1)", "3: sad: 304 here, 305 in the release (-1)"
+    neutral, sad = (
+        "3: neu: 321 here, 320 in the release (+1)",
+        "3: sad: 304 here, 305 in the release (-1)",
+    )
     for changed, said in (
         ({}, []),
         ({"dialogues": 150}, ["dialogues: 150 here, 151 in the release (-1)"]),
         ({"hours": 12.40}, ["hours: 12.4 here, 12.44 in the release (-0.04)"]),
         ({"labels": {**labels, "bor": 1}}, ["labels: bor: 1 here, 0 in the release (+1)"]),
-        ({"durations": {**POINTS, "max": 34.10}}, ["durations: max: 34.1 here, 34.14 in the release (-0.04)"]),
+        (
+            {"durations": {**POINTS, "max": 34.10}},
+            ["durations: max: 34.1 here, 34.14 in the release (-0.04)"],
+        ),
         ({"4class per session": moved}, [f"4class per session: {said}" for said in (neutral, sad)]),
     ):
         assert compare({**KNOWN, **changed}) == said
 
 
-# The demo corpus, in the same layout ----------------------------------------------------------------------------------
+# The demo corpus, in the same layout
+# ----------------------------------------------------------------------------------
 
 
 def digests(root: Path) -> dict[str, str]:
     files = sorted(p for p in root.rglob("*") if p.is_file())
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +336,10 @@ def test_the_demo_is_the_same_bytes_each_time(
     next(tmp_path.rglob("*.wav")).write_bytes(b"cut short")
     write_demo(tmp_path)
     found = digests(tmp_path)
-    assert found.items() <= digests(demo_corpus).items() and len(list(tmp_path.glob("Session*/sentences/wav/*"))) == 5
+    assert (
+        found.items() <= digests(demo_corpus).items()
+        and len(list(tmp_path.glob("Session*/sentences/wav/*"))) == 5
+    )
 
 
 def test_the_demo_leaves_a_folder_with_something_else_alone(tmp_path: Path) -> None:
@@ -293,7 +357,9 @@ def test_the_demo_has_its_counts(scan: Scan) -> None:
     assert (scan.problems, summary(scan)["differences"]) == ([], [])
     found = count_all(scan.manifest)
     assert found["utterances"] >= 300 and found["dialogues"] >= 20 and found["speakers"] == 10
-    assert list(found["sessions"]) == ["1", "2", "3", "4", "5"] and set(found["labels"]) == set(KNOWN["labels"])
+    assert list(found["sessions"]) == ["1", "2", "3", "4", "5"] and set(found["labels"]) == set(
+        KNOWN["labels"]
+    )
     assert all(min(classes.values()) >= 5 for classes in found["4class per session"].values())
     durations = found["durations"]
     assert found["hours"] <= 0.25 and 0.6 <= durations["min"] <= 0.8 and 6 <= durations["max"] <= 8
@@ -310,18 +376,24 @@ def test_the_demo_is_clean_speech_at_16_khz(demo_corpus: Path, scan: Scan) -> No
 
 
 def test_the_demo_has_the_irregular_lines(demo_corpus: Path, scan: Scan) -> None:
-    transcripts = b"".join(p.read_bytes() for p in sorted(demo_corpus.rglob("transcriptions/Ses*.txt")))
+    transcripts = b"".join(
+        p.read_bytes() for p in sorted(demo_corpus.rglob("transcriptions/Ses*.txt"))
+    )
     marked = rb"_FXX0 \[", rb"_MXX1 \[", rb"\nM: ", rb"\nF:\[", rb"\nF : "
     for line in (*marked, rb"\[laughter\]", rb": \[\w+\]\n", rb"caf\xe9"):
         assert re.search(line, transcripts), line
-    evaluations = "".join(p.read_text() for p in sorted(demo_corpus.rglob("EmoEvaluation/Ses*.txt")))
+    evaluations = "".join(
+        p.read_text() for p in sorted(demo_corpus.rglob("EmoEvaluation/Ses*.txt"))
+    )
     for line in (r"C-E2:\t\w+; \w+;", r"dom  \d;", r"dom  ;", r"C-F1:", r"\[5\.5000, "):
         assert re.search(line, evaluations), line
     assert len(list(demo_corpus.rglob("._*"))) == 75
     texts = scan.manifest.column("text")
     for part in ("\t", ";", '"', "é"):
         assert any(part in text for text in texts), part
-    assert {"Ses05M_script01_1", "Ses05M_script01_1b", "Ses03M_impro05a"} <= set(scan.manifest.column("dialogue"))
+    assert {"Ses05M_script01_1", "Ses05M_script01_1b", "Ses03M_impro05a"} <= set(
+        scan.manifest.column("dialogue")
+    )
     prefixes = [id[5] == id.rpartition("_")[2][0] for id in scan.manifest.ids]
     assert 0.3 < np.mean(prefixes) < 0.7
 
@@ -330,4 +402,7 @@ def test_the_demo_drifts_along_a_dialogue_and_its_vocabulary_covers_it(scan: Sca
     rows, words = scan.manifest.table.to_pylist(), set(demo_vocabulary())
     early = np.mean([r["label"] == "neu" for r in rows if r["turn"] < 4])
     assert early > 2 * np.mean([r["label"] == "neu" for r in rows if r["turn"] > 8])
-    assert all(set(re.findall(r"\w+|[^\w\s]", row["text"].lower())) <= words for row in rows) and len(words) < 300
+    assert (
+        all(set(re.findall(r"\w+|[^\w\s]", row["text"].lower())) <= words for row in rows)
+        and len(words) < 300
+    )

@@ -1,4 +1,6 @@
-"""Scanning: audio files that lie, ids and paths that do, wrong paths, other transcripts, tables of any corpus."""
+"""Scanning: audio files that lie, ids and paths that do, wrong paths, other transcripts, tables of
+any corpus.
+"""
 
 import hashlib
 import json
@@ -49,7 +51,10 @@ def test_a_cut_wav_is_noticed_wherever_it_is_cut(tmp_path: Path) -> None:
     for length in [*range(1, 60), 100, 1000, len(whole) - 1]:
         cut.write_bytes(whole[:length])
         found, fault = probe(cut)
-        assert fault and found == {"audio_sha256": hashlib.sha256(whole[:length]).hexdigest(), "duration": None}, length
+        assert fault and found == {
+            "audio_sha256": hashlib.sha256(whole[:length]).hexdigest(),
+            "duration": None,
+        }, length
     assert "its data chunk says 3200 bytes, the file holds 3199" in str(fault)
     assert soundfile.read(cut)[0].size == 1599  # which soundfile does not mind
 
@@ -68,7 +73,11 @@ def test_odd_but_whole_wav_files(tmp_path: Path) -> None:
         odd.write_bytes(content)
         found, fault = probe(odd)
         if fault is None:
-            assert found["duration"] == 0.1 and len(decode(odd).samples) == 1600 and decode(odd).warnings == []
+            assert (
+                found["duration"] == 0.1
+                and len(decode(odd).samples) == 1600
+                and decode(odd).warnings == []
+            )
         else:  # a libsndfile that reads nothing then: never half a file in silence
             assert content[40:44] == bytes(4) and "no samples" in str(fault)
 
@@ -86,7 +95,11 @@ def test_odd_but_whole_wav_files(tmp_path: Path) -> None:
         ("evil", "a\0.wav", "control character"),
         ("evil", "a\x1b[31m.wav", "control character"),
         ("good", "a.wav", "the id good is there twice"),
-        ("ne\u0301e", "a.wav", "the id ne\u0301e is there twice, in two Unicode spellings (NFC and NFD)"),
+        (
+            "ne\u0301e",
+            "a.wav",
+            "the id ne\u0301e is there twice, in two Unicode spellings (NFC and NFD)",
+        ),
         ("a\0b", "a.wav", "holds a control character"),
         ("a\u202egpj", "a.wav", "holds a control character"),
         (" ", "a.wav", "the id is empty"),
@@ -102,7 +115,11 @@ def test_ids_and_audio_paths_of_a_table_that_cannot_be_are_refused(
     scan = read_corpus(table(inside, "id,audio", "good,a.wav", "n\u00e9e,a.wav", f"{id},{audio}"))
     assert scan.manifest.ids == ["good", "n\u00e9e"]
     [problem] = scan.problems
-    assert problem.reason.startswith("line 4: ") and reason in problem.reason and str(problem).isprintable()
+    assert (
+        problem.reason.startswith("line 4: ")
+        and reason in problem.reason
+        and str(problem).isprintable()
+    )
 
 
 def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
@@ -122,15 +139,38 @@ def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
 
 def test_video_and_coded_audio_come_with_the_line_that_converts_them(tmp_path: Path) -> None:
     write(tmp_path / "good.wav")
-    starts = b"\0\0\0\x1cftypM4A ", b"\x1aE\xdf\xa3", b"RIFF\0\1\0\0AVI LIST", b"0&\xb2u\x8ef\xcf\x11"
+    starts = (
+        b"\0\0\0\x1cftypM4A ",
+        b"\x1aE\xdf\xa3",
+        b"RIFF\0\1\0\0AVI LIST",
+        b"0&\xb2u\x8ef\xcf\x11",
+    )
     g723 = b"RIFF\xe0\0\0\0WAVEfmt \x10\0\0\0\x42\0\1\0\x40\x1f\0\0\0\0\0\0\1\0\0\0data\x40\0\0\0"
-    for start in (*starts, b"#!AMR\n", b"\xff\xf1P\x80", g723, b"\0\0\0\x08wide\0\0\1\0mdat", b"G@\0\x10", b".RMF"):
+    for start in (
+        *starts,
+        b"#!AMR\n",
+        b"\xff\xf1P\x80",
+        g723,
+        b"\0\0\0\x08wide\0\0\1\0mdat",
+        b"G@\0\x10",
+        b".RMF",
+    ):
         (tmp_path / "a b.mp4").write_bytes(start + bytes(200))
         (tmp_path / "c.wav").write_bytes(start + bytes(200))
         scan = read_corpus(table(tmp_path, "audio", "good.wav", "a b.mp4", "c.wav"))
         found = [problem.reason.partition("`")[2] for problem in scan.problems]
-        assert found == ["ffmpeg -i 'a b.mp4' -vn 'a b.wav'`", "ffmpeg -i c.wav -vn c.wav.wav && mv c.wav.wav c.wav`"]
-    done = ser("features", table(tmp_path, "audio", "a b.mp4"), "--features", "logmel", "--store", tmp_path / "store")
+        assert found == [
+            "ffmpeg -i 'a b.mp4' -vn 'a b.wav'`",
+            "ffmpeg -i c.wav -vn c.wav.wav && mv c.wav.wav c.wav`",
+        ]
+    done = ser(
+        "features",
+        table(tmp_path, "audio", "a b.mp4"),
+        "--features",
+        "logmel",
+        "--store",
+        tmp_path / "store",
+    )
     assert done.exit_code == 1 and "ffmpeg -i 'a b.mp4' -vn 'a b.wav'" in done.output
 
 
@@ -184,11 +224,22 @@ def test_names_of_corpora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = table(folder, "audio", "a.wav", name="my corpus.csv")
     assert read_corpus(path).manifest.corpus == "my-corpus"
     assert read_corpus(path, name="mine").manifest.corpus == "mine"
-    monkeypatch.setattr("ser.extract.corpora.scan.probe", None)  # a wrong name is refused before any file is read
+    monkeypatch.setattr(
+        "ser.extract.corpora.scan.probe", None
+    )  # a wrong name is refused before any file is read
     for name in ("../x", "", ".hidden", "a/b", "a\0", "x" * 80):
         with pytest.raises(WrongUse, match="cannot be called"):
             read_corpus(path, name=name)
-    done = ser("features", path, "--features", "logmel", "--corpus-name", "x" * 80, "--store", folder / "store")
+    done = ser(
+        "features",
+        path,
+        "--features",
+        "logmel",
+        "--corpus-name",
+        "x" * 80,
+        "--store",
+        folder / "store",
+    )
     assert done.exit_code == 2 and not (folder / "store").exists()
 
 
@@ -196,15 +247,23 @@ def test_limit_keeps_the_first(folder: Path) -> None:
     path = table(folder, "audio", "a.wav", "b.wav", "c.wav", "gone.wav")
     scan = read_corpus(path, limit=2)
     assert (scan.manifest.ids, scan.problems) == (["a", "b"], [])
-    assert scan.manifest.digest == read_corpus(path, limit=2).manifest.digest != read_corpus(path).manifest.digest
+    assert (
+        scan.manifest.digest
+        == read_corpus(path, limit=2).manifest.digest
+        != read_corpus(path).manifest.digest
+    )
     with pytest.raises(WrongUse, match="leaves no utterance"):
         read_corpus(path, limit=0)
 
 
-def test_other_transcripts_are_another_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_transcripts_are_another_corpus(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = table(folder, "audio,text", "a.wav,one", "b.wav,two", "c.wav,three")
     heard = [("b", "too"), ("a", 'w\t"n'), ("x", "?"), ("a", ""), (7, "x"), ("c", "\ud800")]
-    asr = table(folder, *(json.dumps({"id": id, "text": text}) for id, text in heard), name="asr.jsonl")
+    asr = table(
+        folder, *(json.dumps({"id": id, "text": text}) for id, text in heard), name="asr.jsonl"
+    )
     own, other = read_corpus(path), read_corpus(path, text=asr)
     assert other.manifest.corpus == "corpus-asr"
     assert other.manifest.column("text") == ['w\t"n', "too", None]
@@ -223,14 +282,18 @@ def test_other_transcripts_are_another_corpus(folder: Path, monkeypatch: pytest.
         read_corpus(path, text=folder / "gone.csv")
     with pytest.raises(WrongUse, match="has no id column"):
         read_corpus(path, text=table(folder, "name,words", "a,hello", name="asr.csv"))
-    monkeypatch.setattr("ser.extract.corpora.scan.probe", None)  # a name is refused before any audio is read
+    monkeypatch.setattr(
+        "ser.extract.corpora.scan.probe", None
+    )  # a name is refused before any audio is read
     with pytest.raises(WrongUse, match=r"cannot be called 'corpus-a{64}'"):
         read_corpus(path, text=table(folder, "id,text", "a,hello", name=f"{'a' * 64}.csv"))
 
 
 def test_summary_is_json_with_the_contract_keys(folder: Path) -> None:
     lines = ["a.wav,F,1,exc", "b.wav,M,1,neu", "c.wav,F,2,xxx", "d.wav,F,2,fru"]
-    found = json.loads(json.dumps(summary(read_corpus(table(folder, "file,gender,session,emotion", *lines)))))
+    found = json.loads(
+        json.dumps(summary(read_corpus(table(folder, "file,gender,session,emotion", *lines))))
+    )
     reason = "cannot be opened (No such file or directory)"
     expected = {
         "utterances": 4,
@@ -248,7 +311,8 @@ def test_summary_is_json_with_the_contract_keys(folder: Path) -> None:
     assert {name: found[name] for name in expected} == expected
 
 
-# Tables -----------------------------------------------------------------------------------------------------------
+# Tables
+# -----------------------------------------------------------------------------------------------------------
 
 FULL = {
     "id": "u1",
@@ -279,7 +343,9 @@ def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
             path.write_text(json.dumps(FULL) + "\n\n")
         case _:
             delimiter = {"csv": ",", "semicolon": ";", "tsv": "\t"}[kind]
-            pd.DataFrame([FULL | {"votes": json.dumps(FULL["votes"])}]).to_csv(path, sep=delimiter, index=False)
+            pd.DataFrame([FULL | {"votes": json.dumps(FULL["votes"])}]).to_csv(
+                path, sep=delimiter, index=False
+            )
     scan = read_corpus(path)
     assert scan.problems == []
     row = scan.manifest.table.to_pylist()[0]
@@ -289,19 +355,35 @@ def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
 
 def test_other_toolkits_columns(folder: Path) -> None:
     write(folder / "wav" / "a.wav")
-    scan = read_corpus(table(folder, "file,speaker,gender,emotion", "./wav/a.wav,s1,w,anger", "b.wav,s2,male,neutral"))
+    scan = read_corpus(
+        table(
+            folder, "file,speaker,gender,emotion", "./wav/a.wav,s1,w,anger", "b.wav,s2,male,neutral"
+        )
+    )
     first, second = scan.manifest.table.to_pylist()
     assert scan.problems == []
     assert (first["id"], first["audio"], first["label"]) == ("wav/a", "wav/a.wav", "anger")
-    assert (first["gender"], second["gender"], first["dialogue"], first["turn"]) == ("F", "M", "wav/a", 0)
-    path = table(folder, '{"key": "k-1", "wav": "a.wav", "length": 99.0, "emo": "ang"}', name="emobox.jsonl")
+    assert (first["gender"], second["gender"], first["dialogue"], first["turn"]) == (
+        "F",
+        "M",
+        "wav/a",
+        0,
+    )
+    path = table(
+        folder, '{"key": "k-1", "wav": "a.wav", "length": 99.0, "emo": "ang"}', name="emobox.jsonl"
+    )
     row = read_corpus(path).manifest.table.to_pylist()[0]
     assert (row["id"], row["audio"], row["label"]) == ("k-1", "a.wav", "ang")
     assert row["duration"] == 0.1  # from the file, not from the table
 
 
 def test_turns_follow_the_file_and_odd_line_ends_stay_in_a_row(folder: Path) -> None:
-    lines = ["id,audio,dialogue,text", "1,a.wav,x,one\u2028two\x85three", "2,b.wav,y,", "3,c.wav,x,"]
+    lines = [
+        "id,audio,dialogue,text",
+        "1,a.wav,x,one\u2028two\x85three",
+        "2,b.wav,y,",
+        "3,c.wav,x,",
+    ]
     manifest = read_corpus(table(folder, *lines)).manifest
     assert manifest.column("turn") == [0, 0, 1]
     assert manifest.column("text") == ["one\u2028two\x85three", None, None]
@@ -337,7 +419,9 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
 
 def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) -> None:
     for lines in (("file,audio", "a.wav,b.wav"), ("audio,text,text ", "a.wav,one,two")):
-        with pytest.raises(CorpusError, match=r"t\.csv .*: two columns stand for the (audio|text) \(.*, .*\): keep"):
+        with pytest.raises(
+            CorpusError, match=r"t\.csv .*: two columns stand for the (audio|text) \(.*, .*\): keep"
+        ):
             read_corpus(table(folder, *lines, name="t.csv"))
     twice = table(folder, "audio,note,note", "a.wav,one,two")
     assert len(read_corpus(twice).manifest) == 1, "what is not read may stand there twice"
@@ -354,16 +438,22 @@ def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) 
 
 
 def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
-    """Labels of no policy, and a recording that cannot be used: `ser train` would refuse the plain command."""
+    """Labels of no policy, and a recording that cannot be used: `ser train` would refuse the plain
+    command.
+    """
     path = table(folder, "audio;label", "a.wav;Freude", "b.wav;Trauer", "none.wav;Freude")
-    done = ser("features", path, "--features", "logmel,mfcc", "--store", folder / "s", "--on-error", "skip")
+    done = ser(
+        "features", path, "--features", "logmel,mfcc", "--store", folder / "s", "--on-error", "skip"
+    )
     assert done.output.count("none") == 1 and "quarantined in logmel, mfcc: none: " in done.output
     assert done.exit_code == 3 and done.stderr.endswith(" --labels all --allow-missing\n")
 
 
 def test_bad_json_lines(folder: Path) -> None:
     path = folder / "t.jsonl"
-    path.write_text('{"wav": "a.wav"}\n{"wav": \n[1]\n{"wav": "\\ud800.wav"}\n{"emo": "ang"}\n' + "[" * 100000)
+    path.write_text(
+        '{"wav": "a.wav"}\n{"wav": \n[1]\n{"wav": "\\ud800.wav"}\n{"emo": "ang"}\n' + "[" * 100000
+    )
     scan = read_corpus(path)
     assert scan.manifest.ids == ["a"]
     assert [p.reason for p in scan.problems] == [
@@ -377,12 +467,17 @@ def test_bad_json_lines(folder: Path) -> None:
 
 def test_a_manifest_without_audio(tmp_path: Path) -> None:
     path = tmp_path / "imported.csv"
-    path.write_text("id,session,speaker,dialogue,turn,label,duration\nb,1,s1,d,1,ang,2.5\na,1,s1,d,0,neu,1.5\n")
+    path.write_text(
+        "id,session,speaker,dialogue,turn,label,duration\nb,1,s1,d,1,ang,2.5\na,1,s1,d,0,neu,1.5\n"
+    )
     manifest = read_manifest(path, "imported")
     assert (manifest.corpus, manifest.ids) == ("imported", ["b", "a"])
     assert manifest.column("audio") == [None, None]
     assert manifest.column("duration") == [2.5, 1.5]
-    for line, expected in [("a,1,s1,d,2,sad,1", "there twice"), ("c,1,s1,d,x,sad,1", "the turn 'x' is not a number")]:
+    for line, expected in [
+        ("a,1,s1,d,2,sad,1", "there twice"),
+        ("c,1,s1,d,x,sad,1", "the turn 'x' is not a number"),
+    ]:
         (tmp_path / "bad.csv").write_text(path.read_text() + line)
         with pytest.raises(CorpusError, match=f"line 4: .*{expected}"):
             read_manifest(tmp_path / "bad.csv", "imported")

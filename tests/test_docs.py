@@ -1,7 +1,9 @@
-"""What the documentation says is so: every block runs, every command and option has its line, every message exists.
+"""What the documentation says is so: every block runs, every command and option has its line, every
+message exists.
 
-A block that begins with `# not run in the tests: …` is not run. Blocks of a page run one after the other in one folder
-as the quick start leaves it; `ser …` runs in this process, Python blocks share one namespace.
+A block that begins with `# not run in the tests: …` is not run. Blocks of a page run one after the
+other in one folder as the quick start leaves it; `ser …` runs in this process, Python blocks share
+one namespace.
 """
 
 import re
@@ -68,7 +70,9 @@ def registries() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(b.language in RUN for b in blocks(page))])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(b.language in RUN for b in blocks(page))]
+)
 def test_every_block_of_the_page_runs(
     page: str, newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
 ) -> None:
@@ -89,13 +93,17 @@ def test_every_block_of_the_page_runs(
             for words in commands(block.text):
                 assert words[0] == "ser", f"{block.where}: only ser is run here, not {words[0]}"
                 done = ser(*_stand_in(words[1:]))
-                assert done.exit_code == 0, f"{block.where}: {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+                assert done.exit_code == 0, (
+                    f"{block.where}: {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+                )
                 if words[:3] == ["ser", "corpus", "demo"]:
                     shrink(Path(words[3]))
 
 
 def _stand_in(words: list[str]) -> Iterator[str]:
-    """What is on this machine for a path on the reader's; one epoch of one fold shows as well as many that it runs."""
+    """What is on this machine for a path on the reader's; one epoch of one fold shows as well as
+    many that it runs.
+    """
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.rpartition("=")
         yield "1" if before == "--epochs" else f"{option}{equals}{STAND_INS.get(value, value)}"
@@ -111,7 +119,9 @@ def test_blocks_run_or_say_why_not_and_would_be_understood() -> None:
             f"{block.where}: name the file above, as `mine.toml`:"
         )
         if block.text.startswith(NOT_RUN):
-            assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 5, f"{block.where}: why is it not run?"
+            assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 5, (
+                f"{block.where}: why is it not run?"
+            )
             for words in commands(block.text) if block.language == "sh" else ():
                 if words[0] == "ser":
                     check_options(words[1:], block.where)
@@ -126,18 +136,24 @@ def check_options(words: list[str], where: str) -> None:
         command, words = command.commands[words[0]], words[1:]
     known = {option for param in command.params for option in param.opts}
     for word in words:
-        assert not word.startswith("--") or word in known, f"{where}: {command.name} has no option {word}"
+        assert not word.startswith("--") or word in known, (
+            f"{where}: {command.name} has no option {word}"
+        )
 
 
 def test_links_lead_somewhere_and_the_readme_leads_to_each_page() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):
             assert target.startswith("https://") or (DOCS / target).exists(), f"{page}: {target}"
-        assert page == "README.md" or f"]({page})" in (DOCS / "README.md").read_text(), f"docs/README.md lacks {page}"
+        assert page == "README.md" or f"]({page})" in (DOCS / "README.md").read_text(), (
+            f"docs/README.md lacks {page}"
+        )
 
 
 def test_every_file_that_the_architecture_names_is_there() -> None:
-    named = re.findall(r"`([\w/]+\.(?:py|md)|[\w/]+/)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`([\w/]+\.(?:py|md)|[\w/]+/)`", (DOCS / "architecture.md").read_text(encoding="utf-8")
+    )
     names = ("", "extract", "train", "train/data", "cache", "engines", "weights", "export")
     rooms = [DOCS.parent / room for room in names]
     assert len(named) > 60
@@ -147,7 +163,9 @@ def test_every_file_that_the_architecture_names_is_there() -> None:
 
 def test_the_commands_page_is_what_the_commands_say() -> None:
     written = runpy.run_path(str(DOCS / "commands.py"))["page"]()
-    assert (DOCS / "commands.md").read_text(encoding="utf-8") == written, "run .venv/bin/python docs/commands.py"
+    assert (DOCS / "commands.md").read_text(encoding="utf-8") == written, (
+        "run .venv/bin/python docs/commands.py"
+    )
 
 
 def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
@@ -158,20 +176,32 @@ def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Comma
         yield name, command
 
 
-@pytest.mark.parametrize(("name", "command"), [pytest.param(*leaf, id=leaf[0]) for leaf in leaves(main, "ser")])
+@pytest.mark.parametrize(
+    ("name", "command"), [pytest.param(*leaf, id=leaf[0]) for leaf in leaves(main, "ser")]
+)
 def test_every_command_shows_an_example(name: str, command: click.Command) -> None:
     help_ = command.help or ""
-    examples = [line for line in help_.splitlines() if f" {name} " in f" {line} " or line.rstrip().endswith(f" {name}")]
+    examples = [
+        line
+        for line in help_.splitlines()
+        if f" {name} " in f" {line} " or line.rstrip().endswith(f" {name}")
+    ]
     assert "Example" in help_ and examples, f"{name} --help shows no example"
     for line in examples:
         check_options(shlex.split(line.partition("ser ")[2]), f"{name} --help")
 
 
 def test_every_message_in_troubleshooting_is_one_that_ser_says() -> None:
-    source = "\n".join(re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.S) for path in PATHS)
+    source = "\n".join(
+        re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.S) for path in PATHS
+    )
     # Literals that continue on the next line are one message.
     said = re.sub(r'"\s*\n\s*f?"', "", source).replace("`", "")
-    rows = [line for line in (DOCS / "troubleshooting.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in (DOCS / "troubleshooting.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
     assert len(rows) > 15
     for row in rows:
         for message in re.findall(r"`([^`]+)`", row.split("|")[1]):

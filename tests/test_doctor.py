@@ -55,7 +55,11 @@ def test_weights_in_the_cache_are_found_and_pickles_are_named(tmp_path: Path) ->
     assert findings()["other weights"].found == "in Hugging Face's cache: me/hubert"
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     found = findings()["weights of hubert"]
-    assert not found.fine and "pickle" in found.found and f"ser weights convert {snapshot}" in found.advice
+    assert (
+        not found.fine
+        and "pickle" in found.found
+        and f"ser weights convert {snapshot}" in found.advice
+    )
 
 
 def test_what_lacks_has_advice_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,19 +69,30 @@ def test_what_lacks_has_advice_and_nothing_else_does(monkeypatch: pytest.MonkeyP
     assert all(one.fine == (not one.advice) for one in found.values())
 
 
-def test_locks_that_other_machines_do_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_that_other_machines_do_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "MOUNTS", tmp_path / "mounts")
     shared = "nfs rw,vers=3,local_lock=flock", "lustre rw,localflock", "fuse.sshfs rw", "beegfs rw"
     for mount in ("ext4 rw", "nfs4 rw,vers=4.2,local_lock=none", *shared):
         other = f"none / overlay rw 0 0\nhost:/y {tmp_path}y fuse.x rw 0 0\n"
         (tmp_path / "mounts").write_text(f"{other}host:/x {tmp_path.resolve()} {mount} 0 0\n")
         found = findings(store=tmp_path / "store")["store locks"]
-        assert ("other machines may not see them" in found.found) is (mount in shared) is not found.fine, found
+        assert (
+            ("other machines may not see them" in found.found)
+            is (mount in shared)
+            is not found.fine
+        ), found
 
 
 def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(name="H100", total_memory=8e10)
-    answers = {"is_available": True, "device_count": 1, "get_device_properties": card, "is_bf16_supported": True}
+    answers = {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_properties": card,
+        "is_bf16_supported": True,
+    }
     for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     assert findings()["GPU"].found == "H100 (80 GB), with bfloat16"

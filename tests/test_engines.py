@@ -106,16 +106,20 @@ def test_what_tasks_need_is_imported_once(tmp_path: Path) -> None:
         "from counted_import import where\n"
         "print([*engines.run(where, range(6), 3), *engines.run(where, range(6), 2)])"
     )
-    workers, servers = map(set, zip(*eval(subprocess.check_output([sys.executable, "-c", code])), strict=True))
+    workers, servers = map(
+        set, zip(*eval(subprocess.check_output([sys.executable, "-c", code])), strict=True)
+    )
     imported = {int(line) for line in (tmp_path / "imports").read_text().split()}
     assert len(workers) == 5 and len(servers) == 1 and len(imported) == 2
     assert servers < imported and not imported & workers
 
 
 def test_what_is_imported_before_the_fork_starts_nothing() -> None:
-    """A fork has no other thread than the one that forked, and would wait for ever for a lock that another held.
+    """A fork has no other thread than the one that forked, and would wait for ever for a lock that
+    another held.
 
-    OpenBLAS and jemalloc, which Arrow brings, have threads of their own and look after forks themselves.
+    OpenBLAS and jemalloc, which Arrow brings, have threads of their own and look after forks
+    themselves.
     """
     code = (
         "import os, sys, ser.train.sweep, ser.extract.run\nfrom pathlib import Path\n"
@@ -130,7 +134,9 @@ def test_what_is_imported_before_the_fork_starts_nothing() -> None:
 
 
 def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
-    """With the process that started it, in the middle of its imports or not; and nobody hears of it."""
+    """With the process that started it, in the middle of its imports or not; and nobody hears of
+    it.
+    """
     (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(1)\n")
     for module in ("slow_import", "json", "no_such_module"):
         code = (
@@ -141,7 +147,9 @@ def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
         assert run.returncode == 1 and run.stderr.count("Traceback") == 1, run.stderr
 
 
-def test_workers_see_the_environment_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_see_the_environment_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And no module of the current folder, as with `ser` itself: a user's random.py is not for us."""
     (tmp_path / "random.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.chdir(tmp_path)
@@ -153,9 +161,13 @@ def test_workers_see_the_environment_of_now(tmp_path: Path, monkeypatch: pytest.
 def outlive_the_fork_server() -> None:
     assert list(engines.run(abs, [-2], 2)) == [2]
     [server] = workers_of(os.getpid())
-    with pytest.raises(SerError, match="ended with code 255 on 3;"):  # nobody is left who could tell how it ended
+    with pytest.raises(
+        SerError, match="ended with code 255 on 3;"
+    ):  # nobody is left who could tell how it ended
         list(engines.run(kill_fork_server, range(6), 2))
-    assert gone([server])  # until the kernel has ended it, the next run would say that its workers do not start
+    assert gone(
+        [server]
+    )  # until the kernel has ended it, the next run would say that its workers do not start
     assert sorted(engines.run(abs, range(3), 2)) == [0, 1, 2]
 
 
@@ -192,7 +204,9 @@ DEAF = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
 
 @pytest.mark.parametrize(("then", "code"), [("time.sleep(600)", -signal.SIGKILL), (KEPT, 0)])
 def test_workers_end_with_the_process(tmp_path: Path, then: str, code: int) -> None:
-    """Killed, or at its end with an iterator that nobody has closed, whatever handlers the workers' packages set."""
+    """Killed, or at its end with an iterator that nobody has closed, whatever handlers the workers'
+    packages set.
+    """
     process = started(tmp_path, then, DEAF + SLEEPY)
     assert process.stdout is not None and process.stdout.readline() == "go\n"
     workers = workers_of(process.pid)
@@ -213,7 +227,9 @@ while 'PYTHONSAFEPATH' in os.environ and not os.path.exists(__file__ + '.go'):
 
 @pytest.mark.parametrize(("then", "importing"), [("", SLOW_SERVER), ("list(results)", "")])
 def test_ctrl_c_ends_the_workers(tmp_path: Path, then: str, importing: str) -> None:
-    """While they start, and while they compute. A terminal tells every process of the group; one speaks of it."""
+    """While they start, and while they compute. A terminal tells every process of the group; one
+    speaks of it.
+    """
     process = started(tmp_path, then, importing + SLEEPY)
     if then:
         assert process.stdout is not None and process.stdout.readline() == "go\n"
@@ -223,7 +239,10 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, then: str, importing: str) -> N
     os.killpg(process.pid, signal.SIGINT)
     (tmp_path / "sleepy.py.go").touch()
     _, errors = process.communicate(timeout=120)
-    assert errors.count("KeyboardInterrupt") == errors.count("Traceback") == 1 and "in a worker process" not in errors
+    assert (
+        errors.count("KeyboardInterrupt") == errors.count("Traceback") == 1
+        and "in a worker process" not in errors
+    )
     assert begun and gone(begun)
 
 
@@ -241,7 +260,10 @@ def test_what_is_begun_while_ctrl_c_is_deferred_never_hears_it() -> None:
     with defer_sigint():
         begun = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert begun.communicate()[0] == "on\n"
-    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode == -signal.SIGINT
+    assert (
+        subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode
+        == -signal.SIGINT
+    )
 
 
 def test_deferred_ctrl_c_comes_at_the_end_and_leaves_the_signals_as_they_were() -> None:
@@ -250,19 +272,27 @@ def test_deferred_ctrl_c_comes_at_the_end_and_leaves_the_signals_as_they_were() 
     with pytest.raises(KeyboardInterrupt):
         with defer_sigint():
             for _ in range(2):
-                signal.raise_signal(signal.SIGINT)  # in this thread, whatever others a test before has left
+                signal.raise_signal(
+                    signal.SIGINT
+                )  # in this thread, whatever others a test before has left
             done.append("all of it")
         done.append("more")
     assert done == ["all of it"]
     with pytest.raises(ZeroDivisionError), defer_sigint():
         raise ZeroDivisionError
-    aside = threading.Thread(target=lambda: defer_sigint().__enter__())  # no main thread: it may set no handler
+    aside = threading.Thread(
+        target=lambda: defer_sigint().__enter__()
+    )  # no main thread: it may set no handler
     aside.start()
     aside.join()
-    assert signal.getsignal(signal.SIGINT) is handler and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert (
+        signal.getsignal(signal.SIGINT) is handler
+        and signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    )
 
 
-# What a worker keeps between tasks ------------------------------------------------------------------------------------
+# What a worker keeps between tasks
+# ------------------------------------------------------------------------------------
 
 
 class Thing:
@@ -288,7 +318,9 @@ def test_what_a_worker_keeps_is_opened_once_and_two_are_kept() -> None:
         assert thing is not things["a"] and not thing.closed
 
 
-def test_what_is_in_use_is_closed_by_its_last_user_and_what_cannot_be_opened_leaves_nothing() -> None:
+def test_what_is_in_use_is_closed_by_its_last_user_and_what_cannot_be_opened_leaves_nothing() -> (
+    None
+):
     clear_cache()
     with pytest.raises(ZeroDivisionError), cached("a", lambda: 1 // 0):
         pass

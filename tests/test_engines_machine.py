@@ -16,7 +16,9 @@ from ser.errors import WrongUse
 
 def test_the_affinity_counts() -> None:
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from ser.engines import cores; "
-    assert subprocess.check_output([sys.executable, "-c", code + "print(cores())"], text=True) == "1\n"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code + "print(cores())"], text=True) == "1\n"
+    )
 
 
 def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +37,9 @@ def test_a_lack_of_memory_is_known_by_what_is_said_of_it() -> None:
     allocating = "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"
     for told in (*allocating, "unable to find an engine"):
         assert is_out_of_memory(RuntimeError(told))
-    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("an illegal memory access"))
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(
+        RuntimeError("an illegal memory access")
+    )
 
 
 def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +58,11 @@ def test_one_function_turns_tf32_off_whatever_was_set_before() -> None:
     try:
         exact_arithmetic("cpu")
         assert {part.fp32_precision for part in (matmul, cudnn.conv, cudnn.rnn)} == {"ieee"}
-        assert (matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, False, "highest")
+        assert (matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (
+            False,
+            False,
+            "highest",
+        )
     finally:
         torch.backends.fp32_precision = cudnn.fp32_precision = "none"
 
@@ -64,6 +72,9 @@ def test_deterministic_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) 
     exact_arithmetic("cpu", deterministic=True)
     assert not torch.are_deterministic_algorithms_enabled()
     exact_arithmetic("cuda", deterministic=True)
-    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert (
+        torch.are_deterministic_algorithms_enabled()
+        and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    )
     exact_arithmetic("cuda")
     assert not torch.are_deterministic_algorithms_enabled()

@@ -32,7 +32,8 @@ from ser.train.models.ragged import Batch
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
-# Runs exported scripts where `import ser` fails: of each what it prints, its exit code, and its standard error.
+# Runs exported scripts where `import ser` fails: of each what it prints, its exit code, and its
+# standard error.
 WITHOUT_SER = """
 import contextlib, io, json, runpy, sys
 sys.modules["ser"], sys.path[0], done = None, "", []
@@ -53,37 +54,61 @@ print(json.dumps(done))
 def without_ser(calls: list[list[str]]) -> Any:
     """The answers of exported scripts if any, their exit codes, and their standard errors."""
     command = [sys.executable, "-B", "-c", WITHOUT_SER]
-    done = subprocess.run(command, input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=True
+    )
     return zip(*json.loads(done.stdout), strict=True)
 
 
 def told(answers: Any) -> np.ndarray:
-    return np.array([[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers])
+    return np.array(
+        [[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers]
+    )
 
 
 def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path) -> None:
     calls, wanted = [], []
     for name in [*RUNS, "mit without text"]:
         predictor = Predictor(run_of(newcomer, name.split()[0]).path)
-        turns = [replace(one, dialogue="a", turn=i) for i, one in enumerate(turns_of(newcomer, predictor.run)[:2])]
+        turns = [
+            replace(one, dialogue="a", turn=i)
+            for i, one in enumerate(turns_of(newcomer, predictor.run)[:2])
+        ]
         if "without" in name:
             turns = [replace(turn, text=None) for turn in turns]
         else:
             said = export(predictor.run.path, tmp_path / name)
             if find_spec("onnx") and find_spec("onnxruntime"):
-                known = {"mit": "gives torch's numbers within", "icon": "icon cannot be written as ONNX (a graph of it"}
+                known = {
+                    "mit": "gives torch's numbers within",
+                    "icon": "icon cannot be written as ONNX (a graph of it",
+                }
                 assert known.get(name, "") in said
                 assert (tmp_path / name / "model.onnx").is_file() == ("cannot" not in said)
             assert "model.onnx" in said and said in (tmp_path / name / "README.md").read_text()
             assert len((tmp_path / name / "run.py").read_text().splitlines()) < 70
         inputs, spoken = predictor.fusion.inputs, predictor.fusion.unit == "dialogue"
         words = [str(turn.audio) for turn in turns if "audio" in inputs]
-        words += [word for turn in turns if "text" in inputs and turn.text for word in ("--text", turn.text)]
+        words += [
+            word
+            for turn in turns
+            if "text" in inputs and turn.text
+            for word in ("--text", turn.text)
+        ]
         words += [word for turn in turns if spoken for word in ("--speaker", turn.speaker)]
         calls.append([str(tmp_path / name.split()[0]), *words])
-        wanted.append([[*one.probabilities.values(), *one.ratings.values()] for one in predictor(turns).predictions])
+        wanted.append(
+            [
+                [*one.probabilities.values(), *one.ratings.values()]
+                for one in predictor(turns).predictions
+            ]
+        )
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
-    calls += [[*calls[0], "--model", f"hubert={other}"], calls[0][:1], [calls[2][0], *calls[2][1:3]]]
+    calls += [
+        [*calls[0], "--model", f"hubert={other}"],
+        calls[0][:1],
+        [calls[2][0], *calls[2][1:3]],
+    ]
     bad = {name: tmp_path / f"{name}.wav" for name in ("short", "cut", "nan", "page")}
     sf.write(bad["short"], np.zeros(160), 16000)
     sf.write(bad["cut"], np.zeros(16000), 16000)
@@ -103,16 +128,28 @@ def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path
     refused, none, lacking, *unusable = faults[len(wanted) :]
     assert "is not what the features were computed with; give --model hubert=FOLDER" in refused
     assert none == lacking == 2
-    assert "give each utterance its audio and text" in "".join(errors) and "required: --text" in "".join(errors)
-    assert "+" not in (tmp_path / "mit" / "requirements.txt").read_text()  # a build of torch that no index has
-    assert len(unusable) == 12 and all(fault.startswith("run.py: utterance 1: ") for fault in unusable)
+    assert "give each utterance its audio and text" in "".join(
+        errors
+    ) and "required: --text" in "".join(errors)
+    assert (
+        "+" not in (tmp_path / "mit" / "requirements.txt").read_text()
+    )  # a build of torch that no index has
+    assert len(unusable) == 12 and all(
+        fault.startswith("run.py: utterance 1: ") for fault in unusable
+    )
     card = (tmp_path / "class+vad" / "README.md").read_text()
-    assert "Trained on synthetic speech" in card and "random weights" in card and "| CCC of valence" in card
+    assert (
+        "Trained on synthetic speech" in card
+        and "random weights" in card
+        and "| CCC of valence" in card
+    )
     assert "session-out, session 1: this is the model of one fold" in card
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_source_of_every_fusion_gives_the_same_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fusion, plain = FUSIONS[name], types.ModuleType("exported")
     monkeypatch.setitem(sys.modules, "exported", plain)
     monkeypatch.setitem(sys.modules, "plain_layers", plain_layers)
@@ -122,7 +159,9 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
     exec(text, vars(plain))
     settings = {one.name: TINY[one.name] for one in fields(fusion.settings) if one.name in TINY}
     dims, keywords = {m: DIMS[m] for m in fusion.inputs}, getattr(fusion.build, "keywords", {})
-    model = getattr(plain, root.__name__)(getattr(plain, fusion.settings.__name__)(**settings), dims, 4, **keywords)
+    model = getattr(plain, root.__name__)(
+        getattr(plain, fusion.settings.__name__)(**settings), dims, 4, **keywords
+    )
     torch.manual_seed(0)
     fast = build(name).eval()
     model.load_state_dict(fast.state_dict())
@@ -135,7 +174,9 @@ def test_the_plain_source_of_every_fusion_gives_the_same_numbers(name: str, monk
             torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
 
 
-def test_constants_of_one_name_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constants_of_one_name_stand_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "own_model.py").write_text(
         "from ser.train.models.usc import CnnBert\nBOTH = ['mine']\nSTAGES: int = 3\n\n\n"
         "class Own(CnnBert):\n    def inputs(self):\n        return BOTH\n\n\nclass Cnn(Own):\n    pass\n\n\n"
@@ -147,20 +188,38 @@ def test_constants_of_one_name_stand_side_by_side(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "plain_layers", plain_layers)
     exec(source_of([Batch, own.Own]), vars(exported))
     assert exported.BOTH == ("audio", "text") and exported.Own.inputs(None) == ["mine"]
-    with pytest.raises(WrongUse, match=r"Cnn: another Cnn would stand beside it in one file; rename one of them"):
+    with pytest.raises(
+        WrongUse, match=r"Cnn: another Cnn would stand beside it in one file; rename one of them"
+    ):
         source_of([own.Cnn])
-    with pytest.raises(WrongUse, match=r"own_model.Hiding: a parameter is called BOTH, as two constants are"):
+    with pytest.raises(
+        WrongUse, match=r"own_model.Hiding: a parameter is called BOTH, as two constants are"
+    ):
         source_of([Batch, own.Hiding])
 
 
 def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
-    """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden states."""
+    """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden
+    states.
+    """
     large = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
     models = {"hubert": str(write_random_checkpoint(tmp_path / "large", "hubert", **large))}
-    extract(plan(ExtractionConfig(newcomer / "corpus", "hubert,is13", store=tmp_path / "features", models=models)))
+    extract(
+        plan(
+            ExtractionConfig(
+                newcomer / "corpus", "hubert,is13", store=tmp_path / "features", models=models
+            )
+        )
+    )
     (tmp_path / "labels.toml").write_text('"a|*b*" = ["ang", "sad"]\n"<i>c" = ["hap", "neu"]\n')
-    options = {"store": tmp_path / "features", "out": tmp_path / "runs", "labels": str(tmp_path / "labels.toml")}
-    [run] = run_experiment(Experiment("hubert+is13", "audio:utterance", epochs=1, folds=1, **options))
+    options = {
+        "store": tmp_path / "features",
+        "out": tmp_path / "runs",
+        "labels": str(tmp_path / "labels.toml"),
+    }
+    [run] = run_experiment(
+        Experiment("hubert+is13", "audio:utterance", epochs=1, folds=1, **options)
+    )
     export(run.path, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert r"a\|\*b\*, &lt;i&gt;c" in card and "<i>" not in card
@@ -176,7 +235,10 @@ def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_p
         calls.append([str(folder), str(wav)])
     (found, *_), (_, short, *refused), _ = without_ser(calls)
     assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
-    assert "utterance 1: its audio gives no rows, or values that cannot be; it may be too short" in short
+    assert (
+        "utterance 1: its audio gives no rows, or values that cannot be; it may be too short"
+        in short
+    )
     for name, said in zip(altered, refused, strict=True):
         assert f"{name} was altered or cut short; export the run again" in said
 
@@ -189,13 +251,18 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "is there already and not an empty folder" in done.stderr
     (tmp_path / "loop").symlink_to("loop")
     assert "Not a directory" in ser("export", run.path, tmp_path / "loop").stderr
-    copies = {kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name)) for kind in ("open", "altered")}
+    copies = {
+        kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name))
+        for kind in ("open", "altered")
+    }
     (copies["open"] / RESULT).unlink()
     with pytest.raises(WrongUse, match="not finished"):
         export(copies["open"], tmp_path / "out")
     weights = bytearray((copies["altered"] / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copies["altered"] / "model.safetensors").write_bytes(weights)
-    with pytest.raises(CorruptStore, match=r"model.safetensors: is not the file that result.json names"):
+    with pytest.raises(
+        CorruptStore, match=r"model.safetensors: is not the file that result.json names"
+    ):
         export(copies["altered"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

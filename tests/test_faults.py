@@ -1,4 +1,6 @@
-"""Disks that fill up, reads and writes that fail, processes that are killed: one sentence, and nothing lost."""
+"""Disks that fill up, reads and writes that fail, processes that are killed: one sentence, and
+nothing lost.
+"""
 
 import ctypes
 import errno
@@ -30,7 +32,8 @@ RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
 UTTERANCES = 12
 
 
-# A disk that fills up -------------------------------------------------------------------------------------------------
+# A disk that fills up
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -38,7 +41,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of its own, of 4 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
     yield folder
@@ -53,14 +58,24 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str) -> None:
     store = disk / "store"
-    asked = {"store": store, "backend": backend, "dtype": "float32", "part_seconds": 4.0}  # parts of 128 KB
-    words = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    asked = {
+        "store": store,
+        "backend": backend,
+        "dtype": "float32",
+        "part_seconds": 4.0,
+    }  # parts of 128 KB
+    words = [
+        word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
     words = ["features", corpus, "--features", "logmel", *words]
     made = plan(ExtractionConfig(corpus, "logmel", **asked))
     status = os.statvfs(disk)
-    (disk / "another").write_bytes(bytes(status.f_bavail * status.f_frsize - 450_000))  # somebody else's file
+    (disk / "another").write_bytes(
+        bytes(status.f_bavail * status.f_frsize - 450_000)
+    )  # somebody else's file
     with pytest.raises(
-        StoreError, match=r"disk is full \(0\.1\d MB needed, 0\.\d\d MB free\).*what is published stays"
+        StoreError,
+        match=r"disk is full \(0\.1\d MB needed, 0\.\d\d MB free\).*what is published stays",
     ):
         extract(made)
     opened = open_store(store)
@@ -71,16 +86,23 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
     before = feature.load(manifest, there)
 
     again = ser(*words)
-    assert again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
+    assert (
+        again.exit_code == 1 and again.stderr.startswith("ser: ") and again.stderr.count("\n") == 1
+    )
     with pytest.raises(StoreError, match="disk is full"):
         for version in range(50):
             opened.add(spec_of(version=version, provenance={"text": "x" * 100_000}))
     (disk / "another").unlink()
     done = ser(*words)
     assert done.exit_code == 0, done.output
-    assert open_store(store)["logmel"].complete(manifest) and not [one for one in verify(opened) if one.problem]
+    assert open_store(store)["logmel"].complete(manifest) and not [
+        one for one in verify(opened) if one.problem
+    ]
     assert {path: path.stat().st_ino for path in kept} == kept, "a published part was written again"
-    assert open_store(store)["logmel"].load(manifest, there).values.tobytes() == before.values.tobytes()
+    assert (
+        open_store(store)["logmel"].load(manifest, there).values.tobytes()
+        == before.values.tobytes()
+    )
 
 
 def test_a_report_on_a_full_disk_leaves_the_old_one(disk: Path) -> None:
@@ -90,7 +112,10 @@ def test_a_report_on_a_full_disk_leaves_the_old_one(disk: Path) -> None:
     for form in ("html", "latex", "markdown", "csv"):
         done = ser("report", RUNS, f"--{form}", disk / "report")
         assert done.exit_code == 1 and "wrote" not in done.stdout
-        assert re.search(r"disk is full \(.* free\) while writing report, which is as it was; free some", done.stderr)
+        assert re.search(
+            r"disk is full \(.* free\) while writing report, which is as it was; free some",
+            done.stderr,
+        )
         assert (disk / "report").read_bytes() == b"old" * 1000 and len(list(disk.iterdir())) == 2
 
 
@@ -98,12 +123,15 @@ def test_an_export_on_a_full_disk_is_not_there(tmp_path: Path, disk: Path) -> No
     subprocess.run(["mount", "-o", "remount,size=100k", str(disk)], check=True)
     _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", dim=800, dtype="float32")
     for suffix in ("h5", "zarr", "npz", "safetensors"):
-        with pytest.raises(StoreError, match=r"disk is full .*; free some space and run the same command"):
+        with pytest.raises(
+            StoreError, match=r"disk is full .*; free some space and run the same command"
+        ):
             export(feature, manifest, disk / f"x.{suffix}")
         assert not list(disk.iterdir())
 
 
-# A file system whose reads and writes come short or fail, and whose locks hold nobody off -----------------------------
+# A file system whose reads and writes come short or fail, and whose locks hold nobody off
+# -----------------------------
 
 SMALL = "--epochs 1 --folds 1 --set d_model=4 --set gru_hidden=2 --set heads=1"
 COMMANDS = (
@@ -117,9 +145,11 @@ CALLS = (1, 2, 3, 5, 8, 20)  # of a command's reads or writes, the one that fail
 
 
 def drive() -> None:
-    """In a process with the shim, in a folder with `before` and `new.npy`: each read and write fails once, in each way.
+    """In a process with the shim, in a folder with `before` and `new.npy`: each read and write
+    fails once, in each way.
 
-    The command answers or says one sentence; then, without a fault, the store is whole and the same command succeeds.
+    The command answers or says one sentence; then, without a fault, the store is whole and the same
+    command succeeds.
     """
     shim = ctypes.CDLL(None)
     here = str(Path.cwd())
@@ -129,7 +159,9 @@ def drive() -> None:
         return result.exit_code, result.output
 
     fired = dict.fromkeys(COMMANDS, 0)
-    for command, writing, error, call in itertools.product(fired, (0, 1), (0, errno.EINVAL, errno.EIO), CALLS):
+    for command, writing, error, call in itertools.product(
+        fired, (0, 1), (0, errno.EINVAL, errno.EIO), CALLS
+    ):
         for made in ("store", "runs", "bert.h5"):
             shutil.rmtree(made, ignore_errors=True)
         Path("bert.h5").unlink(missing_ok=True)
@@ -148,7 +180,9 @@ def drive() -> None:
     assert min(fired.values()) > 5, fired
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler"
+)
 def test_each_read_and_write_fails_once(tmp_path: Path) -> None:
     shim = tmp_path / "faulty.so"
     source = Path(__file__).with_name("faulty_fs.c")
@@ -159,16 +193,25 @@ def test_each_read_and_write_fails_once(tmp_path: Path) -> None:
     in_a_process(drive, cwd=work, LD_PRELOAD=str(shim))
 
 
-# Kill -9 at random moments, and two at once on one store --------------------------------------------------------------
+# Kill -9 at random moments, and two at once on one store
+# --------------------------------------------------------------
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("features", "kills"), [("standin,standin2", 3), pytest.param("logmel,mfcc", 200, marks=pytest.mark.slow)]
+    ("features", "kills"),
+    [("standin,standin2", 3), pytest.param("logmel,mfcc", 200, marks=pytest.mark.slow)],
 )
-def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, features: str, kills: int) -> None:
-    """What is published stays as it was, whichever backend wrote it; a store that is complete is begun anew."""
-    corpus, store = write_corpus(tmp_path / "corpus", slow_texts(20, 0.01), [1.0] * 20), tmp_path / "store"
+def test_kills_at_random_moments_cost_only_what_was_in_flight(
+    tmp_path: Path, features: str, kills: int
+) -> None:
+    """What is published stays as it was, whichever backend wrote it; a store that is complete is
+    begun anew.
+    """
+    corpus, store = (
+        write_corpus(tmp_path / "corpus", slow_texts(20, 0.01), [1.0] * 20),
+        tmp_path / "store",
+    )
     run(corpus, tmp_path / "quiet", features)
     whole, dice, with_parts = contents(tmp_path / "quiet"), random.Random(kills), 0
 
@@ -184,7 +227,9 @@ def test_kills_at_random_moments_cost_only_what_was_in_flight(tmp_path: Path, fe
         time.sleep(dice.random() * 0.05)
         command.kill()
         command.wait()
-        assert before.items() <= parts(store).items(), "a published part is gone or was written again"
+        assert before.items() <= parts(store).items(), (
+            "a published part is gone or was written again"
+        )
         if (store / "manifests").exists():
             assert not [one for one in verify(open_store(store)) if one.problem]
         with_parts += len(parts(store)) > len(before)

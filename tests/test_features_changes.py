@@ -1,4 +1,6 @@
-"""How a feature is computed and what from are never mixed: one thing is changed, and `ser features` is run again."""
+"""How a feature is computed and what from are never mixed: one thing is changed, and `ser features`
+is run again.
+"""
 
 import json
 import os
@@ -47,7 +49,9 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
-def planned(folder: Path, features: str = FEATURES, store: str = "store", **options: Any) -> ExtractionPlan:
+def planned(
+    folder: Path, features: str = FEATURES, store: str = "store", **options: Any
+) -> ExtractionPlan:
     models = {name: str(folder / name) for name in ("hubert", "bert") if name in features}
     corpus = folder / "corpus" / "corpus.csv"
     return plan(ExtractionConfig(corpus, features, store=folder / store, models=models, **options))
@@ -113,7 +117,12 @@ def test_another_checkpoint(folder: Path, file: str, change: Change) -> None:
 
 
 def test_another_setting_or_version_of_an_extractor(made: Path) -> None:
-    settings = ["hubert:layer=1", "hubert:normalize=false", "hubert:precision=bfloat16", "bert:layer=0"]
+    settings = [
+        "hubert:layer=1",
+        "hubert:normalize=false",
+        "hubert:precision=bfloat16",
+        "bert:layer=0",
+    ]
     settings += ["bert:special=false", "logmel:sampling_rate=8000", "logmel:bands=40"]
     assert lacking(made, ",".join(settings)) == dict.fromkeys(settings, 6)
     extractors = SpeechExtractor, TextExtractor, SmileExtractor, MelExtractor
@@ -135,7 +144,9 @@ def test_what_is_computed_another_way_stands_beside_what_was_there(folder: Path)
 
 
 def test_where_things_lie_is_no_way(folder: Path, tmp_path: Path) -> None:
-    """Neither the backend, the cut into parts nor the path of the weights or of the corpus asks for new rows."""
+    """Neither the backend, the cut into parts nor the path of the weights or of the corpus asks for
+    new rows.
+    """
     folder = folder.rename(tmp_path / "elsewhere")
     table = folder / "corpus" / "corpus.csv"
     shutil.copytree(folder / "corpus", folder / "corpus" / "sounds")
@@ -152,7 +163,9 @@ def keep_time(path: Path, content: bytes) -> None:
 
 
 def one_of_each(folder: Path) -> None:
-    """Half of the samples of one, with the size and the time that they had, and the transcript of another."""
+    """Half of the samples of one, with the size and the time that they had, and the transcript of
+    another.
+    """
     path, table = folder / "corpus" / "3.wav", folder / "corpus" / "corpus.csv"
     content = path.read_bytes()
     keep_time(path, content[:44] + content[44:9644][::-1] + content[9644:])
@@ -192,7 +205,9 @@ def test_another_corpus(folder: Path, change: Change, audio: set[str], text: set
     old = {name: rows(folder, name) for name in NAMES}
     change(folder)
     by_name = {name: text if name == "bert" else audio for name in NAMES}
-    assert run(folder, replace=change is one_less) == {name: len(ids) for name, ids in by_name.items()}
+    assert run(folder, replace=change is one_less) == {
+        name: len(ids) for name, ids in by_name.items()
+    }
     assert before.items() <= files(folder).items(), "what was there is altered"
     run(folder, store="fresh")
     for name, ids in by_name.items():

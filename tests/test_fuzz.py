@@ -1,7 +1,8 @@
-"""Every file that a command reads, changed by structure and by bytes: each outcome is right, or one sentence.
+"""Every file that a command reads, changed by structure and by bytes: each outcome is right, or one
+sentence.
 
-20 seconds of it in `make test`, always the same; an hour of others in `make test-slow` (`SER_FUZZ_SECONDS`, from
-`SER_FUZZ_SEED` on).
+20 seconds of it in `make test`, always the same; an hour of others in `make test-slow`
+(`SER_FUZZ_SECONDS`, from `SER_FUZZ_SEED` on).
 """
 
 import contextlib
@@ -43,7 +44,11 @@ from ser.weights.demo import write_random_checkpoint
 
 FILES = Path(__file__).parent / "fixtures" / "fuzz"
 TARGETS: dict[str, list[str]] = tomllib.loads((FILES / "targets.toml").read_text())
-SEALED = ("store/", "runs/", "pub/")  # by checksums: a changed byte is refused or makes no difference
+SEALED = (
+    "store/",
+    "runs/",
+    "pub/",
+)  # by checksums: a changed byte is refused or makes no difference
 TIMES = r"about [^,]*$| at [\d.]+ GB/s"  # in what is printed: no two are the same
 SMALL = "--fusion lgf-add --epochs 1 --set d_model=8 --set gru_hidden=4 --set heads=2 --folds 1"
 
@@ -64,10 +69,14 @@ def make(folder: Path) -> None:
     save_file({"values": values}, folder / "new.safetensors")
     with h5py.File(folder / "new.h5", "w") as file:
         file["values"], file["offsets"] = values, np.arange(13)
-    zarr.create_group(folder / "new.zarr", attributes={"ids": ids}).create_array("values", data=values)
+    zarr.create_group(folder / "new.zarr", attributes={"ids": ids}).create_array(
+        "values", data=values
+    )
     write_random_checkpoint(folder / "bert", "bert", words=["well", "word"])
     shutil.copytree(folder / "bert", folder / "shards", dirs_exist_ok=True)
-    (folder / "shards" / "model.safetensors").rename(folder / "shards" / "model-00001-of-00001.safetensors")
+    (folder / "shards" / "model.safetensors").rename(
+        folder / "shards" / "model-00001-of-00001.safetensors"
+    )
     with contextlib.chdir(folder):
         for command in (
             "features table.csv --store store --features logmel,bert --model bert=bert",
@@ -91,21 +100,55 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def outcome(command: str) -> tuple[int, str, bytes]:
-    """Exit code, what was printed and what was exported; anything but an answer or one sentence fails."""
+    """Exit code, what was printed and what was exported; anything but an answer or one sentence
+    fails.
+    """
     with tempfile.TemporaryDirectory(dir=".") as out:
         run = str(next(Path("runs").glob("*/log"), Path()).parent)
         words = command.replace("SMALL", SMALL).replace("OUT", out).replace("RUN", run).split()
         result = ser(*words)
         assert isinstance(result.exception, SystemExit | None), repr(result.exception)
-        assert result.exit_code in (0, 1, 2, 3) and (result.exit_code == 0 or result.output.strip()), command
-        assert "Traceback" not in result.output and "unexpected error" not in result.output, result.output
+        assert result.exit_code in (0, 1, 2, 3) and (
+            result.exit_code == 0 or result.output.strip()
+        ), command
+        assert "Traceback" not in result.output and "unexpected error" not in result.output, (
+            result.output
+        )
         exported = Path(out, "file.safetensors")
         printed = re.sub(TIMES, "", result.stdout.replace(Path(out).name, "OUT"))
         return result.exit_code, printed, exported.read_bytes() if exported.exists() else b""
 
 
-ODD: list[Any] = [None, True, -1, 0, 1 << 70, 1e308, float("nan"), float("-inf"), "", "9" * 5000, "../../etc/passwd"]
-ODD += ["\0", "\x1b[2J", "\ud800", "é", "=1+1", [], {}, [[]], {"a": {}}, ["x"], {"": None}, 3, 0.5, "3", "none"]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1 << 70,
+    1e308,
+    float("nan"),
+    float("-inf"),
+    "",
+    "9" * 5000,
+    "../../etc/passwd",
+]
+ODD += [
+    "\0",
+    "\x1b[2J",
+    "\ud800",
+    "é",
+    "=1+1",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    ["x"],
+    {"": None},
+    3,
+    0.5,
+    "3",
+    "none",
+]
 
 
 def changed(value: Any, random: Random) -> Any:
@@ -113,7 +156,9 @@ def changed(value: Any, random: Random) -> Any:
     if not isinstance(value, dict | list) or not value or random.random() < 0.1:
         return random.choice(ODD)
     copy = value.copy()
-    key, other = (random.choice(list(value) if isinstance(value, dict) else range(len(value))) for _ in "ab")
+    key, other = (
+        random.choice(list(value) if isinstance(value, dict) else range(len(value))) for _ in "ab"
+    )
     match random.randrange(8):
         case 0:
             del copy[key]
@@ -134,16 +179,27 @@ def flipped(content: bytes, random: Random) -> bytes:
     """A copy with bytes flipped, cut, doubled or put in."""
     start, stop = sorted(random.randrange(len(content) + 1) for _ in "ab")
     piece = content[start : min(stop, start + random.choice((1, 8, 1000)))]
-    odd = random.choice((b"", b"\0", b"\xff\xfe", b"[" * 5000, b'"', b"\n", b"-1", b"1e999", bytes(9), piece * 2))
+    odd = random.choice(
+        (b"", b"\0", b"\xff\xfe", b"[" * 5000, b'"', b"\n", b"-1", b"1e999", bytes(9), piece * 2)
+    )
     if random.random() < 0.3 and piece:
         odd = bytes(byte ^ 1 << random.randrange(8) for byte in piece)
-    return content[:start] if random.random() < 0.1 else content[:start] + odd + content[start + len(piece) :]
+    return (
+        content[:start]
+        if random.random() < 0.1
+        else content[:start] + odd + content[start + len(piece) :]
+    )
 
 
 def to_toml(table: dict[str, Any], sink: io.BytesIO) -> None:
     """Each key's value as inline TOML; `null` is none, and so no file that can be read."""
     for key, value in table.items():
-        inline = json.dumps(value).replace('": ', '" = ').replace("NaN", "nan").replace("Infinity", "inf")
+        inline = (
+            json.dumps(value)
+            .replace('": ', '" = ')
+            .replace("NaN", "nan")
+            .replace("Infinity", "inf")
+        )
         sink.write(f"{json.dumps(key)} = {inline}\n".encode())
 
 
@@ -188,11 +244,19 @@ FORMS: dict[str, Form] = {
     ),
     ".toml": (lambda content: tomllib.loads(content.decode()), to_toml),
     ".csv": (lambda content: list(csv.reader(content.decode().splitlines())), to_csv),
-    ".parquet": (lambda content: [[*c] for c in pq.read_table(io.BytesIO(content)).to_pydict().items()], to_parquet),
-    ".npy": (lambda content: np.load(io.BytesIO(content)).tolist(), lambda value, sink: np.save(sink, np.array(value))),
+    ".parquet": (
+        lambda content: [[*c] for c in pq.read_table(io.BytesIO(content)).to_pydict().items()],
+        to_parquet,
+    ),
+    ".npy": (
+        lambda content: np.load(io.BytesIO(content)).tolist(),
+        lambda value, sink: np.save(sink, np.array(value)),
+    ),
     ".npz": (
         lambda content: from_arrays(np.load(io.BytesIO(content))),
-        lambda arrays, sink: np.savez(sink, **{name: np.array(array) for name, array in arrays.items()}),
+        lambda arrays, sink: np.savez(
+            sink, **{name: np.array(array) for name, array in arrays.items()}
+        ),
     ),
     ".h5": (lambda content: from_arrays(h5py.File(io.BytesIO(content))), to_hdf5),
     ".safetensors": (from_safetensors, to_safetensors),
@@ -251,7 +315,9 @@ def attack(target: str, examples: int, seed: int | None = None) -> None:
         with replaced(path, new, lie):
             found = [outcome(command) for command in TARGETS[target]]
         for before, after in zip(usual, found, strict=True):
-            assert not target.startswith(SEALED) or lie or after == before or after[0], "another answer"
+            assert not target.startswith(SEALED) or lie or after == before or after[0], (
+                "another answer"
+            )
 
     (one if seed is None else hypothesis.seed(seed)(one))()
 
@@ -274,9 +340,13 @@ def test_an_hour_of_changed_files(house: None) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "ser.toml"])  # which need not be there
+@pytest.mark.parametrize(
+    "target", [target for target in TARGETS if target != "ser.toml"]
+)  # which need not be there
 def test_a_special_file(house: None, target: str) -> None:
-    """A pipe that nobody writes to, or a file without an end: who opens one as a plain file, opens the other so."""
+    """A pipe that nobody writes to, or a file without an end: who opens one as a plain file, opens
+    the other so.
+    """
     [path] = Path().glob(target)
     path.rename("kept")
     try:
@@ -312,9 +382,14 @@ def test_a_path_that_is_not_unicode_on_a_disk_of_its_own(house: None) -> None:
     Path(odd, "store", "lost+found").mkdir(parents=True)
     shutil.copytree("audio", f"{odd}/audio")
     shutil.copy("table.csv", odd)
-    steps = [f"features {odd}/table.csv --store {odd}/store --features logmel,bert --model bert=bert"]
+    steps = [
+        f"features {odd}/table.csv --store {odd}/store --features logmel,bert --model bert=bert"
+    ]
     steps += [f"train --store {odd}/store --features logmel+bert --out {odd}/runs {SMALL} --json"]
-    steps += [f"cache info bert --store {odd}/store --json", f"report {odd}/runs --html {odd}/page.html"]
+    steps += [
+        f"cache info bert --store {odd}/store --json",
+        f"report {odd}/runs --html {odd}/page.html",
+    ]
     steps += [f"cache push {odd}/pub --store {odd}/store", f"runs list {odd}/runs --json"]
     for words in steps:
         code, printed, _ = outcome(words)

@@ -1,4 +1,6 @@
-"""The rules of the house that no single module can keep: who imports whom, what is light, what the wheel holds."""
+"""The rules of the house that no single module can keep: who imports whom, what is light, what the
+wheel holds.
+"""
 
 import ast
 import subprocess
@@ -29,7 +31,17 @@ MAY_IMPORT = {
     "predict": {"cache", "engines", "weights", "extract", "train"},
     "export": {"cache", "export", "extract", "predict", "train", "weights"},
     "doctor": {"cache", "engines", "weights", "extract", "train"},
-    "commands": {"cache", "commands", "doctor", "engines", "export", "extract", "predict", "train", "weights"},
+    "commands": {
+        "cache",
+        "commands",
+        "doctor",
+        "engines",
+        "export",
+        "extract",
+        "predict",
+        "train",
+        "weights",
+    },
     "cli": {"commands"},
     "__main__": {"cli"},
 }
@@ -49,7 +61,9 @@ MODULES = {module(path): path for path in PATHS}
 
 @cache
 def imports(name: str) -> list[tuple[str, list[str]]]:
-    """Each import of ours, at the top, in a function or for a type checker: the module below `ser`, the names taken."""
+    """Each import of ours, at the top, in a function or for a type checker: the module below `ser`,
+    the names taken.
+    """
     path = MODULES[name]
     package = ["ser", *(name if path.name == "__init__.py" else name.rpartition(".")[0]).split(".")]
     found = []
@@ -84,7 +98,12 @@ def test_no_circle_of_imports() -> None:
 
 
 def test_nothing_private_is_imported() -> None:
-    taken = {f"{name}: {base}.{one}" for name in MODULES for base, names in imports(name) for one in names}
+    taken = {
+        f"{name}: {base}.{one}"
+        for name in MODULES
+        for base, names in imports(name)
+        for one in names
+    }
     assert not {line for line in taken if line.rpartition(".")[2].startswith("_")}
 
 
@@ -119,7 +138,11 @@ def test_a_command_runs_through_few_files(newcomer: Path, tmp_path: Path) -> Non
     ("code", "heavy", "says"),
     [
         ("import ser.cache.store, ser.cache.transfer", {"torch", "zarr", "pandas"}, ""),
-        ("main(['--help'], standalone_mode=0); main(['train', '--help'])", HEAVY | {"numpy", "pyarrow"}, "--fusion"),
+        (
+            "main(['--help'], standalone_mode=0); main(['train', '--help'])",
+            HEAVY | {"numpy", "pyarrow"},
+            "--fusion",
+        ),
         # Half a second of CPU for IEMOCAP times five features; imports take most of it.
         ("main(['cache', 'list', '--store', 'store'])", HEAVY | {"pyarrow.compute"}, "is13"),
         # Each would take a third of a second or more of CPU.
@@ -133,7 +156,9 @@ def test_a_command_runs_through_few_files(newcomer: Path, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_nothing_heavy_is_imported(code: str, heavy: set[str], says: str, store: Path, tmp_path: Path) -> None:
+def test_nothing_heavy_is_imported(
+    code: str, heavy: set[str], says: str, store: Path, tmp_path: Path
+) -> None:
     (tmp_path / "store").symlink_to(store)
     code = f"import sys\nfrom ser.cli import main\ntry: {code}\nexcept SystemExit: pass\n"
     code += f"sys.exit(','.join({heavy!r} & set(sys.modules)) or 0)"
@@ -142,10 +167,14 @@ def test_nothing_heavy_is_imported(code: str, heavy: set[str], says: str, store:
 
 
 def test_wheel_alone_runs(tmp_path: Path) -> None:
-    """The built wheel, unpacked away from the checkout, has every file of the package and the command."""
+    """The built wheel, unpacked away from the checkout, has every file of the package and the
+    command.
+    """
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"  # as pip calls it
     copy, site = tmp_path / "checkout", tmp_path / "site"
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     names = [name for name in names if (ROOT / name).is_file()]
     for name in names:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)

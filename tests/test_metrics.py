@@ -1,4 +1,6 @@
-"""Scores against scikit-learn, intervals, tests and calibration against slow formulas; the same digits everywhere."""
+"""Scores against scikit-learn, intervals, tests and calibration against slow formulas; the same
+digits everywhere.
+"""
 
 import csv
 import doctest
@@ -19,7 +21,13 @@ import pytest
 from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+)
 
 from ser.commands.train import summary_text
 from ser.errors import CorruptStore, WrongUse
@@ -35,9 +43,24 @@ from ser.train.report.cell_scores import CellScores, Score, caveat
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.predictions import calibration_table
-from ser.train.report.significance import against_quoted, compare, holm, mcnemar, p_of_runs, sign_flip
+from ser.train.report.significance import (
+    against_quoted,
+    compare,
+    holm,
+    mcnemar,
+    p_of_runs,
+    sign_flip,
+)
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import conformal_threshold, confusions, ece, fit_temperature, reliability, scores, tempered
+from ser.train.scores import (
+    conformal_threshold,
+    confusions,
+    ece,
+    fit_temperature,
+    reliability,
+    scores,
+    tempered,
+)
 
 CLASSES = ("ang", "hap", "neu", "sad")
 MEASURES = {
@@ -51,30 +74,65 @@ MEASURES = {
 
 def percent(metric: str, rows: pandas.DataFrame) -> float:
     """That of scikit-learn; each row weighs as much as its weight says, if any does."""
-    return 100 * float(MEASURES[metric](rows.truth, rows.predicted, sample_weight=rows.get("weight")))
+    return 100 * float(
+        MEASURES[metric](rows.truth, rows.predicted, sample_weight=rows.get("weight"))
+    )
 
 
 def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]]:
     rng = np.random.default_rng(seed)
-    truth = rng.choice(classes, n, p=np.array([5, 2, 1, 1])[:classes] / np.sum(np.array([5, 2, 1, 1])[:classes]))
+    truth = rng.choice(
+        classes, n, p=np.array([5, 2, 1, 1])[:classes] / np.sum(np.array([5, 2, 1, 1])[:classes])
+    )
     predicted = np.where(rng.random(n) < 0.6, truth, rng.integers(classes, size=n))
     return truth.tolist(), predicted.tolist()
 
 
-def make_run(folder: Path, seed: int, fold: int, truth: Any, predicted: Any, people: Any, dialogues: Any = None) -> Run:
+def make_run(
+    folder: Path,
+    seed: int,
+    fold: int,
+    truth: Any,
+    predicted: Any,
+    people: Any,
+    dialogues: Any = None,
+) -> Run:
     """A finished run with these predictions; the utterances of a fold are the same for every seed."""
     folder.mkdir()
     run, found = Run(folder), scores(truth, predicted, CLASSES)
-    told = {"corpus": "c", "protocol": "session-out", "select": "val", "labels": "4class", "speaker_independent": True}
-    told |= {"synthetic": True, "random_weights": [], "left_out": {"label xxx is not in 4class": 3 + fold}}
+    told = {
+        "corpus": "c",
+        "protocol": "session-out",
+        "select": "val",
+        "labels": "4class",
+        "speaker_independent": True,
+    }
+    told |= {
+        "synthetic": True,
+        "random_weights": [],
+        "left_out": {"label xxx is not in 4class": 3 + fold},
+    }
     told["left_out"]["--only scripted"] = 7
     told |= {"epoch": 1, "seconds": 0.1, "history": []}
     tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
-    columns |= {"dialogue": dialogues} if dialogues else {}  # runs of earlier versions do not name them
-    columns |= {name: [CLASSES[k] for k in rows] for name, rows in (("truth", truth), ("predicted", predicted))}
-    columns |= {"probabilities": list(np.eye(4)[predicted]), "probabilities only audio": list(np.eye(4)[truth])}
-    told |= {"seed": seed, "fold": str(fold), "classes": CLASSES, "files": run.write_predictions(columns)}
+    columns |= (
+        {"dialogue": dialogues} if dialogues else {}
+    )  # runs of earlier versions do not name them
+    columns |= {
+        name: [CLASSES[k] for k in rows]
+        for name, rows in (("truth", truth), ("predicted", predicted))
+    }
+    columns |= {
+        "probabilities": list(np.eye(4)[predicted]),
+        "probabilities only audio": list(np.eye(4)[truth]),
+    }
+    told |= {
+        "seed": seed,
+        "fold": str(fold),
+        "classes": CLASSES,
+        "files": run.write_predictions(columns),
+    }
     run.write_json(RESULT, {**found, **told, "tests": tests})
     run.__dict__["config"] = {}
     return run
@@ -94,7 +152,9 @@ def test_scores_equal_scikit_learn_s(seed: int) -> None:
         f1 = f1_score(truth, predicted, labels=present, average=name, zero_division=0)
         assert found[f"{name}_f1"] == pytest.approx(f1, abs=1e-15)
     recalls = recall_score(truth, predicted, labels=range(4), average=None, zero_division=np.nan)
-    assert list(found["per_class"].values()) == [None if np.isnan(recall) else recall for recall in recalls]
+    assert list(found["per_class"].values()) == [
+        None if np.isnan(recall) else recall for recall in recalls
+    ]
     both = confusions(np.array(truth), np.array([predicted, truth]), 4)
     assert both.tolist() == [matrix.tolist(), np.diag(np.bincount(truth, minlength=4)).tolist()]
 
@@ -112,7 +172,9 @@ def cell(tmp_path: Path) -> Any:
     for seed, fold in product(range(2), range(3)):
         truth, predicted = made(fold, 20 + 31 * fold)[0], made(10 * seed + fold, 20 + 31 * fold)[1]
         speakers = [f"{fold}{'ab'[i % 3 == 0]}" for i in range(len(truth))]
-        runs[seed, fold] = make_run(tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers)
+        runs[seed, fold] = make_run(
+            tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers
+        )
     return SimpleNamespace(runs=runs, scores=CellScores([*runs.values()]))
 
 
@@ -120,7 +182,8 @@ def cell(tmp_path: Path) -> Any:
 def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, metric: str) -> None:
     found = cell.scores.score(metric)
     by_seed, by_run = (
-        [percent(metric, rows) for _, rows in cell.scores.predictions.groupby(by)] for by in ("seed", "run")
+        [percent(metric, rows) for _, rows in cell.scores.predictions.groupby(by)]
+        for by in ("seed", "run")
     )
     by_fold = np.reshape(by_run, (2, 3)).mean(0)
     assert found.pooled == pytest.approx(np.mean(by_seed))
@@ -134,19 +197,29 @@ def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, met
 
 @pytest.mark.parametrize("metric", ["ua", "wa", "macro_f1"])
 def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metric: str) -> None:
-    """By hand: the score without each speaker in both seeds at once; g θ − (g − 1) θ₍ᵢ₎; their t-test's interval."""
+    """By hand: the score without each speaker in both seeds at once; g θ − (g − 1) θ₍ᵢ₎; their
+    t-test's interval.
+    """
 
     def without(speaker: str | None) -> float:
         held = cell.scores.predictions
-        return float(np.mean([percent(metric, rows) for _, rows in held[held.speaker != speaker].groupby("seed")]))
+        return float(
+            np.mean(
+                [percent(metric, rows) for _, rows in held[held.speaker != speaker].groupby("seed")]
+            )
+        )
 
-    values = np.array([6 * without(None) - 5 * without(f"{fold}{part}") for fold in range(3) for part in "ab"])
+    values = np.array(
+        [6 * without(None) - 5 * without(f"{fold}{part}") for fold in range(3) for part in "ab"]
+    )
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     half = (theirs.high - theirs.low) / 2
     whole, low, high = cell.scores.with_interval(metric)
     assert whole == pytest.approx(without(None)) and cell.scores.over == "speakers"
     assert (low, high) == pytest.approx((whole - half, whole + half))
-    assert cell.scores.with_interval("wa", "only audio") == (100, None, None), "nothing is that certain"
+    assert cell.scores.with_interval("wa", "only audio") == (100, None, None), (
+        "nothing is that certain"
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +230,11 @@ def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metri
         (["a"], None, "no interval: 1 speaker"),
         ([None], list(range(12)), "12 dialogues"),
         (["a", None], None, "60 utterances, too narrow"),
-        ([None], list(range(60)), "60 utterances, too narrow"),  # a dialogue each, as where none is named
+        (
+            [None],
+            list(range(60)),
+            "60 utterances, too narrow",
+        ),  # a dialogue each, as where none is named
     ],
 )
 def test_groups_are_speakers_else_dialogues_else_utterances(
@@ -169,7 +246,9 @@ def test_groups_are_speakers_else_dialogues_else_utterances(
     assert found.interval_over == over
     asked = [] if over.startswith("no") else ["ua", "wa", "macro_f1"]
     shown = [f"{metric} over {over.split()[1].strip(',')}" for metric in asked]
-    assert list(found.to_json()["intervals"]) == shown and (None in found.with_interval("ua")) == (not shown)
+    assert list(found.to_json()["intervals"]) == shown and (None in found.with_interval("ua")) == (
+        not shown
+    )
     assert over in summary_text(found)
 
 
@@ -192,7 +271,9 @@ def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
         CellScores([Run(tmp_path)])
 
 
-@pytest.mark.parametrize(("b", "c", "p"), [(8, 2, 2 * (1 + 10 + 45) / 2**10), (1, 1, 1), (0, 6, 2 / 2**6), (0, 0, 1)])
+@pytest.mark.parametrize(
+    ("b", "c", "p"), [(8, 2, 2 * (1 + 10 + 45) / 2**10), (1, 1, 1), (0, 6, 2 / 2**6), (0, 0, 1)]
+)
 def test_mcnemar_is_the_binomial_tail_summed(b: int, c: int, p: float) -> None:
     first, second = [0] * b + [1] * c + [0] * 5, [1] * b + [0] * c + [0] * 5
     assert mcnemar([0] * (b + c + 5), first, second) == pytest.approx(p)
@@ -211,12 +292,20 @@ def test_sign_flips_are_all_patterns_counted() -> None:
     sums = [abs(np.dot(parts, signs)) for signs in product((-1, 1), repeat=9)]
     assert sign_flip(parts) == pytest.approx(np.mean(np.array(sums) >= abs(parts.sum()) - 1e-9))
     assert sign_flip(parts, sides=1) + sign_flip(-parts, sides=1) >= 1
-    assert sign_flip(np.array([0.1, 0.2, -0.3, 0.1, 0.2, -0.3])) == 1, "their sum is 0 but for rounding"
+    assert sign_flip(np.array([0.1, 0.2, -0.3, 0.1, 0.2, -0.3])) == 1, (
+        "their sum is 0 but for rounding"
+    )
     many = np.random.default_rng(4).normal(0.3, 1, 40)
-    assert sign_flip(many) == sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+    assert (
+        sign_flip(many)
+        == sign_flip(many)
+        == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+    )
 
 
-def two_cells(folder: Path, speakers: int, dialogues: list[int] | None = None) -> tuple[CellScores, CellScores]:
+def two_cells(
+    folder: Path, speakers: int, dialogues: list[int] | None = None
+) -> tuple[CellScores, CellScores]:
     """The second is worse by a third on each odd speaker; two seeds against three."""
     truth, people = made(1, 240)[0], [str(i % speakers) for i in range(240)]
     runs: dict[str, list[Run]] = {"one": [], "two": []}
@@ -224,16 +313,23 @@ def two_cells(folder: Path, speakers: int, dialogues: list[int] | None = None) -
         predicted = made(20 + seed if seed else 1, 240)[1]
         worse = [0 if i % 3 == 0 and i % speakers % 2 else k for i, k in enumerate(predicted)]
         found = predicted if name == "one" else worse
-        runs[name].append(make_run(folder / f"{name}{seed}", seed, 0, truth, found, people, dialogues))
+        runs[name].append(
+            make_run(folder / f"{name}{seed}", seed, 0, truth, found, people, dialogues)
+        )
     return CellScores(runs["one"]), CellScores(runs["two"])
 
 
 @pytest.mark.parametrize("metric", ["ua", "wa"])
 def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric: str) -> None:
-    """By hand: the difference with each set of speakers swapped between the cells, and without each speaker."""
+    """By hand: the difference with each set of speakers swapped between the cells, and without each
+    speaker.
+    """
     one, two = two_cells(tmp_path, 6)
     # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
-    tables = [one.predictions.assign(cell=0, weight=1 / 2), two.predictions.assign(cell=1, weight=1 / 3)]
+    tables = [
+        one.predictions.assign(cell=0, weight=1 / 2),
+        two.predictions.assign(cell=1, weight=1 / 3),
+    ]
     rows = pandas.concat(tables)
 
     def difference(swapped: Sequence[str], without: str | None = None) -> float:
@@ -245,14 +341,22 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
     flipped = [difference([*compress(names, signs)]) for signs in product((0, 1), repeat=6)]
     found = compare(one, two, metric)
     whole, low, high = found.difference
-    assert whole == pytest.approx(flipped[0]) == pytest.approx(one.score(metric).pooled - two.score(metric).pooled)
+    assert (
+        whole
+        == pytest.approx(flipped[0])
+        == pytest.approx(one.score(metric).pooled - two.score(metric).pooled)
+    )
     assert found.p == pytest.approx(np.mean(np.abs(flipped) >= abs(flipped[0]) - 1e-9))
     values = np.array([6 * whole - 5 * difference([], name) for name in names])
     half = stats.t.ppf(0.975, 5) * stats.sem(values)
-    assert (low, high) == pytest.approx((whole - half, whole + half)) and found.about == "two-sided, 6 speakers"
+    assert (low, high) == pytest.approx(
+        (whole - half, whole + half)
+    ) and found.about == "two-sided, 6 speakers"
     for claimed in (1, -1):
         found = compare(one, two, metric, claimed=claimed)
-        assert found.p == pytest.approx(np.mean(claimed * np.array(flipped) >= claimed * flipped[0] - 1e-9))
+        assert found.p == pytest.approx(
+            np.mean(claimed * np.array(flipped) >= claimed * flipped[0] - 1e-9)
+        )
         assert found.about == "one-sided, 6 speakers"
 
 
@@ -264,11 +368,22 @@ def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path)
     ):
         (tmp_path / name).mkdir()
         found = compare(*two_cells(tmp_path / name, speakers, dialogues))
-        assert found is not None and found.about == about and (found.p is None) == about.startswith("no")
+        assert (
+            found is not None
+            and found.about == about
+            and (found.p is None) == about.startswith("no")
+        )
     other = CellScores([make_run(tmp_path / "other", 0, 7, *made(1, 30), ["a"] * 30)])
-    mine, theirs = (make_run(tmp_path / name, 0, 0, *made(1, 30), ["a"] * 30) for name in ("mine", "theirs"))
-    assert compare(CellScores([mine]), other) is None and compare(CellScores([mine]), CellScores([theirs])) is not None
-    theirs.write_json(RESULT, {**theirs.result, "corpus": "d"})  # whose utterances have the same ids
+    mine, theirs = (
+        make_run(tmp_path / name, 0, 0, *made(1, 30), ["a"] * 30) for name in ("mine", "theirs")
+    )
+    assert (
+        compare(CellScores([mine]), other) is None
+        and compare(CellScores([mine]), CellScores([theirs])) is not None
+    )
+    theirs.write_json(
+        RESULT, {**theirs.result, "corpus": "d"}
+    )  # whose utterances have the same ids
     assert compare(CellScores([mine]), CellScores([Run(theirs.path)])) is None
 
 
@@ -278,14 +393,20 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
     score = Score(own.mean(), (own.mean(), own.std(ddof=1)), 20, (own.mean(), None), 1)
     found = against_quoted(score, 84.79)
     alone = stats.ttest_1samp(own, 84.79)
-    assert found.difference == pytest.approx([own.mean() - 84.79, *(np.array(alone.confidence_interval()) - 84.79)])
+    assert found.difference == pytest.approx(
+        [own.mean() - 84.79, *(np.array(alone.confidence_interval()) - 84.79)]
+    )
     assert found.difference[0] < 0 and found.p == pytest.approx(alone.pvalue)
     assert found.about == "two-sided, 20 seeds; quoted without a deviation"
     welch = stats.ttest_ind(own, theirs, equal_var=False)
     found = against_quoted(score, theirs.mean(), theirs.std(ddof=1), 20)
-    assert found.difference == pytest.approx([own.mean() - theirs.mean(), *welch.confidence_interval()])
+    assert found.difference == pytest.approx(
+        [own.mean() - theirs.mean(), *welch.confidence_interval()]
+    )
     assert found.p == pytest.approx(welch.pvalue) and found.about == "two-sided, 20 seeds"
-    assert against_quoted(score, 84.79, 0.5).about == "two-sided, 20 seeds; quoted without its seeds"
+    assert (
+        against_quoted(score, 84.79, 0.5).about == "two-sided, 20 seeds; quoted without its seeds"
+    )
     alone = against_quoted(Score(80.0, (80.0, None), 1, (80.0, None), 1), 75)
     assert alone.difference == (5, None, None) and alone.p is None
 
@@ -294,7 +415,9 @@ def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
 def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: str, claim: int
 ) -> None:
-    monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ()))  # these runs have no configs
+    monkeypatch.setattr(
+        "ser.train.report.paper.differences", lambda *_: ((), ())
+    )  # these runs have no configs
     cells = two_cells(tmp_path, 8)
     for run in (run for cell in cells for run in cell.runs):
         run.write_json(RESULT, {**run.result, "synthetic": False})
@@ -305,10 +428,16 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     lines += ['[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
     (tmp_path / "mine.toml").write_text("\n".join(['tested = "ours"', *lines]))
     recipe = read_recipe(tmp_path / "mine.toml")
-    runs = {name: [Run(run.path) for run in cell.runs] for name, cell in zip(("ours", "built"), cells, strict=True)}
+    runs = {
+        name: [Run(run.path) for run in cell.runs]
+        for name, cell in zip(("ours", "built"), cells, strict=True)
+    }
     ours, built, higher = recipe_rows(recipe, runs)
     assert ours.compared is None and built.compared == compare(*cells, "wa", claimed=claim)
-    assert higher.compared is not None and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
+    assert (
+        higher.compared is not None
+        and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
+    )
     p = [built.compared and built.compared.p, higher.compared.p]
     assert [built.holm_p, higher.holm_p] == pytest.approx([min(1, max(2 * min(p), q)) for q in p])
     table = recipe_table(recipe, runs)
@@ -321,11 +450,15 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     assert built.compared == compare(*cells, "wa", claimed=claim) and higher.compared is None
 
 
-def test_a_recipes_runs_are_counted_where_folds_lack_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipes_runs_are_counted_where_folds_lack_a_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ()))
     told = 'name = "ours"\nfeatures = "is13"\nfusion = "audio"\npaper = { sad = 50.0 }'
     (tmp_path / "mine.toml").write_text(f"[[cell]]\n{told}")
-    runs = [make_run(tmp_path / str(k), 0, k, [0, 3 * (k > 0)], [0, 0], ["a", "b"]) for k in range(10)]
+    runs = [
+        make_run(tmp_path / str(k), 0, k, [0, 3 * (k > 0)], [0, 0], ["a", "b"]) for k in range(10)
+    ]
     recipe = read_recipe(tmp_path / "mine.toml")
     assert recipe_rows(recipe, {"ours": runs})[0].scores["sad"].folds == 9
     assert "10 × 1" in recipe_table(recipe, {"ours": runs})
@@ -336,11 +469,19 @@ def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
     assert holm([]) == [] and holm([0.6, 0.9]) == [1, 1]
     groups = ["a", "b", "c", "d"] * 5
     counted = 100 * np.array([i % 4 == 0 or i % 7 == 0 for i in range(20)])
-    by_group = [np.mean(counted[k::4]) for k in range(4)]  # equal groups: the interval of their t-test
+    by_group = [
+        np.mean(counted[k::4]) for k in range(4)
+    ]  # equal groups: the interval of their t-test
     theirs = stats.ttest_1samp(by_group, 0).confidence_interval(0.95)
-    assert average(counted, groups) == pytest.approx((np.mean(by_group), max(0, theirs.low), min(100, theirs.high)))
+    assert average(counted, groups) == pytest.approx(
+        (np.mean(by_group), max(0, theirs.low), min(100, theirs.high))
+    )
     assert average(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)
-    assert average([100] * 20, groups) == (100, None, None) and average([100], ["a"]) == (100, None, None)
+    assert average([100] * 20, groups) == (100, None, None) and average([100], ["a"]) == (
+        100,
+        None,
+        None,
+    )
 
 
 RECIPE = """
@@ -359,7 +500,9 @@ paper = { ua = 50.0, wa = 50.0 }
 
 def table_line(text: str, start: str) -> list[str]:
     """The cells of the first line that begins with that name, split where the table has two spaces."""
-    return re.split(r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip())
+    return re.split(
+        r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip()
+    )
 
 
 def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
@@ -367,15 +510,33 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
     make_store(tmp_path / "store")
     (tmp_path / "mine.toml").write_text(RECIPE)
     places = ("--store", tmp_path / "store", "--out", tmp_path / "runs", "--device", "cpu")
-    asked = ("--features", "is13", "--fusion", "audio", "--folds", 2, "--seeds", 3, "--epochs", 3, *places)
+    asked = (
+        "--features",
+        "is13",
+        "--fusion",
+        "audio",
+        "--folds",
+        2,
+        "--seeds",
+        3,
+        "--epochs",
+        3,
+        *places,
+    )
     runs = json.loads(printed("train", *asked, "--json"))["runs"]
     trained = printed("train", *asked)
     sweep = ("sweep", tmp_path / "mine.toml", "--workers", 1, *places)
     swept, as_json = printed(*sweep), json.loads(printed(*sweep, "--json"))["rows"][0]["scores"]
-    files = [word for form in ("csv", "html", "markdown", "latex") for word in (f"--{form}", tmp_path / form)]
+    files = [
+        word
+        for form in ("csv", "html", "markdown", "latex")
+        for word in (f"--{form}", tmp_path / form)
+    ]
     reported = printed("report", tmp_path / "runs", *files)
     lines = list(csv.reader((tmp_path / "csv").open(encoding="utf-8")))
-    place = next(n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line)
+    place = next(
+        n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line
+    )
     exact = dict(zip(lines[place], lines[place + 1], strict=True))
 
     cell = CellScores([Run(Path(run["path"])) for run in runs])
@@ -387,7 +548,9 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
         assert f"{pooled:.2f}" != f"{score.over_folds[0]:.2f}", "the two must differ"
 
         assert table_line(trained, name)[1:5] == [seeds, "3", folds, "2"]
-        [low, high] = re.search(rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained).groups()
+        [low, high] = re.search(
+            rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained
+        ).groups()
         assert seeds in table_line(swept, "mine") and folds in table_line(swept, "mine")
         assert as_json[metric]["pooled"] == pytest.approx(pooled)
         interval = f"{pooled:.2f} [{low}, {high}]"
@@ -399,7 +562,9 @@ def test_every_table_shows_the_same_digits(tmp_path: Path) -> None:
             found = [float(exact[f"{name} over {what} %{end}"]) for end in ("", " deviation")]
             assert found == pytest.approx(spread, abs=1e-4)
         for form in ("html", "markdown", "latex"):
-            text = (tmp_path / form).read_text(encoding="utf-8").replace("\\", "").replace("$pm$", "±")
+            text = (
+                (tmp_path / form).read_text(encoding="utf-8").replace("\\", "").replace("$pm$", "±")
+            )
             assert interval in text and seeds in text and folds in text, form
         assert f"{pooled:.2f} %" in (tmp_path / "html").read_text(encoding="utf-8")
 
@@ -408,7 +573,9 @@ SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
 
 def drawn(n: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Classes drawn from softmax(z), and the probabilities softmax(scale · z) of a model that is too sure of them."""
+    """Classes drawn from softmax(z), and the probabilities softmax(scale · z) of a model that is
+    too sure of them.
+    """
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, 4)) * 2
     truth = (softmax(logits, 1).cumsum(1) < rng.random((n, 1))).sum(1)
@@ -422,22 +589,32 @@ def test_the_error_is_that_of_its_bins_and_a_temperature_mends_it() -> None:
     bins, opposed = reliability(truth, sure), np.array([[1, 0.9, 0], [1, 0.6, 1]])
     filled = bins[bins[:, 0] > 0]
     assert bins[:, 0].tolist() == np.histogram(confidence, 15, (0, 1))[0].tolist()
-    assert filled[:, 2] / filled[:, 0] == pytest.approx(share) and filled[:, 1] / filled[:, 0] == pytest.approx(mean)
+    assert filled[:, 2] / filled[:, 0] == pytest.approx(share) and filled[:, 1] / filled[
+        :, 0
+    ] == pytest.approx(mean)
     assert ece(bins) == pytest.approx(filled[:, 0] @ abs(share - mean) / 4000) and ece(bins) > 0.1
-    assert ece(opposed) == pytest.approx((0.9 + 0.4) / 2), "too sure and not sure enough do not cancel out"
+    assert ece(opposed) == pytest.approx((0.9 + 0.4) / 2), (
+        "too sure and not sure enough do not cancel out"
+    )
     temperature = fit_temperature(truth, sure)
     assert temperature == pytest.approx(2.5, rel=0.06)
     after = tempered(sure, temperature)
     assert ece(reliability(truth, after)) < 0.03 and (after.argmax(1) == sure.argmax(1)).all()
     assert after == pytest.approx(softmax(np.log(sure) / temperature, 1))
-    losses = [-np.log(tempered(sure, t)[np.arange(4000), truth]).mean() for t in (temperature, 2, 3)]
+    losses = [
+        -np.log(tempered(sure, t)[np.arange(4000), truth]).mean() for t in (temperature, 2, 3)
+    ]
     assert losses[0] == min(losses)
-    assert 0.05 < fit_temperature(np.array([0, 1]), np.array([[0.6, 0.4], [0.4, 0.6]])) < 0.06, "as sure as may be"
+    assert 0.05 < fit_temperature(np.array([0, 1]), np.array([[0.6, 0.4], [0.4, 0.6]])) < 0.06, (
+        "as sure as may be"
+    )
 
 
 @pytest.mark.parametrize("n", [5, 9, 29, 100])
 def test_conformal_sets_keep_their_promise_to_those_who_are_alike(n: int) -> None:
-    """Of exchangeable utterances from 90 % to 90 % + 1 / (n + 1) are covered; all, with too few to calibrate on."""
+    """Of exchangeable utterances from 90 % to 90 % + 1 / (n + 1) are covered; all, with too few to
+    calibrate on.
+    """
     held = []
     for seed in range(400):
         truth, sure = drawn(n + 50, seed, 2.5)
@@ -450,7 +627,14 @@ def test_conformal_sets_keep_their_promise_to_those_who_are_alike(n: int) -> Non
 
 
 def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> None:
-    options = {"features": "is13+bert", "fusion": "lgf-add", "epochs": 4, "set": SMALL, "store": store, "folds": 2}
+    options = {
+        "features": "is13+bert",
+        "fusion": "lgf-add",
+        "epochs": 4,
+        "set": SMALL,
+        "store": store,
+        "folds": 2,
+    }
     runs = run_experiment(Experiment(**options, out=tmp_path / "runs"))
     cell = CellScores(runs)
     for run in runs:
@@ -461,25 +645,47 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
         assert told["temperature"] == pytest.approx(fit_temperature(truth, sure), rel=1e-6)
         assert set(dev["id"].to_pylist()).isdisjoint(run.predictions()["id"].to_pylist())
     ours = cell.to_json()
-    assert cell.temperatures == ours["calibration"]["temperatures"] and 0 <= ours["calibration"]["ece_tempered"] <= 100
-    assert cell.abstaining(0.0)[1] == pytest.approx(cell.with_interval("wa")) and cell.abstaining(1.1)[1] is None
+    assert (
+        cell.temperatures == ours["calibration"]["temperatures"]
+        and 0 <= ours["calibration"]["ece_tempered"] <= 100
+    )
+    assert (
+        cell.abstaining(0.0)[1] == pytest.approx(cell.with_interval("wa"))
+        and cell.abstaining(1.1)[1] is None
+    )
     assert "no guarantee across speakers" in summary_text(cell)
     cell.results[0]["calibration"]["temperature"] = 19.9999
     assert " of 2 at a bound" in calibration_table(group_runs(runs)[0]).rows[0]["temperatures"]
     content = (runs[0].path / "dev.parquet").read_bytes()
-    (runs[0].path / "dev.parquet").write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    (runs[0].path / "dev.parquet").write_bytes(
+        content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    )
     with pytest.raises(CorruptStore, match="is not the file that"):
         CellScores([Run(runs[0].path)]).to_json()
     for more in ({"select": "last"}, {"set": (*SMALL, "refit=true")}):
-        [bare] = run_experiment(Experiment(**{**options, "folds": 1, **more}, out=tmp_path / "bare"))
-        assert bare.dev_predictions is bare.result["calibration"] is CellScores([bare]).conformal is None
+        [bare] = run_experiment(
+            Experiment(**{**options, "folds": 1, **more}, out=tmp_path / "bare")
+        )
+        assert (
+            bare.dev_predictions
+            is bare.result["calibration"]
+            is CellScores([bare]).conformal
+            is None
+        )
     [row, *_] = calibration_table(group_runs([bare])[0]).rows
-    assert row["temperatures"] == "not recorded" and row["coverage of the sets %"] is None and row["ECE %"] > 0
+    assert (
+        row["temperatures"] == "not recorded"
+        and row["coverage of the sets %"] is None
+        and row["ECE %"] > 0
+    )
 
 
 def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "text")
-    turns = [Turn(str(n), text=text) for n, text in enumerate(("hello there", "I am so happy", "leave me alone now"))]
+    turns = [
+        Turn(str(n), text=text)
+        for n, text in enumerate(("hello there", "I am so happy", "leave me alone now"))
+    ]
     predictor = Predictor(run.path)
     assert predictor.temperature == run.result["calibration"]["temperature"]
     sure = [max(one.probabilities.values()) for one in predictor(turns).predictions]
@@ -487,7 +693,9 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     answer = predictor(turns, middle)
     assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
     (covered, *_), right = CellScores([run]).abstaining(middle)
-    assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
+    assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(
+        answer.notes
+    )
     asked = ("predict", run.path, "--text", "hello there", "--abstain-below")
     wrong, done = ser(*asked, "nan"), ser(*asked, 1)
     assert wrong.exit_code == 2 and "must be a probability" in wrong.output
@@ -496,7 +704,10 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     assert one["abstained"] and sum(one["probabilities"].values()) == pytest.approx(1)
     before = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))  # as an earlier ser wrote it
     result = {key: value for key, value in before.result.items() if key != "calibration"}
-    before.write_json(RESULT, {**result, "files": {k: v for k, v in result["files"].items() if k != "dev.parquet"}})
+    before.write_json(
+        RESULT,
+        {**result, "files": {k: v for k, v in result["files"].items() if k != "dev.parquet"}},
+    )
     plain = Predictor(before.path)
     assert plain.temperature is None and [one.label for one in plain(turns).predictions] == [
         one.label for one in answer.predictions

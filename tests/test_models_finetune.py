@@ -1,4 +1,6 @@
-"""Fine-tuning of the text encoder: the plain Hugging Face model is the truth, from any layer and from token ids."""
+"""Fine-tuning of the text encoder: the plain Hugging Face model is the truth, from any layer and
+from token ids.
+"""
 
 import json
 import shutil
@@ -36,7 +38,9 @@ SMALL = ("frames=32", "channels=2", "hidden=4", "lr=1e-3", "dropout=0")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of three layers and a store of their real features, and of made-up log-mel frames."""
+    """Checkpoints of three layers and a store of their real features, and of made-up log-mel
+    frames.
+    """
     folder = tmp_path_factory.mktemp("finetune")
     manifest = spoken_manifest(4)
     texts = manifest.column("text")
@@ -49,21 +53,32 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = new_store(folder / "features", manifest)
     asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
     asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
-    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")[0]
+    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")[
+        0
+    ]
     for one in load_extractors([one for one in wanted if one.checkpoint], "cpu"):
         outcomes = one.run(texts)
         for spec in one.specs:
-            rows = [outcome[spec.fingerprint] for outcome in outcomes if not isinstance(outcome, UtteranceError)]
+            rows = [
+                outcome[spec.fingerprint]
+                for outcome in outcomes
+                if not isinstance(outcome, UtteranceError)
+            ]
             extras = {name: [row.extras[name] for row in rows] for name in rows[0].extras}
             add_feature(store, manifest, spec, [row.values for row in rows], extras=extras)
-    frames = [np.random.default_rng(n).normal(size=(20 + n, 80)).astype(np.float32) for n in range(len(manifest))]
+    frames = [
+        np.random.default_rng(n).normal(size=(20 + n, 80)).astype(np.float32)
+        for n in range(len(manifest))
+    ]
     add_feature(store, manifest, wanted[-1].spec, frames)
     return folder
 
 
 def prepared(folder: Path, features: str, layers: object, fusion: str = "bert", **more: Any) -> Job:
     more["set"] = (f"finetune_layers={layers}", *more.pop("set", ()))
-    return prepare(Experiment(features, fusion, store=folder / "features", also_set=SMALL, epochs=1, **more))[0]
+    return prepare(
+        Experiment(features, fusion, store=folder / "features", also_set=SMALL, epochs=1, **more)
+    )[0]
 
 
 def build(job: Job) -> Any:
@@ -80,7 +95,9 @@ def plain(folder: Path, texts: list[str]) -> list[torch.Tensor]:
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
-        return [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
+        return [
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts
+        ]
 
 
 def texts_of(folder: Path, ids: Any) -> list[str]:
@@ -89,7 +106,9 @@ def texts_of(folder: Path, ids: Any) -> list[str]:
     return [texts[i] for i in ids]
 
 
-@pytest.mark.parametrize(("encoder", "layers"), [("bert", 1), ("bert", DEPTH), ("mpnet", 2), ("mpnet", "all")])
+@pytest.mark.parametrize(
+    ("encoder", "layers"), [("bert", 1), ("bert", DEPTH), ("mpnet", 2), ("mpnet", "all")]
+)
 def test_the_last_hidden_state_is_the_plain_models(made: Path, encoder: str, layers: Any) -> None:
     below = 1 if layers == "all" else DEPTH - layers  # token ids stand beside any layer
     job = prepared(made, f"{encoder}:layer={below}", layers)
@@ -124,11 +143,19 @@ def test_only_the_top_layers_train_or_all_with_the_embeddings(made: Path, encode
     moved = changed(job)
     assert {name.split(".")[2] for name in moved} == {"0", "1"}
     assert all(name.startswith("encoder.layer.") for name in moved)
-    top = load_encoder(resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint).encoder.layer
-    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters())
+    top = load_encoder(
+        resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint
+    ).encoder.layer
+    assert len(moved) >= sum(
+        not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters()
+    )
     moved = changed(prepared(made, f"{encoder}:layer=2", "all", select="last"))
     assert "embeddings.word_embeddings.weight" in moved and "embeddings.LayerNorm.weight" in moved
-    assert {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")} == {"0", "1", "2"}
+    assert {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")} == {
+        "0",
+        "1",
+        "2",
+    }
     assert ("encoder.relative_attention_bias.weight" in moved) == (encoder == "mpnet")
 
 
@@ -153,27 +180,54 @@ def test_hidden_text_has_no_influence(made: Path) -> None:
         torch.testing.assert_close(part[1], model.linear[1].bias, rtol=0, atol=0)
         out = model(without(batch, {"text": torch.ones(7, dtype=torch.bool)}))["logits"]
         out.square().sum().backward()
-        assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        assert out.isfinite().all() and all(
+            p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
+        )
 
 
 @pytest.mark.parametrize(
     ("features", "layers", "more", "says"),
     [
-        ("bert@", 1, {}, r"starts from layer 2 of bert's 3, and bert is layer 3.*--features bert:layer=2`"),
-        ("bert:layer=1", 1, {}, r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`"),
+        (
+            "bert@",
+            1,
+            {},
+            r"starts from layer 2 of bert's 3, and bert is layer 3.*--features bert:layer=2`",
+        ),
+        (
+            "bert:layer=1",
+            1,
+            {},
+            r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`",
+        ),
         ("bert:layer=2", 4, {}, "has layers 1 to 3, or all"),
         ("bert:layer=2", -1, {}, "has layers 1 to 3, or all"),
         ("bert:layer=2", "some", {}, "must be int.all"),
-        ("bert:layer=2,special=false", 1, {}, "bert or mpnet, on special tokens too, and bert:layer=2,special=false"),
+        (
+            "bert:layer=2,special=false",
+            1,
+            {},
+            "bert or mpnet, on special tokens too, and bert:layer=2,special=false",
+        ),
         ("text:layer=2", 1, {}, "bert or mpnet, .* and text:layer=2 is none of these"),
         ("logmel", 1, {"fusion": "cnn"}, "finetune_layers=1: fusion cnn has no use for it"),
         ("bert:layer=2", 1, {"set": ("standardise_text=true",)}, "standardise_text=false"),
-        ("bert:layer=2", 1, {"model": ("bert=other",)}, "not the checkpoint that bert:layer=2 .*--model bert=PATH"),
+        (
+            "bert:layer=2",
+            1,
+            {"model": ("bert=other",)},
+            "not the checkpoint that bert:layer=2 .*--model bert=PATH",
+        ),
         ("bert:layer=2", 1, {"model": ("bert",)}, "write --model NAME=ID_OR_PATH"),
     ],
 )
 def test_what_does_not_go_together(
-    made: Path, monkeypatch: pytest.MonkeyPatch, features: str, layers: object, more: dict[str, Any], says: str
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    features: str,
+    layers: object,
+    more: dict[str, Any],
+    says: str,
 ) -> None:
     monkeypatch.chdir(made)
     with pytest.raises(WrongUse, match=says):
@@ -186,7 +240,9 @@ def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_
     store = new_store(tmp_path / "features", manifest)
     packed = feature.load(manifest)
     del packed.extras["token"]
-    store.add(feature.spec).publish(PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed))
+    store.add(feature.spec).publish(
+        PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed)
+    )
     job = prepared(tmp_path, "bert", "all")
     with pytest.raises(MissingRows, match=r"without 'token'; run `ser cache remove bert@"):
         _ = job.data.inputs
@@ -196,25 +252,46 @@ def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_
     ("features", "fusion", "layers"),
     [("bert:layer=2", "bert", 1), ("logmel+mpnet:layer=1", "cnn+bert", 2)],
 )
-def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: str, fusion: str, layers: object) -> None:
+def test_from_the_command_line_and_back(
+    made: Path, tmp_path: Path, features: str, fusion: str, layers: object
+) -> None:
     used = [one for one in SMALL if has_setting(FUSIONS[fusion], one)]
     settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
     where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
     encoder = features.rpartition("+")[2].partition(":")[0]
-    moved = shutil.copytree(made / encoder, tmp_path / "elsewhere")  # where a checkpoint may lie too
+    moved = shutil.copytree(
+        made / encoder, tmp_path / "elsewhere"
+    )  # where a checkpoint may lie too
     where += ["--model", f"{encoder}={moved}"]
-    asked = ["train", "--features", features, "--fusion", fusion, "--folds", "1", "--epochs", "2", "--json"]
+    asked = [
+        "train",
+        "--features",
+        features,
+        "--fusion",
+        fusion,
+        "--folds",
+        "1",
+        "--epochs",
+        "2",
+        "--json",
+    ]
     [result] = json.loads(printed(*asked, *where, *settings))["runs"]
     run = Run(Path(result["path"]))
     spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
-    assert run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]
+    assert (
+        run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"]
+        == spec.checkpoint["digest"]
+    )
     assert run.config["settings"]["finetune_layers"] == layers
     if fusion == "bert":
         tested = run.predictions()
         ids = tested.column("id").to_pylist()
         turns = [Turn(i, None, text) for i, text in zip(ids, texts_of(made, ids), strict=True)]
         found = [list(one.probabilities.values()) for one in Predictor(run.path)(turns).predictions]
-        told = tempered(np.array(tested.column("probabilities").to_pylist()), run.result["calibration"]["temperature"])
+        told = tempered(
+            np.array(tested.column("probabilities").to_pylist()),
+            run.result["calibration"]["temperature"],
+        )
         assert np.abs(np.array(found) - told).max() < 2e-6
 
 
@@ -222,10 +299,16 @@ def test_from_the_command_line_and_back(made: Path, tmp_path: Path, features: st
 def test_the_same_seed_gives_the_same_bytes(
     made: Path, tmp_path: Path, layers: object, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where what the encoder starts from is read from the store when a batch needs it, and within the budget."""
+    """Also where what the encoder starts from is read from the store when a batch needs it, and
+    within the budget.
+    """
     asked = {"folds": 1, "epochs": 2, "set": (f"finetune_layers={layers}", "batch_size=2")}
     plain = Experiment("bert:layer=2", "bert", store=made / "features", out=tmp_path / "a", **asked)
-    small, read, load = replace(plain, out=tmp_path / "b", memory=memory), list[int](), Feature.gather
+    small, read, load = (
+        replace(plain, out=tmp_path / "b", memory=memory),
+        list[int](),
+        Feature.gather,
+    )
 
     def watched(feature: Feature, *asked: Any) -> Any:
         packed = load(feature, *asked)
@@ -235,11 +318,18 @@ def test_the_same_seed_gives_the_same_bytes(
     [first] = run_experiment(plain)
     monkeypatch.setattr(Feature, "gather", watched)
     [job] = prepare(small)
-    assert any(one.streamed for one in job.data.inputs.values()) == (layers == 1) and count_flops([job], 2) > 0
+    assert (
+        any(one.streamed for one in job.data.inputs.values()) == (layers == 1)
+        and count_flops([job], 2) > 0
+    )
     [second] = run_experiment(small)
     assert first.path.name == second.path.name
-    assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
-    assert max(read) < 100_000 < sum(read), "token ids take little, but the rows beside them are read too"
+    assert (first.path / "model.safetensors").read_bytes() == (
+        second.path / "model.safetensors"
+    ).read_bytes()
+    assert max(read) < 100_000 < sum(read), (
+        "token ids take little, but the rows beside them are read too"
+    )
 
 
 @pytest.mark.parametrize(("features", "layers"), [("bert:layer=2", 1), ("mpnet:layer=0", "all")])

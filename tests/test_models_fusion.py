@@ -1,4 +1,6 @@
-"""The contract that every entry of FUSIONS keeps, whichever paper it is from, and the layers that all share."""
+"""The contract that every entry of FUSIONS keeps, whichever paper it is from, and the layers that
+all share.
+"""
 
 import pytest
 import torch
@@ -16,9 +18,16 @@ in_float64 = pytest.mark.usefixtures("double")
 every_fusion = pytest.mark.parametrize("name", CASES)
 every_length = pytest.mark.parametrize(
     ("name", "frames"),
-    [(name, frames) for name, one in CASES.items() for frames in (FRAMES, LONG)[: 1 + (one.level == "sequence")]],
+    [
+        (name, frames)
+        for name, one in CASES.items()
+        for frames in (FRAMES, LONG)[: 1 + (one.level == "sequence")]
+    ],
 )
-HIDDEN = {"audio": torch.tensor([True, False, False, True]), "text": torch.tensor([False, True, False, False])}
+HIDDEN = {
+    "audio": torch.tensor([True, False, False, True]),
+    "text": torch.tensor([False, True, False, False]),
+}
 
 
 @every_fusion
@@ -32,15 +41,25 @@ def test_heads_stages_and_gradients(name):
         assert stage.output in outputs
         model.zero_grad()
         F.cross_entropy(model(batch)[stage.output], batch.truth).backward()
-        reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        reached = {
+            name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+        }
         trained = {name for name, _ in model.named_parameters() if name.startswith(stage.trains)}
-        behind = {n for n in trained if name[:2] in ("ef", "mf", "lf") and n.split(".")[1] in ("audio", "text")}
-        assert trained and reached >= trained - behind  # what is behind the fusion waits for the perspective loss
+        behind = {
+            n
+            for n in trained
+            if name[:2] in ("ef", "mf", "lf") and n.split(".")[1] in ("audio", "text")
+        }
+        assert (
+            trained and reached >= trained - behind
+        )  # what is behind the fusion waits for the perspective loss
     assert fusion.stages[-1].output == "logits"  # what the run is scored by
     model.zero_grad()
     sum(logits.square().sum() for logits in model(batch).values()).backward()
     assert [
-        parameter for parameter, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12
+        parameter
+        for parameter, p in model.named_parameters()
+        if p.grad is None or p.grad.abs().max() < 1e-12
     ] == []
     model.eval()
     with torch.inference_mode():
@@ -52,19 +71,36 @@ def test_heads_stages_and_gradients(name):
 def test_a_batch_is_its_utterances_or_dialogues_one_at_a_time(name, frames):
     """Also where a modality is hidden, of whose rows there are none: from some, or from all.
 
-    Gradients are zeros and never None, which Adam would leave out: else a step would be another on another device.
+    Gradients are zeros and never None, which Adam would leave out: else a step would be another on
+    another device.
     """
     whole, inputs = make_batch(name, frames), CASES[name].inputs
     every = torch.ones(4, dtype=torch.bool)
-    for hidden in ({}, {m: HIDDEN[m] for m in inputs}, *({m: every} for m in inputs), dict.fromkeys(inputs, every)):
+    for hidden in (
+        {},
+        {m: HIDDEN[m] for m in inputs},
+        *({m: every} for m in inputs),
+        dict.fromkeys(inputs, every),
+    ):
         model, batch = build(name), without(whole, hidden)
-        alone, outputs = [model(one) for one in parts(batch, batch.dialogues.tolist())], model(batch)
+        alone, outputs = (
+            [model(one) for one in parts(batch, batch.dialogues.tolist())],
+            model(batch),
+        )
         for head, logits in outputs.items():
-            torch.testing.assert_close(logits, torch.cat([one[head] for one in alone]), rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                logits, torch.cat([one[head] for one in alone]), rtol=0, atol=1e-12
+            )
         sum(logits.square().sum() for logits in outputs.values()).backward()
-        assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-        wholly = [m for m, which in hidden.items() if which.all() and CASES[name].level == "sequence"]
-        own = tuple(f"{part}.{m}" for m in wholly for part in ("lstm", "encoder", "refine", "project"))
+        assert [
+            n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+        ] == []
+        wholly = [
+            m for m, which in hidden.items() if which.all() and CASES[name].level == "sequence"
+        ]
+        own = tuple(
+            f"{part}.{m}" for m in wholly for part in ("lstm", "encoder", "refine", "project")
+        )
         assert not any(p.grad.any() for n, p in model.named_parameters() if n.startswith(own))
 
 
@@ -73,12 +109,15 @@ def test_wrong_features_are_one_sentence(name):
     fusion = CASES[name]
     for modality in fusion.inputs:
         with pytest.raises(
-            WrongUse, match=f"built for {modality} features of {widths(name)[modality]} values, and got 3"
+            WrongUse,
+            match=f"built for {modality} features of {widths(name)[modality]} values, and got 3",
         ):
             build(name)(make_batch(name, dims={**widths(name), modality: 3}))
     if fusion.level == "vector":
         batch = make_batch(name)
-        batch.inputs[fusion.inputs[0]] = make_batch(name.replace(fusion.name, "cma")).inputs[fusion.inputs[0]]
+        batch.inputs[fusion.inputs[0]] = make_batch(name.replace(fusion.name, "cma")).inputs[
+            fusion.inputs[0]
+        ]
         with pytest.raises(WrongUse, match=f"one {fusion.inputs[0]} vector per utterance"):
             build(name)(batch)
 
@@ -89,14 +128,21 @@ def test_heads_that_do_not_split_are_one_sentence(name):
         build(name, heads=3)
 
 
-# Packed rows, attention, pooling, and the GRU with its backward pass by hand ------------------------------------------
+# Packed rows, attention, pooling, and the GRU with its backward pass by hand
+# ------------------------------------------
 
 
 def outcomes(of, x, y, lengths, others):
-    """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]` in sequences, some of them empty."""
+    """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]` in sequences, some of
+    them empty.
+    """
     torch.manual_seed(1)
     a, b = of.RaggedLayout(torch.tensor(lengths)), of.RaggedLayout(torch.tensor(others))
-    rows, pool, lstm = x.flatten(1), ragged.SelfAttentionPooling(10), nn.LSTM(10, 3, bidirectional=True)
+    rows, pool, lstm = (
+        x.flatten(1),
+        ragged.SelfAttentionPooling(10),
+        nn.LSTM(10, 3, bidirectional=True),
+    )
     joined, layout = of.concatenate(rows, a, y.flatten(1), b)
     found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
     found += [a.total(rows), of.max_rows(rows, a), of.recurrent(lstm, rows, a), joined]
@@ -109,11 +155,15 @@ def outcomes(of, x, y, lengths, others):
 def test_layers_and_their_gradients_are_the_plain_ones(longest):
     lengths, others = [2, 3, 0, 1], [longest, 0, 4, 1]
     x, y = (torch.randn(sum(sizes), 2, 5, requires_grad=True) for sizes in (lengths, others))
-    (ours, laid), (plain, wanted) = (outcomes(of, x, y, lengths, others) for of in (ragged, plain_layers))
+    (ours, laid), (plain, wanted) = (
+        outcomes(of, x, y, lengths, others) for of in (ragged, plain_layers)
+    )
     assert torch.equal(laid, wanted)
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad(sum((one**2).sum() for one in found), (x, y)) for found in (ours, plain)]
+    gradients = [
+        torch.autograd.grad(sum((one**2).sum() for one in found), (x, y)) for found in (ours, plain)
+    ]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
@@ -128,7 +178,9 @@ def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
     wanted = {name: torch.randn(sum(lengths), 6) for name in x}
 
     def gradients(y: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(sum((wanted[name] * rows).sum() for name, rows in y.items()), leaves)
+        return torch.autograd.grad(
+            sum((wanted[name] * rows).sum() for name, rows in y.items()), leaves
+        )
 
     def sequence_by_sequence(name: str) -> Tensor:
         return torch.cat([layers[name](part[:, None])[0][:, 0] for part in x[name].split(lengths)])

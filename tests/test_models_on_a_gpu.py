@@ -1,4 +1,6 @@
-"""What a GPU is given, tried without one: see `pretend_device`. Its numbers are the CPU's, and nobody waits for it."""
+"""What a GPU is given, tried without one: see `pretend_device`. Its numbers are the CPU's, and
+nobody waits for it.
+"""
 
 import copy
 import re
@@ -35,7 +37,9 @@ pytestmark = pytest.mark.filterwarnings(
 )  # kernels that the device replaces
 
 
-def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+def step(
+    model: nn.Module, batch: Batch, bf16: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     """The outputs and the gradients of one update."""
     model.zero_grad()
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
@@ -44,7 +48,9 @@ def step(model: nn.Module, batch: Batch, bf16: bool) -> tuple[dict[str, Tensor],
     return outputs, {name: weight.grad for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("case", [*DIFFERENT, "audio:frame on layers", "lgf-at on layers", "superb on layers"])
+@pytest.mark.parametrize(
+    "case", [*DIFFERENT, "audio:frame on layers", "lgf-at on layers", "superb on layers"]
+)
 def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
     torch.manual_seed(0)
     model, whole = build(case), make_batch(case, [5, 26, 1, 9])  # longer than what a CPU pads
@@ -52,7 +58,9 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
     hides = CASES[case].hide and "no-" not in case  # what MIT's variants hide, MIT does
     some = [{m: torch.tensor(mask)} for m in CASES[case].inputs for mask in HIDDEN if hides]
     tried = [("float32", hidden) for hidden in ({}, *some)]
-    tried += [("bf16", hidden) for hidden in ({}, *some[1::2])]  # where some is hidden there are no other dtypes
+    tried += [
+        ("bf16", hidden) for hidden in ({}, *some[1::2])
+    ]  # where some is hidden there are no other dtypes
     for precision, hidden in tried:
         batch = without(whole, hidden)
         outputs, grads = step(model, batch, bf16=False)
@@ -61,11 +69,17 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
             found = step(there, on_device(batch, DEVICE), bf16=precision == "bf16")
             assert gpu.uploads["waiting"] == moved[1], "set_sync_debug_mode would tell of a wait"
         outputs_there, grads_there = gpu.read(found)
-        idle += [{name for name, grad in each.items() if grad is None} for each in (grads, grads_there)]
-        assert idle[-1] == idle[-2] == idle[0], f"{hidden} hidden: Adam leaves alone what has no gradient"
+        idle += [
+            {name for name, grad in each.items() if grad is None} for each in (grads, grads_there)
+        ]
+        assert idle[-1] == idle[-2] == idle[0], (
+            f"{hidden} hidden: Adam leaves alone what has no gradient"
+        )
         pairs = [(x, outputs_there[head]) for head, x in outputs.items()]
         pairs += [(x, grads_there[name]) for name, x in grads.items() if x is not None]
-        largest = max(float(x.detach().abs().max()) for x, _ in pairs) if precision == "bf16" else 0.0
+        largest = (
+            max(float(x.detach().abs().max()) for x, _ in pairs) if precision == "bf16" else 0.0
+        )
         for here, elsewhere in pairs:
             assert elsewhere.dtype == torch.float32
             size = max(largest, float(here.detach().abs().max())) + 1e-3
@@ -73,7 +87,9 @@ def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
 
 
 def mit(store: Path, *assignments: str, **how: Any) -> tuple[Any, TrainConfig, nn.Module]:
-    """The tiny store's data for MIT, on the pretend device, at the settings of the paper but for `assignments`."""
+    """The tiny store's data for MIT, on the pretend device, at the settings of the paper but for
+    `assignments`.
+    """
     data, fusion = load_dataset(Experiment("hubert+mpnet", "mit", store))
     settings, training = parse_settings(fusion, assignments)
     plan = TrainConfig(fusion, settings, training, select="last", **how)
@@ -87,9 +103,15 @@ def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None
     data, plan, model = mit(store, "d_model=64", device="cuda:0", precision=precision)
     with Gpu() as gpu:
         model.to(DEVICE)
-        assert data.on("cuda:0").inputs["audio"].values.dtype == torch.float16, "what travels is as it is stored"
-        optimiser = make_optimiser(dict(model.named_parameters()), plan.fusion.stages[0], plan.settings)
-        hide = partial(plan.fusion.hide, plan.settings, epoch=0, generator=torch.Generator().manual_seed(0))
+        assert data.on("cuda:0").inputs["audio"].values.dtype == torch.float16, (
+            "what travels is as it is stored"
+        )
+        optimiser = make_optimiser(
+            dict(model.named_parameters()), plan.fusion.stages[0], plan.settings
+        )
+        hide = partial(
+            plan.fusion.hide, plan.settings, epoch=0, generator=torch.Generator().manual_seed(0)
+        )
         size = plan.settings.batch_size
         for batch in data.on("cuda:0").batches(np.arange(16), "utterance", size, {}, hide=hide):
             with plan.autocast():
@@ -98,14 +120,19 @@ def test_an_update_of_mit_is_few_operations(store: Path, precision: str) -> None
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            counted, sent = gpu.operations.copy(), gpu.uploads.copy()  # of the second: the first makes Adam's moments
+            counted, sent = (
+                gpu.operations.copy(),
+                gpu.uploads.copy(),
+            )  # of the second: the first makes Adam's moments
             gpu.operations.clear()
             gpu.uploads.clear()
     assert counted.total() <= MOST, counted.most_common()
     assert sent == {"at once": 1}, "the rows to take with their labels, and where they lie"
 
 
-def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_come_in_few_batches_and_one_copy(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, plan, model = mit(store, "d_model=16", "heads=2", "queries=3", "batch_size=1")
     rows = np.random.default_rng(0).permutation(len(data.utterances))
     alone = Fitted(model, {}).predict(data, rows, plan)["logits"]
@@ -117,7 +144,15 @@ def test_predictions_come_in_few_batches_and_one_copy(store: Path, monkeypatch: 
 
 
 def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
-    data, plan, _ = mit(store, "d_model=16", "heads=2", "queries=3", "epochs=2", "dropout=0", "standardise_audio=true")
+    data, plan, _ = mit(
+        store,
+        "d_model=16",
+        "heads=2",
+        "queries=3",
+        "epochs=2",
+        "dropout=0",
+        "standardise_audio=true",
+    )
     fold = Fold("1", np.arange(20), np.arange(20, 24), np.arange(0))
     here = fit(data, fold, replace(plan, select="val"))
     with Gpu(downloads=torch.inf):
@@ -127,13 +162,16 @@ def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fusion", "memory"), [("lgf-at", None), ("ef-add", None), ("ef-add", "0.025MB"), ("audio:utterance", None)]
+    ("fusion", "memory"),
+    [("lgf-at", None), ("ef-add", None), ("ef-add", "0.025MB"), ("audio:utterance", None)],
 )
 def test_many_runs_give_the_numbers_of_the_cpu(
     store: Path, fusion: str, memory: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from vectors that are streamed to where they fit, the GPU."""
-    monkeypatch.setattr(fit_many, "Generator", lambda device="cpu": torch.Generator())  # CUDA's own does not exist here
+    monkeypatch.setattr(
+        fit_many, "Generator", lambda device="cpu": torch.Generator()
+    )  # CUDA's own does not exist here
     asked = Experiment("is13+bert" if "-" in fusion else "is13", fusion, store)
     (data, found), (sent, _) = load_dataset(asked), load_dataset(replace(asked, memory=memory))
     assert any(one.streamed for one in sent.inputs.values()) == (memory is not None)
@@ -164,16 +202,24 @@ def test_many_runs_give_the_numbers_of_the_cpu(
 
 def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
     def precision(features: str, fusion: str, asked: str = "auto", device: str = "auto") -> str:
-        return str(prepare(Experiment(features, fusion, store, precision=asked, device=device))[0].config["precision"])
+        return str(
+            prepare(Experiment(features, fusion, store, precision=asked, device=device))[0].config[
+                "precision"
+            ]
+        )
 
     assert precision("hubert+mpnet", "mit") == "float32"
     with Gpu():
         assert precision("hubert+mpnet", "mit") == "bf16"
         assert (
-            precision("hubert+mpnet", "mit", "float32") == precision("hubert+mpnet", "mit", device="cpu") == "float32"
+            precision("hubert+mpnet", "mit", "float32")
+            == precision("hubert+mpnet", "mit", device="cpu")
+            == "float32"
         )
         assert precision("is13+bert", "lgf-add") == "float32"
-        emulated = patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        emulated = patch.object(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+        )
         with emulated:  # a V100 or T4 has no such arithmetic, and is slower with it
             assert precision("hubert+mpnet", "mit") == "float32"
 
@@ -181,30 +227,50 @@ def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
 def test_a_dry_run_says_what_the_arithmetic_alone_takes(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's sizes but the depth."""
+    """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's
+    sizes but the depth.
+    """
     monkeypatch.setattr(experiment, "PRODUCT", 64)
-    asked = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--epochs", "1", "--folds", "1", "--dry-run"]
+    asked = [
+        "train",
+        "--features",
+        "hubert+mpnet",
+        "--fusion",
+        "mit",
+        "--epochs",
+        "1",
+        "--folds",
+        "1",
+        "--dry-run",
+    ]
     small = ["--set", "d_model=16", "--set", "heads=2", "--device", "cuda:0", "--store", str(store)]
     with Gpu(downloads=torch.inf, waits=torch.inf):
         found = ser(*asked, *small)
     assert not found.exit_code, found.output
     each = r"[\d.e-]+ s at its [\d.e-]+ TFLOP/s in "
     assert re.search(
-        rf"[\d.e+]+ FLOP in matrix products, which alone take this GPU {each}float32 or {each}bf16", found.stdout
+        rf"[\d.e+]+ FLOP in matrix products, which alone take this GPU {each}float32 or {each}bf16",
+        found.stdout,
     )
     assert "in bf16 on cuda:0" in found.stdout
     recipe = tmp_path / "mine.toml"
     recipe.write_text('[[cell]]\nname = "x"\nfeatures = "hubert+mpnet"\nfusion = "mit"\n')
     with Gpu(downloads=torch.inf, waits=torch.inf):
         found = ser("sweep", recipe, "--epochs", 1, "--folds", 1, "--dry-run", *small)
-    assert "1 run to train with" in found.stdout and ", in bf16 on the GPU" in found.stdout, found.output
+    assert "1 run to train with" in found.stdout and ", in bf16 on the GPU" in found.stdout, (
+        found.output
+    )
 
 
 def test_the_device_refuses_what_a_gpu_refuses_and_what_it_would_wait_for() -> None:
     here = torch.arange(3)
     with Gpu() as gpu:
         x = here.to(DEVICE)
-        assert x.is_cuda and (x + torch.tensor(1)).device == DEVICE and gpu.read(x * 2).tolist() == [0, 2, 4]
+        assert (
+            x.is_cuda
+            and (x + torch.tensor(1)).device == DEVICE
+            and gpu.read(x * 2).tolist() == [0, 2, 4]
+        )
         for wrong in (
             lambda: x + here,
             lambda: x[here],

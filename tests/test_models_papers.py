@@ -1,4 +1,6 @@
-"""Every fusion against its paper's equations written plainly, and MSMSER and Perspective against torch's own layers."""
+"""Every fusion against its paper's equations written plainly, and MSMSER and Perspective against
+torch's own layers.
+"""
 
 import copy
 import math
@@ -22,17 +24,34 @@ from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.usc import UscSettings
 
 pytestmark = pytest.mark.usefixtures("double")
-MSMSER = ("mit", "mit:no-encoder", "mit:no-selfatt", "concat", "concat:rmm", "audio:frame", "text:token")
-PERSPECTIVE = [f"{where}-{method}" for where in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")]
+MSMSER = (
+    "mit",
+    "mit:no-encoder",
+    "mit:no-selfatt",
+    "concat",
+    "concat:rmm",
+    "audio:frame",
+    "text:token",
+)
+PERSPECTIVE = [
+    f"{where}-{method}" for where in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")
+]
 short_and_long = pytest.mark.parametrize("frames", [FRAMES, LONG], ids=["short", "long"])
 
 
 def make_dialogues(sizes: list[int], dims: dict[str, int] = DIMS) -> Batch:
     """Vectors of dialogues of these many turns."""
     n = sum(sizes)
-    inputs = {m: Sequences(torch.randn(n, dim), torch.ones(n, dtype=torch.int64)) for m, dim in dims.items()}
+    inputs = {
+        m: Sequences(torch.randn(n, dim), torch.ones(n, dtype=torch.int64))
+        for m, dim in dims.items()
+    }
     return Batch(
-        inputs, torch.tensor(sizes), torch.arange(n) % 2, truth=torch.randint(4, (n,)), utterances=torch.arange(n)
+        inputs,
+        torch.tensor(sizes),
+        torch.arange(n) % 2,
+        truth=torch.randint(4, (n,)),
+        utterances=torch.arange(n),
     )
 
 
@@ -42,9 +61,15 @@ def utterances(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def check_updates(
-    ours: nn.Module, plain: nn.Module, heads_of: Callable, make: Callable, steps: int = 12, decay: float = 0.0
+    ours: nn.Module,
+    plain: nn.Module,
+    heads_of: Callable,
+    make: Callable,
+    steps: int = 12,
+    decay: float = 0.0,
 ) -> None:
-    """Two models, the plain one by what gives its heads of a batch, have the same heads at every training step.
+    """Two models, the plain one by what gives its heads of a batch, have the same heads at every
+    training step.
 
     They start with our weights, and in the end they have the same ones.
     """
@@ -56,7 +81,10 @@ def check_updates(
         for adam, (model, compute) in zip(adams, pairs, strict=True):
             found.append(compute(model, batch))
             adam.zero_grad()
-            sum(F.cross_entropy(logits, batch.truth, reduction="sum") for logits in found[-1].values()).backward()
+            sum(
+                F.cross_entropy(logits, batch.truth, reduction="sum")
+                for logits in found[-1].values()
+            ).backward()
             adam.step()
         torch.testing.assert_close(*found, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=0, atol=1e-10)
@@ -69,7 +97,9 @@ def by_dialogue(model: nn.Module, batch: Batch, of: Callable) -> dict[str, Tenso
 
 
 def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = None) -> Tensor:
-    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, and take the values of others."""
+    """Vaswani et al. 2017, §3.2.2: rows of x `[t, d]` attend to those of memory, and take the
+    values of others.
+    """
     rows = x, memory, memory if values is None else values
     of_each = zip(rows, layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
     q, k, v = (F.linear(x, w, b).unflatten(1, (layer.heads, -1)) for x, w, b in of_each)
@@ -78,7 +108,8 @@ def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = 
     return layer.out_proj(found.flatten(1))
 
 
-# MSMSER, for one utterance [t, d] -------------------------------------------------------------------------------------
+# MSMSER, for one utterance [t, d]
+# -------------------------------------------------------------------------------------
 
 
 def refine(module: nn.Module, x: Tensor) -> Tensor:
@@ -103,7 +134,9 @@ def classify(module: nn.Module, z: Tensor) -> Tensor:
 def with_mit(model: nn.Module, x: dict[str, Tensor]) -> Tensor:
     """§2.1 and §2.2."""
     mit, parts = model.interaction, []
-    for refinement, rows, code in zip((model.audio, model.text), x.values(), mit.types, strict=True):
+    for refinement, rows, code in zip(
+        (model.audio, model.text), x.values(), mit.types, strict=True
+    ):
         rows = refine(refinement, rows)
         parts.append(rows + sinusoids(50, rows.shape[1])[: len(rows)] + code)
     memory, q = torch.cat(parts), mit.queries
@@ -116,17 +149,22 @@ def with_mit(model: nn.Module, x: dict[str, Tensor]) -> Tensor:
 
 def without_mit(model: nn.Module, x: dict[str, Tensor]) -> Tensor:
     return classify(
-        model.classifier, torch.cat([pool(model.pool[m], refine(model.refine[m], x[m])) for m in model.dims])
+        model.classifier,
+        torch.cat([pool(model.pool[m], refine(model.refine[m], x[m])) for m in model.dims]),
     )
 
 
 @short_and_long
 @pytest.mark.parametrize("name", MSMSER)
-@pytest.mark.parametrize("hidden", [",,,", "audio,text,,text", "audio,audio,audio,audio", "text,text,text,text"])
+@pytest.mark.parametrize(
+    "hidden", [",,,", "audio,text,,text", "audio,audio,audio,audio", "text,text,text,text"]
+)
 def test_msmser_is_the_papers_sections(name, frames, hidden):
     """Also where an attention mask of zero hides a modality: of what is hidden there are no rows."""
     model, whole = build(name), make_batch(name, frames)
-    batch = without(whole, {m: torch.tensor([one == m for one in hidden.split(",")]) for m in whole.inputs})
+    batch = without(
+        whole, {m: torch.tensor([one == m for one in hidden.split(",")]) for m in whole.inputs}
+    )
     plain = with_mit if name.startswith("mit") else without_mit
     expected = torch.stack([plain(model, x) for x in utterances(batch)])
     torch.testing.assert_close(model(batch)["logits"], expected, rtol=0, atol=1e-10)
@@ -143,13 +181,18 @@ def test_msmsers_variants_lack_what_they_say():
 
 def padded_utterances(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """What a model of padded utterances gives."""
-    x = {m: pad_sequence(list(s.values.split(s.lengths.tolist())), batch_first=True) for m, s in batch.inputs.items()}
+    x = {
+        m: pad_sequence(list(s.values.split(s.lengths.tolist())), batch_first=True)
+        for m, s in batch.inputs.items()
+    }
     return model(x, {m: s.lengths for m, s in batch.inputs.items()})
 
 
 @short_and_long
 def test_msmser_equals_the_plain_model(frames):
-    sizes = {key: value for key, value in TINY.items() if key in MsmserSettings.__dataclass_fields__}
+    sizes = {
+        key: value for key, value in TINY.items() if key in MsmserSettings.__dataclass_fields__
+    }
     ours, plain = build("mit"), PlainMsmser(MsmserSettings(**sizes), DIMS, 4)
     check_updates(ours, plain, padded_utterances, partial(make_batch, "mit", frames))
 
@@ -168,7 +211,8 @@ def test_masking_frequencies_are_the_stated_ones():
             assert (text | audio).any() == (p > 0)
 
 
-# Perspective, for one dialogue ----------------------------------------------------------------------------------------
+# Perspective, for one dialogue
+# ----------------------------------------------------------------------------------------
 
 
 def fuse(method: str, fusion: nn.Module, a: Tensor, t: Tensor) -> Tensor:
@@ -205,24 +249,35 @@ def equations(model: nn.Module, dialogue: Batch, name: str) -> dict[str, Tensor]
 @pytest.mark.parametrize("name", [*PERSPECTIVE, "audio:utterance", "text:utterance"])
 def test_perspective_follows_the_papers_equations(name):
     model, dims = build(name), {m: DIMS[m] for m in FUSIONS[name].inputs}
-    plain, make = partial(by_dialogue, of=partial(equations, name=name)), partial(make_dialogues, [3, 1, 5, 2], dims)
+    plain, make = (
+        partial(by_dialogue, of=partial(equations, name=name)),
+        partial(make_dialogues, [3, 1, 5, 2], dims),
+    )
     check_updates(model, build(name), plain, make, steps=3, decay=1e-5)
 
 
 def padded_dialogues(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """What a model of padded dialogues gives."""
     sizes = batch.dialogues
-    x = {m: pad_sequence(list(s.values.split(sizes.tolist())), batch_first=True) for m, s in batch.inputs.items()}
+    x = {
+        m: pad_sequence(list(s.values.split(sizes.tolist())), batch_first=True)
+        for m, s in batch.inputs.items()
+    }
     there = torch.arange(int(sizes.max())) < sizes[:, None]
     return {head: logits[there] for head, logits in model(x, sizes).items()}
 
 
 @pytest.mark.parametrize(
-    "sizes", [[3, 1, 8, 2], [1, 1], [30, 5, 26]], ids=["padded attention", "single turns", "attention per dialogue"]
+    "sizes",
+    [[3, 1, 8, 2], [1, 1], [30, 5, 26]],
+    ids=["padded attention", "single turns", "attention per dialogue"],
 )
 def test_perspective_equals_the_plain_model(sizes):
     settings = {"d_model": 16, "gru_hidden": 8, "heads": 4, "dropout": 0.0}
-    ours, plain = build("lgf-add", **settings), PlainPerspective(PerspectiveSettings(**settings), DIMS, 4)
+    ours, plain = (
+        build("lgf-add", **settings),
+        PlainPerspective(PerspectiveSettings(**settings), DIMS, 4),
+    )
     check_updates(ours, plain, padded_dialogues, partial(make_dialogues, sizes), decay=1e-5)
 
 
@@ -246,20 +301,27 @@ def test_released_code_update_by_update(method):
     ours, other = (build(f"lgf-{method}", released=True, heads=4) for _ in range(2))
     start, make = copy.deepcopy(ours.state_dict()), partial(make_dialogues, [3, 1, 5, 30, 2])
     check_updates(ours, other, partial(by_dialogue, of=released_code), make, decay=1e-5)
-    assert [name for name, weight in ours.state_dict().items() if torch.equal(weight, start[name])] == [
-        name for name in start if name.endswith("w_vector")
-    ]
+    assert [
+        name for name, weight in ours.state_dict().items() if torch.equal(weight, start[name])
+    ] == [name for name in start if name.endswith("w_vector")]
     assert build("lgf-add", released=True, dropout=0.2).attention["text"].dropout == 0.2
 
 
 def test_released_code_has_nothing_else():
-    assert {name for name in FUSIONS if "released" not in FUSIONS[name].unused} >= {"lgf-add", "lgf-at"}
-    assert all("released" in FUSIONS[name].unused for name in (*PERSPECTIVE[:-3], "lgf-concat", "audio:utterance"))
+    assert {name for name in FUSIONS if "released" not in FUSIONS[name].unused} >= {
+        "lgf-add",
+        "lgf-at",
+    }
+    assert all(
+        "released" in FUSIONS[name].unused
+        for name in (*PERSPECTIVE[:-3], "lgf-concat", "audio:utterance")
+    )
     with pytest.raises(WrongUse, match="constant rate; leave lr_decay out"):
         build("lgf-add", released=True, lr_decay=0.0)
 
 
-# USC, and the systems that the papers compare with --------------------------------------------------------------------
+# USC, and the systems that the papers compare with
+# --------------------------------------------------------------------
 
 
 def bc_level(module, x):
@@ -316,7 +378,9 @@ def test_superb_on_layer_means_is_the_head_on_frames():
 
 
 def icon(model, dialogue):
-    """Each turn with the histories of its own speaker and of the other, as the authors' code is given them."""
+    """Each turn with the histories of its own speaker and of the other, as the authors' code is
+    given them.
+    """
     logits, u = [], torch.cat([dialogue.inputs[m].values for m in ("audio", "text")], 1)
     for i, said in enumerate(dialogue.speakers):
         q, m = torch.tanh(model.query(u[i])), torch.zeros(i, 8)
@@ -332,9 +396,14 @@ def icon(model, dialogue):
     return {"logits": torch.stack(logits)}
 
 
-@pytest.mark.parametrize(("name", "plain"), [("bc-lstm", bc_lstm), ("catf-lstm", catf_lstm), ("icon", icon)])
+@pytest.mark.parametrize(
+    ("name", "plain"), [("bc-lstm", bc_lstm), ("catf-lstm", catf_lstm), ("icon", icon)]
+)
 def test_dialogue_by_dialogue(name, plain):
-    model, batch = build(name), make_dialogues([3, 1, 6])  # CATF's: two turns more than have weights of their own
+    model, batch = (
+        build(name),
+        make_dialogues([3, 1, 6]),
+    )  # CATF's: two turns more than have weights of their own
     batch.speakers = torch.tensor([0, 1, 1, 7, 2, 2, 3, 2, 3, 3])
     torch.testing.assert_close(model(batch), by_dialogue(model, batch, plain), rtol=0, atol=1e-10)
 
@@ -355,11 +424,16 @@ def gban(model, audio, text):
     s, w = model.lstm["audio"](windows)[0], model.lstm["text"](text)[0]
 
     def aligned(score, queries, keys):
-        return torch.stack([(torch.tanh(q + keys) @ score.weight[0]).softmax(0) @ keys for q in queries]).mean(0)
+        return torch.stack(
+            [(torch.tanh(q + keys) @ score.weight[0]).softmax(0) @ keys for q in queries]
+        ).mean(0)
 
     x = [aligned(model.score["audio"], s, w), aligned(model.score["text"], w, s), w[-1], s[-1]]
     h = [torch.tanh(one(y)) for one, y in zip(model.maps, x, strict=True)]
-    z = [torch.sigmoid(gate(torch.cat(x[i : i + 2]))) for gate, i in zip(model.gates, (0, 2), strict=True)]
+    z = [
+        torch.sigmoid(gate(torch.cat(x[i : i + 2])))
+        for gate, i in zip(model.gates, (0, 2), strict=True)
+    ]
     fused = z[0] * h[0] + (1 - z[0]) * h[1] + z[1] * h[2] + (1 - z[1]) * h[3]
     return model.logits[3](model.logits[0](fused).relu())
 
@@ -389,7 +463,10 @@ def ks_transformer(model, audio, text):
         k, v = (q, q) if memory is None else (memory + sinusoids(len(memory), 8), memory)
         return attend(layer, q, k, v)
 
-    x = [stack(model.own[m], model.project[m](rows)) for m, rows in (("audio", audio), ("text", text))]
+    x = [
+        stack(model.own[m], model.project[m](rows))
+        for m, rows in (("audio", audio), ("text", text))
+    ]
     z = []
     for m, own, other in (("audio", *x), ("text", *x[::-1])):
         y = own
@@ -403,11 +480,15 @@ def ks_transformer(model, audio, text):
 
 
 def cnn(model, audio, frames=40):
-    """Zeros behind a clip's end; 3×3 convolutions with zeros around, LeakyReLU, the largest of each 2×2 or fewer."""
+    """Zeros behind a clip's end; 3×3 convolutions with zeros around, LeakyReLU, the largest of each
+    2×2 or fewer.
+    """
     clip = F.pad(audio[:frames], (0, 0, 0, max(0, frames - len(audio))))[None]
     for conv in model.convolutions:
         if isinstance(conv, nn.Conv2d):
-            clip = F.max_pool2d(F.leaky_relu(F.conv2d(clip, conv.weight, conv.bias, padding=1)), 2, ceil_mode=True)
+            clip = F.max_pool2d(
+                F.leaky_relu(F.conv2d(clip, conv.weight, conv.bias, padding=1)), 2, ceil_mode=True
+            )
     first, last = (layer for layer in model.linear if isinstance(layer, nn.Linear))
     return last(F.leaky_relu(first(clip.flatten())))
 
@@ -432,7 +513,9 @@ def test_uscs_late_fusion_adds_the_mapped_probabilities():
     model, batch = build("cnn+bert", USC_DIMS), make_batch("cnn+bert", CLIPS, USC_DIMS)
     pairs = [(cnn(model.audio, x["audio"]), bert(model.text, x["text"])) for x in utterances(batch)]
     expected = dict(zip(("audio", "text"), map(torch.stack, zip(*pairs, strict=True)), strict=True))
-    expected["logits"] = sum(model.linear[m](logits.softmax(1)) for m, logits in list(expected.items()))
+    expected["logits"] = sum(
+        model.linear[m](logits.softmax(1)) for m, logits in list(expected.items())
+    )
     torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-10)
 
 
@@ -444,7 +527,9 @@ def test_uscs_cnn_has_the_papers_layers():
     assert kinds.count("Linear") == 2
     assert kinds.count("LeakyReLU") == 6
     assert all(layer.p == 0.6 for layer in model.modules() if isinstance(layer, nn.Dropout))
-    batch = Batch({"audio": Sequences(torch.randn(900, 80).float(), torch.tensor([700, 200]))}, torch.ones(2))
+    batch = Batch(
+        {"audio": Sequences(torch.randn(900, 80).float(), torch.tensor([700, 200]))}, torch.ones(2)
+    )
     assert model.float()(batch)["logits"].shape == (2, 5)
 
 

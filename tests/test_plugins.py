@@ -1,4 +1,6 @@
-"""What an installed package brings by entry points: used in every process, refused in one sentence, named by runs."""
+"""What an installed package brings by entry points: used in every process, refused in one sentence,
+named by runs.
+"""
 
 import json
 import os
@@ -42,8 +44,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the package as pip installs it."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(PLUGIN, folder / "source")  # setuptools builds inside it
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*install, "--target", folder / "site", folder / "source"], check=True, capture_output=True)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    subprocess.run(
+        [*install, "--target", folder / "site", folder / "source"], check=True, capture_output=True
+    )
     return folder / "site"
 
 
@@ -59,7 +72,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(site: Path, *commands: str) -> list[tuple[int, str]]:
-    """Each command in one new process that has the package: exit code and output. RUN is the first of a sweep."""
+    """Each command in one new process that has the package: exit code and output. RUN is the first
+    of a sweep.
+    """
     script = site.parent / "commands.py"
     script.write_text(SER)
     command = [sys.executable, script, json.dumps(commands)]
@@ -69,7 +84,9 @@ def installed(site: Path, *commands: str) -> list[tuple[int, str]]:
     return [(code, output) for code, output in json.loads(run.stdout)]
 
 
-def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(
+    site: Path, corpus: Path, tmp_path: Path
+) -> None:
     (tmp_path / "both.toml").write_text(RECIPE)
     store, runs = tmp_path / "features", tmp_path / "runs"
     wav, features = corpus / "anna-ang-0.wav", f"features {corpus} --store {store} --features"
@@ -107,11 +124,23 @@ def test_a_package_brings_an_extractor_a_fusion_and_a_corpus(site: Path, corpus:
     assert {one["fusion"] for one in json.loads(listed)} == {"example-mean"}
     assert "6 runs, 6 finished already" in good[3][1]
     assert json.loads(good[4][1])["predictions"][0]["label"] in ("ang", "hap", "neu", "sad")
-    # A model that was edited is another one, whatever its package's version; and what it returns is looked at.
+    # A model that was edited is another one, whatever its package's version; and what it returns is
+    # looked at.
     source = site / "ser_example.py"
-    source.write_text(source.read_text().replace("settings.width, classes)", "settings.width, classes + 1)"))
+    source.write_text(
+        source.read_text().replace("settings.width, classes)", "settings.width, classes + 1)")
+    )
     [(code, output)] = installed(site, f"{again} --cell example-mean")
-    assert code == 2 and "3 runs, 0 finished already" in output and "must return a dict of heads [n, 4]" in output
-    for run, what in ((mean, "the fusion 'example-mean'"), (plain, "example-loudness was computed by an extractor")):
-        with pytest.raises(WrongUse, match=f"{what} of ser-example 1.0, .*; run `pip install ser-example==1.0`"):
+    assert (
+        code == 2
+        and "3 runs, 0 finished already" in output
+        and "must return a dict of heads [n, 4]" in output
+    )
+    for run, what in (
+        (mean, "the fusion 'example-mean'"),
+        (plain, "example-loudness was computed by an extractor"),
+    ):
+        with pytest.raises(
+            WrongUse, match=f"{what} of ser-example 1.0, .*; run `pip install ser-example==1.0`"
+        ):
             predict(run, [wav])

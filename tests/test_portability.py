@@ -1,4 +1,6 @@
-"""Systems that lack what Linux has: the whole way from a corpus to a prediction, in a Python without it."""
+"""Systems that lack what Linux has: the whole way from a corpus to a prediction, in a Python
+without it.
+"""
 
 import json
 import os
@@ -6,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Read by each Python that starts, workers too. asyncio comes first: it has a part for Windows, which is not taken here.
+# Read by each Python that starts, workers too. asyncio comes first: it has a part for Windows,
+# which is not taken here.
 WITHOUT = """
 import asyncio, multiprocessing, os, signal, sys
 for name in ("O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "sched_getaffinity", "fork", "fchmod"):
@@ -45,9 +48,15 @@ if __name__ == "__main__":
 def test_without_what_other_systems_lack(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     (tmp_path / "commands.py").write_text(COMMANDS)
-    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    paths = {
+        "PYTHONPATH": os.pathsep.join(
+            [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+    }
     command = [sys.executable, "commands.py"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "logmel  : 100%" in done.stderr and done.stderr.count("no locks") == 1
     assert json.loads(done.stdout.splitlines()[-1])

@@ -28,20 +28,32 @@ def turns_of(folder: Path, run: Run) -> list[Turn]:
     rows = {row["id"]: row for row in open_store(folder / "features").manifest().table.to_pylist()}
     tested = [rows[i] for i in run.predictions().column("id").to_pylist()]
     return [
-        Turn(row["id"], folder / "corpus" / row["audio"], row["text"], row["dialogue"], row["turn"], row["speaker"])
+        Turn(
+            row["id"],
+            folder / "corpus" / row["audio"],
+            row["text"],
+            row["dialogue"],
+            row["turn"],
+            row["speaker"],
+        )
         for row in tested
     ]
 
 
 def far_from(predictions: list[Prediction], run: Run, column: str = "probabilities") -> np.ndarray:
-    """How far the probabilities of each are from those that the run was tested with, after its temperature."""
+    """How far the probabilities of each are from those that the run was tested with, after its
+    temperature.
+    """
     found = np.array([list(one.probabilities.values()) for one in predictions])
     return np.abs(found - told(run, column)).max(axis=1)
 
 
 def told(run: Run, column: str = "probabilities") -> np.ndarray:
     """The probabilities that a run was tested with, after its temperature."""
-    return tempered(np.array(run.predictions().column(column).to_pylist()), run.result["calibration"]["temperature"])
+    return tempered(
+        np.array(run.predictions().column(column).to_pylist()),
+        run.result["calibration"]["temperature"],
+    )
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -53,7 +65,9 @@ def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: st
     assert [one.id for one in answer.predictions] == tested.column("id").to_pylist()
     for which in DIMENSIONS if "vad" in name else ():
         rated = [one.ratings[which] for one in answer.predictions]
-        assert np.abs(np.subtract(rated, tested.column(f"predicted {which}").to_pylist())).max() < 1e-5
+        assert (
+            np.abs(np.subtract(rated, tested.column(f"predicted {which}").to_pylist())).max() < 1e-5
+        )
     if name == "vad":
         assert {(one.label, *one.probabilities) for one in answer.predictions} == {(None,)}
     else:
@@ -86,7 +100,9 @@ def test_without_a_modality_equals_the_test_with_the_other_alone(newcomer: Path)
 
 
 @pytest.mark.parametrize("name", ["mit-no-rmm", "lgf-add"])
-def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: Path, name: str) -> None:
+def test_missing_text_is_refused_where_the_model_never_saw_it_missing(
+    newcomer: Path, name: str
+) -> None:
     run = run_of(newcomer, name)
     turn = replace(turns_of(newcomer, run)[0], text=None)
     with pytest.raises(WrongUse, match=r"has no text.*without random modality masking.*--text"):
@@ -94,7 +110,9 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(newcomer: 
 
 
 @pytest.mark.parametrize("name", ["lgf-add", "icon"])
-def test_dialogues_come_from_a_table_in_any_order(newcomer: Path, tmp_path: Path, name: str) -> None:
+def test_dialogues_come_from_a_table_in_any_order(
+    newcomer: Path, tmp_path: Path, name: str
+) -> None:
     run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
     turns, table = pandas.DataFrame(turns_of(newcomer, run)[::-1]), tmp_path / "corpus/turns.csv"
@@ -113,13 +131,20 @@ def test_a_file_on_the_command_line(newcomer: Path) -> None:
     done = ser("predict", run.path, turn.audio, "--text", turn.text)
     assert done.exit_code == 0 and run.predictions().column("predicted")[0].as_py() in done.stdout
     assert "note: trained on synthetic speech" in done.stderr
-    silent = json.loads(ser("predict", run.path, turn.audio, turn.audio, "--json").stdout)["predictions"]
+    silent = json.loads(ser("predict", run.path, turn.audio, turn.audio, "--json").stdout)[
+        "predictions"
+    ]
     assert [one["without"] for one in silent] == [["text"], ["text"]]
     assert abs(sum(silent[0]["probabilities"].values()) - 1) < 1e-5
     assert printed("predict", run_of(newcomer, "text").path, "--text", "I am so happy for you")
     long = ser("predict", run_of(newcomer, "text").path, "--text", "so happy " * 600)
     assert long.exit_code == 0 and "is cut to 512" in long.stderr, long.output
-    assert ser("predict", run_of(newcomer, "lgf-add").path, turn.audio, "--text", "hello there").exit_code == 0
+    assert (
+        ser(
+            "predict", run_of(newcomer, "lgf-add").path, turn.audio, "--text", "hello there"
+        ).exit_code
+        == 0
+    )
     rated = ("predict", run_of(newcomer, "vad").path, turn.audio, "--text", turn.text)
     assert "dominance" in printed(*rated) and "emotion" not in printed(*rated)
     [line] = json.loads(printed(*rated, "--json"))["predictions"]
@@ -131,7 +156,11 @@ def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: 
     turn = turns_of(newcomer, run)[0]
     (tmp_path / "cut.wav").write_bytes(turn.audio.read_bytes()[:3000])
     done = ser("predict", run.path, turn.audio, tmp_path / "cut.wav")
-    assert done.exit_code == 3 and "cut.wav: is cut short" in done.stderr and str(turn.audio) in done.stdout
+    assert (
+        done.exit_code == 3
+        and "cut.wav: is cut short" in done.stderr
+        and str(turn.audio) in done.stdout
+    )
     alone = ser("predict", run.path, tmp_path / "cut.wav")
     assert alone.exit_code == 1 and "is cut short" in alone.output
     assert "cannot be opened" in ser("predict", run.path, tmp_path / "none.wav").output
@@ -140,7 +169,9 @@ def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: 
 def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "mit")
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
-    with pytest.raises(WrongUse, match=r"is not the checkpoint that hubert was computed with.*--model hubert=PATH"):
+    with pytest.raises(
+        WrongUse, match=r"is not the checkpoint that hubert was computed with.*--model hubert=PATH"
+    ):
         Predictor(run.path, {"hubert": str(other)})
     same = tmp_path / "moved"
     shutil.copytree(newcomer / "checkpoints" / "hubert-random", same)
@@ -152,7 +183,11 @@ def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modality", "change", "message"),
     [
-        ("audio", {"provenance": {"folder": "/nowhere/hubert"}}, r"/nowhere/hubert: no such folder.*--model hubert="),
+        (
+            "audio",
+            {"provenance": {"folder": "/nowhere/hubert"}},
+            r"/nowhere/hubert: no such folder.*--model hubert=",
+        ),
         ("text", {"dim": 17}, "mpnet was altered"),
     ],
 )
@@ -177,7 +212,9 @@ def test_contradictions_are_refused(newcomer: Path) -> None:
 
 
 def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
-    assert Predictor(newcomer / "runs" / "mit").run.path == run_of(newcomer, "mit").path  # the only one inside
+    assert (
+        Predictor(newcomer / "runs" / "mit").run.path == run_of(newcomer, "mit").path
+    )  # the only one inside
     for name in ("mit", "text"):
         shutil.copytree(run_of(newcomer, name).path, tmp_path / "both" / name)
     with pytest.raises(WrongUse, match=r"both: holds 2 runs; name one of them, such as .*both/mit"):
@@ -191,7 +228,9 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
         predict(run_of(newcomer, "mit").path, table=tmp_path / "turns.csv")
 
 
-@pytest.mark.parametrize("words", ["--device foo: must be auto, cpu,", "--model hubert: write --model NAME="])
+@pytest.mark.parametrize(
+    "words", ["--device foo: must be auto, cpu,", "--model hubert: write --model NAME="]
+)
 def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: str) -> None:
     done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words.partition(":")[0].split())
     assert done.exit_code == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1

@@ -52,19 +52,27 @@ def test_session_out_tests_each_session_once(utterances: Utterances) -> None:
 
 
 def test_folds_have_one_order_whatever_the_hash_seed() -> None:
-    names = [f"{'0' * zeros}{n}" for n in (1, 2) for zeros in range(6, -1, -1)]  # all count as 1, or as 2
+    names = [
+        f"{'0' * zeros}{n}" for n in (1, 2) for zeros in range(6, -1, -1)
+    ]  # all count as 1, or as 2
     folds = make_folds("speaker-out", replace(alone(56), speakers=names * 4))
     assert [fold.name for fold in folds] == [f"speaker {name}" for name in names]
 
 
 def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: Utterances) -> None:
-    for fold in make_folds("session-out", utterances, Cut(dev="0.25")) + make_folds("session-out", utterances):
+    for fold in make_folds("session-out", utterances, Cut(dev="0.25")) + make_folds(
+        "session-out", utterances
+    ):
         assert fold.dev_by in ("0.25 in whole dialogues", "0.1 in whole dialogues")
-        dialogues = [values(utterances.dialogues, rows) for rows in (fold.train, fold.dev, fold.test)]
+        dialogues = [
+            values(utterances.dialogues, rows) for rows in (fold.train, fold.dev, fold.test)
+        ]
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
         assert len(values(utterances.sessions, fold.test)) == 1
-    assert make_folds("session-out", utterances, Cut(dev="0.4"))[0].dev_by == "0.5 in whole dialogues"
+    assert (
+        make_folds("session-out", utterances, Cut(dev="0.4"))[0].dev_by == "0.5 in whole dialogues"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
@@ -73,17 +81,26 @@ def test_a_dev_share_is_that_of_scikit_learn_row_by_row() -> None:
     rng = np.random.default_rng(0)
     for trial in range(20):
         n, classes = int(rng.integers(60, 400)), int(rng.integers(2, 11))
-        labels, groups = rng.integers(0, classes, n), rng.integers(0, n // int(rng.integers(2, 9)), n)
+        labels, groups = (
+            rng.integers(0, classes, n),
+            rng.integers(0, n // int(rng.integers(2, 9)), n),
+        )
         sessions = [str(one % 3) for one in groups]
-        made = replace(alone(n), labels=labels, dialogues=groups, sessions=sessions, speakers=sessions)
+        made = replace(
+            alone(n), labels=labels, dialogues=groups, sessions=sessions, speakers=sessions
+        )
         for fold in make_folds("session-out", made, Cut("0.2", trial)):
             rest = np.union1d(fold.train, fold.dev)
             theirs = StratifiedGroupKFold(5, shuffle=True, random_state=trial)
-            first = next(dev for _, dev in theirs.split(rest, labels[rest], groups[rest]) if len(dev))
+            first = next(
+                dev for _, dev in theirs.split(rest, labels[rest], groups[rest]) if len(dev)
+            )
             assert fold.dev.tolist() == rest[first].tolist()
 
 
-def test_speaker_out_leaves_out_who_shares_dialogues_with_the_test_speaker(utterances: Utterances) -> None:
+def test_speaker_out_leaves_out_who_shares_dialogues_with_the_test_speaker(
+    utterances: Utterances,
+) -> None:
     folds = make_folds("speaker-out", utterances, Cut("next"))
     assert len(folds) == 10
     for fold in folds:
@@ -102,22 +119,40 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
     assert not folds[0].left_out
     for fold in folds:  # one of three speakers is more than a tenth, and no less can be cut
         assert [len(rows) for rows in fold.parts.values()] == [20, 10, 10]
-        assert len(values(alone().speakers, fold.dev)) == 1 and fold.dev_by == "0.1 in whole speakers"
+        assert (
+            len(values(alone().speakers, fold.dev)) == 1 and fold.dev_by == "0.1 in whole speakers"
+        )
     nobody = replace(alone(), speakers=[None] * 40, sessions=["1"] * 20 + ["2"] * 20)
     fold = make_folds("session-out", nobody)[0]
-    assert len(fold.dev) == 2 and fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
+    assert (
+        len(fold.dev) == 2
+        and fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
+    )
     known = known_before(fold, nobody)
     assert known == {"speakers": None, "speaker_independent": False, "repeated_texts": None}
 
 
 def scenes(*names: str) -> Utterances:
-    """IEMOCAP's dialogues of those names, of six labelled turns each, in all five sessions; scripts in equal words."""
+    """IEMOCAP's dialogues of those names, of six labelled turns each, in all five sessions; scripts
+    in equal words.
+    """
     rows = []
     for session, name, turn in product("12345", names, range(6)):
         dialogue, gender = f"Ses0{session}F_{name}", "FM"[turn % 2]
-        text = f"Line, {turn} of {name[:8]}!" if name.startswith("script") else f"{session} {name} {turn}"
-        row = {"id": f"{dialogue}_{gender}{turn:03d}", "label": ("ang", "neu", "sad")[turn % 3], "text": text}
-        rows.append(row | {"session": session, "dialogue": dialogue, "turn": turn, "speaker": session + gender})
+        text = (
+            f"Line, {turn} of {name[:8]}!"
+            if name.startswith("script")
+            else f"{session} {name} {turn}"
+        )
+        row = {
+            "id": f"{dialogue}_{gender}{turn:03d}",
+            "label": ("ang", "neu", "sad")[turn % 3],
+            "text": text,
+        }
+        rows.append(
+            row
+            | {"session": session, "dialogue": dialogue, "turn": turn, "speaker": session + gender}
+        )
     return apply_policy(get_policy("4class"), Manifest.from_rows("scenes", rows))
 
 
@@ -125,7 +160,9 @@ def scenes(*names: str) -> Utterances:
 def test_script_out_holds_out_a_session_and_a_script(dev: str) -> None:
     acted = scenes("impro01", "script01_1", "script01_1b", "script02_2")
     folds = make_folds("script-out", acted, Cut(dev))
-    assert [fold.name for fold in folds] == [f"session {s} script {k}" for s in "12345" for k in ("01", "02")]
+    assert [fold.name for fold in folds] == [
+        f"session {s} script {k}" for s in "12345" for k in ("01", "02")
+    ]
     for fold in folds:
         train, dev_part, test = ([acted.ids[row] for row in rows] for rows in fold.parts.values())
         session, script = fold.name[8], f"script{fold.name[-2:]}"
@@ -135,11 +172,17 @@ def test_script_out_holds_out_a_session_and_a_script(dev: str) -> None:
         assert known_before(fold, acted)["repeated_texts"] == 0
         if dev == "next":  # by the same rule: another session, the other script
             held, *more = {i[4] for i in dev_part}
-            assert not more and all("script" in i for i in dev_part) and {i[7:12] for i in train} == {"impro"}
+            assert (
+                not more
+                and all("script" in i for i in dev_part)
+                and {i[7:12] for i in train} == {"impro"}
+            )
             assert not [i for i in train if i[4] == held]
         else:
             assert len([i for i in train + dev_part if "impro" in i]) == 4 * 6
-    assert known_before(make_folds("session-out", acted)[0], acted)["repeated_texts"] == 18  # of 24: not the improvised
+    assert (
+        known_before(make_folds("session-out", acted)[0], acted)["repeated_texts"] == 18
+    )  # of 24: not the improvised
     assert len(make_folds("script-out", scenes("impro01", "script01_1"))) == 5
     with pytest.raises(WrongUse, match="has no script in IEMOCAP's ids"):
         make_folds("script-out", scenes("impro01"))
@@ -149,7 +192,9 @@ def test_script_out_takes_recurring_transcripts_where_no_script_is_named() -> No
     texts = ["abcd"[row // 4 % 4] if row < 36 else f"{row}" for row in range(40)]
     read = replace(alone(), sessions=alone().speakers, texts=texts)
     folds = make_folds("script-out", read)
-    assert len(folds) == 4 * 3 and sorted(np.concatenate([fold.test for fold in folds])) == list(range(36))
+    assert len(folds) == 4 * 3 and sorted(np.concatenate([fold.test for fold in folds])) == list(
+        range(36)
+    )
     for fold in folds:
         trained = np.append(fold.train, fold.dev)
         for column in (read.texts, read.speakers):
@@ -159,7 +204,9 @@ def test_script_out_takes_recurring_transcripts_where_no_script_is_named() -> No
 def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
     (fold,) = make_folds("random-70-20-10", utterances)
     n = len(utterances)
-    assert [len(rows) / n for rows in fold.parts.values()] == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
+    assert [len(rows) / n for rows in fold.parts.values()] == pytest.approx(
+        [0.7, 0.2, 0.1], abs=0.01
+    )
     for rows in fold.parts.values():
         shares = np.bincount(utterances.labels[rows]) / len(rows)
         assert shares == pytest.approx(np.bincount(utterances.labels) / n, abs=0.06)
@@ -167,7 +214,11 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
     assert again.test.tolist() == fold.test.tolist() != other.test.tolist()
     assert all(known_before(fold, utterances)["speakers"].values())
     known = known_before(make_folds("session-out", utterances)[0], utterances)
-    assert known == {"speakers": {"1F": False, "1M": False}, "speaker_independent": True, "repeated_texts": 0}
+    assert known == {
+        "speakers": {"1F": False, "1M": False},
+        "speaker_independent": True,
+        "repeated_texts": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,12 +240,22 @@ def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
 def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
     fold = make_folds("session-out", utterances)[0]
     dialogues = utterances.dialogues
-    a, b, rest = (np.flatnonzero(chosen) for chosen in (dialogues == 0, dialogues == 1, dialogues > 3))
+    a, b, rest = (
+        np.flatnonzero(chosen) for chosen in (dialogues == 0, dialogues == 1, dialogues > 3)
+    )
     twice = replace(fold, train=np.append(fold.train, fold.test[0]))
     for wrong, apart, says in (
         (twice, (), r"1 utterance\(s\) stand in both train and test"),
-        (Fold("bad", rest, a[:3], a[3:]), ("dialogue",), r"dialogue\(s\) stand in both dev and test"),
-        (Fold("bad", b, rest, a), ("dialogue", "speaker"), r"speaker\(s\) stand in both train and test"),
+        (
+            Fold("bad", rest, a[:3], a[3:]),
+            ("dialogue",),
+            r"dialogue\(s\) stand in both dev and test",
+        ),
+        (
+            Fold("bad", b, rest, a),
+            ("dialogue", "speaker"),
+            r"speaker\(s\) stand in both train and test",
+        ),
         (Fold("bad", b, a, rest), ("speaker",), r"speaker\(s\) stand in both train and dev"),
     ):
         with pytest.raises(LeakageError, match=says):
@@ -212,21 +273,34 @@ def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
 def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
     file = tmp_path / "folds.csv"
     lines = [f"{i},{s}" for i, s in zip(utterances.ids, utterances.sessions, strict=True)]
-    file.write_text("\n".join(["id,fold", *lines, lines[0]]))  # one of them twice, which counts once
+    file.write_text(
+        "\n".join(["id,fold", *lines, lines[0]])
+    )  # one of them twice, which counts once
     for dev in ("auto", "next", "none"):
-        ours, theirs = (make_folds(protocol, utterances, Cut(dev)) for protocol in ("session-out", f"folds:{file}"))
+        ours, theirs = (
+            make_folds(protocol, utterances, Cut(dev))
+            for protocol in ("session-out", f"folds:{file}")
+        )
         for one, other in zip(ours, theirs, strict=True):
             assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
             assert one.dev_by == other.dev_by
 
 
-def test_folds_with_named_parts_and_what_they_leave_out(tmp_path: Path, utterances: Utterances) -> None:
+def test_folds_with_named_parts_and_what_they_leave_out(
+    tmp_path: Path, utterances: Utterances
+) -> None:
     a, b, c, d = utterances.ids[:4]
     file = tmp_path / "folds.tsv"
     twice = f"{c}\t1\ttest\n{a}\t1\ttrain\n"
-    file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n{twice}")
+    file.write_text(
+        f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n{twice}"
+    )
     (fold,) = make_folds(f"folds:{file}", utterances)
-    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]] and fold.dev_by == "named by folds.tsv"
+    assert [rows.tolist() for rows in fold.parts.values()] == [
+        [0],
+        [1],
+        [2, 3],
+    ] and fold.dev_by == "named by folds.tsv"
     assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{a}\t1\ttest\n{b}\t1\tdev\n")
     with pytest.raises(LeakageError, match="utterance"):
@@ -239,11 +313,18 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
         folder.mkdir()
         for part in ("train", "test"):
             chosen = [i for i in range(30) if (i % 3 == number - 1) == (part == "test")]
-            lines = [f'{{"key": "{utterances.ids[i]}", "wav": "x.wav", "text": "a\u2028line"}}' for i in chosen]
-            (folder / f"tiny_{part}_fold_{number}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+            lines = [
+                f'{{"key": "{utterances.ids[i]}", "wav": "x.wav", "text": "a\u2028line"}}'
+                for i in chosen
+            ]
+            (folder / f"tiny_{part}_fold_{number}.jsonl").write_text(
+                "\n".join(lines), encoding="utf-8"
+            )
     folds = make_folds(f"folds:{tmp_path}", utterances, Cut("next"))
     assert [fold.name for fold in folds] == ["fold 1", "fold 2", "fold 3"]
-    assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(range(1, 30, 3))
+    assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(
+        range(1, 30, 3)
+    )
 
 
 def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> None:

@@ -30,8 +30,23 @@ from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.figures import svg_of
 from ser.train.report.predictions import agreement
 from ser.train.report.provenance import command, what_was_run
-from ser.train.report.sections import cautions, claimed_better, make_page, papers_tests_table, report_text, write_html
-from ser.train.report.tables import Table, harmless, shown, to_csv, to_latex, to_markdown, write_tables
+from ser.train.report.sections import (
+    cautions,
+    claimed_better,
+    make_page,
+    papers_tests_table,
+    report_text,
+    write_html,
+)
+from ser.train.report.tables import (
+    Table,
+    harmless,
+    shown,
+    to_csv,
+    to_latex,
+    to_markdown,
+    write_tables,
+)
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
 from ser.train.scores import scores
@@ -47,8 +62,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     spoken_store(folder / "store")
     common: dict[str, Any] = {"store": folder / "store", "out": folder / "runs", "folds": 2}
     for queries in (3, 6):
-        run_experiment(Experiment("hubert+mpnet", "mit", epochs=3, set=(*SMALL, f"queries={queries}"), **common))
-    run_experiment(Experiment("is13+bert", "lgf-add", epochs=4, loss="perspective", seeds=2, **common))
+        run_experiment(
+            Experiment(
+                "hubert+mpnet", "mit", epochs=3, set=(*SMALL, f"queries={queries}"), **common
+            )
+        )
+    run_experiment(
+        Experiment("is13+bert", "lgf-add", epochs=4, loss="perspective", seeds=2, **common)
+    )
     run_experiment(Experiment("is13", "audio", epochs=4, **common))
     runs = find_runs(folder / "runs")
     content = make_page(*group_runs(runs))
@@ -57,7 +78,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     page = folder / "report.html"
     write_html(content, page)
     text = page.read_text(encoding="utf-8")
-    return SimpleNamespace(folder=folder, runs=runs, content=content, cells=cells, tables=tables, page=page, text=text)
+    return SimpleNamespace(
+        folder=folder, runs=runs, content=content, cells=cells, tables=tables, page=page, text=text
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +107,15 @@ def test_same_runs_give_the_same_bytes(report: Any, tmp_path: Path) -> None:
 def test_nothing_in_the_page_comes_from_elsewhere(report: Any) -> None:
     tags = re.findall(r"<([a-z][\w-]*)([^>]*)>", report.text)
     assert len(tags) > 1000
-    assert not {tag for tag, _ in tags} & {"script", "iframe", "object", "embed", "img", "form", "base"}
+    assert not {tag for tag, _ in tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "img",
+        "form",
+        "base",
+    }
     for tag, attributes in tags:
         assert not re.search(r"[\s\"']on\w+\s*=", attributes), tag
         for value in re.findall(r"(?:src|href|action)\s*=\s*[\"']?([^\"'\s]+)", attributes):
@@ -96,36 +127,67 @@ def test_each_answer_has_its_place_and_all_references_lead_somewhere(report: Any
     ids = re.findall(r'<[^>]* id="([^"]+)"', report.text)
     assert len(ids) == len(set(ids))
     targets = re.findall(r'(?:href="#|url\(#)([^")]+)', report.text)
-    labelled = [name for names in re.findall(r'aria-labelledby="([^"]+)"', report.text) for name in names.split()]
+    labelled = [
+        name
+        for names in re.findall(r'aria-labelledby="([^"]+)"', report.text)
+        for name in names.split()
+    ]
     assert targets and labelled and set(targets) | set(labelled) <= set(ids)
-    of_scores = ["results", "significance", "emotions", "calibration", "training", "modalities", "query-tokens"]
-    assert re.findall(r'<section id="([^"]+)"', report.text) == ["what-was-run", *of_scores, "inside", "errors"]
+    of_scores = [
+        "results",
+        "significance",
+        "emotions",
+        "calibration",
+        "training",
+        "modalities",
+        "query-tokens",
+    ]
+    assert re.findall(r'<section id="([^"]+)"', report.text) == [
+        "what-was-run",
+        *of_scores,
+        "inside",
+        "errors",
+    ]
     assert "no comparison with the paper is meant" in report.text
 
 
 def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(report: Any) -> None:
     assert "<script" not in report.text and "<img" not in report.text
-    assert {row["text"] for row in report.tables["hardest"].rows} & set(EVIL), "the fixture must show one of them"
+    assert {row["text"] for row in report.tables["hardest"].rows} & set(EVIL), (
+        "the fixture must show one of them"
+    )
     pictures = re.findall(r'<svg class="plot".*?</svg>', report.text, flags=re.DOTALL)
     assert len(pictures) > 10
     for picture in pictures:
-        assert not re.findall(r"#[0-9a-f]{6}\b", re.sub(r"base64,[^\"]*", "", picture)) and "var(--ink)" in picture
+        assert (
+            not re.findall(r"#[0-9a-f]{6}\b", re.sub(r"base64,[^\"]*", "", picture))
+            and "var(--ink)" in picture
+        )
 
 
 def test_words_in_pictures_are_left_alone() -> None:
-    """What looks like a number, a colour or a formula in a label is the reader's text; long ones are not cut."""
+    """What looks like a number, a colour or a formula in a label is the reader's text; long ones
+    are not cut.
+    """
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
 
     shape = {"kind": "dots", "xlabel": "UA %", "above": True}
     svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape))[1]}</svg>"
     assert label in [element.text for element in ElementTree.fromstring(svg).iter("text")]
-    long = [("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50) for target in "ab"]
+    long = [
+        ("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50)
+        for target in "ab"
+    ]
     for how in (shape, {"kind": "dots", "legend": 2}, {"kind": "lines", "legend": 1}):
         points = [(at, series, value) for series, at, value in long] if "legend" in how else long
         wrapped = f"<svg>{svg_of(replace(TABLE, points=points, plot=how))[1]}</svg>"
-        words = " ".join(element.text or "" for element in ElementTree.fromstring(wrapped).iter("text"))
+        words = " ".join(
+            element.text or "" for element in ElementTree.fromstring(wrapped).iter("text")
+        )
         assert all(label in words for _, label, _ in long), "whole, over two lines"
-    assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(r">[^<]*<", "><", svg)
+    assert "0.01234" not in re.sub(r">[^<]*<", "><", svg) and "xlink" not in re.sub(
+        r">[^<]*<", "><", svg
+    )
 
 
 def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
@@ -140,16 +202,25 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
     finally:
         (report.folder / "away").rename(report.folder / "store")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(told in text for told in ("counted nowhere here: 1 run: ", "votes are not at hand", "cannot be shown"))
+    assert all(
+        told in text
+        for told in ("counted nowhere here: 1 run: ", "votes are not at hand", "cannot be shown")
+    )
     (dropped, *_) = (run for run in report.runs if run.config["fusion"] == "lgf-add")
     cells, _ = group_runs([run for run in report.runs if run != dropped])
     label = "lgf-add · is13+bert · perspective"
     assert re.search(rf"^{re.escape(label)} .*  3 in 2 × 2  ", report_text(cells, []), re.MULTILINE)
-    assert f"Runs are missing, so not every seed is scored on every fold: {label}." in cautions(cells)
+    assert f"Runs are missing, so not every seed is scored on every fold: {label}." in cautions(
+        cells
+    )
     with pytest.raises(WrongUse, match="none of these 1 runs is finished"):
         group_runs([open_run])
     one = report.cells[label]
-    recut = made_up("recut", one.runs[0], [one.runs[0].config, one.runs[0].config | {"cut": "of a file since changed"}])
+    recut = made_up(
+        "recut",
+        one.runs[0],
+        [one.runs[0].config, one.runs[0].config | {"cut": "of a file since changed"}],
+    )
     assert recut.whole and recut.recut and not one.recut
     assert any("Folds of one name are cut in several ways" in said for said in cautions([recut]))
 
@@ -159,12 +230,21 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
 
 def test_labels_name_what_differs(report: Any) -> None:
     both = {f"mit · hubert+mpnet · queries {queries}" for queries in (3, 6)}
-    assert report.cells.keys() == {"audio:utterance · is13", "lgf-add · is13+bert · perspective", *both}
-    assert name_apart([report.cells["audio:utterance · is13"].config] * 2) == ["audio:utterance", "audio:utterance (2)"]
+    assert report.cells.keys() == {
+        "audio:utterance · is13",
+        "lgf-add · is13+bert · perspective",
+        *both,
+    }
+    assert name_apart([report.cells["audio:utterance · is13"].config] * 2) == [
+        "audio:utterance",
+        "audio:utterance (2)",
+    ]
     one = {"pool": "mean", "hop": 0.1, "fingerprint": "0"}
     layers = {"feature": "h:layers=all", "joined": [one], "pool": "mean", "fingerprint": "0"}
     config = report.cells["mit · hubert+mpnet · queries 3"].config
-    of_layers = [{**config, "features": {"audio": audio}} for audio in ({**one, "feature": "h"}, layers)]
+    of_layers = [
+        {**config, "features": {"audio": audio}} for audio in ({**one, "feature": "h"}, layers)
+    ]
     assert name_apart(of_layers) == ["mit · h", "mit · h:layers=all"], "both with a hop of 0.1 s"
 
 
@@ -181,14 +261,25 @@ def test_the_command_runs_the_cell_again(report: Any) -> None:
 def test_the_protocol_table_says_who_trains_and_what_is_known_before(report: Any) -> None:
     [row] = report.tables["protocol"].rows  # of all cells: they are cut alike
     results = report.content.cells[0].results
-    assert row["dev"] == "0.1 in whole dialogues" and "no test speaker is in training" in row["how it cuts"]
+    assert (
+        row["dev"] == "0.1 in whole dialogues"
+        and "no test speaker is in training" in row["how it cuts"]
+    )
     for part in ("train", "dev", "test"):
-        assert row[f"n {part}"] == "–".join(map(str, sorted({result["parts"][part] for result in results})))
-    known = sum(result["repeated_texts"] for result in results) / sum(result["n"] for result in results)
+        assert row[f"n {part}"] == "–".join(
+            map(str, sorted({result["parts"][part] for result in results}))
+        )
+    known = sum(result["repeated_texts"] for result in results) / sum(
+        result["n"] for result in results
+    )
     assert row["test transcripts also in training %"] == pytest.approx(100 * known) and known > 0
     store = report.folder / "store"
-    (job, *_) = prepare(Experiment("is13", "audio", store=store, only="scripted", out=report.folder / "no"))
-    assert job.data.utterances.ids and all("_script" in utterance for utterance in job.data.utterances.ids)
+    (job, *_) = prepare(
+        Experiment("is13", "audio", store=store, only="scripted", out=report.folder / "no")
+    )
+    assert job.data.utterances.ids and all(
+        "_script" in utterance for utterance in job.data.utterances.ids
+    )
 
 
 def test_the_corpus_table_counts_what_any_cell_tested(report: Any) -> None:
@@ -210,19 +301,30 @@ def test_the_features_table_says_what_is_wrong_with_a_damaged_feature(report: An
         rows = {row["feature"]: row for row in what_was_run(group_runs(report.runs)[0])[0].rows}
     finally:
         spec.write_bytes(content)
-    assert "spec.json" in rows["is13"]["from"] and rows["is13"]["dim"] == 16 and rows["bert"]["level"] == "token"
+    assert (
+        "spec.json" in rows["is13"]["from"]
+        and rows["is13"]["dim"] == 16
+        and rows["bert"]["level"] == "token"
+    )
 
 
 def test_agreement_counts_every_rater_and_ids_tell_the_style(report: Any) -> None:
     cell = report.cells["audio:utterance · is13"]
     p = cell.predictions
-    named = {"ang": {"Anger"}, "hap": {"Happiness", "Excited"}, "neu": {"Neutral"}, "sad": {"Sadness"}}
+    named = {
+        "ang": {"Anger"},
+        "hap": {"Happiness", "Excited"},
+        "neu": {"Neutral"},
+        "sad": {"Sadness"},
+    }
     for id_, truth, share in zip(p.id, p.truth, agreement(cell), strict=True):
         votes = [vote for rater in cell.utterances.votes[id_] for vote in rater]
         assert len(votes) == 3
         assert share == pytest.approx(100 * sum(vote in named[truth] for vote in votes) / 3)
     groups = report.tables["groups"].rows
-    styles = {row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"}
+    styles = {
+        row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"
+    }
     scripted = report.content.cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
@@ -238,7 +340,10 @@ def made_up(label: str, run: Run, configs: Sequence[Mapping[str, Any]], **result
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"dev": "none"}, ["The cells differ in dev: what they differ by may be due to that alone."]),
+        (
+            {"dev": "none"},
+            ["The cells differ in dev: what they differ by may be due to that alone."],
+        ),
         ({"corpus": "d"}, ["The cells differ in corpus: their numbers must not be compared."]),
         ({"labels": "5class"}, ["The cells differ in labels: their numbers must not be compared."]),
         (
@@ -251,43 +356,73 @@ def made_up(label: str, run: Run, configs: Sequence[Mapping[str, Any]], **result
         ),
         (
             {"speaker_independent": False, "speakers": None},
-            ["Whether test speakers are heard in training is not known, so scores may be too high: two."],
+            [
+                "Whether test speakers are heard in training is not known, so scores may be too high: two."
+            ],
         ),
         ({}, []),
     ],
 )
-def test_cautions_say_what_is_known_and_what_differs(report: Any, changes: dict[str, Any], says: list[str]) -> None:
+def test_cautions_say_what_is_known_and_what_differs(
+    report: Any, changes: dict[str, Any], says: list[str]
+) -> None:
     run = report.cells["audio:utterance · is13"].runs[0]
     corpus = {"corpus": changes.get("corpus", run.config["corpus"])}
-    one, two = made_up("one", run, [run.config]), made_up("two", run, [run.config | corpus], **changes)
+    one, two = (
+        made_up("one", run, [run.config]),
+        made_up("two", run, [run.config | corpus], **changes),
+    )
     assert cautions([one, two])[1:] == says
     assert (papers_tests_table([one, two]).rows[0]["utterances"] is None) == ("corpus" in changes)
     assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
     joined = made_up("joined", run, [run.config | {"corpus": "a+b"}], corpora={"a": {}, "b": {}})
-    joined.__dict__["predictions"] = one.predictions.assign(id=run.config["corpus"] + "/" + one.predictions.id)
+    joined.__dict__["predictions"] = one.predictions.assign(
+        id=run.config["corpus"] + "/" + one.predictions.id
+    )
     assert papers_tests_table([one, joined]).rows[0]["utterances"] == one.n
     seeds = [run.config, run.config | {"seed": 1}]
-    one, two = made_up("one", run, seeds), made_up("two", run, [seed | corpus for seed in seeds], **changes)
-    assert papers_tests_table([one, two]).rows[0]["pairs of runs"] == (None if "corpus" in changes else 2)
+    one, two = (
+        made_up("one", run, seeds),
+        made_up("two", run, [seed | corpus for seed in seeds], **changes),
+    )
+    assert papers_tests_table([one, two]).rows[0]["pairs of runs"] == (
+        None if "corpus" in changes else 2
+    )
 
 
 def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(report: Any) -> None:
-    """Of a second run the first model has an epoch more; a second cell's config has a setting more, and a view."""
+    """Of a second run the first model has an epoch more; a second cell's config has a setting more,
+    and a view.
+    """
     plain = report.cells["audio:utterance · is13"]
     views = [{"feature": "is13:view=1", "fingerprint": "0", "pool": "mean", "hop": 0.1}]
-    other = plain.config | {"training": {**plain.config["training"], "focal_gamma": 2.0}, "views": views}
+    other = plain.config | {
+        "training": {**plain.config["training"], "focal_gamma": 2.0},
+        "views": views,
+    }
     cell = made_up("two", plain.runs[0], [other] * 2, layers={"hubert:layer=0": 0.25})
-    losses = [("train", 1), ("train", 2), ("again", 3)], [("train", 2), ("train", 4), ("train", 8), ("again", 9)]
+    losses = (
+        [("train", 1), ("train", 2), ("again", 3)],
+        [("train", 2), ("train", 4), ("train", 8), ("again", 9)],
+    )
     for result, told in zip(cell.results, losses, strict=True):
         result["history"] = [{"stage": stage, "loss": loss, "ua": None} for stage, loss in told]
     rows = {table.name: table.rows for table in make_page([plain, cell], []).tables}
     assert [row["loss"] for row in rows["learning-loss"] if row["cell"] == "two"] == [1.5, 3, 8, 6]
-    assert [row["used"] for row in rows["settings"] if row["setting"] == "focal_gamma"] == ["0.0, 2.0"]
+    assert [row["used"] for row in rows["settings"] if row["setting"] == "focal_gamma"] == [
+        "0.0, 2.0"
+    ]
     assert [row["feature"] for row in rows["features"]] == ["is13", "is13:view=1,hop=0.1"]
     assert [row["share %"] for row in rows["layers"]] == [(25, 0)]
     alone = made_up("one", plain.runs[0], [other], layers={"hubert:layer=0": 0.25})
-    assert next(table for table in make_page([alone], []).tables if table.name == "layers").texts[0][2] == "25.00"
-    assert name_apart([plain.config, other])[1] == "audio:utterance · views is13:view=1 · focal_gamma 2"
+    assert (
+        next(table for table in make_page([alone], []).tables if table.name == "layers").texts[0][2]
+        == "25.00"
+    )
+    assert (
+        name_apart([plain.config, other])[1]
+        == "audio:utterance · views is13:view=1 · focal_gamma 2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,20 +435,36 @@ def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(report: An
         ({"models": {"audio": "hubert-base-ls960"}}, ""),  # a local copy
         ({"views": [{"feature": "hubert:view=1", "pool": "mean", "fingerprint": "0"}]}, "views"),
         ({"settings": {"queries": 2}}, None),  # a cell of Fig. 2, which gives no numbers
-        ({"features": {"audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}}}, None),
+        (
+            {
+                "features": {
+                    "audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}
+                }
+            },
+            None,
+        ),
         ({"folds": 4}, None),
         ({"only": "scripted"}, None),
         ({"utterances": 339}, None),  # of another corpus
     ],
 )
-def test_only_what_is_alike_stands_beside_the_papers(report: Any, changes: dict[str, Any], differs: str | None) -> None:
+def test_only_what_is_alike_stands_beside_the_papers(
+    report: Any, changes: dict[str, Any], differs: str | None
+) -> None:
     """MSMSER's full model in five folds on the paper's checkpoints, but for these changes."""
     first = report.cells["mit · hubert+mpnet · queries 3"].runs[0]
     config: Any = {**first.config, "settings": {}, **changes}
-    config |= {key: {**first.config[key], **changes.get(key, {})} for key in ("features", "training", "labels")}
+    config |= {
+        key: {**first.config[key], **changes.get(key, {})}
+        for key in ("features", "training", "labels")
+    }
     config["settings"] = vars(MsmserSettings(**config["settings"]))
-    models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get("models", {})
-    config["provenance"] = {"specs": {m: {"provenance": {"model": model}} for m, model in models.items()}}
+    models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get(
+        "models", {}
+    )
+    config["provenance"] = {
+        "specs": {m: {"provenance": {"model": model}} for m, model in models.items()}
+    }
     config = [{**config, "fold": str(fold)} for fold in range(changes.get("folds", 5))]
     parts = {"train": changes.get("utterances", 5531) - 1241, "dev": 0, "test": 1241}
     cell = made_up("ours", first, config, synthetic=False, random_weights=[], parts=parts)
@@ -323,7 +474,11 @@ def test_only_what_is_alike_stands_beside_the_papers(report: Any, changes: dict[
         assert "papers" not in rows and bias["paper UA %"] is None
         return
     [row] = rows["papers"]
-    assert row["differs in"] == (differs or None) and row["paper UA %"] == (76.4, None) and row["UA difference"]
+    assert (
+        row["differs in"] == (differs or None)
+        and row["paper UA %"] == (76.4, None)
+        and row["UA difference"]
+    )
     assert bias["paper UA %"] == 76.4 and differs in bias["in the papers"]
 
 
@@ -331,31 +486,53 @@ def test_the_better_of_two_papers_cells_is_claimed(report: Any) -> None:
     first = report.cells["mit · hubert+mpnet · queries 3"].runs[0]
     made = {}
     for fusion, queries in (("mit", 30), ("mit:no-selfatt", 30), ("mit", 3)):
-        config = {**first.config, "fusion": fusion, "settings": {**first.config["settings"], "queries": queries}}
-        made[fusion, queries] = made_up(fusion, first, [{**config, "fold": str(fold)} for fold in range(5)])
+        config = {
+            **first.config,
+            "fusion": fusion,
+            "settings": {**first.config["settings"], "queries": queries},
+        }
+        made[fusion, queries] = made_up(
+            fusion, first, [{**config, "fold": str(fold)} for fold in range(5)]
+        )
     full, without = made["mit", 30], made["mit:no-selfatt", 30]
-    assert [claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))] == [1, -1, 0]
+    assert [
+        claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))
+    ] == [1, -1, 0]
 
 
-def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(report: Any, tmp_path: Path, undrawn: None) -> None:
+def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(
+    report: Any, tmp_path: Path, undrawn: None
+) -> None:
     one = report.cells["mit · hubert+mpnet · queries 3"]
     runs = [Run(run.path) for run in one.runs]
     for run in runs:
         run.__dict__["config"] = run.config | {"settings": {**run.config["settings"], "queries": 5}}
     two = Cell("mit · hubert+mpnet · queries 5", runs)
     two.__dict__["predictions"] = two.predictions.assign(speaker="a")
-    assert (one.with_interval("ua")[0], None, None) == two.with_interval("ua") != one.with_interval("ua")
+    assert (
+        (one.with_interval("ua")[0], None, None)
+        == two.with_interval("ua")
+        != one.with_interval("ua")
+    )
     write_html(make_page([one, two], []), tmp_path / "report.html")
-    assert "UA is highest with 3 query tokens" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "UA is highest with 3 query tokens" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 # --- attention against the equations
 
 
 def test_attention_is_the_models_own(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights are those of torch's own attention to what the layer is given; reading them changes no number."""
+    """The weights are those of torch's own attention to what the layer is given; reading them
+    changes no number.
+    """
     cell = report.cells["mit · hubert+mpnet · queries 6"]
-    run, (store, manifest, _), (utterance, other, *_) = cell.runs[0], cell.origin, cell.predictions.id
+    run, (store, manifest, _), (utterance, other, *_) = (
+        cell.runs[0],
+        cell.origin,
+        cell.predictions.id,
+    )
     fitted, plan = load_model(run)
     layer, given = fitted.model.interaction.decoder[-1].multihead_attn, list[Any]()
     monkeypatch.setattr("ser.train.report.attention.load_model", lambda run: (fitted, plan))
@@ -365,9 +542,13 @@ def test_attention_is_the_models_own(report: Any, monkeypatch: pytest.MonkeyPatc
     assert one.frames.shape[0] == one.words.shape[0] == len(one.tokens) == 6
     np.testing.assert_allclose(one.frames.sum(1) + one.words.sum(1), 1, atol=1e-5)
     assert one.tokens.sum() == pytest.approx(1, abs=1e-5)
-    assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], "the last one: special tokens"
+    assert list(one.texts) == [*cell.utterances.text[utterance].split(), None], (
+        "the last one: special tokens"
+    )
     # The predictions of the run came from the plain model.
-    np.testing.assert_allclose(one.probabilities, run.predictions()["probabilities"][0].as_py(), atol=1e-5)
+    np.testing.assert_allclose(
+        one.probabilities, run.predictions()["probabilities"][0].as_py(), atol=1e-5
+    )
     plain = torch.nn.MultiheadAttention(layer.out_proj.in_features, layer.heads)
     plain.load_state_dict(layer.state_dict())
     x, _, (memory, _) = given[-1]
@@ -392,7 +573,16 @@ TABLE = Table(
 
 def test_tables_keep_their_columns_and_hold_no_formula_and_no_markup() -> None:
     _, *lines = csv.reader(io.StringIO(to_csv(TABLE)))
-    assert lines[0] == ["cell", "UA %", "UA % low", "UA % high", "runs %", "runs % deviation", "n", "p"]
+    assert lines[0] == [
+        "cell",
+        "UA %",
+        "UA % low",
+        "UA % high",
+        "runs %",
+        "runs % deviation",
+        "n",
+        "p",
+    ]
     assert lines[1] == ["'=1+1", "50.0000", "40.0000", "60.0000", "50.0000", "", "1234", "0.0001"]
     assert lines[2][1:4] == ["", "", ""]
     for evil in ("=1", "+1", "-1", "@x", "\tx", "\rx", "\n=1"):
@@ -401,11 +591,15 @@ def test_tables_keep_their_columns_and_hold_no_formula_and_no_markup() -> None:
     text = to_markdown(TABLE)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
-    assert "<" not in text and "50.00 [40.00, 60.00]" not in text and r"50.00 \[40.00, 60.00\]" in text
+    assert (
+        "<" not in text and "50.00 [40.00, 60.00]" not in text and r"50.00 \[40.00, 60.00\]" in text
+    )
     text = to_latex(TABLE)  # of booktabs
     assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
     assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
-    assert r"{}[LAUGHTER] -{}-set" in to_latex(Table("b", "b", [{"words": "[LAUGHTER] --set"}]))  # no dash
+    assert r"{}[LAUGHTER] -{}-set" in to_latex(
+        Table("b", "b", [{"words": "[LAUGHTER] --set"}])
+    )  # no dash
     assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
 
 
@@ -417,7 +611,11 @@ def test_every_table_is_written_in_every_form(report: Any, tmp_path: Path) -> No
         assert (tmp_path / form).stat().st_size > 5000
     for line in csv.reader((tmp_path / "csv").open(encoding="utf-8")):
         assert not [cell for cell in line if re.match(r"[=@]|[+-](?![\d.])", cell)]
-    assert shown(None, "UA %") == "–" and shown(-1.234, "UA difference") == "−1.23" and shown(12345, "n") == "12,345"
+    assert (
+        shown(None, "UA %") == "–"
+        and shown(-1.234, "UA difference") == "−1.23"
+        and shown(12345, "n") == "12,345"
+    )
 
 
 # --- in a real browser
@@ -437,11 +635,15 @@ return Object.fromEntries(['ink','muted','accent','c1','c2','c3','c4','c5','c6',
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_quiet_fits_and_has_contrast(report: Any, browser: Browser, scheme: str) -> None:
+def test_the_page_is_quiet_fits_and_has_contrast(
+    report: Any, browser: Browser, scheme: str
+) -> None:
     """WCAG's 4.5 for text and 3 for what is drawn."""
     for width in (1280, 390):
         browser.show(report.page, width, scheme)
-        assert browser.log("browser") == [] and browser.requests() == [report.page.resolve().as_uri()]
+        assert browser.log("browser") == [] and browser.requests() == [
+            report.page.resolve().as_uri()
+        ]
         assert browser.evaluate("return document.title") != "owned"
         browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         wide = browser.evaluate("return document.documentElement.scrollWidth")
@@ -452,21 +654,35 @@ def test_the_page_is_quiet_fits_and_has_contrast(report: Any, browser: Browser, 
 
 
 @needs_chromium
-def test_pictures_and_tables_have_words_and_the_runs_their_scores(report: Any, browser: Browser) -> None:
+def test_pictures_and_tables_have_words_and_the_runs_their_scores(
+    report: Any, browser: Browser
+) -> None:
     browser.show(report.page)
     pictures = browser.evaluate(
         "return [...document.querySelectorAll('svg[role=img]')].map("
         "s => [s.querySelector('title')?.textContent, s.querySelector('desc')?.textContent])"
     )
-    assert len(pictures) > 10 and all(title and len(description) > 20 for title, description in pictures)
-    captions = browser.evaluate("return [...document.querySelectorAll('table')].map(t => t.caption?.textContent)")
+    assert len(pictures) > 10 and all(
+        title and len(description) > 20 for title, description in pictures
+    )
+    captions = browser.evaluate(
+        "return [...document.querySelectorAll('table')].map(t => t.caption?.textContent)"
+    )
     assert len(captions) > 20 and all(captions)
-    assert browser.evaluate("return document.querySelectorAll('figure:not(:has(details table))').length") == 0
+    assert (
+        browser.evaluate(
+            "return document.querySelectorAll('figure:not(:has(details table))').length"
+        )
+        == 0
+    )
     assert browser.evaluate("return [...document.querySelectorAll('th')].every(t => t.scope)")
     lines = browser.evaluate(
         "return [...document.querySelectorAll('#table-runs tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
     )
-    scores = {run.path.name: [f"{100 * run.result[metric]:.2f}" for metric in ("ua", "wa")] for run in report.runs}
+    scores = {
+        run.path.name: [f"{100 * run.result[metric]:.2f}" for metric in ("ua", "wa")]
+        for run in report.runs
+    }
     assert {line[0]: line[4:6] for line in lines} == scores
 
 
@@ -475,17 +691,28 @@ def test_pictures_and_tables_have_words_and_the_runs_their_scores(report: Any, b
 
 @pytest.mark.slow
 def test_480_runs_stay_small_and_quick(report: Any, tmp_path: Path) -> None:
-    """Run folders as a sweep leaves them, with made-up predictions of the Perspective protocol's size."""
+    """Run folders as a sweep leaves them, with made-up predictions of the Perspective protocol's
+    size.
+    """
     template = next(run for run in report.runs if run.config["fusion"] == "lgf-add")
     manifest = spoken_manifest(turns=124)
     open_store(tmp_path / "store", create=True).put_manifest(manifest)
     rng, classes = np.random.default_rng(0), template.result["classes"]
     truth = rng.integers(0, 4, len(manifest.ids))
-    known = {"id": manifest.ids, "speaker": manifest.column("speaker"), "truth": [classes[k] for k in truth]}
+    known = {
+        "id": manifest.ids,
+        "speaker": manifest.column("speaker"),
+        "truth": [classes[k] for k in truth],
+    }
     one = {**template.result["history"][0], "ua": 0.5}
     lines = [{**one, "epoch": epoch, "loss": 1.4 / epoch} for epoch in range(1, 151)]
     for cell, seed in itertools.product(range(24), range(20)):
-        config = {**template.config, "corpus": manifest.corpus, "manifest": manifest.digest, "seed": seed}
+        config = {
+            **template.config,
+            "corpus": manifest.corpus,
+            "manifest": manifest.digest,
+            "seed": seed,
+        }
         config["settings"] = {**config["settings"], "lr": 0.001 * (cell + 1)}
         config["provenance"] = {**config["provenance"], "store": str(tmp_path / "store")}
         shares = rng.dirichlet(np.ones(4), len(truth)).astype(np.float32)
@@ -502,7 +729,10 @@ def test_480_runs_stay_small_and_quick(report: Any, tmp_path: Path) -> None:
         run.write_json(RESULT, {**template.result, **told})
     started = time.process_time()
     # The attention of a trained model is in it too.
-    write_html(make_page(*group_runs([*find_runs(tmp_path / "runs"), *report.runs])), tmp_path / "report.html")
+    write_html(
+        make_page(*group_runs([*find_runs(tmp_path / "runs"), *report.runs])),
+        tmp_path / "report.html",
+    )
     cpu, size = time.process_time() - started, (tmp_path / "report.html").stat().st_size
     assert size < 5e6 and cpu < 20, f"{size / 1e6:.2f} MB, {cpu:.1f} s of CPU"
 
@@ -521,10 +751,14 @@ def test_the_terminal_says_the_same(report: Any) -> None:
     paired = report_text(cells, [], paired=True)
     ours, theirs = paired.split("Tests that papers print, which ignore clusters")
     assert "McNemar" in theirs and "McNemar" not in ours and "no test: 4 dialogues" in ours
-    assert "chosen on the test score" in text and "chosen on the test score" not in report_text(cells[:1], [])
+    assert "chosen on the test score" in text and "chosen on the test score" not in report_text(
+        cells[:1], []
+    )
     with pytest.raises(WrongUse, match="one cell"):
         report_text(cells[:1], [], paired=True)
     tested = papers_tests_table(group_runs(report.runs, ours=cells[-1].label)[0])
-    assert [[*row.values()][:2] for row in tested.rows] == [[cells[-1].label, cell.label] for cell in cells[:-1]]
+    assert [[*row.values()][:2] for row in tested.rows] == [
+        [cells[-1].label, cell.label] for cell in cells[:-1]
+    ]
     edited = name_apart([{**cells[0].config, "code": letter * 64} for letter in "ab"])
     assert [label.rpartition(" · ")[2] for label in edited] == ["code aaaaaaaa", "code bbbbbbbb"]

@@ -1,4 +1,6 @@
-"""Several corpora in one run: joined under qualified names, cut by corpus, standardised and scored each by itself."""
+"""Several corpora in one run: joined under qualified names, cut by corpus, standardised and scored
+each by itself.
+"""
 
 import json
 from dataclasses import replace
@@ -25,15 +27,24 @@ from ser.train.report.paper import differences
 from ser.train.run import load_model
 from ser.train.run_folder import find_runs
 
-LABELS = {"acted": ["ang", "exc", "neu", "sad", "fru"], "read": ["Anger", "happy", "neutral", "boredom"]}
+LABELS = {
+    "acted": ["ang", "exc", "neu", "sad", "fru"],
+    "read": ["Anger", "happy", "neutral", "boredom"],
+}
 LABELS["third"] = ["ang", "neu"]
 
 
 def rows_of(corpus: str) -> list[dict]:
-    """Corpus "acted" has dialogues and sessions, the others only speakers; all of them count from 1 or 01."""
+    """Corpus "acted" has dialogues and sessions, the others only speakers; all of them count from 1
+    or 01.
+    """
     rows = []
     for n in range(40):
-        row = {"id": f"u{n:02d}", "label": LABELS[corpus][n % len(LABELS[corpus])], "speaker": f"{n // 8 + 1:02d}"}
+        row = {
+            "id": f"u{n:02d}",
+            "label": LABELS[corpus][n % len(LABELS[corpus])],
+            "speaker": f"{n // 8 + 1:02d}",
+        }
         row |= {"audio": f"{n}.wav", "text": f"words {n % 3}"}
         more = {"session": str(n // 8 + 1), "dialogue": f"d{n // 4}", "votes": [["ang"]]}
         rows.append(row | (more if corpus == "acted" else {}))
@@ -44,7 +55,10 @@ def joined(*names: str, same_audio: bool = False) -> Utterances:
     parts = []
     for name in names:
         audio = [f"{'' if same_audio else name} {row['id']}" for row in rows_of(name)]
-        rows = [{**row, "audio_sha256": digest} for row, digest in zip(rows_of(name), audio, strict=True)]
+        rows = [
+            {**row, "audio_sha256": digest}
+            for row, digest in zip(rows_of(name), audio, strict=True)
+        ]
         parts.append(Manifest.from_rows(name, rows))
     return apply_policy(get_policy("4class"), Manifest.joined(parts))
 
@@ -60,7 +74,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row in rows:
             seconds = np.arange(4000 + 16 * rng.integers(100)) / 16000
             pitch = 300 * shift * (1 + LABELS[corpus].index(row["label"]))
-            sound = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds) + rng.normal(0, 0.01, len(seconds))
+            sound = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds) + rng.normal(
+                0, 0.01, len(seconds)
+            )
             sf.write(folder / corpus / row["audio"], sound, 16000)
         table = ["features", folder / corpus / "corpus.jsonl", "--corpus-name", corpus]
         printed(*table, "--features", "logmel", "--store", folder / "store")
@@ -68,7 +84,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(store: Path, out: Path = Path("runs"), **options) -> Experiment:
-    settings = ("d_model=8", "heads=2", "encoder_depth=1", "standardise_audio=true", *options.pop("set", ()))
+    settings = (
+        "d_model=8",
+        "heads=2",
+        "encoder_depth=1",
+        "standardise_audio=true",
+        *options.pop("set", ()),
+    )
     given = {"corpus": "read+acted", "protocol": "corpus-out", "epochs": 1, **options}
     return Experiment("logmel", "audio", store=store, out=out, set=settings, **given)
 
@@ -82,46 +104,78 @@ def asked(store: Path, out: Path = Path("runs"), **options) -> Experiment:
         ("cross:acted:read+third", [{"read", "third"}]),
     ],
 )
-def test_whole_corpora_are_tested_and_dev_is_cut_from_each_that_trains(protocol: str, tested: list[set]) -> None:
+def test_whole_corpora_are_tested_and_dev_is_cut_from_each_that_trains(
+    protocol: str, tested: list[set]
+) -> None:
     found = joined("acted", "read", "third")
-    named = {"acted", "read", "third"} if protocol == "corpus-out" else {*protocol[6:].replace(":", "+").split("+")}
+    named = (
+        {"acted", "read", "third"}
+        if protocol == "corpus-out"
+        else {*protocol[6:].replace(":", "+").split("+")}
+    )
     folds = make_folds(protocol, found)
     assert len(folds) == len(tested)
     for fold, test in zip(folds, tested, strict=True):
         ids = {part: {found.ids[row] for row in rows} for part, rows in fold.parts.items()}
-        own = {corpus: {id_ for id_ in found.ids if id_.startswith(f"{corpus}/")} for corpus in named}
+        own = {
+            corpus: {id_ for id_ in found.ids if id_.startswith(f"{corpus}/")} for corpus in named
+        }
         assert ids["test"] == set().union(*(own[corpus] for corpus in test))
         assert ids["train"] | ids["dev"] == set().union(*(own[corpus] for corpus in named - test))
         assert sum(map(len, fold.left_out.values())) == len(found) - sum(map(len, ids.values()))
         for corpus in named - test:  # whole dialogues where there are any, else whole speakers
             key = found.dialogues if corpus == "acted" else found.speakers
-            units = [{key[row] for row in rows if found.corpora[row] == corpus} for rows in (fold.train, fold.dev)]
+            units = [
+                {key[row] for row in rows if found.corpora[row] == corpus}
+                for rows in (fold.train, fold.dev)
+            ]
             assert units[0] and units[1] and not units[0] & units[1]
-    following = [{found.corpora[row] for row in fold.dev} for fold in make_folds("corpus-out", found, Cut("next"))]
+    following = [
+        {found.corpora[row] for row in fold.dev}
+        for fold in make_folds("corpus-out", found, Cut("next"))
+    ]
     assert following == [{"read"}, {"third"}, {"acted"}]
 
 
 def test_names_count_within_their_corpus() -> None:
     found = joined("acted", "read")
-    assert found.ids[0] == "acted/u00" and "read/u00" in found.ids and len(set(found.ids)) == len(found)
+    assert (
+        found.ids[0] == "acted/u00"
+        and "read/u00" in found.ids
+        and len(set(found.ids)) == len(found)
+    )
     assert len(make_folds("speaker-out", found)) == 10
     assert found.left_out == {"fru of acted": 8, "boredom of read": 10}
     with pytest.raises(WrongUse, match="30 utterances name none"):
         make_folds("session-out", found)
-    with pytest.raises(LeakageError, match="the same recording in two of these corpora, such as acted/u00"):
+    with pytest.raises(
+        LeakageError, match="the same recording in two of these corpora, such as acted/u00"
+    ):
         joined("acted", "read", same_audio=True)
 
 
 def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> None:
     both, _ = load_dataset(Experiment("logmel", "audio", store, "read+acted"))
-    alone = [load_dataset(Experiment("logmel", "audio", store, corpus))[0] for corpus in ("acted", "read")]
+    alone = [
+        load_dataset(Experiment("logmel", "audio", store, corpus))[0]
+        for corpus in ("acted", "read")
+    ]
     values = np.concatenate([one.inputs["audio"].values for one in alone])
-    assert np.array_equal(both.inputs["audio"].values, values) and both.described["corpus"] == "acted+read"
+    assert (
+        np.array_equal(both.inputs["audio"].values, values)
+        and both.described["corpus"] == "acted+read"
+    )
     assert both.described["manifest"] == "+".join(one.described["manifest"] for one in alone)
     assert both.notes["corpora"]["read"]["classes"] == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
-    names = [{job.name for job in prepare(asked(store, corpus=corpus))} for corpus in ("acted+read", "read+acted")]
+    names = [
+        {job.name for job in prepare(asked(store, corpus=corpus))}
+        for corpus in ("acted+read", "read+acted")
+    ]
     assert names[0] == names[1]
-    crossed = [prepare(asked(store, corpus=corpus, protocol="cross:read:acted")) for corpus in (None, "acted+read")]
+    crossed = [
+        prepare(asked(store, corpus=corpus, protocol="cross:read:acted"))
+        for corpus in (None, "acted+read")
+    ]
     assert [job.name for job in crossed[0]] == [job.name for job in crossed[1]]
 
 
@@ -136,33 +190,59 @@ def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusio
 
     scaling = fit_standardizers(data, fold, Asked, "corpus")
     inputs = data.inputs["audio"]
-    plain = [np.array(inputs.take(np.array([row])).values, np.float64) for row in range(len(data.utterances))]
+    plain = [
+        np.array(inputs.take(np.array([row])).values, np.float64)
+        for row in range(len(data.utterances))
+    ]
     every = [np.arange(len(plain))]
     with Gpu() as gpu:
         [there] = data.on("cuda:0").batches(every[0], "utterance", len(plain), scaling)
     assert gpu.uploads["waiting"] == 3, "the values, mean and deviation: nothing for each batch"
-    elsewhere = replace(there, inputs={m: replace(x, values=gpu.read(x.values)) for m, x in there.inputs.items()})
+    elsewhere = replace(
+        there, inputs={m: replace(x, values=gpu.read(x.values)) for m, x in there.inputs.items()}
+    )
     for batch in (data.batch(every, scaling), data.scaled(scaling).batch(every, {}), elsewhere):
-        got = np.split(batch.inputs["audio"].values.numpy(), np.cumsum(batch.inputs["audio"].lengths)[:-1])
+        got = np.split(
+            batch.inputs["audio"].values.numpy(), np.cumsum(batch.inputs["audio"].lengths)[:-1]
+        )
         for corpus in ("acted", "read"):
             own = [row for row, name in enumerate(data.utterances.corpora) if name == corpus]
-            known = [row for row in own if row in fold.train] or own  # of one that does not train, its test part
+            known = [
+                row for row in own if row in fold.train
+            ] or own  # of one that does not train, its test part
             frames = np.concatenate([plain[row] for row in known])
             for row in own:
-                assert np.allclose(got[row], (plain[row] - frames.mean(0)) / frames.std(0), atol=1e-4)
+                assert np.allclose(
+                    got[row], (plain[row] - frames.mean(0)) / frames.std(0), atol=1e-4
+                )
 
 
 def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) -> None:
-    words = ["train", "--store", store, "--features", "logmel", "--fusion", "audio", "--protocol", "corpus-out"]
+    words = [
+        "train",
+        "--store",
+        store,
+        "--features",
+        "logmel",
+        "--fusion",
+        "audio",
+        "--protocol",
+        "corpus-out",
+    ]
     words += [w for one in (*asked(store).set, "standardise_by=corpus") for w in ("--set", one)]
     words += ["--epochs", "3", "--out", tmp_path / "runs"]
     told = json.loads(printed(*words, "--corpus", "acted+read", "--json"))["scores"]
     runs = find_runs(tmp_path / "runs")
     cell = CellScores(runs)
-    assert "corpora acted+read · z-scored by corpus, the tested one by its own unlabelled" in cell.conditions
+    assert (
+        "corpora acted+read · z-scored by corpus, the tested one by its own unlabelled"
+        in cell.conditions
+    )
     truths = {}
     for run in runs:
-        [(corpus, about)] = [(name, one) for name, one in run.result["corpora"].items() if one["test"]]
+        [(corpus, about)] = [
+            (name, one) for name, one in run.result["corpora"].items() if one["test"]
+        ]
         table = run.predictions().to_pydict()
         assert about["train"] == 0 and run.result["fold"] == f"corpus {corpus}"
         assert {id_.split("/")[0] for id_ in table["id"]} == {corpus}
@@ -173,21 +253,33 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
         truths[corpus] = 100 * np.array([recalls, right.mean(), f1])
     metrics = ("UA %", "WA %", "macro-F1 %")
     for line, corpus in zip(told["corpora"], ("acted", "read"), strict=False):
-        assert line["tested on"] == corpus and [line[one][0] for one in metrics] == pytest.approx(truths[corpus])
+        assert line["tested on"] == corpus and [line[one][0] for one in metrics] == pytest.approx(
+            truths[corpus]
+        )
         assert line["trained on"].split()[0] == ({"acted", "read"} - {corpus}).pop()
     mean = np.mean([*truths.values()], axis=0)
     assert [told["corpora"][2][one][0] for one in metrics] == pytest.approx(mean)
     assert [line.get("has no") for line in told["corpora"]] == [None, "sad", None]
-    files = [word for form in ("html", "csv", "latex", "markdown") for word in (f"--{form}", tmp_path / f"r.{form}")]
+    files = [
+        word
+        for form in ("html", "csv", "latex", "markdown")
+        for word in (f"--{form}", tmp_path / f"r.{form}")
+    ]
     shown = ser("report", tmp_path / "runs", *files).output
-    for text in (shown, *((tmp_path / f"r.{form}").read_text() for form in ("html", "csv", "latex", "markdown"))):
+    for text in (
+        shown,
+        *((tmp_path / f"r.{form}").read_text() for form in ("html", "csv", "latex", "markdown")),
+    ):
         assert "mean over corpora" in text and "transductive" in text
     written = Experiment("logmel", "audio", protocol="corpus-out")
     assert "corpora" in differences(runs, Cell("x", written, written), {})[0]
     scaling = load_model(runs[0])[0].scaling["audio"]
     assert scaling.mean.shape == (3, 80)
     answer = ser("predict", runs[0].path, store.parent / "acted" / "0.wav")
-    assert answer.exit_code == 0 and "z-scored by the statistics of the whole training part" in answer.output
+    assert (
+        answer.exit_code == 0
+        and "z-scored by the statistics of the whole training part" in answer.output
+    )
     assert "has no corpus 'b'" in ser(*words, "--corpus", "b+read").output
 
 
@@ -203,7 +295,10 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
         ({"protocol": "cross:read:acted", "set": ("dev=next",)}, "needs a dev part"),
         ({"set": ("dev=next",)}, "nothing is left to train on"),
         ({"set": ("standardise_by=corpus", "standardise_audio=false")}, "that are z-scored"),
-        ({"corpus": "read", "protocol": "speaker-out", "set": ("standardise_by=corpus",)}, "several corpora"),
+        (
+            {"corpus": "read", "protocol": "speaker-out", "set": ("standardise_by=corpus",)},
+            "several corpora",
+        ),
         ({"limit": 1, "protocol": "random-70-20-10"}, "no utterance of read is left by"),
         ({"target": "distribution"}, "corpus read does not hold its raters' votes"),
     ],
@@ -219,7 +314,19 @@ def test_features_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
         manifest = Manifest.from_rows(corpus, rows_of(corpus))
         store.put_manifest(manifest)
         values = [np.zeros((1, 2), np.float32)] * len(manifest)
-        spec = Spec("mpnet", "text", "utterance", 2, "float32", "made-up", 1, checkpoint={"tensors": str(number)})
+        spec = Spec(
+            "mpnet",
+            "text",
+            "utterance",
+            2,
+            "float32",
+            "made-up",
+            1,
+            checkpoint={"tensors": str(number)},
+        )
         add_feature(store, manifest, spec, values)
-    with pytest.raises(WrongUse, match=r"not computed in the same way for all; acted has mpnet@\w+ .* read has mpnet@"):
+    with pytest.raises(
+        WrongUse,
+        match=r"not computed in the same way for all; acted has mpnet@\w+ .* read has mpnet@",
+    ):
         load_dataset(Experiment("mpnet", "text", tmp_path / "s", "acted+read"))

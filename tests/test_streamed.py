@@ -1,4 +1,6 @@
-"""Stores larger than memory train with the same bytes, within the budget, and fail as those in memory do."""
+"""Stores larger than memory train with the same bytes, within the budget, and fail as those in
+memory do.
+"""
 
 import os
 import re
@@ -28,7 +30,12 @@ from ser.train.fit import fit_standardizers
 from ser.train.run_folder import LOG, STATE, Run, find_runs
 
 MIT = ("d_model=8", "heads=2", "queries=2", "standardise_audio=true", "batch_size=4")
-STREAMED: dict[str, Any] = {"features": "hubert+mpnet", "fusion": "mit", "memory": "0.015MB", "set": MIT}
+STREAMED: dict[str, Any] = {
+    "features": "hubert+mpnet",
+    "fusion": "mit",
+    "memory": "0.015MB",
+    "set": MIT,
+}
 STREAMED |= {"epochs": 4, "folds": 1, "resume": True}
 CASES = {
     "mit": ("hubert+mpnet", "mit", "0.015MB", MIT, ""),
@@ -36,7 +43,13 @@ CASES = {
     "joined": ("hubert+is13+mpnet", "lgf-add", "0.035MB", ("batch_size=1",), ""),
     "hop": ("hubert:layer=0,hop=0.06+mpnet", "mit", "0.013MB", MIT, ""),
     "layers": ("hubert:layers=0-1", "audio", "0.04MB", ("d_model=8", "heads=2", *MIT[3:]), ""),
-    "views": ("logmel", "cnn", "0.2MB", ("frames=48", "channels=2", "batch_size=4"), "logmel:view=pitch-1"),
+    "views": (
+        "logmel",
+        "cnn",
+        "0.2MB",
+        ("frames=48", "channels=2", "batch_size=4"),
+        "logmel:view=pitch-1",
+    ),
     "views of vectors": ("is13", "audio", "0.03MB", ("batch_size=1",), "is13:view=pitch-1"),
 }
 
@@ -51,36 +64,58 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in (0, 1):
         config = {"layer": layer, "norm": "before"}
         rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
-        add_feature(store, manifest, "hubert", rows, variant=f"layer={layer}", config=config, **more)
+        add_feature(
+            store, manifest, "hubert", rows, variant=f"layer={layer}", config=config, **more
+        )
     for feature in ("logmel", "is13"):
-        add_feature(store, manifest, feature, make_rows(manifest, feature, seed=5), variant="view=pitch-1")
+        add_feature(
+            store, manifest, feature, make_rows(manifest, feature, seed=5), variant="view=pitch-1"
+        )
     return store.path
 
 
 def weights(run: Run) -> bytes:
-    return (run.path / "model.safetensors").read_bytes() + (run.path / "predictions.parquet").read_bytes()
+    return (run.path / "model.safetensors").read_bytes() + (
+        run.path / "predictions.parquet"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> None:
     features, fusion, memory, settings, views = CASES[case]
-    plain = Experiment(features, fusion, store=rich, out=tmp_path / "a", epochs=2, folds=1, set=settings, views=views)
+    plain = Experiment(
+        features,
+        fusion,
+        store=rich,
+        out=tmp_path / "a",
+        epochs=2,
+        folds=1,
+        set=settings,
+        views=views,
+    )
     small = replace(plain, out=tmp_path / "b", memory=memory)
     assert estimate(prepare(small)).streamed and not estimate(prepare(plain)).streamed
     (run,), (streamed,) = run_experiment(plain), run_experiment(small)
     assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
 
 
-@pytest.mark.parametrize("dim", [80, 65])  # of which the last would stand alone in pieces of 32 or 64
+@pytest.mark.parametrize(
+    "dim", [80, 65]
+)  # of which the last would stand alone in pieces of 32 or 64
 def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> None:
     manifest = make_manifest()
     store, rng = new_store(tmp_path / "s", manifest), np.random.default_rng(0)
-    rows = [rng.normal(3, 2, (int(rng.integers(1, 60)), dim)).astype(np.float32) for _ in range(len(manifest))]
+    rows = [
+        rng.normal(3, 2, (int(rng.integers(1, 60)), dim)).astype(np.float32)
+        for _ in range(len(manifest))
+    ]
     spec = Spec("logmel", "audio", "frame", dim, "float32", "made-up", 1)
     add_feature(store, manifest, spec, rows)
     found, sums, settings = [], [], ("standardise_audio=true",)
     for memory in ("1GB", "0.1MB"):
-        [job, *_] = prepare(Experiment("logmel", "audio", store=store.path, memory=memory, set=settings))
+        [job, *_] = prepare(
+            Experiment("logmel", "audio", store=store.path, memory=memory, set=settings)
+        )
         found.append(fit_standardizers(job.data, job.fold, job.plan.settings)["audio"])
         sums.append(job.data.inputs["audio"].moments(job.fold.train))
     wide = job.data.inputs["audio"].take(job.fold.train).values.double()
@@ -95,7 +130,13 @@ def measured(store: str, *cases: str) -> None:
     blocks.MOST_THREADS = 8  # as where there are many cores
     for dim, memory in (case.split() for case in cases):
         if not os.fork():
-            asked: Any = {"store": store, "out": f"{store}-{dim}", "memory": memory, "epochs": 1, "folds": 1}
+            asked: Any = {
+                "store": store,
+                "out": f"{store}-{dim}",
+                "memory": memory,
+                "epochs": 1,
+                "folds": 1,
+            }
             run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", set=MIT, **asked))
             print(dim, re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
             break
@@ -104,7 +145,9 @@ def measured(store: str, *cases: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's mark is read from /proc")
 def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
-    """On features four times the budget, against the same model on some of a thirty-second of the width."""
+    """On features four times the budget, against the same model on some of a thirty-second of the
+    width.
+    """
     manifest, rng, budget = make_manifest(32), np.random.default_rng(0), 16
     store = new_store(tmp_path / "s", manifest)
     add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
@@ -112,20 +155,29 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
     for dim, backend in ((16, "zarr"), (512, "zarr"), (520, "hdf5")):
         spec = Spec("hubert", "audio", "frame", dim, "float16", "made-up", 1, variant=f"dim={dim}")
         for numbers in np.array_split(np.arange(len(manifest)), 4):
-            rows = {i: rng.random((lengths[i], dim), np.float32).astype(np.float16) for i in numbers}
+            rows = {
+                i: rng.random((lengths[i], dim), np.float32).astype(np.float16) for i in numbers
+            }
             feature = add_feature(store, manifest, spec, rows, numbers, backend=backend)
         assert dim == 16 or sum(part.bytes for part in feature.parts()) > 3.9e6 * budget
     cases = ["16 8GB", *(f"{dim} {budget}MB" for dim in (512, 520))]
     told = in_a_process(measured, store.path, *cases, OMP_NUM_THREADS="1")
-    peaks = {int(dim): int(kilobytes) * 1024 / 1e6 for dim, kilobytes in map(str.split, told.splitlines())}
+    peaks = {
+        int(dim): int(kilobytes) * 1024 / 1e6
+        for dim, kilobytes in map(str.split, told.splitlines())
+    }
     held = 2 * lengths.sum() * 16 / 1e6  # of the narrow features, in memory
     # A batch in float32 is the model's input, and as much wider as its features are.
     batch = 4 * 4 * lengths.max() * 520 / 1e6
     assert max(peaks[512], peaks[520]) <= peaks[16] - held + batch + 1.1 * budget
 
 
-def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(rich: Path, tmp_path: Path) -> None:
-    """The fault in the thread is the sentence of the reader; mended, the run ends with the same bytes."""
+def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
+    rich: Path, tmp_path: Path
+) -> None:
+    """The fault in the thread is the sentence of the reader; mended, the run ends with the same
+    bytes.
+    """
     store = make_store(tmp_path / "s").path
     small = Experiment(**STREAMED, store=store, out=tmp_path / "b")
     [whole] = run_experiment(replace(small, out=tmp_path / "a", memory=None))
@@ -136,18 +188,26 @@ def test_a_block_that_is_altered_meanwhile_is_told_and_the_run_goes_on_after_it(
 
     def alter(job: object, epoch: object) -> None:
         file.unlink()
-        file.write_bytes(content[: block.offset] + bytes([content[block.offset] ^ 1]) + content[block.offset + 1 :])
+        file.write_bytes(
+            content[: block.offset]
+            + bytes([content[block.offset] ^ 1])
+            + content[block.offset + 1 :]
+        )
 
     with pytest.raises(CorruptStore, match=re.escape(str(file)) + ".*altered"):
         run_experiment(small, alter)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ser reads ahead")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("ser reads ahead")
+    ]
     file.write_bytes(content)
     [mended] = run_experiment(small)
     assert weights(mended) == weights(whole)
 
 
 def stopped(store: str, out: str) -> None:
-    """Runs that are killed, or interrupted, within the epoch after their first state, each in a fork."""
+    """Runs that are killed, or interrupted, within the epoch after their first state, each in a
+    fork.
+    """
     run.STATE_SECONDS = 0.0
     window, check, after = Streamed.window, blocks.check_block, []
 
@@ -195,9 +255,13 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
         assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
 
 
-def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path, tmp_path: Path) -> None:
+def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(
+    rich: Path, tmp_path: Path
+) -> None:
     asked = Experiment(**{**STREAMED, "memory": "0.001MB", "epochs": 1}, store=rich, out=tmp_path)
-    with pytest.raises(WrongUse, match=r"too small for the largest batch.*--memory (\d+)MB is enough") as told:
+    with pytest.raises(
+        WrongUse, match=r"too small for the largest batch.*--memory (\d+)MB is enough"
+    ) as told:
         run_experiment(asked)
     enough = re.search(r"--memory (\d+MB)", str(told.value))
     assert enough and run_experiment(replace(asked, memory=enough[1]))
@@ -207,15 +271,27 @@ def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(rich: Path,
     assert (memory_budget("8GB"), memory_budget("1.5 mb")) == (8_000_000_000, 1_500_000)
 
 
-def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(rich: Path, tmp_path: Path) -> None:
+def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(
+    rich: Path, tmp_path: Path
+) -> None:
     own = DataCache()
     alone, _ = load_dataset(Experiment("logmel", "audio", rich, memory="0.1MB"), own)
-    shared, _ = load_dataset(Experiment("logmel", "audio", rich, memory="0.4MB"), DataCache(tmp_path, workers=4))
-    assert alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed  # four map the same pages
-    roomy, _ = load_dataset(Experiment("logmel", "audio", rich, memory="1GB", allow_missing=True), own)
-    assert not roomy.inputs["audio"].streamed, "what another streams is not what this one has room for"
+    shared, _ = load_dataset(
+        Experiment("logmel", "audio", rich, memory="0.4MB"), DataCache(tmp_path, workers=4)
+    )
+    assert (
+        alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed
+    )  # four map the same pages
+    roomy, _ = load_dataset(
+        Experiment("logmel", "audio", rich, memory="1GB", allow_missing=True), own
+    )
+    assert not roomy.inputs["audio"].streamed, (
+        "what another streams is not what this one has room for"
+    )
     cache = DataCache()
-    first, second = (load_dataset(Experiment(name, "audio", rich, memory="0.55MB"), cache)[0] for name in LOGMELS)
+    first, second = (
+        load_dataset(Experiment(name, "audio", rich, memory="0.55MB"), cache)[0] for name in LOGMELS
+    )
     held = first.inputs["audio"]
     assert first.inputs["audio"] is held and not second.inputs["audio"].streamed
     assert first.inputs["audio"] is not held

@@ -1,4 +1,6 @@
-"""What a run learns beside classes: valence, arousal and dominance, alone and with them, and the raters' votes."""
+"""What a run learns beside classes: valence, arousal and dominance, alone and with them, and the
+raters' votes.
+"""
 
 import json
 import warnings
@@ -37,18 +39,34 @@ from ser.train.settings import TrainConfig, TrainingSettings
 from ser.train.targets import TARGETS, concordance_loss
 
 DIMENSIONS = ("valence", "arousal", "dominance")
-TINY = ("d_model=8", "heads=2", "queries=3", "feed_forward=2", "gru_hidden=4", "lstm_hidden=4", "dense=4", "hidden=5")
+TINY = (
+    "d_model=8",
+    "heads=2",
+    "queries=3",
+    "feed_forward=2",
+    "gru_hidden=4",
+    "lstm_hidden=4",
+    "dense=4",
+    "hidden=5",
+)
 TINY += ("frames=40", "channels=2", "turns=4", "encoder_depth=1", "decoder_depth=1", "lr=0.01")
 TINY += ("cross_depth=1", "last_depth=1")
 CACHE = DataCache()
 
 
 def asked(store: Path, fusion: str, target: str, **options: Any) -> Experiment:
-    takes = {"sequence": {"audio": "hubert", "text": "mpnet"}, "vector": {"audio": "is13", "text": "bert"}}
+    takes = {
+        "sequence": {"audio": "hubert", "text": "mpnet"},
+        "vector": {"audio": "is13", "text": "bert"},
+    }
     audio = {"audio": "logmel"} if fusion.startswith("cnn") else {}
-    features = [(takes[FUSIONS[fusion].level] | audio)[modality] for modality in FUSIONS[fusion].inputs]
+    features = [
+        (takes[FUSIONS[fusion].level] | audio)[modality] for modality in FUSIONS[fusion].inputs
+    ]
     name = fusion.partition(":")[0] if fusion.startswith(("audio", "text")) else fusion
-    base = Experiment("+".join(features), name, store, target=target, epochs=2, folds=1, also_set=TINY)
+    base = Experiment(
+        "+".join(features), name, store, target=target, epochs=2, folds=1, also_set=TINY
+    )
     return replace(base, **options)
 
 
@@ -68,7 +86,10 @@ def test_ccc_and_rmse_are_lins_and_the_loss_is_one_minus_ccc() -> None:
     assert [found["rmse"][name] for name in DIMENSIONS] == pytest.approx(errors, abs=1e-12)
     loss = concordance_loss(torch.from_numpy(predicted), torch.from_numpy(truth)).item()
     assert loss == pytest.approx(1 - np.mean(wanted), abs=1e-7)
-    for same in (truth[:1], np.ones((5, 3))):  # of one utterance, or without any variance, it is 0 and teaches nothing
+    for same in (
+        truth[:1],
+        np.ones((5, 3)),
+    ):  # of one utterance, or without any variance, it is 0 and teaches nothing
         outputs = torch.zeros(same.shape, dtype=torch.float64, requires_grad=True)
         concordance_loss(outputs, torch.from_numpy(same)).backward()
         assert outputs.grad is not None and not outputs.grad.any()
@@ -84,7 +105,9 @@ def test_the_losses_of_classes_and_ratings_add_up(unit: str, soft: bool) -> None
     torch.manual_seed(0)
     outputs, ratings = torch.randn(6, 7).double(), torch.rand(6, 3).double()
     shares = torch.rand(6, 4).double() if soft else torch.eye(4).double()[[0, 1, 2, 3, 0, 1]]
-    truth = torch.cat([shares if soft else torch.tensor([[0.0], [1], [2], [3], [0], [1]]), ratings], 1)
+    truth = torch.cat(
+        [shares if soft else torch.tensor([[0.0], [1], [2], [3], [0], [1]]), ratings], 1
+    )
     of_classes = -(shares * outputs[:, :4].log_softmax(1)).sum()
     wanted = of_classes / 6 + 0.5 * ((outputs[:, 4:] - ratings) ** 2).mean()
     found = TARGETS["class+vad"].loss(outputs, truth, config)
@@ -100,10 +123,14 @@ def test_every_fusion_learns_every_target(store: Path, name: str) -> None:
         torch.manual_seed(0)
         start = of.build(job.plan.fusion, job.plan.settings, job.data.dims, classes)
         fitted = fit(job.data, job.fold, replace(job.plan, select="last"))
-        for (weight, before), after in zip(start.named_parameters(), fitted.model.parameters(), strict=True):
+        for (weight, before), after in zip(
+            start.named_parameters(), fitted.model.parameters(), strict=True
+        ):
             if before.ndim == 2 and len(before) == of.width(classes):
                 heads.append(weight)
-                assert not torch.equal(before, after) or name.startswith(("ef", "mf", "lf", "lgf")), weight
+                assert not torch.equal(before, after) or name.startswith(
+                    ("ef", "mf", "lf", "lgf")
+                ), weight
         assert heads and np.isfinite([line["loss"] for line in fitted.history]).all()
         losses.add(fitted.history[-1]["loss"])
     assert len(losses) == len(TARGETS)
@@ -115,22 +142,39 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("targets")
     for target in TARGETS:
         folds = "all" if "vad" in target else 2
-        more: dict[str, Any] = {"folds": folds, "seeds": 2, "out": out, "epochs": 8, "set": ("batch_size=8",)}
-        more["set"] += ("patience=1",) * (target == "class+vad")  # so that its runs have not as many epochs
+        more: dict[str, Any] = {
+            "folds": folds,
+            "seeds": 2,
+            "out": out,
+            "epochs": 8,
+            "set": ("batch_size=8",),
+        }
+        more["set"] += ("patience=1",) * (
+            target == "class+vad"
+        )  # so that its runs have not as many epochs
         run_experiment(asked(store, "concat:utterance", target, **more), cache=CACHE)
     return out
 
 
 def cell_of(runs: Path, target: str) -> Any:
-    return next(cell for cell in group_runs(find_runs(runs))[0] if cell.config.get("target", "class") == target)
+    return next(
+        cell
+        for cell in group_runs(find_runs(runs))[0]
+        if cell.config.get("target", "class") == target
+    )
 
 
 def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -> None:
     cell = cell_of(runs, "vad")
-    every = pandas.concat([run.predictions().to_pandas().assign(seed=run.config["seed"]) for run in cell.runs])
+    every = pandas.concat(
+        [run.predictions().to_pandas().assign(seed=run.config["seed"]) for run in cell.runs]
+    )
 
     def pooled(part: pandas.DataFrame, name: str) -> float:
-        ccc = [slow_ccc([*one[f"truth {name}"]], [*one[f"predicted {name}"]]) for _, one in part.groupby("seed")]
+        ccc = [
+            slow_ccc([*one[f"truth {name}"]], [*one[f"predicted {name}"]])
+            for _, one in part.groupby("seed")
+        ]
         return float(np.mean(ccc))
 
     for name in DIMENSIONS:
@@ -154,7 +198,9 @@ def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, run
     assert alone.left_out == {absent: 10 // 2} and alone.n == 2 * (120 - 5)
     assert both.left_out[absent] < 5 and "label xxx is not in 4class" in both.left_out
     assert both.config["training"]["select_score"] == "ua" and both.score("ua").pooled > 0
-    asked_for = [asked(store, "audio:utterance", "vad", labels=policy) for policy in ("4class", "6class")]
+    asked_for = [
+        asked(store, "audio:utterance", "vad", labels=policy) for policy in ("4class", "6class")
+    ]
     assert len({prepare(one, CACHE)[0].name for one in asked_for}) == 1, "labels have no part in it"
     assert "target" not in cell_of(runs, "class").config
 
@@ -164,7 +210,9 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     shown = ser("report", runs, "--paired", *files)
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
     page = (tmp_path / "html").read_text()
-    assert all("Dashed: predicted as rated" in page and f"scatter-{name}" in page for name in DIMENSIONS)
+    assert all(
+        "Dashed: predicted as rated" in page and f"scatter-{name}" in page for name in DIMENSIONS
+    )
     assert "calibration-ratings" in page and "Mean CCC of the evaluated part" in page
     for form in ("latex", "markdown", "csv"):
         assert "RMSE dominance" in (tmp_path / form).read_text()
@@ -176,20 +224,31 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
         unrated_first = make_page(sorted(cells, key=lambda cell: cell.rated), [])
     [curves] = [table for table in unrated_first.tables if table.name == "learning-ccc"]
     rated = {cell.label for cell in cells if cell.dimensions}
-    assert {row["cell"] for row in curves.rows} == rated and curves.below.endswith("Dev, or test with best-test.")
+    assert {row["cell"] for row in curves.rows} == rated and curves.below.endswith(
+        "Dev, or test with best-test."
+    )
     assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.texts)  # no percent
     [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
-    assert row["dev mean CCC"] == max(line["ccc"] for line in cell_of(runs, "vad").runs[0].result["history"])
+    assert row["dev mean CCC"] == max(
+        line["ccc"] for line in cell_of(runs, "vad").runs[0].result["history"]
+    )
     alone = [run.path for run in cell_of(runs, "vad").runs]
     one = ser("report", *alone, "--html", tmp_path / "one")
-    assert one.exit_code == 0 and "CCC of arousal" in (tmp_path / "one").read_text() and "UA %" not in one.output
+    assert (
+        one.exit_code == 0
+        and "CCC of arousal" in (tmp_path / "one").read_text()
+        and "UA %" not in one.output
+    )
     refused = ser("report", *alone, cell_of(runs, "class").runs[0].path, "--paired")
     assert refused.exit_code == 2 and "fewer than two cells of classes" in refused.output
     assert quoted_for(cell_of(runs, "vad")) == quoted_for(cell_of(runs, "class+vad")) == []
 
 
 def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
-    recipe, base = tmp_path / "mine.toml", '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
+    recipe, base = (
+        tmp_path / "mine.toml",
+        '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n',
+    )
     cells = '[[cell]]\nname = "a"\n[[cell]]\nname = "b"\ntarget = "vad"\npaper = {ua = 60.0}\n'
     recipe.write_text(f'tested = "a"\n{base}{cells}')
     asked_for = ["sweep", recipe, "--store", store, "--out", tmp_path, "--workers", "1"]
@@ -201,8 +260,12 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
     recipe.write_text(base + 'target = "vad"\n[[cell]]\nname = "a"\nset = { lr = [1e-3, 1e-2] }\n')
     shown = ser(*asked_for)
     tables, *_ = shown.stdout.partition("\nours: ")
-    assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, "none is a share"
-    recipe.write_text(base + '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n')
+    assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, (
+        "none is a share"
+    )
+    recipe.write_text(
+        base + '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n'
+    )
     chosen = ser(*asked_for).stdout.partition("chosen on dev")[2]
     assert "dev macro-F1 %" in chosen and " True " in chosen, "the first of equals"
 
@@ -223,18 +286,28 @@ def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
         ("class", "effective_beta=0.9", "it is that of class_weights=effective"),
     ],
 )
-def test_what_a_target_cannot_use_is_one_sentence(store: Path, target: str, setting: str, says: str) -> None:
+def test_what_a_target_cannot_use_is_one_sentence(
+    store: Path, target: str, setting: str, says: str
+) -> None:
     with pytest.raises(WrongUse, match=says):
-        prepare(asked(store, "mit" if "batch" in setting else "lgf-add", target, set=(setting,)), CACHE)
+        prepare(
+            asked(store, "mit" if "batch" in setting else "lgf-add", target, set=(setting,)), CACHE
+        )
 
 
 def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path: Path) -> None:
     forms = {"tiny": "{}", "improv": "MSP-IMPROV-S01A-{}", "podcast": "MSP-PODCAST_0001_0001 {}"}
     store = new_store(tmp_path / "s", make_manifest(4))
     others = {"unrated": dict.fromkeys(DIMENSIONS), "wild": dict.fromkeys(DIMENSIONS, 9.0)}
-    for corpus, form in {**forms, "mine": "mine{}", "unrated": "x{}", "wild": forms["improv"]}.items():
+    for corpus, form in {
+        **forms,
+        "mine": "mine{}",
+        "unrated": "x{}",
+        "wild": forms["improv"],
+    }.items():
         rows = [
-            {**row, "id": form.format(row["id"]), "audio_sha256": f"{corpus} {row['id']}"} | others.get(corpus, {})
+            {**row, "id": form.format(row["id"]), "audio_sha256": f"{corpus} {row['id']}"}
+            | others.get(corpus, {})
             for row in make_manifest(4).table.to_pylist()
         ]
         manifest = Manifest.from_rows(corpus, rows, synthetic=True)
@@ -257,49 +330,81 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
     assert scale("podcast") == "1..7"
     for corpora, settings, says in (
         ("mine", (), r"scale on which corpus mine rates.*--set vad_scale=1\.\.5"),
-        ("unrated", (), "no utterance of corpus unrated has ratings of valence, arousal, dominance"),
-        ("tiny+podcast", ("vad_scale=1..7",), r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave"),
+        (
+            "unrated",
+            (),
+            "no utterance of corpus unrated has ratings of valence, arousal, dominance",
+        ),
+        (
+            "tiny+podcast",
+            ("vad_scale=1..7",),
+            r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave",
+        ),
         ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
-        ("podcast+wild", (), r"vad_scale=1\.\.5: corpus wild has ratings from 9 to 9"),  # before they are normalised
+        (
+            "podcast+wild",
+            (),
+            r"vad_scale=1\.\.5: corpus wild has ratings from 9 to 9",
+        ),  # before they are normalised
         ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
     ):
         with pytest.raises(WrongUse, match=says):
             scale(corpora, *settings)
 
 
-def test_ratings_that_are_no_numbers_after_the_only_epoch_stop_the_run(store: Path, tmp_path: Path) -> None:
+def test_ratings_that_are_no_numbers_after_the_only_epoch_stop_the_run(
+    store: Path, tmp_path: Path
+) -> None:
     fast = (*(one for one in TINY if not one.startswith("lr=")), "lr=1e30", "batch_size=200")
     with pytest.raises(Diverged, match="the predictions became nan; try a lower lr"):
-        run_experiment(asked(store, "audio:utterance", "vad", out=tmp_path, epochs=1, also_set=fast), cache=CACHE)
+        run_experiment(
+            asked(store, "audio:utterance", "vad", out=tmp_path, epochs=1, also_set=fast),
+            cache=CACHE,
+        )
 
 
 def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:
-    job = prepare(asked(store, "audio:utterance", "class+vad", set=("shuffle_labels=true",)), CACHE)[0]
+    job = prepare(
+        asked(store, "audio:utterance", "class+vad", set=("shuffle_labels=true",)), CACHE
+    )[0]
     mixed, plain = shuffled(job.data, job.fold, job.plan).utterances, job.data.utterances
-    pairs = [{(k, *row) for k, row in zip(one.labels, one.dimensions.tolist(), strict=True)} for one in (mixed, plain)]
+    pairs = [
+        {(k, *row) for k, row in zip(one.labels, one.dimensions.tolist(), strict=True)}
+        for one in (mixed, plain)
+    ]
     assert pairs[0] == pairs[1] and not np.array_equal(mixed.dimensions, plain.dimensions)
     assert np.array_equal(mixed.dimensions[job.fold.test], plain.dimensions[job.fold.test])
 
 
-# The raters' votes: what they would score themselves, and models that learn their distribution ------------------------
+# The raters' votes: what they would score themselves, and models that learn their distribution
+# ------------------------
 
 
 def lgf(store: Path, target: str, out: Path, **more: Any) -> Experiment:
-    return asked(store, "lgf-add", target, **{"out": out, "epochs": 3, "set": ("batch_size=2",), **more})
+    return asked(
+        store, "lgf-add", target, **{"out": out, "epochs": 3, "set": ("batch_size=2",), **more}
+    )
 
 
 def test_each_vote_is_scored_against_the_majority_of_the_others() -> None:
     votes = [
         [["Anger"], ["Anger"], ["Sadness"]],  # two votes are against a tie; the third is wrong
         [["Neutral"], ["Neutral"], ["Neutral"], ["Anger"]],  # three right, one wrong
-        [["Happiness"], ["Happiness", "Neutral"], ["Happiness"]],  # the second names two alike; the others are right
+        [
+            ["Happiness"],
+            ["Happiness", "Neutral"],
+            ["Happiness"],
+        ],  # the second names two alike; the others are right
         [["Other"], ["Neutral"], ["Neutral"]],  # the first is for no class
         [["Anger"]],
         None,
     ]
     matrix, left_out = rater_votes(get_policy("4class"), votes)
     # By row the majority of the others, by column the vote: anger, happiness, neutral, sadness.
-    assert matrix.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [1, 0, 3 + 2, 0], [0] * 4] and left_out == 2 + 1 + 1 + 1
+    assert (
+        matrix.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [1, 0, 3 + 2, 0], [0] * 4]
+        and left_out == 2 + 1 + 1 + 1
+    )
     told = rater_scores(matrix, left_out)
     assert told is not None and told["n"] == 9 and told["wa"] == pytest.approx(7 / 9)
     assert told["ua"] == pytest.approx((0 + 1 + 5 / 6) / 3)
@@ -309,37 +414,66 @@ def test_each_vote_is_scored_against_the_majority_of_the_others() -> None:
 def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Path) -> None:
     [run] = run_experiment(lgf(store, "distribution", tmp_path))
     [soft] = run_experiment(lgf(store, "class", tmp_path, set=("batch_size=2", "soft_labels=true")))
-    ours, theirs = ({n: x.numpy().tobytes() for n, x in one.tensors(MODEL)[0].items()} for one in (run, soft))
+    ours, theirs = (
+        {n: x.numpy().tobytes() for n, x in one.tensors(MODEL)[0].items()} for one in (run, soft)
+    )
     assert ours == theirs, "one mechanism"
-    pairs = [*zip(*(run.predictions()[name].to_pylist() for name in ("votes", "probabilities")), strict=True)]
-    wanted = {"kl": [entropy(*pair) for pair in pairs], "js": [jensenshannon(*pair) ** 2 for pair in pairs]}
+    pairs = [
+        *zip(
+            *(run.predictions()[name].to_pylist() for name in ("votes", "probabilities")),
+            strict=True,
+        )
+    ]
+    wanted = {
+        "kl": [entropy(*pair) for pair in pairs],
+        "js": [jensenshannon(*pair) ** 2 for pair in pairs],
+    }
     for name, each in wanted.items():
-        assert run.result[name] == pytest.approx(np.mean(each)) and run.result["tests"]["head text"][name] > 0
+        assert (
+            run.result[name] == pytest.approx(np.mean(each))
+            and run.result["tests"]["head text"][name] > 0
+        )
     assert run.result["ua"] == soft.result["ua"] and "kl" not in soft.result
     runs = run_experiment(lgf(store, "distribution", tmp_path, folds="all"))
     cell = CellScores(runs)
     whole, low, high = cell.divergences()["js"]
     assert low is not None and high is not None and 0 <= low < whole < high
-    assert whole == pytest.approx(np.average([r.result["js"] for r in runs], weights=[r.result["n"] for r in runs]))
-    assert cell.to_json()["raters"] == cell.raters and cell.raters is not None and cell.raters["n"] > 0
+    assert whole == pytest.approx(
+        np.average([r.result["js"] for r in runs], weights=[r.result["n"] for r in runs])
+    )
+    assert (
+        cell.to_json()["raters"] == cell.raters and cell.raters is not None and cell.raters["n"] > 0
+    )
     tested = [r.result["raters"]["n"] for r in runs]
     assert cell.raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
-    assert "from the raters' votes, in nats: KL" in summary_text(cell) and "the raters' own: UA" in summary_text(cell)
+    assert "from the raters' votes, in nats: KL" in summary_text(
+        cell
+    ) and "the raters' own: UA" in summary_text(cell)
     assert "· 4class · target distribution ·" in cell.conditions
-    assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(group_runs(runs)[0]).rows[0].keys()
+    assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(
+        group_runs(runs)[0]
+    ).rows[0].keys()
 
 
 def test_what_has_no_majority_trains_and_is_scored_apart(store: Path, tmp_path: Path) -> None:
-    plain, more = (prepare(lgf(store, f"distribution{also}", tmp_path))[0] for also in ("", "+undecided"))
+    plain, more = (
+        prepare(lgf(store, f"distribution{also}", tmp_path))[0] for also in ("", "+undecided")
+    )
     utterances = more.data.utterances
     undecided = np.flatnonzero(utterances.undecided)
     assert len(utterances) - len(plain.data.utterances) == len(undecided) > 0
     assert np.allclose(utterances.votes[undecided], [0.5, 0, 0.5, 0]), "a rater who names two"
-    assert set(undecided) & set(more.fold.train) and not set(undecided) & {*more.fold.dev, *more.fold.test}
+    assert set(undecided) & set(more.fold.train) and not set(undecided) & {
+        *more.fold.dev,
+        *more.fold.test,
+    }
     assert len(more.fold.test) == len(plain.fold.test)
     [run] = run_experiment(lgf(store, "distribution+undecided", tmp_path))
     apart = run.result["no_majority"]
-    assert apart["n"] == len(more.fold.left_out["no majority among the raters (test)"]) and apart["js"] > 0
+    assert (
+        apart["n"] == len(more.fold.left_out["no majority among the raters (test)"])
+        and apart["js"] > 0
+    )
     assert votes_table(group_runs([run])[0]).rows[0]["without a majority"] == apart["n"]
     assert "no majority among the raters (test)" in Run(run.path).result["left_out"]
 
@@ -351,6 +485,18 @@ def test_without_votes_there_is_no_distribution(tmp_path: Path) -> None:
     add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
     with pytest.raises(WrongUse, match="corpus mute does not hold its raters' votes"):
         prepare(asked(store.path, "audio:utterance", "distribution"))
-    words = ["--features", "is13", "--fusion", "audio", "--epochs", "1", "--folds", "1", "--set", "d_model=8", "--json"]
+    words = [
+        "--features",
+        "is13",
+        "--fusion",
+        "audio",
+        "--epochs",
+        "1",
+        "--folds",
+        "1",
+        "--set",
+        "d_model=8",
+        "--json",
+    ]
     done = ser("train", "--store", store.path, "--out", tmp_path / "r", *words)
     assert done.exit_code == 0 and "raters" not in json.loads(done.stdout)["scores"]

@@ -1,4 +1,6 @@
-"""Features from a real store become batches: right rows, right order, statistics of the training part alone."""
+"""Features from a real store become batches: right rows, right order, statistics of the training
+part alone.
+"""
 
 import shutil
 from dataclasses import replace
@@ -24,12 +26,17 @@ from ser.train.report.provenance import command
 from ser.train.report.sections import make_page
 from ser.train.run import load_model
 
-LAYERS: dict[str, Any] = {"checkpoint": {"digest": "a", "random": True}, "provenance": {"layers": 2}}
+LAYERS: dict[str, Any] = {
+    "checkpoint": {"digest": "a", "random": True},
+    "provenance": {"layers": 2},
+}
 
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny store with a view, and three layers of a model that ends in a LayerNorm; k is k more than hubert."""
+    """The tiny store with a view, and three layers of a model that ends in a LayerNorm; k is k more
+    than hubert.
+    """
     manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("rich") / "s")
     for layer, norm in ((0, "before"), (1, "before"), (2, "before"), (3, "after")):
         config = {"layer": min(layer, 2), "norm": norm}
@@ -38,8 +45,12 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add_feature(store, manifest, "hubert", rows, variant=variant, config=config, **LAYERS)
     rows = [values + np.float16(8) for values in make_rows(manifest, "logmel")]
     add_feature(store, manifest, "logmel", rows, variant="view=pitch-1")
-    add_feature(store, manifest, "hubert", make_rows(manifest, "hubert"), hop=0.02, variant="view=noise-1")
-    add_feature(store, manifest, "is13", make_rows(manifest, "is13"), of=range(50), variant="half=1")
+    add_feature(
+        store, manifest, "hubert", make_rows(manifest, "hubert"), hop=0.02, variant="view=noise-1"
+    )
+    add_feature(
+        store, manifest, "is13", make_rows(manifest, "is13"), of=range(50), variant="half=1"
+    )
     return store.path
 
 
@@ -64,20 +75,28 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     plain, _ = load_dataset(Experiment("hubert+mpnet", "mit", store.path), cache)
     data, _ = load_dataset(Experiment("mpnet+hubert:hop=0.06", "mit", store.path), cache)
     inputs, held = data.inputs["audio"], stored("hubert")
-    assert inputs.values.dtype == torch.float32 and data.inputs["text"].values.dtype == torch.float16
+    assert (
+        inputs.values.dtype == torch.float32 and data.inputs["text"].values.dtype == torch.float16
+    )
     assert len(inputs.values) < len(plain.inputs["audio"].values)
     for i, name in enumerate(data.utterances.ids):
         x = held[name].astype(np.float64)
         wanted = np.array([x[first : first + 3].mean(0) for first in range(0, len(x), 3)])
-        assert np.allclose(inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6)
+        assert np.allclose(
+            inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6
+        )
     means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
-    add_feature(store, manifest, means, [x.mean(0, dtype=np.float32) for x in make_rows(manifest, "hubert")])
+    add_feature(
+        store, manifest, means, [x.mean(0, dtype=np.float32) for x in make_rows(manifest, "hubert")]
+    )
     frames = "hubert:hop=0.06,pool=mean"  # and not the stored means
     vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
-    assert data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
+    assert (
+        data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
+    )
     at = f"@{described['fingerprint'][:4]}"
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
         assert load_dataset(Experiment(f"mpnet+{name}", "mit", store.path), cache)[0] is data, name
@@ -91,10 +110,18 @@ def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
     add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", make_rows(manifest, "is13"))
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s"))
     (batch,) = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
-    assert len(batch.dialogues) == 10 and batch.dialogues.sum() == len(batch) == len(data.utterances)
-    where = dict(zip(plain.ids, zip(plain.column("dialogue"), plain.column("turn"), strict=True), strict=True))
+    assert len(batch.dialogues) == 10 and batch.dialogues.sum() == len(batch) == len(
+        data.utterances
+    )
+    where = dict(
+        zip(
+            plain.ids, zip(plain.column("dialogue"), plain.column("turn"), strict=True), strict=True
+        )
+    )
     for utterances in batch.utterances.split(batch.dialogues.tolist()):
-        dialogues, turns = zip(*(where[data.utterances.ids[row]] for row in utterances), strict=True)
+        dialogues, turns = zip(
+            *(where[data.utterances.ids[row]] for row in utterances), strict=True
+        )
         assert len(set(dialogues)) == 1 and list(turns) == sorted(turns)
 
 
@@ -111,7 +138,10 @@ def test_what_is_constant_in_training_is_not_divided_by_zero(store: Path) -> Non
     data, _ = load_dataset(Experiment("is13", "audio", store))
     data.inputs["audio"].values[:, 3] = 1e7 / 3
     scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
-    assert scaling.std[3] == 1 and torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
+    assert (
+        scaling.std[3] == 1
+        and torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
+    )
 
 
 def test_features_are_loaded_once(store: Path) -> None:
@@ -148,7 +178,11 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
         ("hubert:hop=nan", "audio:frame", "a multiple"),
         ("hubert++mpnet", "audio:frame", "a feature without a name: ''"),
         ("mpnet:hop=0.1", "audio:frame", "a multiple of that of its frames, and it has none"),
-        ("hubert:hop=0.04 & hubert:view=noise-1", "audio:frame", "another level, dimension, pool or hop"),
+        (
+            "hubert:hop=0.04 & hubert:view=noise-1",
+            "audio:frame",
+            "another level, dimension, pool or hop",
+        ),
     ],
 )
 def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str) -> None:
@@ -161,13 +195,27 @@ def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str
     ("features", "fusion", "says"),
     [
         ("wavlm", "audio", "ser features CORPUS --features wavlm"),
-        ("hubert:layers=0-3", "audio", "all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers"),
-        ("hubert:layers=all,norm=none", "audio", "all of hubert:layers=all,norm=none"),  # not the last layer of another
-        ("hubert:layers=0-3,pool=mean", "superb", "ser features CORPUS --features hubert:layers=0-3,pool=mean"),
+        (
+            "hubert:layers=0-3",
+            "audio",
+            "all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers",
+        ),
+        (
+            "hubert:layers=all,norm=none",
+            "audio",
+            "all of hubert:layers=all,norm=none",
+        ),  # not the last layer of another
+        (
+            "hubert:layers=0-3,pool=mean",
+            "superb",
+            "ser features CORPUS --features hubert:layers=0-3,pool=mean",
+        ),
         ("is13:half=1", "audio", r"lacks \d+ of \d+ .*ser features CORPUS --features is13:half=1"),
     ],
 )
-def test_a_feature_that_is_not_all_there_names_the_command(rich: Path, features: str, fusion: str, says: str) -> None:
+def test_a_feature_that_is_not_all_there_names_the_command(
+    rich: Path, features: str, fusion: str, says: str
+) -> None:
     """For the means of layers that of the means, not of the frames, which are 100 times as large."""
     with pytest.raises(MissingRows, match=says):
         load_dataset(Experiment(features, fusion, rich))
@@ -179,15 +227,23 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     bad, unlabelled = labels.index("ang"), labels.index("xxx")
     kept = [i for i in range(len(manifest)) if i not in (bad, unlabelled)]
     store = new_store(tmp_path / "s", manifest)
-    add_feature(store, manifest, "is13", make_rows(manifest, "is13"), of=kept, empty=(bad, unlabelled))
-    with pytest.raises(MissingRows, match=rf"1 labelled .* quarantined, such as {manifest.ids[bad]} \(empty"):
+    add_feature(
+        store, manifest, "is13", make_rows(manifest, "is13"), of=kept, empty=(bad, unlabelled)
+    )
+    with pytest.raises(
+        MissingRows, match=rf"1 labelled .* quarantined, such as {manifest.ids[bad]} \(empty"
+    ):
         load_dataset(Experiment("is13", "audio", tmp_path / "s"))
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s", allow_missing=True))
     assert manifest.ids[bad] not in data.utterances.ids
     assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
     every = new_store(tmp_path / "none", manifest)
-    add_feature(every, manifest, "is13", make_rows(manifest, "is13"), of=(), empty=range(len(manifest)))
-    with pytest.raises(MissingRows, match=r"labelled utterances are quarantined.*ser features --retry`$"):
+    add_feature(
+        every, manifest, "is13", make_rows(manifest, "is13"), of=(), empty=range(len(manifest))
+    )
+    with pytest.raises(
+        MissingRows, match=r"labelled utterances are quarantined.*ser features --retry`$"
+    ):
         load_dataset(Experiment("is13", "audio", every.path, allow_missing=True))
 
 
@@ -200,7 +256,9 @@ def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
     batch = more.batch(more.groups(rows[[3, len(fold.train) + 3, 5]], "utterance"), {})
     plain = data.batch(data.groups(fold.train[[3, 3, 5]], "utterance"), {})
     assert torch.equal(batch.truth, plain.truth)
-    assert torch.equal(batch.inputs["text"].values, plain.inputs["text"].values)  # a view of audio leaves the text
+    assert torch.equal(
+        batch.inputs["text"].values, plain.inputs["text"].values
+    )  # a view of audio leaves the text
     assert torch.equal(batch.inputs["audio"].lengths, plain.inputs["audio"].lengths)
     difference = batch.inputs["audio"].values - plain.inputs["audio"].values
     pieces = difference.split(plain.inputs["audio"].lengths.tolist())
@@ -211,12 +269,22 @@ def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
 def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_path: Path) -> None:
     settings = ("frames=48", "channels=2")
     plain = Experiment("logmel", "cnn", store=rich, out=tmp_path, epochs=1, folds=1, set=settings)
-    (without,), (mixed,) = run_experiment(plain), run_experiment(replace(plain, views="logmel:view=pitch-1"))
-    assert without.path != mixed.path and mixed.config["views"][0]["feature"] == "logmel:view=pitch-1"
-    assert without.result["n"] == mixed.result["n"] and without.result["parts"] == mixed.result["parts"]
+    (without,), (mixed,) = (
+        run_experiment(plain),
+        run_experiment(replace(plain, views="logmel:view=pitch-1")),
+    )
+    assert (
+        without.path != mixed.path and mixed.config["views"][0]["feature"] == "logmel:view=pitch-1"
+    )
+    assert (
+        without.result["n"] == mixed.result["n"]
+        and without.result["parts"] == mixed.result["parts"]
+    )
     assert without.result["history"][0]["loss"] != mixed.result["history"][0]["loss"]
     scalings = [load_model(run)[0].scaling["audio"] for run in (without, mixed)]
-    assert torch.equal(scalings[0].mean, scalings[1].mean) and torch.equal(scalings[0].std, scalings[1].std)
+    assert torch.equal(scalings[0].mean, scalings[1].mean) and torch.equal(
+        scalings[0].std, scalings[1].std
+    )
 
 
 def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
@@ -227,7 +295,9 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     assert pooled.inputs["text"].values.dtype == torch.float32
     first, second = (load_dataset(asked, DataCache(tmp_path))[0] for _ in range(2))
     assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}  # read now
-    for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):  # the second reads no values from the store
+    for part in tmp_path.glob(
+        "s/*/*/parts/*/data.zarr"
+    ):  # the second reads no values from the store
         shutil.rmtree(part)
     for modality, expected in plain.inputs.items():
         for data in (first, second):
@@ -236,7 +306,12 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
 
 
 def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> None:
-    for name, layers in (("all", (0, 1, 3)), ("1-2", (1, 3)), ("all,norm=before", (0, 1, 2)), ("0-1", (0, 1))):
+    for name, layers in (
+        ("all", (0, 1, 3)),
+        ("1-2", (1, 3)),
+        ("all,norm=before", (0, 1, 2)),
+        ("0-1", (0, 1)),
+    ):
         data, _ = load_dataset(Experiment(f"hubert:layers={name}", "audio", rich))
         rows, held = np.array([7, 3, 30]), stored("hubert")
         plain = [held[data.utterances.ids[row]] for row in rows]
@@ -244,14 +319,22 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> No
         batch = data.batch(data.groups(rows, "utterance"), {})
         assert batch.truth.tolist() == data.utterances.labels[rows].tolist()
         assert batch.inputs["audio"].lengths.tolist() == [len(x) for x in plain]
-        assert np.array_equal(batch.inputs["audio"].values, np.concatenate(pieces).astype(np.float32)), name
+        assert np.array_equal(
+            batch.inputs["audio"].values, np.concatenate(pieces).astype(np.float32)
+        ), name
         pooled, _ = load_dataset(Experiment(f"hubert:layers={name},pool=mean", "superb", rich))
         means = [x.mean(0, dtype=float) for x in pieces]
         assert np.allclose(pooled.inputs["audio"].values[rows], means, atol=1e-3)
-    first = open_store(rich).feature("hubert:layer=0").fingerprint[:9]  # any of a checkpoint's layers tells it
-    assert load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", rich))[0].dims == {"audio": 24}
+    first = (
+        open_store(rich).feature("hubert:layer=0").fingerprint[:9]
+    )  # any of a checkpoint's layers tells it
+    assert load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", rich))[0].dims == {
+        "audio": 24
+    }
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
-    sums, beside = (load_dataset(Experiment(name, "audio", rich), cache)[0].described for name in names)
+    sums, beside = (
+        load_dataset(Experiment(name, "audio", rich), cache)[0].described for name in names
+    )
     assert sums["features"] != beside["features"], "the same features, and other runs"
 
 
@@ -259,24 +342,50 @@ def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path)
     store, manifest = open_store(shutil.copytree(rich, tmp_path / "s")), make_manifest()
     before, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     for layer in range(2):
-        means = [x.mean(0, dtype=np.float64).astype(np.float32) + layer for x in make_rows(manifest, "hubert")]
-        spec = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, f"layer={layer},pool=mean", **LAYERS)
+        means = [
+            x.mean(0, dtype=np.float64).astype(np.float32) + layer
+            for x in make_rows(manifest, "hubert")
+        ]
+        spec = Spec(
+            "hubert",
+            "audio",
+            "utterance",
+            12,
+            "float32",
+            "made-up",
+            1,
+            f"layer={layer},pool=mean",
+            **LAYERS,
+        )
         add_feature(store, manifest, spec, means)
     after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
-    names = [data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)]
+    names = [
+        data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)
+    ]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
-    for layer, rows in enumerate([make_rows(manifest, "hubert")] * 2):  # begun with another checkpoint
+    for layer, rows in enumerate(
+        [make_rows(manifest, "hubert")] * 2
+    ):  # begun with another checkpoint
         add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
-    found = [load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0] for path in (rich, store.path)]
+    found = [
+        load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0]
+        for path in (rich, store.path)
+    ]
     assert torch.equal(*(data.inputs["audio"].values for data in found)), "the one that is complete"
 
 
-def test_features_of_a_modality_are_joined_each_standardised_by_itself(rich: Path, tmp_path: Path) -> None:
-    asked = Experiment("hubert:layers=all+is13+mpnet", "lgf-add", store=rich, out=tmp_path, folds=1, epochs=2)
+def test_features_of_a_modality_are_joined_each_standardised_by_itself(
+    rich: Path, tmp_path: Path
+) -> None:
+    asked = Experiment(
+        "hubert:layers=all+is13+mpnet", "lgf-add", store=rich, out=tmp_path, folds=1, epochs=2
+    )
     [job] = prepare(asked)
-    assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12} and not can_train_together(job.data, job.plan)
+    assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12} and not can_train_together(
+        job.data, job.plan
+    )
     columns = job.data.inputs["audio"].values.split([12, 12, 12, 24], 1)
     whole = Standardizer.of(job.data.inputs["audio"], job.fold.train)
     for name, own in (("hubert:layer=0", columns[0]), ("is13", columns[3])):
@@ -286,10 +395,15 @@ def test_features_of_a_modality_are_joined_each_standardised_by_itself(rich: Pat
         assert torch.equal(own_scale.mean, whole.mean[:12] if name != "is13" else whole.mean[36:])
     [run] = run_experiment(asked)
     joined = run.config["features"]["audio"]["joined"]
-    assert [one["feature"] for one in joined] == [f"hubert:layer={k}" for k in ("0", "1", "2,norm=after")] + ["is13"]
+    assert [one["feature"] for one in joined] == [
+        f"hubert:layer={k}" for k in ("0", "1", "2,norm=after")
+    ] + ["is13"]
     assert all(open_store(rich).feature(f"{one['feature']}@{one['fingerprint']}") for one in joined)
     assert list(run.result["layers"]) == [one["feature"] for one in joined[:3]]
-    assert sum(run.result["layers"].values()) == pytest.approx(1) and len(set(run.result["layers"].values())) == 3
+    assert (
+        sum(run.result["layers"].values()) == pytest.approx(1)
+        and len(set(run.result["layers"].values())) == 3
+    )
     shares = load_model(run)[0].model.get_parameter("layer_sums.weights.audio 0").softmax(0)
     assert shares.tolist() == list(run.result["layers"].values())
     [cell], _ = group_runs([run])

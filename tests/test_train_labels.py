@@ -11,29 +11,46 @@ from ser.tests.tiny_store import make_manifest
 from ser.train.data.labels import apply_policy, get_policy, soft_labels
 from ser.train.data.splits import make_folds
 
-# The release's counts per session of ang, hap + exc, neu, sad (papers/IEMOCAP.md). How hap + exc and the 1,849 fru are
-# spread over sessions does not matter to the policies.
+# The release's counts per session of ang, hap + exc, neu, sad (papers/IEMOCAP.md). How hap + exc
+# and the 1,849 fru are spread over sessions does not matter to the policies.
 SESSIONS = {"1": (229, 278, 384, 194), "2": (137, 327, 362, 197), "3": (240, 286, 320, 305)}
 SESSIONS |= {"4": (327, 303, 258, 143), "5": (170, 442, 384, 245)}
 
 
 def release(change: int = 0) -> Manifest:
-    """A manifest with IEMOCAP's ids and label counts; `change` turns that many of session 5's sad into xxx."""
+    """A manifest with IEMOCAP's ids and label counts; `change` turns that many of session 5's sad
+    into xxx.
+    """
     labels = [("1", "fru")] * 1849 + [("2", "fea")] * 40 + [("2", "sur")] * 107
     for session, (ang, hap, neu, sad) in SESSIONS.items():
         moved = change if session == "5" else 0
-        counts = {"ang": ang, "exc": hap - 119, "hap": 119, "neu": neu, "sad": sad - moved, "xxx": moved}
+        counts = {
+            "ang": ang,
+            "exc": hap - 119,
+            "hap": 119,
+            "neu": neu,
+            "sad": sad - moved,
+            "xxx": moved,
+        }
         labels += [(session, name) for name, n in counts.items() for _ in range(n)]
     labels += [("2", "xxx")] * (10_039 - len(labels))
     rows = []
     for i, (session, label) in enumerate(labels):
         dialogue = f"Ses0{session}F_impro{i // 1000 + 1:02d}{'abcd'[i % 4]}"
-        rows.append({"id": f"{dialogue}_F{i % 1000:03d}", "dialogue": dialogue, "session": session, "label": label})
+        rows.append(
+            {
+                "id": f"{dialogue}_F{i % 1000:03d}",
+                "dialogue": dialogue,
+                "session": session,
+                "label": label,
+            }
+        )
     return Manifest.from_rows("iemocap", rows)
 
 
 @pytest.mark.parametrize(
-    ("policy", "n", "classes"), [("4class", 5531, 4), ("5class", 7380, 5), ("6class", 7380, 6), ("8class", 7527, 8)]
+    ("policy", "n", "classes"),
+    [("4class", 5531, 4), ("5class", 7380, 5), ("6class", 7380, 6), ("8class", 7527, 8)],
 )
 def test_iemocap_gives_its_known_counts(policy: str, n: int, classes: int) -> None:
     found = apply_policy(get_policy(policy), release())
@@ -49,13 +66,17 @@ def test_sessions_1_to_4_of_iemocap_train_but_for_a_tenth() -> None:
     (fold,) = make_folds("train1234-test5", found)
     assert len(fold.train) + len(fold.dev) == 4290 and len(fold.test) == 1241
     assert len(fold.dev) == pytest.approx(429, abs=100)
-    assert not {found.dialogues[row] for row in fold.train} & {found.dialogues[row] for row in fold.dev}
+    assert not {found.dialogues[row] for row in fold.train} & {
+        found.dialogues[row] for row in fold.dev
+    }
 
 
 @pytest.mark.parametrize("beside", [(), (make_manifest(),)])
 def test_iemocap_with_other_counts_is_refused(beside: tuple[Manifest, ...]) -> None:
     manifest = Manifest.joined([release(change=1), *beside]) if beside else release(change=1)
-    with pytest.raises(CorpusError, match="all 5530 instead of 5531, session 5 sad 244 instead of 245"):
+    with pytest.raises(
+        CorpusError, match="all 5530 instead of 5531, session 5 sad 244 instead of 245"
+    ):
         apply_policy(get_policy("4class"), manifest)
 
 
@@ -85,11 +106,18 @@ def test_policies_that_are_wrong(tmp_path: Path, text: str | None, says: str) ->
 
 
 def test_a_corpus_with_other_labels_says_which() -> None:
-    for name, labels, says in (("4class", ["bor", "dis", "bor"], r"bor \(2\), dis \(1\)"), ("all", [None], "none")):
+    for name, labels, says in (
+        ("4class", ["bor", "dis", "bor"], r"bor \(2\), dis \(1\)"),
+        ("all", [None], "none"),
+    ):
         rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(labels)]
         with pytest.raises(WrongUse, match=says):
             apply_policy(get_policy(name, labels), Manifest.from_rows("other", rows))
-    assert get_policy("all", ["Calm", "bor", "xxx", "X", "", None, "Fear"]).classes == ("bor", "calm", "fea")
+    assert get_policy("all", ["Calm", "bor", "xxx", "X", "", None, "Fear"]).classes == (
+        "bor",
+        "calm",
+        "fea",
+    )
 
 
 def test_soft_labels_are_the_annotators_percentages() -> None:
@@ -102,5 +130,10 @@ def test_soft_labels_are_the_annotators_percentages() -> None:
     ]
     found = soft_labels(policy, votes, np.array([0, 3, 4, 2]))
     assert policy.classes == ("ang", "fru", "hap", "neu", "sad")
-    wanted = [[2 / 3, 1 / 3, 0, 0, 0], [0.5 / 2, 0, 0, 1.5 / 2, 0], [0, 0, 0, 0, 1], [0, 0, 1, 0, 0]]
+    wanted = [
+        [2 / 3, 1 / 3, 0, 0, 0],
+        [0.5 / 2, 0, 0, 1.5 / 2, 0],
+        [0, 0, 0, 0, 1],
+        [0, 0, 1, 0, 0],
+    ]
     assert found == pytest.approx(np.array(wanted))

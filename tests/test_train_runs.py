@@ -1,4 +1,6 @@
-"""Run folders: named by their config, readable without us, never half there, never trained twice, and sealed."""
+"""Run folders: named by their config, readable without us, never half there, never trained twice,
+and sealed.
+"""
 
 import errno
 import json
@@ -35,16 +37,37 @@ from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.sections import report_text
 from ser.train.run import Job, load_model, write_model
-from ser.train.run_folder import CONFIG, LOG, MODEL, PREDICTIONS, RESULT, STATE, Run, find_runs, open_run, run_name
+from ser.train.run_folder import (
+    CONFIG,
+    LOG,
+    MODEL,
+    PREDICTIONS,
+    RESULT,
+    STATE,
+    Run,
+    find_runs,
+    open_run,
+    run_name,
+)
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 FILES = {"--resume": (CONFIG, RESULT, MODEL, PREDICTIONS), "predict": (CONFIG, RESULT, MODEL)}
-FILES |= {"report": (CONFIG, RESULT, PREDICTIONS), "sweep": FILES["--resume"], "train": FILES["--resume"]}
+FILES |= {
+    "report": (CONFIG, RESULT, PREDICTIONS),
+    "sweep": FILES["--resume"],
+    "train": FILES["--resume"],
+}
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def lgf(store: Path, out: Path, **options) -> Experiment:
-    asked = {"features": "is13+bert", "fusion": "lgf-add", "loss": "perspective", "epochs": 4, "set": SMALL}
+    asked = {
+        "features": "is13+bert",
+        "fusion": "lgf-add",
+        "loss": "perspective",
+        "epochs": 4,
+        "set": SMALL,
+    }
     return Experiment(store=store, out=out, **{**asked, **options})
 
 
@@ -57,11 +80,27 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     files = "config.json dev.parquet lock log model.safetensors predictions.parquet result.json"
     assert sorted(p.name for p in run.path.iterdir()) == files.split()
     config = json.loads((run.path / "config.json").read_text())
-    assert config["settings"]["d_model"] == 16 and config["settings"]["dropout"] == 0.2  # complete, defaults too
-    assert config["features"]["audio"]["feature"] == "is13" and len(config["features"]["audio"]["fingerprint"]) == 16
+    assert (
+        config["settings"]["d_model"] == 16 and config["settings"]["dropout"] == 0.2
+    )  # complete, defaults too
+    assert (
+        config["features"]["audio"]["feature"] == "is13"
+        and len(config["features"]["audio"]["fingerprint"]) == 16
+    )
     assert len(config["manifest"]) == 64 and config["provenance"]["synthetic"] is True
     result = json.loads((run.path / "result.json").read_text())
-    assert {"wa", "ua", "macro_f1", "per_class", "protocol", "select", "labels", "fold", "seed", "n"} <= result.keys()
+    assert {
+        "wa",
+        "ua",
+        "macro_f1",
+        "per_class",
+        "protocol",
+        "select",
+        "labels",
+        "fold",
+        "seed",
+        "n",
+    } <= result.keys()
     assert result["select"] == "val" and result["speaker_independent"] is True
     assert result["random_weights"] == ["bert"] and result["synthetic"] is True
     table = pq.read_table(run.path / "predictions.parquet").to_pandas()
@@ -72,9 +111,15 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     assert result["wa"] == pytest.approx((table["truth"] == table["predicted"]).mean())
     assert any(name.startswith("model.") for name in load_file(run.path / "model.safetensors"))
     assert len((run.path / "log").read_text().splitlines()) == 4
-    (job,) = prepare(lgf(store, tmp_path, folds=1))  # and the saved model gives the saved probabilities
+    (job,) = prepare(
+        lgf(store, tmp_path, folds=1)
+    )  # and the saved model gives the saved probabilities
     fitted, plan = load_model(open_run(run.path))
-    assert plan.fusion.name == "lgf-add" and plan.settings.d_model == 16 and set(fitted.scaling) == {"audio"}
+    assert (
+        plan.fusion.name == "lgf-add"
+        and plan.settings.d_model == 16
+        and set(fitted.scaling) == {"audio"}
+    )
     found = fitted.predict(job.data, job.fold.test, job.plan)
     assert np.array_equal(found["logits"], probabilities)
     assert np.array_equal(found["text"], np.stack(table["probabilities head text"]))
@@ -82,50 +127,87 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
 
 def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> None:
     told: list[tuple[Job, Epoch | None]] = []
-    first = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event))
+    first = run_experiment(
+        lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event)
+    )
     stamps = {run.path: (run.path / "result.json").stat().st_mtime_ns for run in first}
     names = [run.name for run in first]
-    assert [(job.name, epoch and epoch.epoch) for job, epoch in told] == [*product(names, (1, 2, 3, 4, None))]
+    assert [(job.name, epoch and epoch.epoch) for job, epoch in told] == [
+        *product(names, (1, 2, 3, 4, None))
+    ]
     (job, epoch), *_ = told
     assert job.fold.name == "session 1" and epoch is not None and epoch.ua is not None
-    again = run_experiment(lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event))
+    again = run_experiment(
+        lgf(store, tmp_path, folds=2, seeds=2), lambda *event: told.append(event)
+    )
     assert {run.path: (run.path / "result.json").stat().st_mtime_ns for run in again} == stamps
     assert [epoch for _, epoch in told[20:]] == [None] * 4
 
 
-def test_a_copied_run_counts_once(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copied_run_counts_once(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (run,) = run_experiment(lgf(store, tmp_path / "runs", folds=1, epochs=1))
     for folder in ("begun", "copy"):
         shutil.copytree(run.path, tmp_path / folder / run.name)
     (tmp_path / "begun" / run.name / RESULT).unlink()
-    assert find_runs(tmp_path / "begun", tmp_path / "runs", tmp_path / "copy") == [run] and not caplog.records
+    assert (
+        find_runs(tmp_path / "begun", tmp_path / "runs", tmp_path / "copy") == [run]
+        and not caplog.records
+    )
     other = Run(tmp_path / "copy" / run.name)
     files = other.result["files"] | other.write_predictions({"id": ["another"]})
     other.write_json(RESULT, other.result | {"files": files})
-    assert find_runs(tmp_path / "runs", tmp_path / "copy") == [run] and "has other predictions than" in caplog.text
+    assert (
+        find_runs(tmp_path / "runs", tmp_path / "copy") == [run]
+        and "has other predictions than" in caplog.text
+    )
 
 
 def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) -> None:
     plain = lgf(store, tmp_path, folds=1)
     settings = ("dropout=0.1", "soft_labels=true", "dev=next", "refit=true")
-    others = {"epochs": 5, "loss": "single", "select": "last", "labels": "5class", "protocol": "train1234-test5"}
-    others |= {"features": "is13+bert:pool=meanstd", "limit": 60, "precision": "bf16", "only": "improvised"}
-    changes = [{}, *({"set": (*SMALL, one)} for one in settings), *({key: value} for key, value in others.items())]
+    others = {
+        "epochs": 5,
+        "loss": "single",
+        "select": "last",
+        "labels": "5class",
+        "protocol": "train1234-test5",
+    }
+    others |= {
+        "features": "is13+bert:pool=meanstd",
+        "limit": 60,
+        "precision": "bf16",
+        "only": "improvised",
+    }
+    changes = [
+        {},
+        *({"set": (*SMALL, one)} for one in settings),
+        *({key: value} for key, value in others.items()),
+    ]
     names = [run_name(prepare(replace(plain, **change))[0].config) for change in changes]
     assert len(set(names)) == len(names)
     # What cannot change the numbers does not change the name.
     moved = replace(plain, out=tmp_path / "elsewhere", resume=True, seeds=2)
     assert run_name(prepare(moved)[0].config) == names[0]
     assert run_name(prepare(replace(plain, features="bert+is13"))[0].config) == names[0]
-    # What came later is not in the config of a run that does not use it, so that older runs keep their names.
+    # What came later is not in the config of a run that does not use it, so that older runs keep
+    # their names.
     config = prepare(replace(plain, select="last"))[0].config
-    assert "only" not in config and "refit" not in config["training"] and config["training"]["dev"] == "auto"
+    assert (
+        "only" not in config
+        and "refit" not in config["training"]
+        and config["training"]["dev"] == "auto"
+    )
 
 
 def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
     asked = lgf(store, tmp_path, folds=1, log="tensorboard")
     if find_spec("tensorboard") is None:
-        with pytest.raises(WrongUse, match=r"TensorBoard is not installed; `pip install 'ser-fusion\[tensorboard\]'`"):
+        with pytest.raises(
+            WrongUse,
+            match=r"TensorBoard is not installed; `pip install 'ser-fusion\[tensorboard\]'`",
+        ):
             prepare(asked)
         pytest.skip("TensorBoard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -134,7 +216,9 @@ def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
     events = EventAccumulator(str(run.path / "tensorboard")).Reload()
     for name in ("loss", "ua", "wa"):
         drawn = [(point.step, point.value) for point in events.Scalars(f"train/{name}")]
-        assert drawn == [(line["epoch"], pytest.approx(line[name])) for line in run.result["history"]]
+        assert drawn == [
+            (line["epoch"], pytest.approx(line[name])) for line in run.result["history"]
+        ]
     assert run.path.name == run_name(prepare(replace(asked, log=None))[0].config)
 
 
@@ -142,13 +226,33 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     found = estimate(prepare(lgf(store, tmp_path / "out", epochs=10, seeds=3)))
     assert found.runs == 15 and found.parameters > 1000 and found.seconds > 0 and not found.at_most
     assert estimate(prepare(lgf(store, tmp_path / "out", set=("patience=3",)))).at_most
-    assert found.updates == 15 * 10 * 4  # four sessions of two dialogues but one dialogue, two dialogues a batch
-    wide = lgf(store, tmp_path / "out", fusion="concat:utterance", loss="single", select="last", set=("hidden=50",))
-    asked = ["train", "--store", wide.store, "--features", wide.features, "--fusion", wide.fusion, "--select", "last"]
+    assert (
+        found.updates == 15 * 10 * 4
+    )  # four sessions of two dialogues but one dialogue, two dialogues a batch
+    wide = lgf(
+        store,
+        tmp_path / "out",
+        fusion="concat:utterance",
+        loss="single",
+        select="last",
+        set=("hidden=50",),
+    )
+    asked = [
+        "train",
+        "--store",
+        wide.store,
+        "--features",
+        wide.features,
+        "--fusion",
+        wide.fusion,
+        "--select",
+        "last",
+    ]
     asked += ["--set", "hidden=50", "--epochs", "4", "--dry-run", "--out", wide.out]
     told, found = (ser(*asked, *more) for more in ((), ("--json",)))
     [job, *_] = jobs = prepare(wide)
-    # Forwards and for the weights' gradients, and between the two layers for the hidden values' gradients.
+    # Forwards and for the weights' gradients, and between the two layers for the hidden values'
+    # gradients.
     first, second = 2 * sum(job.data.dims.values()) * 50, 2 * 50 * 4
     flops = sum(len(each.fold.train) for each in jobs) * 4 * (2 * first + 3 * second)
     assert json.loads(found.stdout)["flops"] == pytest.approx(flops, rel=1e-9)
@@ -174,11 +278,16 @@ def test_two_processes_at_the_same_run_train_it_once(store: Path, tmp_path: Path
     lock, pipe = tmp_path / job.name / "lock", subprocess.PIPE
     lock.parent.mkdir()
     with locked(lock):
-        both = subprocess.Popen([sys.executable, "-c", BOTH, store, tmp_path], stdout=pipe, stderr=pipe, text=True)
+        both = subprocess.Popen(
+            [sys.executable, "-c", BOTH, store, tmp_path], stdout=pipe, stderr=pipe, text=True
+        )
         said = [both.stderr.readline() for _ in range(2)]
     output, errors = both.communicate(timeout=120)
     assert sorted(Counter(output.split()).values()) == [1, 5]  # one trained 4 epochs
-    assert said == [f"{lock.parent}: waits for the process that trains this run\n"] * 2 and errors == ""
+    assert (
+        said == [f"{lock.parent}: waits for the process that trains this run\n"] * 2
+        and errors == ""
+    )
 
 
 def test_a_finished_run_takes_no_lock_and_a_new_one_does_without(
@@ -246,20 +355,36 @@ def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) ->
     assert cell.interval_over == "10 speakers"
     text = summary_text(cell)
     raw = make_manifest().column("label")
-    assert f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx" in text
-    assert "session-out · val · 4class · dev 0.1 in whole dialogues · n train 60–64 · n dev 10 · n test 16–20" in text
-    assert "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant" in text
+    assert (
+        f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx"
+        in text
+    )
+    assert (
+        "session-out · val · 4class · dev 0.1 in whole dialogues · n train 60–64 · n dev 10 · n test 16–20"
+        in text
+    )
+    assert (
+        "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant"
+        in text
+    )
     best = CellScores(run_experiment(lgf(store, tmp_path, select="best-test", folds=1)))
-    assert best.results[0]["select"] == "best-test" and "best-test (epoch chosen on the TEST part)" in best.conditions
+    assert (
+        best.results[0]["select"] == "best-test"
+        and "best-test (epoch chosen on the TEST part)" in best.conditions
+    )
 
 
 def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     manifest = make_manifest()
-    lines = [f"{i},{int(s) % 3}\n" for i, s in zip(manifest.ids, manifest.column("session"), strict=True)]
+    lines = [
+        f"{i},{int(s) % 3}\n" for i, s in zip(manifest.ids, manifest.column("session"), strict=True)
+    ]
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.csv").write_text("id,fold\n" + "".join(lines))
-    runs = run_experiment(lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'a' / 'mine.csv'}"))
+    runs = run_experiment(
+        lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'a' / 'mine.csv'}")
+    )
     assert len(runs) == 3 and runs[0].result["protocol"] == "folds:mine.csv"
     # The same folds from elsewhere are the same runs; other folds under the same name are not.
     moved = lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'b' / 'mine.csv'}")
@@ -267,28 +392,49 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     lines[0] = lines[0].replace(",1", ",2")
     (tmp_path / "b" / "mine.csv").write_text("id,fold\n" + "".join(lines))
     # But for the one fold that has the changed utterance in training before and after.
-    assert len({run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}) == 1
-    # Which moved one utterance of a speaker to a fold of its own, and the manifest knows whose it is.
+    assert (
+        len({run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}) == 1
+    )
+    # Which moved one utterance of a speaker to a fold of its own, and the manifest knows whose it
+    # is.
     moved_runs = run_experiment(moved)
-    for shown in (CellScores(moved_runs).conditions, report_text(*group_runs(moved_runs)).replace("\n", " ")):
-        assert "folds:mine.csv (speaker-dependent) · 1 of 10 test speakers are heard in training" in shown
+    for shown in (
+        CellScores(moved_runs).conditions,
+        report_text(*group_runs(moved_runs)).replace("\n", " "),
+    ):
+        assert (
+            "folds:mine.csv (speaker-dependent) · 1 of 10 test speakers are heard in training"
+            in shown
+        )
     result = {**runs[0].result, "speakers": None, "speaker_independent": False}
     runs[0].write_json(RESULT, result)
     unknown = CellScores([open_run(runs[0].path)]).conditions
-    assert unknown.startswith("folds:mine.csv · whether test speakers are heard in training is not known · ")
+    assert unknown.startswith(
+        "folds:mine.csv · whether test speakers are heard in training is not known · "
+    )
     shown = report_text(*group_runs([open_run(runs[0].path)]))
-    assert "heard in training is not known, so scores may be too high: lgf-add" in " ".join(shown.split())
+    assert "heard in training is not known, so scores may be too high: lgf-add" in " ".join(
+        shown.split()
+    )
 
 
 def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> None:
     run_experiment(lgf(store, tmp_path, seeds=2, folds=2))
     wanted = find_runs(tmp_path)[2].path
-    before = {run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns for run in find_runs(tmp_path)}
+    before = {
+        run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns
+        for run in find_runs(tmp_path)
+    }
     bytes_before = (wanted / "model.safetensors").read_bytes()
     (wanted / "result.json").unlink()
     done = ser("train", "--resume", wanted, "--json")
-    assert done.exit_code == 0 and [Path(run["path"]).name for run in json.loads(done.stdout)["runs"]] == [wanted.name]
-    after = {run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns for run in find_runs(tmp_path)}
+    assert done.exit_code == 0 and [
+        Path(run["path"]).name for run in json.loads(done.stdout)["runs"]
+    ] == [wanted.name]
+    after = {
+        run.path.name: (run.path / "model.safetensors").stat().st_mtime_ns
+        for run in find_runs(tmp_path)
+    }
     assert {name for name in before if before[name] != after[name]} == {wanted.name}
     assert (wanted / "model.safetensors").read_bytes() == bytes_before
     assert "leave out --epochs" in ser("train", "--resume", wanted, "--epochs", 3).output
@@ -297,27 +443,42 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     run = Run(wanted)
     asked = run.config["provenance"]
     (wanted / "result.json").unlink()
-    run.write_json(CONFIG, {**run.config, "provenance": {**asked, "asked": {**asked["asked"], "epochs": 99}}})
+    run.write_json(
+        CONFIG, {**run.config, "provenance": {**asked, "asked": {**asked["asked"], "epochs": 99}}}
+    )
     changed = ser("train", "--resume", wanted)
     assert changed.exit_code != 0 and "have changed since this run began" in changed.output
     for nothing in ({}, {"asked": {"fusion": "mit"}, "store": "x"}):
         run.write_json(CONFIG, {**run.config, "provenance": nothing})
         told = ser("train", "--resume", wanted)
-        assert told.exit_code in (1, 2) and "config.json: " in told.output and "Traceback" not in told.output
+        assert (
+            told.exit_code in (1, 2)
+            and "config.json: " in told.output
+            and "Traceback" not in told.output
+        )
 
 
-def test_memory_that_ends_is_told_in_one_sentence(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_ends_is_told_in_one_sentence(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real allocation that fails: torch's own words for it are a page."""
     greedy = torch.nn.Linear(1, 1)
     greedy.forward = lambda batch: {"logits": greedy.weight.new_empty(1 << 50)}
-    monkeypatch.setitem(FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=lambda *_: greedy))
-    experiment = Experiment("is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs")
+    monkeypatch.setitem(
+        FUSIONS, "concat:utterance", replace(FUSIONS["concat:utterance"], build=lambda *_: greedy)
+    )
+    experiment = Experiment(
+        "is13+bert", "concat:utterance", store, device="cpu", out=tmp_path / "runs"
+    )
     for work in (lambda asked: estimate(prepare(asked)), run_experiment):
-        with pytest.raises(SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change"):
+        with pytest.raises(
+            SerError, match=r"memory of cpu ran out .* bf16 or --set batch_size=16, which change"
+        ):
             work(experiment)
 
 
-# One altered bit, a link, another run's file or a NaN is one sentence, never an answer ------------------------------
+# One altered bit, a link, another run's file or a NaN is one sentence, never an answer
+# ------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -326,9 +487,19 @@ def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def command(name: str, store: Path, run: Path) -> Result:
-    options = ["--store", store, "--out", run.parent, "--epochs=2", "--folds=1", *(f"--set={one}" for one in SMALL)]
+    options = [
+        "--store",
+        store,
+        "--out",
+        run.parent,
+        "--epochs=2",
+        "--folds=1",
+        *(f"--set={one}" for one in SMALL),
+    ]
     recipe = run.parent / "own.toml"
-    recipe.write_text('title = "t"\n[[cell]]\nname = "one"\nfeatures = "is13+bert"\nfusion = "lgf-add"\n')
+    recipe.write_text(
+        'title = "t"\n[[cell]]\nname = "one"\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
+    )
     words: dict[str, list[object]] = {
         "predict": ["predict", run, "a.wav"],
         "report": ["report", run.parent],
@@ -340,14 +511,21 @@ def command(name: str, store: Path, run: Path) -> Result:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_altered_bit_is_refused_by_every_command(store: Path, trained: Run, tmp_path: Path, name: str) -> None:
+def test_one_altered_bit_is_refused_by_every_command(
+    store: Path, trained: Run, tmp_path: Path, name: str
+) -> None:
     run = Path(shutil.copytree(trained.path, tmp_path / "runs" / trained.name))
     sound = command(name, store, run)
-    assert sound.exit_code == 0 or (name == "predict" and "made-up" in sound.stderr), sound.output  # not our extractor
+    assert sound.exit_code == 0 or (name == "predict" and "made-up" in sound.stderr), (
+        sound.output
+    )  # not our extractor
     dice = random.Random(name)
     for file in FILES[name]:
         content = (run / file).read_bytes()
-        for at in (dice.randrange(len(content)), len(content) - dice.randrange(1, 60)):  # anywhere, and in the seal
+        for at in (
+            dice.randrange(len(content)),
+            len(content) - dice.randrange(1, 60),
+        ):  # anywhere, and in the seal
             altered = bytearray(content)
             altered[at] ^= 1 << dice.randrange(8)
             (run / file).write_bytes(altered)
@@ -368,7 +546,9 @@ def test_no_bit_of_a_run_can_change(trained: Run, tmp_path: Path, file: str) -> 
         (run / file).write_bytes(altered)
         with pytest.raises(CorruptStore, match=r"\.(json|safetensors|parquet): "):
             Run(run).checked()
-    if file.endswith("json"):  # without its seal, one of this version is not taken for an older one's
+    if file.endswith(
+        "json"
+    ):  # without its seal, one of this version is not taken for an older one's
         record = json.loads(content)
         for key in ("sha256", "run", "files"):
             record.pop(key, None)
@@ -379,11 +559,15 @@ def test_no_bit_of_a_run_can_change(trained: Run, tmp_path: Path, file: str) -> 
     assert Run(run).checked() == checked
 
 
-def test_what_does_not_match_its_name_is_refused(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_match_its_name_is_refused(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     named = shutil.copytree(trained.path, tmp_path / "the best one")
     with pytest.raises(CorruptStore, match=f"belongs to run {trained.name}; name the folder so"):
         _ = open_run(named).config
-    (tmp_path / "link").symlink_to(trained.path)  # to another name is a link, and what it leads to is checked
+    (tmp_path / "link").symlink_to(
+        trained.path
+    )  # to another name is a link, and what it leads to is checked
     assert open_run(tmp_path / "link").config == trained.config
     monkeypatch.chdir(trained.path)
     for named in (tmp_path / "link", Path()):
@@ -413,7 +597,11 @@ def test_a_damaged_state_is_not_gone_on_from(store: Path, begun: Run) -> None:
     content[-9] ^= 4
     (begun.path / STATE).write_bytes(content)
     told = command("--resume", store, begun.path)
-    assert told.exit_code == 1 and f"{STATE}: altered or cut short" in told.stderr and not begun.finished
+    assert (
+        told.exit_code == 1
+        and f"{STATE}: altered or cut short" in told.stderr
+        and not begun.finished
+    )
     (begun.path / STATE).unlink()
     assert command("--resume", store, begun.path).exit_code == 0
 
@@ -431,16 +619,23 @@ def test_links_are_not_followed(store: Path, begun: Run, tmp_path: Path, name: s
     assert victim.read_bytes() == held
     begun.path.rename(tmp_path / "elsewhere")
     begun.path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="is a link or a special file, and no run is written through one"):
+    with pytest.raises(
+        StoreError, match="is a link or a special file, and no run is written through one"
+    ):
         run_experiment(short(store, tmp_path / "runs"))
 
 
-def test_predictions_and_weights_that_are_nan(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_and_weights_that_are_nan(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [run] = run_experiment(short(store, tmp_path / "a"))
     fitted, *_ = load_model(run)
     weights = fitted.model.state_dict()
     next(iter(weights.values())).view(-1)[0] = torch.nan
-    run.write_json(RESULT, {**run.result, "files": run.result["files"] | write_model(run, weights, fitted.scaling)})
+    run.write_json(
+        RESULT,
+        {**run.result, "files": run.result["files"] | write_model(run, weights, fitted.scaling)},
+    )
     with pytest.raises(CorruptStore, match="does not hold the weights of fusion 'lgf-add'"):
         load_model(Run(run.path))
 

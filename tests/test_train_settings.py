@@ -19,7 +19,15 @@ from ser.train.models.fusion import Count
 from ser.train.options import Experiment
 from ser.train.settings import TrainConfig, parse_settings, settings
 
-SIZES = {"d_model": 8, "heads": 2, "frames": 8, "channels": 2, "hidden": 4, "queries": 3, "dense": 4}
+SIZES = {
+    "d_model": 8,
+    "heads": 2,
+    "frames": 8,
+    "channels": 2,
+    "hidden": 4,
+    "queries": 3,
+    "dense": 4,
+}
 SIZES |= {"gru_hidden": 4, "lstm_hidden": 4, "encoder_depth": 1, "cross_depth": 1, "last_depth": 1}
 CACHE = DataCache()
 
@@ -35,21 +43,41 @@ def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
     fusion, listed = FUSIONS[name], settings(FUSIONS[name])
     names = {line.name for line in listed}
     assert names >= set(fusion.fixed) and not names & set(fusion.unused)
-    assert all((f"standardise_{modality}" in names) == (modality in fusion.inputs) for modality in ("audio", "text"))
-    assert {"epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"} <= {s.name for s in listed}
+    assert all(
+        (f"standardise_{modality}" in names) == (modality in fusion.inputs)
+        for modality in ("audio", "text")
+    )
+    assert {"epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"} <= {
+        s.name for s in listed
+    }
     for line in listed:
         assert line.source and line.help and line.kind, line.name
 
 
 def test_the_papers_values_are_the_defaults() -> None:
     mit, _ = parse_settings(FUSIONS["mit"], ())
-    assert (mit.lr, mit.batch_size, mit.epochs, mit.d_model, mit.heads, mit.queries) == (2e-5, 8, 100, 768, 8, 30)
+    assert (mit.lr, mit.batch_size, mit.epochs, mit.d_model, mit.heads, mit.queries) == (
+        2e-5,
+        8,
+        100,
+        768,
+        8,
+        30,
+    )
     assert (mit.feed_forward, mit.encoder_depth, mit.decoder_depth, mit.dropout) == (4, 1, 1, 0.1)
     concat, _ = parse_settings(FUSIONS["concat"], ())
-    assert concat.rmm_start == 0.8, "in the configs, and so the names, of runs that have no use for it"
+    assert concat.rmm_start == 0.8, (
+        "in the configs, and so the names, of runs that have no use for it"
+    )
     lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
     assert (lgf.lr, lgf.lr_decay, lgf.batch_size, lgf.epochs) == (1e-3, 1e-5, 20, 150)
-    assert (lgf.weight_decay, lgf.dropout, lgf.d_model, lgf.gru_hidden, lgf.heads) == (1e-5, 0.2, 100, 50, 4)
+    assert (lgf.weight_decay, lgf.dropout, lgf.d_model, lgf.gru_hidden, lgf.heads) == (
+        1e-5,
+        0.2,
+        100,
+        50,
+        4,
+    )
     cnn, _ = parse_settings(FUSIONS["cnn"], ())
     assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
 
@@ -85,7 +113,9 @@ def test_wrong_values(assignment: str, says: str) -> None:
 
 @dataclass(frozen=True)
 class Postponed(CommonSettings):
-    width: "Count" = field(default=3)  # as every annotation is after `from __future__ import annotations`
+    width: "Count" = field(
+        default=3
+    )  # as every annotation is after `from __future__ import annotations`
 
 
 def test_values_have_types_and_so_have_postponed_annotations() -> None:
@@ -102,10 +132,18 @@ def test_values_have_types_and_so_have_postponed_annotations() -> None:
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) -> None:
     own = FUSIONS[name].settings.__dataclass_fields__
-    numbers = [one.name for one in settings(FUSIONS[name]) if one.kind in ("int", "float") and one.name in own]
-    for key, value in product(numbers, ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)):
+    numbers = [
+        one.name
+        for one in settings(FUSIONS[name])
+        if one.kind in ("int", "float") and one.name in own
+    ]
+    for key, value in product(
+        numbers, ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)
+    ):
         try:
-            chosen, _ = parse_settings(FUSIONS[name], [f"{k}={v}" for k, v in {**small(name), key: value}.items()])
+            chosen, _ = parse_settings(
+                FUSIONS[name], [f"{k}={v}" for k, v in {**small(name), key: value}.items()]
+            )
             model = FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
         except WrongUse:
             assert value != "5" or key not in ("epochs", "batch_size", "lr", "weight_decay")
@@ -115,22 +153,41 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(store: Path, name: str) -> None:
+def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(
+    store: Path, name: str
+) -> None:
     fusion, stages = FUSIONS[name], len(FUSIONS[name].stages)
 
     def fitted(*more: str, hop: str = "", select: str = "last") -> Fitted:
-        features = "+".join({"audio": f"hubert{hop}", "text": "bert"}[modality] for modality in fusion.inputs)
+        features = "+".join(
+            {"audio": f"hubert{hop}", "text": "bert"}[modality] for modality in fusion.inputs
+        )
         data, _ = load_dataset(Experiment(features, name, store, limit=30), CACHE)
-        [fold, *_] = make_folds("session-out", data.utterances, Cut(dev="next" if select == "val" else "none"))
-        options = [f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()]
-        return fit(data, fold, TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select))
+        [fold, *_] = make_folds(
+            "session-out", data.utterances, Cut(dev="next" if select == "val" else "none")
+        )
+        options = [
+            f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()
+        ]
+        return fit(
+            data,
+            fold,
+            TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select),
+        )
 
     def weights(found: Fitted) -> torch.Tensor:
         return torch.cat([weight.flatten() for weight in found.model.state_dict().values()])
 
-    still = fitted("epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val")  # none is better than the first
+    still = fitted(
+        "epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val"
+    )  # none is better than the first
     assert len(still.history) == (2 + 1) * stages, "two epochs, of which the first is refitted"
-    asked = ["class_weights=inverse soft_labels=true", "focal_gamma=2", "soft_labels=true", "clip_norm=1e-3"]
+    asked = [
+        "class_weights=inverse soft_labels=true",
+        "focal_gamma=2",
+        "soft_labels=true",
+        "clip_norm=1e-3",
+    ]
     if fusion.unit == "dialogue":
         with pytest.raises(WrongUse, match=f"fusion {name} has no use for it"):
             fitted("sampler=balanced")

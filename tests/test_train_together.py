@@ -1,4 +1,6 @@
-"""Many runs at once: each gives what it gives alone, with dropout, in every fusion that can be stacked."""
+"""Many runs at once: each gives what it gives alone, with dropout, in every fusion that can be
+stacked.
+"""
 
 import copy
 import weakref
@@ -21,7 +23,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ser.errors import Diverged, SerError, WrongUse
 from ser.train import fit_many as fit_many_module
 from ser.train import run as run_module
-from ser.train.experiment import Experiment, Job, estimate, fit_groups, prepare, run_experiment, train_jobs
+from ser.train.experiment import (
+    Experiment,
+    Job,
+    estimate,
+    fit_groups,
+    prepare,
+    run_experiment,
+    train_jobs,
+)
 from ser.train.fit import Epoch, fit, learning_rate, make_optimiser
 from ser.train.fit_many import MOST, NO_LABEL, Graphs, Stack, can_train_together, fit_many
 from ser.train.models import FUSIONS
@@ -32,18 +42,33 @@ from ser.train.sweep import plan_sweep, run_sweep, train_group
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
-SIZES = [3, 1, 7, 5, 2, 30]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
+SIZES = [
+    3,
+    1,
+    7,
+    5,
+    2,
+    30,
+]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
 RUNS = 2
 
 
 def test_which_fusions_can_be_stacked():
-    positions = {f"{position}-{method}" for position in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")}
+    positions = {
+        f"{position}-{method}"
+        for position in ("ef", "mf", "lf", "lgf")
+        for method in ("add", "concat", "at")
+    }
     assert set(STACKABLE) == positions | {"audio:utterance", "text:utterance"}
 
 
 def made(name):
     """Models, the generators of their dropout, the data, its labels and its dialogues."""
-    dims = {modality: dim for modality, dim in {"audio": 9, "text": 7}.items() if modality in FUSIONS[name].inputs}
+    dims = {
+        modality: dim
+        for modality, dim in {"audio": 9, "text": 7}.items()
+        if modality in FUSIONS[name].inputs
+    }
     models, generators = [], []
     for seed in range(RUNS):
         torch.manual_seed(seed)
@@ -71,7 +96,9 @@ def stack_of(models, values, generators):
 
 
 def trained(stack, groups, chosen, labels):
-    """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R, r]`, what is real."""
+    """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R,
+    r]`, what is real.
+    """
     turns = fit_many_module.table(groups)
     batch, generators = fit_many_module.batch_of(turns, torch.tensor(chosen)), stack.generators
     if stack.kept is None:
@@ -82,15 +109,24 @@ def trained(stack, groups, chosen, labels):
     for run, generator in enumerate(generators):
         there = rows[run][real[run]]
         for mask in stack.kept[run].split(2 * SMALL.gru_hidden, 1):
-            mask[there] = torch.empty(len(there), mask.shape[1]).bernoulli_(1 - stack.dropout, generator=generator) > 0
+            mask[there] = (
+                torch.empty(len(there), mask.shape[1]).bernoulli_(
+                    1 - stack.dropout, generator=generator
+                )
+                > 0
+            )
     outputs, *_ = stack(turns, *batch, training=True)
     return outputs, torch.where(real, labels[rows], NO_LABEL), real
 
 
-@pytest.mark.parametrize("name", [*STACKABLE, "ef-add fused", "mf-concat fused", "lf-at fused", "lgf-add fused"])
+@pytest.mark.parametrize(
+    "name", [*STACKABLE, "ef-add fused", "mf-concat fused", "lf-at fused", "lgf-add fused"]
+)
 @pytest.mark.usefixtures("double")
 def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
-    """Other dialogues in every batch of every run, dropout on, in float64; with the loss of the fused head too."""
+    """Other dialogues in every batch of every run, dropout on, in float64; with the loss of the
+    fused head too.
+    """
     name, _, fused = name.partition(" ")
     heads = ("logits",) if fused else ("logits", "audio", "text")
     models, generators, values, labels, groups = made(name)
@@ -105,7 +141,9 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
         each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
         together.zero_grad()
         sum(loss_of(one, truth[r], heads) for r, one in enumerate(each)).backward()
-        gradients = {n: None if w.grad is None else w.grad.clone() for n, w in stack.weights.items()}
+        gradients = {
+            n: None if w.grad is None else w.grad.clone() for n, w in stack.weights.items()
+        }
         together.param_groups[0]["lr"] = learning_rate(SMALL, update)
         together.step()
         for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
@@ -117,7 +155,9 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
             loss_of(alone, batch.truth, heads).backward()
             for n, weight in model.named_parameters() if update == 0 else ():
                 if weight.grad is not None:
-                    torch.testing.assert_close(gradients[n][run], weight.grad, rtol=1e-12, atol=1e-12)
+                    torch.testing.assert_close(
+                        gradients[n][run], weight.grad, rtol=1e-12, atol=1e-12
+                    )
             assert alone.keys() == outputs.keys()
             for head, logits in alone.items():
                 torch.testing.assert_close(outputs[head][run, real[run]], logits, rtol=0, atol=1e-9)
@@ -136,7 +176,9 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
         outputs, truth, _ = trained(stack, groups, [[0, 1, 2], [3, 4, 5]], labels)
-        sum(loss_of({h: x[r] for h, x in outputs.items()}, truth[r]) for r in range(RUNS)).backward()
+        sum(
+            loss_of({h: x[r] for h, x in outputs.items()}, truth[r]) for r in range(RUNS)
+        ).backward()
         return {name: weight.grad for name, weight in stack.weights.items()}
 
     clean, poisoned = gradients(1.0), gradients(float("nan"))
@@ -145,13 +187,21 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         assert torch.equal(grad[1:], poisoned[name][1:]), name
 
 
-# The loop ------------------------------------------------------------------------------------------------------------
+# The loop
+# ------------------------------------------------------------------------------------------------------------
 
 OPTIONS = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2")
 
 
 def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
-    asked = {"features": "is13+bert", "fusion": "lgf-add", "folds": 1, "seeds": 3, "epochs": 4, "device": "cpu"}
+    asked = {
+        "features": "is13+bert",
+        "fusion": "lgf-add",
+        "folds": 1,
+        "seeds": 3,
+        "epochs": 4,
+        "device": "cpu",
+    }
     return Experiment(**{**asked, "store": store, "out": out, "set": (*OPTIONS, *more), **options})
 
 
@@ -161,7 +211,14 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
         {"loss": "perspective", "select": "best-test"},
         {"fusion": "ef-add", "select": "last"},
         {"fusion": "audio", "features": "is13"},
-        {"more": ("shuffle_labels=true", "reduction=mean", "select_score=macro_f1", "focal_gamma=1")},
+        {
+            "more": (
+                "shuffle_labels=true",
+                "reduction=mean",
+                "select_score=macro_f1",
+                "focal_gamma=1",
+            )
+        },
         {"precision": "bf16"},
         {"epochs": 9, "more": ("patience=1", "lr=0.02")},
         *({"fusion": fusion, "losses": True} for fusion in ("ef-concat", "mf-at", "lgf-add")),
@@ -186,14 +243,23 @@ def test_seeds_and_losses_trained_at_once_give_what_each_gives_alone(store, tmp_
         torch.manual_seed(plan.seed)
         start = plan.fusion.build(plan.settings, data.dims, 4).state_dict()
         still, idle = (
-            {name for name, weight in each.model.state_dict().items() if torch.equal(weight, start[name])}
+            {
+                name
+                for name, weight in each.model.state_dict().items()
+                if torch.equal(weight, start[name])
+            }
             for each in (together, alone)
         )
-        # With the early and middle fusions the branches' own layers behind it, with the single loss.
-        assert still == idle and bool(idle) == (plan.loss == "single" and plan.fusion.name[:2] in ("ef", "mf"))
+        # With the early and middle fusions the branches' own layers behind it, with the single
+        # loss.
+        assert still == idle and bool(idle) == (
+            plan.loss == "single" and plan.fusion.name[:2] in ("ef", "mf")
+        )
         if plan.precision == "bf16":
             continue  # a rounding more or less decides which epoch is the best
-        pandas.testing.assert_frame_equal(ours[["wa", "ua", "kept"]], theirs[["wa", "ua", "kept"]], check_exact=True)
+        pandas.testing.assert_frame_equal(
+            ours[["wa", "ua", "kept"]], theirs[["wa", "ua", "kept"]], check_exact=True
+        )
         says = [each.predict(data, fold.test, plan)["logits"] for each in (together, alone)]
         np.testing.assert_allclose(*says, atol=2e-3)
 
@@ -211,8 +277,13 @@ def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_p
         together = fit_many(jobs[0].data, jobs[0].fold, plans)
         [alone] = fit_many(jobs[0].data, jobs[0].fold, plans[1:2])
     epochs = plans[0].settings.epochs
-    assert [line["loss"] for line in alone.history] == pytest.approx([x["loss"] for x in together[1].history], rel=1e-4)
-    assert all(torch.equal(many[1], one[0]) for many, one in zip(drawn[:epochs], drawn[epochs:], strict=True))
+    assert [line["loss"] for line in alone.history] == pytest.approx(
+        [x["loss"] for x in together[1].history], rel=1e-4
+    )
+    assert all(
+        torch.equal(many[1], one[0])
+        for many, one in zip(drawn[:epochs], drawn[epochs:], strict=True)
+    )
     different = torch.cat([drawn[0], drawn[1]]).flatten(1).float()
     assert len(torch.unique(different, dim=0)) == 2 * len(plans), "another seed, another epoch"
     assert different.mean(1).sub(0.6).abs().max() < 0.02
@@ -226,7 +297,9 @@ def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, 
     wild = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
     told = {job.name: [] for job in jobs}
     changed = [jobs[0], replace(jobs[1], plan=wild), jobs[2]]
-    first, diverged, last = train_jobs(changed, tmp_path, on_epoch=lambda job, line: told[job.name].append(line.loss))
+    first, diverged, last = train_jobs(
+        changed, tmp_path, on_epoch=lambda job, line: told[job.name].append(line.loss)
+    )
     for job, run in ((jobs[0], first), (jobs[2], last)):
         alone = fit(data, fold, job.plan).history[-1]["loss"]
         assert run.result["history"][-1]["loss"] == alone == told[job.name][-1]
@@ -246,10 +319,24 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
 
     assert grouped(jobs(on="cpu")) == [[i] for i in range(10)]
     assert grouped(jobs()) == [[i, i + 5] for i in range(5)]
-    assert grouped([*jobs(), *jobs(loss="perspective")]) == [[i, i + 5, i + 10, i + 15] for i in range(5)]
-    assert grouped([*jobs(), *jobs("lr=0.5")]) == [[i + j, i + j + 5] for j in (0, 10) for i in range(5)]
-    assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MOST + 3))] == [MOST, MOST, 3]
-    for setting in ("released=true", "soft_labels=true", "clip_norm=1", "refit=true", "class_weights=inverse"):
+    assert grouped([*jobs(), *jobs(loss="perspective")]) == [
+        [i, i + 5, i + 10, i + 15] for i in range(5)
+    ]
+    assert grouped([*jobs(), *jobs("lr=0.5")]) == [
+        [i + j, i + j + 5] for j in (0, 10) for i in range(5)
+    ]
+    assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MOST + 3))] == [
+        MOST,
+        MOST,
+        3,
+    ]
+    for setting in (
+        "released=true",
+        "soft_labels=true",
+        "clip_norm=1",
+        "refit=true",
+        "class_weights=inverse",
+    ):
         assert grouped(jobs(setting)) == [[i] for i in range(10)], setting
 
 
@@ -263,15 +350,26 @@ def test_run_folders_are_those_of_single_runs(store, tmp_path):
     [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
     heard = []
-    runs = train_jobs(jobs, tmp_path / "together", True, lambda job, epoch: heard.append((job.name, epoch.epoch)))
+    runs = train_jobs(
+        jobs, tmp_path / "together", True, lambda job, epoch: heard.append((job.name, epoch.epoch))
+    )
     assert [run.path.name for run in runs] == names
-    assert (before.path / "result.json").stat().st_mtime_ns == stamp, "a finished run is not trained again"
+    assert (before.path / "result.json").stat().st_mtime_ns == stamp, (
+        "a finished run is not trained again"
+    )
     assert heard == [(names[i], epoch) for epoch in (1, 2, 3, 4) for i in (0, 2)]
-    for alone, together in zip(run_experiment(experiment(store, tmp_path / "alone", "dropout=0")), runs, strict=True):
-        assert sorted(f.name for f in alone.path.iterdir()) == sorted(f.name for f in together.path.iterdir())
+    for alone, together in zip(
+        run_experiment(experiment(store, tmp_path / "alone", "dropout=0")), runs, strict=True
+    ):
+        assert sorted(f.name for f in alone.path.iterdir()) == sorted(
+            f.name for f in together.path.iterdir()
+        )
         assert alone.path.name == together.path.name == run_name(together.config)
         assert alone.result.keys() == together.result.keys()
-        assert (alone.result["ua"], alone.result["epoch"]) == (together.result["ua"], together.result["epoch"])
+        assert (alone.result["ua"], alone.result["epoch"]) == (
+            together.result["ua"],
+            together.result["epoch"],
+        )
         assert alone.predictions()["predicted"] == together.predictions()["predicted"]
         assert len((together.path / "log").read_text().splitlines()) == 4
 
@@ -290,16 +388,24 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_an_estimate_takes_a_few_steps_and_no_step_that_diverges(store, tmp_path, monkeypatch, at_once):
+def test_an_estimate_takes_a_few_steps_and_no_step_that_diverges(
+    store, tmp_path, monkeypatch, at_once
+):
     monkeypatch.setattr(Job, "stacked", at_once)
-    one, four = (estimate(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (25, 1_000_000))
+    one, four = (
+        estimate(prepare(experiment(store, tmp_path / "no", epochs=n))) for n in (25, 1_000_000)
+    )
     assert 0 < 400 * one.seconds < four.seconds, "however many epochs there are to come"
-    assert estimate(prepare(experiment(store, tmp_path, "lr=1e38", "weight_decay=1e30"))).seconds > 0
+    assert (
+        estimate(prepare(experiment(store, tmp_path, "lr=1e38", "weight_decay=1e30"))).seconds > 0
+    )
     assert not (tmp_path / "no").exists()
 
 
 def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatch):
-    """What torch does on a GPU that is too small; here its words are ours, since a CPU has more to give."""
+    """What torch does on a GPU that is too small; here its words are ours, since a CPU has more to
+    give.
+    """
     tried, held = [], []
 
     def small_gpu(data, fold, plans, on_epoch):
@@ -323,20 +429,34 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
         train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)
 
 
-def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(store, tmp_path, monkeypatch):
-    plain, exact = (prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True))
+def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(
+    store, tmp_path, monkeypatch
+):
+    plain, exact = (
+        prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True)
+    )
     assert plain.name == exact.name and exact.plan.deterministic
-    assert [job.config["provenance"]["asked"]["deterministic"] for job in (plain, exact)] == [False, True]
+    assert [job.config["provenance"]["asked"]["deterministic"] for job in (plain, exact)] == [
+        False,
+        True,
+    ]
     refused = RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
     monkeypatch.setattr(run_module, "fit", Mock(side_effect=refused))
-    with pytest.raises(WrongUse, match="--deterministic: lgf-add has an operation without a deterministic form on cpu"):
+    with pytest.raises(
+        WrongUse,
+        match="--deterministic: lgf-add has an operation without a deterministic form on cpu",
+    ):
         train_jobs([exact], tmp_path, False)
 
 
 def test_apples_gpu_trains_in_float32(store, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     [job, *_] = prepare(experiment(store, tmp_path, device="auto"))
-    assert job.plan.device == "mps" and not job.stacked and job.name == prepare(experiment(store, tmp_path))[0].name
+    assert (
+        job.plan.device == "mps"
+        and not job.stacked
+        and job.name == prepare(experiment(store, tmp_path))[0].name
+    )
     with pytest.raises(WrongUse, match="bf16 is for a CPU and for CUDA"):
         prepare(experiment(store, tmp_path, device="mps", precision="bf16"))
 
@@ -346,19 +466,24 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     from ser.train.recipe import read_recipe
 
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('[[cell]]\nname = "x"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nseeds = 2\n')
+    recipe.write_text(
+        '[[cell]]\nname = "x"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nseeds = 2\n'
+    )
     asked = {"store": store, "device": "cpu", "epochs": 3, "folds": 1, "set": OPTIONS}
     planned = plan_sweep(read_recipe(recipe, out=tmp_path / "runs", **asked))
     outcomes = train_group(planned.tasks)
     assert outcomes == [(task, None) for task in planned.tasks]
     assert not planned.open_tasks
     cell = "{}out = '{}'\n[[cell]]\nname = 'y'\nfeatures = 'is13+bert'\nfusion = 'lgf-add'\nloss = 'perspective'\n"
-    recipe.write_text(cell.format(recipe.read_text(), tmp_path / "some") + f"out = '{tmp_path / 'others'}'\n")
+    recipe.write_text(
+        cell.format(recipe.read_text(), tmp_path / "some") + f"out = '{tmp_path / 'others'}'\n"
+    )
     planned = plan_sweep(read_recipe(recipe, **asked))
     assert [fault for _, fault in run_sweep(planned)] == [None] * 3 and not planned.open_tasks
 
 
-# CUDA graphs, without a GPU ------------------------------------------------------------------------------------------
+# CUDA graphs, without a GPU
+# ------------------------------------------------------------------------------------------
 
 
 class Counting(TorchDispatchMode):
@@ -375,11 +500,18 @@ class Counting(TorchDispatchMode):
 
 
 def recorded(graphs, function):
-    """What a CUDA graph does: the same operations again, on the same tensors, whatever they hold by then."""
+    """What a CUDA graph does: the same operations again, on the same tensors, whatever they hold by
+    then.
+    """
     with _disable_current_modes(), Counting() as counting:
         result = function()
     names = {function.name() for function, *_ in counting.done}
-    assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh", "aten::bernoulli_.float"}
+    assert not names & {
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::lift_fresh",
+        "aten::bernoulli_.float",
+    }
     first = [result]
 
     def replay():
@@ -391,7 +523,9 @@ def recorded(graphs, function):
         with _disable_current_modes(), torch.no_grad():
             for function, args, kwargs, then in counting.done if not first else ():
                 again = function(*tree_map(mapped, args), **tree_map(mapped, kwargs))
-                now.update((id(x), y) for x, y in zip(tree_leaves(then), tree_leaves(again), strict=True))
+                now.update(
+                    (id(x), y) for x, y in zip(tree_leaves(then), tree_leaves(again), strict=True)
+                )
             result.copy_(mapped(result))
         first.clear()  # while it was recorded it has run
 
@@ -414,12 +548,17 @@ def updated(store, out, fusion, *more, runs=3, **options):
 
 
 @pytest.mark.parametrize("fusion", ["lgf-at", "ef-add", "audio:utterance"])
-def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(store, tmp_path, monkeypatch, fusion):
+def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(
+    store, tmp_path, monkeypatch, fusion
+):
     more = () if "-" in fusion else ("standardise_audio=false",)
     options = {} if "-" in fusion else {"features": "is13"}
     as_on_a_gpu(monkeypatch, recorded)
     graphs, told = updated(store, tmp_path, fusion, *more, **options)
-    as_on_a_gpu(monkeypatch, Mock(side_effect=RuntimeError("CUDA driver version is insufficient\nfor anything")))
+    as_on_a_gpu(
+        monkeypatch,
+        Mock(side_effect=RuntimeError("CUDA driver version is insufficient\nfor anything")),
+    )
     steps, why = updated(store, tmp_path, fusion, *more, **options)
     for one, other in zip(graphs, steps, strict=True):
         assert [line["loss"] for line in one.history] == [line["loss"] for line in other.history]
@@ -431,7 +570,9 @@ def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(store, tmp_p
     assert "cannot be captured" in line and line.endswith("(CUDA driver version is insufficient)")
 
 
-def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_in_the_logs(monkeypatch):
+def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_in_the_logs(
+    monkeypatch,
+):
     """The end of torch's capture then fails too, before it sets the stream back."""
     streams, modes, told = ["default"], [], []
 
@@ -459,13 +600,16 @@ def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_i
         monkeypatch.setattr(torch.cuda, name, found)
     graphs = Graphs(True, [told.append])
     assert [graphs("key", function).item() for _ in range(3)] == [1, 1, 1]
-    assert streams == ["default"] and modes == ["thread_local"], "tried once; other threads may use the GPU"
+    assert streams == ["default"] and modes == ["thread_local"], (
+        "tried once; other threads may use the GPU"
+    )
     [line] = told
     assert line.endswith("(operation not permitted when stream is capturing)")
 
 
 def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, monkeypatch):
-    """Runs with four updates in an epoch (Perspective's Table 2: six), evaluation and all; when all is captured.
+    """Runs with four updates in an epoch (Perspective's Table 2: six), evaluation and all; when all
+    is captured.
 
     Views are not counted; what the CPU does by itself is.
     """
@@ -474,9 +618,15 @@ def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, mo
     for epochs in (2, 4):
         with Counting() as counting:
             updated(store, tmp_path, "lgf-add", runs=8, epochs=epochs)
-        done.append(Counter(function.name() for function, *_ in counting.done if not function.is_view))
-    taken = {args[0].shape for function, args, *_ in counting.done if function.name() == "aten::bmm"}
-    assert (8, 128, 64) in taken, "24 and 16 values are padded, as 6373 are, to what products are fast with"
+        done.append(
+            Counter(function.name() for function, *_ in counting.done if not function.is_view)
+        )
+    taken = {
+        args[0].shape for function, args, *_ in counting.done if function.name() == "aten::bmm"
+    }
+    assert (8, 128, 64) in taken, (
+        "24 and 16 values are padded, as 6373 are, to what products are fast with"
+    )
     more = done[1] - done[0]
     updates = more["aten::fill_.Scalar"]  # of the learning rate
     assert updates == 2 * 4 and more.total() <= 40 * updates, more.most_common()

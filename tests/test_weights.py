@@ -62,7 +62,10 @@ def test_random_weights_are_marked_and_deterministic(hubert: Path, tmp_path: Pat
     one, two = find_checkpoint(hubert), find_checkpoint(again)
     assert one.random and one.digest == two.digest and one.architecture == "hubert"
     assert (hubert / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
-    assert find_checkpoint(write_random_checkpoint(tmp_path / "other", "hubert", seed=1)).digest != one.digest
+    assert (
+        find_checkpoint(write_random_checkpoint(tmp_path / "other", "hubert", seed=1)).digest
+        != one.digest
+    )
     norms = [m.weight for m in load_encoder(one).modules() if isinstance(m, torch.nn.LayerNorm)]
     assert all(weight.std() > 0.05 for weight in norms)
 
@@ -105,10 +108,16 @@ def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
     path.write_text(path.read_text().replace('"hidden_size"', '"d_model"'))
     with pytest.raises(WeightsError, match=r"config\.json names no hidden_size"):
         resolve(["hubert"], {"hubert": str(copy)}, "float16")
-    wrongs = {"conv_stride": [5, 0], "hidden_size": 64}, {"hidden_size": -64}, {"num_hidden_layers": "two"}
+    wrongs = (
+        {"conv_stride": [5, 0], "hidden_size": 64},
+        {"hidden_size": -64},
+        {"num_hidden_layers": "two"},
+    )
     for wrong in wrongs:
         edit(path, **wrong)
-        with pytest.raises(WeightsError, match=rf"config\.json: {next(iter(wrong))} is wrong .*copy it again"):
+        with pytest.raises(
+            WeightsError, match=rf"config\.json: {next(iter(wrong))} is wrong .*copy it again"
+        ):
             resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
@@ -135,8 +144,11 @@ def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(("offline", "tried"), [("1", False), ("0", True)])
-def test_offline_and_without_a_network(hubert: Path, tmp_path: Path, offline: str, tried: bool) -> None:
-    """What is cached is found; else a sentence says how to point at a copy. HF_HUB_OFFLINE: no connection is tried.
+def test_offline_and_without_a_network(
+    hubert: Path, tmp_path: Path, offline: str, tried: bool
+) -> None:
+    """What is cached is found; else a sentence says how to point at a copy. HF_HUB_OFFLINE: no
+    connection is tried.
 
     In a fresh interpreter: Hugging Face reads its variables when it is imported.
     """
@@ -153,25 +165,50 @@ def test_offline_and_without_a_network(hubert: Path, tmp_path: Path, offline: st
     shutil.copytree(hubert, cache / "snapshots" / ("a" * 40))
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("a" * 40)
-    environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": offline,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     lines = done.stdout.splitlines()
     first, second, told = [line for line in lines if line != "NETWORK"]
-    assert first == f"some/hubert {find_checkpoint(hubert).digest}" and second == "some/hubert hubert None"
-    assert "--model hubert=PATH" in told and "facebook/hubert-base-ls960" in told and ("NETWORK" in lines) == tried
+    assert (
+        first == f"some/hubert {find_checkpoint(hubert).digest}"
+        and second == "some/hubert hubert None"
+    )
+    assert (
+        "--model hubert=PATH" in told
+        and "facebook/hubert-base-ls960" in told
+        and ("NETWORK" in lines) == tried
+    )
 
 
 def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:
     """As published: with the names that weight norm had before torch 2."""
-    (copy / "generation_config.json").write_text("{}")  # `ser features --transcribe` reads Whisper's
+    (copy / "generation_config.json").write_text(
+        "{}"
+    )  # `ser features --transcribe` reads Whisper's
     plain = load_encoder(find_checkpoint(copy))
     tensors = load_file(copy / "model.safetensors")
-    modern = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
-    old = {re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name] for name in tensors}
+    modern = {
+        "parametrizations.weight.original0": "weight_g",
+        "parametrizations.weight.original1": "weight_v",
+    }
+    old = {
+        re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name]
+        for name in tensors
+    }
     save_file(old, copy / "model.safetensors")
     before, files = find_checkpoint(copy).digest, {path.name for path in copy.iterdir()}
     folder = convert(str(as_pickle(copy)), tmp_path / "converted")
-    assert find_checkpoint(folder).digest == before and {path.name for path in folder.iterdir()} == files
+    assert (
+        find_checkpoint(folder).digest == before
+        and {path.name for path in folder.iterdir()} == files
+    )
     with pytest.raises(WrongUse, match="not empty"):
         convert(str(copy), folder)
     converted = load_encoder(find_checkpoint(folder))

@@ -1,7 +1,8 @@
-"""A real store with small made-up features, for tests of training: no extractor, no audio, no mocks.
+"""A real store with small made-up features, for tests of training: no extractor, no audio, no
+mocks.
 
-Five sessions of two speakers; emotion k lies at a point of its own in the audio of even turns and in the text of
-odd ones, so that each modality knows half and both together know all.
+Five sessions of two speakers; emotion k lies at a point of its own in the audio of even turns and
+in the text of odd ones, so that each modality knows half and both together know all.
 """
 
 import hashlib
@@ -19,7 +20,12 @@ LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
 NAMES = {"ang": "Anger", "hap": "Happiness", "exc": "Excited", "neu": "Neutral", "sad": "Sadness"}
 NAMES |= {"fru": "Frustration", "xxx": "Other"}
 # Valence, arousal and dominance; that of turn 7 of each second dialogue is not rated.
-RATINGS = {"ang": (1.5, 4.5, 4.0), "hap": (4.5, 3.5, 3.5), "exc": (4.0, 4.5, 3.5), "neu": (3.0, 2.5, 3.0)}
+RATINGS = {
+    "ang": (1.5, 4.5, 4.0),
+    "hap": (4.5, 3.5, 3.5),
+    "exc": (4.0, 4.5, 3.5),
+    "neu": (3.0, 2.5, 3.0),
+}
 RATINGS |= {"sad": (2.0, 1.5, 2.0), "fru": (2.0, 3.5, 3.5), "xxx": (2.5, 3.0, 2.5)}
 # feature: modality, level, dim, dtype, mean number of rows
 FEATURES = {
@@ -32,7 +38,9 @@ FEATURES = {
 
 
 def base_rows(dialogues: Sequence[str], turns: int) -> Iterator[dict[str, Any]]:
-    """What any manifest of five sessions says of each turn: who speaks where, and a digest that is made up."""
+    """What any manifest of five sessions says of each turn: who speaks where, and a digest that is
+    made up.
+    """
     for session, dialogue, turn in product("12345", dialogues, range(turns)):
         name, gender = f"Ses0{session}F_{dialogue}", "FM"[turn % 2]
         utterance = f"{name}_{gender}{turn // 2:03d}"
@@ -57,7 +65,16 @@ def make_manifest(turns: int = 12, corpus: str = "tiny") -> Manifest:
         if row["turn"] == 7 and second:
             rated["dominance"] = None
         votes = [[NAMES[label]], [NAMES[label]], ["Neutral", "Anger"]]
-        rows.append({**row, "text": f"words of {row['id']}", "duration": 2.0, "label": label, "votes": votes, **rated})
+        rows.append(
+            {
+                **row,
+                "text": f"words of {row['id']}",
+                "duration": 2.0,
+                "label": label,
+                "votes": votes,
+                **rated,
+            }
+        )
     return Manifest.from_rows(corpus, rows, synthetic=True)
 
 
@@ -88,10 +105,16 @@ def add_feature(
     backend: str = "zarr",
     **spec: Any,
 ) -> Feature:
-    """Publish rows as that feature: those `of` some utterances (all by default), and some quarantined as `empty`."""
+    """Publish rows as that feature: those `of` some utterances (all by default), and some
+    quarantined as `empty`.
+    """
     if isinstance(feature, str):
         feature = Spec(feature, *FEATURES[feature][:4], "made-up", 1, **spec)
-    ids, inputs, of = manifest.ids, manifest.inputs(feature.modality), range(len(manifest)) if of is None else of
+    ids, inputs, of = (
+        manifest.ids,
+        manifest.inputs(feature.modality),
+        range(len(manifest)) if of is None else of,
+    )
     quarantined = [Quarantine(ids[i], inputs[i], f"{ids[i]}.wav", "empty file") for i in empty]
     kept = [[all_[i] for i in of] for all_ in (ids, inputs, rows)]
     added = store.add(feature)
@@ -103,6 +126,9 @@ def make_store(path: Path, turns: int = 12) -> Store:
     manifest = make_manifest(turns)
     store = new_store(path, manifest)
     for feature in FEATURES:
-        more = {"checkpoint": {"random": feature != "is13"}, "hop": 0.02 if feature == "hubert" else None}
+        more = {
+            "checkpoint": {"random": feature != "is13"},
+            "hop": 0.02 if feature == "hubert" else None,
+        }
         add_feature(store, manifest, feature, make_rows(manifest, feature), **more)
     return store

@@ -39,8 +39,17 @@ from .targets import TARGETS
 __all__ = ["run_experiment"]
 
 TRAIN_VERSION = 1  # raised when the same config would give other numbers than before
-IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")  # their recurrent layers, with bf16 since version 2
-STEPS, EPOCHS = 3, 4  # batches that are timed for an estimate, and how often: the first time warms up
+IN_FLOAT32 = (
+    "bc-lstm",
+    "catf-lstm",
+    "cma",
+    "cme",
+    "gban",
+)  # their recurrent layers, with bf16 since version 2
+STEPS, EPOCHS = (
+    3,
+    4,
+)  # batches that are timed for an estimate, and how often: the first time warms up
 PRODUCT = 4096  # rows and columns of the matrices that a GPU is timed on
 ENOUGH = 0.5  # seconds of timed steps: if they would take more, one step is timed
 
@@ -56,7 +65,9 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
     z_scored = any(getattr(settings, f"standardise_{modality}", False) for modality in data.dims)
     if training.standardise_by == "corpus" and not (z_scored and data.utterances.corpora):
-        needed = "several corpora (--corpus A+B) and features that are z-scored (standardise_audio=true)"
+        needed = (
+            "several corpora (--corpus A+B) and features that are z-scored (standardise_audio=true)"
+        )
         raise WrongUse(f"--set standardise_by=corpus needs {needed}; leave it out")
     dev = training.dev
     if dev == "auto" and experiment.select != "val" and experiment.protocol != "random-70-20-10":
@@ -64,22 +75,39 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     folds = make_folds(experiment.protocol, data.utterances, Cut(dev, training.cut_seed))
     if experiment.folds != "all":
         if not re.fullmatch("0*[1-9][0-9]{0,8}", str(experiment.folds)):
-            raise WrongUse(f"--folds {experiment.folds}: must be all, or how many of the first folds to run")
+            raise WrongUse(
+                f"--folds {experiment.folds}: must be all, or how many of the first folds to run"
+            )
         folds = folds[: int(experiment.folds)]
     if training.refit and (experiment.select != "val" or not all(len(fold.dev) for fold in folds)):
-        raise WrongUse("refit=true trains again for the epochs that dev chose: it needs --select val and a dev part")
+        raise WrongUse(
+            "refit=true trains again for the epochs that dev chose: it needs --select val and a dev part"
+        )
     if training.patience and experiment.select == "last":
-        raise WrongUse("patience waits for a score to rise, and --select last looks at none; use --select val")
+        raise WrongUse(
+            "patience waits for a score to rise, and --select last looks at none; use --select val"
+        )
     device, precision = choose_device(experiment.device), experiment.precision
     if precision == "auto":
         frames = fusion.level == "sequence" and device.startswith("cuda")
-        precision = "bf16" if frames and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        precision = (
+            "bf16"
+            if frames and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "float32"
+        )
     if device == "mps" and precision == "bf16":
-        raise WrongUse("--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu")
-    options = {name: getattr(experiment, name) for name in ("target", "loss", "select", "log", "deterministic")}
+        raise WrongUse(
+            "--precision bf16 is for a CPU and for CUDA; leave it out, or add --device cpu"
+        )
+    options = {
+        name: getattr(experiment, name)
+        for name in ("target", "loss", "select", "log", "deterministic")
+    }
     plan = TrainConfig(fusion, settings, training, device=device, precision=precision, **options)
     for fold in folds:
-        rows_to_evaluate(fold, plan)  # refuses a selection on a dev part that is empty, before anything is trained
+        rows_to_evaluate(
+            fold, plan
+        )  # refuses a selection on a dev part that is empty, before anything is trained
     jobs = []
     for seed in range(experiment.seeds):
         seeded = replace(plan, seed=seed)
@@ -99,7 +127,9 @@ def _check_options(experiment: Experiment) -> None:
             fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not fits:
             known = {tuple[str, ...]: 'a tuple of texts, such as ("lr=1e-3",)'}.get(kind)
-            raise WrongUse(f"{name}={str(value)[:200]!r}: must be {known or getattr(kind, '__name__', kind)}")
+            raise WrongUse(
+                f"{name}={str(value)[:200]!r}: must be {known or getattr(kind, '__name__', kind)}"
+            )
         if value is not None and value not in texts.get("choices", [value]):
             raise unknown(f"value of --{name}", value, texts["choices"])
         most = texts.get("most", 1_000_000_000)
@@ -116,10 +146,20 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
     protocol, colon, file = experiment.protocol.partition(":")
     training = described(plan.training)
     if training["dev"] == "auto" and fold.dev_by.startswith(SHARE):
-        training["dev"] = SHARE  # what auto meant before was the next session: those runs are not of this cell
-    package, module = FUSIONS.package(plan.fusion.name), sys.modules[plan.fusion.settings.__module__]
-    code = Path(str(module.__file__)).read_bytes() if package else b""  # edited, it is another model
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(experiment).items()}
+        training["dev"] = (
+            SHARE  # what auto meant before was the next session: those runs are not of this cell
+        )
+    package, module = (
+        FUSIONS.package(plan.fusion.name),
+        sys.modules[plan.fusion.settings.__module__],
+    )
+    code = (
+        Path(str(module.__file__)).read_bytes() if package else b""
+    )  # edited, it is another model
+    options = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(experiment).items()
+    }
     return {
         "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
         **data.described,
@@ -128,7 +168,9 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         "settings": described(plan.settings),
         "training": training,
         "loss": plan.loss,
-        "protocol": f"{protocol}:{Path(file).name}" if colon else protocol,  # wherever the file of folds lies
+        "protocol": f"{protocol}:{Path(file).name}"
+        if colon
+        else protocol,  # wherever the file of folds lies
         "fold": fold.name,
         "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
         "select": plan.select,
@@ -153,13 +195,23 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     run = open_run(path)
     provenance = run.config["provenance"]
     try:
-        recorded = {**provenance["asked"], "store": provenance["store"], "out": run.path.parent, "resume": True}
-        options = {name: recorded[name] for name in recorded.keys() & Experiment.__dataclass_fields__.keys()}
+        recorded = {
+            **provenance["asked"],
+            "store": provenance["store"],
+            "out": run.path.parent,
+            "resume": True,
+        }
+        options = {
+            name: recorded[name]
+            for name in recorded.keys() & Experiment.__dataclass_fields__.keys()
+        }
         lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
         experiment = Experiment(**options | lists)
     except (KeyError, TypeError):
         what = "does not hold the options of the run"
-        raise WrongUse(f"{run.path / CONFIG}: {what}; train it anew by the command that you want") from None
+        raise WrongUse(
+            f"{run.path / CONFIG}: {what}; train it anew by the command that you want"
+        ) from None
     jobs = [job for job in prepare(experiment) if job.name == run.path.name]
     if not jobs:
         what = "the store, the defaults or ser itself have changed since this run began, so it would be another run"
@@ -174,7 +226,9 @@ def run_experiment(
     return list(iterate(experiment, prepare(experiment, cache), on_progress))
 
 
-def iterate(experiment: Experiment, jobs: list[Job], on_progress: OnProgress | None = None) -> Iterator[Run]:
+def iterate(
+    experiment: Experiment, jobs: list[Job], on_progress: OnProgress | None = None
+) -> Iterator[Run]:
     """Train the jobs one after the other, yielding each run as it is finished. Raises `Diverged`."""
     for group in fit_groups(jobs):
         trained = train_jobs(group, Path(experiment.out), experiment.resume, on_progress)
@@ -187,11 +241,17 @@ def iterate(experiment: Experiment, jobs: list[Job], on_progress: OnProgress | N
 
 
 def fit_groups(runs: Iterable[Any]) -> list[list[Any]]:
-    """The runs, cut into those that are fitted together: of the same `group`, at most `MOST` of them."""
+    """The runs, cut into those that are fitted together: of the same `group`, at most `MOST` of
+    them.
+    """
     groups: dict[str, list[Any]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    return [group[first : first + MOST] for group in groups.values() for first in range(0, len(group), MOST)]
+    return [
+        group[first : first + MOST]
+        for group in groups.values()
+        for first in range(0, len(group), MOST)
+    ]
 
 
 @dataclass(frozen=True)
@@ -210,19 +270,25 @@ class Estimate:
 
 
 def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Estimate:
-    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the jobs.
+    """Parameters, updates and an estimate of the time, from a few timed steps of the first of the
+    jobs.
 
-    Of jobs that a GPU fits together the steps are timed once for all experiments that share `paces`: the seconds of a
-    row and a parameter, by precision. The time of the others is taken to grow with both.
+    Of jobs that a GPU fits together the steps are timed once for all experiments that share
+    `paces`: the seconds of a row and a parameter, by precision. The time of the others is taken to
+    grow with both.
     """
     job = jobs[0]
     plan, settings, data = job.plan, job.plan.settings, job.data
     epochs = settings.epochs * len(plan.fusion.stages) * (2 if plan.training.refit else 1)
-    units = [len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(data.views) + 1) for j in jobs]
+    units = [
+        len(j.data.groups(j.fold.train, plan.fusion.unit)) * (len(data.views) + 1) for j in jobs
+    ]
     updates = sum(-(-n // settings.batch_size) for n in units) * epochs
     kind, gpu = torch.device(plan.device).type, [plan.device] * (plan.device != "cpu")
     with oom_as_error(plan), one_thread(), torch.random.fork_rng(gpu, device_type=kind):
-        model = TARGETS[plan.target].build(plan.fusion, settings, data.dims, len(data.utterances.classes))
+        model = TARGETS[plan.target].build(
+            plan.fusion, settings, data.dims, len(data.utterances.classes)
+        )
         parameters = sum(weight.numel() for weight in model.parameters())
         del model
         known = paces if paces is not None and job.stacked else dict[str, float]()
@@ -232,23 +298,35 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     seconds = known[plan.precision] * parameters * sum(map(_rows, jobs)) * epochs
     utterances, at_most = len(data.utterances), plan.training.patience > 0
     streamed = tuple(modality for modality, inputs in data.inputs.items() if inputs.streamed)
-    return Estimate(parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed)
+    return Estimate(
+        parameters, utterances, len(jobs), epochs, updates, seconds, at_most, timed, streamed
+    )
 
 
 def _seconds_per_row(jobs: Sequence[Job]) -> float:
-    """Of an epoch of one of the runs that are fitted together: the fastest on a few batches, as the first warms up.
+    """Of an epoch of one of the runs that are fitted together: the fastest on a few batches, as the
+    first warms up.
 
-    The others are disturbed by other processes; on a GPU one of them may capture what is replayed from then on.
+    The others are disturbed by other processes; on a GPU one of them may capture what is replayed
+    from then on.
     """
     job, per_row = jobs[0], 0.0
     for batches in (1, STEPS):
         trial, fitted = _trial(job, EPOCHS, batches), list[Fitted]()
         plans = [replace(trial.plan, seed=each.plan.seed, loss=each.plan.loss) for each in jobs]
         if job.stacked:
-            fitted = fit_many(job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)])
+            fitted = fit_many(
+                job.data, trial.fold, plans[: runs_at_once(job.data, job.fold, job.plan)]
+            )
         fitted = fitted or [fit(job.data, trial.fold, plans[0])]
         fastest: dict[str, float] = {}  # by stage
-        for line in [line for model in fitted if not model.fault for line in model.history if line["epoch"] > 1]:
+        for line in [
+            line
+            for model in fitted
+            if not model.fault
+            for line in model.history
+            if line["epoch"] > 1
+        ]:
             fastest[line["stage"]] = min(line["seconds"], fastest.get(line["stage"], math.inf))
         seconds = [*fastest.values()]
         if seconds:
@@ -261,7 +339,8 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
 def _trial(job: Job, epochs: int, batches: int) -> Job:
     """The job cut down to so many epochs, and to so many batches spread over its training part.
 
-    As large a share of the other parts is evaluated. The rate is 0: a run itself tells that its loss diverges.
+    As large a share of the other parts is evaluated. The rate is 0: a run itself tells that its
+    loss diverges.
     """
     data, fold, plan = job.data, job.fold, job.plan
     settings = replace(plan.settings, epochs=epochs, lr=0.0)
@@ -276,7 +355,9 @@ def _trial(job: Job, epochs: int, batches: int) -> Job:
 
 
 def _rows(job: Job) -> float:
-    """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a third."""
+    """The rows of all modalities that an epoch trains on; those that it only evaluates cost about a
+    third.
+    """
     data, evaluated = job.data, rows_to_evaluate(job.fold, job.plan)
     lengths = [np.diff(inputs.offsets)[: len(data.utterances)] for inputs in data.inputs.values()]
     rows = np.sum(lengths, axis=0)  # of each utterance
@@ -303,7 +384,9 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
 
 
 def product_rates(plan: TrainConfig) -> dict[str, float]:
-    """FLOP/s that products of large matrices reach on the GPU of a run, by precision: float32, and its own."""
+    """FLOP/s that products of large matrices reach on the GPU of a run, by precision: float32, and
+    its own.
+    """
     if not plan.device.startswith("cuda"):
         return {}
     from torch.utils.benchmark import Timer  # which warms up, and waits for the GPU

@@ -1,13 +1,16 @@
-"""The training loop of `fit.fit` for many runs of one fold at once: on a GPU a small model leaves most of it idle.
+"""The training loop of `fit.fit` for many runs of one fold at once: on a GPU a small model leaves
+most of it idle.
 
-The runs differ in seed and loss. Each draws its batches, as that does, and its dropout from generators of its own, so
-that the others change nothing but the order of sums. A run that diverges is reported when the others are done.
+The runs differ in seed and loss. Each draws its batches, as that does, and its dropout from
+generators of its own, so that the others change nothing but the order of sums. A run that diverges
+is reported when the others are done.
 
-The model's own code runs under `torch.func.vmap`, each run with its weights and its batch along a leading axis. Vmap
-needs the same shapes for all, so batches are padded to common ones: a dummy last dialogue of one turn takes the surplus
-rows and steps, and has no part in any loss. Few shapes occur, so that a GPU
-captures each once: there an update is one CUDA graph, and so is an evaluation. What is left to do one by one is to say
-which dialogues a batch has, and once per epoch each run's dropout. Axis letters beside those of `models.ragged`:
+The model's own code runs under `torch.func.vmap`, each run with its weights and its batch along a
+leading axis. Vmap needs the same shapes for all, so batches are padded to common ones: a dummy last
+dialogue of one turn takes the surplus rows and steps, and has no part in any loss. Few shapes
+occur, so that a GPU captures each once: there an update is one CUDA graph, and so is an evaluation.
+What is left to do one by one is to say which dialogues a batch has, and once per epoch each run's
+dropout. Axis letters beside those of `models.ragged`:
 
     R  runs
 """
@@ -48,20 +51,29 @@ Found = tuple[dict[str, Tensor], Tensor, Tensor]  # what a `Stack` returns
 
 def can_train_together(data: Dataset, config: TrainConfig) -> bool:
     """Whether this run can be trained with others of its kind at once: its fusion must say so."""
-    apart = config.training.soft_labels or config.training.clip_norm or config.training.refit or data.views
+    apart = (
+        config.training.soft_labels
+        or config.training.clip_norm
+        or config.training.refit
+        or data.views
+    )
     apart = apart or config.target != "class" or config.training.class_weights != "none"
     return config.fusion.stacks is not None and config.fusion.stacks(config.settings) and not apart
 
 
 @torch.random.fork_rng(devices=[])
 def fit_many(
-    data: Dataset, fold: Fold, configs: Sequence[TrainConfig], on_epoch: Sequence[Callable[[Epoch | str], None]] = ()
+    data: Dataset,
+    fold: Fold,
+    configs: Sequence[TrainConfig],
+    on_epoch: Sequence[Callable[[Epoch | str], None]] = (),
 ) -> list[Fitted]:
-    """Train one model per config; the configs differ in seed and loss alone, and `can_train_together` holds for them.
+    """Train one model per config; the configs differ in seed and loss alone, and
+    `can_train_together` holds for them.
 
-    `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. Returns [] where the inputs do
-    not fit on the GPU: the caller then trains one after the other. Raises `WrongUse` for a selection on a dev part that
-    is empty.
+    `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. Returns []
+    where the inputs do not fit on the GPU: the caller then trains one after the other. Raises
+    `WrongUse` for a selection on a dev part that is empty.
     """
     config, settings, device = configs[0], configs[0].settings, configs[0].device
     exact_arithmetic(device, config.deterministic)
@@ -69,20 +81,26 @@ def fit_many(
     eval_rows = fit.rows_to_evaluate(fold, config)
     scaling = fit.fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
-    there = {modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()}
+    there = {
+        modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()
+    }
     if any(inputs.streamed or inputs.pinned for inputs in there.values()):
         return []
     values = {modality: inputs.values for modality, inputs in there.items()}
     dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
     values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()}
     groups = data.groups(fold.train, config.fusion.unit)
-    shuffled_labels = np.stack([fit.shuffled(data, fold, each).utterances.labels for each in configs])
+    shuffled_labels = np.stack(
+        [fit.shuffled(data, fold, each).utterances.labels for each in configs]
+    )
     labels = torch.from_numpy(shuffled_labels).to(device)  # [R, utterances]
 
     models, dropping = [], []
     for each in configs:
         torch.manual_seed(each.seed)
-        models.append(config.fusion.build(settings, data.dims, len(data.utterances.classes)).to(device))
+        models.append(
+            config.fusion.build(settings, data.dims, len(data.utterances.classes)).to(device)
+        )
         dropping.append(Generator(device).manual_seed(each.seed))
     shuffling = [Generator().manual_seed(each.seed) for each in configs]
     frame = config.fusion.build(settings, dims, len(data.utterances.classes))
@@ -92,19 +110,26 @@ def fit_many(
     optimiser.param_groups[0].update(lr=rate, capturable=True)
     kinds = sorted({each.loss for each in configs})
     kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
-    losses_of = [partial(fit.training_loss, config=replace(config, loss=name), stage=stage) for name in kinds]
+    losses_of = [
+        partial(fit.training_loss, config=replace(config, loss=name), stage=stage) for name in kinds
+    ]
     kept = {name: weight.detach().clone() for name, weight in stack.weights.items()}
     selections = [Selection(each, {}) for each in configs]
     faults: dict[int, str] = {}
 
     graphs = Graphs(torch.device(device).type in GRAPHS, on_epoch)
-    total, chosen = torch.zeros(len(configs), device=device), torch.zeros_like(kind[0], dtype=torch.bool)
+    total, chosen = (
+        torch.zeros(len(configs), device=device),
+        torch.zeros_like(kind[0], dtype=torch.bool),
+    )
     places: dict[tuple[int, ...], Tensor] = {}  # by shape: where the dialogues of a batch are named
     eval_groups = data.groups(eval_rows, config.fusion.unit)
     turns, held = table(groups), table(eval_groups)
     turns_there, held_there = turns.to(device), held.to(device)
     cuts = torch.arange(len(eval_groups)).split(settings.batch_size) if eval_groups else ()
-    laid = [batch_of(held, some.expand(len(configs), -1)) for some in cuts]  # all runs and epochs evaluate alike
+    laid = [
+        batch_of(held, some.expand(len(configs), -1)) for some in cuts
+    ]  # all runs and epochs evaluate alike
     evaluated = [(held_there, some.to(device), r) for some, r in laid]
 
     def step(batch: Tensor, r: int) -> Tensor:
@@ -136,7 +161,11 @@ def fit_many(
         return chosen
 
     for epoch in range(settings.epochs):
-        left = [i for i, selection in enumerate(selections) if i not in faults and not selection.stopped(stage)]
+        left = [
+            i
+            for i, selection in enumerate(selections)
+            if i not in faults and not selection.stopped(stage)
+        ]
         if not left:
             break
         started = time.perf_counter()
@@ -159,7 +188,10 @@ def fit_many(
         scored = dict[str, np.ndarray]()
         if evaluated:
             classes = [graphs(i, partial(best, *each)) for i, each in enumerate(evaluated)]
-            truth, predicted = data.utterances.labels[np.concatenate(eval_groups)], torch.cat(classes, 1).cpu()
+            truth, predicted = (
+                data.utterances.labels[np.concatenate(eval_groups)],
+                torch.cat(classes, 1).cpu(),
+            )
             predicted = predicted[:, predicted[0] >= 0]
             scored = metrics(confusions(truth, predicted.numpy(), len(data.utterances.classes)))
         seconds = (time.perf_counter() - started) / len(configs)
@@ -174,33 +206,46 @@ def fit_many(
         chosen.copy_(torch.tensor(better))
         graphs("keep", keep)
 
-    # What a run's own loss does not train stays as at the start: here the loss of another run may have moved it.
+    # What a run's own loss does not train stays as at the start: here the loss of another run may
+    # have moved it.
     idle, [batch] = dict[str, set[str]](), scaled.batches(groups[0], config.fusion.unit, 1, {})
     for name, loss in zip(kinds, losses_of, strict=True):
         alone, batch.heads = copy.deepcopy(models[0]).cpu(), replace(config, loss=name).heads(stage)
         loss(alone(batch), batch.truth).backward()
-        idle[name] = {weight_name for weight_name, weight in alone.named_parameters() if weight.grad is None}
+        idle[name] = {
+            weight_name for weight_name, weight in alone.named_parameters() if weight.grad is None
+        }
     fitted = list[Fitted]()
     for i, (each, model) in enumerate(zip(configs, models, strict=True)):
-        shapes = {name: weight.shape for name, weight in model.named_parameters() if name not in idle[each.loss]}
-        own_weights = {name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()}
+        shapes = {
+            name: weight.shape
+            for name, weight in model.named_parameters()
+            if name not in idle[each.loss]
+        }
+        own_weights = {
+            name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()
+        }
         model.load_state_dict(own_weights, strict=False)
         fitted.append(Fitted(model, scaling, selections[i].history, faults.get(i)))
     return fitted
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
-    """About how many runs fit into the free memory of a GPU: each with its weights and its largest batch."""
+    """About how many runs fit into the free memory of a GPU: each with its weights and its largest
+    batch.
+    """
     if torch.device(config.device).type != "cuda":
         return MOST
     with torch.random.fork_rng(devices=[]):
         model = config.fusion.build(config.settings, data.dims, len(data.utterances.classes))
     weights = sum(weight.numel() for weight in model.parameters())
-    turns = sorted(map(len, data.groups(fold.train, config.fusion.unit)))[-config.settings.batch_size :]
+    turns = sorted(map(len, data.groups(fold.train, config.fusion.unit)))[
+        -config.settings.batch_size :
+    ]
     inputs = sum(turns) * sum(data.dims.values())
     attended = len(turns) * turns[-1] ** 2 * config.settings.heads * 3  # of up to three streams
-    # Weights, gradients, Adam's moments, what is kept, and room; what the way back holds beside the rest, twice, as a
-    # graph keeps its own; and what dropout keeps, of up to six layers.
+    # Weights, gradients, Adam's moments, what is kept, and room; what the way back holds beside the
+    # rest, twice, as a graph keeps its own; and what dropout keeps, of up to six layers.
     dropped = len(data.utterances) * 6 * 2 * config.settings.gru_hidden
     needed = 4 * (6 * weights + 2 * (3 * inputs + 4 * attended)) + dropped
     free, _ = torch.cuda.mem_get_info(config.device)
@@ -208,7 +253,8 @@ def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
 
 
 def table(groups: Sequence[np.ndarray]) -> Tensor:
-    """The dataset's rows of each dialogue's turns, padded with -1; the last line, the dummy dialogue, is all -1.
+    """The dataset's rows of each dialogue's turns, padded with -1; the last line, the dummy
+    dialogue, is all -1.
 
     int64 `[g + 1, t]`.
     """
@@ -217,7 +263,8 @@ def table(groups: Sequence[np.ndarray]) -> Tensor:
 
 
 def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
-    """The chosen dialogues of a `table` for each run `[R, m - 1]`, with the dummy one `[R, m]`; and r for all runs.
+    """The chosen dialogues of a `table` for each run `[R, m - 1]`, with the dummy one `[R, m]`; and
+    r for all runs.
 
     r is one more than any run needs, and a multiple of `ROWS`.
     """
@@ -226,16 +273,19 @@ def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
 
 
 def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, RaggedLayout]:
-    """Where the utterances of one run's batch stand: of the dialogues `chosen` `[m]` of a `table`, in r rows.
+    """Where the utterances of one run's batch stand: of the dialogues `chosen` `[m]` of a `table`,
+    in r rows.
 
-    The row of the dataset, int64 `[r]`, whether it is one, bool `[r]`, and their layout. As many turns are stepped
-    through as the longest of the table has, with every dialogue at each step: so those of as many dialogues and rows
-    have the same shapes, and nobody has to wait for a number.
+    The row of the dataset, int64 `[r]`, whether it is one, bool `[r]`, and their layout. As many
+    turns are stepped through as the longest of the table has, with every dialogue at each step: so
+    those of as many dialogues and rows have the same shapes, and nobody has to wait for a number.
     """
     turns = turns[chosen]  # [m, t]
     (m, t), there = turns.shape, turns >= 0
     cell, none = torch.arange(m * t, device=turns.device).view(m, t), (m - 1) * t
-    place = torch.where(there, there.flatten().cumsum(0).view(m, t) - 1, r - 1)  # the row of each cell, or the last
+    place = torch.where(
+        there, there.flatten().cumsum(0).view(m, t) - 1, r - 1
+    )  # the row of each cell, or the last
     cells = torch.where(there, cell, none).flatten()
     cells = cells.new_full((r,), none).scatter(0, place.flatten(), cells)
     layout = RaggedLayout(there.sum(1).clamp(min=1))
@@ -246,7 +296,9 @@ def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, Ragg
 
 
 class _Drawn(nn.Module):
-    """Dropout by given masks, in the order of the calls; where none is left, it notes the width that is asked."""
+    """Dropout by given masks, in the order of the calls; where none is left, it notes the width
+    that is asked.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,15 +314,21 @@ class _Drawn(nn.Module):
 
 
 class Stack:
-    """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`, with gradients.
+    """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`,
+    with gradients.
 
-    `values` `[utterances, dim]` are those of the whole dataset, by modality. `frame`, a model that may have wider
-    inputs than `models`, computes in their place: its additional weights are zero, and stay so as those inputs are.
-    `generators` are the random generators of their dropout, one per run: no run changes what another draws.
+    `values` `[utterances, dim]` are those of the whole dataset, by modality. `frame`, a model that
+    may have wider inputs than `models`, computes in their place: its additional weights are zero,
+    and stay so as those inputs are. `generators` are the random generators of their dropout, one
+    per run: no run changes what another draws.
     """
 
     def __init__(
-        self, frame: nn.Module, models: list[nn.Module], values: dict[str, Tensor], generators: list[Generator]
+        self,
+        frame: nn.Module,
+        models: list[nn.Module],
+        values: dict[str, Tensor],
+        generators: list[Generator],
     ) -> None:
         weights, buffers = stack_module_state(models)
         self.model, self.values = frame, values
@@ -281,7 +339,9 @@ class Stack:
         }
         self.buffers, self.generators, self._drawn = buffers, generators, _Drawn()
         self.dropout = 0.0  # the one that all have
-        self.kept: Tensor | None = None  # what dropout keeps, bool [R, utterances, widths of its calls]
+        self.kept: Tensor | None = (
+            None  # what dropout keeps, bool [R, utterances, widths of its calls]
+        )
         for module in list(self.model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
@@ -289,9 +349,11 @@ class Stack:
                     setattr(module, name, self._drawn)
 
     def __call__(self, turns: Tensor, chosen: Tensor, r: int, training: bool = False) -> Found:
-        """Logits `[R, r, K]` by head, of which row of the dataset each is `[R, r]`, and whether of any, bool `[R, r]`.
+        """Logits `[R, r, K]` by head, of which row of the dataset each is `[R, r]`, and whether of
+        any, bool `[R, r]`.
 
-        Of a `batch_of` the `table` turns, on the models' device. In training dropout is by `kept`, if that is drawn.
+        Of a `batch_of` the `table` turns, on the models' device. In training dropout is by `kept`,
+        if that is drawn.
         """
         self.model.train(training)
         kept = self.kept if training else None
@@ -299,18 +361,26 @@ class Stack:
         with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
             return vmap(self._one, in_dims)(turns, r, self.weights, self.buffers, chosen, kept)
 
-    def _one(self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None) -> Found:
+    def _one(
+        self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None
+    ) -> Found:
         """One run, as it is under vmap."""
         rows, real, layout = lay_out(turns, chosen, r)
         if kept is not None:
-            self._drawn.masks = [mask / (1.0 - self.dropout) for mask in kept[rows].split(self._drawn.widths, 1)]
+            self._drawn.masks = [
+                mask / (1.0 - self.dropout) for mask in kept[rows].split(self._drawn.widths, 1)
+            ]
         dtype, ones = next(iter(weights.values())).dtype, torch.ones_like(rows)
-        inputs = {modality: Sequences(whole[rows].to(dtype), ones) for modality, whole in self.values.items()}
+        inputs = {
+            modality: Sequences(whole[rows].to(dtype), ones)
+            for modality, whole in self.values.items()
+        }
         batch = Batch(inputs, dialogues=layout.lengths)
         return functional_call(self.model, (weights, buffers), (batch, layout)), rows, real
 
     def draw(self, turns: Tensor, chosen: Tensor, r: int) -> None:
-        """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was drawn before.
+        """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was
+        drawn before.
 
         A batch, as a call takes it, shows how much that is.
         """
@@ -327,9 +397,9 @@ class Stack:
 class Graphs:
     """Functions of tensors that keep their places, by their keys: on a GPU, CUDA graphs.
 
-    The first call of a key runs as it is, the second is captured, and replayed from then on: no operation is started
-    by itself any more. Where that fails (an old driver, too little memory) the `logs` get a line, and all run as they
-    are. Results are copies.
+    The first call of a key runs as it is, the second is captured, and replayed from then on: no
+    operation is started by itself any more. Where that fails (an old driver, too little memory) the
+    `logs` get a line, and all run as they are. Results are copies.
     """
 
     def __init__(self, enabled: bool, logs: Sequence[Callable[[str], None]] = ()) -> None:
@@ -344,9 +414,13 @@ class Graphs:
                 self._known[key] = self.captured(function)
             except RuntimeError as fault:
                 self.enabled = False
-                why = str(fault.__context__ or fault).partition("\n")[0]  # the end of a broken capture fails too
+                why = str(fault.__context__ or fault).partition("\n")[
+                    0
+                ]  # the end of a broken capture fails too
                 for log in self.logs:
-                    log(f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})")
+                    log(
+                        f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})"
+                    )
         if found := self._known.setdefault(key):
             graph, result = found
             graph.replay()
@@ -354,10 +428,13 @@ class Graphs:
         return function().clone()
 
     def captured(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """The calls as a CUDA graph, and the tensor that it fills on replay. Nothing is computed yet."""
+        """The calls as a CUDA graph, and the tensor that it fills on replay. Nothing is computed
+        yet.
+        """
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # A capture that breaks leaves its own stream as the current one; and other threads may use the GPU meanwhile.
+        # A capture that breaks leaves its own stream as the current one; and other threads may use
+        # the GPU meanwhile.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),

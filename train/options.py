@@ -1,10 +1,12 @@
-"""The options of `ser train`, declared once: for the command line, for recipes and for Python. Imports nothing heavy.
+"""The options of `ser train`, declared once: for the command line, for recipes and for Python.
+Imports nothing heavy.
 
-The commands make one click option of each field of `Experiment` that options.toml names (`fields(Experiment)`, in
-order): its name with `-` for `_`, its default, and from there (its `TEXTS`) the `help`, `metavar` and `choices`.
-`field.type` says the rest: `bool` is a flag, `tuple[str, ...]` is repeatable, `int` and `int | None` are numbers from
-1, `Path | str` is a path, and all else is text. What an option may hold is checked by `experiment.prepare`, whoever
-made the experiment.
+The commands make one click option of each field of `Experiment` that options.toml names
+(`fields(Experiment)`, in order): its name with `-` for `_`, its default, and from there (its
+`TEXTS`) the `help`, `metavar` and `choices`. `field.type` says the rest: `bool` is a flag,
+`tuple[str, ...]` is repeatable, `int` and `int | None` are numbers from 1, `Path | str` is a path,
+and all else is text. What an option may hold is checked by `experiment.prepare`, whoever made the
+experiment.
 """
 
 import tomllib
@@ -40,7 +42,9 @@ class Experiment:
     device: str = "auto"
     precision: str = "auto"
     set: tuple[str, ...] = ()
-    also_set: tuple[str, ...] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions
+    also_set: tuple[
+        str, ...
+    ] = ()  # as `set`, where the fusion has that setting: for sweeps over several fusions
     resume: bool = False
     log: str | None = None
     out: Path | str = "runs"
@@ -54,4 +58,7 @@ class Experiment:
 
 def assignments(table: Mapping[str, Any]) -> tuple[str, ...]:
     """A TOML table as the `key=value` assignments of `--set`."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
+    return tuple(
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in table.items()
+    )

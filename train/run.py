@@ -1,4 +1,6 @@
-"""Jobs: one run, or many of one fold at once, trained, tested and written; and a trained model opened again."""
+"""Jobs: one run, or many of one fold at once, trained, tested and written; and a trained model
+opened again.
+"""
 
 import contextlib
 import gc
@@ -25,7 +27,20 @@ from .fit import NO_NUMBERS, Epoch, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once
 from .models import FUSIONS, with_layer_sums
 from .models.superb import layer_shares
-from .run_folder import AGAIN, CONFIG, DEV, FAULT, LOG, MODEL, RESULT, STATE, Files, Run, claimed, run_name
+from .run_folder import (
+    AGAIN,
+    CONFIG,
+    DEV,
+    FAULT,
+    LOG,
+    MODEL,
+    RESULT,
+    STATE,
+    Files,
+    Run,
+    claimed,
+    run_name,
+)
 from .settings import TrainConfig, TrainingSettings, recorded
 from .targets import TARGETS
 
@@ -48,35 +63,49 @@ class Job:
 
     @property
     def stacked(self) -> bool:
-        """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not depend on the others."""
-        return torch.device(self.plan.device).type == "cuda" and can_train_together(self.data, self.plan)
+        """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not
+        depend on the others.
+        """
+        return torch.device(self.plan.device).type == "cuda" and can_train_together(
+            self.data, self.plan
+        )
 
     @cached_property
     def group(self) -> str:
-        """The same for jobs that are fitted together: those that are `stacked`, and differ in seed and loss alone."""
+        """The same for jobs that are fitted together: those that are `stacked`, and differ in seed
+        and loss alone.
+        """
         apart = ("seed", "loss") if self.stacked else ()
         return run_name({key: value for key, value in self.config.items() if key not in apart})
 
 
-OnProgress = Callable[[Job, Epoch | None], None]  # after each epoch of a job; None when its run is finished
+OnProgress = Callable[
+    [Job, Epoch | None], None
+]  # after each epoch of a job; None when its run is finished
 
 
 def train_jobs(
     jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: OnProgress | None = None
 ) -> list[Run | Diverged]:
-    """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it is.
+    """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it
+    is.
 
-    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half as many, down to one;
-    if their inputs do not fit on the GPU, one after the other. They keep no states. Any other job does, and continues
-    from its last with `resume`; without states it starts anew. For a job that diverged the list holds the fault, and
-    its folder the weights of the last good epoch. Raises `SerError`, with the remedy, if memory runs out.
+    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half
+    as many, down to one; if their inputs do not fit on the GPU, one after the other. They keep no
+    states. Any other job does, and continues from its last with `resume`; without states it starts
+    anew. For a job that diverged the list holds the fault, and its folder the weights of the last
+    good epoch. Raises `SerError`, with the remedy, if memory runs out.
     """
     first, together = jobs[0], len(jobs) > 1 or jobs[0].stacked
     with contextlib.ExitStack() as stack:
         stack.enter_context(oom_as_error(first.plan))
-        in_order = sorted(jobs, key=lambda job: job.name)  # in all processes, so none waits for ever
+        in_order = sorted(
+            jobs, key=lambda job: job.name
+        )  # in all processes, so none waits for ever
         runs = {job.name: stack.enter_context(claimed(out / job.name)) for job in in_order}
-        ended: dict[str, Run | Diverged] = {name: run.checked() for name, run in runs.items() if run.finished}
+        ended: dict[str, Run | Diverged] = {
+            name: run.checked() for name, run in runs.items() if run.finished
+        }
         waiting = []
         for job in [job for job in jobs if job.name not in ended]:
             if together or not resume:
@@ -84,7 +113,9 @@ def train_jobs(
             waiting.append(Training(job, runs[job.name], stack, not together, on_epoch))
         stack.enter_context(one_thread())
         if together:
-            first.data.on(first.plan.device)  # first, so that what it takes there does not count as free
+            first.data.on(
+                first.plan.device
+            )  # first, so that what it takes there does not count as free
         most = runs_at_once(first.data, first.fold, first.plan) if together else 1
         while waiting:
             batch = waiting[:most]
@@ -93,17 +124,25 @@ def train_jobs(
             torch.cuda.empty_cache()
             try:
                 if together:
-                    models = fit_many(first.data, first.fold, [training.job.plan for training in batch], batch)
+                    models = fit_many(
+                        first.data, first.fold, [training.job.plan for training in batch], batch
+                    )
                 if not models:
                     together, most, batch = False, 1, waiting[:1]
                     [training] = batch
-                    state = training.run.tensors(STATE) if (training.run.path / STATE).exists() else None
+                    state = (
+                        training.run.tensors(STATE)
+                        if (training.run.path / STATE).exists()
+                        else None
+                    )
                     models = [fit(first.data, first.fold, training.job.plan, training, state)]
             except (MemoryError, RuntimeError) as error:
                 if len(batch) == 1 or not is_out_of_memory(error):
                     raise
                 for training in batch:
-                    training(f"memory ran out with {len(batch)} runs at once; started anew with half as many")
+                    training(
+                        f"memory ran out with {len(batch)} runs at once; started anew with half as many"
+                    )
                 most = len(batch) // 2
                 traceback.clear_frames(error.__traceback__)  # they hold the models,
                 gc.collect()  # in which a module and its hooks know each other
@@ -123,16 +162,28 @@ def train_jobs(
 
 
 class Training:
-    """A job being trained in its run's folder. Called with an epoch, or with a line, it is the run's log.
+    """A job being trained in its run's folder. Called with an epoch, or with a line, it is the
+    run's log.
 
-    An epoch goes to TensorBoard too, if the plan says so, and to `on_epoch`; every `STATE_SECONDS` the state after it
-    is written, if `states` are kept. What is opened is closed with the stack.
+    An epoch goes to TensorBoard too, if the plan says so, and to `on_epoch`; every `STATE_SECONDS`
+    the state after it is written, if `states` are kept. What is opened is closed with the stack.
     """
 
     def __init__(
-        self, job: Job, run: Run, stack: contextlib.ExitStack, states: bool, on_epoch: OnProgress | None
+        self,
+        job: Job,
+        run: Run,
+        stack: contextlib.ExitStack,
+        states: bool,
+        on_epoch: OnProgress | None,
     ) -> None:
-        self.job, self.run, self.states, self.on_epoch, self.written = job, run, states, on_epoch, time.monotonic()
+        self.job, self.run, self.states, self.on_epoch, self.written = (
+            job,
+            run,
+            states,
+            on_epoch,
+            time.monotonic(),
+        )
         (run.path / FAULT).unlink(missing_ok=True)
         run.write_json(CONFIG, job.config)
         if not (run.path / STATE).exists():
@@ -150,7 +201,11 @@ class Training:
             self.lines.flush()
             return
         values = {name: value for name, value in asdict(event).items() if value is not None}
-        self(" · ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()))
+        self(
+            " · ".join(
+                f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+            )
+        )
         if self.curves is not None:
             for name in values.keys() & {"loss", "wa", "ua", "macro_f1", "ccc"}:
                 self.curves.add_scalar(f"{event.stage}/{name}", values[name], event.epoch)
@@ -164,12 +219,16 @@ class Training:
 
 @contextlib.contextmanager
 def oom_as_error(plan: TrainConfig) -> Iterator[None]:
-    """Raise `SerError`, with the remedy, if an allocation fails, and `WrongUse` for what cannot be deterministic."""
+    """Raise `SerError`, with the remedy, if an allocation fails, and `WrongUse` for what cannot be
+    deterministic.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
         if "deterministic implementation" in str(fault):
-            what = f"{plan.fusion.name} has an operation without a deterministic form on {plan.device}"
+            what = (
+                f"{plan.fusion.name} has an operation without a deterministic form on {plan.device}"
+            )
             raise WrongUse(f"--deterministic: {what}; leave it out") from fault
         if not is_out_of_memory(fault):
             raise
@@ -182,12 +241,14 @@ def oom_as_error(plan: TrainConfig) -> Iterator[None]:
 
 
 def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
-    """Test the model and write the run's files; `result.json` comes last. Predictions that are NaN are a fault."""
+    """Test the model and write the run's files; `result.json` comes last. Predictions that are NaN
+    are a fault.
+    """
     data, fold, plan, config = job.data, job.fold, job.plan, job.config
     utterances, rows, target = data.utterances, fold.test, TARGETS[plan.target]
-    # By each way to test one trained model: "both", as it is, whatever its inputs; "only audio" and "only text", the
-    # other modality hidden, where the fusion can hide one (MSMSER §4.3); "head audio" and "head text", its unimodal
-    # heads (Perspective Table 3).
+    # By each way to test one trained model: "both", as it is, whatever its inputs; "only audio" and
+    # "only text", the other modality hidden, where the fusion can hide one (MSMSER §4.3); "head
+    # audio" and "head text", its unimodal heads (Perspective Table 3).
     heads = fitted.predict(data, rows, plan)
     tests = {"both": heads.pop("logits")}
     if plan.fusion.hide is not None:
@@ -196,14 +257,22 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
     tests |= {f"head {head}": predicted for head, predicted in heads.items()}
     # How sure a model is of its own training utterances says nothing.
     dev = fold.dev[:0] if plan.training.refit else fold.dev
-    on_dev = {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]} if len(dev) else {}
+    on_dev = (
+        {"both": fitted.predict(data, dev, plan, heads=frozenset({"logits"}))["logits"]}
+        if len(dev)
+        else {}
+    )
     undecided, of_undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0]), dict[str, Any]()
     if len(undecided):
-        of_undecided = target.scored(utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan)
+        of_undecided = target.scored(
+            utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan
+        )
     if not all(np.isfinite(predicted).all() for predicted in (*tests.values(), *on_dev.values())):
         return NO_NUMBERS
 
-    tested = {name: target.scored(utterances, rows, predicted, plan) for name, predicted in tests.items()}
+    tested = {
+        name: target.scored(utterances, rows, predicted, plan) for name, predicted in tests.items()
+    }
     weights, features = snapshot(fitted.model.state_dict()), config["features"]
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(target.columns(utterances, rows, tests, plan))
@@ -211,23 +280,39 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
         files |= run.write_predictions(target.columns(utterances, dev, on_dev, plan), DEV)
     result = {
         **tested["both"],
-        **{key: config[key] for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")},
+        **{
+            key: config[key]
+            for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")
+        },
         "labels": config["labels"]["policy"],
         "classes": list(utterances.classes),
         "tests": tested,
         "raters": data.raters(rows),
-        **({"no_majority": {name: of_undecided[name] for name in ("n", "kl", "js")}} if of_undecided else {}),
-        "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"])) if on_dev else None,
+        **(
+            {"no_majority": {name: of_undecided[name] for name in ("n", "kl", "js")}}
+            if of_undecided
+            else {}
+        ),
+        "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"]))
+        if on_dev
+        else None,
         **known_before(fold.refitted if plan.training.refit else fold, utterances),
         **{key: data.notes[key] for key in ("synthetic", "random_weights")},
         "parts": {part: len(own) for part, own in fold.parts.items()},
         "dev": fold.dev_by,
         "refit": plan.training.refit,
-        "left_out": {**data.notes["left_out"], **{why: len(others) for why, others in fold.left_out.items()}},
+        "left_out": {
+            **data.notes["left_out"],
+            **{why: len(others) for why, others in fold.left_out.items()},
+        },
         "epoch": fitted.epoch,
         "seconds": round(seconds, 3),
         "history": fitted.history,
-        **({"layers": layer_shares(weights, features)} if any("sums" in one for one in features.values()) else {}),
+        **(
+            {"layers": layer_shares(weights, features)}
+            if any("sums" in one for one in features.values())
+            else {}
+        ),
         "files": files,
     }
     if corpora := data.notes.get("corpora"):
@@ -242,7 +327,9 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
     return None
 
 
-def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]) -> Files:
+def write_model(
+    run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]
+) -> Files:
     """Write `model.safetensors`. Returns its entry in the result's `files`."""
     tensors = {f"model.{name}": value.contiguous() for name, value in weights.items()}
     for modality, scale in scaling.items():
@@ -253,14 +340,19 @@ def write_model(run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[
 def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     """The trained model of a run with its scaling, on a device, and a config to predict with there.
 
-    Loss, selection, seed and precision of that config are the defaults, not the run's.
-    Raises `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights that are NaN.
+    Loss, selection, seed and precision of that config are the defaults, not the run's. Raises
+    `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights
+    that are NaN.
     """
     if not (run.path / MODEL).exists():
-        raise WrongUse(f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`")
+        raise WrongUse(
+            f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`"
+        )
     config, dims, target = run.config, run.config["dims"], run.config.get("target", "class")
     if target not in TARGETS:
-        raise WrongUse(f"{run.path}: was trained with target '{target}', which this ser does not know")
+        raise WrongUse(
+            f"{run.path}: was trained with target '{target}', which this ser does not know"
+        )
     if config["fusion"] not in FUSIONS:
         what = f"was trained with the fusion '{config['fusion']}'"
         raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
@@ -268,15 +360,21 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
     training = recorded(TrainingSettings, config["training"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
-    weights = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
+    weights = {
+        name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")
+    }
     scaling: dict[str, Standardizer] = {}
     try:
         tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
         model = TARGETS[target].build(tuned, settings, dims, classes)
         model.load_state_dict(weights)
-        for modality in sorted({name.split(".")[1] for name in tensors if name.startswith("scaling.")}):
+        for modality in sorted(
+            {name.split(".")[1] for name in tensors if name.startswith("scaling.")}
+        ):
             moments = [tensors[f"scaling.{modality}.{moment}"] for moment in ("mean", "std")]
-            scaling[modality] = Standardizer(*(x.view(-1, dims[modality]).squeeze(0) for x in moments))
+            scaling[modality] = Standardizer(
+                *(x.view(-1, dims[modality]).squeeze(0) for x in moments)
+            )
     except SerError:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
@@ -290,7 +388,9 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: the same numbers on any load, and one process per core is faster than threads."""
+    """One thread for torch: the same numbers on any load, and one process per core is faster than
+    threads.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,5 @@
-"""Run folders: one finished training each, named by the hash of its complete config, readable without us.
+"""Run folders: one finished training each, named by the hash of its complete config, readable
+without us.
 
 <out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
                       result.json          scores; there only when the run is finished
@@ -11,10 +12,11 @@
                       diverged.json        what went wrong with a run whose loss is no longer a number
                       log                  one line per epoch
 
-They are sealed. JSON and safetensors files name their run (`run`) and carry their own sha256 (`sha256`, last in JSON,
-first in the metadata of safetensors), reckoned with 64 zeros in its place; result.json says bytes and sha256 of the
-other files of a finished run (`files`). Whatever reads a file checks it. A folder whose config has another name is
-refused, a link in it is not followed, and what versions before the seal wrote is read with a warning.
+They are sealed. JSON and safetensors files name their run (`run`) and carry their own sha256
+(`sha256`, last in JSON, first in the metadata of safetensors), reckoned with 64 zeros in its place;
+result.json says bytes and sha256 of the other files of a finished run (`files`). Whatever reads a
+file checks it. A folder whose config has another name is refused, a link in it is not followed, and
+what versions before the seal wrote is read with a warning.
 """
 
 import contextlib
@@ -38,7 +40,13 @@ from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 __all__ = ["Run", "find_runs", "open_run"]
 
-CONFIG, RESULT, MODEL, STATE, LOG = "config.json", "result.json", "model.safetensors", "state.safetensors", "log"
+CONFIG, RESULT, MODEL, STATE, LOG = (
+    "config.json",
+    "result.json",
+    "model.safetensors",
+    "state.safetensors",
+    "log",
+)
 FAULT = "diverged.json"
 PREDICTIONS, DEV = "predictions.parquet", "dev.parquet"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
@@ -50,26 +58,53 @@ _AT_END = len(_ZEROS) + len(b'"\n}\n')  # of a JSON file, from its end
 _AT_START = 8 + len(b'{"__metadata__":{"sha256":"')  # of a safetensors file
 log = logging.getLogger("ser.train")
 _warn_once = cache(log.warning)
-_FAULTS = (ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError, SafetensorError, pa.ArrowException)
+_FAULTS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    RecursionError,
+    msgspec.MsgspecError,
+    SafetensorError,
+    pa.ArrowException,
+)
 
 
 def shape(texts: str, **others: Any) -> Any:
-    """A type of JSON object with at least these keys: `texts`, and `others` by kind; (kind, default) is optional."""
+    """A type of JSON object with at least these keys: `texts`, and `others` by kind; (kind,
+    default) is optional.
+    """
     kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
     return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
 
 
 # What tells a run's files from others of these names. All else in them is held to their seal.
-_CONFIG = dict.fromkeys(("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any])
+_CONFIG = dict.fromkeys(
+    ("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any]
+)
 CONFIG_SHAPE = shape("corpus manifest fusion loss protocol select fold cut", **_CONFIG)
-_RESULT: dict[str, Any] = {"seed": int, "synthetic": bool, "classes": list[str], "random_weights": list[str]}
-_RESULT |= {"tests": dict[str, dict[str, Any]], "left_out": dict[str, int | list[str]], "seconds": float}
-_RESULT |= {"epoch": int | None, "history": list[dict[str, Any]], "corpora": (dict[str, dict[str, Any]], {})}
+_RESULT: dict[str, Any] = {
+    "seed": int,
+    "synthetic": bool,
+    "classes": list[str],
+    "random_weights": list[str],
+}
+_RESULT |= {
+    "tests": dict[str, dict[str, Any]],
+    "left_out": dict[str, int | list[str]],
+    "seconds": float,
+}
+_RESULT |= {
+    "epoch": int | None,
+    "history": list[dict[str, Any]],
+    "corpora": (dict[str, dict[str, Any]], {}),
+}
 RESULT_SHAPE = shape("corpus protocol select labels fold", **_RESULT)
 
 
 def column(what: str, test: str) -> str:
-    """The column of predictions.parquet with `what` was predicted when the model was given the modalities of `test`."""
+    """The column of predictions.parquet with `what` was predicted when the model was given the
+    modalities of `test`.
+    """
     return what if test == "both" else f"{what} {test}"
 
 
@@ -80,7 +115,9 @@ def run_name(config: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not. What is read of it raises `CorruptStore` if one bit of it was altered."""
+    """A run folder, finished or not. What is read of it raises `CorruptStore` if one bit of it was
+    altered.
+    """
 
     path: Path
 
@@ -91,10 +128,14 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Everything that the run was asked for. Raises `CorruptStore` if that is another run than the folder names."""
+        """Everything that the run was asked for. Raises `CorruptStore` if that is another run than
+        the folder names.
+        """
         found = self._json(CONFIG, CONFIG_SHAPE)
         if (name := run_name(found)) != self.name:
-            raise CorruptStore(f"{self.path}: holds run {name}; name the folder so, or, if it was altered, {AGAIN}")
+            raise CorruptStore(
+                f"{self.path}: holds run {name}; name the folder so, or, if it was altered, {AGAIN}"
+            )
         return found
 
     @property
@@ -111,7 +152,9 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
-            raise WrongUse(f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it")
+            raise WrongUse(
+                f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it"
+            )
         return self._json(RESULT, RESULT_SHAPE)
 
     def checked(self) -> "Run":
@@ -144,7 +187,9 @@ class Run:
             return load(content), about
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Files:
-        """Write one JSON file of a run that this process has claimed, whole or not at all, for people to read too."""
+        """Write one JSON file of a run that this process has claimed, whole or not at all, for
+        people to read too.
+        """
         sealed = {**value, "run": self.name, "sha256": _ZEROS.decode()}
         text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
         content = text.encode(errors="replace") + b"\n"
@@ -157,7 +202,9 @@ class Run:
         about = {"sha256": _ZEROS.decode(), "run": self.name, **header.pop("__metadata__", {})}
         first = json.dumps({"__metadata__": about, **header}, separators=(",", ":")).encode()
         first += b" " * (-len(first) % 8)
-        pieces = _sealed(len(first).to_bytes(8, "little") + first, _AT_START, memoryview(content)[8 + size :])
+        pieces = _sealed(
+            len(first).to_bytes(8, "little") + first, _AT_START, memoryview(content)[8 + size :]
+        )
         return self._write(name, *pieces)
 
     def write_predictions(self, columns: Mapping[str, Any], name: str = PREDICTIONS) -> Files:
@@ -179,7 +226,9 @@ class Run:
 
     @contextlib.contextmanager
     def _content(self, name: str) -> Iterator[bytes]:
-        """A file's bytes, decoded in the context; those of a finished run are the ones that its result names."""
+        """A file's bytes, decoded in the context; those of a finished run are the ones that its
+        result names.
+        """
         content = read_small(self.path / name, AGAIN)
         files = self.result.get("files") if name != RESULT and self.finished else None
         found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -195,17 +244,31 @@ class Run:
     def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
         if not about.keys() & {*_SEAL, "files"}:
             config = self.path / CONFIG
-            if config.exists() and _SEAL & msgspec.json.decode(read_small(config, AGAIN), type=dict).keys():
-                raise CorruptStore(f"{self.path / name}: has no seal, and its {CONFIG} has one; {AGAIN}")
-            _warn_once("%s: holds runs that an older ser wrote, without a seal: they are not checked", self.path.parent)
+            if (
+                config.exists()
+                and _SEAL & msgspec.json.decode(read_small(config, AGAIN), type=dict).keys()
+            ):
+                raise CorruptStore(
+                    f"{self.path / name}: has no seal, and its {CONFIG} has one; {AGAIN}"
+                )
+            _warn_once(
+                "%s: holds runs that an older ser wrote, without a seal: they are not checked",
+                self.path.parent,
+            )
         elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
-            raise CorruptStore(f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}")
+            raise CorruptStore(
+                f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}"
+            )
         elif about.get("run") != self.name:
-            raise CorruptStore(f"{self.path / name}: belongs to run {about.get('run')}; name the folder so, or {AGAIN}")
+            raise CorruptStore(
+                f"{self.path / name}: belongs to run {about.get('run')}; name the folder so, or {AGAIN}"
+            )
 
 
 def _sealed(content: bytes, at: int, rest: Buffer = b"") -> tuple[Buffer, bytes, Buffer, Buffer]:
-    """A file in pieces, whose second is the sha256 of the whole in hex, reckoned with zeros in its place."""
+    """A file in pieces, whose second is the sha256 of the whole in hex, reckoned with zeros in its
+    place.
+    """
     before, after = content[:at], memoryview(content)[at + len(_ZEROS) :]
     found = hashlib.sha256(before + _ZEROS)
     found.update(after)
@@ -217,20 +280,29 @@ def open_run(path: Path | str) -> Run:
     """The run in that folder. Raises `WrongUse` if it is none."""
     path = Path(path)
     if not (path / CONFIG).is_file():
-        raise WrongUse(f"{path}: is not a run folder (no {CONFIG}); `ser train` writes them under runs/")
+        raise WrongUse(
+            f"{path}: is not a run folder (no {CONFIG}); `ser train` writes them under runs/"
+        )
     return Run(path.resolve())
 
 
 def find_runs(*paths: Path | str) -> list[Run]:
-    """All runs in the given folders, finished or not, each once: of copies the first, or the first that is finished.
+    """All runs in the given folders, finished or not, each once: of copies the first, or the first
+    that is finished.
 
     Warns of a copy with other predictions. Raises `WrongUse` where there is none.
     """
     found: dict[str, Run] = {}
     for path in map(Path, paths):
-        here = [path] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+        here = (
+            [path]
+            if (path / CONFIG).is_file()
+            else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+        )
         if not here:
-            raise WrongUse(f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them")
+            raise WrongUse(
+                f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them"
+            )
         for run in (Run(folder.resolve()) for folder in here):
             first = found.setdefault(run.name, run)
             if run.finished and not first.finished:
@@ -238,16 +310,21 @@ def find_runs(*paths: Path | str) -> list[Run]:
             elif first is not run and run.finished:
                 own, other = (one.result.get("files", {}).get(PREDICTIONS) for one in (run, first))
                 if own != other:
-                    log.warning("%s: has other predictions than %s, which alone is read", run.path, first.path)
+                    log.warning(
+                        "%s: has other predictions than %s, which alone is read",
+                        run.path,
+                        first.path,
+                    )
     return list(found.values())
 
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Run]:
-    """The run folder, made if needed, with nobody else at work in it: a second process waits for the first.
+    """The run folder, made if needed, with nobody else at work in it: a second process waits for
+    the first.
 
-    A finished run needs neither a lock nor the right to write. What killed writers left is removed. Raises
-    `StoreError` for a link or special file in the folder: no run is written through one.
+    A finished run needs neither a lock nor the right to write. What killed writers left is removed.
+    Raises `StoreError` for a link or special file in the folder: no run is written through one.
     """
     if Run(path).finished:
         yield Run(path)
@@ -257,7 +334,9 @@ def claimed(path: Path) -> Iterator[Run]:
         remove_leftovers(path.parent / SHARED)
         for entry in (path, *(() if path.is_symlink() else path.iterdir())):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                raise StoreError(f"{entry}: is a link or a special file, and no run is written through one; remove it")
+                raise StoreError(
+                    f"{entry}: is a link or a special file, and no run is written through one; remove it"
+                )
             if entry.match(".*.part"):
                 entry.unlink()
         yield Run(path)

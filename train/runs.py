@@ -20,11 +20,22 @@ from .scores import SHOWN
 def options_of(config: Mapping[str, Any], defaults: bool = True) -> dict[str, Any]:
     """The options and settings of a run in one table.
 
-    With `defaults` also the settings that its config leaves out, as they are at their default; that imports torch.
+    With `defaults` also the settings that its config leaves out, as they are at their default; that
+    imports torch.
     """
-    features = "+".join(f"{one['feature']}@{one['fingerprint'][:4]}" for one in config["features"].values())
-    also = {"labels": config["labels"]["policy"], "features": features, "store": config["provenance"].get("store")}
-    plain = {key: value for key, value in config.items() if key != "cut" and not isinstance(value, dict | list)}
+    features = "+".join(
+        f"{one['feature']}@{one['fingerprint'][:4]}" for one in config["features"].values()
+    )
+    also = {
+        "labels": config["labels"]["policy"],
+        "features": features,
+        "store": config["provenance"].get("store"),
+    }
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key != "cut" and not isinstance(value, dict | list)
+    }
     options = {"target": "class", **plain, **also, "code": config.get("code", "none")[:8]}
     if defaults:
         from .models import FUSIONS
@@ -37,10 +48,11 @@ def options_of(config: Mapping[str, Any], defaults: bool = True) -> dict[str, An
 
 
 def select(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list[Run]:
-    """The runs in these folders, or folders of them, for which every `key=value` holds: keys as of `options_of`.
+    """The runs in these folders, or folders of them, for which every `key=value` holds: keys as of
+    `options_of`.
 
-    Of `features`, each one named is among them. Raises `WrongUse` for a condition of another form, or a key that no
-    run has.
+    Of `features`, each one named is among them. Raises `WrongUse` for a condition of another form,
+    or a key that no run has.
     """
     runs = find_runs(*folders)
     options = {run.name: options_of(run.config) for run in runs} if conditions else {}
@@ -71,7 +83,10 @@ def facts(run: Run) -> dict[str, Any]:
     WA, UA and macro-F1 are in percent; `ccc` is the mean over valence, arousal and dominance.
     """
     options = options_of(run.config, defaults=False)
-    shown = {key: options.get(key) for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")}
+    shown = {
+        key: options.get(key)
+        for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")
+    }
     result = run.result if run.finished else {}
     size, changed = extent(run.path)
     scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
@@ -88,22 +103,33 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The options in which the runs differ, by key, a value for each run; None where a run has no such key."""
+    """The options in which the runs differ, by key, a value for each run; None where a run has no
+    such key.
+    """
     options = [options_of(run.config) for run in runs]
     keys = dict.fromkeys(key for each in options for key in each)
     table = {key: [each.get(key) for each in options] for key in keys}
-    return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
+    return {
+        key: values for key, values in table.items() if any(value != values[0] for value in values)
+    }
 
 
 def unfinished(runs: Sequence[Run], days: float) -> Iterator[Run]:
-    """The runs without a result that no process trains now and in which nothing has changed for so many days."""
+    """The runs without a result that no process trains now and in which nothing has changed for so
+    many days.
+    """
     for run in runs:
-        if not run.finished and time.time() - extent(run.path)[1] > days * 86_400 and not in_use(run):
+        if (
+            not run.finished
+            and time.time() - extent(run.path)[1] > days * 86_400
+            and not in_use(run)
+        ):
             yield run
 
 
 def in_use(run: Run, lock: contextlib.ExitStack | None = None) -> bool:
-    """Whether a process of this machine trains it now; if not, none starts to before `lock` is closed.
+    """Whether a process of this machine trains it now; if not, none starts to before `lock` is
+    closed.
 
     Without a lock file, as in a copy, there is nothing to hold.
     """
@@ -127,7 +153,11 @@ def remove(run: Run) -> int:
 
 
 def check(path: Path) -> Run:
-    """The run in a folder that is to be removed. Raises `WrongUse` for any other folder, and for a link to one."""
+    """The run in a folder that is to be removed. Raises `WrongUse` for any other folder, and for a
+    link to one.
+    """
     if path.is_symlink() or not (path / CONFIG).is_file():
-        raise WrongUse(f"{path}: is not a run folder (no {CONFIG}, or a link); name the folders that `ser runs` lists")
+        raise WrongUse(
+            f"{path}: is not a run folder (no {CONFIG}, or a link); name the folders that `ser runs` lists"
+        )
     return Run(path.resolve())

@@ -16,27 +16,35 @@ from .data.labels import DIMENSIONS
 
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}  # wherever scores are shown
-SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {"ccc": "mean CCC"}  # what selects, in a heading
+SCORED = {metric: f"{name} %" for name, metric in SHOWN.items()} | {
+    "ccc": "mean CCC"
+}  # what selects, in a heading
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
 TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
 LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
 PERCENT = (0.0, 100.0)  # no interval of a share leaves them
 FEWEST = 4  # groups of an interval: of fewer, it is too wide or too uncertain to say anything
-Ends = tuple[float, float | None, float | None]  # a value and the ends of its 95 % interval, if it has one
+Ends = tuple[
+    float, float | None, float | None
+]  # a value and the ends of its 95 % interval, if it has one
 
 
 def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """C `[R, K, K]` of the predictions `[R, n]` of the same utterances: rows are true classes `[n]`, columns predicted.
+    """C `[R, K, K]` of the predictions `[R, n]` of the same utterances: rows are true classes
+    `[n]`, columns predicted.
 
     >>> confusions(np.array([0, 0, 1]), np.array([[0, 1, 1]]), 2).tolist()
     [[[1, 1], [0, 1]]]
     """
     cells = truth * classes + predicted + np.arange(len(predicted))[:, None] * classes**2
-    return np.bincount(cells.ravel(), minlength=len(predicted) * classes**2).reshape(-1, classes, classes)
+    return np.bincount(cells.ravel(), minlength=len(predicted) * classes**2).reshape(
+        -1, classes, classes
+    )
 
 
 def metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """The scores of one matrix C or many, `[…, K, K]` → `[…]` in [0, 1]; NaN where there is nothing to count.
+    """The scores of one matrix C or many, `[…, K, K]` → `[…]` in [0, 1]; NaN where there is nothing
+    to count.
 
     recalls      `[…, K]`: C[k, k] / Σ_j C[k, j]; NaN for a class without an utterance
     wa           Σ_k C[k, k] / n: the share of utterances that are right, so classes weigh by their size
@@ -53,7 +61,10 @@ def metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
 
     sizes, right = matrix.sum(-1), np.diagonal(matrix, axis1=-2, axis2=-1)  # […, K]
     n, present = sizes.sum(-1), (sizes > 0).sum(-1)
-    recalls, f1 = ratio(right, sizes), np.where(sizes > 0, ratio(2 * right, sizes + matrix.sum(-2)), 0)
+    recalls, f1 = (
+        ratio(right, sizes),
+        np.where(sizes > 0, ratio(2 * right, sizes + matrix.sum(-2)), 0),
+    )
     return {
         "recalls": recalls,
         "wa": ratio(right.sum(-1), n),
@@ -63,10 +74,13 @@ def metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
+def scores(
+    truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str]
+) -> dict[str, Any]:
     """All scores of one set of predictions, as a run's result.json holds them.
 
-    `METRICS`; `per_class`, the recalls by name, None for a class that does not occur; `confusion` C; `n`.
+    `METRICS`; `per_class`, the recalls by name, None for a class that does not occur; `confusion`
+    C; `n`.
 
     >>> scores([0, 0, 1], [0, 1, 1], ("ang", "hap", "sad"))["per_class"]
     {'ang': 0.5, 'hap': 1.0, 'sad': None}
@@ -83,17 +97,21 @@ def scores(truth: Sequence[int], predicted: Sequence[int], classes: Sequence[str
 
 
 def reliability(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """What a reliability diagram shows of p `[n, K]`: `[BINS, 3]`, for each bin n, Σ confidence and the hits.
+    """What a reliability diagram shows of p `[n, K]`: `[BINS, 3]`, for each bin n, Σ confidence and
+    the hits.
 
     The confidence is the highest probability c; bin b takes b / BINS < c ≤ (b + 1) / BINS.
     """
     confidence, right = probabilities.max(1).astype(float), probabilities.argmax(1) == truth
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    return np.stack([np.bincount(bins, weights, BINS) for weights in (np.ones(len(bins)), confidence, right)], 1)
+    return np.stack(
+        [np.bincount(bins, weights, BINS) for weights in (np.ones(len(bins)), confidence, right)], 1
+    )
 
 
 def ece(bins: np.ndarray) -> float:
-    """The expected calibration error in [0, 1], Σ_b n_b / n · |share right − mean confidence| (Guo et al. 2017, eq. 3).
+    """The expected calibration error in [0, 1], Σ_b n_b / n · |share right − mean confidence| (Guo
+    et al. 2017, eq. 3).
 
     >>> ece(reliability(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]])))  # 75 % sure, 50 % right
     0.25
@@ -102,7 +120,9 @@ def ece(bins: np.ndarray) -> float:
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities `[n, K]` of the logits divided by T, softmax(log p / T); their order in a row does not change."""
+    """Probabilities `[n, K]` of the logits divided by T, softmax(log p / T); their order in a row
+    does not change.
+    """
     from scipy.special import softmax
 
     tiny = np.finfo(np.float32).tiny
@@ -110,7 +130,9 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """T within `TEMPERATURES` with the least mean −log p of the true classes (Guo et al. 2017, §4.2)."""
+    """T within `TEMPERATURES` with the least mean −log p of the true classes (Guo et al. 2017,
+    §4.2).
+    """
     from scipy.optimize import minimize_scalar
 
     def nll(log_t: float) -> float:
@@ -120,12 +142,16 @@ def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded").x))
 
 
-def conformal_threshold(truth: np.ndarray, probabilities: np.ndarray, level: float = LEVEL) -> float:
-    """The lowest probability of a class in its set: split conformal prediction with the score 1 − p of the true class.
+def conformal_threshold(
+    truth: np.ndarray, probabilities: np.ndarray, level: float = LEVEL
+) -> float:
+    """The lowest probability of a class in its set: split conformal prediction with the score 1 − p
+    of the true class.
 
-    Of n calibration utterances the ⌈(n + 1) · level⌉-th smallest score is the largest to be taken in (LAC; Sadinle, Lei
-    & Wasserman 2019); 0, so that every class is, where n is too small. Were new utterances exchangeable with these, as
-    those of other speakers are not, a share of at least `level` of the sets would hold the true class.
+    Of n calibration utterances the ⌈(n + 1) · level⌉-th smallest score is the largest to be taken
+    in (LAC; Sadinle, Lei & Wasserman 2019); 0, so that every class is, where n is too small. Were
+    new utterances exchangeable with these, as those of other speakers are not, a share of at least
+    `level` of the sets would hold the true class.
     """
     scores = np.sort(probabilities[np.arange(len(truth)), truth])[::-1]
     rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
@@ -158,12 +184,16 @@ def concordance(summed: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """All scores of predicted valence, arousal and dominance `[n, D]`, as a run's result.json holds them.
+    """All scores of predicted valence, arousal and dominance `[n, D]`, as a run's result.json holds
+    them.
 
     `ccc` and `rmse` by dimension; their `moments` M `[D, 6]`; `n`.
     """
     summed = moments(truth, predicted).sum(0)
-    named = {name: dict(zip(DIMENSIONS, values.tolist(), strict=True)) for name, values in concordance(summed).items()}
+    named = {
+        name: dict(zip(DIMENSIONS, values.tolist(), strict=True))
+        for name, values in concordance(summed).items()
+    }
     return {**named, "moments": summed.tolist(), "n": len(truth)}
 
 
@@ -178,13 +208,17 @@ def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.nd
     """
     from scipy.special import rel_entr
 
-    p, q = (np.maximum(each, np.finfo(np.float32).tiny, dtype=float) for each in (votes, probabilities))
+    p, q = (
+        np.maximum(each, np.finfo(np.float32).tiny, dtype=float) for each in (votes, probabilities)
+    )
     halves = [rel_entr(each, (p + q) / 2).sum(1) / 2 for each in (p, q)]
     return {"kl": rel_entr(p, q).sum(1), "js": halves[0] + halves[1]}
 
 
 def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
-    """The scores of the raters' votes C `[K, K]`, see `labels.rater_votes`, and n; None without votes."""
+    """The scores of the raters' votes C `[K, K]`, see `labels.rater_votes`, and n; None without
+    votes.
+    """
     n = int(matrix.sum())
     if n == 0:
         return None
@@ -194,10 +228,12 @@ def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
 
 
 def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of an estimate θ `[…]` from its values θ₍ᵢ₎ `[…, g]` without each of the g groups.
+    """The 95 % interval of an estimate θ `[…]` from its values θ₍ᵢ₎ `[…, g]` without each of the g
+    groups.
 
-    θ ± t₀.₉₇₅ √((g − 1) / g · Σᵢ (θ₍ᵢ₎ − mean)²), t with g − 1 degrees of freedom: Student's t on the jackknife's
-    pseudo-values (Tukey 1958), about the estimate itself. For a mean it is the interval of the t-test.
+    θ ± t₀.₉₇₅ √((g − 1) / g · Σᵢ (θ₍ᵢ₎ − mean)²), t with g − 1 degrees of freedom: Student's t on
+    the jackknife's pseudo-values (Tukey 1958), about the estimate itself. For a mean it is the
+    interval of the t-test.
 
     >>> low, high = jackknife_interval(2.0, np.array([2.5, 2.0, 1.5]))  # the mean of 1, 2, 3
     >>> round(float(low), 3), round(float(high), 3)  # 2 ± 4.303 / √3
@@ -209,8 +245,12 @@ def jackknife_interval(whole: Any, without: np.ndarray) -> tuple[np.ndarray, np.
     return whole - half, whole + half
 
 
-def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[float, float] = PERCENT) -> Ends:
-    """The mean of n predictions' values, such as 100 or 0 each, with its interval over their groups, within `ends`."""
+def average(
+    values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[float, float] = PERCENT
+) -> Ends:
+    """The mean of n predictions' values, such as 100 or 0 each, with its interval over their
+    groups, within `ends`.
+    """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     n, sums = np.bincount(group), np.bincount(group, values)
     whole = float(sums.sum() / n.sum())
@@ -220,7 +260,8 @@ def average(values: np.ndarray, groups: Sequence[Any] | np.ndarray, ends: tuple[
 def within(ends: tuple[float, float], whole: float, without: np.ndarray) -> Ends:
     """The value and its `jackknife_interval`, which does not leave `ends`.
 
-    None of fewer than `FEWEST` groups, nor where each says the same, such as 100 %: that is not to be certain.
+    None of fewer than `FEWEST` groups, nor where each says the same, such as 100 %: that is not to
+    be certain.
     """
     if len(without) < FEWEST or np.ptp(without) < 1e-9:  # of rounding
         return whole, None, None

@@ -40,7 +40,9 @@ class SweepTask:
     experiment: Experiment
     number: int
     group: str = ""  # the same for tasks that are fitted together, or would be on a GPU elsewhere
-    shared: Path | None = None  # where processes of one machine share the features that they have loaded
+    shared: Path | None = (
+        None  # where processes of one machine share the features that they have loaded
+    )
     workers: int = 1  # how many these are; they share one budget of memory
 
     @property
@@ -54,7 +56,9 @@ Outcome = tuple[SweepTask, str | None]  # a task that has ended, and its fault, 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A recipe's runs: `tasks` are all that this shard trains, `runs` the folders that each cell needs."""
+    """A recipe's runs: `tasks` are all that this shard trains, `runs` the folders that each cell
+    needs.
+    """
 
     recipe: Recipe
     tasks: tuple[SweepTask, ...]
@@ -63,7 +67,9 @@ class Sweep:
     searches: tuple[tuple[Path, Record], ...] = ()  # what to write where
 
     def workers(self, cores: int) -> int:
-        """How many processes suit it: one per core, a few that share a GPU, or one on each of several GPUs."""
+        """How many processes suit it: one per core, a few that share a GPU, or one on each of
+        several GPUs.
+        """
         return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.precisions else cores
 
     @property
@@ -83,37 +89,64 @@ def prepare_once(shared: Path | None = None, workers: int = 1) -> Callable[[Expe
 
 
 def on_features(recipe: Recipe, features: str) -> Recipe:
-    """The recipe with each cell's features replaced by those of `features`, "A+B", that have the same modality.
+    """The recipe with each cell's features replaced by those of `features`, "A+B", that have the
+    same modality.
 
-    A cell with views of a feature that is replaced is left out, and the note says so. Raises `WrongUse` for a feature
-    that is named twice and if no cell is left, `MissingRows` for one that is not in the store.
+    A cell with views of a feature that is replaced is left out, and the note says so. Raises
+    `WrongUse` for a feature that is named twice and if no cell is left, `MissingRows` for one that
+    is not in the store.
     """
     cells = []
     for cell in recipe.cells:
         experiment, own = cell.experiment, cell.experiment.features.split("+")
         store = open_store(experiment.store)
-        corpus = store.joined_manifest(corpora_of(str(experiment.protocol), experiment.corpus)).corpus
+        corpus = store.joined_manifest(
+            corpora_of(str(experiment.protocol), experiment.corpus)
+        ).corpus
         select_features(store, features, corpus)
         joined: dict[str, str] = {}  # the features of each modality
         for names in (own, features.split("+")):
             by_modality: dict[str, list[str]] = {}
             for name in names:
-                with contextlib.suppress(MissingRows):  # of the recipe's own, it may be one that is replaced
-                    by_modality.setdefault(select_feature(store, name, corpus).modality, []).append(name)
+                with contextlib.suppress(
+                    MissingRows
+                ):  # of the recipe's own, it may be one that is replaced
+                    by_modality.setdefault(select_feature(store, name, corpus).modality, []).append(
+                        name
+                    )
             joined |= {modality: "+".join(group) for modality, group in by_modality.items()}
-        inputs = FUSIONS[experiment.fusion].inputs if experiment.fusion in FUSIONS else (experiment.fusion,)
+        inputs = (
+            FUSIONS[experiment.fusion].inputs
+            if experiment.fusion in FUSIONS
+            else (experiment.fusion,)
+        )
         names = [joined[modality] for modality in inputs] if joined.keys() >= set(inputs) else own
         if not experiment.views or names[0] in own:  # views are of audio, which comes first
             cells.append(replace(cell, experiment=replace(experiment, features="+".join(names))))
     if not cells:
-        raise WrongUse(f"--features {features}: every cell of {recipe.name} trains on views of the features it names")
-    left_out = " Cells with views of what is replaced are left out." if len(cells) < len(recipe.cells) else ""
-    return replace(recipe, cells=tuple(cells), note=recipe.note + left_out, title=f"{recipe.title}, on {features}")
+        raise WrongUse(
+            f"--features {features}: every cell of {recipe.name} trains on views of the features it names"
+        )
+    left_out = (
+        " Cells with views of what is replaced are left out."
+        if len(cells) < len(recipe.cells)
+        else ""
+    )
+    return replace(
+        recipe,
+        cells=tuple(cells),
+        note=recipe.note + left_out,
+        title=f"{recipe.title}, on {features}",
+    )
 
 
 def extracted(recipe: Recipe) -> list[str]:
-    """What `ser features` computes for the cells to train on: rows, pooled in training, or the means of layers."""
-    trained_on = "+".join(f"{cell.experiment.features}+{cell.experiment.views}" for cell in recipe.cells)
+    """What `ser features` computes for the cells to train on: rows, pooled in training, or the
+    means of layers.
+    """
+    trained_on = "+".join(
+        f"{cell.experiment.features}+{cell.experiment.views}" for cell in recipe.cells
+    )
     names: dict[str, None] = {}
     for name in filter(None, trained_on.split("+")):
         feature, options, read, _ = parse_name(name)
@@ -124,11 +157,12 @@ def extracted(recipe: Recipe) -> list[str]:
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
-    """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every 16th from the third.
+    """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every
+    16th from the third.
 
-    With `elsewhere` other machines train the runs, and this one need not have their device. Reads the store's records
-    but loads no feature, and checks the runs that are finished. Raises `WrongUse` naming the cell that cannot be run,
-    and `CorruptStore` for a run that was altered.
+    With `elsewhere` other machines train the runs, and this one need not have their device. Reads
+    the store's records but loads no feature, and checks the runs that are finished. Raises
+    `WrongUse` naming the cell that cannot be run, and `CorruptStore` for a run that was altered.
     """
     prepared = prepare_once()
     tasks: dict[str, SweepTask] = {}
@@ -139,24 +173,35 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         needed, columns = list[SweepTask](), list[list[Job]]()
         try:
             for candidate in cell.candidates:
-                experiment = replace(cell.experiment, set=(*cell.experiment.set, *candidate), resume=True)
-                if elsewhere and experiment.precision == "auto":  # a run's name must not depend on who trains it
+                experiment = replace(
+                    cell.experiment, set=(*cell.experiment.set, *candidate), resume=True
+                )
+                if (
+                    elsewhere and experiment.precision == "auto"
+                ):  # a run's name must not depend on who trains it
                     experiment = replace(experiment, precision="float32")
                 device = choose_device(experiment.device, here=not elsewhere)
                 jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
                 if cell.over and not needed:
-                    recipe.budget.check(len(jobs) * len(cell.candidates) * len(recipe.cells), recipe.file)
+                    recipe.budget.check(
+                        len(jobs) * len(cell.candidates) * len(recipe.cells), recipe.file
+                    )
                 plans.append(jobs[0].plan)
                 columns.append(jobs)
                 if elsewhere and experiment.device != "cpu":  # perhaps a GPU fits some together
                     jobs = [replace(job, plan=replace(job.plan, device="cuda")) for job in jobs]
                 bundles = [f"{experiment.out}/{job.group}" for job in jobs]
-                needed += [SweepTask(job.name, cell.name, experiment, at, bundles[at]) for at, job in enumerate(jobs)]
+                needed += [
+                    SweepTask(job.name, cell.name, experiment, at, bundles[at])
+                    for at, job in enumerate(jobs)
+                ]
             if cell.test.startswith("only") and plans[-1].fusion.hide is None:
                 raise WrongUse(f"fusion {plans[-1].fusion.name} cannot hide a modality")
             if cell.over:
                 check_search(columns)
-                record = Record(recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns])
+                record = Record(
+                    recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns]
+                )
                 searches.append((Path(cell.experiment.out), record))
         except (WrongUse, LookupError) as fault:
             command = f"ser features CORPUS --features {','.join(extracted(recipe))} --store {cell.experiment.store}"
@@ -165,7 +210,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
         runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
     for assignment in recipe.cells[0].experiment.also_set:
         if not any(has_setting(plan.fusion, assignment) for plan in plans):
-            raise WrongUse(f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings")
+            raise WrongUse(
+                f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings"
+            )
     groups = [[task] for task in tasks.values()] if elsewhere else fit_groups(tasks.values())
     if shard is not None:
         first, slash, of = shard.partition("/")
@@ -181,20 +228,30 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
 
 
 def check_search(candidates: Sequence[Sequence[Job]]) -> None:
-    """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of each."""
+    """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of
+    each.
+    """
     jobs = [job for column in candidates for job in column]
     if jobs[0].plan.select != "val":
         raise WrongUse("a search chooses by the score on dev, which needs --select val")
-    if len({(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in jobs}) > len(candidates[0]):
-        raise WrongUse("its candidates are not scored alike on dev; search neither dev nor select_score")
+    if len(
+        {(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in jobs}
+    ) > len(candidates[0]):
+        raise WrongUse(
+            "its candidates are not scored alike on dev; search neither dev nor select_score"
+        )
     if len({job.name for job in jobs}) < len(jobs):
-        raise WrongUse("two candidates are one run; leave out a value that is there twice, or --set")
+        raise WrongUse(
+            "two candidates are one run; leave out a value that is there twice, or --set"
+        )
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
-    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the first to need one.
+    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the
+    first to need one.
 
-    Of a search's candidates, a few are timed, evenly spread; of all that a GPU fits together, the first.
+    Of a search's candidates, a few are timed, evenly spread; of all that a GPU fits together, the
+    first.
     """
     prepared = prepare_once()
     cells: dict[str, Estimate] = {}
@@ -212,9 +269,11 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
 def run_sweep(
     sweep: Sweep, workers: int = 1, scheduler: str | None = None, insecure: bool = False
 ) -> Iterator[Outcome]:
-    """Train the open tasks, here or on the dask cluster at `scheduler`, yielding each run as it is finished.
+    """Train the open tasks, here or on the dask cluster at `scheduler`, yielding each run as it is
+    finished.
 
-    A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its dask worker.
+    A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its
+    dask worker.
     """
     for out, record in sweep.searches:
         record.write(out)
@@ -224,9 +283,15 @@ def run_sweep(
     if scheduler is not None:
         with engines.Cluster(scheduler, insecure) as cluster:
             gpu = {"GPU": 1.0} if any("GPU" in kind for kind in cluster.kinds) else {}
-            tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
-            if not gpu:  # each is trained alone, so each is a task, but for those that ask for a GPU
-                tasks = [replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks]
+            tasks = [
+                replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks
+            ]
+            if (
+                not gpu
+            ):  # each is trained alone, so each is a task, but for those that ask for a GPU
+                tasks = [
+                    replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks
+                ]
             for outcomes in cluster.run(
                 train_group,
                 fit_groups(tasks),
@@ -248,22 +313,36 @@ def run_sweep(
                 yield from outcomes
 
 
-_alone = threading.Lock()  # a dask worker may have several threads, and torch's seeds are the whole process's
+_alone = (
+    threading.Lock()
+)  # a dask worker may have several threads, and torch's seeds are the whole process's
 
 
 def train_group(tasks: Sequence[SweepTask]) -> Sequence[Outcome]:
-    """Fit the tasks of one group, together if this device does so. What they read is kept for the next tasks."""
+    """Fit the tasks of one group, together if this device does so. What they read is kept for the
+    next tasks.
+    """
     first = tasks[0]
-    reader = engines.cached(("sweep", first.shared), lambda: prepare_once(first.shared, first.workers))
+    reader = engines.cached(
+        ("sweep", first.shared), lambda: prepare_once(first.shared, first.workers)
+    )
     with _alone, reader as prepared:
-        jobs, runs = [prepared(task.experiment)[task.number] for task in tasks], list[Run | Diverged]()
+        jobs, runs = (
+            [prepared(task.experiment)[task.number] for task in tasks],
+            list[Run | Diverged](),
+        )
         for group in fit_groups(jobs):
             runs += train_jobs(group, Path(first.experiment.out), resume=True)
-    return [(task, str(run) if isinstance(run, Diverged) else None) for task, run in zip(tasks, runs, strict=True)]
+    return [
+        (task, str(run) if isinstance(run, Diverged) else None)
+        for task, run in zip(tasks, runs, strict=True)
+    ]
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The experiment for a process that works in another folder. The names of its runs stay the same."""
+    """The experiment for a process that works in another folder. The names of its runs stay the
+    same.
+    """
     labels, (kind, _, file) = Path(experiment.labels), experiment.protocol.partition(":")
     models = (entry.partition("=") for entry in experiment.model)
     return replace(
@@ -272,5 +351,7 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
         out=Path(experiment.out).absolute(),
         labels=str(labels.absolute()) if labels.is_file() else experiment.labels,
         protocol=f"{kind}:{Path(file).absolute()}" if kind == "folds" else experiment.protocol,
-        model=tuple(f"{name}={Path(at).absolute() if Path(at).is_dir() else at}" for name, _, at in models),
+        model=tuple(
+            f"{name}={Path(at).absolute() if Path(at).is_dir() else at}" for name, _, at in models
+        ),
     )

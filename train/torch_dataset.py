@@ -1,4 +1,5 @@
-"""The labelled utterances of a corpus as a `torch.utils.data.Dataset`, for a training loop of one's own.
+"""The labelled utterances of a corpus as a `torch.utils.data.Dataset`, for a training loop of one's
+own.
 
     data = TorchDataset("features", "hubert+mpnet")
     for fold in data.folds("session-out"):
@@ -27,33 +28,50 @@ __all__ = ["TorchDataset"]
 
 
 class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """One item per labelled utterance: `id`, `label` (its class number), and each feature under its name.
+    """One item per labelled utterance: `id`, `label` (its class number), and each feature under its
+    name.
 
-    A feature is float32 `[n, dim]`, or `[dim]` at utterance level. `classes` are the labels, by class number, and
-    `left_out` names the quarantined utterances with the reason. Raises `MissingRows` if others lack a feature.
+    A feature is float32 `[n, dim]`, or `[dim]` at utterance level. `classes` are the labels, by
+    class number, and `left_out` names the quarantined utterances with the reason. Raises
+    `MissingRows` if others lack a feature.
     """
 
     def __init__(
-        self, store: str | Path, features: str | Sequence[str], labels: str = "4class", corpus: str | None = None
+        self,
+        store: str | Path,
+        features: str | Sequence[str],
+        labels: str = "4class",
+        corpus: str | None = None,
     ) -> None:
         opened = open_store(store)
         manifest = opened.joined_manifest(corpus)
         names = features.split("+") if isinstance(features, str) else list(features)
         selected = {name: FeatureSelection(opened.feature(name, manifest.corpus)) for name in names}
-        policy, wanted = get_policy(labels, manifest.column("label")), [one.feature for one in selected.values()]
+        policy, wanted = (
+            get_policy(labels, manifest.column("label")),
+            [one.feature for one in selected.values()],
+        )
         labelled = apply_policy(policy, manifest)
         self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
         self.classes = self.utterances.classes
         self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
         rows = self.utterances.rows
-        self.features = {name: one.source(manifest, rows).read(np.arange(len(rows))) for name, one in selected.items()}
-        self._vectors = {name for name, one in selected.items() if one.feature.spec.level == "utterance"}
+        self.features = {
+            name: one.source(manifest, rows).read(np.arange(len(rows)))
+            for name, one in selected.items()
+        }
+        self._vectors = {
+            name for name, one in selected.items() if one.feature.spec.level == "utterance"
+        }
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item: dict[str, Any] = {"id": self.utterances.ids[index], "label": int(self.utterances.labels[index])}
+        item: dict[str, Any] = {
+            "id": self.utterances.ids[index],
+            "label": int(self.utterances.labels[index]),
+        }
         for name, inputs in self.features.items():
             values = inputs.take(np.array([index])).values.float()
             item[name] = values[0] if name in self._vectors else values
@@ -65,12 +83,18 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: features padded with zeros to `[n, longest, dim]`; `<name> lengths`, int64 `[n]`, are their own."""
+        """A batch: features padded with zeros to `[n, longest, dim]`; `<name> lengths`, int64
+        `[n]`, are their own.
+        """
         batch: dict[str, Any] = {"id": [item["id"] for item in items]}
         batch["label"] = torch.tensor([item["label"] for item in items])
         for name in [name for name in items[0] if name not in batch]:
             values: list[Tensor] = [item[name] for item in items]
-            batch[name] = torch.stack(values) if values[0].ndim == 1 else pad_sequence(values, batch_first=True)
+            batch[name] = (
+                torch.stack(values)
+                if values[0].ndim == 1
+                else pad_sequence(values, batch_first=True)
+            )
             if values[0].ndim > 1:
                 batch[f"{name} lengths"] = torch.tensor([len(value) for value in values])
         return batch

@@ -1,1 +1,3 @@
-"""Encoder checkpoints: find, check, hash and load them (`find`), convert pickled ones, write the demo's."""
+"""Encoder checkpoints: find, check, hash and load them (`find`), convert pickled ones, write the
+demo's.
+"""

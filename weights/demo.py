@@ -1,6 +1,8 @@
-"""Checkpoints with random weights: real architectures and real tokenizer files, at a size for tests and the demo.
+"""Checkpoints with random weights: real architectures and real tokenizer files, at a size for tests
+and the demo.
 
-Features of theirs show that the pipeline works, and nothing about accuracy: config.json marks them as random.
+Features of theirs show that the pipeline works, and nothing about accuracy: config.json marks them
+as random.
 """
 
 import shutil
@@ -14,22 +16,27 @@ from ser.errors import WrongUse
 
 from .find import MARK, TABLE
 
-SIZES: dict[str, dict[str, Any]] = {name: {**TABLE["small"], **own} for name, own in TABLE["random"].items()}
+SIZES: dict[str, dict[str, Any]] = {
+    name: {**TABLE["small"], **own} for name, own in TABLE["random"].items()
+}
 
 
 def write_random_checkpoint(
     folder: Path, architecture: str, words: Iterable[str] = (), seed: int = 0, **settings: Any
 ) -> Path:
-    """Write one checkpoint with `save_pretrained`, of any architecture of transformers; `settings` go to its config.
+    """Write one checkpoint with `save_pretrained`, of any architecture of transformers; `settings`
+    go to its config.
 
-    Norm weights and biases are random too, so that no test passes on ones and zeros. The same arguments give the
-    same bytes.
+    Norm weights and biases are random too, so that no test passes on ones and zeros. The same
+    arguments give the same bytes.
     """
     import torch
     import transformers
 
     special = TABLE["special"].get(architecture)
-    vocabulary = {token: number for number, token in enumerate(_tokens(special, words))} if special else {}
+    vocabulary = (
+        {token: number for number, token in enumerate(_tokens(special, words))} if special else {}
+    )
     size = {"vocab_size": len(vocabulary)} if special else {}
     own = {**SIZES.get(architecture, {}), **size, **settings, MARK: True}
     config = transformers.AutoConfig.for_model(architecture, **own)
@@ -46,10 +53,14 @@ def write_random_checkpoint(
         tokenizer = getattr(transformers, type(config).__name__.replace("Config", "Tokenizer"))
         processor = tokenizer(vocab=vocabulary, model_max_length=512)
     else:
-        processor = transformers.Wav2Vec2FeatureExtractor(do_normalize=bool(settings.get("do_normalize", True)))
+        processor = transformers.Wav2Vec2FeatureExtractor(
+            do_normalize=bool(settings.get("do_normalize", True))
+        )
     transformers.utils.logging.disable_progress_bar()
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as temporary:
+    with tempfile.TemporaryDirectory(
+        dir=folder.absolute().parent, prefix=f".{folder.name}."
+    ) as temporary:
         made = Path(temporary) / "made"
         model.save_pretrained(made)
         processor.save_pretrained(made)
@@ -60,7 +71,9 @@ def write_random_checkpoint(
 
 
 def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
-    """A WordPiece vocabulary: the special tokens, every letter alone and within a word, and the words."""
+    """A WordPiece vocabulary: the special tokens, every letter alone and within a word, and the
+    words.
+    """
     known = {word.lower() for word in words if word.strip()}
     letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()").union(*known)
     pieces = letters | {f"##{letter}" for letter in letters}
@@ -68,9 +81,11 @@ def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
 
 
 def write_demo_checkpoints(directory: Path, words: Sequence[str]) -> dict[str, Path]:
-    """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given words.
+    """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given
+    words.
 
-    Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a file.
+    Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a
+    file.
     """
     if directory.exists() and not directory.is_dir():
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")

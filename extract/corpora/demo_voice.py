@@ -1,7 +1,8 @@
-"""A small source-filter synthesiser: glottal pulses and breath through formant resonators (Fant 1960; Klatt 1980).
+"""A small source-filter synthesiser: glottal pulses and breath through formant resonators (Fant
+1960; Klatt 1980).
 
-It makes no words that anyone could understand, only syllables on a text's vowels, in a voice whose pitch, loudness,
-pace, jitter and spectral tilt depend on speaker and emotion.
+It makes no words that anyone could understand, only syllables on a text's vowels, in a voice whose
+pitch, loudness, pace, jitter and spectral tilt depend on speaker and emotion.
 """
 
 import re
@@ -24,12 +25,16 @@ BANDWIDTHS = np.array([80, 110, 160])  # Hz
 def speak(text: str, voice: Voice, rng: Random) -> np.ndarray:
     """Say `text`: int16 `[samples]` at 16 kHz, 0.6 to 8 s long.
 
-    Of the voice, `pitch` is in Hz, `swing` its logarithm's deviation from syllable to syllable and `jitter` that from
-    period to period; `tract` scales the formants, `pace` is a factor; `gain` is the root mean square; `tilt` in [0, 1)
-    darkens the source; `breath` is the noise beside the pulses.
+    Of the voice, `pitch` is in Hz, `swing` its logarithm's deviation from syllable to syllable and
+    `jitter` that from period to period; `tract` scales the formants, `pace` is a factor; `gain` is
+    the root mean square; `tilt` in [0, 1) darkens the source; `breath` is the noise beside the
+    pulses.
     """
-    # The vowel of each syllable, roughly: one for each run of vowel letters outside tags. A tag alone is a sigh.
-    vowels = [run[0] for run in re.findall(r"[aeiouy]+", re.sub(r"\[\w+\]", " ", text.lower()))] or ["a", "a"]
+    # The vowel of each syllable, roughly: one for each run of vowel letters outside tags. A tag
+    # alone is a sigh.
+    vowels = [
+        run[0] for run in re.findall(r"[aeiouy]+", re.sub(r"\[\w+\]", " ", text.lower()))
+    ] or ["a", "a"]
     seconds = np.clip(rng.normal(0.17, 0.03, len(vowels)) / voice["pace"], 0.08, 0.4)
     pauses = np.where(rng.random(len(vowels)) < 0.08, 0.12, 0.03) / voice["pace"]
     total = float(np.sum(seconds + pauses))
@@ -58,7 +63,9 @@ def _source(edges: np.ndarray, voiced: np.ndarray, voice: Voice, rng: Random) ->
     frequency = voice["pitch"] * np.exp(line + np.interp(time, np.arange(len(steps)) * 100, steps))
     loudness = np.zeros(len(time))
     for begin, span, level in zip(edges[:-1], voiced, rng.uniform(0.7, 1.0, count), strict=True):
-        loudness[begin : begin + span] = level * np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 0.6
+        loudness[begin : begin + span] = (
+            level * np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 0.6
+        )
 
     phase = np.cumsum(frequency / RATE) % 1.0
     opening = 0.5 * (1 - np.cos(np.pi * phase / 0.4))
@@ -69,14 +76,20 @@ def _source(edges: np.ndarray, voiced: np.ndarray, voice: Voice, rng: Random) ->
     return (pulses + voice["breath"] * 3 * rng.normal(0, 1, len(time))) * loudness
 
 
-def _tract(source: np.ndarray, edges: np.ndarray, vowels: list[str], scale: float, rng: Random) -> np.ndarray:
-    """The source through three resonators that move from vowel to vowel; `scale` is that of the formants."""
+def _tract(
+    source: np.ndarray, edges: np.ndarray, vowels: list[str], scale: float, rng: Random
+) -> np.ndarray:
+    """The source through three resonators that move from vowel to vowel; `scale` is that of the
+    formants.
+    """
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     state = np.zeros((len(BANDWIDTHS), 2))
     pieces = []
     for begin, end, vowel in zip(edges[:-1], edges[1:], vowels, strict=True):
         formants = np.array(VOWELS[vowel]) * scale * rng.normal(1, 0.03, 3)
-        poles = np.stack([np.ones(3), -2 * radius * np.cos(2 * np.pi * formants / RATE), radius**2], axis=1)
+        poles = np.stack(
+            [np.ones(3), -2 * radius * np.cos(2 * np.pi * formants / RATE), radius**2], axis=1
+        )
         zeros = np.stack([poles.sum(axis=1), np.zeros(3), np.zeros(3)], axis=1)  # unit gain at 0 Hz
         piece, state = sosfilt(np.concatenate([zeros, poles], axis=1), source[begin:end], zi=state)
         pieces.append(piece)

@@ -1,7 +1,8 @@
-"""Layouts that follow from file names and tables, described in a TOML file: ravdess.toml beside this, or a user's own.
+"""Layouts that follow from file names and tables, described in a TOML file: ravdess.toml beside
+this, or a user's own.
 
-docs/add-a-corpus.md explains each key. A description may come from anyone, so its patterns are matched under a time
-limit, and its templates can only insert fields.
+docs/add-a-corpus.md explains each key. A description may come from anyone, so its patterns are
+matched under a time limit, and its templates can only insert fields.
 """
 
 import functools
@@ -25,7 +26,10 @@ from .scan import Problem, Reading, read_text
 from .table import MEASURED, add_row, records
 
 SECONDS = 1.0  # that a pattern may take for one name: backtracking may never end
-LONGEST, REPEATS = 1000, 10_000  # of a pattern: its characters, and the product of its counted repeats
+LONGEST, REPEATS = (
+    1000,
+    10_000,
+)  # of a pattern: its characters, and the product of its counted repeats
 SAMPLE, FOLDERS = 500, 100  # recordings, and folders, that decide whether a corpus has a layout
 COLUMNS = [name for name in SCHEMA.names if name not in (*MEASURED, "audio", "votes")]
 FIELD = regex.compile(r"\{(\w+)\}")
@@ -34,7 +38,9 @@ Fields = dict[str, Any]  # the values of a recording, by the names that template
 
 
 class Table(msgspec.Struct, forbid_unknown_fields=True):
-    """A table of the corpus, whose row of a recording's key gives it more fields, or whose rows are its raters."""
+    """A table of the corpus, whose row of a recording's key gives it more fields, or whose rows are
+    its raters.
+    """
 
     file: str
     of: str = ""
@@ -78,11 +84,17 @@ class Layout(msgspec.Struct, forbid_unknown_fields=True):
         """The fields that a path gives; None if it is not named as described."""
         pure = PurePosixPath(path)
         groups = _match(self.pattern, str(pure.with_suffix("")), ANYWHERE)
-        return groups if groups is None else {"stem": pure.stem, "folder": str(pure.parent), **groups}
+        return (
+            groups if groups is None else {"stem": pure.stem, "folder": str(pure.parent), **groups}
+        )
 
     def leaves_out(self, path: str) -> str | None:
         """The name under `left_out` whose pattern matches a path, if any."""
-        names = (name for name, pattern in self.left_out.items() if _match(pattern, path, ANYWHERE) is not None)
+        names = (
+            name
+            for name, pattern in self.left_out.items()
+            if _match(pattern, path, ANYWHERE) is not None
+        )
         return next(names, None)
 
 
@@ -91,12 +103,19 @@ def read_layout(description: Path) -> Layout:
     content = read_toml(description, "pattern = '(?P<speaker>[a-z]+)-(?P<emotion>[a-z]+)-[0-9]+'")
     try:
         layout = msgspec.convert(content, Layout)
-        for pattern in (layout.pattern, *layout.left_out.values(), *(table.line or "" for table in layout.tables)):
+        for pattern in (
+            layout.pattern,
+            *layout.left_out.values(),
+            *(table.line or "" for table in layout.tables),
+        ):
             _compiled(pattern)
     except (msgspec.ValidationError, WrongUse) as error:
         raise WrongUse(f"{description}: {error}; docs/add-a-corpus.md lists the keys") from None
     mapped = [*layout.columns, "votes"]
-    for place, names, known in (("columns", layout.columns, COLUMNS), ("maps", layout.maps, mapped)):
+    for place, names, known in (
+        ("columns", layout.columns, COLUMNS),
+        ("maps", layout.maps, mapped),
+    ):
         for name in names:
             if name not in known:
                 raise unknown(f"column under [{place}] of {description}", name, known)
@@ -104,7 +123,9 @@ def read_layout(description: Path) -> Layout:
 
 
 def fits(root: Path, description: Path) -> bool:
-    """Whether most of the first recordings in a folder, except those left out, are named as described."""
+    """Whether most of the first recordings in a folder, except those left out, are named as
+    described.
+    """
     layout = read_layout(description)
     recordings = (path for path in _files(root, FOLDERS) if _ending(path) in SOUND | CODED)
     sample = islice((path for path in recordings if layout.leaves_out(path) is None), SAMPLE)
@@ -140,29 +161,47 @@ def read_described(root: Path, description: Path) -> Reading:
             dialogue = row.get("session"), row["dialogue"]
             turns[dialogue] = row.setdefault("turn", turns[dialogue]) + 1
     used = FIELD.findall(" ".join(layout.columns.values()))
-    known = {name for _, fields in recordings for name, value in fields.items() if isinstance(value, str)}
+    known = {
+        name for _, fields in recordings for name, value in fields.items() if isinstance(value, str)
+    }
     warnings, ids = reading.warnings, {row["id"] for row in reading.rows}
-    warnings += [f"nothing gives {{{field}}}, which a column names" for field in used if ids and field not in known]
+    warnings += [
+        f"nothing gives {{{field}}}, which a column names"
+        for field in used
+        if ids and field not in known
+    ]
     warnings += [f"{count} files are left out: {name}" for name, count in left_out.items()]
-    warnings += [f"known defect: {id}: {defect}" for id, defect in layout.defects.items() if id in ids]
+    warnings += [
+        f"known defect: {id}: {defect}" for id, defect in layout.defects.items() if id in ids
+    ]
     if layout.partial and len(ids) < layout.counts.utterances:
-        warnings.append(f"{len(ids)} of {layout.name}'s {layout.counts.utterances} utterances are here")
+        warnings.append(
+            f"{len(ids)} of {layout.name}'s {layout.counts.utterances} utterances are here"
+        )
     else:
         reading.known.update(msgspec.to_builtins(layout.counts))
     return reading
 
 
 def _joined(
-    table: Table, recordings: list[tuple[str, Fields]], files: list[str], layout: Layout, reading: Reading
+    table: Table,
+    recordings: list[tuple[str, Fields]],
+    files: list[str],
+    layout: Layout,
+    reading: Reading,
 ) -> list[tuple[str, Fields]]:
     """The recordings with the fields of their rows in a table.
 
-    If the table lists the utterances, recordings without a row are left out, and rows without a recording are added.
+    If the table lists the utterances, recordings without a row are left out, and rows without a
+    recording are added.
     """
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    loaded, unused = dict[str, dict[str, Fields]](), dict[tuple[str, str], Fields]()  # by the table's name, and key
+    loaded, unused = (
+        dict[str, dict[str, Fields]](),
+        dict[tuple[str, str], Fields](),
+    )  # by the table's name, and key
     joined, absent = list[tuple[str, Fields]](), set[str]()
     for path, fields in recordings:
         name, key = _filled(table.file, fields) or "", _filled(table.of, fields) or ""
@@ -173,18 +212,24 @@ def _joined(
                 absent.add(name)
             loaded[name] = {} if place is None else _rows(table, place, layout, reading)
             if table.audio:
-                shared = {field: fields.get(field) for field in ("folder", *FIELD.findall(table.file))}
+                shared = {
+                    field: fields.get(field) for field in ("folder", *FIELD.findall(table.file))
+                }
                 unused |= {(name, key_): shared | row for key_, row in loaded[name].items()}
         row = loaded[name].get(key)
         if row is not None or not table.audio:
             joined.append((path, fields | (row or {})))
             unused.pop((name, key), None)
     if table.audio and absent:
-        raise WrongUse(f"{reading.root} has no {min(absent)}, which lists the utterances of {layout.name}; add it")
+        raise WrongUse(
+            f"{reading.root} has no {min(absent)}, which lists the utterances of {layout.name}; add it"
+        )
     if absent and "{stem}" not in table.file:
         reading.warnings.append(f"{min(absent)} is not here, and nothing is taken from it")
     if len(joined) < len(recordings):
-        reading.warnings.append(f"{len(recordings) - len(joined)} files are left out: in no row of {table.file}")
+        reading.warnings.append(
+            f"{len(recordings) - len(joined)} files are left out: in no row of {table.file}"
+        )
     for row in unused.values():
         if lost := _filled(table.audio, row):
             joined.append((lost, {"stem": PurePosixPath(lost).stem, **row}))
@@ -199,21 +244,31 @@ def _rows(table: Table, place: str, layout: Layout, reading: Reading) -> dict[st
         read = (record for _, record in records(reading.root / place, reading.problems, place))
     else:
         lines = map(str.strip, read_text(reading.root / place, table.encoding).split("\n"))
-        read = (groups for line in lines if line and (groups := _match(table.line, line)) is not None)
+        read = (
+            groups for line in lines if line and (groups := _match(table.line, line)) is not None
+        )
     for record in read:
-        row = {name: str(value) for name, value in record.items() if value not in ("", None, *layout.unknown)}
+        row = {
+            name: str(value)
+            for name, value in record.items()
+            if value not in ("", None, *layout.unknown)
+        }
         key = _filled(table.key, row)
         if key is None or any(row.get(name) != value for name, value in table.where.items()):
             continue
         if not table.votes:
             rows.setdefault(key, row)
         elif (vote := _filled(table.votes, row)) is not None:
-            rows.setdefault(key, {"votes": []})["votes"].append([votes.get(vote, votes.get("*", vote))])
+            rows.setdefault(key, {"votes": []})["votes"].append(
+                [votes.get(vote, votes.get("*", vote))]
+            )
     return rows
 
 
 def _columns(layout: Layout, path: str, fields: Fields) -> Iterator[tuple[str, Any]]:
-    """The columns of a recording with these fields. Raises `ValueError` for a value that a map does not list."""
+    """The columns of a recording with these fields. Raises `ValueError` for a value that a map does
+    not list.
+    """
     yield from {"audio": path, "votes": fields.get("votes")}.items()
     for column, template in {"id": "{stem}", **layout.columns}.items():
         value = _filled(template, fields)
@@ -226,21 +281,29 @@ def _columns(layout: Layout, path: str, fields: Fields) -> Iterator[tuple[str, A
 
 def _filled(template: str, fields: Mapping[str, Any]) -> str | None:
     """The template with each {field} filled in; None if one of them is not known."""
-    if any(not isinstance(fields.get(name), str) for name in FIELD.findall(template)):  # votes are a list
+    if any(
+        not isinstance(fields.get(name), str) for name in FIELD.findall(template)
+    ):  # votes are a list
         return None
     return FIELD.sub(lambda field: fields[field[1]], template)
 
 
 @functools.lru_cache(64)
 def _compiled(pattern: str, around: str = "{}") -> Any:
-    """Raises `WrongUse` for an invalid pattern, or one that would take gigabytes: counted repeats are expanded."""
+    """Raises `WrongUse` for an invalid pattern, or one that would take gigabytes: counted repeats
+    are expanded.
+    """
     repeats = [int(number[:9]) or 1 for number in regex.findall(r"[{,]\s*([0-9]+)", pattern)]
     if len(pattern) > LONGEST or math.prod(repeats) > REPEATS:
-        raise WrongUse(f"the pattern {pattern[:60]!a} is too large; take fewer characters and counted repeats")
+        raise WrongUse(
+            f"the pattern {pattern[:60]!a} is too large; take fewer characters and counted repeats"
+        )
     try:
         return regex.compile(around.format(pattern))
     except (regex.error, RecursionError, OverflowError, ValueError) as error:
-        raise WrongUse(f"the pattern {pattern[:60]!a} is not a regular expression ({error})") from None
+        raise WrongUse(
+            f"the pattern {pattern[:60]!a} is not a regular expression ({error})"
+        ) from None
 
 
 def _match(pattern: str, text: str, around: str = "{}") -> Fields | None:
@@ -273,4 +336,6 @@ def _files(root: Path, folders: int | None = None) -> Iterator[str]:
         seen.add(real)
         inner[:] = sorted(name for name in inner if new and not name.startswith("."))
         under = Path(folder).relative_to(root)
-        yield from ((under / name).as_posix() for name in sorted(names) if new and not name.startswith("."))
+        yield from (
+            (under / name).as_posix() for name in sorted(names) if new and not name.startswith(".")
+        )

@@ -1,10 +1,12 @@
-"""`ser features --transcribe whisper`: what a speech recogniser hears, as a second corpus over the same audio.
+"""`ser features --transcribe whisper`: what a speech recogniser hears, as a second corpus over the
+same audio.
 
     job = Transcription(ExtractionConfig(Path("corpus"), transcribe="whisper", models={"whisper": "whisper-base.en"}))
     extract(plan(job.config, job.run()))
 
-Whisper's most likely token at each step (greedy, no sampling), in windows of 30 s: longer audio is cut there, and the
-texts are joined. Transcripts are kept after each minute of audio, so a killed run goes on from them.
+Whisper's most likely token at each step (greedy, no sampling), in windows of 30 s: longer audio is
+cut there, and the texts are joined. Transcripts are kept after each minute of audio, so a killed
+run goes on from them.
 """
 
 import hashlib
@@ -36,7 +38,9 @@ from ..worker import read_input
 from .scan import Problem, Scan, read_corpus
 
 RATE, WINDOW = 16000, 30.0  # Hz, seconds: Whisper's own
-KEPT = 60.0  # seconds of audio whose transcripts are written together: what a killed run loses at most
+KEPT = (
+    60.0  # seconds of audio whose transcripts are written together: what a killed run loses at most
+)
 VERSION = 1  # to raise when the same model would give other transcripts than before
 # With its combining marks, such as the vowel signs of Hindi, and the joiners within a word.
 LETTERS = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}\p{Join_Control}]*"
@@ -44,15 +48,19 @@ WORD = regex.compile(f"{LETTERS}(?:'{LETTERS})*")
 
 
 class Transcription:
-    """The utterances of a corpus that `config.transcribe` still has to do, `left`. Nothing is written yet.
+    """The utterances of a corpus that `config.transcribe` still has to do, `left`. Nothing is
+    written yet.
 
-    Raises `WrongUse` for options that exclude each other and an unknown language, `WeightsError` for weights that are
-    not a Whisper model's, and `ExtractionStopped` for unusable audio, unless the config says `on_error="skip"`.
+    Raises `WrongUse` for options that exclude each other and an unknown language, `WeightsError`
+    for weights that are not a Whisper model's, and `ExtractionStopped` for unusable audio, unless
+    the config says `on_error="skip"`.
     """
 
     def __init__(self, config: ExtractionConfig) -> None:
         if config.text is not None:
-            raise WrongUse("--text and --transcribe both say where the transcripts come from: give one")
+            raise WrongUse(
+                "--text and --transcribe both say where the transcripts come from: give one"
+            )
         check_local(config.store)
         if config.corpus_name is not None:
             check_name("corpus", config.corpus_name)
@@ -66,7 +74,9 @@ class Transcription:
                 "transcribes; copy the whole folder, or name another with --model whisper=ID_OR_PATH"
             )
         languages = read_json(generation).get("lang_to_id")
-        codes = sorted(code.strip("<|>") for code in languages) if isinstance(languages, dict) else []
+        codes = (
+            sorted(code.strip("<|>") for code in languages) if isinstance(languages, dict) else []
+        )
         if config.language and config.language not in codes:
             known = ", ".join(codes) or "none: it takes no language"
             raise WrongUse(f"--language {config.language}: {self.checkpoint.model} knows {known}")
@@ -82,12 +92,22 @@ class Transcription:
         self.scan = read_corpus(config.corpus, config.format, limit=config.limit)
         self.name = check_name("corpus", config.corpus_name or f"{self.scan.manifest.corpus}-asr")
         if self.name == self.scan.manifest.corpus:
-            raise WrongUse(f"--corpus-name {self.name}: is the corpus itself; its second transcripts need another name")
+            raise WrongUse(
+                f"--corpus-name {self.name}: is the corpus itself; its second transcripts need another name"
+            )
         self.utterances = utterances_of(self.scan, "audio")
-        self.bad = [utterance.quarantine(utterance.problem) for utterance in self.utterances if utterance.problem]
+        self.bad = [
+            utterance.quarantine(utterance.problem)
+            for utterance in self.utterances
+            if utterance.problem
+        ]
         stop_at(config, {"whisper": self.bad}, self.scan.refused)
         self.texts = read_transcripts(config.store, self.made_by)  # by the sha256 of the audio
-        missing = {one.digest: one for one in self.utterances if not one.problem and one.digest not in self.texts}
+        missing = {
+            one.digest: one
+            for one in self.utterances
+            if not one.problem and one.digest not in self.texts
+        }
         self.left = sorted(missing.values(), key=lambda one: (-one.length, one.id))
 
     @cached_property
@@ -98,22 +118,34 @@ class Transcription:
         exact_arithmetic(self.device)
         model = load_encoder(self.checkpoint, "WhisperForConditionalGeneration").to(self.device)
         with loading(f"{self.checkpoint.path}: its tokenizer cannot be loaded"):
-            model.processor = transformers.WhisperProcessor.from_pretrained(self.checkpoint.path, local_files_only=True)
-            if 2 * (tokens := len(model.processor.tokenizer)) < model.config.vocab_size:  # without a file: an empty one
-                raise ValueError(f"it has {tokens} tokens where the model has {model.config.vocab_size}")
+            model.processor = transformers.WhisperProcessor.from_pretrained(
+                self.checkpoint.path, local_files_only=True
+            )
+            if (
+                2 * (tokens := len(model.processor.tokenizer)) < model.config.vocab_size
+            ):  # without a file: an empty one
+                raise ValueError(
+                    f"it has {tokens} tokens where the model has {model.config.vocab_size}"
+                )
         return model
 
     def run(self, on_progress: Callable[[str, int, int], None] | None = None) -> Scan:
-        """Transcribe all that is `left`, and keep it in the store. Returns the corpus with these transcripts.
+        """Transcribe all that is `left`, and keep it in the store. Returns the corpus with these
+        transcripts.
 
-        Raises `ExtractionStopped` at the first utterance whose audio cannot be used, as the config says.
+        Raises `ExtractionStopped` at the first utterance whose audio cannot be used, as the config
+        says.
         """
         open_store(self.config.store, create=True)
         most = self.config.batch_seconds or (GPU_SECONDS if self.device != "cpu" else None)
         done = 0
-        for minute in batches(self.left, attrgetter("length"), min(KEPT, self.config.part_seconds), padded=False):
+        for minute in batches(
+            self.left, attrgetter("length"), min(KEPT, self.config.part_seconds), padded=False
+        ):
             texts: dict[str, str] = {}
-            for batch in batches(minute, lambda one: WINDOW * np.ceil(one.length / WINDOW), most, padded=False):
+            for batch in batches(
+                minute, lambda one: WINDOW * np.ceil(one.length / WINDOW), most, padded=False
+            ):
                 clips: dict[str, Clip] = {}
                 for utterance in batch:
                     read = read_input(utterance, "audio", self.scan.root)
@@ -130,9 +162,13 @@ class Transcription:
                 put_transcripts(self.config.store, self.made_by, texts)
                 self.texts |= texts
             stop_at(self.config, {"whisper": self.bad})
-        heard = {one.id: self.texts[one.digest] for one in self.utterances if one.digest in self.texts}
+        heard = {
+            one.id: self.texts[one.digest] for one in self.utterances if one.digest in self.texts
+        }
         manual = zip(self.scan.manifest.ids, self.scan.manifest.column("text"), strict=True)
-        errors, words, compared = word_errors([(text or "", heard[id_]) for id_, text in manual if id_ in heard])
+        errors, words, compared = word_errors(
+            [(text or "", heard[id_]) for id_, text in manual if id_ in heard]
+        )
         self.about: dict[str, Any] = {
             "model": self.checkpoint.model,
             "fingerprint": short_hash(self.made_by),
@@ -144,9 +180,18 @@ class Transcription:
             "words": words,
             "utterances": compared,
         }
-        reasons = {one.input: one.reason for one in self.bad}  # by file: the corpus may hold it twice
-        missing = [(one, one.problem or reasons[one.digest]) for one in self.utterances if one.id not in heard]
-        problems = [Problem(one.id, one.file, f"not transcribed: {reason}", "text") for one, reason in missing]
+        reasons = {
+            one.input: one.reason for one in self.bad
+        }  # by file: the corpus may hold it twice
+        missing = [
+            (one, one.problem or reasons[one.digest])
+            for one in self.utterances
+            if one.id not in heard
+        ]
+        problems = [
+            Problem(one.id, one.file, f"not transcribed: {reason}", "text")
+            for one, reason in missing
+        ]
         return self.scan.with_texts(heard, problems, self.name, self.about)
 
     def _transcribe(self, clips: Sequence[Clip]) -> list[str]:
@@ -154,32 +199,54 @@ class Transcription:
 
         step, model = round(RATE * WINDOW), self.model
         waves = [clip.at(RATE) for clip in clips]
-        windows = [wave[start : start + step] for wave in waves for start in range(0, len(wave), step)]
-        features = model.processor.feature_extractor(windows, sampling_rate=RATE, return_tensors="pt").input_features
-        language = {"language": self.config.language, "task": "transcribe"} if self.config.language else {}
+        windows = [
+            wave[start : start + step] for wave in waves for start in range(0, len(wave), step)
+        ]
+        features = model.processor.feature_extractor(
+            windows, sampling_rate=RATE, return_tensors="pt"
+        ).input_features
+        language = (
+            {"language": self.config.language, "task": "transcribe"} if self.config.language else {}
+        )
         with torch.inference_mode():
-            tokens = model.generate(features.to(self.device), do_sample=False, num_beams=1, **language)
+            tokens = model.generate(
+                features.to(self.device), do_sample=False, num_beams=1, **language
+            )
         texts = iter(model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True))
-        return [" ".join(filter(None, (next(texts).strip() for _ in range(0, len(wave), step)))) for wave in waves]
+        return [
+            " ".join(filter(None, (next(texts).strip() for _ in range(0, len(wave), step))))
+            for wave in waves
+        ]
 
 
 def split_words(text: str) -> list[str]:
-    """The words that are compared: without case, punctuation (an apostrophe within stays), tags such as [LAUGHTER]."""
-    return WORD.findall(unicodedata.normalize("NFKC", TAG.sub(" ", text)).casefold().replace("’", "'"))
+    """The words that are compared: without case, punctuation (an apostrophe within stays), tags
+    such as [LAUGHTER].
+    """
+    return WORD.findall(
+        unicodedata.normalize("NFKC", TAG.sub(" ", text)).casefold().replace("’", "'")
+    )
 
 
 def word_errors(pairs: Sequence[tuple[str, str]]) -> tuple[int, int, int]:
-    """Of (manual, recognised) transcripts: words inserted, deleted and substituted; manual words; and utterances.
+    """Of (manual, recognised) transcripts: words inserted, deleted and substituted; manual words;
+    and utterances.
 
-    Those without a manual word are left out. The word error rate is the first number divided by the second.
+    Those without a manual word are left out. The word error rate is the first number divided by the
+    second.
     """
-    compared = [(manual, split_words(heard)) for text, heard in pairs if (manual := split_words(text))]
+    compared = [
+        (manual, split_words(heard)) for text, heard in pairs if (manual := split_words(text))
+    ]
     errors = 0
     for manual, heard in compared:  # the Levenshtein distance, row by row
         row = list(range(len(heard) + 1))
         for number, word in enumerate(manual, 1):
             before, row[0] = row[0], number
             for at, other in enumerate(heard, 1):
-                before, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, before + (word != other))
+                before, row[at] = (
+                    row[at],
+                    min(row[at] + 1, row[at - 1] + 1, before + (word != other)),
+                )
         errors += row[-1]
     return errors, sum(len(manual) for manual, _ in compared), len(compared)

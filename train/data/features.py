@@ -30,8 +30,9 @@ from .streamed import Streamed, within
 class FeatureSelection:
     """A feature to train on; with `vectors`, `pool` makes one of the rows of each utterance.
 
-    With a `hop` its rows are means over so many seconds, of frames that lie closer; the last over what is left.
-    `extra` names what is read of the feature in place of its values, such as its token ids.
+    With a `hop` its rows are means over so many seconds, of frames that lie closer; the last over
+    what is left. `extra` names what is read of the feature in place of its values, such as its
+    token ids.
     """
 
     feature: Feature
@@ -54,15 +55,23 @@ class FeatureSelection:
     def described(self) -> dict[str, Any]:
         """What a run's config records of it."""
         spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
-        return {"feature": spec.name, "fingerprint": self.feature.fingerprint, "pool": self.pool, **hop}
+        return {
+            "feature": spec.name,
+            "fingerprint": self.feature.fingerprint,
+            "pool": self.pool,
+            **hop,
+        }
 
     def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
-        """These rows of the manifest; one of them is read now, and of the others all but the content is checked.
+        """These rows of the manifest; one of them is read now, and of the others all but the
+        content is checked.
 
         Raises `MissingRows` and `CorruptStore`.
         """
         spec, places = self.feature.spec, self.feature.places(manifest, rows.tolist())
-        lengths = np.array([part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64)
+        lengths = np.array(
+            [part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64
+        )
         if not lengths.all():
             raise MissingRows(
                 f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
@@ -78,27 +87,37 @@ class FeatureSelection:
                     f"{spec.feature}@{self.feature.fingerprint}` and extract it again"
                 )
             values = packed.values if self.extra is None else packed.extras[self.extra][:, None]
-            return as_read(Inputs(torch.from_numpy(values), packed.offsets), self.described, spec, self.vectors)
+            return as_read(
+                Inputs(torch.from_numpy(values), packed.offsets), self.described, spec, self.vectors
+            )
 
-        numbers = {part: number for number, part in enumerate(dict.fromkeys(part for part, _ in places))}
+        numbers = {
+            part: number for number, part in enumerate(dict.fromkeys(part for part, _ in places))
+        }
         order = np.lexsort(([row for _, row in places], [numbers[part] for part, _ in places]))
         empty = read(order[:1]).values[:0].clone()  # whatever is read has its dtype and dimension
         every = round(self.hop / (spec.hop or math.nan)) if self.hop else 1
         made = np.ones_like(lengths) if self.pooled else -(-lengths // every)
         cost = made * empty.shape[1] * empty.itemsize
-        if self.pooled or self.hop is not None or self.extra is not None:  # beside it stands what is stored
+        if (
+            self.pooled or self.hop is not None or self.extra is not None
+        ):  # beside it stands what is stored
             cost += lengths * spec.dim * np.dtype(spec.dtype).itemsize
-        return Streamed(empty, np.concatenate([[0], np.cumsum(made)]), read=read, cost=cost, order=order)
+        return Streamed(
+            empty, np.concatenate([[0], np.cumsum(made)]), read=read, cost=cost, order=order
+        )
 
 
 @dataclass(frozen=True)
 class ModalitySelection:
-    """What one modality is trained on: one feature, or several side by side in the columns of a row `[rows, Σ dim]`.
+    """What one modality is trained on: one feature, or several side by side in the columns of a row
+    `[rows, Σ dim]`.
 
-    They are all sequences with the same number of rows, or else all vectors, sequences pooled: so as soon as one is at
-    utterance level. `sums` says how many successive `parts` the model adds up with learned weights (`LayerSums`): the
-    layers of an encoder, or 1 for a feature by itself. Every column is standardised by itself. `views` stand in the
-    place of its one feature in the augmented copies of the utterances.
+    They are all sequences with the same number of rows, or else all vectors, sequences pooled: so
+    as soon as one is at utterance level. `sums` says how many successive `parts` the model adds up
+    with learned weights (`LayerSums`): the layers of an encoder, or 1 for a feature by itself.
+    Every column is standardised by itself. `views` stand in the place of its one feature in the
+    augmented copies of the utterances.
     """
 
     name: str
@@ -118,14 +137,22 @@ class ModalitySelection:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a run's config records of it; of several features each, and (layers, dim) of each sum."""
+        """What a run's config records of it; of several features each, and (layers, dim) of each
+        sum.
+        """
         if len(self.parts) == 1:
             return self.parts[0].described
         joined, sums, first = [part.described for part in self.parts], [], 0
         for layers in self.sums:
             sums.append([layers, self.parts[first].dim])
             first += layers
-        return {"feature": self.name, "fingerprint": short_hash(joined), "pool": "mean", "sums": sums, "joined": joined}
+        return {
+            "feature": self.name,
+            "fingerprint": short_hash(joined),
+            "pool": "mean",
+            "sums": sums,
+            "joined": joined,
+        }
 
     @property
     def specs(self) -> dict[str, Any]:
@@ -136,7 +163,9 @@ class ModalitySelection:
 
     def each(self, **changes: Any) -> "ModalitySelection":
         """The same with each feature changed."""
-        parts, views = (tuple(replace(one, **changes) for one in side) for side in (self.parts, self.views))
+        parts, views = (
+            tuple(replace(one, **changes) for one in side) for side in (self.parts, self.views)
+        )
         return replace(self, parts=parts, views=views)
 
     def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
@@ -153,7 +182,9 @@ class ModalitySelection:
                 raise WrongUse(f"{self.name}: {name} has not as many rows as {other}; {remedy}")
         if len(self.parts) == len(copies) == 1:
             return grid[0][0]
-        empty = torch.cat([torch.cat([source.values for source in side], 1) for side in grid])  # of the widest dtype
+        empty = torch.cat(
+            [torch.cat([source.values for source in side], 1) for side in grid]
+        )  # of the widest dtype
         lengths = np.concatenate([np.diff(side[0].offsets) for side in grid])
 
         def read(utterances: np.ndarray) -> Inputs:
@@ -161,7 +192,9 @@ class ModalitySelection:
             values = empty.new_empty(int(offsets[-1]), self.dim)
             firsts = np.searchsorted(utterances, n * np.arange(len(copies) + 1))
             for side, (first, last) in zip(grid, pairwise(firsts), strict=True):
-                own = values[offsets[first] : offsets[last]].split([part.dim for part in self.parts], 1)
+                own = values[offsets[first] : offsets[last]].split(
+                    [part.dim for part in self.parts], 1
+                )
                 for source, columns in zip(side, own, strict=True):
                     columns.copy_(source.read(utterances[first:last] % n).values)
             return Inputs(values, offsets)
@@ -170,18 +203,25 @@ class ModalitySelection:
         beside = np.concatenate([np.max([source.cost for source in side], axis=0) for side in grid])
         order = np.concatenate([side[0].order + n * number for number, side in enumerate(grid)])
         cost = lengths * self.dim * empty.itemsize + beside
-        return Streamed(empty, np.concatenate([[0], np.cumsum(lengths)]), read=read, cost=cost, order=order)
+        return Streamed(
+            empty, np.concatenate([[0], np.cumsum(lengths)]), read=read, cost=cost, order=order
+        )
 
     def about(self, manifest: Manifest) -> str:
         """What is loaded, for a `DataCache`."""
         parts = (*self.parts, *self.views)
-        ways = [(part.feature.path.resolve(), part.extra, part.pooled and part.pool, part.hop) for part in parts]
+        ways = [
+            (part.feature.path.resolve(), part.extra, part.pooled and part.pool, part.hop)
+            for part in parts
+        ]
         return f"{ways} {len(self.views)} {manifest.digest}"
 
     def load_once(self, cache: DataCache, manifest: Manifest, rows: np.ndarray) -> Inputs:
         """All of its source in memory, if it is not in the cache already."""
         n = len(rows) * (1 + len(self.views))
-        return cache.load(self.about(manifest), rows, lambda: self.source(manifest, rows).read(np.arange(n)))
+        return cache.load(
+            self.about(manifest), rows, lambda: self.source(manifest, rows).read(np.arange(n))
+        )
 
 
 def read_name(described: Mapping[str, Any]) -> str:
@@ -194,14 +234,17 @@ def read_name(described: Mapping[str, Any]) -> str:
 
 
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
-    """The feature of that name, and how it is read. Raises `WrongUse` for a way that it cannot be read in.
+    """The feature of that name, and how it is read. Raises `WrongUse` for a way that it cannot be
+    read in.
 
-    With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if the store has them.
-    With `layers=all` or `layers=6-9` it is the sum of these layers.
+    With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if
+    the store has them. With `layers=all` or `layers=6-9` it is the sum of these layers.
     """
     feature, options, read, fingerprint = parse_name(name)
     if not feature:
-        raise WrongUse(f"a feature without a name: {name!r}; write one, or several joined with +, such as hubert+mpnet")
+        raise WrongUse(
+            f"a feature without a name: {name!r}; write one, or several joined with +, such as hubert+mpnet"
+        )
     pool: Any = read.get("pool", "mean")
     if pool not in get_args(Pool):
         raise WrongUse(f"{name}: pool must be {' or '.join(get_args(Pool))}")
@@ -210,7 +253,11 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     def find(options: Sequence[str]) -> list[Feature]:
         if several:
             return _layers(store, feature, options, fingerprint, corpus)
-        return [store.feature(f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus)]
+        return [
+            store.feature(
+                f"{feature}:{','.join(options)}".rstrip(":") + f"@{fingerprint}".rstrip("@"), corpus
+            )
+        ]
 
     means = read.get("pool") == "mean" and "hop" not in read
     try:
@@ -220,21 +267,29 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
             raise
         try:
             layers = find(options)
-        except MissingRows as fault:  # the means of layers take a hundredth of their frames, so these are to be made
+        except (
+            MissingRows
+        ) as fault:  # the means of layers take a hundredth of their frames, so these are to be made
             raise (no_means if several else fault) from None
-    hop = _hop(name, layers[0], read["hop"]) if "hop" in read else None  # layers of one checkpoint have one
+    hop = (
+        _hop(name, layers[0], read["hop"]) if "hop" in read else None
+    )  # layers of one checkpoint have one
     parts = tuple(FeatureSelection(layer, pool, hop=hop) for layer in layers)
     full_name = re.sub("@[^:]*", "", name.strip())
-    return ModalitySelection(full_name if len(parts) > 1 else layers[0].spec.name, parts, (len(parts),))
+    return ModalitySelection(
+        full_name if len(parts) > 1 else layers[0].spec.name, parts, (len(parts),)
+    )
 
 
-def _layers(store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str) -> list[Feature]:
+def _layers(
+    store: Store, feature: str, options: Sequence[str], fingerprint: str, corpus: str
+) -> list[Feature]:
     """The layers of `feature` that its option `layers=…` names, in order, all of one checkpoint.
 
-    The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is among the options.
-    `fingerprint` begins that of any layer of the checkpoint. Raises `MissingRows` for what is not in the store,
-    `WrongUse` for another form of `layers=` and, naming them, if there are several ways that are complete for the
-    corpus, or none is.
+    The last layer of an encoder that ends in a LayerNorm is the one after it, unless norm=before is
+    among the options. `fingerprint` begins that of any layer of the checkpoint. Raises
+    `MissingRows` for what is not in the store, `WrongUse` for another form of `layers=` and, naming
+    them, if there are several ways that are complete for the corpus, or none is.
     """
     name = f"{feature}:{','.join(options)}"
     named = dict(item.partition("=")[::2] for item in options)
@@ -242,11 +297,15 @@ def _layers(store: Store, feature: str, options: Sequence[str], fingerprint: str
         raise WrongUse(f"{name}: write layers=all or a range such as layers=6-9")
     norm = named.pop("norm", "after")
     ways: dict[bytes, dict[int, Feature]] = {}
-    for one in (Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature):
+    for one in (
+        Feature(store.path, folder) for folder in store.folders() if folder.parent.name == feature
+    ):
         own = dict(item.partition("=")[::2] for item in one.spec.variant.split(","))
         layer, _ = int(own.pop("layer", -1)), own.pop("norm", "")
         if layer >= 0 and own == named:
-            way = ways.setdefault(canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {})
+            way = ways.setdefault(
+                canonical_json({**one.spec.identity(), "variant": "", "config": {}}), {}
+            )
             if layer not in way or one.spec.config.get("norm") == norm:
                 way[layer] = one
     complete = []
@@ -262,7 +321,9 @@ def _layers(store: Store, feature: str, options: Sequence[str], fingerprint: str
             complete.append([way[layer] for layer in wanted])
     if len(complete) > 1:
         manifest = store.joined_manifest(corpus)
-        complete = [layers for layers in complete if all(one.complete(manifest) for one in layers)] or complete
+        complete = [
+            layers for layers in complete if all(one.complete(manifest) for one in layers)
+        ] or complete
     if len(complete) > 1:
         firsts = listed([layers[0] for layers in complete])
         raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {firsts}")
@@ -280,13 +341,19 @@ def _hop(name: str, feature: Feature, text: str) -> float:
         if round(frames) < 2 or abs(round(frames) - frames) > 1e-6:
             raise ValueError
     except (ValueError, OverflowError):
-        known = f"its frames' own, {own:g} s, such as {5 * own:g}" if own else "that of its frames, and it has none"
+        known = (
+            f"its frames' own, {own:g} s, such as {5 * own:g}"
+            if own
+            else "that of its frames, and it has none"
+        )
         raise WrongUse(f"{name}: hop must be a multiple of {known}") from None
     return float(text)
 
 
 def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec, vectors: bool) -> Inputs:
-    """A feature's rows as a run takes them that records it as `described`: at its `hop`, if any, or as `vectors`."""
+    """A feature's rows as a run takes them that records it as `described`: at its `hop`, if any, or
+    as `vectors`.
+    """
     if "hop" in described and spec.hop:
         stored = stored.averaged(round(described["hop"] / spec.hop))
     return stored.pooled(described["pool"]) if vectors and spec.level != "utterance" else stored
@@ -295,24 +362,32 @@ def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec, vectors: b
 def select_features(
     store: Store, features: str, corpus: str, views: str = ""
 ) -> tuple[dict[str, ModalitySelection], list[ModalitySelection]]:
-    """The features of "hubert+is13+mpnet" by modality, whatever their order, and the augmented ones of `views`.
+    """The features of "hubert+is13+mpnet" by modality, whatever their order, and the augmented ones
+    of `views`.
 
-    Raises `WrongUse` for a feature that is named twice, and for a view ("logmel:view=noise-1") that cannot stand in the
-    place of one of them, and what `store.feature` raises for one that is not there.
+    Raises `WrongUse` for a feature that is named twice, and for a view ("logmel:view=noise-1") that
+    cannot stand in the place of one of them, and what `store.feature` raises for one that is not
+    there.
     """
     selected: dict[str, ModalitySelection] = {}
     for name in features.split("+"):
         one = select_feature(store, name, corpus)
         if before := selected.get(one.modality):
             joined = f"{read_name(before.described)}+{read_name(one.described)}"
-            if common := {part.feature.path for part in before.parts} & {part.feature.path for part in one.parts}:
+            if common := {part.feature.path for part in before.parts} & {
+                part.feature.path for part in one.parts
+            }:
                 raise WrongUse(f"--features {joined}: names {min(common).parent.name} twice")
             one = ModalitySelection(joined, before.parts + one.parts, before.sums + one.sums)
         selected[one.modality] = one
     augmented = [select_feature(store, name, corpus) for name in views.split("+") if name]
     for view in augmented:
         plain = selected.get(view.modality)
-        forms = {tuple((p.feature.spec.level, p.dim, p.pool, p.hop) for p in one.parts) for one in (plain, view) if one}
+        forms = {
+            tuple((p.feature.spec.level, p.dim, p.pool, p.hop) for p in one.parts)
+            for one in (plain, view)
+            if one
+        }
         if plain is None or len(forms) > 1 or len(view.parts) > 1:
             replaced = plain.name if plain else "any feature that is trained on"
             raise WrongUse(
@@ -325,40 +400,56 @@ def select_features(
 
 
 def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tuple[Dataset, Fusion]:
-    """The corpus's labelled utterances with the features that the fusion takes; those of several corpora for "A+B".
+    """The corpus's labelled utterances with the features that the fusion takes; those of several
+    corpora for "A+B".
 
-    The experiment's options of the training itself are ignored. A `target` without classes keeps utterances of any
-    label, one of valence, arousal and dominance those with all three ratings; a `limit` is spread evenly over the
-    corpus. A `cache` gives what it has made before. What does not fit into `memory` is read from the store when it is
-    needed. Raises `WrongUse` for names that do not fit together, `MissingRows` if an utterance lacks a feature
-    (quarantined ones may be left out by `allow_missing`).
+    The experiment's options of the training itself are ignored. A `target` without classes keeps
+    utterances of any label, one of valence, arousal and dominance those with all three ratings; a
+    `limit` is spread evenly over the corpus. A `cache` gives what it has made before. What does not
+    fit into `memory` is read from the store when it is needed. Raises `WrongUse` for names that do
+    not fit together, `MissingRows` if an utterance lacks a feature (quarantined ones may be left
+    out by `allow_missing`).
     """
     cache = cache or DataCache()
     budget = cache.half if experiment.memory is None else memory_budget(experiment.memory)
     budget = budget and budget // cache.workers
     store, target = open_store(experiment.store), TARGETS[experiment.target]
     manifest = store.joined_manifest(corpora_of(experiment.protocol, experiment.corpus))
-    selected, augmented = select_features(store, experiment.features, manifest.corpus, experiment.views)
+    selected, augmented = select_features(
+        store, experiment.features, manifest.corpus, experiment.views
+    )
     levels = {}
     for modality, one in selected.items():
         distinct = {part.feature.spec.level for part in one.parts}
         levels[modality] = distinct.pop() if len(distinct) == 1 else "utterance"
     fusion = get_fusion(experiment.fusion, levels)
-    policy = get_policy(experiment.labels, manifest.column("label")) if target.labelled else UNLABELLED
+    policy = (
+        get_policy(experiment.labels, manifest.column("label")) if target.labelled else UNLABELLED
+    )
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
-        fusion = with_layer_sums(fusion, {modality: one.described for modality, one in inputs.items()})
+        fusion = with_layer_sums(
+            fusion, {modality: one.described for modality, one in inputs.items()}
+        )
     described = {
         "corpus": manifest.corpus,
         "manifest": manifest.digest,
-        "labels": {"policy": policy.name, "classes": list(policy.classes), "maps": dict(policy.maps)},
+        "labels": {
+            "policy": policy.name,
+            "classes": list(policy.classes),
+            "maps": dict(policy.maps),
+        },
         "features": {modality: one.described for modality, one in inputs.items()},
         "views": [one.described for one in augmented],
         "limit": experiment.limit,
-        **({"only": experiment.only} if experiment.only else {}),  # runs from before they were options keep their names
+        **(
+            {"only": experiment.only} if experiment.only else {}
+        ),  # runs from before they were options keep their names
         **({"target": target.name} if target.name != "class" else {}),
     }
-    key = canonical_json([described, [one.about(manifest) for one in inputs.values()], experiment.allow_missing])
+    key = canonical_json(
+        [described, [one.about(manifest) for one in inputs.values()], experiment.allow_missing]
+    )
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
@@ -371,10 +462,16 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
 
     def read(**extras: str) -> dict[str, Inputs]:
         """By modality, in memory, as far as the budget goes; the rest is streamed."""
-        chosen = {modality: one.each(extra=extras.get(modality)) for modality, one in inputs.items()}
-        size = 4 * sum(part.bytes for feature in needed for part in feature.parts())  # at most: all of it in float32
+        chosen = {
+            modality: one.each(extra=extras.get(modality)) for modality, one in inputs.items()
+        }
+        size = 4 * sum(
+            part.bytes for feature in needed for part in feature.parts()
+        )  # at most: all of it in float32
         if budget is None or cache.fits(size, budget):
-            return {modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()}
+            return {
+                modality: one.load_once(cache, manifest, rows) for modality, one in chosen.items()
+            }
         streams = [one.source(manifest, rows) for one in chosen.values()]
         found: dict[str, Inputs] = {}
         limited = within(budget, streams, cache.workers, fusion.level == "vector")
@@ -383,7 +480,11 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
         return found
 
     parent = manifest.parent
-    random = [one.name for one in selected.values() if any(part.feature.spec.random_weights for part in one.parts)]
+    random = [
+        one.name
+        for one in selected.values()
+        if any(part.feature.spec.random_weights for part in one.parts)
+    ]
     data = cache.datasets[key] = Dataset(
         utterances=utterances,
         dims={modality: one.dim for modality, one in inputs.items()},
@@ -399,7 +500,9 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
             **({"transcripts": {"of": parent.corpus, **parent.transcripts}} if parent else {}),
         },
         raters=lambda which: (
-            rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]])) if policy.classes else None
+            rater_scores(*rater_votes(policy, [votes[row] for row in rows[which]]))
+            if policy.classes
+            else None
         ),
         views=tuple(one.modality for one in augmented),
     )

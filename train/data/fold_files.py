@@ -31,10 +31,19 @@ def read_folds(path: Path) -> list[Listed]:
         else:
             raise WrongUse(f"{path}: folds come as .csv or .tsv, or as a folder of EmoBox's fold_N")
     except FileNotFoundError:
-        raise WrongUse(f"{path}: no such file of folds; give a .csv or .tsv, or a folder of EmoBox's fold_N") from None
+        raise WrongUse(
+            f"{path}: no such file of folds; give a .csv or .tsv, or a folder of EmoBox's fold_N"
+        ) from None
     except WrongUse:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, msgspec.MsgspecError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+        msgspec.MsgspecError,
+    ) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
@@ -46,23 +55,40 @@ def _read_table(path: Path) -> list[Listed]:
 
     separator = "\t" if path.suffix == ".tsv" else ","
     source = io.BytesIO(read_named(path))
-    table = pd.read_csv(source, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    table = pd.read_csv(
+        source,
+        sep=separator,
+        dtype=str,
+        keep_default_na=False,
+        index_col=False,
+        encoding="utf-8-sig",
+    )
     if not {"id", "fold"} <= set(table) or table.empty:
-        raise WrongUse(f"{path}: needs the columns id and fold (and part, if each fold's parts are named)")
+        raise WrongUse(
+            f"{path}: needs the columns id and fold (and part, if each fold's parts are named)"
+        )
     ids, folds = table["id"], table.groupby("fold", sort=False)["id"]
     for id_ in ids[table["fold"] == ""]:
         raise WrongUse(f"{path}: {id_} names no fold; give each line an id and its fold")
     if "part" not in table:
-        return [(name, {"train": {*ids.drop(of.index)}, "dev": set(), "test": {*of}}) for name, of in folds]
+        return [
+            (name, {"train": {*ids.drop(of.index)}, "dev": set(), "test": {*of}})
+            for name, of in folds
+        ]
     for part, id_ in zip(table["part"], ids, strict=True):
         if part not in PARTS:
             raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
-    return [(name, {part: {*of[table["part"][of.index] == part]} for part in PARTS}) for name, of in folds]
+    return [
+        (name, {part: {*of[table["part"][of.index] == part]} for part in PARTS})
+        for name, of in folds
+    ]
 
 
 def _read_emobox(path: Path) -> list[Listed]:
     lines, folds = msgspec.json.Decoder(dict[str, Any]).decode_lines, []
-    for folder in sorted(path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)):
+    for folder in sorted(
+        path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)
+    ):
         parts = {}
         for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
             files = sorted(folder.glob(f"*{word}*.jsonl"))

@@ -1,4 +1,6 @@
-"""Label policies: which raw consensus labels make which class, applied at training time and never in the store."""
+"""Label policies: which raw consensus labels make which class, applied at training time and never
+in the store.
+"""
 
 import re
 from collections import Counter
@@ -14,7 +16,11 @@ from ser.cache.atomic_io import read_toml
 from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
 from ser.errors import CorpusError, LeakageError, WrongUse, unknown
 
-DIMENSIONS = ("valence", "arousal", "dominance")  # what raters say of an utterance beside its category
+DIMENSIONS = (
+    "valence",
+    "arousal",
+    "dominance",
+)  # what raters say of an utterance beside its category
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,10 @@ IEMOCAP_ID = re.compile(r"Ses0[1-5][FM]_(impro|script)(\d\d)\w*_[FM]\d{3}")
 def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
     """The policy of that name, or the one that a TOML file spells out.
 
-    The file maps classes to raw labels, such as `negative = ["ang", "sad", "fru"]`; its order is the class order.
-    "all" has a class for each of the corpus's own raw `labels` (all but `NO_MAJORITY`), by their codes, sorted.
-    Raises `WrongUse` for an unknown name or a file that is not such a map.
+    The file maps classes to raw labels, such as `negative = ["ang", "sad", "fru"]`; its order is
+    the class order. "all" has a class for each of the corpus's own raw `labels` (all but
+    `NO_MAJORITY`), by their codes, sorted. Raises `WrongUse` for an unknown name or a file that is
+    not such a map.
     """
     path = Path(name)
     if name == "all":
@@ -53,10 +60,14 @@ def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
     maps: dict[str, str] = {}
     for class_, raws in table.items():
         if not isinstance(raws, list) or not raws or not all(isinstance(raw, str) for raw in raws):
-            raise WrongUse(f'{path}: \'{class_}\' must be a list of raw labels, such as {class_} = ["hap", "exc"]')
+            raise WrongUse(
+                f'{path}: \'{class_}\' must be a list of raw labels, such as {class_} = ["hap", "exc"]'
+            )
         for raw in raws:
             if maps.setdefault(code(raw), class_) != class_:
-                raise WrongUse(f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {class_}; keep one")
+                raise WrongUse(
+                    f"{path}: '{raw}' stands in two classes, {maps[code(raw)]} and {class_}; keep one"
+                )
     return Policy(path.name, tuple(table), maps)
 
 
@@ -64,12 +75,13 @@ def get_policy(name: str, labels: Iterable[str | None] = ()) -> Policy:
 class Utterances:
     """Columns of n labelled utterances; sessions and speakers may be None.
 
-    `dialogues` [n] numbers the dialogues; an utterance whose corpus names no dialogue is one by itself.
-    `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest that they come from, if any,
-    and `left_out` counts the raw labels that the label policy leaves out. `texts` [n] are the words of the transcripts,
-    without case and punctuation, so that what is said in the same words is equal; None where there is none.
-    `votes` [n, K] are the raters' shares, see `soft_labels`, and `undecided` [n] says whose label is no majority's.
-    `dimensions` [n, 3] are valence, arousal and dominance on the corpus's scale, NaN where there is no rating.
+    `dialogues` [n] numbers the dialogues; an utterance whose corpus names no dialogue is one by
+    itself. `turns` [n] orders the utterances of a dialogue. `rows` [n] are those of the manifest
+    that they come from, if any, and `left_out` counts the raw labels that the label policy leaves
+    out. `texts` [n] are the words of the transcripts, without case and punctuation, so that what is
+    said in the same words is equal; None where there is none. `votes` [n, K] are the raters'
+    shares, see `soft_labels`, and `undecided` [n] says whose label is no majority's. `dimensions`
+    [n, 3] are valence, arousal and dominance on the corpus's scale, NaN where there is no rating.
     `corpora` [n] names each utterance's corpus, if there are several.
     """
 
@@ -98,8 +110,14 @@ class Utterances:
 
     @cached_property
     def corpus_numbers(self) -> np.ndarray:
-        """The corpora as numbers from 1, in alphabetical order, int64 [n]; 0 where there is one alone."""
-        return np.unique(self.corpora, return_inverse=True)[1] + 1 if self.corpora else np.zeros(len(self), np.int64)
+        """The corpora as numbers from 1, in alphabetical order, int64 [n]; 0 where there is one
+        alone.
+        """
+        return (
+            np.unique(self.corpora, return_inverse=True)[1] + 1
+            if self.corpora
+            else np.zeros(len(self), np.int64)
+        )
 
     @property
     def own_ids(self) -> Sequence[str]:
@@ -108,7 +126,9 @@ class Utterances:
 
     @property
     def scenes(self) -> list[str | None]:
-        """What was acted, by IEMOCAP's ids: "script 01" of Ses05M_script01_1b_F000; None for any other id."""
+        """What was acted, by IEMOCAP's ids: "script 01" of Ses05M_script01_1b_F000; None for any
+        other id.
+        """
         matches = map(IEMOCAP_ID.fullmatch, self.own_ids)
         return [f"{match[1]} {match[2]}" if match else None for match in matches]
 
@@ -130,13 +150,16 @@ def _numbered(keys: Sequence[Any]) -> np.ndarray:
 
 
 def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) -> Utterances:
-    """The manifest's utterances that the policy keeps, in its order, with their class numbers (by `UNLABELLED` 0).
+    """The manifest's utterances that the policy keeps, in its order, with their class numbers (by
+    `UNLABELLED` 0).
 
-    `undecided` keeps those too whose raters agree on no label (`NO_MAJORITY`), if any voted for one of the classes;
-    the number of one is that of the class with most votes, or of the first such, and no score counts it.
+    `undecided` keeps those too whose raters agree on no label (`NO_MAJORITY`), if any voted for one
+    of the classes; the number of one is that of the class with most votes, or of the first such,
+    and no score counts it.
 
-    Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release does not give its
-    known counts, and for one of several corpora alike; `LeakageError` if two of them have a recording in common.
+    Raises `WrongUse` if fewer than two classes are left, `CorpusError` if a whole IEMOCAP release
+    does not give its known counts, and for one of several corpora alike; `LeakageError` if two of
+    them have a recording in common.
     """
     for part in manifest.parts:
         apply_policy(policy, part, undecided)
@@ -150,7 +173,9 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     rows, dropped = np.flatnonzero(index >= 0), np.flatnonzero(index < 0)
     labels = index[rows]
     if labelled and len(np.unique(labels)) < 2:
-        counts = ", ".join(f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common())
+        counts = ", ".join(
+            f"{name} ({n})" for name, n in Counter(label or "none" for label in raw).most_common()
+        )
         raise WrongUse(
             f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, whose labels are "
             f"{counts}; take them as they are by --labels all, or map them in a file: --labels FILE.toml"
@@ -159,9 +184,14 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     columns = manifest.table.take(rows).to_pydict()
     ids, sessions, recordings = columns["id"], columns["session"], columns["audio_sha256"]
     # A dialogue's name counts within its session: tables may number dialogues from 1 in each.
-    keys = [(s, d) if d is not None else (i,) for s, d, i in zip(sessions, columns["dialogue"], ids, strict=True)]
+    keys = [
+        (s, d) if d is not None else (i,)
+        for s, d, i in zip(sessions, columns["dialogue"], ids, strict=True)
+    ]
     turns = [row if turn is None else turn for row, turn in enumerate(columns["turn"])]
-    names = [part.corpus for part in manifest.parts for _ in range(len(part))]  # of all rows, where several are joined
+    names = [
+        part.corpus for part in manifest.parts for _ in range(len(part))
+    ]  # of all rows, where several are joined
     corpora = [names[row] for row in rows] if names else []
     homes = Counter(audio for audio, _ in {*zip(recordings, corpora, strict=False)} if audio)
     if shared := [id_ for id_, audio in zip(ids, recordings, strict=True) if homes[audio] > 1]:
@@ -178,7 +208,9 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         dialogues=_numbered(keys),
         turns=np.array(turns, dtype=np.int64),
         rows=rows,
-        left_out=Counter((raw[row] or "none") + (f" of {names[row]}" if names else "") for row in dropped),
+        left_out=Counter(
+            (raw[row] or "none") + (f" of {names[row]}" if names else "") for row in dropped
+        ),
         texts=[
             digest if text is None else " ".join(re.findall(r"[^\W_]+", text.casefold())) or None
             for text, digest in zip(columns["text"], columns["text_sha256"], strict=True)
@@ -188,25 +220,38 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         undecided=np.array(no_majority)[rows],
         corpora=corpora,
     )
-    known = policy.name in LABEL_POLICIES and len(manifest) == IEMOCAP["utterances"] and not manifest.synthetic
+    known = (
+        policy.name in LABEL_POLICIES
+        and len(manifest) == IEMOCAP["utterances"]
+        and not manifest.synthetic
+    )
     if known and all(map(IEMOCAP_ID.fullmatch, manifest.ids)):
         _check_iemocap(policy, manifest.corpus, utterances)
     return utterances
 
 
 def choose(
-    policy: Policy, manifest: Manifest, target: Any, only: str | None = None, limit: int | None = None
+    policy: Policy,
+    manifest: Manifest,
+    target: Any,
+    only: str | None = None,
+    limit: int | None = None,
 ) -> tuple[Utterances, dict[str, Any]]:
-    """The utterances that a run learns a `targets.Target` from, and how many others there are, by the reason.
+    """The utterances that a run learns a `targets.Target` from, and how many others there are, by
+    the reason.
 
-    Those that the policy keeps and that have what the target learns, votes or all three ratings; that are `only`
-    "scripted" or "improvised"; and `limit` of these, spread evenly over the corpus. Raises `WrongUse` if that leaves
-    none, and what `apply_policy` raises.
+    Those that the policy keeps and that have what the target learns, votes or all three ratings;
+    that are `only` "scripted" or "improvised"; and `limit` of these, spread evenly over the corpus.
+    Raises `WrongUse` if that leaves none, and what `apply_policy` raises.
     """
     utterances, votes = apply_policy(policy, manifest, target.undecided), manifest.column("votes")
-    left_out: dict[str, Any] = {f"label {raw} is not in {policy.name}": n for raw, n in utterances.left_out.items()}
+    left_out: dict[str, Any] = {
+        f"label {raw} is not in {policy.name}": n for raw, n in utterances.left_out.items()
+    }
     corpora = utterances.corpora or [manifest.corpus] * len(utterances)
-    without_votes = {*corpora} - {name for name, row in zip(corpora, utterances.rows, strict=True) if votes[row]}
+    without_votes = {*corpora} - {
+        name for name, row in zip(corpora, utterances.rows, strict=True) if votes[row]
+    }
     if target.voted and without_votes:
         raise WrongUse(
             f"--target {target.name}: corpus {min(without_votes)} does not hold its raters' votes; "
@@ -224,7 +269,9 @@ def choose(
             left_out[f"no rating of {ratings}"] = len(utterances) - len(kept)
         utterances = utterances.take(kept)
     if only is not None:
-        kept = np.flatnonzero([only.startswith((scene or "?").split()[0]) for scene in utterances.scenes])
+        kept = np.flatnonzero(
+            [only.startswith((scene or "?").split()[0]) for scene in utterances.scenes]
+        )
         if not len(kept):
             raise WrongUse(
                 f"--only {only}: no id of corpus {manifest.corpus} says that its utterance is {only}, as IEMOCAP's do "
@@ -253,13 +300,20 @@ def classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, d
 
 
 def _check_iemocap(policy: Policy, corpus: str, utterances: Utterances) -> None:
-    """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other counts than its."""
+    """Raise `CorpusError` if these utterances, which have the ids of IEMOCAP's release, have other
+    counts than its.
+    """
     labels = [policy.classes[label] for label in utterances.labels]
     per_session = Counter(zip(utterances.sessions, labels, strict=True))
     counts = {"all": (len(utterances), IEMOCAP["policies"][policy.name])}
     for session, known in IEMOCAP["4class per session"].items() if policy.name == "4class" else ():
-        counts |= {f"session {session} {name}": (per_session[session, name], n) for name, n in known.items()}
-    wrong = [f"{where} {n} instead of {known}" for where, (n, known) in counts.items() if n != known]
+        counts |= {
+            f"session {session} {name}": (per_session[session, name], n)
+            for name, n in known.items()
+        }
+    wrong = [
+        f"{where} {n} instead of {known}" for where, (n, known) in counts.items() if n != known
+    ]
     if wrong:
         raise CorpusError(
             f"corpus {corpus} has the utterances of the IEMOCAP release but not its {policy.name} counts: "
@@ -268,11 +322,14 @@ def _check_iemocap(policy: Policy, corpus: str, utterances: Utterances) -> None:
 
 
 def ballots(policy: Policy, raters: Sequence[Sequence[str]] | None) -> np.ndarray:
-    """Each rater's vote for an utterance, shared evenly among the categories that they gave, [raters, K].
+    """Each rater's vote for an utterance, shared evenly among the categories that they gave,
+    [raters, K].
 
     What the policy leaves out is dropped.
     """
-    shares = np.zeros((len(raters or []), len(policy.classes) + 1))  # the last is of what is left out, -1
+    shares = np.zeros(
+        (len(raters or []), len(policy.classes) + 1)
+    )  # the last is of what is left out, -1
     for ballot, categories in zip(shares, raters or [], strict=True):
         for category in categories:
             ballot[policy.index(category)] += 1 / len(categories)
@@ -284,27 +341,35 @@ def soft_labels(
 ) -> np.ndarray:
     """Percentages of the annotators per class, float32 [n, K] with rows that sum to 1 (USC §3.2).
 
-    Each annotator has one vote, see `ballots`, scaled to 1 over the classes of the policy. Without a vote left, the
-    consensus label counts alone; without `labels` such a row is 0.
+    Each annotator has one vote, see `ballots`, scaled to 1 over the classes of the policy. Without
+    a vote left, the consensus label counts alone; without `labels` such a row is 0.
     """
-    targets = np.array([ballots(policy, raters).sum(0) for raters in votes]).reshape(len(votes), len(policy.classes))
+    targets = np.array([ballots(policy, raters).sum(0) for raters in votes]).reshape(
+        len(votes), len(policy.classes)
+    )
     if labels is not None and policy.classes:
         silent = np.flatnonzero(~targets.any(1))
         targets[silent, labels[silent]] = 1
     return (targets / np.maximum(targets.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def rater_votes(policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None]) -> tuple[np.ndarray, int]:
-    """What the raters would score: each vote against the majority of the others' for the same utterance.
+def rater_votes(
+    policy: Policy, votes: Sequence[Sequence[Sequence[str]] | None]
+) -> tuple[np.ndarray, int]:
+    """What the raters would score: each vote against the majority of the others' for the same
+    utterance.
 
-    C [K, K] of that majority and the vote, and how many votes are left out: where one names no class of the policy, or
-    two alike, or where the others have no single class with most of their votes.
+    C [K, K] of that majority and the vote, and how many votes are left out: where one names no
+    class of the policy, or two alike, or where the others have no single class with most of their
+    votes.
     """
     matrix, left_out = np.zeros((len(policy.classes), len(policy.classes)), np.int64), 0
     for raters in votes:
         votes_cast = ballots(policy, raters)
         for own, others in zip(votes_cast, votes_cast.sum(0) - votes_cast, strict=True):
-            majority, vote = (np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, own))
+            majority, vote = (
+                np.flatnonzero(shares > max(shares.max(), 2e-9) - 1e-9) for shares in (others, own)
+            )
             if len(majority) == len(vote) == 1:
                 matrix[majority[0], vote[0]] += 1
             else:

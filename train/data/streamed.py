@@ -1,7 +1,9 @@
-"""Inputs that do not fit into memory: read from the store, block by block checked, when a batch needs them.
+"""Inputs that do not fit into memory: read from the store, block by block checked, when a batch
+needs them.
 
-A thread reads the next batches while the model computes, as many at once as the budget of memory allows, so that a
-block that several of them need is read once. Rows and their order are those of training in memory.
+A thread reads the next batches while the model computes, as many at once as the budget of memory
+allows, so that a block that several of them need is read once. Rows and their order are those of
+training in memory.
 """
 
 import contextlib
@@ -38,7 +40,9 @@ class Streamed(Inputs):
 
     streamed: ClassVar[bool] = True
 
-    read: Callable[[np.ndarray], Inputs]  # gives these utterances, which are sorted, each named once
+    read: Callable[
+        [np.ndarray], Inputs
+    ]  # gives these utterances, which are sorted, each named once
     cost: np.ndarray  # bytes that each takes while it is read, int64 [n]
     order: np.ndarray  # the utterances in an order that is quick to read
     whole: int = 0  # the budget that would hold everything
@@ -62,7 +66,9 @@ class Streamed(Inputs):
 
     def held(self, device: torch.device | str = "cpu") -> Inputs:
         """All of it in memory, or on a GPU, read bit by bit."""
-        values = torch.empty(int(self.offsets[-1]), self.dim, dtype=self.values.dtype, device=device)
+        values = torch.empty(
+            int(self.offsets[-1]), self.dim, dtype=self.values.dtype, device=device
+        )
         for utterances in self.pieces(self.order):
             rows, _ = self.rows(numbers := np.sort(utterances))
             values[rows.to(device)] = self.read(numbers).values.to(device)
@@ -114,7 +120,9 @@ class Streamed(Inputs):
         with ThreadPoolExecutor(1, "ser reads ahead") as pool:
             readings = ((now, pool.submit(read, now)) for now in self._grouped(cuts, each))
             try:  # in pairs, so that the next is asked for before the one is waited for and used
-                for (now, reading), _ in pairwise(chain(readings, [([], Future[dict[str, Inputs]]())])):
+                for (now, reading), _ in pairwise(
+                    chain(readings, [([], Future[dict[str, Inputs]]())])
+                ):
                     inputs = reading.result()
                     for cut in now:
                         yield cut, inputs
@@ -123,7 +131,8 @@ class Streamed(Inputs):
                 ended.set()
 
     def _grouped(self, cuts: Iterable[Cut], each: np.ndarray) -> Iterator[list[Cut]]:
-        """The cuts that are read at once, by what each utterance takes: one, then two, four, … while there is room.
+        """The cuts that are read at once, by what each utterance takes: one, then two, four, …
+        while there is room.
 
         So the first does not wait long.
         """
@@ -139,19 +148,30 @@ class Streamed(Inputs):
             yield group
 
 
-def within(budget: int, streams: Sequence[Streamed], workers: int, vectors: bool) -> Iterator[tuple[bool, Streamed]]:
-    """Whether each is held in memory, the smallest first, as long as they fit into the budget; and its room.
+def within(
+    budget: int, streams: Sequence[Streamed], workers: int, vectors: bool
+) -> Iterator[tuple[bool, Streamed]]:
+    """Whether each is held in memory, the smallest first, as long as they fit into the budget; and
+    its room.
 
-    Each of so many `workers` has this budget, and one copy of what is held serves them all, but for the standardised
-    one of `vectors`.
+    Each of so many `workers` has this budget, and one copy of what is held serves them all, but for
+    the standardised one of `vectors`.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # so that glibc returns freed memory
+    with contextlib.suppress(
+        OSError, AttributeError, TypeError
+    ):  # so that glibc returns freed memory
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)
-    sizes = [one.bytes // workers + (4 * int(one.offsets[-1]) * one.dim if vectors else 0) for one in streams]
+    sizes = [
+        one.bytes // workers + (4 * int(one.offsets[-1]) * one.dim if vectors else 0)
+        for one in streams
+    ]
     share = FILLED if sum(sizes) <= FILLED * budget else HELD
     order = np.argsort(sizes, kind="stable")
     chosen = order[np.cumsum(np.sort(sizes)) <= share * budget]
     total = sum(sizes[number] for number in chosen)
-    room, whole = int(max(READ * budget - total, (1 - FILLED) * budget) / 2), int(sum(sizes) / FILLED)
+    room, whole = (
+        int(max(READ * budget - total, (1 - FILLED) * budget) / 2),
+        int(sum(sizes) / FILLED),
+    )
     for number, one in enumerate(streams):
         yield number in chosen, replace(one, room=room, whole=whole, workers=workers)

@@ -5,11 +5,30 @@ from collections.abc import Mapping
 from ser.errors import WrongUse, unknown
 from ser.plugins import Registry
 
-from . import baselines, catf_lstm, cme, gban, icon, ks_transformer, msmser, perspective, superb, usc
+from . import (
+    baselines,
+    catf_lstm,
+    cme,
+    gban,
+    icon,
+    ks_transformer,
+    msmser,
+    perspective,
+    superb,
+    usc,
+)
 from .fusion import CommonSettings, Fusion, Stage, setting
 from .superb import with_layer_sums
 
-__all__ = ["FUSIONS", "CommonSettings", "Fusion", "Stage", "get_fusion", "setting", "with_layer_sums"]
+__all__ = [
+    "FUSIONS",
+    "CommonSettings",
+    "Fusion",
+    "Stage",
+    "get_fusion",
+    "setting",
+    "with_layer_sums",
+]
 
 _PAPERS = (msmser, perspective, usc, baselines, icon, catf_lstm, gban, cme, ks_transformer, superb)
 _OWN = {fusion.name: fusion for paper in _PAPERS for fusion in paper.FUSIONS}
@@ -17,13 +36,16 @@ FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _OWN)
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
-    """The fusion called `name`, for features whose `levels` by modality are "frame", "token" or "utterance".
+    """The fusion called `name`, for features whose `levels` by modality are "frame", "token" or
+    "utterance".
 
-    One modality alone, `audio` or `text`, is a different model for vectors (`audio:utterance`, Perspective §2.2) and
-    for sequences (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by the feature's level; all three names
-    can be asked for, since frames and tokens can always be pooled into vectors.
+    One modality alone, `audio` or `text`, is a different model for vectors (`audio:utterance`,
+    Perspective §2.2) and for sequences (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by
+    the feature's level; all three names can be asked for, since frames and tokens can always be
+    pooled into vectors.
 
-    Raises `WrongUse` for an unknown name, a modality too few or too many, or vectors where sequences are needed.
+    Raises `WrongUse` for an unknown name, a modality too few or too many, or vectors where
+    sequences are needed.
     """
     if name in ("audio", "text"):
         if name not in levels:

@@ -1,7 +1,9 @@
-"""What the three papers compare with, as far as the published descriptions define it on these features.
+"""What the three papers compare with, as far as the published descriptions define it on these
+features.
 
-Each class names its source. What differs from it, and why, stands beside it; sizes that a description leaves open are
-settings. None of these are reproductions of the numbers that the papers quote: those came from other features.
+Each class names its source. What differs from it, and why, stands beside it; sizes that a
+description leaves open are settings. None of these are reproductions of the numbers that the papers
+quote: those came from other features.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Stage, Weight, setting
+from .fusion import (
+    BOTH,
+    OURS,
+    CommonSettings,
+    Count,
+    Dims,
+    Dropout,
+    Fusion,
+    Positive,
+    Stage,
+    Weight,
+    setting,
+)
 from .layers import Attention, classifier
 from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
 
@@ -52,8 +66,9 @@ class ContextualLstm(nn.Module):
 
 
 class BcLstm(nn.Module):
-    """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in user-generated videos",
-    ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
+    """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in
+    user-generated videos", ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained
+    alone; level 2: one over their features z.
     """
 
     def __init__(self, settings: BcLstmSettings, dims: Dims, classes: int) -> None:
@@ -88,9 +103,11 @@ class ConcatSettings(CommonSettings):
 
 
 class Concat(nn.Module):
-    """Concatenation baseline: both vectors of an utterance, one after the other, into a two-layer perceptron.
+    """Concatenation baseline: both vectors of an utterance, one after the other, into a two-layer
+    perceptron.
 
-    The "early fusion" that e.g. Poria et al., ACL 2017, compare with, there with an SVM; no context.
+    The "early fusion" that e.g. Poria et al., ACL 2017, compare with, there with an SVM; no
+    context.
     """
 
     def __init__(self, settings: ConcatSettings, dims: Dims, classes: int) -> None:
@@ -101,7 +118,11 @@ class Concat(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        return {"logits": self.layers(torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1))}
+        return {
+            "logits": self.layers(
+                torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1)
+            )
+        }
 
 
 @dataclass(frozen=True)
@@ -116,25 +137,29 @@ class CmaSettings(CommonSettings):
 
 
 class Cma(nn.Module):
-    """Cross-modal attention: Krishna & Patil, "Multimodal emotion recognition using cross-modal attention and 1D
-    convolutional neural networks", Interspeech 2020.
+    """Cross-modal attention: Krishna & Patil, "Multimodal emotion recognition using cross-modal
+    attention and 1D convolutional neural networks", Interspeech 2020.
 
-    Audio frames attend to words and words to frames; mean and standard deviation over time of both, concatenated, are
-    classified. Their 1-D convolutions over the waveform and over word vectors are what makes features; here these are
-    cached, and only the recurrent encoder over them is left.
+    Audio frames attend to words and words to frames; mean and standard deviation over time of both,
+    concatenated, are classified. Their 1-D convolutions over the waveform and over word vectors are
+    what makes features; here these are cached, and only the recurrent encoder over them is left.
     """
 
     def __init__(self, settings: CmaSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
         d = 2 * settings.lstm_hidden
-        self.encoder = nn.ModuleDict({m: nn.LSTM(dims[m], settings.lstm_hidden, bidirectional=True) for m in BOTH})
+        self.encoder = nn.ModuleDict(
+            {m: nn.LSTM(dims[m], settings.lstm_hidden, bidirectional=True) for m in BOTH}
+        )
         self.attention = nn.ModuleDict({m: Attention(d, settings.heads) for m in self.dims})
         self.dropout = nn.Dropout(settings.dropout)
         self.logits = nn.Linear(4 * d, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to attend to."""
+        """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to
+        attend to.
+        """
         x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
         x = {m: (self.dropout(recurrent(self.encoder[m], *rows)), rows[1]) for m, rows in x.items()}
         statistics: list[Tensor] = []
@@ -147,10 +172,22 @@ class Cma(nn.Module):
 
 
 # Level 1 first, each modality alone, and then level 2 on what they have become.
-HIERARCHY = (*(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH), Stage("fusion", trains=("fusion.", "fuse.")))
+HIERARCHY = (
+    *(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH),
+    Stage("fusion", trains=("fusion.", "fuse.")),
+)
 
 FUSIONS = [
-    Fusion("bc-lstm", "Poria et al., ACL 2017", BcLstmSettings, BOTH, "vector", BcLstm, "dialogue", stages=HIERARCHY),
+    Fusion(
+        "bc-lstm",
+        "Poria et al., ACL 2017",
+        BcLstmSettings,
+        BOTH,
+        "vector",
+        BcLstm,
+        "dialogue",
+        stages=HIERARCHY,
+    ),
     Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
     Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
 ]

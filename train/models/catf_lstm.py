@@ -1,18 +1,19 @@
-"""CATF-LSTM: Poria, Cambria, Hazarika, Mazumder, Zadeh & Morency, "Multi-level multiple attentions for contextual
-multimodal sentiment analysis", ICDM 2017, multi-level framework.
+"""CATF-LSTM: Poria, Cambria, Hazarika, Mazumder, Zadeh & Morency, "Multi-level multiple attentions
+for contextual multimodal sentiment analysis", ICDM 2017, multi-level framework.
 
-CAT-LSTM, over the N utterances of a dialogue, h_t the states of an LSTM and H = [h_1 … h_N], turn t with weights of its
-own:
+CAT-LSTM, over the N utterances of a dialogue, h_t the states of an LSTM and H = [h_1 … h_N], turn t
+with weights of its own:
 
     P_t = tanh(W_h[t] H)    α_t = softmax(w[t]ᵀ P_t)    r_t = H α_tᵀ    h*_t = tanh(W_p[t] r_t + W_x[t] h_t)
 
-Level 1: a CAT-LSTM per modality, each trained alone. Level 2: AT-Fusion of their h*, the same as Perspective's at a
-position, and a CAT-LSTM over its result. Ours: one softmax layer for all turns, and the turns beyond `turns` share the
-last one's weights.
+Level 1: a CAT-LSTM per modality, each trained alone. Level 2: AT-Fusion of their h*, the same as
+Perspective's at a position, and a CAT-LSTM over its result. Ours: one softmax layer for all turns,
+and the turns beyond `turns` share the last one's weights.
 
-**These equations are the paper's as we know it; they were not checked against its text.** The authors' public code
-(github.com/soujanyaporia/multimodal-sentiment-analysis, model.py) bears out the fusion alone, with weights of each
-turn's own; it has bi-directional GRUs without this attention in the place of the LSTMs.
+**These equations are the paper's as we know it; they were not checked against its text.** The
+authors' public code (github.com/soujanyaporia/multimodal-sentiment-analysis, model.py) bears out
+the fusion alone, with weights of each turn's own; it has bi-directional GRUs without this attention
+in the place of the LSTMs.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class CatLstm(nn.Module):
         d = settings.lstm_hidden
         self.lstm = nn.LSTM(dim, d)
         self.w_h, self.w_p, self.w_x = (
-            nn.Parameter(torch.empty(settings.turns, d, d).uniform_(-(d**-0.5), d**-0.5)) for _ in range(3)
+            nn.Parameter(torch.empty(settings.turns, d, d).uniform_(-(d**-0.5), d**-0.5))
+            for _ in range(3)
         )
         self.w = nn.Parameter(torch.empty(settings.turns, d).uniform_(-(d**-0.5), d**-0.5))
         self.dropout = nn.Dropout(settings.dropout)
@@ -55,7 +57,9 @@ class CatLstm(nn.Module):
         scores = torch.einsum("td,mtsd->mts", self.w[turn], p)
         alpha = scores.masked_fill(~layout.attended[:, None], -torch.inf).softmax(2)
         r = alpha.to(h.dtype) @ h
-        mapped = [torch.einsum("tde,mte->mtd", w[turn], y) for w, y in ((self.w_p, r), (self.w_x, h))]
+        mapped = [
+            torch.einsum("tde,mte->mtd", w[turn], y) for w, y in ((self.w_p, r), (self.w_x, h))
+        ]
         star = layout.unpad((mapped[0] + mapped[1]).tanh())
         return star, self.logits(self.dropout(star))
 
@@ -73,6 +77,13 @@ class CatfLstm(BcLstm):
 
 FUSIONS = [
     Fusion(
-        "catf-lstm", "Poria et al., ICDM 2017", CatfLstmSettings, BOTH, "vector", CatfLstm, "dialogue", stages=HIERARCHY
+        "catf-lstm",
+        "Poria et al., ICDM 2017",
+        CatfLstmSettings,
+        BOTH,
+        "vector",
+        CatfLstm,
+        "dialogue",
+        stages=HIERARCHY,
     )
 ]

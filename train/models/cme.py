@@ -1,17 +1,20 @@
-"""CME: Li, Ding, Wu & Liu, "Learning fine-grained cross modality excitement for speech emotion recognition", arXiv
-2010.12733, as its authors' code computes it (github.com/tal-ai/FG_CME, NeoMeanMaxExcite_v2), but for the alignment.
+"""CME: Li, Ding, Wu & Liu, "Learning fine-grained cross modality excitement for speech emotion
+recognition", arXiv 2010.12733, as its authors' code computes it (github.com/tal-ai/FG_CME,
+NeoMeanMaxExcite_v2), but for the alignment.
 
 For each word with its vector w, and the frames a_1 … a_T that are spoken during it:
 
     a = [mean_i W_a a_i; max_i W_a a_i]     s = W_s w              temporal alignment mean-max pooling
     s' = s + s ⊙ σ(W a + b)                 a' = a + a ⊙ σ(W' w + b')       cross modality excitement
 
-then a bi-directional LSTM over the [s'; a'] of the words, the maxima over the words, and the classes.
+then a bi-directional LSTM over the [s'; a'] of the words, the maxima over the words, and the
+classes.
 
-**Which frames belong to a word is ours.** The code takes it from a forced alignment, which a store does not hold: here
-token j of N gets the frames from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋, an even share, and zeros where that is none. Also ours:
-W_a is a linear map of a cached frame, where the code has three convolutions without activation over filterbanks; and
-what excites the audio is the token's vector, where the code looks a vector up by the word.
+**Which frames belong to a word is ours.** The code takes it from a forced alignment, which a store
+does not hold: here token j of N gets the frames from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋, an even share,
+and zeros where that is none. Also ours: W_a is a linear map of a cached frame, where the code has
+three convolutions without activation over filterbanks; and what excites the audio is the token's
+vector, where the code looks a vector up by the word.
 """
 
 from dataclasses import dataclass
@@ -19,7 +22,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .fusion import BOTH, CommonSettings, Count, Dims, Dropout, Even, Fusion, Positive, Weight, setting
+from .fusion import (
+    BOTH,
+    CommonSettings,
+    Count,
+    Dims,
+    Dropout,
+    Even,
+    Fusion,
+    Positive,
+    Weight,
+    setting,
+)
 from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, send, visible
 
 CODE = "the authors' code, tal-ai/FG_CME"
@@ -27,13 +41,17 @@ CODE = "the authors' code, tal-ai/FG_CME"
 
 @dataclass(frozen=True)
 class CmeSettings(CommonSettings):
-    """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one there), else ours."""
+    """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one
+    there), else ours.
+    """
 
     epochs: Count = setting(20, CODE)
     batch_size: Count = setting(32, CODE)
     lr: Positive = setting(5e-4, CODE)
     weight_decay: Weight = setting(0.0, CODE)
-    dropout: Dropout = setting(0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)")
+    dropout: Dropout = setting(
+        0.0, CODE, "dropout before the classes (the code's has no effect: one LSTM layer)"
+    )
     d_model: Even = setting(256, CODE, "width of s and of a, in which mean and maximum share")
     lstm_hidden: Count = setting(256, CODE, "LSTM states per direction")
 
@@ -51,10 +69,14 @@ class Cme(nn.Module):
         self.logits = nn.Linear(2 * settings.lstm_hidden, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`. Where the text is hidden nothing is seen: no token is there to have frames."""
+        """Logits `[n, K]`. Where the text is hidden nothing is seen: no token is there to have
+        frames.
+        """
         frames, audio = visible(batch, "audio", self.dims["audio"])
         w, text = visible(batch, "text", self.dims["text"])
-        heard = (text.lengths > 0)[RaggedLayout(audio.lengths).owner].nonzero()[:, 0]  # the others are no token's
+        heard = (text.lengths > 0)[RaggedLayout(audio.lengths).owner].nonzero()[
+            :, 0
+        ]  # the others are no token's
         a = self.audio(frames.index_select(0, send(heard, frames.device)))
         # Token j of N has an even share of the T frames, from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋.
         tokens = RaggedLayout(text.lengths)

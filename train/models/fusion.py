@@ -1,4 +1,6 @@
-"""What the trainer knows of a model: what it takes, its settings with their sources, how it is built and trained."""
+"""What the trainer knows of a model: what it takes, its settings with their sources, how it is
+built and trained.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +12,8 @@ from torch import Generator, Tensor, nn
 OURS = "ours: not taken from the paper or its code"
 BOTH = ("audio", "text")
 Dims = Mapping[str, int]  # by modality, the values of a row
-# What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings` shows it.
+# What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings`
+# shows it.
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Even = Annotated[int, Meta(ge=2, le=1_000_000, multiple_of=2)]
 Depth = Annotated[int, Meta(ge=0, le=1000)]
@@ -27,8 +30,9 @@ Gamma = Annotated[float, Meta(ge=0, le=100)]
 def setting(default: Any, source: str, help: str | None = None, later: bool = False) -> Any:
     """A field of a settings dataclass: its default, where the default comes from, and what it does.
 
-    What one of `CommonSettings` does need not be said again. One that came `later` than the first runs stands in a
-    run's config only where it is not at its default, so that the runs from before keep their names.
+    What one of `CommonSettings` does need not be said again. One that came `later` than the first
+    runs stands in a run's config only where it is not at its default, so that the runs from before
+    keep their names.
     """
     said = {} if help is None else {"help": help}
     return field(default=default, metadata={"source": source, "later": later, **said})
@@ -36,12 +40,16 @@ def setting(default: Any, source: str, help: str | None = None, later: bool = Fa
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """What every fusion's settings hold. A subclass says again what its source, or its kind of batch, has otherwise."""
+    """What every fusion's settings hold. A subclass says again what its source, or its kind of
+    batch, has otherwise.
+    """
 
     epochs: Count = setting(100, OURS, "epochs")
     batch_size: Count = setting(16, OURS, "utterances per batch")
     lr: Positive = setting(1e-3, OURS, "Adam's learning rate")
-    weight_decay: Weight = setting(0.0, OURS, "weight of the L2 term, which Adam adds to the gradient")
+    weight_decay: Weight = setting(
+        0.0, OURS, "weight of the L2 term, which Adam adds to the gradient"
+    )
     dropout: Dropout = setting(0.2, OURS, "dropout")
     standardise_audio: bool = setting(False, OURS, "z-score the audio features")
     standardise_text: bool = setting(False, OURS, "z-score the text features")
@@ -51,9 +59,10 @@ class CommonSettings:
 class Stage:
     """One training of a part of the model, for `settings.epochs` epochs with a fresh optimiser.
 
-    `output` names the head whose loss is trained and whose scores select the epoch to keep: "logits", "audio" or
-    "text". `trains` holds prefixes of parameter names: the optimiser gets the parameters that start with one of
-    them ("" is all), and the others stay as the stage before left them.
+    `output` names the head whose loss is trained and whose scores select the epoch to keep:
+    "logits", "audio" or "text". `trains` holds prefixes of parameter names: the optimiser gets the
+    parameters that start with one of them ("" is all), and the others stay as the stage before left
+    them.
     """
 
     name: str
@@ -65,28 +74,33 @@ class Stage:
 class Fusion:
     """An entry of `FUSIONS`.
 
-    `settings` is a frozen dataclass whose every field is made by `setting`, and which has those of `CommonSettings`:
-    `batch_size` counts `unit`s, and features are z-scored by the training part's statistics. Where there is a property
-    `decay`, the update t = 0, 1, … has the rate lr / (1 + decay t).
+    `settings` is a frozen dataclass whose every field is made by `setting`, and which has those of
+    `CommonSettings`: `batch_size` counts `unit`s, and features are z-scored by the training part's
+    statistics. Where there is a property `decay`, the update t = 0, 1, … has the rate lr / (1 +
+    decay t).
 
-    `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its dimension. Its
-    `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has unimodal heads, "audio" and "text"
-    `[n, K]`, before the softmax; it may run under `torch.autocast`. Raises `WrongUse` if the settings contradict each
-    other. Where a setting `finetune_layers` is not 0, a text encoder is given last, a `usc.Encoder` to train with it.
+    `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its
+    dimension. Its `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has
+    unimodal heads, "audio" and "text" `[n, K]`, before the softmax; it may run under
+    `torch.autocast`. Raises `WrongUse` if the settings contradict each other. Where a setting
+    `finetune_layers` is not 0, a text encoder is given last, a `usc.Encoder` to train with it.
 
-    `hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances of a training batch do
-    without which modality, modality → bool `[n]`, in an epoch counted from 0: they then have no rows of it.
+    `hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances of
+    a training batch do without which modality, modality → bool `[n]`, in an epoch counted from 0:
+    they then have no rows of it.
 
-    `stages` are trained one after the other on the same module, each starting from the weights that the one before it
-    kept; the model of the run is that of the last, and its scores are those of "logits". Most models have one.
+    `stages` are trained one after the other on the same module, each starting from the weights that
+    the one before it kept; the model of the run is that of the last, and its scores are those of
+    "logits". Most models have one.
 
-    `stacks(settings)`, where there is one, says whether many runs can be trained at once (`fit_many.Stack`): the model
-    takes vectors of whole dialogues, may be given their layout, is deterministic but for `nn.Dropout`, has one stage
-    and no `hide`.
+    `stacks(settings)`, where there is one, says whether many runs can be trained at once
+    (`fit_many.Stack`): the model takes vectors of whole dialogues, may be given their layout, is
+    deterministic but for `nn.Dropout`, has one stage and no `hide`.
 
-    `unused` names the settings of its class that this fusion has no use for, and which cannot be set for it; they stay
-    in a run's config. That it does not standardise what it does not take, and that whole dialogues cannot be drawn by
-    class, is added here. `fixed` says what no paper states and no setting changes: name → value and help.
+    `unused` names the settings of its class that this fusion has no use for, and which cannot be
+    set for it; they stay in a run's config. That it does not standardise what it does not take, and
+    that whole dialogues cannot be drawn by class, is added here. `fixed` says what no paper states
+    and no setting changes: name → value and help.
     """
 
     name: str

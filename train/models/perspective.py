@@ -1,21 +1,25 @@
-"""Perspective: Wu, Lu & Dai, "An empirical study and improvement for speech emotion recognition", ICASSP 2023.
+"""Perspective: Wu, Lu & Dai, "An empirical study and improvement for speech emotion recognition",
+ICASSP 2023.
 
-One vector per utterance goes through the unimodal framework of §2.2 (Fig. 1), once for audio and once for text:
+One vector per utterance goes through the unimodal framework of §2.2 (Fig. 1), once for audio and
+once for text:
 
     features → FC to d ① Bi-GRU over the dialogue ② self-attention ③ FC to the classes ④ softmax
 
-and §2.3 fuses a_i and t_i at one of the four positions: ① early (EF), ② middle (MF), ③ late (LF), ④ logits (LGF).
-What follows the position is there once more for the fused z_i. The two branches run up to their own logits at every
-position, so that the perspective loss, L_p = L_a + L_t + L_s (eq. 6), is defined everywhere; with the single loss
-L_s (eq. 3) what stands behind the fusion in the two branches stays untrained, and its predictions mean nothing: where
-only the fused logits are asked for (`Batch.heads`), it is not computed either.
+and §2.3 fuses a_i and t_i at one of the four positions: ① early (EF), ② middle (MF), ③ late (LF), ④
+logits (LGF). What follows the position is there once more for the fused z_i. The two branches run
+up to their own logits at every position, so that the perspective loss, L_p = L_a + L_t + L_s (eq.
+6), is defined everywhere; with the single loss L_s (eq. 3) what stands behind the fusion in the two
+branches stays untrained, and its predictions mean nothing: where only the fused logits are asked
+for (`Batch.heads`), it is not computed either.
 
-Where the released code differs from the paper, the paper counts. `released=true` gives what that code does, which is
-github.com/Luyizhe/SpeechEmotion at commit 17036b9, for LGF-ADD and LGF-AT, the two of its fusions that can run: no
-activation on the reduced features, dropout on the weights of the attention too, a hidden FC with ReLU before the
-classes, softmax before a cross-entropy that applies it again, an AT-Fusion that sums the mapped vectors and never
-trains its score vector, and Adam with a constant rate. Heads are four, as in the paper; one head and tanh are an
-earlier draft's in the same repository. Its audio features come already reduced to 100 by an affine map outside of
+Where the released code differs from the paper, the paper counts. `released=true` gives what that
+code does, which is github.com/Luyizhe/SpeechEmotion at commit 17036b9, for LGF-ADD and LGF-AT, the
+two of its fusions that can run: no activation on the reduced features, dropout on the weights of
+the attention too, a hidden FC with ReLU before the classes, softmax before a cross-entropy that
+applies it again, an AT-Fusion that sums the mapped vectors and never trains its score vector, and
+Adam with a constant rate. Heads are four, as in the paper; one head and tanh are an earlier draft's
+in the same repository. Its audio features come already reduced to 100 by an affine map outside of
 it; here the FC layer, without activation and trained with the rest, stands in that map's place.
 """
 
@@ -28,7 +32,18 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Weight, setting
+from .fusion import (
+    BOTH,
+    OURS,
+    CommonSettings,
+    Count,
+    Dims,
+    Dropout,
+    Fusion,
+    Positive,
+    Weight,
+    setting,
+)
 from .layers import Attention, bigru
 from .ragged import Batch, RaggedLayout, vectors, without_autocast
 
@@ -42,15 +57,25 @@ class PerspectiveSettings(CommonSettings):
     epochs: Count = setting(150, "Perspective §3.3")
     batch_size: Count = setting(20, "Perspective §3.3", "dialogues per batch")
     lr: Positive = setting(1e-3, "Perspective §3.3")
-    lr_decay: Weight = setting(1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)")
+    lr_decay: Weight = setting(
+        1e-5, "Perspective §3.3", "update t = 0, 1, … has the rate lr / (1 + lr_decay t)"
+    )
     weight_decay: Weight = setting(1e-5, "Perspective §3.3")
-    dropout: Dropout = setting(0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention")
+    dropout: Dropout = setting(
+        0.2, "Perspective §3.3", "dropout after the Bi-GRU and after the self-attention"
+    )
     standardise_audio: bool = setting(True, "Perspective §3.2.1")
     standardise_text: bool = setting(False, "Perspective §3.2.2")
-    d_model: Count = setting(100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)")
-    gru_hidden: Count = setting(50, CODE, "GRU states per direction; the paper says 100 in all or each")
+    d_model: Count = setting(
+        100, "Perspective §3.2", "d, to which the FC layer reduces the features (ReLU: §3.3)"
+    )
+    gru_hidden: Count = setting(
+        50, CODE, "GRU states per direction; the paper says 100 in all or each"
+    )
     heads: Count = setting(4, "Perspective §3.3", "heads of the self-attention")
-    released: bool = setting(False, OURS, "behave as the released code does (lgf-add, lgf-at), which has no lr_decay")
+    released: bool = setting(
+        False, OURS, "behave as the released code does (lgf-add, lgf-at), which has no lr_decay"
+    )
 
     @property
     def decay(self) -> float:
@@ -89,9 +114,9 @@ class Fuse(nn.Module):
 class Perspective(nn.Module):
     """§2.2 for one modality, or §2.2 for both and §2.3 between them.
 
-    The name says which: of one modality, or a position and a method, such as "lgf-add". A stream is a modality or,
-    behind an early, middle or late fusion, "fused"; a layer computes its streams together.
-    Raises `WrongUse` if the self-attention's width does not split into the heads.
+    The name says which: of one modality, or a position and a method, such as "lgf-add". A stream is
+    a modality or, behind an early, middle or late fusion, "fused"; a layer computes its streams
+    together. Raises `WrongUse` if the self-attention's width does not split into the heads.
     """
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
@@ -104,9 +129,15 @@ class Perspective(nn.Module):
             return (*self.dims, "fused") if self.position in positions else (*self.dims,)
 
         self.features = nn.ModuleDict({m: nn.Linear(dim, d) for m, dim in self.dims.items()})
-        self.gru = nn.ModuleDict({s: nn.GRU(d, settings.gru_hidden, bidirectional=True) for s in streams("ef")})
-        self.attention = nn.ModuleDict({s: Attention(states, settings.heads) for s in streams("ef", "mf")})
-        self.logits = nn.ModuleDict({s: nn.Linear(states, classes) for s in streams("ef", "mf", "lf")})
+        self.gru = nn.ModuleDict(
+            {s: nn.GRU(d, settings.gru_hidden, bidirectional=True) for s in streams("ef")}
+        )
+        self.attention = nn.ModuleDict(
+            {s: Attention(states, settings.heads) for s in streams("ef", "mf")}
+        )
+        self.logits = nn.ModuleDict(
+            {s: nn.Linear(states, classes) for s in streams("ef", "mf", "lf")}
+        )
         self.dropout = nn.Dropout(settings.dropout)
         if self.position:
             width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[self.position]
@@ -115,7 +146,8 @@ class Perspective(nn.Module):
         self.hidden = nn.ModuleDict()  # of the released code
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
-        """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio" and "text".
+        """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio"
+        and "text".
 
         `layout` says where the turns of the dialogues lie, where that is known already.
         """
@@ -127,7 +159,10 @@ class Perspective(nn.Module):
                 return x
             return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
 
-        x = {m: self.activation(self.features[m](vectors(batch, m, dim))) for m, dim in self.dims.items()}
+        x = {
+            m: self.activation(self.features[m](vectors(batch, m, dim)))
+            for m, dim in self.dims.items()
+        }
         # Behind the first FC everything is too small to gain by autocast.
         x = {m: rows.to(self.features[m].weight.dtype) for m, rows in x.items()}
         with without_autocast(batch.device.type):
@@ -142,7 +177,9 @@ class Perspective(nn.Module):
 
 
 class ReleasedAtFusion(nn.Module):
-    """The released code's AT-Fusion: the mapped vectors are summed, and the score vector keeps its random start."""
+    """The released code's AT-Fusion: the mapped vectors are summed, and the score vector keeps its
+    random start.
+    """
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -158,7 +195,9 @@ class ReleasedAtFusion(nn.Module):
 
 
 class Released(Perspective):
-    """LGF as the authors' released code computes it at commit 17036b9. Raises `WrongUse` for a rate that falls."""
+    """LGF as the authors' released code computes it at commit 17036b9. Raises `WrongUse` for a rate
+    that falls.
+    """
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         if settings.lr_decay != PerspectiveSettings.lr_decay:
@@ -173,12 +212,16 @@ class Released(Perspective):
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
-        """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax to them again."""
+        """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax
+        to them again.
+        """
         return {head: logits.softmax(1) for head, logits in super().forward(batch, layout).items()}
 
 
 def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> nn.Module:
-    """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3)."""
+    """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add"
+    (§2.3).
+    """
     return (Released if settings.released else Perspective)(settings, dims, classes, name)
 
 
@@ -193,11 +236,18 @@ FUSIONS = [
         unit="dialogue",
         stacks=lambda settings: not settings.released,  # the released code drops attention weights
         unused=() if name in ("lgf-add", "lgf-at") else ("released",),
-        fixed={"residual": ("none", "around the self-attention"), "norm": ("none", "of the self-attention")},
+        fixed={
+            "residual": ("none", "around the self-attention"),
+            "norm": ("none", "of the self-attention"),
+        },
     )
     for name, inputs in (
         ("audio:utterance", ("audio",)),
         ("text:utterance", ("text",)),
-        *((f"{p}-{method}", BOTH) for p in ("ef", "mf", "lf", "lgf") for method in ("add", "concat", "at")),
+        *(
+            (f"{p}-{method}", BOTH)
+            for p in ("ef", "mf", "lf", "lgf")
+            for method in ("add", "concat", "at")
+        ),
     )
 ]

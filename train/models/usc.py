@@ -1,10 +1,12 @@
-"""USC: Zhou, Sibal, Bernard, Mallikarjuna & Mallick, "A multi-modal approach to speech emotion recognition".
+"""USC: Zhou, Sibal, Bernard, Mallikarjuna & Mallick, "A multi-modal approach to speech emotion
+recognition".
 
-§5.1 classifies the text by BERT, §5.2 the audio by a VGG-style CNN on log-mel or MFCC, and §5.3 combines the class
-probabilities of the two trained models and trains the whole again.
+§5.1 classifies the text by BERT, §5.2 the audio by a VGG-style CNN on log-mel or MFCC, and §5.3
+combines the class probabilities of the two trained models and trains the whole again.
 
-§5.1 fine-tunes BERT. Here the encoder stays frozen by default, and the classifier works on cached token features;
-`finetune_layers` trains its top layers, or all of it, from the cached rows of the layer below (`ser.train.finetune`).
+§5.1 fine-tunes BERT. Here the encoder stays frozen by default, and the classifier works on cached
+token features; `finetune_layers` trains its top layers, or all of it, from the cached rows of the
+layer below (`ser.train.finetune`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +21,19 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, Stage, Weight, setting
+from .fusion import (
+    BOTH,
+    OURS,
+    CommonSettings,
+    Count,
+    Dims,
+    Dropout,
+    Fusion,
+    Positive,
+    Stage,
+    Weight,
+    setting,
+)
 from .layers import classifier
 from .ragged import Batch, RaggedLayout, visible
 
@@ -35,8 +49,12 @@ class UscSettings(CommonSettings):
     weight_decay: Weight = setting(1e-3, "USC table 2")
     dropout: Dropout = setting(0.6, "USC table 2", "dropout before each linear layer")
     standardise_audio: bool = setting(True, "USC §4", "z-score the spectrogram's bands")
-    frames: Count = setting(600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms")
-    channels: Count = setting(16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times")
+    frames: Count = setting(
+        600, OURS, "frames that every clip is padded or cropped to: 6 s at a hop of 10 ms"
+    )
+    channels: Count = setting(
+        16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times"
+    )
     hidden: Count = setting(128, OURS, "width between the two linear layers")
     finetune_layers: Layers = setting(
         0,
@@ -46,7 +64,9 @@ class UscSettings(CommonSettings):
 
 
 class Cnn(nn.Module):
-    """§5.2: "5 Convolutional layers with Max Pooling, 2 Linear layers, LeakyReLU activation, Dropout"."""
+    """§5.2: "5 Convolutional layers with Max Pooling, 2 Linear layers, LeakyReLU activation,
+    Dropout".
+    """
 
     def __init__(self, settings: UscSettings, dims: Dims, classes: int) -> None:
         super().__init__()
@@ -56,29 +76,45 @@ class Cnn(nn.Module):
         for pair in pairwise(channels):
             pool = nn.MaxPool2d(2, ceil_mode=True)  # so that 13 MFCCs are enough for five
             self.convolutions.extend([nn.Conv2d(*pair, 3, padding=1), nn.LeakyReLU(), pool])
-        flat = channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)  # five halvings, rounded up
-        linear = classifier(settings.dropout, flat, settings.hidden, classes, activation=nn.LeakyReLU)
+        flat = (
+            channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)
+        )  # five halvings, rounded up
+        linear = classifier(
+            settings.dropout, flat, settings.hidden, classes, activation=nn.LeakyReLU
+        )
         self.linear = nn.Sequential(nn.Dropout(settings.dropout), *linear)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to one length."""
+        """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to
+        one length.
+        """
         x, layout = visible(batch, "audio", self.bands)
         clips = to_one_length(x, layout, self.frames)  # [n, frames, bands]
         return {"logits": self.linear(self.convolutions(clips[:, None]).flatten(1))}
 
 
 def to_one_length(x: Tensor, layout: RaggedLayout, frames: int) -> Tensor:
-    """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros (§4)."""
+    """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros
+    (§4).
+    """
     n, cells = len(layout.lengths), layout.owner * frames + layout.position
-    cells = torch.where(layout.position < frames, cells, n * frames)  # one more, for what is cropped
-    return x.new_zeros(n * frames + 1, x.shape[1]).index_copy(0, cells, x)[:-1].unflatten(0, (n, frames))
+    cells = torch.where(
+        layout.position < frames, cells, n * frames
+    )  # one more, for what is cropped
+    return (
+        x.new_zeros(n * frames + 1, x.shape[1])
+        .index_copy(0, cells, x)[:-1]
+        .unflatten(0, (n, frames))
+    )
 
 
 class Encoder(nn.Module):
-    """The top layers of BERT or MPNet, or all of it, which compute what they compute within the whole model.
+    """The top layers of BERT or MPNet, or all of it, which compute what they compute within the
+    whole model.
 
-    Takes over `model`, a `BertModel` or `MPNetModel` without a pooler. Only what stays of it has gradients, and
-    MPNet's relative positions, which all layers share, only if all of them are trained.
+    Takes over `model`, a `BertModel` or `MPNetModel` without a pooler. Only what stays of it has
+    gradients, and MPNet's relative positions, which all layers share, only if all of them are
+    trained.
     """
 
     def __init__(self, model: Any, layers: Layers) -> None:
@@ -91,12 +127,16 @@ class Encoder(nn.Module):
         (model if self.takes_tokens else model.encoder.layer).requires_grad_(True)
 
     def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
-        """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r, d]`."""
+        """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r,
+        d]`.
+        """
         if self.takes_tokens:
             given = {"input_ids": layout.pad(x[:, 0].long(), self.model.config.pad_token_id)}
         else:
             given = {"inputs_embeds": layout.pad(x)}
-        return layout.unpad(self.model(**given, attention_mask=layout.attended.long()).last_hidden_state)
+        return layout.unpad(
+            self.model(**given, attention_mask=layout.attended.long()).last_hidden_state
+        )
 
 
 class _Given(nn.Module):
@@ -107,14 +147,18 @@ class _Given(nn.Module):
 
 
 def untrained(config: Mapping[str, Any], layers: Layers) -> Encoder:
-    """The encoder of a checkpoint's config.json with any weights, to be overwritten by those of a trained run."""
+    """The encoder of a checkpoint's config.json with any weights, to be overwritten by those of a
+    trained run.
+    """
     import transformers
 
     made = transformers.AutoConfig.for_model(**config)
     if layers != "all":
         made.num_hidden_layers = layers
     with torch.random.fork_rng(devices=[]):
-        model = transformers.AutoModel.from_config(made, trust_remote_code=False, add_pooling_layer=False)
+        model = transformers.AutoModel.from_config(
+            made, trust_remote_code=False, add_pooling_layer=False
+        )
     return Encoder(model, layers)
 
 
@@ -124,7 +168,9 @@ class Bert(nn.Module):
     Raises `WrongUse` if BERT itself is to be trained and is not there.
     """
 
-    def __init__(self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None
+    ) -> None:
         super().__init__()
         if settings.finetune_layers and encoder is None:
             raise WrongUse(
@@ -145,9 +191,13 @@ class Bert(nn.Module):
 
 
 class CnnBert(nn.Module):
-    """§5.3: the probabilities of both models, "each … through a Linear layer, after which they are summed up"."""
+    """§5.3: the probabilities of both models, "each … through a Linear layer, after which they are
+    summed up".
+    """
 
-    def __init__(self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None
+    ) -> None:
         super().__init__()
         self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in BOTH})
@@ -169,9 +219,15 @@ STAGES = (
     Stage("cnn+bert"),  # "This multimodal architecture is trained again"
 )
 _CNN = ("frames", "channels", "hidden")
-_BERT = {"pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")}
+_BERT = {
+    "pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")
+}
 FUSIONS = [
-    Fusion("cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=("finetune_layers",)),
+    Fusion(
+        "cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=("finetune_layers",)
+    ),
     Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, unused=_CNN, fixed=_BERT),
-    Fusion("cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, stages=STAGES, fixed=_BERT),
+    Fusion(
+        "cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, stages=STAGES, fixed=_BERT
+    ),
 ]

@@ -1,4 +1,6 @@
-"""What the modality interaction transformer of a trained run attends to, taken from the model as it runs: a section."""
+"""What the modality interaction transformer of a trained run attends to, taken from the model as it
+runs: a section.
+"""
 
 import re
 from collections.abc import Sequence
@@ -32,8 +34,9 @@ STEPS, ROWS = 60, 12  # spans of time in a heat map, and in its table
 class Attended:
     """One utterance: how strongly each of L query tokens attends to each audio frame and each word.
 
-    A query token's weights sum to 1 over `frames` and `words` together (mean over the heads, last layer). `tokens`
-    weighs the query tokens as the model's pooling does: what reaches the classifier.
+    A query token's weights sum to 1 over `frames` and `words` together (mean over the heads, last
+    layer). `tokens` weighs the query tokens as the model's pooling does: what reaches the
+    classifier.
     """
 
     utterance: str
@@ -47,7 +50,8 @@ class Attended:
 
 @torch.inference_mode()
 def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]) -> list[Attended]:
-    """The attention of a trained run in each utterance, both modalities shown; its model computes as it always does.
+    """The attention of a trained run in each utterance, both modalities shown; its model computes
+    as it always does.
 
     Raises `SerError` if the run or a feature cannot be read.
     """
@@ -55,11 +59,17 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     interaction = getattr(fitted.model, "interaction", None)
     if not isinstance(interaction, ModalityInteraction):
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
-    features = [part for feature in run.config["features"].values() for part in feature.get("joined", [feature])]
+    features = [
+        part
+        for feature in run.config["features"].values()
+        for part in feature.get("joined", [feature])
+    ]
     names = [f"{read_name(feature)}@{feature['fingerprint']}" for feature in features]
     selected, _ = select_features(store, "+".join(names), manifest.corpus)
     rows = np.array([manifest.ids.index(utterance) for utterance in utterances])
-    sources = {modality: selection.source(manifest, rows) for modality, selection in selected.items()}
+    sources = {
+        modality: selection.source(manifest, rows) for modality, selection in selected.items()
+    }
     data = Dataset(apply_policy(UNLABELLED, manifest), run.config["dims"], dict, {})
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     tokens = text.feature.load(manifest, rows.tolist())
@@ -76,10 +86,14 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         x, _, (memory, _) = taken["cross"]
         q = cross.project(x, slice(1))[:, 0].transpose(0, 1)  # [h, L, d / h]
         k = cross.project(memory, slice(1, 2))[:, 0].transpose(0, 1)  # [h, T + N, d / h]
-        weights = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2).mean(0).numpy()  # [L, T + N]
+        weights = (
+            (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2).mean(0).numpy()
+        )  # [L, T + N]
         frames = len(batch.inputs["audio"].values)
         words = weights[:, frames:]
-        if words_of_tokens is None:  # of a store without a map of the words, tokens are named by number
+        if (
+            words_of_tokens is None
+        ):  # of a store without a map of the words, tokens are named by number
             texts: list[str | None] = [f"token {token}" for token in range(words.shape[1])]
         else:
             own = words_of_tokens[slice(*tokens.offsets[number:][:2])]
@@ -88,23 +102,34 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         probabilities = logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy()
         pooling = pool.score(taken["pool"][0])[:, 0].softmax(0).numpy()
         hop = audio.hop or audio.feature.spec.hop
-        attended.append(Attended(utterance, probabilities, weights[:, :frames], words, pooling, hop, texts))
+        attended.append(
+            Attended(utterance, probabilities, weights[:, :frames], words, pooling, hop, texts)
+        )
     return attended
 
 
-def _by_word(weights: np.ndarray, word: Any, text: str, config: Any) -> tuple[np.ndarray, list[str | None]]:
+def _by_word(
+    weights: np.ndarray, word: Any, text: str, config: Any
+) -> tuple[np.ndarray, list[str | None]]:
     """The columns of tokens summed into those of words, and the words of the transcript.
 
-    The store's map counts what stands between spaces, without tags such as [LAUGHTER] where they were removed.
+    The store's map counts what stands between spaces, without tags such as [LAUGHTER] where they
+    were removed.
     """
-    words: list[Any] = (re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text).split()
+    words: list[Any] = (
+        re.sub(r"\[[A-Za-z_]+\]", " ", text) if config.get("tags") == "remove" else text
+    ).split()
     if (word < 0).any() or not words:
         word, words = np.where((word < 0) | (word >= len(words)), len(words), word), [*words, None]
-    return np.stack([weights[:, word == column].sum(1) for column in range(len(words))], axis=1), words
+    return np.stack(
+        [weights[:, word == column].sum(1) for column in range(len(words))], axis=1
+    ), words
 
 
 class Inside(NamedTuple):
-    """What the query tokens of a cell attend to, on average and in single utterances; or what is at `fault`."""
+    """What the query tokens of a cell attend to, on average and in single utterances; or what is at
+    `fault`.
+    """
 
     cell: Cell | None
     fault: str = ""
@@ -114,7 +139,9 @@ class Inside(NamedTuple):
 
 
 def attended(cells: Cells) -> Inside:
-    """What the query tokens attend to, for the cell with the highest UA that has any; nothing if there is none."""
+    """What the query tokens attend to, for the cell with the highest UA that has any; nothing if
+    there is none.
+    """
     cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
     store, manifest, lack = cell.origin if cell else Origin()
     if cell is None or store is None or manifest is None:
@@ -125,30 +152,48 @@ def attended(cells: Cells) -> Inside:
     reasons = _chosen(cell, predictions)
     try:
         attentions = attend(cell.runs[0], store, manifest, [*sampled, *reasons])
-        logmels = [one for one in store.features() if (one.spec.feature, one.spec.level) == ("logmel", "frame")]
+        logmels = [
+            one
+            for one in store.features()
+            if (one.spec.feature, one.spec.level) == ("logmel", "frame")
+        ]
         logmel = next((feature for feature in logmels if feature.rows(manifest)), None)
     except SerError as fault:
         return Inside(cell, str(fault))
     cards: list[dict[str, Any]] = []
-    for number, (one, why) in enumerate(zip(attentions[len(sampled) :], reasons.values(), strict=True), 1):
+    for number, (one, why) in enumerate(
+        zip(attentions[len(sampled) :], reasons.values(), strict=True), 1
+    ):
         weighed = zip(one.texts, (one.tokens @ one.words).tolist(), strict=True)
         words = [(text, weight) for text, weight in weighed if text is not None]
         plot = _maps(f"attention-{number}", one, logmel, manifest)
-        to_audio = float(one.frames.sum(1) @ one.tokens)  # the share of the audio in what reaches the classifier
-        cards.append({"attended": one, "why": why, "words": words, "to_audio": to_audio, "plot": plot})
+        to_audio = float(
+            one.frames.sum(1) @ one.tokens
+        )  # the share of the audio in what reaches the classifier
+        cards.append(
+            {"attended": one, "why": why, "words": words, "to_audio": to_audio, "plot": plot}
+        )
     tables = [_by_token(attentions[: len(sampled)]), *(card["plot"] for card in cards)]
     return Inside(cell, "", tables, cards, logmel is not None)
 
 
 def _chosen(cell: Cell, predictions: Any) -> dict[str, str]:
-    """Utterances to show, with the reason: the surest right one of each class, then the two surest wrong ones."""
+    """Utterances to show, with the reason: the surest right one of each class, then the two surest
+    wrong ones.
+    """
     short = predictions[predictions.text.fillna("").str.split().str.len().between(3, 14)]
     pool = short if len(short) >= 8 else predictions
-    right = pool[pool.right].sort_values("given", ascending=False, kind="stable").drop_duplicates("truth")
+    right = (
+        pool[pool.right]
+        .sort_values("given", ascending=False, kind="stable")
+        .drop_duplicates("truth")
+    )
     right = right.set_index("truth").id.reindex(cell.classes).dropna()
     wrong = pool[~pool.right].sort_values("confidence", ascending=False, kind="stable")[:2]
     reasons = {utterance: f"{truth}, recognised" for truth, utterance in right.items()}
-    return reasons | {one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()}
+    return reasons | {
+        one.id: f"{one.truth}, taken for {one.predicted}" for one in wrong.itertuples()
+    }
 
 
 def _by_token(attentions: Sequence[Attended]) -> Table:
@@ -165,7 +210,9 @@ def _by_token(attentions: Sequence[Attended]) -> Table:
 
 
 def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) -> Table:
-    """The attention of each query token over the seconds and the words, and above it the energy, if that is known."""
+    """The attention of each query token over the seconds and the words, and above it the energy, if
+    that is known.
+    """
     energy = None  # the mean over the bands of each frame [T], and the seconds between frames
     if logmel is not None and one.hop:  # without a hop the attention has no clock
         with suppress(SerError):
@@ -179,7 +226,11 @@ def _maps(name: str, one: Attended, logmel: Feature | None, manifest: Manifest) 
     rows = []
     for modality, texts, weights in (("audio", names, spans), ("text", one.texts, one.words)):
         for text, column in zip(texts, weights.T, strict=True):
-            row = {"modality": modality, "what": text or SPECIAL, "attention %": 100 * float(one.tokens @ column)}
+            row = {
+                "modality": modality,
+                "what": text or SPECIAL,
+                "attention %": 100 * float(one.tokens @ column),
+            }
             rows.append(row | {"most by query token": int(column.argmax()) + 1})
     shown = binned, one.words, one.texts, one.tokens @ binned, end, unit, energy
     return described("attention", rows, points=shown, name=name, utterance=one.utterance)

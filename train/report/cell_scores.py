@@ -1,13 +1,15 @@
-"""The scores of a cell's runs, from those that each run keeps: every table, page and line takes them here.
+"""The scores of a cell's runs, from those that each run keeps: every table, page and line takes
+them here.
 
-A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged over the seeds. Beside
-it stand two spreads: the deviation over the seeds, and mean ± deviation over the folds. It is pooled over several
-corpora too, where large ones weigh more; beside it stand the score of each corpus, pooled over the folds that test it,
-and their plain mean, the "mean over corpora".
+A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged
+over the seeds. Beside it stand two spreads: the deviation over the seeds, and mean ± deviation over
+the folds. It is pooled over several corpora too, where large ones weigh more; beside it stand the
+score of each corpus, pooled over the folds that test it, and their plain mean, the "mean over
+corpora".
 
-Utterances of one speaker are alike, so intervals, and the tests of significance.py, count groups: speakers where all
-are known, else dialogues where any has two utterances, else utterances, which is too narrow and says so. Axis letters
-as in train/scores.py.
+Utterances of one speaker are alike, so intervals, and the tests of significance.py, count groups:
+speakers where all are known, else dialogues where any has two utterances, else utterances, which is
+too narrow and says so. Axis letters as in train/scores.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,37 +48,53 @@ class Score:
 class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
 
-    Reads the result.json of each; predictions only when an interval is requested. A metric is "wa", "ua", "macro_f1",
-    "weighted_f1", or the name of a class for its recall. Where valence, arousal and dominance are learnt it may be
-    "ccc", their mean, "ccc valence", …, or "rmse valence", …; where nothing else is, there are no `classes`. Raises
-    `WrongUse` for a run that is not finished.
+    Reads the result.json of each; predictions only when an interval is requested. A metric is "wa",
+    "ua", "macro_f1", "weighted_f1", or the name of a class for its recall. Where valence, arousal
+    and dominance are learnt it may be "ccc", their mean, "ccc valence", …, or "rmse valence", …;
+    where nothing else is, there are no `classes`. Raises `WrongUse` for a run that is not finished.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
         self.results = [run.result for run in runs]
-        self._seeds, self._folds = (np.array([result[key] for result in self.results]) for key in ("seed", "fold"))
+        self._seeds, self._folds = (
+            np.array([result[key] for result in self.results]) for key in ("seed", "fold")
+        )
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
         self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
         self.of_ratings = ["ccc", *self.rated] if self.dimensions else []
-        self.metrics = [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
+        self.metrics = (
+            [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
+        )
         for run in runs:
             if run.result["classes"] != self.classes:
-                raise CorruptStore(f"{run.path}: has other classes than the runs beside it; train the run again")
+                raise CorruptStore(
+                    f"{run.path}: has other classes than the runs beside it; train the run again"
+                )
         tests = self.results[0]["tests"]
-        self.tests = [test for test in tests if all(test in result["tests"] for result in self.results)]
+        self.tests = [
+            test for test in tests if all(test in result["tests"] for result in self.results)
+        ]
 
     def score(self, metric: str, test: str = "both") -> Score:
-        """The metric with the model tested in that way; NaN for the recall of a class that does not occur."""
+        """The metric with the model tested in that way; NaN for the recall of a class that does not
+        occur.
+        """
         counted = "moments" if metric in self.of_ratings else "confusion"
         matrices = np.array([result["tests"][test][counted] for result in self.results])
         own = self.measure(metric, matrices)  # [R]
         known = ~np.isnan(own)
-        by_seed = self.measure(metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)]))
+        by_seed = self.measure(
+            metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)])
+        )
         by_seed = by_seed[~np.isnan(by_seed)]
-        by_fold = np.array([own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])])
-        return Score(spread(by_seed)[0], spread(by_seed), len(by_seed), spread(by_fold), len(by_fold))
+        by_fold = np.array(
+            [own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])]
+        )
+        return Score(
+            spread(by_seed)[0], spread(by_seed), len(by_seed), spread(by_fold), len(by_fold)
+        )
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, the sum over the runs."""
@@ -88,32 +106,43 @@ class CellScores:
         return sum(result["n"] for result in self.results)
 
     def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
-        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`; units as of `Score`.
+        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`;
+        units as of `Score`.
 
-        Left out is a group's part in all seeds at once. No ends where `within` gives none, nor for the recall of a
-        class that does not occur in two of them. With a `corpus`, one of several, of its utterances alone.
+        Left out is a group's part in all seeds at once. No ends where `within` gives none, nor for
+        the recall of a class that does not occur in two of them. With a `corpus`, one of several,
+        of its utterances alone.
         """
         rated = metric in self.of_ratings
         groups = self.group
         if corpus is not None:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
         matrices = self.by_group(groups, test, rated)
-        whole = float(self.measure(metric, matrices.sum(0)).mean()) if corpus else self.score(metric, test).pooled
+        whole = (
+            float(self.measure(metric, matrices.sum(0)).mean())
+            if corpus
+            else self.score(metric, test).pooled
+        )
         without = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
         if np.isnan(without).all(1).any():
             return whole, None, None
-        return scores.within(RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(without, 1))
+        return scores.within(
+            RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(without, 1)
+        )
 
     @cached_property
     def groupings(self) -> dict[str, Any]:
-        """The group of each prediction by what groups of intervals and tests can be, the default first.
+        """The group of each prediction by what groups of intervals and tests can be, the default
+        first.
 
         Utterances where nothing else is known.
         """
         p = self.predictions
         alone = p.dialogue.isna().any() or p.dialogue.nunique() == p.id.nunique()
         known = {"speakers": p.speaker.notna().all(), "dialogues": not alone}
-        return {over: p[over[:-1]] for over, is_known in known.items() if is_known} or {"utterances": p.id}
+        return {over: p[over[:-1]] for over, is_known in known.items() if is_known} or {
+            "utterances": p.id
+        }
 
     @property
     def over(self) -> str:
@@ -133,7 +162,8 @@ class CellScores:
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
-        """The rows of a table: each corpus that is tested, its scores and who trained, and the "mean over corpora".
+        """The rows of a table: each corpus that is tested, its scores and who trained, and the
+        "mean over corpora".
 
         No row where there is one corpus alone.
         """
@@ -141,19 +171,33 @@ class CellScores:
         corpora = self.results[0].get("corpora", {})
         headings = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
         for name in corpora:
-            folds = {result["fold"]: result["corpora"] for result in self.results if result["corpora"][name]["test"]}
+            folds = {
+                result["fold"]: result["corpora"]
+                for result in self.results
+                if result["corpora"][name]["test"]
+            }
             if not folds:
                 continue
             train = {other: [fold[other]["train"] for fold in folds.values()] for other in corpora}
             row = {"tested on": name, "n": sum(fold[name]["test"] for fold in folds.values())}
             row["folds"] = ", ".join(folds) if len(folds) < FEWEST else f"{len(folds)}"
-            row["trained on"] = " + ".join(f"{other} {_range(n)}" for other, n in train.items() if any(n))
-            row["has no"] = ", ".join(label for label, n in corpora[name]["classes"].items() if not n) or None
-            row |= {heading: self.with_interval(metric, corpus=name) for heading, metric in headings.items()}
+            row["trained on"] = " + ".join(
+                f"{other} {_range(n)}" for other, n in train.items() if any(n)
+            )
+            row["has no"] = (
+                ", ".join(label for label, n in corpora[name]["classes"].items() if not n) or None
+            )
+            row |= {
+                heading: self.with_interval(metric, corpus=name)
+                for heading, metric in headings.items()
+            }
             rows.append(row)
         if not rows:
             return []
-        means = {heading: (float(np.mean([row[heading][0] for row in rows])), None, None) for heading in headings}
+        means = {
+            heading: (float(np.mean([row[heading][0] for row in rows])), None, None)
+            for heading in headings
+        }
         return [*rows, {"tested on": "mean over corpora", **means}]
 
     @property
@@ -163,14 +207,18 @@ class CellScores:
         heard = heard_in_training(self.results)
         dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
         conditions = [f"{first['protocol']}{' (speaker-dependent)' * dependent}", heard]
-        conditions.append(first["select"] + " (epoch chosen on the TEST part)" * (first["select"] == "best-test"))
+        conditions.append(
+            first["select"] + " (epoch chosen on the TEST part)" * (first["select"] == "best-test")
+        )
         if self.classes:
             conditions.append(first["labels"])
         if self.dimensions or "kl" in first:
             config = self.runs[0].config
             rated = f", rated {config['training']['vad_scale']}" if self.dimensions else ""
             conditions.append(f"target {config['target']}{rated}")
-        conditions += [why.removeprefix("--") for why in first["left_out"] if why.startswith("--")]  # --only, --limit
+        conditions += [
+            why.removeprefix("--") for why in first["left_out"] if why.startswith("--")
+        ]  # --only, --limit
         if first.get("corpora"):
             conditions.append(f"corpora {first['corpus']}")
         if first.get("standardise_by") == "corpus":
@@ -186,26 +234,46 @@ class CellScores:
         """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
         most: dict[str, int] = {}
         for why, ids in (item for result in self.results for item in result["left_out"].items()):
-            why = "shares dialogues with the test speaker" if why.startswith("shares dialogues") else why
+            why = (
+                "shares dialogues with the test speaker"
+                if why.startswith("shares dialogues")
+                else why
+            )
             most[why] = max(most.get(why, 0), len(ids) if isinstance(ids, list) else ids)
         return most
 
     def to_json(self) -> dict[str, Any]:
-        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …, how sure it is.
+        """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers",
+        …, how sure it is.
 
         Of several corpora the rows of `corpora` too.
         """
         facts: dict[str, Any] = {"corpora": self.corpora} if self.corpora else {}
         facts |= {metric: self.score(metric).pooled for metric in SHOWN.values() if self.classes}
-        facts |= {k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions} for k in RANGES if self.dimensions}
-        facts["intervals"] = {f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()}
+        facts |= {
+            k: {d: self.score(f"{k} {d}").pooled for d in self.dimensions}
+            for k in RANGES
+            if self.dimensions
+        }
+        facts["intervals"] = {
+            f"{metric} over {self.over}": ends for metric, (_, *ends) in self.intervals.items()
+        }
         if self.classes:
-            after, sets = self.reliability(after=True)[0] if self.temperatures else None, self.conformal
+            after, sets = (
+                self.reliability(after=True)[0] if self.temperatures else None,
+                self.conformal,
+            )
             fitted = {"ece_tempered": after, "temperatures": self.temperatures}
             facts["calibration"] = {"ece": self.reliability()[0], **fitted}
-            facts["conformal"] = sets and {"level": 100 * LEVEL, "coverage": sets[0], "size": sets[1]}
+            facts["conformal"] = sets and {
+                "level": 100 * LEVEL,
+                "coverage": sets[0],
+                "size": sets[1],
+            }
         facts |= {"raters": self.raters} if self.raters else {}
-        return facts | {kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()}
+        return facts | {
+            kind: dict(zip(ENDS, ends, strict=True)) for kind, ends in self.divergences().items()
+        }
 
     @property
     def intervals(self) -> dict[str, Ends]:
@@ -215,15 +283,24 @@ class CellScores:
         return {metric: of for metric, of in ends.items() if None not in of}
 
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the corpus's scale."""
-        columns = [f"truth {name}" for name in DIMENSIONS], [column(f"predicted {name}", test) for name in DIMENSIONS]
+        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, run by run, on the
+        corpus's scale.
+        """
+        columns = (
+            [f"truth {name}" for name in DIMENSIONS],
+            [column(f"predicted {name}", test) for name in DIMENSIONS],
+        )
         truth, predicted = (self.predictions[names].to_numpy() for names in columns)
         return truth, predicted
 
     @property
     def temperatures(self) -> list[float]:
-        """That of each run; none where a run has none, without a dev part or written by an earlier ser."""
-        fitted: list[Any] = [(result.get("calibration") or {}).get("temperature") for result in self.results]
+        """That of each run; none where a run has none, without a dev part or written by an earlier
+        ser.
+        """
+        fitted: list[Any] = [
+            (result.get("calibration") or {}).get("temperature") for result in self.results
+        ]
         return fitted if all(fitted) else []
 
     @cached_property
@@ -241,36 +318,61 @@ class CellScores:
     def sure(self) -> np.ndarray:
         """The probabilities `[n, K]` after the temperature of their run, if all have one."""
         temperatures, plain = np.array(self.temperatures), self.probabilities["both"]
-        return scores.tempered(plain, temperatures[self.predictions.run][:, None]) if len(temperatures) else plain
+        return (
+            scores.tempered(plain, temperatures[self.predictions.run][:, None])
+            if len(temperatures)
+            else plain
+        )
 
     def reliability(self, after: bool = False) -> tuple[float, np.ndarray]:
-        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins of all runs.
+        """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the
+        bins of all runs.
 
         `after` the temperature, or before it.
         """
-        p, seeds = self.sure if after else self.probabilities["both"], self.predictions.seed.to_numpy()
-        bins = np.array([scores.reliability(self.truth[seeds == s], p[seeds == s]) for s in np.unique(seeds)])
+        p, seeds = (
+            self.sure if after else self.probabilities["both"],
+            self.predictions.seed.to_numpy(),
+        )
+        bins = np.array(
+            [scores.reliability(self.truth[seeds == s], p[seeds == s]) for s in np.unique(seeds)]
+        )
         return 100 * float(np.mean([*map(scores.ece, bins)])), bins.sum(0)
 
     def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
-        """The share that is answered if no answer is given `below` a probability, and the share of those that is right.
+        """The share that is answered if no answer is given `below` a probability, and the share of
+        those that is right.
 
         Probabilities are those after the temperature, if there is one.
         """
-        right, answered = self.probabilities["both"].argmax(1) == self.truth, self.sure.max(1) >= below
-        of_answered = scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
+        right, answered = (
+            self.probabilities["both"].argmax(1) == self.truth,
+            self.sure.max(1) >= below,
+        )
+        of_answered = (
+            scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
+        )
         return scores.average(100 * answered, self.group), of_answered
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
-        """The share of the sets that hold the true class and their mean size, calibrated on each run's dev part.
+        """The share of the sets that hold the true class and their mean size, calibrated on each
+        run's dev part.
 
-        By the probabilities as they are, so that nothing but the epoch was chosen there. None where a run has none.
+        By the probabilities as they are, so that nothing but the epoch was chosen there. None where
+        a run has none.
         """
-        dev = [table.to_pandas(use_threads=False) for run in self.runs if (table := run.dev_predictions) is not None]
+        dev = [
+            table.to_pandas(use_threads=False)
+            for run in self.runs
+            if (table := run.dev_predictions) is not None
+        ]
         if len(dev) < len(self.runs):
             return None
-        on_dev = [(p.truth.map(self.classes.index).to_numpy(), np.stack(p.probabilities).astype(float)) for p in dev]
+        on_dev = [
+            (p.truth.map(self.classes.index).to_numpy(), np.stack(p.probabilities).astype(float))
+            for p in dev
+        ]
         least = np.array([scores.conformal_threshold(*pair) for pair in on_dev])
         inside = self.probabilities["both"] >= least[self.predictions.run][:, None]
         held = inside[np.arange(len(inside)), self.truth]
@@ -278,8 +380,12 @@ class CellScores:
 
     @property
     def raters(self) -> dict[str, Any] | None:
-        """The raters' own scores of what is tested, by this label policy; None without votes and of an earlier ser."""
-        by_fold = {result["fold"]: result.get("raters") for result in self.results}  # the same for all seeds
+        """The raters' own scores of what is tested, by this label policy; None without votes and of
+        an earlier ser.
+        """
+        by_fold = {
+            result["fold"]: result.get("raters") for result in self.results
+        }  # the same for all seeds
         known = [raters for raters in by_fold.values() if raters]
         if not known:
             return None
@@ -287,17 +393,25 @@ class CellScores:
         return scores.rater_scores(np.sum([raters["confusion"] for raters in known], 0), left_out)
 
     def divergences(self) -> dict[str, Ends]:
-        """KL and JS of the raters' shares and the probabilities, the mean over all predictions; only if learnt."""
+        """KL and JS of the raters' shares and the probabilities, the mean over all predictions;
+        only if learnt.
+        """
         if any("kl" not in result for result in self.results):
             return {}
-        divergences = scores.divergences(np.stack(self.predictions.votes), self.probabilities["both"])
-        return {name: scores.average(values, self.group, (0.0, np.inf)) for name, values in divergences.items()}
+        divergences = scores.divergences(
+            np.stack(self.predictions.votes), self.probabilities["both"]
+        )
+        return {
+            name: scores.average(values, self.group, (0.0, np.inf))
+            for name, values in divergences.items()
+        }
 
     @cached_property
     def predictions(self) -> Any:
         """A data frame of the runs' predictions.parquet: an utterance is there once per seed.
 
-        It has these files' columns, `run` (its place in `runs`) and `seed`; None where a run lacks a column.
+        It has these files' columns, `run` (its place in `runs`) and `seed`; None where a run lacks
+        a column.
         """
         import pandas
 
@@ -314,10 +428,15 @@ class CellScores:
             rated = scores.concordance(matrices)[kind]
             return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
         values = scores.metrics(matrices)
-        return 100 * (values[metric] if metric in METRICS else values["recalls"][..., self.classes.index(metric)])
+        return 100 * (
+            values[metric]
+            if metric in METRICS
+            else values["recalls"][..., self.classes.index(metric)]
+        )
 
     def by_group(self, groups: Any, test: str = "both", rated: bool = False) -> np.ndarray:
-        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if `rated` M `[g, S, D, 6]`.
+        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if
+        `rated` M `[g, S, D, 6]`.
 
         `groups` are those of all predictions; those in none do not count.
         """
@@ -336,7 +455,10 @@ class CellScores:
     @cached_property
     def tested(self) -> list[tuple[str, str]]:
         """The "corpus/id" and the true class of each prediction."""
-        p, home = self.predictions, "" if self.results[0].get("corpora") else f"{self.results[0]['corpus']}/"
+        p, home = (
+            self.predictions,
+            "" if self.results[0].get("corpora") else f"{self.results[0]['corpus']}/",
+        )
         return list(zip(home + p.id, p.truth, strict=True))
 
 
@@ -363,8 +485,14 @@ def _range(sizes: Sequence[int]) -> str:
 
 
 def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as "3,205–3,300"."""
-    how = [f"{result['dev']}{', then refit' * result['refit']}" for result in results if "dev" in result]
+    """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as
+    "3,205–3,300".
+    """
+    how = [
+        f"{result['dev']}{', then refit' * result['refit']}"
+        for result in results
+        if "dev" in result
+    ]
     cut = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
     for part in results[0].get("parts", ()):
         cut[f"n {part}"] = _range([result["parts"][part] for result in results])

@@ -1,4 +1,6 @@
-"""Runs grouped into cells: a cell is one configuration, its runs are that configuration's folds and seeds."""
+"""Runs grouped into cells: a cell is one configuration, its runs are that configuration's folds and
+seeds.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +22,17 @@ from .cell_scores import CellScores
 from .tables import sentence
 
 # What stands in a label without its name.
-UNNAMED = ("features", "corpus", "target", "only", "labels", "protocol", "select", "loss", "precision")
+UNNAMED = (
+    "features",
+    "corpus",
+    "target",
+    "only",
+    "labels",
+    "protocol",
+    "select",
+    "loss",
+    "precision",
+)
 OF_TARGET = ("select_score", "vad_scale")  # chosen by the target where nothing is said
 KNOWN = ("id", "text", "votes", "duration", "session", "gender")  # columns of the manifest
 
@@ -34,16 +46,32 @@ class Origin(NamedTuple):
 
 
 class Cell(CellScores):
-    """One configuration with its finished runs, by seed and fold. `label` tells it from the report's other cells."""
+    """One configuration with its finished runs, by seed and fold. `label` tells it from the
+    report's other cells.
+    """
 
-    def __init__(self, label: str, runs: Sequence[Run], search: Record | None = None, ours: bool = False) -> None:
+    def __init__(
+        self, label: str, runs: Sequence[Run], search: Record | None = None, ours: bool = False
+    ) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
-        self.label, self.search, self.ours = label, search, ours  # ours: tested against each of the others
+        self.label, self.search, self.ours = (
+            label,
+            search,
+            ours,
+        )  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
-        seeds_and_folds = dict.fromkeys((run.config["seed"], run.config["fold"]) for run in self.runs)
-        self.seeds, self.folds = ([*dict.fromkeys(values)] for values in zip(*seeds_and_folds, strict=True))
-        self.whole = len(seeds_and_folds) == len(self.folds) * len(self.seeds)  # each seed has a run of each fold
-        self.recut = len(seeds_and_folds) < len(self.runs)  # such as after the file of folds was changed
+        seeds_and_folds = dict.fromkeys(
+            (run.config["seed"], run.config["fold"]) for run in self.runs
+        )
+        self.seeds, self.folds = (
+            [*dict.fromkeys(values)] for values in zip(*seeds_and_folds, strict=True)
+        )
+        self.whole = len(seeds_and_folds) == len(self.folds) * len(
+            self.seeds
+        )  # each seed has a run of each fold
+        self.recut = len(seeds_and_folds) < len(
+            self.runs
+        )  # such as after the file of folds was changed
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -58,13 +86,17 @@ class Cell(CellScores):
         """Where its features came from, as far as it is still there."""
         try:
             store = open_store(Path(self.config["provenance"].get("store", "")))
-            return Origin(store, store.joined_manifest(self.config["corpus"], self.config["manifest"]))
+            return Origin(
+                store, store.joined_manifest(self.config["corpus"], self.config["manifest"])
+            )
         except (SerError, OSError) as fault:
             return Origin(lack=str(fault))
 
     @cached_property
     def utterances(self) -> Any:
-        """A data frame by id with the manifest's columns `KNOWN` of each utterance; empty without a manifest."""
+        """A data frame by id with the manifest's columns `KNOWN` of each utterance; empty without a
+        manifest.
+        """
         import pandas
 
         table = self.origin.manifest.table if self.origin.manifest else SCHEMA.empty_table()
@@ -72,12 +104,15 @@ class Cell(CellScores):
 
     @cached_property
     def judged(self) -> Any:
-        """The predictions of classes, and of each its `tested` name in its corpus, whether it is `right`, `confidence`
-        and `given` (the highest probability and that of the true class, in percent), and the intervals' `group`.
+        """The predictions of classes, and of each its `tested` name in its corpus, whether it is
+        `right`, `confidence` and `given` (the highest probability and that of the true class, in
+        percent), and the intervals' `group`.
         """
         percent = 100 * self.probabilities["both"]
         p = self.predictions[["id", "speaker", "truth", "predicted", "run", "seed"]]
-        p = p.assign(tested=[name for name, _ in self.tested], group=self.group, right=p.truth == p.predicted)
+        p = p.assign(
+            tested=[name for name, _ in self.tested], group=self.group, right=p.truth == p.predicted
+        )
         return p.assign(confidence=percent.max(1), given=percent[np.arange(len(p)), self.truth])
 
 
@@ -102,52 +137,86 @@ def drawn(cells: Cells, most: int) -> str:
     return sentence("drawn", most < len(cells), most=most, n=len(cells))
 
 
-def group_runs(runs: Iterable[Run], searches: Sequence[Record] = (), ours: str = "") -> tuple[list[Cell], list[Run]]:
+def group_runs(
+    runs: Iterable[Run], searches: Sequence[Record] = (), ours: str = ""
+) -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
-    Cells without classes come after those with, highest mean CCC first. A search is one cell, of the runs that were
-    chosen; its other runs are in none, nor is a search within a longer one. `ours` is the label of the user's own cell.
-    Raises `WrongUse` if no run is finished, or no cell has that label.
+    Cells without classes come after those with, highest mean CCC first. A search is one cell, of
+    the runs that were chosen; its other runs are in none, nor is a search within a longer one.
+    `ours` is the label of the user's own cell. Raises `WrongUse` if no run is finished, or no cell
+    has that label.
     """
-    searches = [one for one in searches if not any({*one.candidates} < {*other.candidates} for other in searches)]
+    searches = [
+        one
+        for one in searches
+        if not any({*one.candidates} < {*other.candidates} for other in searches)
+    ]
     every = sorted(runs, key=lambda run: run.path.name)
     done = [run for run in every if run.finished]
     if not done:
-        raise WrongUse(f"none of these {len(every)} runs is finished; the same command with --resume goes on with them")
+        raise WrongUse(
+            f"none of these {len(every)} runs is finished; the same command with --resume goes on with them"
+        )
     by_cell = grouped(every if searches else done, lambda run: cell_name(run.config))
     members: list[tuple[list[Run], Record | None]] = []
     for search in searches:
         tried = [run for name in search.candidates for run in by_cell.get(name, ())]
         columns = grouped(tried, same_run).values()
-        members.append((choose(runs for runs in columns if len(runs) == len(search.candidates)), search))
+        members.append(
+            (choose(runs for runs in columns if len(runs) == len(search.candidates)), search)
+        )
     searched = {name for search in searches for name in search.candidates}
-    members += [([run for run in by_cell[name] if run.finished], None) for name in by_cell if name not in searched]
+    members += [
+        ([run for run in by_cell[name] if run.finished], None)
+        for name in by_cell
+        if name not in searched
+    ]
     members = [(chosen, search) for chosen, search in members if chosen]
     if not members:
-        raise WrongUse("no fold has a run of every candidate of its search yet; run the same sweep again to go on")
+        raise WrongUse(
+            "no fold has a run of every candidate of its search yet; run the same sweep again to go on"
+        )
     labels = name_apart([_config(chosen[0], search) for chosen, search in members])
     if ours and ours not in labels:
         raise unknown("cell", ours, labels)
-    cells = [Cell(label, *member, ours=label == ours) for label, member in zip(labels, members, strict=True)]
-    cells.sort(key=lambda cell: (not cell.classes, -cell.score("ua" if cell.classes else "ccc").pooled, cell.label))
+    cells = [
+        Cell(label, *member, ours=label == ours)
+        for label, member in zip(labels, members, strict=True)
+    ]
+    cells.sort(
+        key=lambda cell: (
+            not cell.classes,
+            -cell.score("ua" if cell.classes else "ccc").pooled,
+            cell.label,
+        )
+    )
     return cells, [run for run in every if not run.finished]
 
 
 def _config(run: Run, search: Record | None) -> dict[str, Any]:
-    """A cell's config by that of one run: what was searched has no value, and may lack one, at its default."""
+    """A cell's config by that of one run: what was searched has no value, and may lack one, at its
+    default.
+    """
     searched = dict.fromkeys(search.over if search else (), "searched")
-    return run.config | {"training": run.config["training"] | searched}  # which goes before the fusion's settings
+    return run.config | {
+        "training": run.config["training"] | searched
+    }  # which goes before the fusion's settings
 
 
 def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each cell: its fusion, its features if any cell has others, and what else tells it from rivals."""
+    """A label for each cell: its fusion, its features if any cell has others, and what else tells
+    it from rivals.
+    """
     flat = [_flat(config) for config in configs]
     always = ["features"] * (len({options["features"] for options in flat}) > 1)
     labels, seen = list[str](), Counter[str]()
     for options in flat:
         rivals = [other for other in flat if other["fusion"] == options["fusion"]]
         fusion = FUSIONS.get(options["fusion"])
-        defaults = {field.name: field.default for field in fields(fusion.settings)} if fusion else {}
+        defaults = (
+            {field.name: field.default for field in fields(fusion.settings)} if fusion else {}
+        )
         differing = [key for key in options if any(_tells(key, options, other) for other in rivals)]
         # A fusion's own default goes without saying, and so do digests where anything else differs.
         shown = [key for key in differing if not key.startswith("digest.")] or differing
@@ -164,7 +233,9 @@ def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _tells(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether it tells two cells apart; what follows from their targets, such as that there are no labels, does not."""
+    """Whether it tells two cells apart; what follows from their targets, such as that there are no
+    labels, does not.
+    """
     follows = key in OF_TARGET or (key == "labels" and "none" in (one[key], other[key]))
     return one[key] != other.get(key) and not (follows and one["target"] != other["target"])
 
@@ -172,7 +243,9 @@ def _tells(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What can tell two cells apart, by the name it is set under."""
     features = config["features"].values()
-    hops = dict.fromkeys(one["hop"] for f in features for one in f.get("joined", [f]) if "hop" in one)
+    hops = dict.fromkeys(
+        one["hop"] for f in features for one in f.get("joined", [f]) if "hop" in one
+    )
     return {
         "fusion": config["fusion"],
         "features": "+".join(f["feature"] for f in features),

@@ -1,8 +1,10 @@
-"""Matplotlib's figures as inline SVG that follows the page's colours, and is the same bytes each time.
+"""Matplotlib's figures as inline SVG that follows the page's colours, and is the same bytes each
+time.
 
-Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What `dots` and `lines`
-draw are points: the name of the series, a name or a number to place the point at, and its value or (value, low, high).
-How they draw them stands in texts.toml: their arguments, and those of matplotlib's `Axes.set`.
+Figures are 420 points wide, which is a phone's width and half a desktop's; text stays text. What
+`dots` and `lines` draw are points: the name of the series, a name or a number to place the point
+at, and its value or (value, low, high). How they draw them stands in texts.toml: their arguments,
+and those of matplotlib's `Axes.set`.
 """
 
 import io
@@ -19,7 +21,8 @@ from .tables import Table
 
 WIDTH = 420.0  # points
 
-# What is drawn in these colours is shown in the page's variables of these names, the series in c1 to c7 (style.css).
+# What is drawn in these colours is shown in the page's variables of these names, the series in c1
+# to c7 (style.css).
 VARIABLES = {"#010101": "ink", "#020202": "muted", "#030303": "grid"}
 MUTED = "#020202"
 DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
@@ -54,11 +57,15 @@ def svg_of(table: Table) -> tuple[str, str]:
     svg = re.sub(needless, "", svg.removesuffix("</svg>\n"), flags=re.DOTALL)
     variables = VARIABLES | {colour: f"c{number}" for number, colour in enumerate(series, 1)}
     svg = re.sub(r"<[^>]*>", lambda tag: _tidied(tag[0], variables), svg)
-    return opening.partition('viewBox="')[2].partition('"')[0], re.sub(r"\s*\n\s*", "\n", svg).strip()
+    return opening.partition('viewBox="')[2].partition('"')[0], re.sub(
+        r"\s*\n\s*", "\n", svg
+    ).strip()
 
 
 def _tidied(tag: str, variables: Mapping[str, str]) -> str:
-    """One tag (never the text between tags, which is the reader's) without ids of groups and needless digits."""
+    """One tag (never the text between tags, which is the reader's) without ids of groups and
+    needless digits.
+    """
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag).replace("xlink:href", "href")
     tag = re.sub(r"(font: [^\"']*?[\d.]+px) [^\";]*", r"\1 inherit", tag)
     tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
@@ -68,7 +75,8 @@ def _tidied(tag: str, variables: Mapping[str, str]) -> str:
 
 
 def _series(points: Points, legend: int) -> list[tuple[list[Any], np.ndarray, dict[str, Any]]]:
-    """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for none), its style.
+    """Where each series' points are, their values with the ends of their intervals [3, n] (NaN for
+    none), its style.
 
     Its label is broken into lines that fit a legend of so many columns.
     """
@@ -91,16 +99,24 @@ def _legend_rows(series: Sequence[tuple[Any, Any, Mapping[str, Any]]], legend: i
 
 
 def _finished(drawing: Any, axes: Any, legend: int, shown: Mapping[str, Any]) -> Any:
-    """Name and bound the axes, and put the legend below the whole figure in so many columns, if any."""
+    """Name and bound the axes, and put the legend below the whole figure in so many columns, if
+    any.
+    """
     axes.set(**shown)
     if legend:
         drawing.legend(loc="outside lower left", ncols=legend)
     return drawing
 
 
-def dots(points: Points, legend: int = 0, above: bool = False, baseline: float = np.nan, **shown: Any) -> Any:
-    """One line for each name, or (heading, name), with a dot for each series' value and a bar for its interval."""
-    placed = [(label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points]
+def dots(
+    points: Points, legend: int = 0, above: bool = False, baseline: float = np.nan, **shown: Any
+) -> Any:
+    """One line for each name, or (heading, name), with a dot for each series' value and a bar for
+    its interval.
+    """
+    placed = [
+        (label, at if isinstance(at, tuple) else ("", at), value) for label, at, value in points
+    ]
     names, series = list(dict.fromkeys(at for _, at, _ in placed)), _series(placed, legend)
     texts = {(heading, name): textwrap.fill(name, 54) for heading, name in names}
     breaks = max(text.count("\n") for text in texts.values())
@@ -108,7 +124,9 @@ def dots(points: Points, legend: int = 0, above: bool = False, baseline: float =
     beside = 0 if above else len(series) - 1  # series of one line are drawn beside each other
     step = 36 + 4 * (legend > 0) if above else 21 + 4 * beside
     step += 15 * breaks
-    drawing, axes = figure(55 + step * len(names) + 30 * len(headings) + 22 * _legend_rows(series, legend))
+    drawing, axes = figure(
+        55 + step * len(names) + 30 * len(headings) + 22 * _legend_rows(series, legend)
+    )
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[Any, float] = {}
     end, last = 0.0, ""
@@ -133,9 +151,16 @@ def dots(points: Points, legend: int = 0, above: bool = False, baseline: float =
 
 
 def lines(
-    points: Points, legend: int = 0, band: bool = False, joined: bool = True, diagonal: bool = False, **shown: Any
+    points: Points,
+    legend: int = 0,
+    band: bool = False,
+    joined: bool = True,
+    diagonal: bool = False,
+    **shown: Any,
 ) -> Any:
-    """Values over x, a number or a name, with their intervals, as bars or a `band`; `diagonal`: a value is its x."""
+    """Values over x, a number or a name, with their intervals, as bars or a `band`; `diagonal`: a
+    value is its x.
+    """
     series = _series(points, legend)
     drawing, axes = figure(230 + 20 * max(1, _legend_rows(series, legend)))
     for x, (values, low, high), style in series:
@@ -143,7 +168,9 @@ def lines(
             axes.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
             style["marker"] = ""
         else:
-            axes.vlines(x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45)
+            axes.vlines(
+                x, low, high, color=style["color"], linewidth=1.5, alpha=1 if joined else 0.45
+            )
         axes.plot(x, values, **style if joined else style | {"linestyle": ""})
     if diagonal:
         axes.axline((points[0][1],) * 2, slope=1, **DASHED)
@@ -165,11 +192,15 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]]) -> Any:
     titles = [textwrap.fill(title, 44 // across) for title in counts]
     more = max(0, *(title.count("\n") - 3 for title in titles))  # lines than there is room for
     ticks, ends = range(len(classes)), (-0.5, len(classes) - 0.5)
-    drawing, grid = figure(down * (0.82 * WIDTH / across + 46 + 14 * more), nrows=down, ncols=across, squeeze=False)
+    drawing, grid = figure(
+        down * (0.82 * WIDTH / across + 46 + 14 * more), nrows=down, ncols=across, squeeze=False
+    )
     for axes in grid.flat[len(counts) :]:
         axes.set_axis_off()
     for axes, title, matrix in zip(grid.flat, titles, counts.values(), strict=False):
-        for (row, column), share in np.ndenumerate(100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)):
+        for (row, column), share in np.ndenumerate(
+            100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        ):
             corners = [column - 0.5, column + 0.5], [row - 0.5] * 2, [row + 0.5] * 2
             axes.fill_between(*corners, color="C0", alpha=0.04 + 0.006 * share, linewidth=0)
             axes.text(column, row, f"{share:.0f}", ha="center", va="center")
@@ -187,10 +218,11 @@ def matrices(shown: tuple[Sequence[str], Mapping[str, np.ndarray]]) -> Any:
 
 
 def attention_maps(shown: tuple[Any, ...]) -> Any:
-    """Attention of L query tokens to spans of time [L, T] and to words [L, N], by name, with `over_time` [T] above.
+    """Attention of L query tokens to spans of time [L, T] and to words [L, N], by name, with
+    `over_time` [T] above.
 
-    Special tokens have no name. `end` is the last span's end in `unit`; `energy` are levels and the seconds between two
-    of them, drawn in grey.
+    Special tokens have no name. `end` is the last span's end in `unit`; `energy` are levels and the
+    seconds between two of them, drawn in grey.
     """
     frames, words, names, over_time, end, unit, energy = shown
     rows = {"nrows": 2, "height_ratios": [0.7 if energy is None else 1.0, 2.2]}
@@ -200,7 +232,9 @@ def attention_maps(shown: tuple[Any, ...]) -> Any:
     if energy is not None:
         levels, hop = energy
         levels = (levels - levels.min()) / max(float(np.ptp(levels)), 1e-9)
-        top.fill_between(np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid")
+        top.fill_between(
+            np.arange(len(levels)) * hop, levels, color=MUTED, alpha=0.28, linewidth=0, step="mid"
+        )
     x = (np.arange(len(over_time)) + 0.5) * end / len(over_time)
     top.plot(x, over_time / max(over_time.max(), 1e-12), color="C0", marker="", linewidth=1.8)
     top.set(ylim=(0, 1.06), xlim=(0, end), yticks=[], title=f"attention over the {unit}")
@@ -222,7 +256,11 @@ def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float)
     from matplotlib.colors import LinearSegmentedColormap
 
     ramp = LinearSegmentedColormap.from_list("ramp", [(colour, 0.0), (colour, 1.0)])
-    place = {"extent": (left, right, len(values) + 0.5, 0.5), "aspect": "auto", "interpolation": "nearest"}
+    place = {
+        "extent": (left, right, len(values) + 0.5, 0.5),
+        "aspect": "auto",
+        "interpolation": "nearest",
+    }
     axes.imshow(values, ramp, vmin=0, vmax=max(float(values.max()), 1e-12), **place)
     axes.grid(visible=False)
 

@@ -1,4 +1,6 @@
-"""The papers' numbers beside ours: which may stand there, what differs, and the table of a recipe that says both."""
+"""The papers' numbers beside ours: which may stand there, what differs, and the table of a recipe
+that says both.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,7 +43,9 @@ class Quoted(NamedTuple):
 
     def of(self, metrics: Sequence[str]) -> tuple[tuple[str, float], ...]:
         """The numbers of these metrics, with their deviations."""
-        return tuple(pair for pair in self.numbers.items() if pair[0].removesuffix("_std") in metrics)
+        return tuple(
+            pair for pair in self.numbers.items() if pair[0].removesuffix("_std") in metrics
+        )
 
     @property
     def described(self) -> str:
@@ -56,18 +60,24 @@ def _papers_cells() -> list[tuple[Recipe, RecipeCell]]:
 
 
 def _feature(name: str) -> frozenset[str]:
-    """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9", "pool=mean"}."""
+    """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9",
+    "pool=mean"}.
+    """
     feature, options, read, _ = parse_name(name)
-    return frozenset({feature, *options, *(f"{way}={value}" for way, value in {"pool": "mean", **read}.items())})
+    return frozenset(
+        {feature, *options, *(f"{way}={value}" for way, value in {"pool": "mean", **read}.items())}
+    )
 
 
 def differences(
     runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What tells these finished runs of one configuration from a recipe's cell as it is written, by name.
+    """What tells these finished runs of one configuration from a recipe's cell as it is written, by
+    name.
 
-    The first bars a comparison: another fusion, feature, target, label policy, corpus, test part, or shuffled labels.
-    The second is only named: selection, dev part, checkpoint (`models` has the recipe's, by feature), seeds, a setting.
+    The first bars a comparison: another fusion, feature, target, label policy, corpus, test part,
+    or shuffled labels. The second is only named: selection, dev part, checkpoint (`models` has the
+    recipe's, by feature), seeds, a setting.
     """
     config, written = runs[0].config, cell.written
     features, provenance = config["features"], config["provenance"]
@@ -78,7 +88,10 @@ def differences(
     # In any part; not known of generated speech and of an earlier ser.
     n = 0 if runs[0].result["synthetic"] else sum(runs[0].result.get("parts", {}).values())
     barring: dict[str, tuple[Any, Any]] = {
-        "fusion": (config["fusion"].partition(":")[0] if written.fusion in BOTH else config["fusion"], written.fusion),
+        "fusion": (
+            config["fusion"].partition(":")[0] if written.fusion in BOTH else config["fusion"],
+            written.fusion,
+        ),
         "features": ({*map(_feature, used)}, {*map(_feature, written.features.split("+"))}),
         "target": (config.get("target", "class"), written.target),
         "labels": (config["labels"]["policy"], Path(written.labels).name),
@@ -86,32 +99,58 @@ def differences(
         "corpora": (ours, theirs),
         "only": (config.get("only"), written.only),
         "limit": (config["limit"], written.limit),
-        "allow_missing": (any("quarantined" in why for why in provenance.get("left_out", ())), False),
+        "allow_missing": (
+            any("quarantined" in why for why in provenance.get("left_out", ())),
+            False,
+        ),
         "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
-        "shuffle_labels": (config["training"]["shuffle_labels"], "shuffle_labels=true" in written.set),
+        "shuffle_labels": (
+            config["training"]["shuffle_labels"],
+            "shuffle_labels=true" in written.set,
+        ),
         "utterances": ((cell.utterances and n) or cell.utterances, cell.utterances),
     }
     if barred := _unequal(barring):
         return barred, ()
     fusion = FUSIONS[config["fusion"]]
     settings, training = parse_settings(fusion, written.set, written.epochs)
-    expected = {key: value for key, value in (asdict(settings) | asdict(training)).items() if key not in fusion.unused}
-    defaults = asdict(fusion.settings()) | asdict(TrainingSettings())  # a config need not name those that came later
+    expected = {
+        key: value
+        for key, value in (asdict(settings) | asdict(training)).items()
+        if key not in fusion.unused
+    }
+    defaults = asdict(fusion.settings()) | asdict(
+        TrainingSettings()
+    )  # a config need not name those that came later
     known = [{**defaults, **run.config["settings"], **run.config["training"]} for run in runs]
-    own = {key: {values[key] for values in known} for key in expected}  # one value, if it was not searched
+    own = {
+        key: {values[key] for values in known} for key in expected
+    }  # one value, if it was not searched
     if expected["dev"] == "auto" and own["dev"] == {SHARE}:  # a config names what auto meant
         own["dev"] = {"auto"}
     views = {_feature(read_name(view)) for view in config.get("views", ())}
     named = {
-        **{key: (config.get(key, getattr(written, key)), getattr(written, key)) for key in ("select", "loss")},
-        "precision": (config.get("precision", "float32"), written.precision.replace("auto", "float32")),
+        **{
+            key: (config.get(key, getattr(written, key)), getattr(written, key))
+            for key in ("select", "loss")
+        },
+        "precision": (
+            config.get("precision", "float32"),
+            written.precision.replace("auto", "float32"),
+        ),
         "seeds": (len({run.config["seed"] for run in runs}), written.seeds),
-        "transcripts": ("text" in features and "transcripts" in provenance, False),  # an ASR's, not the corpus's own
+        "transcripts": (
+            "text" in features and "transcripts" in provenance,
+            False,
+        ),  # an ASR's, not the corpus's own
         "views": (views, {*map(_feature, filter(None, written.views.split("+")))}),
         **{key: (own[key], {value}) for key, value in expected.items()},
     }
     for modality, feature in features.items():
-        name, spec = feature["feature"].partition(":")[0], provenance.get("specs", {}).get(modality, {})
+        name, spec = (
+            feature["feature"].partition(":")[0],
+            provenance.get("specs", {}).get(modality, {}),
+        )
         model = spec.get("joined", [spec])[0].get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
             named[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
@@ -123,7 +162,8 @@ def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> tuple[str, ...]:
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
-    """The papers' cells with numbers that these runs may stand beside, tested in that way, in the recipes' order.
+    """The papers' cells with numbers that these runs may stand beside, tested in that way, in the
+    recipes' order.
 
     Of cells that differ in a setting alone, such as `queries`, those that are nearest.
     """
@@ -133,25 +173,41 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
     for recipe, other in _papers_cells():
         if other.written.fusion == cell.config["fusion"]:
             structural |= {assignment.partition("=")[0] for assignment in other.written.set}
-        barred, differs = differences(cell.runs, other, recipe.models) if other.test == test else (("test",), ())
+        barred, differs = (
+            differences(cell.runs, other, recipe.models) if other.test == test else (("test",), ())
+        )
         if not barred:
             paper, _, table = recipe.title.partition(":")[0].partition(", ")
             place = f"{table}: {other.name}"
-            candidates.append(Quoted(recipe, paper, place, other.paper or {}, other.written.seeds, differs))
+            candidates.append(
+                Quoted(recipe, paper, place, other.paper or {}, other.written.seeds, differs)
+            )
     distances = [len(structural.intersection(quoted.differs)) for quoted in candidates]
     nearest = min(distances, default=0)
-    return [one for one, far in zip(candidates, distances, strict=True) if one.numbers and far == nearest]
+    return [
+        one
+        for one, far in zip(candidates, distances, strict=True)
+        if one.numbers and far == nearest
+    ]
 
 
 def claimed(one: Mapping[str, float], other: Mapping[str, float], metric: str) -> int:
-    """1 where a paper's first numbers are the better, −1 where the second, 0 where they are equal or not there."""
+    """1 where a paper's first numbers are the better, −1 where the second, 0 where they are equal
+    or not there.
+    """
     return int(np.sign(one[metric] - other[metric])) if metric in one and metric in other else 0
 
 
 def beside(
-    metrics: Sequence[str], quoted: Mapping[str, float], ours: Mapping[str, Score], seeds: int, alike: bool, meant: bool
+    metrics: Sequence[str],
+    quoted: Mapping[str, float],
+    ours: Mapping[str, Score],
+    seeds: int,
+    alike: bool,
+    meant: bool,
 ) -> Row:
-    """A paper's numbers, means of so many seeds, ours, and their differences if a comparison is meant.
+    """A paper's numbers, means of so many seeds, ours, and their differences if a comparison is
+    meant.
 
     A difference has its interval if the two are `alike`: nothing but chance tells them apart.
     """
@@ -164,7 +220,10 @@ def beside(
             difference = (score.pooled - paper[0], None, None)
             difference = against_quoted(score, *paper, seeds).difference if alike else difference
         row |= {f"paper {name} %": paper, f"ours {name} %": score and score.over_seeds}
-        row |= {f"{name} difference": difference, f"{name} over folds %": score and score.over_folds}
+        row |= {
+            f"{name} difference": difference,
+            f"{name} over folds %": score and score.over_folds,
+        }
     return row
 
 
@@ -174,12 +233,16 @@ class RecipeRow:
 
     cell: str
     paper: Mapping[str, float]
-    scores: Mapping[str, Score] = field(default_factory=dict)  # empty: quoted, or not one run finished
+    scores: Mapping[str, Score] = field(
+        default_factory=dict
+    )  # empty: quoted, or not one run finished
     runs: int = 0  # how many the cell needs; of a search, how many it chooses
     done: int = 0
     conditions: str = ""  # "session-out · val · 4class"
     quoted: bool = False
-    differs: str = ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
+    differs: str = (
+        ""  # from the recipe's cell: what does, or why there is no comparison and no `paper`
+    )
     compared: Comparison | None = None  # the recipe's `tested` cell with this one
     holm_p: float | None = None  # over the table
     folders: Sequence[str] = ()
@@ -194,19 +257,27 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Recip
         needed = len(own) // tried
         if cell.over:
             own = choose(own[number::needed] for number in range(needed))
-        row = RecipeRow(cell.name, cell.paper or {}, runs=needed, folders=[str(run.path) for run in own])
+        row = RecipeRow(
+            cell.name, cell.paper or {}, runs=needed, folders=[str(run.path) for run in own]
+        )
         rows.append(row)
         done = [run for run in own if run.finished]
         if not done:
-            row.conditions = f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
+            row.conditions = (
+                f"no fold has all {tried} candidates finished" if cell.over else "no run finished"
+            )
             continue
         ours = CellScores(done)
         if cell.test not in ours.tests:
-            raise WrongUse(f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}")
+            raise WrongUse(
+                f"cell '{cell.name}': its model has no test '{cell.test}', only {', '.join(ours.tests)}"
+            )
         finished[cell.name] = ours, cell.test
         row.done, row.conditions = len(done), ours.conditions
         metrics = dict.fromkeys([*row.paper, *SHOWN.values(), *ours.rated])
-        row.scores = {metric: ours.score(metric, cell.test) for metric in metrics if metric in ours.metrics}
+        row.scores = {
+            metric: ours.score(metric, cell.test) for metric in metrics if metric in ours.metrics
+        }
         if cell.over:
             row.chosen = chosen_rows(cell.name, tried, cell.over, ours.runs)
         if row.paper or cell.name == recipe.tested:
@@ -221,17 +292,23 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Recip
         tested = finished.pop(recipe.tested)
         for row in rows:
             row.compared = _compared(tested, first, row, finished.get(row.cell))
-    for row, p in zip(rows, holm([row.compared.p if row.compared else None for row in rows]), strict=True):
+    for row, p in zip(
+        rows, holm([row.compared.p if row.compared else None for row in rows]), strict=True
+    ):
         row.holm_p = p
     return rows
 
 
 def _compared(
-    tested: tuple[CellScores, str], first: RecipeRow, row: RecipeRow, other: tuple[CellScores, str] | None
+    tested: tuple[CellScores, str],
+    first: RecipeRow,
+    row: RecipeRow,
+    other: tuple[CellScores, str] | None,
 ) -> Comparison | None:
     """The tested cell, tested in its way, with another or with a quoted number.
 
-    `first` is the tested cell's row: only if nothing differs from the recipe, it is compared with quoted numbers.
+    `first` is the tested cell's row: only if nothing differs from the recipe, it is compared with
+    quoted numbers.
     """
     (ours, test), metric = tested, "wa" if "wa" in row.paper else "ua"
     if not ours.classes or (other and not other[0].classes):
@@ -242,15 +319,24 @@ def _compared(
         return None if barred else compare(ours, other[0], metric, claim, tests=(test, other[1]))
     if not row.quoted or metric not in row.paper or caveat(ours.results) or first.differs:
         return None
-    return against_quoted(ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std"))
+    return against_quoted(
+        ours.score(metric, test), row.paper[metric], row.paper.get(f"{metric}_std")
+    )
 
 
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
-    """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs · tests · protocol."""
+    """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs ·
+    tests · protocol.
+    """
     rows = recipe_rows(recipe, runs)
-    papers = [*(cell.paper or {} for cell in recipe.cells), *(quoted.paper for quoted in recipe.quoted)]
+    papers = [
+        *(cell.paper or {} for cell in recipe.cells),
+        *(quoted.paper for quoted in recipe.quoted),
+    ]
     scored = list(dict.fromkeys(metric for row in rows for metric in row.scores))
-    metrics = list(dict.fromkeys(name for paper in papers for name in paper if not name.endswith("_std")))
+    metrics = list(
+        dict.fromkeys(name for paper in papers for name in paper if not name.endswith("_std"))
+    )
     metrics = metrics or [metric for metric in scored if " " not in metric][:2]
     rated = [metric for metric in scored if " " in metric]  # no percent
     warning = caveat(run.result for cell in runs.values() for run in cell if run.finished)
@@ -261,16 +347,22 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
     lines = []
     for row in rows:
         line: Row = {"cell": row.cell}
-        numbers = beside(metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning)
+        numbers = beside(
+            metrics, row.paper, row.scores, seeds.get(row.cell, 1), not row.differs, not warning
+        )
         for name, number in numbers.items():
             if any(papers) or name.startswith("ours") or "over folds" in name:
                 line[name] = number
         if "macro_f1" in scored:
             line["ours macro-F1 %"] = (f1 := row.scores.get("macro_f1")) and f1.over_seeds
-        line |= {named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated}
+        line |= {
+            named(metric): (score := row.scores.get(metric)) and score.pooled for metric in rated
+        }
         first = row.scores.get("ua") or row.scores.get("ccc valence")
         shape = f"{first.folds} × {first.seeds}" if first else ""
-        line["runs"] = "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
+        line["runs"] = (
+            "" if row.quoted else shape if row.done == row.runs else f"{row.done} of {row.runs}"
+        )
         if tested:
             test = row.compared
             line |= {"tested cell’s difference": test and test.difference, "p": test and test.p}
@@ -282,6 +374,13 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         lines.append(line)
     pieces = [title, "", tabulated(described("recipe", lines)) + "\n"]
     if chosen := [line for row in rows for line in row.chosen]:
-        pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', chosen))}\n")
-    notes = [recipe.note, text_of("recipe", "note", {}), text_of("recipe", "tested", vars(recipe)) * tested, warning]
+        pieces.append(
+            f"chosen on dev, of so many that were tried:\n\n{tabulated(described('chosen', chosen))}\n"
+        )
+    notes = [
+        recipe.note,
+        text_of("recipe", "note", {}),
+        text_of("recipe", "tested", vars(recipe)) * tested,
+        warning,
+    ]
     return "\n".join([*pieces, *filter(None, notes)])

@@ -1,4 +1,6 @@
-"""The report's sections about predictions: how sure the models are of them, where they are wrong, and ratings."""
+"""The report's sections about predictions: how sure the models are of them, where they are wrong,
+and ratings.
+"""
 
 from collections import Counter
 
@@ -19,8 +21,15 @@ HARDEST = 12  # utterances
 GROUPS = 12  # of one grouping in the plot
 # Dialogue names of the IEMOCAP release: Ses01F_impro01_F000, Ses05M_script01_1b_M012.
 STYLE = r"^(?:[^/]+/)?Ses\d\d[FM]_(impro|script)"
-SECONDS = {"under 1.5 s": 0.0, "1.5–3 s": 1.5, "3–5 s": 3.0, "5–8 s": 5.0, "from 8 s": 8.0}  # lower bounds
-# Shares of the raters behind the label, in percent: from, below. Two of three raters are in the second.
+SECONDS = {
+    "under 1.5 s": 0.0,
+    "1.5–3 s": 1.5,
+    "3–5 s": 3.0,
+    "5–8 s": 5.0,
+    "from 8 s": 8.0,
+}  # lower bounds
+# Shares of the raters behind the label, in percent: from, below. Two of three raters are in the
+# second.
 AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.9), "all": (99.9, 101)}
 
 
@@ -39,15 +48,28 @@ def calibration_table(cells: Cells) -> Table:
         if at_bound:
             fitted += f", {at_bound} of {len(scale)} at a bound"
         row: Row = {"cell": cell.label, "ECE %": cell.reliability()[0]}
-        row |= {"ECE with temperature %": cell.reliability(after=True)[0] if scale else None, "temperatures": fitted}
+        row |= {
+            "ECE with temperature %": cell.reliability(after=True)[0] if scale else None,
+            "temperatures": fitted,
+        }
         row |= {"nominal coverage %": 100 * LEVEL, "coverage of the sets %": sets and sets[0]}
         row |= {"classes in a set": sets and sets[1], "n": cell.n}
-        rows.append({**row, "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results) or None})
-    return described("calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES))
+        rows.append(
+            {
+                **row,
+                "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results)
+                or None,
+            }
+        )
+    return described(
+        "calibration", rows, bins=BINS, bounds=" and ".join(f"{t:g}" for t in TEMPERATURES)
+    )
 
 
 def votes_table(cells: Cells) -> Table:
-    """What the raters themselves score, and how far the models' probabilities are from their votes; no row without."""
+    """What the raters themselves score, and how far the models' probabilities are from their votes;
+    no row without.
+    """
     rows = []
     for cell in cells:
         row: Row = {}
@@ -59,7 +81,9 @@ def votes_table(cells: Cells) -> Table:
             n = [undecided["n"] for undecided in apart]
             row["without a majority"] = sum(n)
             for name in ("kl", "js"):
-                row[f"their {name.upper()}"] = float(np.average([undecided[name] for undecided in apart], weights=n))
+                row[f"their {name.upper()}"] = float(
+                    np.average([undecided[name] for undecided in apart], weights=n)
+                )
         rows += [{"cell": cell.label, **row}] if row else []
     return described("votes", rows)
 
@@ -72,18 +96,27 @@ def reliability_table(cells: Cells) -> Table:
         for after in (False, True)[: 1 + bool(cell.temperatures)]:
             name, bins = cell.label + " · with temperature" * after, cell.reliability(after)[1]
             for n, confidence, right in bins[bins[:, 0] > 0]:
-                row = {"cell": name, "confidence %": 100 * confidence / n, "right %": 100 * right / n}
+                row = {
+                    "cell": name,
+                    "confidence %": 100 * confidence / n,
+                    "right %": 100 * right / n,
+                }
                 rows.append({**row, "n": int(n)})
                 points += [tuple(row.values())] * (number < DRAWN)
     return described("reliability", rows, drawn(cells, DRAWN), points=points)
 
 
 def ratings(cells: Cells) -> list[Table]:
-    """The scores of all cells that learn them; truth over prediction of the one with the highest mean CCC.
+    """The scores of all cells that learn them; truth over prediction of the one with the highest
+    mean CCC.
 
     Of each dimension a scatter plot, and the mean rating in each slice of the predictions.
     """
-    best = max((cell for cell in cells if cell.dimensions), key=lambda cell: cell.score("ccc").pooled, default=None)
+    best = max(
+        (cell for cell in cells if cell.dimensions),
+        key=lambda cell: cell.score("ccc").pooled,
+        default=None,
+    )
     if best is None:
         return []
     truth, predicted = best.ratings()
@@ -97,10 +130,16 @@ def ratings(cells: Cells) -> list[Table]:
         words |= {"name": f"scatter-{name}", "of": name, "dimension": name.capitalize()}
         plots.append(described("scatter", rows, points=points, **words))
         for part in np.array_split(np.argsort(p, kind="stable"), min(SLICES, len(p))):
-            row: Row = {"dimension": name, "mean predicted": float(p[part].mean()), "mean rated": float(t[part].mean())}
+            row: Row = {
+                "dimension": name,
+                "mean predicted": float(p[part].mean()),
+                "mean rated": float(t[part].mean()),
+            }
             means.append({**row, "predictions": len(part)})
     points = columns(means, "dimension", "mean predicted", "mean rated")
-    plots.append(described("calibration-ratings", means, points=points, cell=best.label, bins=SLICES))
+    plots.append(
+        described("calibration-ratings", means, points=points, cell=best.label, bins=SLICES)
+    )
     return [ratings_table(cells), *plots]
 
 
@@ -109,33 +148,59 @@ def ratings_table(cells: Cells) -> Table:
     rows = []
     for cell in cells:
         for test in cell.tests if cell.dimensions else ():
-            row: Row = {"cell": cell.label, "tested with": test, "mean CCC": cell.score("ccc", test).pooled}
+            row: Row = {
+                "cell": cell.label,
+                "tested with": test,
+                "mean CCC": cell.score("ccc", test).pooled,
+            }
             row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
-            row |= {"scale": cell.config["training"]["vad_scale"], "interval over": cell.interval_over, "n": cell.n}
+            row |= {
+                "scale": cell.config["training"]["vad_scale"],
+                "interval over": cell.interval_over,
+                "n": cell.n,
+            }
             rows.append({**row, "conditions": cell.conditions})
     return described("ratings", rows)
 
 
 def errors(cells: Cells) -> list[Table]:
-    """The errors of the first cell, which has the highest UA, and the utterances that are hardest for all."""
-    return [groups_table(cells[0]), agreement_table(cells[0]), hardest_table(cells)] if cells else []
+    """The errors of the first cell, which has the highest UA, and the utterances that are hardest
+    for all.
+    """
+    return (
+        [groups_table(cells[0]), agreement_table(cells[0]), hardest_table(cells)] if cells else []
+    )
 
 
 def hardest_table(cells: Cells) -> Table:
-    """Wrong in the largest share of all runs on this corpus; of equals, the least sure of the truth."""
+    """Wrong in the largest share of all runs on this corpus; of equals, the least sure of the
+    truth.
+    """
     import pandas
 
-    same = [c for c in cells if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes]
+    same = [
+        c
+        for c in cells
+        if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes
+    ]
     p = pandas.concat([cell.judged for cell in same])
     taken_for = p[~p.right].groupby("id").predicted
     aggregates = {"truth": "first", "right": "mean", "run": "size", "given": "mean"}
     hardest = p.groupby("id").agg(aggregates).query("right < 1")
-    hardest = hardest.reset_index().sort_values(["right", "given", "id"])[:HARDEST].join(cells[0].utterances, on="id")
+    hardest = (
+        hardest.reset_index()
+        .sort_values(["right", "given", "id"])[:HARDEST]
+        .join(cells[0].utterances, on="id")
+    )
     rows = []
     for one in hardest.astype(object).where(hardest.notna(), None).itertuples():
         often = ", ".join(taken_for.get_group(one.id).value_counts().index[:2])
         row = {"utterance": one.id, "text": one.text, "label": one.truth, "taken for": often}
-        row |= {"wrong %": 100 * (1 - one.right), "runs": one.run, "given to the truth %": float(one.given)}
+        row |= {
+            "wrong %": 100 * (1 - one.right),
+            "runs": one.run,
+            "given to the truth %": float(one.given),
+        }
         counts = Counter(vote for rater in one.votes or () for vote in rater)
         votes = ", ".join(f"{name} {n}" if n > 1 else name for name, n in counts.most_common())
         rows.append({**row, "votes": votes or None, "seconds": one.duration})
@@ -149,26 +214,41 @@ def groups_table(cell: Cell) -> Table:
     p = cell.judged.join(cell.utterances, on="id")
     bounds = [*SECONDS.values(), np.inf]
     p["duration"] = pandas.cut(p.duration.astype(float), bounds, right=False, labels=list(SECONDS))
-    p["scripted or improvised"] = p.id.str.extract(STYLE)[0].map({"impro": "improvised", "script": "scripted"})
+    p["scripted or improvised"] = p.id.str.extract(STYLE)[0].map(
+        {"impro": "improvised", "script": "scripted"}
+    )
     rows: list[Row] = []
     for by in ("session", "speaker", "gender", "duration", "scripted or improvised"):
         groups = p.groupby(by, observed=True)
-        for group, part in sorted(groups, key=lambda pair: int(pair[0]) if pair[0].isdecimal() else 0):
+        for group, part in sorted(
+            groups, key=lambda pair: int(pair[0]) if pair[0].isdecimal() else 0
+        ):
             row = {"by": by, "group": group, "utterances": part.id.nunique()}
             row["wrong %"] = average(100 * ~part.right, part.group)
             counts = pandas.crosstab(part.truth, part.predicted)
             counts = counts.reindex(index=cell.classes, columns=cell.classes, fill_value=0)
             rows.append({**row, "UA %": 100 * float(metrics(counts.to_numpy())["ua"])})
     sizes = Counter(row["by"] for row in rows)
-    points = [("wrong", (row["by"], row["group"]), row["wrong %"]) for row in rows if sizes[row["by"]] <= GROUPS]
-    left, wrong = sentence("groupings", len(points) < len(rows), most=GROUPS), 100 * (1 - p.right.mean())
-    return described("groups", rows, left, points=points, baseline=wrong, over=cell.over, fewest=FEWEST)
+    points = [
+        ("wrong", (row["by"], row["group"]), row["wrong %"])
+        for row in rows
+        if sizes[row["by"]] <= GROUPS
+    ]
+    left, wrong = (
+        sentence("groupings", len(points) < len(rows), most=GROUPS),
+        100 * (1 - p.right.mean()),
+    )
+    return described(
+        "groups", rows, left, points=points, baseline=wrong, over=cell.over, fewest=FEWEST
+    )
 
 
 def agreement(cell: Cell) -> np.ndarray:
-    """The share of the raters that stand behind the label, in percent, of each prediction; NaN without votes.
+    """The share of the raters that stand behind the label, in percent, of each prediction; NaN
+    without votes.
 
-    A rater who gave several categories counts in parts; votes outside the label policy count against the label.
+    A rater who gave several categories counts in parts; votes outside the label policy count
+    against the label.
     """
     labels, votes = cell.config["labels"], cell.utterances.votes.reindex(cell.predictions.id)
     policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
@@ -180,7 +260,9 @@ def agreement(cell: Cell) -> np.ndarray:
 
 
 def agreement_table(cell: Cell) -> Table:
-    """Confidence and recall by the share of the raters' votes that stand behind the label; no row without votes."""
+    """Confidence and recall by the share of the raters' votes that stand behind the label; no row
+    without votes.
+    """
     from scipy.stats import spearmanr
 
     p = cell.judged.assign(behind=agreement(cell))
@@ -189,8 +271,18 @@ def agreement_table(cell: Cell) -> Table:
     for name, (low, high) in AGREEMENT.items():
         part = p[(p.behind >= low) & (p.behind < high)]
         if n := part.id.nunique():
-            row = {"raters for the label": name, "utterances": n, "right %": average(100 * part.right, part.group)}
-            rows.append({**row, "confidence %": part.confidence.mean(), "given to the truth %": part.given.mean()})
+            row = {
+                "raters for the label": name,
+                "utterances": n,
+                "right %": average(100 * part.right, part.group),
+            }
+            rows.append(
+                {
+                    **row,
+                    "confidence %": part.confidence.mean(),
+                    "given to the truth %": part.given.mean(),
+                }
+            )
     for measure in ("right", "confidence", "given to the truth"):
         for row in rows:
             place = f"{row['raters for the label']}\nn {row['utterances']:,}"

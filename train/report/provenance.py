@@ -22,20 +22,35 @@ def what_was_run(cells: Cells) -> list[Table]:
     """The section, for all cells of the report."""
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
-        left_out |= Counter({(cell.config["corpus"], why): n for why, n in cell.left_out.items()})  # the most of any
-    rows = [{"corpus": corpus, "left out because": why, "utterances": n} for (corpus, why), n in left_out.items()]
+        left_out |= Counter(
+            {(cell.config["corpus"], why): n for why, n in cell.left_out.items()}
+        )  # the most of any
+    rows = [
+        {"corpus": corpus, "left out because": why, "utterances": n}
+        for (corpus, why), n in left_out.items()
+    ]
     commands = [{"cell": cell.label, "command": command(cell)} for cell in cells]
     data = [_features(cells), *_corpora(cells), _protocols(cells), described("left-out", rows)]
-    return [*data, described("commands", commands), _settings(cells), _versions(cells), _runs(cells)]
+    return [
+        *data,
+        described("commands", commands),
+        _settings(cells),
+        _versions(cells),
+        _runs(cells),
+    ]
 
 
 def _features(cells: Cells) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
         features = [
-            (m, part) for m, feature in cell.config["features"].items() for part in feature.get("joined", [feature])
+            (m, part)
+            for m, feature in cell.config["features"].items()
+            for part in feature.get("joined", [feature])
         ]
-        features += [("audio", view) for view in cell.config.get("views", ())]  # no text is augmented
+        features += [
+            ("audio", view) for view in cell.config.get("views", ())
+        ]  # no text is augmented
         for modality, feature in features:
             name, digest = read_name(feature), feature["fingerprint"]
             if f"{name}@{digest}" in rows:
@@ -43,14 +58,25 @@ def _features(cells: Cells) -> Table:
             row = {"feature": name, "modality": modality, "from": None, "level": None}
             row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": digest}
             try:
-                spec = cell.origin.store and cell.origin.store.feature(f"{feature['feature']}@{digest}").spec
+                spec = (
+                    cell.origin.store
+                    and cell.origin.store.feature(f"{feature['feature']}@{digest}").spec
+                )
             except MissingRows:
                 spec = None
             except SerError as fault:
                 spec, row["from"] = None, str(fault)
             if spec:
-                model = str(spec.provenance.get("model") or spec.extractor) + " (random weights)" * spec.random_weights
-                row |= {"from": model, "level": spec.level, "dim": spec.dim, "stored as": spec.dtype}
+                model = (
+                    str(spec.provenance.get("model") or spec.extractor)
+                    + " (random weights)" * spec.random_weights
+                )
+                row |= {
+                    "from": model,
+                    "level": spec.level,
+                    "dim": spec.dim,
+                    "stored as": spec.dtype,
+                }
             rows[f"{name}@{digest}"] = row
     return described("features", list(rows.values()))
 
@@ -58,19 +84,29 @@ def _features(cells: Cells) -> Table:
 def _corpora(cells: Cells) -> list[Table]:
     """One table for each set of utterances and labels."""
     tables, keys = [], ("corpus", "manifest", "limit", "only")
-    sets = grouped(cells, lambda cell: (*map(cell.config.get, keys), cell.config["labels"]["policy"]))
+    sets = grouped(
+        cells, lambda cell: (*map(cell.config.get, keys), cell.config["labels"]["policy"])
+    )
     for number, ((corpus, digest, _, _, policy), members) in enumerate(sets.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
         labels = dict(pair for member in members for pair in member.tested)
         counts: Row = {"n": len(labels), "lack": cell.origin.lack}
         if manifest is not None:
-            counts |= {"all": len(manifest), "hours": sum(d or 0 for d in manifest.column("duration")) / 3600}
+            counts |= {
+                "all": len(manifest),
+                "hours": sum(d or 0 for d in manifest.column("duration")) / 3600,
+            }
             counts["people"] = len(set(manifest.column("speaker")) - {None})
             counts["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
         maps = cell.config["labels"]["maps"]
         raw = grouped(maps, maps.get)
-        merged = "; ".join(f"{name} is {' + '.join(of)}" for name, of in raw.items() if of != [name])
-        notes = sentence("away" if manifest is None else "tested", **counts), sentence("merged", merged, merged=merged)
+        merged = "; ".join(
+            f"{name} is {' + '.join(of)}" for name, of in raw.items() if of != [name]
+        )
+        notes = (
+            sentence("away" if manifest is None else "tested", **counts),
+            sentence("merged", merged, merged=merged),
+        )
         row = {"manifest": "+".join(one[:16] for one in digest.split("+")), "labels": policy}
         row |= {f"n {name}": [*labels.values()].count(name) for name in cell.classes}
         tables.append(described("corpus", [row], *notes, name=f"corpus-{number}", corpus=corpus))
@@ -89,18 +125,27 @@ def _protocols(cells: Cells) -> Table:
         cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
         heard = heard_in_training([result for cell in members for result in cell.results])
         row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}
-        row |= {"protocol": protocol, "how it cuts": f"{cut.rstrip('.')}; {heard or 'no test speaker is in training'}."}
+        row |= {
+            "protocol": protocol,
+            "how it cuts": f"{cut.rstrip('.')}; {heard or 'no test speaker is in training'}.",
+        }
         row |= {"test transcripts also in training %": share, **dict(cut_in)}
         row["folds tested"] = "; ".join(dict.fromkeys(", ".join(cell.folds) for cell in members))
         row["selection"] = f"{select}: {SELECTIONS[select]}"
         row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
-        row["seeds"] = ", ".join(map(str, sorted({seed for cell in members for seed in cell.seeds})))
+        row["seeds"] = ", ".join(
+            map(str, sorted({seed for cell in members for seed in cell.seeds}))
+        )
         rows.append(row)
     return described("protocol", rows)
 
 
 def _described_settings(fusion: str) -> dict[str, Setting]:
-    return {setting.name: setting for setting in settings(FUSIONS[fusion])} if fusion in FUSIONS else {}
+    return (
+        {setting.name: setting for setting in settings(FUSIONS[fusion])}
+        if fusion in FUSIONS
+        else {}
+    )
 
 
 def command(cell: Cell) -> str:
@@ -109,14 +154,28 @@ def command(cell: Cell) -> str:
         return shlex.join(["ser", "sweep", cell.search.file])
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
     requested = config["provenance"].get("asked", {})
-    options = {key: value for key, value in requested.items() if key in known and key not in ("resume", "also_set")}
+    options = {
+        key: value
+        for key, value in requested.items()
+        if key in known and key not in ("resume", "also_set")
+    }
     names = []
     for feature in config["features"].values():
-        at = "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"  # of several, no folder has it
+        at = (
+            "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"
+        )  # of several, no folder has it
         names.append(f"{read_name(feature)}{at}")
     own = _described_settings(config["fusion"])
-    changed = {key: value for key, value in cell.settings.items() if key not in own or value != own[key].default}
-    options |= {"features": "+".join(names), "fusion": config["fusion"], "seeds": max(cell.seeds) + 1}
+    changed = {
+        key: value
+        for key, value in cell.settings.items()
+        if key not in own or value != own[key].default
+    }
+    options |= {
+        "features": "+".join(names),
+        "fusion": config["fusion"],
+        "seeds": max(cell.seeds) + 1,
+    }
     options |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
     for key, values in options.items():
@@ -137,7 +196,9 @@ def _settings(cells: Cells) -> Table:
             setting = known.get(key, Setting(key, "", "", "", ""))
             used = ", ".join(dict.fromkeys(str(own.get(key, setting.default)) for own in members))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(setting.default)}
-            rows.append({**row, "source of the default": setting.source, "what it is": setting.help})
+            rows.append(
+                {**row, "source of the default": setting.source, "what it is": setting.help}
+            )
     return described("settings", rows)
 
 

@@ -1,7 +1,7 @@
 """Tables of a report, written for a terminal, Markdown, LaTeX and CSV.
 
-Every score and share is in percent and is shown with two decimals. Text may come from anywhere: whoever writes a table
-escapes it.
+Every score and share is in percent and is shown with two decimals. Text may come from anywhere:
+whoever writes a table escapes it.
 """
 
 import csv
@@ -23,10 +23,14 @@ TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding=
 # How numbers are shown, and written into a CSV file, by the last word of their heading.
 _FORMS = {"%": ("{:.2f}", "{:.4f}"), "difference": ("{:+.2f}", "{:.4f}"), "p": ("{:.3f}", "{:.6g}")}
 _FINE = {"CCC", "RMSE", "KL", "JS"}  # words of headings: their numbers are not in percent
-_ENDS = {1: ("",), 2: ("", " deviation"), 3: ("", " low", " high")}  # of headings, by the numbers below
+_ENDS = {
+    1: ("",),
+    2: ("", " deviation"),
+    3: ("", " low", " high"),
+}  # of headings, by the numbers below
 
-# Values by heading: text, an int that counts, a float, an interval (value and ends or None), or a spread (mean,
-# deviation or None). None and NaN are no value.
+# Values by heading: text, an int that counts, a float, an interval (value and ends or None), or a
+# spread (mean, deviation or None). None and NaN are no value.
 Row = dict[str, Any]
 
 
@@ -52,8 +56,12 @@ class Table:
 
     @cached_property
     def columns(self) -> dict[str, Any]:
-        """Headings, and the first value below each; where there is none, "" or, in a column of numbers, 0.0."""
-        first: Row = {heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row}
+        """Headings, and the first value below each; where there is none, "" or, in a column of
+        numbers, 0.0.
+        """
+        first: Row = {
+            heading: 0.0 if _last(heading) in _FORMS else "" for row in self.rows for heading in row
+        }
         for row in reversed(self.rows):
             first |= {heading: value for heading, value in row.items() if value is not None}
         return first
@@ -64,17 +72,27 @@ class Table:
         return [[shown(row.get(heading), heading) for heading in self.columns] for row in self.rows]
 
 
-def described(texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, **fields: Any) -> Table:
-    """A table and, if it has `points`, its plot with the texts of that name in texts.toml, filled in with `fields`.
+def described(
+    texts: str, rows: Sequence[Row], *sentences: str, points: Any = None, **fields: Any
+) -> Table:
+    """A table and, if it has `points`, its plot with the texts of that name in texts.toml, filled
+    in with `fields`.
 
-    `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the texts, or a field; a
-    field `baseline` is where the plot has a dashed line.
+    `sentences`, if any, end the note, of the plot if there is one. Its own name is that of the
+    texts, or a field; a field `baseline` is where the plot has a dashed line.
     """
-    words = {which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")}
+    words = {
+        which: text_of(texts, which, fields) for which in ("caption", "note", "title", "below")
+    }
     last = "note" if points is None else "below"
     words[last] = " ".join(filter(None, [words[last], *sentences]))
-    options = TEXTS[texts].get("plot", {}) | ({"baseline": fields["baseline"]} if "baseline" in fields else {})
-    plot = {key: value.format_map(fields) if isinstance(value, str) else value for key, value in options.items()}
+    options = TEXTS[texts].get("plot", {}) | (
+        {"baseline": fields["baseline"]} if "baseline" in fields else {}
+    )
+    plot = {
+        key: value.format_map(fields) if isinstance(value, str) else value
+        for key, value in options.items()
+    }
     name, folded = fields.get("name", texts), TEXTS[texts].get("folded", False)
     return Table(name, rows=rows, folded=folded, points=points, plot=plot, **words)
 
@@ -109,7 +127,9 @@ def shown(value: Any, heading: str) -> str:
     """
     if isinstance(value, tuple):
         first, *others = [shown(float(number), heading) for number in value if number is not None]
-        return f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
+        return (
+            f"{first} [{', '.join(others)}]" if len(others) == 2 else " ± ".join([first, *others])
+        )
     if value is None or value != value:
         return "–"
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -137,33 +157,55 @@ def harmless(text: str) -> str:
 
 
 def _exact(value: Any, heading: str, n: int = 1) -> list[str]:
-    """What a CSV file holds of a value in n columns: each number of an interval or a spread, any other by itself."""
+    """What a CSV file holds of a value in n columns: each number of an interval or a spread, any
+    other by itself.
+    """
     if value is None or value != value:
         return [""] * n
     if isinstance(value, tuple):
-        return [text for number in value for text in _exact(number if number is None else float(number), heading)]
+        return [
+            text
+            for number in value
+            for text in _exact(number if number is None else float(number), heading)
+        ]
     if isinstance(value, Real) and not isinstance(value, Integral):
         return [_forms(heading)[1].format(value)]
     return [harmless(str(value))]
 
 
 def to_csv(table: Table) -> str:
-    """A line with the caption, one with the headings; intervals and spreads take a column for each of their numbers."""
+    """A line with the caption, one with the headings; intervals and spreads take a column for each
+    of their numbers.
+    """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    ends = {heading: _ENDS[len(first) if isinstance(first, tuple) else 1] for heading, first in table.columns.items()}
+    ends = {
+        heading: _ENDS[len(first) if isinstance(first, tuple) else 1]
+        for heading, first in table.columns.items()
+    }
     writer.writerow([harmless(table.caption)])
     writer.writerow([f"{harmless(heading)}{end}" for heading, of in ends.items() for end in of])
     for row in table.rows:
-        writer.writerow([text for name, of in ends.items() for text in _exact(row.get(name), name, len(of))])
+        writer.writerow(
+            [text for name, of in ends.items() for text in _exact(row.get(name), name, len(of))]
+        )
     return sink.getvalue()
 
 
 MARKDOWN = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "} | {c: f"\\{c}" for c in "\\|`*_[]#~$"}
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
+    | {c: f"\\{c}" for c in "\\|`*_[]#~$"}
 )
 _LATEX = str.maketrans(
-    {"±": r"$\pm$", "·": r"$\cdot$", "×": r"$\times$", "≤": r"$\le$", "−": "$-$", "–": "--", "…": r"\dots{}"}
+    {
+        "±": r"$\pm$",
+        "·": r"$\cdot$",
+        "×": r"$\times$",
+        "≤": r"$\le$",
+        "−": "$-$",
+        "–": "--",
+        "…": r"\dots{}",
+    }
     | {"\u200b": "{}"}
 )
 
@@ -176,7 +218,9 @@ def tabulated(table: Table, style: str = "simple", escape: Callable[[str], str] 
         [[escape(text) for text in row] for row in table.texts],
         headers=[escape(heading) for heading in table.columns],
         tablefmt=style,
-        colalign=["left" if isinstance(first, str) else "right" for first in table.columns.values()],
+        colalign=[
+            "left" if isinstance(first, str) else "right" for first in table.columns.values()
+        ],
         disable_numparse=True,
     )
 
@@ -189,20 +233,38 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters in its cells."""
+    """A `table` environment in booktabs' style; tabulate escapes LaTeX's special characters in its
+    cells.
+    """
     from tabulate import LATEX_ESCAPE_RULES
 
     # After a line's end, LaTeX takes a bracket for a length.
-    body = tabulated(table, "latex_booktabs", lambda text: "\u200b" * text.startswith("[") + " ".join(text.split()))
+    body = tabulated(
+        table,
+        "latex_booktabs",
+        lambda text: "\u200b" * text.startswith("[") + " ".join(text.split()),
+    )
     escaped = str.maketrans(LATEX_ESCAPE_RULES)
-    caption, note = (" ".join(text.split()).translate(escaped) for text in (table.caption, table.note))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", body]
+    caption, note = (
+        " ".join(text.split()).translate(escaped) for text in (table.caption, table.note)
+    )
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        rf"\label{{tab:{table.name}}}",
+        body,
+    ]
     lines += [rf"\par\small {note}"] if note else []
     lines += [r"\end{table}"]
-    return "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"  # two hyphens would be a dash
+    return (
+        "\n".join(lines).replace("--", "-{}-").translate(_LATEX) + "\n"
+    )  # two hyphens would be a dash
 
 
-def write_tables(tables: Sequence[Table], path: Path, form: Literal["markdown", "latex", "csv"]) -> None:
+def write_tables(
+    tables: Sequence[Table], path: Path, form: Literal["markdown", "latex", "csv"]
+) -> None:
     """Write all tables into one file, one after the other."""
     write = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}[form]
     opening = "% needs \\usepackage{booktabs}\n\n" if form == "latex" else ""
