@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import try_lock
+from ser.disk.locks import try_lock
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
 from ser.extract.options import ExtractionConfig

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ser.cache.manifest import Manifest
-from ser.cache.spec import Spec, to_record
+from ser.cache.spec import Spec
+from ser.corpus.manifest import Manifest
+from ser.disk.records import to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.corpora.table import read_manifest

@@ -25,9 +25,9 @@ import torch
 
 from ser.benchmarks.compare import children_time
 from ser.benchmarks.train import durations
-from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
+from ser.corpus.manifest import Manifest
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.labels import Utterances
 from ser.train.data.splits import Fold

@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from ser.cache.atomic_io import make_folder
 from ser.commands.output import duration
+from ser.disk.write import make_folder
 from ser.errors import SerError, unknown
 from ser.train.options import SELECTIONS
 from ser.train.recipe import Recipe, read_recipe, recipe_names

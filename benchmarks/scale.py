@@ -33,8 +33,9 @@ import torch
 from tabulate import tabulate
 
 from ser.cache.feature import part_names
-from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import PartRows, Spec, open_store
+from ser.corpus.manifest import Manifest
+from ser.corpus.schema import SCHEMA
 from ser.extract.corpora.scan import Scan
 from ser.extract.extractors import Extractor
 from ser.extract.plan import ExtractionConfig, plan

@@ -24,10 +24,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from ser.disk.read import REPAIR, plain_file
+from ser.disk.records import canonical_json
+from ser.disk.write import PIECE, Buffer
 from ser.errors import CorruptStore
-
-from .atomic_io import PIECE, REPAIR, Buffer, plain_file
-from .spec import canonical_json
 
 BLOCK_BYTES = 2 << 20
 _PER_THREAD = (

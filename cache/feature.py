@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ser.cache.manifests import list_corpora, read_manifest
+from ser.cache.spec import Spec
+from ser.corpus.manifest import Key, Manifest
+from ser.disk.read import REPAIR
+from ser.disk.records import checksummed_json, read_checksummed
+from ser.disk.workspace import put_files
 from ser.errors import CorruptStore, MissingRows
 
-from .atomic_io import REPAIR, put_files
 from .blocks import Stretch, read_stretches
-from .manifest import Key, Manifest, list_corpora, read_manifest
 from .part import Packed, Part, PartRows, publish
-from .spec import Spec, checksummed_json, read_checksummed
 
 __all__ = ["Feature"]
 

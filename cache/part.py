@@ -15,17 +15,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ser.errors import CorruptStore, StoreError, WrongUse, unknown
-
-from .atomic_io import (
-    REPAIR,
+from ser.cache.spec import Spec
+from ser.disk.read import REPAIR
+from ser.disk.records import FORMAT_VERSION, checksummed_json, read_checksummed, short_hash
+from ser.disk.workspace import workspace
+from ser.disk.write import (
     explain_disk_errors,
     move_into_place,
     sync_folder,
-    workspace,
     write_file,
     write_folder,
 )
+from ser.errors import CorruptStore, StoreError, WrongUse, unknown
+
 from .blocks import (
     BACKENDS,
     ArrayDtype,
@@ -36,7 +38,6 @@ from .blocks import (
     contents,
     read_stretches,
 )
-from .spec import FORMAT_VERSION, Spec, checksummed_json, read_checksummed, short_hash
 
 _SMALL = (
     64 << 10

@@ -16,29 +16,18 @@ from pathlib import Path
 
 import msgspec
 
+from ser.cache.manifests import generations, list_corpora, make_latest, read_manifest
+from ser.cache.spec import Spec
+from ser.corpus.manifest import Manifest
+from ser.corpus.names import RESERVED, check_name, is_name
+from ser.disk.read import folders_in, read_small
+from ser.disk.records import canonical_json, checksummed_json
+from ser.disk.workspace import put_files, remove_leftovers
+from ser.disk.write import explain_disk_errors, make_folder
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
-from .atomic_io import (
-    explain_disk_errors,
-    folders_in,
-    make_folder,
-    put_files,
-    read_small,
-    remove_leftovers,
-)
 from .feature import Feature
-from .manifest import (
-    RESERVED,
-    Manifest,
-    check_name,
-    generations,
-    is_name,
-    list_corpora,
-    make_latest,
-    read_manifest,
-)
 from .part import Packed, PartRows, Quarantine
-from .spec import Spec, canonical_json, checksummed_json
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 __all__ = [

@@ -9,10 +9,9 @@ from typing import Any
 
 import msgspec
 
+from ser.disk.records import FORMAT_VERSION, checksummed_json, read_checksummed, short_hash
+from ser.disk.workspace import put_files
 from ser.errors import CorruptStore
-
-from .atomic_io import put_files
-from .spec import FORMAT_VERSION, checksummed_json, read_checksummed, short_hash
 
 TRANSCRIPTS = "transcripts"
 

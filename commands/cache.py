@@ -30,8 +30,8 @@ def list_(store: Path, as_json: bool) -> None:
 
     Example: ser cache list --store features
     """
-    from ser.cache.maintain import list_features
     from ser.cache.store import open_store
+    from ser.cache.tools.maintain import list_features
 
     features = list_features(open_store(store))
     rows = []
@@ -61,8 +61,8 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     """
     import yaml
 
-    from ser.cache.maintain import feature_info, latest_manifests
     from ser.cache.store import open_store
+    from ser.cache.tools.maintain import feature_info, latest_manifests
 
     opened = open_store(store)
     facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
@@ -93,8 +93,8 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
 
     Example: ser cache verify --repair
     """
-    from ser.cache.maintain import verify as verify_store
     from ser.cache.store import open_store
+    from ser.cache.tools.maintain import verify as verify_store
 
     checks, size, start = [], 0, time.perf_counter()
     with progress(None, "verify") as bar:
@@ -167,7 +167,7 @@ def import_(
     Example: ser cache import gemaps gemaps.npy --modality audio --manifest utterances.csv
     """
     from ser.cache.store import open_store
-    from ser.cache.transfer import import_feature, read_ids
+    from ser.cache.tools.transfer import import_feature, read_ids
     from ser.extract.corpora.table import read_manifest
 
     corpus = options["corpus_name"]
@@ -239,7 +239,7 @@ def pulled(experiments: Sequence["Experiment"]) -> list["Experiment"]:
     """
     copies: dict[str, Path] = {}
     for url in sorted({str(one.store) for one in experiments if "://" in str(one.store)}):
-        from ser.cache.copies import Pull, cache_folder
+        from ser.cache.tools.copies import Pull, cache_folder
 
         on_it = [one for one in experiments if one.store == url]
         features = {name for one in on_it for name in (one.features, one.views) if name}
@@ -285,8 +285,8 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
     \b
     Example: ser cache push s3://bucket/iemocap --features hubert+mpnet
     """
-    from ser.cache.copies import Push
     from ser.cache.store import open_store
+    from ser.cache.tools.copies import Push
 
     _copy("push", Push(open_store(store), url, **options), dry_run, as_json)
 
@@ -306,7 +306,7 @@ def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
     \b
     Example: ser cache pull s3://bucket/iemocap --features hubert --store features
     """
-    from ser.cache.copies import Pull
+    from ser.cache.tools.copies import Pull
 
     _copy("pull", Pull(url, store, **options), dry_run, as_json)
 
@@ -338,7 +338,7 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
       ser cache rollback iemocap --list
       ser cache rollback iemocap 3f2a
     """
-    from ser.cache.manifest import generations
+    from ser.cache.manifests import generations
     from ser.cache.store import open_store
 
     opened = open_store(store)
@@ -373,8 +373,8 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
       ser cache remove hubert@3f2a
       ser cache remove --superseded --dry-run
     """
-    from ser.cache.maintain import only_feature, remove_feature, remove_superseded
     from ser.cache.store import open_store
+    from ser.cache.tools.maintain import only_feature, remove_feature, remove_superseded
 
     opened = open_store(store)
     if name is None and not superseded:

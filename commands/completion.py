@@ -39,7 +39,7 @@ def completion(ctx: click.Context, shell: str | None, only_print: bool) -> None:
     if only_print:
         answer(script)
         return
-    from ser.cache.atomic_io import make_folder, write_whole
+    from ser.disk.write import make_folder, write_whole
 
     variable, folder, name = PLACES[shell]
     path = Path(os.environ.get(variable) or Path.home() / folder) / name

@@ -116,7 +116,7 @@ def _training(plan: "ExtractionPlan") -> list[str]:
     """Options of `ser train` that fit what was extracted: the first feature of each modality, and a
     model of both.
     """
-    from ser.cache.manifest import LABEL_POLICIES, code
+    from ser.corpus.labels import LABEL_POLICIES, code
     from ser.extract.registry import FEATURES, split_names
 
     names = {

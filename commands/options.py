@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import click
 
-from ser.cache.atomic_io import read_toml
+from ser.disk.read import read_toml
 from ser.errors import WrongUse, unknown
 
 FILE = click.Path(path_type=Path)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ser.cache.atomic_io import read_named
+from ser.disk.read import read_named
 from ser.errors import SerError, WrongUse
 
 from .processes import R, T, clear_cache, defer_sigint, task_name

@@ -29,9 +29,9 @@ from typing import Annotated, Any, get_args, get_origin
 import jinja2
 from safetensors.torch import save
 
-from ser.cache.atomic_io import explain_disk_errors, make_folder, move_into_place, write_folder
 from ser.cache.part import file_record
-from ser.cache.transfer import file_digest
+from ser.cache.tools.transfer import file_digest
+from ser.disk.write import explain_disk_errors, make_folder, move_into_place, write_folder
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
 from ser.extract.extractors import ResolvedFeature

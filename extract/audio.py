@@ -27,7 +27,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from ser.cache.atomic_io import read_named
+from ser.disk.read import read_named
 from ser.errors import CodedAudio, CorpusError, UtteranceError, WrongUse, unknown
 
 RESAMPLER = "soxr-hq"  # stored in every acoustic config: another resampler gives other numbers

@@ -24,8 +24,10 @@ from typing import Any
 
 from ser.cache.feature import part_names
 from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
-from ser.cache.spec import Modality, Spec, read_checksummed
+from ser.cache.spec import Spec
 from ser.cache.store import Store
+from ser.corpus.manifest import Modality
+from ser.disk.records import read_checksummed
 from ser.engines import cached, cores, is_out_of_memory
 from ser.errors import DISTRIBUTION, SerError, UtteranceError
 

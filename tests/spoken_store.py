@@ -16,9 +16,26 @@ from ser.tests.tiny_store import NAMES, add_feature, base_rows, new_store
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")
 POINT = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
 WORDS = {"ang": "hate", "hap": "lovely", "exc": "amazing", "neu": "office", "sad": "miss"}
-PLAIN = tuple(
-    "well I think you said that it was about them and the other thing we did on Monday".split()
-)  # noqa: SIM905
+PLAIN = (
+    "well",
+    "I",
+    "think",
+    "you",
+    "said",
+    "that",
+    "it",
+    "was",
+    "about",
+    "them",
+    "and",
+    "the",
+    "other",
+    "thing",
+    "we",
+    "did",
+    "on",
+    "Monday",
+)
 EVIL = (
     '<script>document.title="owned"</script> I said so',
     '=HYPERLINK("http://example.com","click") and more',

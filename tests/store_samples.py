@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ser.cache.spec import checksummed_json
 from ser.cache.store import Feature, Manifest, Packed, PartRows, Spec, Store, open_store
+from ser.disk.records import checksummed_json
 from ser.errors import SerError
 
 Arrays = dict[str, npt.NDArray[Any]]

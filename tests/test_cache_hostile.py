@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ser.cache.maintain import check_part, verify
 from ser.cache.store import Feature, Manifest, open_store
+from ser.cache.tools.maintain import check_part, verify
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
@@ -138,7 +138,7 @@ def test_a_newer_manifest_is_not_reset(tmp_path: Path, monkeypatch: pytest.Monke
     feature, manifest, _ = sample(tmp_path / "s", "zarr")
     store = open_store(tmp_path / "s")
     with monkeypatch.context() as newer:
-        newer.setattr("ser.cache.manifest.FORMAT_VERSION", 3)
+        newer.setattr("ser.corpus.manifest.FORMAT_VERSION", 3)
         store.put_manifest(grown := manifest_of(5))
     with pytest.raises(StoreError, match=r"format version 3.*update ser"):
         store.put_manifest(manifest)

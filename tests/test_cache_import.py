@@ -22,7 +22,7 @@ import zarr
 
 from ser.cache import transfer
 from ser.cache.store import Manifest, Store, open_store
-from ser.cache.transfer import export, import_feature, read_ids
+from ser.cache.tools.transfer import export, import_feature, read_ids
 from ser.errors import MissingRows, SerError, StoreError, WrongUse
 from ser.tests.command_line import in_a_process
 from ser.tests.store_samples import manifest_of, sample_store

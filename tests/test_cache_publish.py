@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ser.cache import atomic_io
 from ser.cache.blocks import BACKENDS
-from ser.cache.maintain import verify
 from ser.cache.store import Feature, PartRows, open_store
-from ser.cache.transfer import export
+from ser.cache.tools.maintain import verify
+from ser.cache.tools.transfer import export
+from ser.disk import locks, workspace, write
 from ser.errors import StoreError
 from ser.tests.command_line import printed
 from ser.tests.store_samples import (
@@ -180,16 +180,16 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
     def die() -> None:
         if not (child := os.fork()):
             try:
-                with atomic_io.workspace(store.path) as gone:
+                with workspace.workspace(store.path) as gone:
                     (gone / "x").write_text("x")
                     os._exit(9)
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
-    with atomic_io.workspace(store.path) as mine:
+    with workspace.workspace(store.path) as mine:
         (mine / "work").write_text("going on")
-        atomic_io.remove_leftovers(store.path)
+        workspace.remove_leftovers(store.path)
         assert (mine / "work").exists() and mine.with_suffix(".lock").exists()
         die()
         assert len([*mine.parent.iterdir()]) == 4
@@ -200,7 +200,7 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
             for path in (store.path / "tmp" / name, store.path / "tmp" / f"{name}.lock"):
                 path.touch()
                 os.utime(path, (time.time() - age * 90_000,) * 2)
-        atomic_io.remove_leftovers(store.path)
+        workspace.remove_leftovers(store.path)
         assert {path.stem for path in mine.parent.iterdir()} == {mine.name, "e" * 16} and (
             mine / "work"
         ).exists()
@@ -215,7 +215,7 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "photos" / f"{'b' * 16}.lock")
     for path in (tmp_path / "photos").glob("*"):
         os.utime(path, (time.time() - 90_000,) * 2)
-    atomic_io.remove_leftovers(store.path)
+    workspace.remove_leftovers(store.path)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["2019"]
 
 
@@ -236,13 +236,13 @@ def test_a_host_that_sees_no_locks(
         list[str](),
     )
     feature = new_store(path, MANIFEST).add(SPEC)
-    here, there = atomic_io._here(), {**atomic_io._here(), "host": "there"}
+    here, there = workspace._here(), {**workspace._here(), "host": "there"}
     rename, unlink = os.rename, os.unlink
 
     def removes() -> None:
         while not done.wait(0.002):
             if [*path.glob("tmp/*/*/part.json")]:  # all of a part is written
-                atomic_io.remove_leftovers(path)
+                workspace.remove_leftovers(path)
 
     def slow_rename(*asked: Any) -> None:
         time.sleep(0.03 if threading.current_thread() is writer else 0)
@@ -253,9 +253,9 @@ def test_a_host_that_sees_no_locks(
         unlink(*asked, **options)
 
     with monkeypatch.context() as blind, ThreadPoolExecutor() as pool:
-        blind.setattr(atomic_io, "try_lock", lambda *_, **__: True)
+        blind.setattr(locks, "try_lock", lambda *_, **__: True)
         blind.setattr(
-            atomic_io,
+            workspace,
             "_here",
             lambda: here if same or threading.current_thread() is writer else there,
         )
@@ -302,11 +302,11 @@ def test_a_disk_that_gives_back_something_else(
         lambda fd, view: honest(fd, bytes(len(view))),
         lambda fd, view: honest(fd, bytes(view) + b"\0") - 1,
     ):
-        monkeypatch.setattr(atomic_io.os, "write", lie)
+        monkeypatch.setattr(write.os, "write", lie)
         other = manifest_of(4, "other")
         with pytest.raises(StoreError, match="the disk gave back"):
             feature.publish(part_rows(other, feature.spec, [0, 1]), "zarr", {})
-        monkeypatch.setattr(atomic_io.os, "write", honest)
+        monkeypatch.setattr(write.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
 
 
@@ -320,7 +320,7 @@ def test_files_in_memory_are_no_devices() -> None:
         Path(folder, "x").open("wb") as opened,
     ):
         for path, stays in ((Path(f"/dev/fd/{opened.fileno()}"), True), (Path(folder, "x"), False)):
-            atomic_io.write_whole(path, b"new")
+            write.write_whole(path, b"new")
             assert Path(folder, "x").read_bytes() == b"new"
             assert (Path(folder, "x").stat().st_ino == os.fstat(opened.fileno()).st_ino) == stays
 

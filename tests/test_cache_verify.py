@@ -13,8 +13,9 @@ import crc32c
 import numpy as np
 import pytest
 
-from ser.cache.atomic_io import remove_folder
-from ser.cache.maintain import (
+from ser.cache.part import Part, publish
+from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
+from ser.cache.tools.maintain import (
     JOURNAL,
     check_part,
     list_features,
@@ -22,9 +23,8 @@ from ser.cache.maintain import (
     remove_superseded,
     verify,
 )
-from ser.cache.part import Part, publish
-from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
-from ser.cache.transfer import copy
+from ser.cache.tools.transfer import copy
+from ser.disk.workspace import remove_folder
 from ser.errors import StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
@@ -236,7 +236,7 @@ def test_what_others_publish_meanwhile_is_not_superseded(
     assert list(remove_superseded(store)) and later.complete(newest)
     check_whole(feature, newest)
     late = lambda part, *asked: (remove_folder(part, store.path), check_part(part, *asked))  # noqa: E731
-    monkeypatch.setattr("ser.cache.maintain.check_part", late)
+    monkeypatch.setattr("ser.cache.tools.maintain.check_part", late)
     assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
     fill(feature, newest, backend)
     opened = Part.open  # each is gone since it was listed

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ser.cache.atomic_io import locked
 from ser.cache.store import open_store
+from ser.disk.locks import locked
 from ser.engines import Cluster
 from ser.errors import SerError, WrongUse
 from ser.extract.run import ExtractionStopped, extract

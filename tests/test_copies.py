@@ -16,10 +16,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from ser.cache.maintain import verify
-from ser.cache.remote import Published, redacted
-from ser.cache.spec import canonical_json
 from ser.cache.store import Store, open_store
+from ser.cache.tools.maintain import verify
+from ser.cache.tools.remote import Published, redacted
+from ser.disk.records import canonical_json
 from ser.errors import WrongUse
 from ser.tests.command_line import printed, ser
 from ser.tests.store_samples import (

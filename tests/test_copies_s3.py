@@ -15,9 +15,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from ser.cache.copies import Push
-from ser.cache.maintain import verify
 from ser.cache.store import Store, open_store
+from ser.cache.tools.copies import Push
+from ser.cache.tools.maintain import verify
 from ser.tests.command_line import ser
 from ser.tests.s3_server import Faulty, s3_server
 from ser.tests.store_samples import fill, new_store, sample_store

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from ser.cache.manifest import IEMOCAP as KNOWN
-from ser.cache.manifest import Manifest
+from ser.corpus.labels import IEMOCAP as KNOWN
+from ser.corpus.manifest import Manifest
 from ser.errors import WrongUse
 from ser.extract.corpora import demo
 from ser.extract.corpora.counts import compare, count_all, summary

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache import atomic_io, blocks, feature
-from ser.cache.maintain import verify
+from ser.cache import blocks, feature
 from ser.cache.store import PartRows, open_store
+from ser.cache.tools.maintain import verify
+from ser.disk import write
 from ser.extract.mel import MelExtractor
 from ser.extract.run import ExtractionConfig, ExtractionRun, plan, run_on_cluster
 from ser.extract.worker import AHEAD, GPU_WRITERS
@@ -145,16 +146,16 @@ def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return SimpleNamespace(update=update, digest=made.digest, hexdigest=made.hexdigest)
 
     real_sha256, real_crc, real_write = (
-        atomic_io.hashlib.sha256,
+        write.hashlib.sha256,
         blocks.crc32c.crc32c,
-        atomic_io.os.write,
+        write.os.write,
     )
     store = open_store(tmp_path / "store", create=True)
     made = store.add(spec_of("frame", dim=768, dtype="float16"))
-    monkeypatch.setattr(atomic_io.hashlib, "sha256", sha256)
+    monkeypatch.setattr(write.hashlib, "sha256", sha256)
     monkeypatch.setattr(blocks.crc32c, "crc32c", partial(counted, "crc32c", then=real_crc))
     monkeypatch.setattr(
-        atomic_io.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file))
+        write.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file))
     )
     tracemalloc.start()
     made.publish(PartRows("corpus", [*"abcde"], ["d"] * 5, rows, finite=True), "zarr", {})

@@ -20,7 +20,7 @@ import soundfile as sf
 import torch
 
 from ser import engines
-from ser.cache.manifest import generations
+from ser.cache.manifests import generations
 from ser.cache.store import open_store
 from ser.engines import machine
 from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongUse

@@ -35,8 +35,8 @@ import zarr
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ser.cache.spec import checksummed_json
 from ser.cache.transcripts import put_transcripts
+from ser.disk.records import checksummed_json
 from ser.tests.command_line import ser
 from ser.tests.newcomer import once
 from ser.train.recipe import Record
@@ -364,7 +364,7 @@ def test_a_fault_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: Any) -> None:
         raise KeyError("x\ny")
 
-    monkeypatch.setattr("ser.cache.maintain.list_features", broken)
+    monkeypatch.setattr("ser.cache.tools.maintain.list_features", broken)
     (tmp_path / "manifests").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     told = ser("cache", "list", "--store", tmp_path)

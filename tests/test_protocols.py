@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ser.cache.manifest import Manifest
+from ser.corpus.manifest import Manifest
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.data.labels import Utterances, apply_policy, get_policy

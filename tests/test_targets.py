@@ -16,8 +16,8 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from scipy.stats import t as student
 
-from ser.cache.manifest import Manifest
 from ser.commands.train import summary_text
+from ser.corpus.manifest import Manifest
 from ser.errors import Diverged, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.plain_layers import DIFFERENT

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache.manifest import Manifest
 from ser.cache.spec import Spec
 from ser.cache.store import open_store
+from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data.dataset import DataCache, Standardizer, with_views

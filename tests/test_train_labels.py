@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser.cache.manifest import Manifest
+from ser.corpus.manifest import Manifest
 from ser.errors import CorpusError, WrongUse
 from ser.tests.tiny_store import make_manifest
 from ser.train.data.labels import apply_policy, get_policy, soft_labels

@@ -24,8 +24,8 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from ser.cache.atomic_io import locked
 from ser.commands.train import summary_text
+from ser.disk.locks import locked
 from ser.errors import CorruptStore, Diverged, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
@@ -308,7 +308,7 @@ def test_what_a_killed_process_left_is_removed(store: Path, tmp_path: Path) -> N
     """On a disk of its own: the folder of the runs has a `lost+found`."""
     (tmp_path / "lost+found" / "#12").mkdir(parents=True)
     run = tmp_path / prepare(lgf(store, tmp_path, folds=1))[0].name
-    code = "import os, pathlib, sys; from ser.cache.atomic_io import workspace\n"
+    code = "import os, pathlib, sys; from ser.disk.workspace import workspace\n"
     code += "with workspace(pathlib.Path(sys.argv[1])): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / ".tmp")]).returncode == 9
     run.mkdir()

@@ -19,8 +19,8 @@ import soundfile as sf
 import torch
 import transformers
 
-from ser.cache.maintain import remove_superseded
 from ser.cache.store import Store, open_store
+from ser.cache.tools.maintain import remove_superseded
 from ser.cache.transcripts import put_transcripts
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
@@ -375,7 +375,7 @@ def test_other_transcripts_share_audio_in_both_orders(
         assert ser(*copied, "--store", store.path).exit_code == 0
         assert open_store(copied[3])["logmel"].complete(open_store(copied[3]).manifest("heard"))
     # An older ser refuses the child alone; what has no parent is written as it always was.
-    monkeypatch.setattr("ser.cache.manifest.WITH_PARENT", 1)
+    monkeypatch.setattr("ser.corpus.manifest.WITH_PARENT", 1)
     assert store.manifest("mine").column("text")[0] == "so it is 0"
     with pytest.raises(
         StoreError, match=r"has format version 2, newer than this ser's 1; update ser"

@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ser.cache.spec import Spec, to_record
+from ser.cache.spec import Spec
+from ser.disk.records import to_record
 from ser.errors import CorruptStore, WrongUse
 from ser.weights.find import INCIDENTAL, load_encoder, parse_models, recorded_checkpoint
 

@@ -30,7 +30,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ser.cache.atomic_io import make_folder, read_small, read_toml, write_whole
+from ser.disk.read import read_small, read_toml
+from ser.disk.write import make_folder, write_whole
 from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .options import Experiment, assignments

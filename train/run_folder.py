@@ -34,8 +34,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from ser.cache.atomic_io import Buffer, locked, read_small, remove_leftovers, write_whole
-from ser.cache.spec import short_hash
+from ser.disk.locks import locked
+from ser.disk.read import read_small
+from ser.disk.records import short_hash
+from ser.disk.workspace import remove_leftovers
+from ser.disk.write import Buffer, write_whole
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 __all__ = ["Run", "find_runs", "open_run"]

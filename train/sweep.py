@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import fmean
 
 from ser import engines
-from ser.cache.atomic_io import remove_leftovers, workspace
 from ser.cache.spec import parse_name
 from ser.cache.store import open_store
+from ser.disk.workspace import remove_leftovers, workspace
 from ser.engines.machine import choose_device
 from ser.errors import Diverged, MissingRows, WrongUse
 

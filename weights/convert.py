@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import move_into_place, sync_tree
+from ser.disk.write import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse, unknown
 
 from .find import BESIDE, TABLE, check_config, find_checkpoint, find_folder, load_encoder

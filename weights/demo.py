@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ser.cache.atomic_io import move_into_place, sync_tree
+from ser.disk.write import move_into_place, sync_tree
 from ser.errors import WrongUse
 
 from .find import MARK, TABLE

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ser.cache.atomic_io import read_named
-from ser.cache.spec import Spec, canonical_json
+from ser.cache.spec import Spec
+from ser.disk.read import read_named
+from ser.disk.records import canonical_json
 from ser.errors import WeightsError, WrongUse
 
 TABLE = tomllib.loads(Path(__file__).with_name("checkpoints.toml").read_text(encoding="utf-8"))

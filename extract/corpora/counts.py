@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
+from ser.corpus.labels import IEMOCAP, LABEL_POLICIES, code
+from ser.corpus.manifest import Manifest
 
 from .scan import Scan
 

@@ -21,7 +21,7 @@ import jinja2
 import numpy as np
 import soundfile
 
-from ser.cache.atomic_io import write_whole
+from ser.disk.write import write_whole
 from ser.errors import WrongUse
 
 from .demo_voice import RATE, Random, speak

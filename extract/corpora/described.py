@@ -17,8 +17,8 @@ from typing import Any, Literal
 import msgspec
 import regex
 
-from ser.cache.atomic_io import read_toml
-from ser.cache.manifest import SCHEMA
+from ser.corpus.schema import SCHEMA
+from ser.disk.read import read_toml
 from ser.errors import WrongUse, unknown
 
 from ..audio import CODED, SOUND

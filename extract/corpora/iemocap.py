@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ser.cache.manifest import IEMOCAP
+from ser.corpus.labels import IEMOCAP
 
 from .scan import Problem, Reading, read_text, visible
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import Manifest, Parent
 from ser.cache.store import check_name
+from ser.corpus.manifest import Manifest, Parent
+from ser.disk.read import LARGE, read_named
 from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 
 from ..audio import open_audio, read_bytes

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ser.cache.atomic_io import LARGE, read_named
-from ser.cache.manifest import SCHEMA, Manifest
+from ser.corpus.manifest import Manifest
+from ser.corpus.schema import SCHEMA
+from ser.disk.read import LARGE, read_named
 from ser.errors import CorpusError, WrongUse
 
 from .scan import TABLES, Problem, Reading, admit, read_text

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import regex
 
-from ser.cache.atomic_io import read_named
-from ser.cache.spec import short_hash
 from ser.cache.store import check_local, check_name, open_store
 from ser.cache.transcripts import put_transcripts, read_transcripts
+from ser.disk.read import read_named
+from ser.disk.records import short_hash
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import WeightsError, WrongUse
 from ser.weights.find import find_checkpoint, load_encoder, loading, parse_models, read_json

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ser.cache.atomic_io import locked
-from ser.cache.manifest import Manifest
 from ser.cache.store import Feature
+from ser.corpus.manifest import Manifest
+from ser.disk.locks import locked
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, StoreError
 

@@ -10,9 +10,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from ser.cache.manifest import Manifest
-from ser.cache.spec import Spec, canonical_json, parse_name, short_hash
+from ser.cache.spec import Spec, parse_name
 from ser.cache.store import Feature, Store, listed, open_store
+from ser.corpus.manifest import Manifest
+from ser.disk.records import canonical_json, short_hash
 from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, WrongUse
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ser.cache.atomic_io import read_named
+from ser.disk.read import read_named
 from ser.errors import WrongUse
 
 PARTS = ("train", "dev", "test")

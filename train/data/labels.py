@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.atomic_io import read_toml
-from ser.cache.manifest import IEMOCAP, LABEL_POLICIES, Manifest, code
+from ser.corpus.labels import IEMOCAP, LABEL_POLICIES, code
+from ser.corpus.manifest import Manifest
+from ser.disk.read import read_toml
 from ser.errors import CorpusError, LeakageError, WrongUse, unknown
 
 DIMENSIONS = (

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ser.cache.manifest import Manifest
 from ser.cache.store import Feature, Store
+from ser.corpus.manifest import Manifest
 from ser.errors import SerError
 from ser.train.data.dataset import Dataset
 from ser.train.data.features import read_name, select_features

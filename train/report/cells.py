@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ser.cache.manifest import SCHEMA, Manifest
 from ser.cache.store import Store, open_store
+from ser.corpus.manifest import Manifest
+from ser.corpus.schema import SCHEMA
 from ser.errors import SerError, WrongUse, unknown
 from ser.train.models import FUSIONS
 from ser.train.recipe import Record, cell_name, choose

@@ -10,7 +10,7 @@ from textwrap import fill
 
 import numpy as np
 
-from ser.cache.atomic_io import write_whole
+from ser.disk.write import write_whole
 from ser.errors import WrongUse
 from ser.train.recipe import TESTS, cell_name, chosen_rows
 from ser.train.run_folder import Run

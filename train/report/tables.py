@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ser.cache.atomic_io import write_whole
+from ser.disk.write import write_whole
 
 TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
 

@@ -15,13 +15,14 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from ser.cache.blocks import Count
+from ser.cache.part import FileRecord, file_record
+from ser.cache.spec import Spec, parse_name
+from ser.corpus.names import NAME
+from ser.disk.read import SMALL, open_named
+from ser.disk.records import canonical_json, to_record
+from ser.disk.write import make_folder, write_whole
 from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUse, unknown
-
-from .atomic_io import SMALL, make_folder, open_named, write_whole
-from .blocks import Count
-from .manifest import NAME
-from .part import FileRecord, file_record
-from .spec import Spec, canonical_json, parse_name, to_record
 
 LATEST, RECORD = "published-latest", "published-{}.json"
 _HEX16, _HEX64 = "[0-9a-f]{16}", "[0-9a-f]{64}"

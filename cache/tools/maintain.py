@@ -17,25 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ser.cache.blocks import BACKENDS, MOST_THREADS, Block, read_file
+from ser.cache.feature import Feature, held_rows, part_names
+from ser.cache.manifests import read_manifest
+from ser.cache.part import Part, Quarantine, part_name
+from ser.cache.spec import Spec
+from ser.cache.store import Store, listed
+from ser.cache.transcripts import TRANSCRIPTS, check_transcripts
+from ser.corpus.manifest import Key, Manifest
+from ser.disk.flags import PLAIN
+from ser.disk.read import REPAIR, read_small
+from ser.disk.workspace import extent, remove_folder
+from ser.disk.write import explain_disk_errors, make_folder, sync_folder
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
-
-from .atomic_io import (
-    PLAIN,
-    REPAIR,
-    explain_disk_errors,
-    extent,
-    make_folder,
-    read_small,
-    remove_folder,
-    sync_folder,
-)
-from .blocks import BACKENDS, MOST_THREADS, Block, read_file
-from .feature import Feature, held_rows, part_names
-from .manifest import Key, Manifest, read_manifest
-from .part import Part, Quarantine, part_name
-from .spec import Spec
-from .store import Store, listed
-from .transcripts import TRANSCRIPTS, check_transcripts
 
 JOURNAL = "verify.journal"
 BAD = "bad"

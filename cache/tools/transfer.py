@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ser.cache.blocks import bytes_of, chunk_rows
+from ser.cache.feature import Feature, held_rows
+from ser.cache.part import Packed, PartRows
+from ser.cache.spec import Level, Spec
+from ser.cache.store import Store, open_store
+from ser.corpus.manifest import Manifest, Modality
+from ser.corpus.names import check_name
+from ser.disk.read import read_named
+from ser.disk.records import canonical_json
+from ser.disk.write import explain_disk_errors, sync_folder, sync_tree
 from ser.errors import StoreError, WrongUse, unknown
 
-from .atomic_io import explain_disk_errors, read_named, sync_folder, sync_tree
-from .blocks import bytes_of, chunk_rows
-from .feature import Feature, held_rows
 from .foreign import Arrays, Stored, index_of, read_arrays
 from .maintain import corpora_of, latest_manifests
-from .manifest import Manifest, check_name
-from .part import Packed, PartRows
-from .spec import Level, Modality, Spec, canonical_json
-from .store import Store, open_store
 
 __all__ = ["pooled", "utterances"]
 

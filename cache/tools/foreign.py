@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ser.cache.blocks import foreign_hdf5
+from ser.disk.read import LARGE, read_named
 from ser.errors import SerError, StoreError, WrongUse, unknown
-
-from .atomic_io import LARGE, read_named
-from .blocks import foreign_hdf5
 
 Opened = contextlib.AbstractContextManager[
     Mapping[str, Any]

@@ -17,16 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ser.cache.feature import Feature, held_rows
+from ser.cache.part import FileRecord, Part, PartRecord, file_record, publish
+from ser.cache.store import Store, open_store
+from ser.corpus.manifest import Manifest
+from ser.disk.read import read_small
+from ser.disk.records import checksummed_json, read_checksummed
+from ser.disk.workspace import workspace
+from ser.disk.write import explain_disk_errors, move_into_place, write_folder
 from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 
-from .atomic_io import explain_disk_errors, move_into_place, read_small, workspace, write_folder
-from .feature import Feature, held_rows
 from .maintain import check_part
-from .manifest import Manifest
-from .part import FileRecord, Part, PartRecord, file_record, publish
 from .remote import LATEST, RECORD, Published, PublishedPart, Remote, explained, split_digest
-from .spec import checksummed_json, read_checksummed
-from .store import Store, open_store
 
 OnProgress = Callable[[int], Any]  # called with the bytes of each file that is done
 

@@ -1,88 +1,29 @@
-"""The manifest: one row per utterance, immutable, named by the digest of its bytes; and the names
-that are allowed.
-"""
+"""The manifest: one row per utterance, immutable, named by the digest of its bytes."""
 
-import contextlib
-import datetime
 import hashlib
 import io
-import re
-import time
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.disk.records import FORMAT_VERSION, canonical_json, check_version
+from ser.errors import CorruptStore, WrongUse
 
-from .atomic_io import folders_in, put_files, read_small
-from .spec import FORMAT_VERSION, Modality, canonical_json, check_version
+from .names import Modality
+from .schema import OF_ITS_CORPUS, SCHEMA
 
 __all__ = ["Manifest"]
 
-# Feature and corpus names become folders; ids never do.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = {
-    "manifests",
-    "transcripts",
-    "tmp",
-    "bad",
-    "lost+found",
-}  # the last one is made with an ext file system
-LOG = "log.jsonl"
+
 WITH_PARENT = 2  # the format's version of a manifest that names a parent
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-# The raw labels that count as each class of a policy, in both stages; every name of a category; the
-# counts of IEMOCAP's release; and the types of a manifest's columns.
-LABEL_POLICIES, _NAMES, IEMOCAP, _COLUMNS = (
-    tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("policies", "categories", "iemocap", "columns")
-)
-_CODE_OF = {name: code for code, names in _NAMES.items() for name in names}
-
-
-def code(raw: str) -> str:
-    """The short code of a raw category, or the category in lower case if it has none."""
-    name = raw.strip().casefold()
-    return _CODE_OF.get(name, name)
-
-
-def is_name(name: str) -> bool:
-    """Whether a feature or a corpus can have this name."""
-    return NAME.fullmatch(name) is not None and name not in RESERVED
-
-
-def check_name(kind: str, name: str) -> str:
-    """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
-    if not is_name(name):
-        raise WrongUse(
-            f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'"
-        )
-    return name
-
-
 # What a row of a store is computed from: corpus, id, and the digest of its audio or text.
 Key = tuple[str, str, str | None]
-
-
-def _arrow_type(name: Any) -> pa.DataType:
-    return pa.list_(_arrow_type(name[0])) if isinstance(name, list) else pa.type_for_alias(name)
-
-
-SCHEMA = pa.schema([(column, _arrow_type(name)) for column, name in _COLUMNS.items()])
-OF_ITS_CORPUS = (
-    "id",
-    "session",
-    "dialogue",
-    "speaker",
-)  # columns that name something within one corpus alone
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -279,67 +220,3 @@ class Manifest:
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
         return manifest
-
-
-def list_corpora(store: Path) -> list[str]:
-    """The names of the corpora that have a manifest in a store."""
-    return [folder.name for folder in folders_in(store / "manifests")]
-
-
-def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manifest:
-    """A corpus's manifest by its digest (None: the latest).
-
-    Raises `WrongUse` for an unknown digest and `CorruptStore` for a manifest that cannot be
-    trusted.
-    """
-    folder = store / "manifests" / corpus
-    if digest is None:
-        latest = read_small(folder / "latest", _AGAIN).decode(errors="replace")
-        digest = latest.removesuffix("\n")
-        if not _DIGEST.fullmatch(digest) or digest == latest:
-            raise CorruptStore(f"{folder / 'latest'}: altered or cut short; {_AGAIN}")
-    elif not _DIGEST.fullmatch(digest) or not (folder / f"{digest}.parquet").exists():
-        raise WrongUse(f"{folder}: has no manifest {digest!r}")
-    path = folder / f"{digest}.parquet"
-    return Manifest.from_content(read_small(path, _AGAIN), digest, str(path), corpus)
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """A manifest that is or was its corpus's latest: one line of the corpus's log."""
-
-    digest: str
-    time: str  # UTC, as in 2026-11-22T13:48:15+00:00
-    utterances: int | None = None
-    command: str | None = None  # None: of a version of ser that kept no log
-
-
-def _utc(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
-
-
-def make_latest(store: Path, manifest: Manifest, command: str) -> None:
-    """Make a manifest its corpus's latest, write it if it is missing, and add a line to the
-    corpus's log.
-    """
-    folder, name, log = store / "manifests" / manifest.corpus, manifest.digest, b""
-    with contextlib.suppress(StoreError):
-        log = read_small(folder / LOG)
-    log += msgspec.json.encode(Generation(name, _utc(time.time()), len(manifest), command)) + b"\n"
-    files = {f"{name}.parquet": manifest.content, LOG: log, "latest": f"{name}\n".encode()}
-    put_files(store, folder, files)
-
-
-def generations(folder: Path) -> list[Generation]:
-    """Every manifest that has been the latest in a corpus's folder, oldest first, each as often as
-    it has been.
-
-    One without a readable line in the log, such as an older ser's, has the time of its file.
-    """
-    past = []
-    for line in read_small(folder / LOG).splitlines() if (folder / LOG).exists() else ():
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            past.append(msgspec.json.decode(line, type=Generation))
-    logged = {one.digest for one in past}
-    files = [file for file in folder.glob("*.parquet") if file.stem not in logged]
-    past += [Generation(file.stem, _utc(file.stat().st_mtime)) for file in files]
-    return sorted(past, key=lambda one: one.time)
