@@ -29,7 +29,7 @@ from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
 from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, find_runs
-from ser.train.scores import tempered
+from ser.train.scores.calibration import tempered
 from ser.train.targets import TARGETS, rated_as
 from ser.weights.find import parse_models
 

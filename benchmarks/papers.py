@@ -28,7 +28,7 @@ from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.report.cell_scores import CellScores, caveat
 from ser.train.report.tables import Row, Table, to_markdown
 from ser.train.run_folder import Run
-from ser.train.scores import METRICS
+from ser.train.scores.classes import METRICS
 from ser.train.sweep import extracted
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"

@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from ser.train.report.cell_scores import Score
-from ser.train.report.significance import TO_TEST, against_quoted, contributions, mcnemar, sign_flip
-from ser.train.scores import FEWEST, concordance, jackknife_interval, metrics
+from ser.train.scores.classes import metrics
+from ser.train.scores.intervals import FEWEST, jackknife_interval
+from ser.train.scores.pooling import Score
+from ser.train.scores.ratings import concordance
+from ser.train.scores.tests import TO_TEST, against_quoted, contributions, mcnemar, sign_flip
 
 GROUPS = (2, 4, 8, 10, 19, 40)
 ENOUGH, TOLERANCE = 8, 2.0  # groups from which ours must be within so many points of nominal

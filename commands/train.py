@@ -145,7 +145,8 @@ def summary_text(cell: "CellScores") -> str:
     from ser.train.report.cell_scores import caveat, named
     from ser.train.report.tables import Table, tabulated
     from ser.train.run_folder import column
-    from ser.train.scores import BINS, LEVEL, SHOWN
+    from ser.train.scores.calibration import BINS, LEVEL
+    from ser.train.scores.measures import SHOWN
 
     scores = [(name, metric, "both") for name, metric in SHOWN.items() if cell.classes]
     scores += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]

@@ -22,7 +22,7 @@ from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.tests.command_line import ser
 from ser.train.recipe import read_recipe, recipe_names
-from ser.train.scores import concordance
+from ser.train.scores.ratings import concordance
 
 
 def test_the_interval_of_a_paired_difference() -> None:

@@ -35,32 +35,25 @@ from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import run_of
 from ser.tests.tiny_store import make_store
-from ser.train import scores as score_module
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.recipe import read_recipe
-from ser.train.report import significance
-from ser.train.report.cell_scores import CellScores, Score, caveat
+from ser.train.report.cell_scores import CellScores, caveat, compare_cells
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.predictions import calibration_table
-from ser.train.report.significance import (
-    against_quoted,
-    compare,
-    holm,
-    mcnemar,
-    p_of_runs,
-    sign_flip,
-)
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import (
+from ser.train.scores import calibration, classes, intervals, raters, ratings, tests
+from ser.train.scores.calibration import (
     conformal_threshold,
-    confusions,
     ece,
     fit_temperature,
     reliability,
-    scores,
     tempered,
 )
+from ser.train.scores.classes import confusions, scores
+from ser.train.scores.intervals import average
+from ser.train.scores.pooling import Score
+from ser.train.scores.tests import against_quoted, holm, mcnemar, p_of_runs, sign_flip
 
 CLASSES = ("ang", "hap", "neu", "sad")
 MEASURES = {
@@ -160,9 +153,12 @@ def test_scores_equal_scikit_learn_s(seed: int) -> None:
 
 
 def test_the_examples_hold() -> None:
-    for module in (score_module, significance):
+    attempted = 0
+    for module in (calibration, classes, intervals, raters, ratings, tests):
         found = doctest.testmod(module)
-        assert found.attempted >= 4 and found.failed == 0
+        attempted += found.attempted
+        assert found.attempted > 0 and found.failed == 0, module.__name__
+    assert attempted >= 12
 
 
 @pytest.fixture
@@ -339,7 +335,7 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
 
     names = list("012345")
     flipped = [difference([*compress(names, signs)]) for signs in product((0, 1), repeat=6)]
-    found = compare(one, two, metric)
+    found = compare_cells(one, two, metric)
     whole, low, high = found.difference
     assert (
         whole
@@ -353,7 +349,7 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
         (whole - half, whole + half)
     ) and found.about == "two-sided, 6 speakers"
     for claimed in (1, -1):
-        found = compare(one, two, metric, claimed=claimed)
+        found = compare_cells(one, two, metric, claimed=claimed)
         assert found.p == pytest.approx(
             np.mean(claimed * np.array(flipped) >= claimed * flipped[0] - 1e-9)
         )
@@ -367,7 +363,7 @@ def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path)
         ("c", 2, [i // 60 for i in range(240)], "no test: 4 dialogues"),
     ):
         (tmp_path / name).mkdir()
-        found = compare(*two_cells(tmp_path / name, speakers, dialogues))
+        found = compare_cells(*two_cells(tmp_path / name, speakers, dialogues))
         assert (
             found is not None
             and found.about == about
@@ -378,13 +374,13 @@ def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path)
         make_run(tmp_path / name, 0, 0, *made(1, 30), ["a"] * 30) for name in ("mine", "theirs")
     )
     assert (
-        compare(CellScores([mine]), other) is None
-        and compare(CellScores([mine]), CellScores([theirs])) is not None
+        compare_cells(CellScores([mine]), other) is None
+        and compare_cells(CellScores([mine]), CellScores([theirs])) is not None
     )
     theirs.write_json(
         RESULT, {**theirs.result, "corpus": "d"}
     )  # whose utterances have the same ids
-    assert compare(CellScores([mine]), CellScores([Run(theirs.path)])) is None
+    assert compare_cells(CellScores([mine]), CellScores([Run(theirs.path)])) is None
 
 
 def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
@@ -433,7 +429,7 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
         for name, cell in zip(("ours", "built"), cells, strict=True)
     }
     ours, built, higher = recipe_rows(recipe, runs)
-    assert ours.compared is None and built.compared == compare(*cells, "wa", claimed=claim)
+    assert ours.compared is None and built.compared == compare_cells(*cells, "wa", claimed=claim)
     assert (
         higher.compared is not None
         and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
@@ -447,7 +443,7 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     # With another selection than the paper's, cells are still tested against cells.
     monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ("select",)))
     ours, built, higher = recipe_rows(recipe, runs)
-    assert built.compared == compare(*cells, "wa", claimed=claim) and higher.compared is None
+    assert built.compared == compare_cells(*cells, "wa", claimed=claim) and higher.compared is None
 
 
 def test_a_recipes_runs_are_counted_where_folds_lack_a_class(
@@ -465,7 +461,6 @@ def test_a_recipes_runs_are_counted_where_folds_lack_a_class(
 
 
 def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
-    average = score_module.average
     assert holm([]) == [] and holm([0.6, 0.9]) == [1, 1]
     groups = ["a", "b", "c", "d"] * 5
     counted = 100 * np.array([i % 4 == 0 or i % 7 == 0 for i in range(20)])

@@ -26,7 +26,7 @@ from ser.train.fit import fit
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run
-from ser.train.scores import tempered
+from ser.train.scores.calibration import tempered
 from ser.train.settings import has_setting
 from ser.weights.demo import write_random_checkpoint
 from ser.weights.find import load_encoder

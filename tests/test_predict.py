@@ -19,7 +19,7 @@ from ser.tests.newcomer import RUNS, run_of
 from ser.train.data.labels import DIMENSIONS
 from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
-from ser.train.scores import tempered
+from ser.train.scores.calibration import tempered
 from ser.weights.demo import write_random_checkpoint
 
 

@@ -49,7 +49,7 @@ from ser.train.report.tables import (
 )
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
-from ser.train.scores import scores
+from ser.train.scores.classes import scores
 
 SMALL = ("d_model=16", "heads=2", "batch_size=16", "lr=0.003")
 needs_chromium = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

@@ -34,7 +34,8 @@ from ser.train.report.paper import quoted_for
 from ser.train.report.predictions import votes_table
 from ser.train.report.sections import make_page
 from ser.train.run_folder import MODEL, Run, find_runs
-from ser.train.scores import concordance, dimension_scores, moments, rater_scores
+from ser.train.scores.raters import rater_scores
+from ser.train.scores.ratings import concordance, dimension_scores, moments
 from ser.train.settings import TrainConfig, TrainingSettings
 from ser.train.targets import TARGETS, concordance_loss
 

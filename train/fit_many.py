@@ -37,7 +37,8 @@ from .data.dataset import Dataset
 from .data.splits import Fold
 from .fit import Epoch, Fitted, Selection
 from .models.ragged import Batch, RaggedLayout, Sequences
-from .scores import SHOWN, confusions, metrics
+from .scores.classes import confusions, metrics
+from .scores.measures import SHOWN
 from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do

@@ -36,7 +36,7 @@ from ser.errors import CorruptStore, StoreError, WrongUse, unknown
 
 from .options import Experiment, assignments
 from .run_folder import Run, run_name, shape
-from .scores import SCORED
+from .scores.measures import SCORED
 
 FOLDER = Path(__file__).parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")

@@ -16,7 +16,7 @@ from ser.disk.write import explain_disk_errors
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run, find_runs
-from .scores import SHOWN
+from .scores.measures import SHOWN
 
 
 def options_of(config: Mapping[str, Any], defaults: bool = True) -> dict[str, Any]:

@@ -28,15 +28,10 @@ from .data.dataset import Dataset
 from .data.labels import DIMENSIONS, IEMOCAP_ID, Utterances
 from .models import Fusion
 from .run_folder import column
-from .scores import (
-    dimension_scores,
-    divergences,
-    ece,
-    fit_temperature,
-    reliability,
-    scores,
-    tempered,
-)
+from .scores.calibration import ece, fit_temperature, reliability, tempered
+from .scores.classes import scores
+from .scores.raters import divergences
+from .scores.ratings import dimension_scores
 from .settings import TrainConfig, TrainingSettings
 
 Score = Literal["ua", "wa", "macro_f1", "ccc"]
@@ -379,7 +374,7 @@ def class_loss(outputs: Tensor, truth: Tensor, gamma: float, reduction: str) -> 
 
 
 def concordance_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """1 − the mean over the columns of Lin's CCC of a batch `[n, D]`; see `scores.concordance`.
+    """1 − the mean over the columns of Lin's CCC of a batch `[n, D]`; see `concordance`.
 
     1, without a gradient, for a batch of one utterance or of equal ratings, in which nothing varies
     with the truth.

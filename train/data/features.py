@@ -19,7 +19,7 @@ from ser.errors import MissingRows, WrongUse
 
 from ..models import Fusion, get_fusion, with_layer_sums
 from ..options import Experiment
-from ..scores import rater_scores
+from ..scores.raters import rater_scores
 from ..targets import TARGETS
 from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
 from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes

@@ -1,48 +1,44 @@
 """The scores of a cell's runs, from those that each run keeps: every table, page and line takes
-them here.
+them here, and `ser.train.scores` computes them.
 
 A score is pooled over the folds of one seed, whose confusion matrices add up, and then averaged
-over the seeds. Beside it stand two spreads: the deviation over the seeds, and mean ± deviation over
-the folds. It is pooled over several corpora too, where large ones weigh more; beside it stand the
-score of each corpus, pooled over the folds that test it, and their plain mean, the "mean over
+over the seeds. It is pooled over several corpora too, where large ones weigh more; beside it stand
+the score of each corpus, pooled over the folds that test it, and their plain mean, the "mean over
 corpora".
-
-Utterances of one speaker are alike, so intervals, and the tests of significance.py, count groups:
-speakers where all are known, else dialogues where any has two utterances, else utterances, which is
-too narrow and says so. Axis letters as in train/scores.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ser.errors import CorruptStore
-from ser.train import scores
 from ser.train.data.labels import DIMENSIONS
 from ser.train.run_folder import Run, column
-from ser.train.scores import FEWEST, LEVEL, METRICS, PERCENT, SCORED, SHOWN, Ends
+from ser.train.scores.calibration import (
+    LEVEL,
+    abstention,
+    conformal_sets,
+    conformal_threshold,
+    reliability_over_seeds,
+    tempered,
+)
+from ser.train.scores.classes import METRICS
+from ser.train.scores.groups import (
+    confusions_by_group,
+    count_of_groups,
+    groupings,
+    moments_by_group,
+)
+from ser.train.scores.intervals import FEWEST, Ends, average, pooled_interval
+from ser.train.scores.measures import RANGES, SCORED, SHOWN, Measure, measure_of, rating_metrics
+from ser.train.scores.pooling import Score, pool
+from ser.train.scores.raters import divergences, rater_scores
+from ser.train.scores.tests import ClassPredictions, Comparison, compare
 
-RANGES = {"ccc": (-1.0, 1.0), "rmse": (0.0, np.inf)}  # no interval leaves them
 NOT_KNOWN = "whether test speakers are heard in training is not known"
 ENDS = ("pooled", "low", "high")
-Spread = tuple[float, float | None]  # mean, deviation
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric of one cell: the score, and mean and sample deviation over seeds and over folds.
-
-    In percent, but CCC between −1 and 1 and RMSE in the units of the corpus's scale.
-    """
-
-    pooled: float  # over the folds of a seed, then the mean over the seeds: the score
-    over_seeds: Spread  # of the seeds' pooled scores
-    seeds: int
-    over_folds: Spread  # of each fold's mean over its seeds
-    folds: int
 
 
 class CellScores:
@@ -62,8 +58,8 @@ class CellScores:
         )
         self.classes: list[str] = self.results[0]["classes"]
         self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
-        self.rated = [f"{kind} {name}" for kind in RANGES for name in self.dimensions]
-        self.of_ratings = ["ccc", *self.rated] if self.dimensions else []
+        self.of_ratings = rating_metrics(self.dimensions)
+        self.rated = [metric for metric in self.of_ratings if metric != "ccc"]
         self.metrics = (
             [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
         )
@@ -81,20 +77,9 @@ class CellScores:
         """The metric with the model tested in that way; NaN for the recall of a class that does not
         occur.
         """
-        counted = "moments" if metric in self.of_ratings else "confusion"
-        matrices = np.array([result["tests"][test][counted] for result in self.results])
-        own = self.measure(metric, matrices)  # [R]
-        known = ~np.isnan(own)
-        by_seed = self.measure(
-            metric, np.stack([matrices[self._seeds == s].sum(0) for s in np.unique(self._seeds)])
-        )
-        by_seed = by_seed[~np.isnan(by_seed)]
-        by_fold = np.array(
-            [own[known & (self._folds == fold)].mean() for fold in np.unique(self._folds[known])]
-        )
-        return Score(
-            spread(by_seed)[0], spread(by_seed), len(by_seed), spread(by_fold), len(by_fold)
-        )
+        measure = self._measure(metric)
+        counts = [result["tests"][test][measure.counts] for result in self.results]
+        return pool(np.array(counts), self._seeds, self._folds, measure)
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, the sum over the runs."""
@@ -113,22 +98,24 @@ class CellScores:
         the recall of a class that does not occur in two of them. With a `corpus`, one of several,
         of its utterances alone.
         """
-        rated = metric in self.of_ratings
         groups = self.group
-        if corpus is not None:
+        whole = None
+        if corpus is None:
+            whole = self.score(metric, test).pooled
+        else:
             groups = groups.where(self.predictions.id.str.startswith(f"{corpus}/"))
-        matrices = self.by_group(groups, test, rated)
-        whole = (
-            float(self.measure(metric, matrices.sum(0)).mean())
-            if corpus
-            else self.score(metric, test).pooled
-        )
-        without = self.measure(metric, matrices.sum(0) - matrices)  # [g, S]
-        if np.isnan(without).all(1).any():
-            return whole, None, None
-        return scores.within(
-            RANGES[metric.split()[0]] if rated else PERCENT, whole, np.nanmean(without, 1)
-        )
+
+        measure = self._measure(metric)
+        seeds = self.predictions.seed.to_numpy()
+        if measure.counts == "moments":
+            by_group = moments_by_group(groups, seeds, *self.ratings(test))
+        else:
+            predicted = self.probabilities[test].argmax(1)
+            by_group = confusions_by_group(groups, seeds, self.truth, predicted, len(self.classes))
+        return pooled_interval(by_group, measure, whole)
+
+    def _measure(self, metric: str) -> Measure:
+        return measure_of(metric, self.classes, self.dimensions)
 
     @cached_property
     def groupings(self) -> dict[str, Any]:
@@ -138,11 +125,7 @@ class CellScores:
         Utterances where nothing else is known.
         """
         p = self.predictions
-        alone = p.dialogue.isna().any() or p.dialogue.nunique() == p.id.nunique()
-        known = {"speakers": p.speaker.notna().all(), "dialogues": not alone}
-        return {over: p[over[:-1]] for over, is_known in known.items() if is_known} or {
-            "utterances": p.id
-        }
+        return groupings(p.speaker, p.dialogue, p.id)
 
     @property
     def over(self) -> str:
@@ -158,7 +141,7 @@ class CellScores:
     def interval_over(self) -> str:
         """What the intervals are over and of how many, or why there is none."""
         g = self.group.nunique()
-        return f"{'' if g >= FEWEST else 'no interval: '}{how_many(g, self.over)}"
+        return f"{'' if g >= FEWEST else 'no interval: '}{count_of_groups(g, self.over)}"
 
     @cached_property
     def corpora(self) -> list[dict[str, Any]]:
@@ -319,7 +302,7 @@ class CellScores:
         """The probabilities `[n, K]` after the temperature of their run, if all have one."""
         temperatures, plain = np.array(self.temperatures), self.probabilities["both"]
         return (
-            scores.tempered(plain, temperatures[self.predictions.run][:, None])
+            tempered(plain, temperatures[self.predictions.run][:, None])
             if len(temperatures)
             else plain
         )
@@ -330,14 +313,8 @@ class CellScores:
 
         `after` the temperature, or before it.
         """
-        p, seeds = (
-            self.sure if after else self.probabilities["both"],
-            self.predictions.seed.to_numpy(),
-        )
-        bins = np.array(
-            [scores.reliability(self.truth[seeds == s], p[seeds == s]) for s in np.unique(seeds)]
-        )
-        return 100 * float(np.mean([*map(scores.ece, bins)])), bins.sum(0)
+        probabilities = self.sure if after else self.probabilities["both"]
+        return reliability_over_seeds(self.truth, probabilities, self.predictions.seed.to_numpy())
 
     def abstaining(self, below: float) -> tuple[Ends, Ends | None]:
         """The share that is answered if no answer is given `below` a probability, and the share of
@@ -345,14 +322,8 @@ class CellScores:
 
         Probabilities are those after the temperature, if there is one.
         """
-        right, answered = (
-            self.probabilities["both"].argmax(1) == self.truth,
-            self.sure.max(1) >= below,
-        )
-        of_answered = (
-            scores.average(100 * right[answered], self.group[answered]) if answered.any() else None
-        )
-        return scores.average(100 * answered, self.group), of_answered
+        right = self.probabilities["both"].argmax(1) == self.truth
+        return abstention(right, self.sure.max(1), self.group.to_numpy(), below)
 
     @cached_property
     def conformal(self) -> tuple[Ends, float] | None:
@@ -373,10 +344,9 @@ class CellScores:
             (p.truth.map(self.classes.index).to_numpy(), np.stack(p.probabilities).astype(float))
             for p in dev
         ]
-        least = np.array([scores.conformal_threshold(*pair) for pair in on_dev])
-        inside = self.probabilities["both"] >= least[self.predictions.run][:, None]
-        held = inside[np.arange(len(inside)), self.truth]
-        return scores.average(100 * held, self.group), float(inside.sum(1).mean())
+        by_run = np.array([conformal_threshold(*pair) for pair in on_dev])
+        thresholds = by_run[self.predictions.run]
+        return conformal_sets(self.truth, self.probabilities["both"], thresholds, self.group)
 
     @property
     def raters(self) -> dict[str, Any] | None:
@@ -390,7 +360,7 @@ class CellScores:
         if not known:
             return None
         left_out = sum(raters["left_out"] for raters in known)
-        return scores.rater_scores(np.sum([raters["confusion"] for raters in known], 0), left_out)
+        return rater_scores(np.sum([raters["confusion"] for raters in known], 0), left_out)
 
     def divergences(self) -> dict[str, Ends]:
         """KL and JS of the raters' shares and the probabilities, the mean over all predictions;
@@ -398,12 +368,11 @@ class CellScores:
         """
         if any("kl" not in result for result in self.results):
             return {}
-        divergences = scores.divergences(
-            np.stack(self.predictions.votes), self.probabilities["both"]
-        )
+        votes = np.stack(self.predictions.votes)
+        by_prediction = divergences(votes, self.probabilities["both"])
         return {
-            name: scores.average(values, self.group, (0.0, np.inf))
-            for name, values in divergences.items()
+            name: average(values, self.group, (0.0, np.inf))
+            for name, values in by_prediction.items()
         }
 
     @cached_property
@@ -421,37 +390,6 @@ class CellScores:
         # Runs of earlier versions do not name dialogues.
         return joined.reindex(columns=list(dict.fromkeys([*joined.columns, "dialogue", "truth"])))
 
-    def measure(self, metric: str, matrices: np.ndarray) -> np.ndarray:
-        """The metric of C `[…, K, K]` in percent, or of M `[…, D, 6]`: `[…]`."""
-        if metric in self.of_ratings:
-            kind, _, name = metric.partition(" ")
-            rated = scores.concordance(matrices)[kind]
-            return rated[..., self.dimensions.index(name)] if name else rated.mean(-1)
-        values = scores.metrics(matrices)
-        return 100 * (
-            values[metric]
-            if metric in METRICS
-            else values["recalls"][..., self.classes.index(metric)]
-        )
-
-    def by_group(self, groups: Any, test: str = "both", rated: bool = False) -> np.ndarray:
-        """C `[g, S, K, K]` of each group in each seed, in the order of the groups' names; if
-        `rated` M `[g, S, D, 6]`.
-
-        `groups` are those of all predictions; those in none do not count.
-        """
-        import pandas
-
-        group, names = pandas.factorize(np.asarray(groups), sort=True)  # -1, counted last, is none
-        seeds, seed = np.unique(self.predictions.seed, return_inverse=True)
-        shape = (len(DIMENSIONS), 6) if rated else (len(self.classes), len(self.classes))
-        counted = np.zeros((len(names) + 1, len(seeds), *shape))
-        if rated:
-            np.add.at(counted, (group, seed), scores.moments(*self.ratings(test)))
-        else:
-            np.add.at(counted, (group, seed, self.truth, self.probabilities[test].argmax(1)), 1)
-        return counted[:-1, counted[:-1].any((0, 2, 3))]
-
     @cached_property
     def tested(self) -> list[tuple[str, str]]:
         """The "corpus/id" and the true class of each prediction."""
@@ -461,22 +399,37 @@ class CellScores:
         )
         return list(zip(home + p.id, p.truth, strict=True))
 
+    def class_predictions(self, test: str = "both") -> ClassPredictions:
+        """What the tests between cells are given, with the model tested in that way."""
+        return ClassPredictions(
+            classes=self.classes,
+            utterances=self.tested,
+            truth=self.truth,
+            predicted=self.probabilities[test].argmax(1),
+            seeds=self.predictions.seed.to_numpy(),
+            groupings=self.groupings,
+        )
 
-def spread(values: np.ndarray) -> Spread:
-    """Their mean, NaN of none, and sample deviation, None of a single one."""
-    mean = float(values.mean()) if len(values) else np.nan
-    return mean, float(values.std(ddof=1)) if len(values) > 1 else None
+
+def compare_cells(
+    first: CellScores,
+    second: CellScores,
+    metric: str = "ua",
+    claimed: int = 0,
+    tests: Sequence[str] = ("both", "both"),
+) -> Comparison | None:
+    """As `compare`; `tests` are the ways in which each model is tested."""
+    if first.classes != second.classes:
+        return None
+    return compare(
+        first.class_predictions(tests[0]), second.class_predictions(tests[1]), metric, claimed
+    )
 
 
 def named(metric: str) -> str:
     """A metric of ratings as a heading: "CCC valence"."""
     kind, _, name = metric.partition(" ")
     return f"{kind.upper()} {name}"
-
-
-def how_many(g: int, over: str) -> str:
-    """Such as "1 speaker", or "97 utterances, too narrow"."""
-    return f"{g} {over if g != 1 else over[:-1]}{', too narrow' if over == 'utterances' else ''}"
 
 
 def _range(sizes: Sequence[int]) -> str:

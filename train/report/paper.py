@@ -19,12 +19,13 @@ from ser.train.models.fusion import BOTH
 from ser.train.recipe import Cell as RecipeCell
 from ser.train.recipe import Recipe, choose, chosen_rows, read_recipe, recipe_names
 from ser.train.run_folder import Run
-from ser.train.scores import SHOWN
+from ser.train.scores.measures import SHOWN
+from ser.train.scores.pooling import Score
+from ser.train.scores.tests import Comparison, against_quoted, holm
 from ser.train.settings import TrainingSettings, parse_settings
 
-from .cell_scores import CellScores, Score, caveat, named
+from .cell_scores import CellScores, caveat, compare_cells, named
 from .cells import Cell
-from .significance import Comparison, against_quoted, compare, holm
 from .tables import Row, described, tabulated, text_of
 
 # Of IEMOCAP, which all three papers are about: with fewer, other utterances are tested.
@@ -316,7 +317,9 @@ def _compared(
     if other:
         claim = claimed(first.paper, row.paper, metric)
         barred = any(line.differs.startswith("not compared") for line in (first, row))
-        return None if barred else compare(ours, other[0], metric, claim, tests=(test, other[1]))
+        return (
+            None if barred else compare_cells(ours, other[0], metric, claim, tests=(test, other[1]))
+        )
     if not row.quoted or metric not in row.paper or caveat(ours.results) or first.differs:
         return None
     return against_quoted(

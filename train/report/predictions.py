@@ -7,7 +7,10 @@ from collections import Counter
 import numpy as np
 
 from ser.train.data.labels import Policy, ballots
-from ser.train.scores import BINS, FEWEST, LEVEL, SHOWN, TEMPERATURES, average, metrics
+from ser.train.scores.calibration import BINS, LEVEL, TEMPERATURES
+from ser.train.scores.classes import metrics
+from ser.train.scores.intervals import FEWEST, average
+from ser.train.scores.measures import SHOWN
 
 from .cell_scores import named
 from .cells import Cell, Cells, drawn

@@ -10,7 +10,7 @@ from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
-from ser.train.scores import SHOWN
+from ser.train.scores.measures import SHOWN
 from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts

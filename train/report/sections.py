@@ -14,16 +14,17 @@ from ser.disk.write import write_whole
 from ser.errors import WrongUse
 from ser.train.recipe import TESTS, cell_name, chosen_rows
 from ser.train.run_folder import Run
-from ser.train.scores import SHOWN
+from ser.train.scores.measures import SHOWN
+from ser.train.scores.pooling import spread
+from ser.train.scores.tests import holm, mcnemar, p_of_runs
 
 from .attention import Inside, attended
-from .cell_scores import NOT_KNOWN, caveat, heard_in_training, parts, spread
+from .cell_scores import NOT_KNOWN, caveat, compare_cells, heard_in_training, parts
 from .cells import Cell, Cells, drawn, grouped, same_run
 from .figures import Points, svg_of
 from .paper import beside, claimed, quoted_for
 from .predictions import calibration, calibration_table, errors, ratings, ratings_table, votes_table
 from .provenance import what_was_run
-from .significance import compare, holm, mcnemar, p_of_runs
 from .tables import Row, Table, columns, described, evenly, sentence, tabulated, text_of
 
 PLOTTED = 30  # cells in a plot of one line for each
@@ -287,7 +288,7 @@ def significance_table(cells: Cells) -> Table:
     for pair in _pairs(cells):
         row: Row = {"cell": pair[0].label, "against": pair[1].label}
         for metric in MAIN:
-            name, test = metric.upper(), compare(*pair, metric, claimed_better(*pair, metric))
+            name, test = metric.upper(), compare_cells(*pair, metric, claimed_better(*pair, metric))
             row |= {f"{name} difference": test and test.difference, f"{name} p": test and test.p}
             row |= {
                 f"{name} Holm p": None,

@@ -1,0 +1,132 @@
+"""How sure a model is, and how sure it may be: reliability, temperature, conformal sets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .intervals import Ends, average
+
+BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
+TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
+LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
+
+
+def reliability(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """What a reliability diagram shows of p `[n, K]`, `[BINS, 3]`: n, Σ confidence and the hits.
+
+    The confidence is the highest probability c; bin b takes b / BINS < c ≤ (b + 1) / BINS.
+    """
+    confidence = probabilities.max(1).astype(float)
+    right = probabilities.argmax(1) == truth
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+
+    counts = np.bincount(bins, np.ones(len(bins)), BINS)
+    confidences = np.bincount(bins, confidence, BINS)
+    hits = np.bincount(bins, right, BINS)
+    return np.stack([counts, confidences, hits], 1)
+
+
+def ece(bins: np.ndarray) -> float:
+    """The expected calibration error in [0, 1] of the bins of `reliability`.
+
+    Σ_b n_b / n · |share right − mean confidence| (Guo et al. 2017, eq. 3).
+
+    >>> ece(reliability(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]])))  # 50 % are right
+    0.25
+    """
+    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / bins[:, 0].sum())
+
+
+def reliability_over_seeds(
+    truth: np.ndarray, probabilities: np.ndarray, seeds: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """The ECE in percent, pooled within each of the `seeds` `[n]`, then the mean over the seeds.
+
+    And the bins `[BINS, 3]` of all predictions.
+    """
+    errors = []
+    total = np.zeros((BINS, 3))
+    for seed in np.unique(seeds):
+        bins = reliability(truth[seeds == seed], probabilities[seeds == seed])
+        errors.append(ece(bins))
+        total += bins
+    return 100 * float(np.mean(errors)), total
+
+
+def tempered(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
+    """Probabilities `[n, K]` of the logits divided by T, softmax(log p / T).
+
+    T is one number, or one for each row `[n, 1]`. The order within a row does not change.
+    """
+    from scipy.special import softmax
+
+    tiny = np.finfo(np.float32).tiny
+    return softmax(np.log(np.maximum(probabilities, tiny, dtype=float)) / temperature, axis=1)
+
+
+def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """T within `TEMPERATURES` with the least mean −log p of the true classes.
+
+    Guo et al. 2017, §4.2.
+    """
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(truth))
+
+    def nll(log_t: float) -> float:
+        p = tempered(probabilities, np.exp(log_t))[rows, truth]
+        return -float(np.log(np.maximum(p, 1e-300)).mean())
+
+    fitted = minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(fitted.x))
+
+
+def conformal_threshold(
+    truth: np.ndarray, probabilities: np.ndarray, level: float = LEVEL
+) -> float:
+    """The lowest probability of a class in its set, from calibration utterances `[n]`, `[n, K]`.
+
+    Split conformal prediction with the score 1 − p of the true class. Of n calibration utterances
+    the ⌈(n + 1) · level⌉-th smallest score is the largest to be taken in (LAC; Sadinle, Lei &
+    Wasserman 2019); 0, so that every class is, where n is too small. Were new utterances
+    exchangeable with these, as those of other speakers are not, a share of at least `level` of the
+    sets would hold the true class.
+    """
+    of_truth = probabilities[np.arange(len(truth)), truth]
+    highest_first = np.sort(of_truth)[::-1]
+    # Rounded, so that 10 · 0.9 is not a bit above 9.
+    rank = int(np.ceil(round((len(truth) + 1) * level, 9)))
+    if rank > len(truth):
+        return 0.0
+    return float(highest_first[rank - 1])
+
+
+def conformal_sets(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    thresholds: np.ndarray,
+    groups: Sequence[Any] | np.ndarray,
+) -> tuple[Ends, float]:
+    """The share of the sets that hold the true class, in percent over `groups`; their mean size.
+
+    `thresholds` `[n]` are those of `conformal_threshold` for each prediction.
+    """
+    in_set = probabilities >= thresholds[:, None]
+    covered = in_set[np.arange(len(truth)), truth]
+    return average(100 * covered, groups), float(in_set.sum(1).mean())
+
+
+def abstention(
+    right: np.ndarray, confidence: np.ndarray, groups: np.ndarray, below: float
+) -> tuple[Ends, Ends | None]:
+    """Shares in percent, over `groups`, if no answer is given `below` a confidence.
+
+    The share of the predictions `[n]` that is answered, and the share of those that is `right`;
+    None for the second where none is answered.
+    """
+    answered = confidence >= below
+    right_of_answered = None
+    if answered.any():
+        right_of_answered = average(100 * right[answered], groups[answered])
+    return average(100 * answered, groups), right_of_answered

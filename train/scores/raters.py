@@ -1,0 +1,47 @@
+"""What raters themselves score, and how far a model's probabilities are from their votes."""
+
+from typing import Any
+
+import numpy as np
+
+from .classes import metrics
+from .measures import SHOWN
+
+
+def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
+    """The scores of the raters' votes C `[K, K]`, see `votes.rater_votes`, and n.
+
+    `left_out` is how many votes C does not count. None without votes.
+    """
+    n = int(matrix.sum())
+    if n == 0:
+        return None
+
+    values = metrics(matrix)
+    result: dict[str, Any] = {name: float(values[name]) for name in SHOWN.values()}
+    result["n"] = n
+    result["left_out"] = left_out
+    result["confusion"] = matrix.tolist()
+    return result
+
+
+def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """How far probabilities q `[n, K]` are from the raters' shares p `[n, K]`, `[n]` each, in nats.
+
+    kl  Σ_k p_k log(p_k / q_k)
+    js  half of KL(p ‖ m) and half of KL(q ‖ m) with m = (p + q) / 2: from 0 to log 2
+
+    >>> found = divergences(np.eye(2)[:1], np.array([[0.5, 0.5]]))
+    >>> {name: float(values[0].round(3)) for name, values in found.items()}
+    {'kl': 0.693, 'js': 0.216}
+    """
+    from scipy.special import rel_entr
+
+    tiny = np.finfo(np.float32).tiny
+    p = np.maximum(votes, tiny, dtype=float)
+    q = np.maximum(probabilities, tiny, dtype=float)
+    middle = (p + q) / 2
+
+    kl = rel_entr(p, q).sum(1)
+    js = rel_entr(p, middle).sum(1) / 2 + rel_entr(q, middle).sum(1) / 2
+    return {"kl": kl, "js": js}
