@@ -20,8 +20,8 @@ import pytest
 import safetensors.numpy
 import zarr
 
-from ser.cache import transfer
 from ser.cache.store import Manifest, Store, open_store
+from ser.cache.tools import transfer
 from ser.cache.tools.transfer import export, import_feature, read_ids
 from ser.errors import MissingRows, SerError, StoreError, WrongUse
 from ser.tests.command_line import in_a_process
