@@ -24,12 +24,12 @@ from ser.commands.output import duration
 from ser.disk.write import make_folder
 from ser.errors import SerError, unknown
 from ser.train.options import SELECTIONS
-from ser.train.recipe import Recipe, read_recipe, recipe_names
 from ser.train.report.cell_scores import CellScores, caveat
 from ser.train.report.tables import Row, Table, to_markdown
 from ser.train.run_folder import Run
 from ser.train.scores.classes import METRICS
-from ser.train.sweep import extracted
+from ser.train.sweep.other_features import features_to_extract
+from ser.train.sweep.recipe import Recipe, read_recipe, recipe_names
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"
 HEAD = """# The papers' tables, reproduced
@@ -96,7 +96,7 @@ def choose(only: str) -> list[Recipe]:
 
 def features_of(recipes: Sequence[Recipe]) -> list[str]:
     """What the cells train on, as `ser features` asks for it."""
-    return list(dict.fromkeys(name for recipe in recipes for name in extracted(recipe)))
+    return list(dict.fromkeys(name for recipe in recipes for name in features_to_extract(recipe)))
 
 
 def reproduce(

@@ -20,8 +20,9 @@ import numpy as np
 from ser.benchmarks.compare import children_time
 from ser.benchmarks.costs import SEQUENCES, timed, write_store
 from ser.benchmarks.train import durations
-from ser.train.recipe import read_recipe
-from ser.train.sweep import estimate_sweep, plan_sweep
+from ser.train.sweep.estimate import estimate_sweep
+from ser.train.sweep.recipe import read_recipe
+from ser.train.sweep.tasks import plan_sweep
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 UTTERANCES, LABELLED, HOURS = 10_039, 5_531, 12.44

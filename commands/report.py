@@ -48,13 +48,13 @@ def report(
         raise click.UsageError(
             "--open shows the page that --html writes: name it, such as --html report.html"
         )
-    from ser.train.recipe import find_records
     from ser.train.report.cells import group_runs
     from ser.train.report.sections import make_page, report_text, write_html
     from ser.train.report.tables import write_tables
     from ser.train.run_folder import find_runs
+    from ser.train.sweep.search_record import find_search_records
 
-    cells, unfinished = group_runs(find_runs(*runs), find_records(*runs), ours)
+    cells, unfinished = group_runs(find_runs(*runs), find_search_records(*runs), ours)
     answer(report_text(cells, unfinished, paired))
     requested: dict[Any, Path] = {
         form: path for form, path in {"html": html, **files}.items() if path

@@ -70,7 +70,7 @@ def sweep(
       ser sweep mine.toml --shard 3/16
     """
     if list_:
-        from ser.train.recipe import list_recipes
+        from ser.train.sweep.recipe import list_recipes
 
         recipes = list_recipes()
         if as_json:
@@ -93,9 +93,12 @@ def sweep(
     if scheduler is not None:
         check_scheduler(scheduler, options["insecure"], workers)
     elif at_once > 1 and not dry_run:
-        start_fork_server("ser.train.sweep")  # it imports torch while this process does
-    from ser.train.recipe import read_recipe
-    from ser.train.sweep import estimate_sweep, on_features, plan_sweep, run_sweep
+        start_fork_server("ser.train.sweep.run")  # it imports torch while this process does
+    from ser.train.sweep.estimate import estimate_sweep
+    from ser.train.sweep.other_features import on_features
+    from ser.train.sweep.recipe import read_recipe
+    from ser.train.sweep.run import run_sweep
+    from ser.train.sweep.tasks import plan_sweep
 
     chosen = {name: options[name] for name in OPTIONS if options[name] not in (None, (), False)}
     table = read_recipe(recipe, options["named"], **chosen)

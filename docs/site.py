@@ -89,7 +89,7 @@ def settings_page() -> Iterator[str]:
 
 def recipes_page() -> Iterator[str]:
     """Every recipe with the numbers that its paper prints."""
-    from ser.train.recipe import list_recipes
+    from ser.train.sweep.recipe import list_recipes
 
     yield "# Recipes\n\nWhat `ser sweep` knows by name, with the papers' numbers in percent; see "
     yield "[reproduce a table](reproduce-a-table.md).\n"

@@ -21,8 +21,8 @@ from ser.benchmarks import gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.tests.command_line import ser
-from ser.train.recipe import read_recipe, recipe_names
 from ser.train.scores.ratings import concordance
+from ser.train.sweep.recipe import read_recipe, recipe_names
 
 
 def test_the_interval_of_a_paired_difference() -> None:

@@ -27,8 +27,9 @@ from ser.tests.stand_in_corpus import (
     writers,
 )
 from ser.tests.tiny_store import make_store
-from ser.train.recipe import read_recipe
-from ser.train.sweep import plan_sweep, run_sweep
+from ser.train.sweep.recipe import read_recipe
+from ser.train.sweep.run import run_sweep
+from ser.train.sweep.tasks import plan_sweep
 from ser.weights.demo import write_random_checkpoint
 
 pytest.importorskip("distributed")

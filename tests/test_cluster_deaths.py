@@ -33,8 +33,9 @@ from ser.tests.stand_in_corpus import (
     write_corpus,
 )
 from ser.tests.tiny_store import make_store
-from ser.train.recipe import read_recipe
-from ser.train.sweep import plan_sweep, run_sweep
+from ser.train.sweep.recipe import read_recipe
+from ser.train.sweep.run import run_sweep
+from ser.train.sweep.tasks import plan_sweep
 
 MISSED_SOON = {
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"

@@ -122,7 +122,7 @@ def test_what_is_imported_before_the_fork_starts_nothing() -> None:
     themselves.
     """
     code = (
-        "import os, sys, ser.train.sweep, ser.extract.run\nfrom pathlib import Path\n"
+        "import os, sys, ser.train.sweep.run, ser.extract.run\nfrom pathlib import Path\n"
         "others = [t for t in Path('/proc/self/task').iterdir() if t.name != str(os.getpid())]\n"
         "names = {(t / 'comm').read_text().strip() for t in others} - {'jemalloc_bg_thd'}\n"
         "torch = sys.modules.get('torch')\n"

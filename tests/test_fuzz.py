@@ -39,7 +39,7 @@ from ser.cache.transcripts import put_transcripts
 from ser.disk.records import checksummed_json
 from ser.tests.command_line import ser
 from ser.tests.newcomer import once
-from ser.train.recipe import Record
+from ser.train.sweep.search_record import SearchRecord
 from ser.weights.demo import write_random_checkpoint
 
 FILES = Path(__file__).parent / "fixtures" / "fuzz"
@@ -87,7 +87,7 @@ def make(folder: Path) -> None:
             assert outcome(command)[0] == 0, command
         shutil.copytree("store", "old")
         put_transcripts(Path("store"), {"recogniser": "none"}, {"0" * 64: "well"})
-        Record("recipe.toml", ["lr"], ["0" * 16]).write(Path("runs"))
+        SearchRecord("recipe.toml", ["lr"], ["0" * 16]).write(Path("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,6 @@ from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import run_of
 from ser.tests.tiny_store import make_store
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.recipe import read_recipe
 from ser.train.report.cell_scores import CellScores, caveat, compare_cells
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
@@ -54,6 +53,7 @@ from ser.train.scores.classes import confusions, scores
 from ser.train.scores.intervals import average
 from ser.train.scores.pooling import Score
 from ser.train.scores.tests import against_quoted, holm, mcnemar, p_of_runs, sign_flip
+from ser.train.sweep.recipe import read_recipe
 
 CLASSES = ("ang", "hap", "neu", "sad")
 MEASURES = {

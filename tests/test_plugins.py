@@ -28,7 +28,7 @@ from ser.cli import main
 from ser.engines.processes import start_fork_server
 if __name__ == "__main__":
     if "--workers 2" in sys.argv[1]:
-        start_fork_server("ser.train.sweep")  # for the features too, which come first
+        start_fork_server("ser.train.sweep.run")  # for the features too, which come first
     done, run = [], ""
     for command in json.loads(sys.argv[1]):
         one = CliRunner().invoke(main, command.replace("RUN", run).split())

@@ -21,11 +21,11 @@ from ser.train.data.labels import Utterances, apply_policy, get_policy
 from ser.train.data.splits import Cut, make_folds
 from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit_standardizers
-from ser.train.recipe import Cell
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.paper import differences
 from ser.train.run import load_model
 from ser.train.run_folder import find_runs
+from ser.train.sweep.recipe import RecipeCell
 
 LABELS = {
     "acted": ["ang", "exc", "neu", "sad", "fru"],
@@ -272,7 +272,7 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     ):
         assert "mean over corpora" in text and "transductive" in text
     written = Experiment("logmel", "audio", protocol="corpus-out")
-    assert "corpora" in differences(runs, Cell("x", written, written), {})[0]
+    assert "corpora" in differences(runs, RecipeCell("x", written, written), {})[0]
     scaling = load_model(runs[0])[0].scaling["audio"]
     assert scaling.mean.shape == (3, 80)
     answer = ser("predict", runs[0].path, store.parent / "acted" / "0.wav")

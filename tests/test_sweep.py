@@ -26,14 +26,18 @@ from ser.errors import CorruptStore, MissingRows, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
 from ser.train.data.dataset import DataCache
 from ser.train.experiment import Job, prepare
-from ser.train.recipe import Recipe, Record, find_records, list_recipes, read_recipe
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
 from ser.train.report.sections import make_page, report_text
 from ser.train.run_folder import Run, find_runs
 from ser.train.settings import has_setting
-from ser.train.sweep import GPU_WORKERS, estimate_sweep, on_features, plan_sweep, run_sweep
+from ser.train.sweep.estimate import estimate_sweep
+from ser.train.sweep.other_features import on_features
+from ser.train.sweep.recipe import Recipe, list_recipes, read_recipe
+from ser.train.sweep.run import run_sweep
+from ser.train.sweep.search_record import SearchRecord, find_search_records
+from ser.train.sweep.tasks import GPU_WORKERS, plan_sweep
 
 # Cells, and runs that are trained where those of a paper come one after the other into one folder:
 # Table 1 of MSMSER trains only what it compares with, Table 3 only models without RMM, Fig. 2 all
@@ -282,8 +286,9 @@ def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> 
 
 CHILD = """
 import sys
-from ser.train.recipe import read_recipe
-from ser.train.sweep import plan_sweep, run_sweep
+from ser.train.sweep.recipe import read_recipe
+from ser.train.sweep.tasks import plan_sweep
+from ser.train.sweep.run import run_sweep
 recipe = read_recipe("perspective-table1", store=sys.argv[1], out=sys.argv[2], epochs=3, seeds=6, set=("d_model=16",))
 for task, _ in run_sweep(plan_sweep(recipe)):
     print(task.name, flush=True)
@@ -604,18 +609,19 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
         assert row.done == row.runs == 2
     assert any(best), "or the first of equals would do"
     shorter = [
-        Record(one.file, one.over, one.candidates[:2]) for one in find_records(tmp_path / "runs")
+        SearchRecord(one.file, one.over, one.candidates[:2])
+        for one in find_search_records(tmp_path / "runs")
     ]
     cells, _ = group_runs(
-        find_runs(tmp_path / "runs"), [*shorter, *find_records(tmp_path / "runs")]
+        find_runs(tmp_path / "runs"), [*shorter, *find_search_records(tmp_path / "runs")]
     )
     assert [len(cell.search.candidates) for cell in cells if cell.search] == [6, 6], (
         "the longer list tried them all"
     )
     assert {run.name for cell in cells for run in cell.runs} == expected
     later = [
-        Record(one.file, [*one.over, "focal_gamma"], one.candidates)
-        for one in find_records(tmp_path / "runs")
+        SearchRecord(one.file, [*one.over, "focal_gamma"], one.candidates)
+        for one in find_search_records(tmp_path / "runs")
     ]
     searched, _ = group_runs(
         find_runs(tmp_path / "runs"), later
@@ -629,7 +635,7 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
         assert (
             (run.name in shown) == any(run.name in rows for rows in page) == (run.name in expected)
         )
-    kept = find_records(tmp_path / "runs")[0]
+    kept = find_search_records(tmp_path / "runs")[0]
     file = tmp_path / "runs" / kept.name
     for text in (
         b"[]",
@@ -637,7 +643,7 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
     ):
         file.write_bytes(text)
         with pytest.raises(CorruptStore, match="is not the record of a search"):
-            find_records(tmp_path / "runs")
+            find_search_records(tmp_path / "runs")
     file.rename(tmp_path / "victim")
     file.symlink_to(tmp_path / "victim")
     with pytest.raises(StoreError, match="no record is written through one"):

@@ -27,7 +27,6 @@ from ser.train.data.labels import get_policy, rater_votes
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
-from ser.train.recipe import chosen_rows
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import quoted_for
@@ -37,6 +36,7 @@ from ser.train.run_folder import MODEL, Run, find_runs
 from ser.train.scores.raters import rater_scores
 from ser.train.scores.ratings import concordance, dimension_scores, moments
 from ser.train.settings import TrainConfig, TrainingSettings
+from ser.train.sweep.search import chosen_rows
 from ser.train.targets import TARGETS, concordance_loss
 
 DIMENSIONS = ("valence", "arousal", "dominance")

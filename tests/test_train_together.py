@@ -38,7 +38,8 @@ from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.run_folder import Run, run_name
-from ser.train.sweep import plan_sweep, run_sweep, train_group
+from ser.train.sweep.run import run_sweep, train_group
+from ser.train.sweep.tasks import plan_sweep
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
@@ -463,7 +464,7 @@ def test_apples_gpu_trains_in_float32(store, tmp_path, monkeypatch):
 
 def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     monkeypatch.setattr(Job, "stacked", True)
-    from ser.train.recipe import read_recipe
+    from ser.train.sweep.recipe import read_recipe
 
     recipe = tmp_path / "mine.toml"
     recipe.write_text(

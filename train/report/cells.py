@@ -16,8 +16,9 @@ from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
 from ser.errors import SerError, WrongUse, unknown
 from ser.train.models import FUSIONS
-from ser.train.recipe import Record, cell_name, choose
 from ser.train.run_folder import Run
+from ser.train.sweep.search import choose
+from ser.train.sweep.search_record import SearchRecord, cell_name
 
 from .cell_scores import CellScores
 from .tables import sentence
@@ -52,7 +53,11 @@ class Cell(CellScores):
     """
 
     def __init__(
-        self, label: str, runs: Sequence[Run], search: Record | None = None, ours: bool = False
+        self,
+        label: str,
+        runs: Sequence[Run],
+        search: SearchRecord | None = None,
+        ours: bool = False,
     ) -> None:
         super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
         self.label, self.search, self.ours = (
@@ -139,7 +144,7 @@ def drawn(cells: Cells, most: int) -> str:
 
 
 def group_runs(
-    runs: Iterable[Run], searches: Sequence[Record] = (), ours: str = ""
+    runs: Iterable[Run], searches: Sequence[SearchRecord] = (), ours: str = ""
 ) -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
@@ -160,7 +165,7 @@ def group_runs(
             f"none of these {len(every)} runs is finished; the same command with --resume goes on with them"
         )
     by_cell = grouped(every if searches else done, lambda run: cell_name(run.config))
-    members: list[tuple[list[Run], Record | None]] = []
+    members: list[tuple[list[Run], SearchRecord | None]] = []
     for search in searches:
         tried = [run for name in search.candidates for run in by_cell.get(name, ())]
         columns = grouped(tried, same_run).values()
@@ -195,7 +200,7 @@ def group_runs(
     return cells, [run for run in every if not run.finished]
 
 
-def _config(run: Run, search: Record | None) -> dict[str, Any]:
+def _config(run: Run, search: SearchRecord | None) -> dict[str, Any]:
     """A cell's config by that of one run: what was searched has no value, and may lack one, at its
     default.
     """

@@ -16,13 +16,13 @@ from ser.train.data.features import read_name
 from ser.train.data.splits import SHARE, corpora_of
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
-from ser.train.recipe import Cell as RecipeCell
-from ser.train.recipe import Recipe, choose, chosen_rows, read_recipe, recipe_names
 from ser.train.run_folder import Run
 from ser.train.scores.measures import SHOWN
 from ser.train.scores.pooling import Score
 from ser.train.scores.tests import Comparison, against_quoted, holm
 from ser.train.settings import TrainingSettings, parse_settings
+from ser.train.sweep.recipe import Recipe, RecipeCell, read_recipe, recipe_names
+from ser.train.sweep.search import choose, chosen_rows
 
 from .cell_scores import CellScores, caveat, compare_cells, named
 from .cells import Cell

@@ -12,11 +12,13 @@ import numpy as np
 
 from ser.disk.write import write_whole
 from ser.errors import WrongUse
-from ser.train.recipe import TESTS, cell_name, chosen_rows
 from ser.train.run_folder import Run
 from ser.train.scores.measures import SHOWN
 from ser.train.scores.pooling import spread
 from ser.train.scores.tests import holm, mcnemar, p_of_runs
+from ser.train.sweep.recipe import TESTS
+from ser.train.sweep.search import chosen_rows
+from ser.train.sweep.search_record import cell_name
 
 from .attention import Inside, attended
 from .cell_scores import NOT_KNOWN, caveat, compare_cells, heard_in_training, parts

@@ -1,0 +1,1 @@
+"""A sweep: the cells of a recipe, such as a paper's table, each run trained once."""
