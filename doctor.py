@@ -13,7 +13,7 @@ from typing import Any
 from ser.disk.locks import try_lock
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
-from ser.extract.options import ExtractionConfig
+from ser.extract.config import ExtractionConfig
 from ser.extract.registry import FEATURES
 from ser.weights.find import list_checkpoints
 

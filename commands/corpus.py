@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ser.extract.options import ExtractionConfig
+from ser.extract.config import ExtractionConfig
 
 from .options import FILE, config_options, json_option
 from .output import answer, next_step, plural

@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from ser.errors import SerError
-from ser.extract.options import ExtractionConfig
+from ser.extract.config import ExtractionConfig
 
 from .options import FILE, config_options, json_option
 from .output import answer, duration, next_step, plural, say, stage_bars, table

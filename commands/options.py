@@ -1,7 +1,6 @@
-"""The commands' options: those that several share, and those that the fields of a configuration
-declare.
+"""The options of the commands: those that several share, and those that a config declares.
 
-Defaults of one's own stand in `ser.toml`, or in `[tool.ser]` of `pyproject.toml`, in the working
+A user's defaults stand in `ser.toml`, or in `[tool.ser]` of `pyproject.toml`, in the working
 folder.
 """
 
@@ -15,10 +14,12 @@ import click
 
 from ser.disk.read import read_toml
 from ser.errors import WrongUse, unknown
+from ser.options import Option, options_of
 
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 BACKENDS = click.Choice(["zarr", "hdf5"])
+
 # Options that the top of the file may set for every command that has them: where things are and
 # what computes them. The others describe an experiment, and are set under their command, so that
 # they change no recipe.
@@ -32,45 +33,81 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def config_options(config: Any, *names: str, defaults: bool = True) -> Callable[[Any], Any]:
-    """One option for each field of a dataclass that its `TEXTS` describe, or for the fields
-    `names`.
+    """Decorate a command with the options of a config: all of them, or those of the fields `names`.
 
     Without `defaults` an option that is not given is None, (), or False.
     """
-    chosen = [field for field in fields(config) if field.name in (names or config.TEXTS)]
+    options = _declared(config)
+    chosen = [field for field in fields(config) if field.name in (names or options)]
 
     def decorate(command: Any) -> Any:
+        # click lists the options of a command from the last decorator to the first.
         for field in reversed(chosen):
-            command = _option(field, config.TEXTS[field.name], defaults)(command)
+            add_option = _click_option(field, options[field.name], defaults)
+            command = add_option(command)
         return command
 
     return decorate
 
 
-def _option(field: Field[Any], facts: Mapping[str, Any], defaults: bool) -> Callable[[Any], Any]:
-    name = f"--{facts.get('name') or field.name.replace('_', '-')}"
-    if field.type is bool:
-        return click.option(name, is_flag=True, help=facts["help"])
-    default = (
-        field.default
-        if field.default == () or (defaults and field.default is not MISSING)
-        else None
-    )
-    types = {kind for kind in get_args(field.type) if kind is not NoneType} or {field.type}
-    choices, metavar = facts.get("choices"), facts.get("metavar")
-    kind: Any = (
-        FILE if types == {Path} else float if float in types else COUNT if types == {int} else str
-    )
-    if choices and not metavar:
-        kind = click.Choice(choices)
-    shown: dict[str, Any] = {
-        "metavar": metavar,
-        "help": facts["help"],
-        "show_default": bool(default),
+def _declared(config: Any) -> dict[str, Option]:
+    """The options of a config by field; of `Experiment` for now from its options.toml."""
+    if not hasattr(config, "TEXTS"):
+        return options_of(config)
+
+    return {
+        name: Option(
+            help=texts["help"],
+            metavar=texts.get("metavar"),
+            choices=texts.get("choices", ()),
+            name=texts.get("name"),
+        )
+        for name, texts in config.TEXTS.items()
     }
+
+
+def _click_option(field: Field[Any], option: Option, defaults: bool) -> Callable[[Any], Any]:
+    """The click option of one field, as its type says: a flag, a path, a number or a text.
+
+    A field whose default is `()` is an option that may be repeated.
+    """
+    name = f"--{option.name or field.name.replace('_', '-')}"
+    if field.type is bool:
+        return click.option(name, field.name, is_flag=True, help=option.help)
+
+    repeatable = field.default == ()
+    default = None
+    if repeatable or (defaults and field.default is not MISSING):
+        default = field.default
+
     return click.option(
-        name, field.name, type=kind, multiple=default == (), default=default, **shown
+        name,
+        field.name,
+        type=_click_type(field.type, option),
+        multiple=repeatable,
+        default=default,
+        metavar=option.metavar,
+        help=option.help,
+        show_default=bool(default),
     )
+
+
+def _click_type(annotation: Any, option: Option) -> Any:
+    """The type that click converts the text of an option to."""
+    # An option with a metavar shows that instead of its choices, and is checked by its command.
+    if option.choices and not option.metavar:
+        return click.Choice(list(option.choices))
+
+    alternatives = set(get_args(annotation)) - {NoneType}
+    types = alternatives or {annotation}
+
+    if types == {Path}:
+        return FILE
+    if float in types:
+        return float
+    if types == {int}:
+        return COUNT
+    return str
 
 
 def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
@@ -80,65 +117,105 @@ def read_defaults(ser: click.Group, path: Path) -> dict[str, Any]:
     another type.
     """
     table: Any = read_toml(path, EXAMPLE)
-    for key in ("tool", "ser") if path.name == "pyproject.toml" else ():
-        table = table.get(key, {})
-        if not isinstance(table, dict):
-            raise WrongUse(
-                f"{path}: {key} must be a table; write lines such as `{EXAMPLE}` under [tool.ser]"
-            )
-    common = {
-        key: value
-        for key, value in table.items()
-        if key in ANYWHERE and not isinstance(value, dict)
-    }
-    return _defaults(ser, common, {key: table[key] for key in table.keys() - common.keys()}, path)
+    if path.name == "pyproject.toml":
+        for key in ("tool", "ser"):
+            table = table.get(key, {})
+            if not isinstance(table, dict):
+                raise WrongUse(
+                    f"{path}: {key} must be a table; "
+                    f"write lines such as `{EXAMPLE}` under [tool.ser]"
+                )
+
+    common = {}
+    by_command = {}
+    for key, value in table.items():
+        if key in ANYWHERE and not isinstance(value, dict):
+            common[key] = value
+        else:
+            by_command[key] = value
+
+    return _group_defaults(ser, common, by_command, path)
 
 
-def _defaults(
+def _group_defaults(
     group: click.Group, common: Mapping[str, Any], tables: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
+    """The defaults of each command of a group: its own table, and what is `common` to all."""
     for name in sorted(tables.keys() - group.commands.keys()):
-        raise unknown(
-            f"command in {path} (options stand under theirs, such as [train])", name, group.commands
-        )
+        what = f"command in {path} (options stand under theirs, such as [train])"
+        raise unknown(what, name, group.commands)
+
     defaults: dict[str, Any] = {}
     for name, command in group.commands.items():
-        own = tables.get(name, {})
-        if not isinstance(own, dict):
+        table = tables.get(name, {})
+        if not isinstance(table, dict):
             raise WrongUse(f"{path}: {name} must be a table of its options")
+
         if isinstance(command, click.Group):
-            defaults[name] = _defaults(command, common, own, path)
-            continue
-        options = {
-            option.opts[-1].lstrip("-"): option
-            for option in command.params
-            if isinstance(option, click.Option)
-        }
-        for key in sorted(own.keys() - options.keys()):
-            raise unknown(f"option in [{name}] of {path}", key, options)
-        values = {key: value for key, value in {**common, **own}.items() if key in options}
-        defaults[name] = {
-            options[key].name: _checked(options[key], values[key], f"{path}: {key}")
-            for key in values
-        }
+            defaults[name] = _group_defaults(command, common, table, path)
+        else:
+            defaults[name] = _command_defaults(command, common, table, f"[{name}] of {path}", path)
     return defaults
 
 
-def _checked(option: click.Option, value: Any, where: str) -> Any:
-    """The value as the command line would give it: text, a flag, or a list of text where an option
-    is repeatable.
+def _command_defaults(
+    command: click.Command,
+    common: Mapping[str, Any],
+    table: Mapping[str, Any],
+    where: str,
+    path: Path,
+) -> dict[str, Any]:
+    """The defaults of one command, by parameter. Its own table wins over what is `common`."""
+    options = {}
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            options[parameter.opts[-1].lstrip("-")] = parameter
+
+    for key in sorted(table.keys() - options.keys()):
+        raise unknown(f"option in {where}", key, options)
+
+    defaults: dict[str, Any] = {}
+    for key, value in {**common, **table}.items():
+        if key in options:
+            option = options[key]
+            defaults[option.name] = _as_given(option, value, f"{path}: {key}")
+    return defaults
+
+
+def _as_given(option: click.Option, value: Any, where: str) -> Any:
+    """The value as the command line would give it.
+
+    That is a text, a flag, or a list of texts where an option is repeatable. Raises `WrongUse` for
+    a value of another type.
     """
-    values = value if isinstance(value, list) else [value]
-    listed = isinstance(value, list) == option.multiple
-    if not listed or any(
-        isinstance(one, bool) != option.is_flag or isinstance(one, dict | list) for one in values
-    ):
-        kind = (
-            "a list"
-            if option.multiple
-            else "true or false"
-            if option.is_flag
-            else "a text or a number"
-        )
-        raise WrongUse(f"{where} must be {kind}")
-    return value if option.is_flag else [*map(str, value)] if option.multiple else str(value)
+    if not _fits(option, value):
+        raise WrongUse(f"{where} must be {_kind(option)}")
+
+    if option.is_flag:
+        return value
+    if option.multiple:
+        return [str(text) for text in value]
+    return str(value)
+
+
+def _fits(option: click.Option, value: Any) -> bool:
+    """Whether a value of TOML is of the option's type."""
+    if isinstance(value, list) != option.multiple:
+        return False
+
+    values = value if option.multiple else [value]
+    for single in values:
+        if isinstance(single, dict | list):
+            return False
+        if isinstance(single, bool) != option.is_flag:
+            return False
+    return True
+
+
+def _kind(option: click.Option) -> str:
+    """What a value of this option must be, in words."""
+    if option.multiple:
+        return "a list"
+    if option.is_flag:
+        return "true or false"
+    return "a text or a number"

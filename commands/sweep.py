@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ser.extract.options import ExtractionConfig
+from ser.extract.config import ExtractionConfig
 from ser.train.options import Experiment
 
 from .cache import pulled

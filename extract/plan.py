@@ -23,11 +23,12 @@ from ser.corpus.names import RESERVED
 from ser.engines.cluster import check_scheduler, local_workers
 from ser.engines.machine import choose_device
 from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
+from ser.options import options_of
 from ser.weights.find import parse_models
 
+from .config import ExtractionConfig
 from .corpora.scan import Scan, find_format, read_corpus
 from .extractors import ResolvedFeature, batches, text_seconds
-from .options import ExtractionConfig
 from .registry import resolve, split_names
 
 PART_BYTES = 256 << 20
@@ -221,10 +222,11 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
     `WrongUse` for an impossible corpus, feature, model or setting, `WeightsError` if no feature is
     left, and `StoreError` if the disk is too small for the estimated size.
     """
-    for name, option in config.TEXTS.items():
-        value, choices = getattr(config, name), option.get("choices")
-        if choices and value not in (None, *choices):
-            raise WrongUse(f"--{name.replace('_', '-')} {value}: it is {' or '.join(choices)}")
+    for name, option in options_of(config).items():
+        value = getattr(config, name)
+        if option.choices and value not in (None, *option.choices):
+            allowed = " or ".join(option.choices)
+            raise WrongUse(f"--{name.replace('_', '-')} {value}: it is {allowed}")
     check_local(config.store)
     elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
     choose_device(config.device, here=config.device != "auto" and not elsewhere)

@@ -24,8 +24,8 @@ from ser.cache.tools.maintain import remove_superseded
 from ser.cache.transcripts import put_transcripts
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
+from ser.extract.config import ExtractionConfig
 from ser.extract.corpora.transcribe import Transcription, word_errors
-from ser.extract.options import ExtractionConfig
 from ser.tests.command_line import printed, ser
 from ser.tests.stand_in_corpus import write_corpus  # and registers an extractor
 

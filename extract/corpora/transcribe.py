@@ -28,8 +28,8 @@ from ser.errors import WeightsError, WrongUse
 from ser.weights.find import find_checkpoint, load_encoder, loading, parse_models, read_json
 
 from ..audio import CHANNELS, RESAMPLER, Clip
+from ..config import ExtractionConfig
 from ..extractors import GPU_SECONDS, batches
-from ..options import ExtractionConfig
 from ..plan import utterances_of
 from ..registry import FEATURES
 from ..run import stop_at
