@@ -28,6 +28,7 @@ from ser.benchmarks.train import durations
 from ser.cache.spec import Spec
 from ser.cache.store import PartRows, open_store
 from ser.corpus.manifest import Manifest
+from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.labels import Utterances
 from ser.train.data.splits import Fold
@@ -35,7 +36,7 @@ from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS
 from ser.train.run import one_thread
-from ser.train.settings import TrainConfig, parse_settings
+from ser.train.settings import parse_settings
 
 LABELS = ("ang", "hap", "neu", "sad")
 PR_SET_CHILD_SUBREAPER = 36

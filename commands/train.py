@@ -227,8 +227,8 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
     options in a `file`.
     """
     from ser.errors import unknown
+    from ser.train.listed_settings import list_settings
     from ser.train.models import FUSIONS
-    from ser.train.settings import settings
 
     alone = name in ("audio", "text")
     fusions = [
@@ -238,7 +238,7 @@ def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str)
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
     described = []
     for fusion in fusions:
-        source, listed = FUSIONS[fusion].source, settings(FUSIONS[fusion])
+        source, listed = FUSIONS[fusion].source, list_settings(FUSIONS[fusion])
         described.append(
             {"fusion": fusion, "source": source, "settings": [*map(vars, listed)], "defaults": own}
         )

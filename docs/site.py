@@ -74,13 +74,13 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
 
 def settings_page() -> Iterator[str]:
     """Every setting of every fusion, as `ser train --fusion NAME --settings` prints them."""
+    from ser.train.listed_settings import list_settings
     from ser.train.models import FUSIONS
-    from ser.train.settings import settings
 
     yield "# Settings\n\nWhat `--set` takes, by fusion; written from the code when this site is built.\n"
     for name, fusion in FUSIONS.items():
         yield f"## `{name}`\n\n{fusion.source}\n\n| setting | default | source | what |\n|---|---|---|---|"
-        for one in settings(fusion):
+        for one in list_settings(fusion):
             about = f"{one.help} ({one.range})" if one.range else one.help
             cells = [f"`{one.name}`", f"`{one.default}`", one.source, about]
             yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

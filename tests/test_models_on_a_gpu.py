@@ -20,6 +20,7 @@ from ser.tests.command_line import ser
 from ser.tests.plain_layers import CASES, DIFFERENT, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
 from ser.train import experiment, fit_many
+from ser.train.config import TrainConfig
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Fold
 from ser.train.experiment import prepare
@@ -27,7 +28,7 @@ from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import Graphs
 from ser.train.models.ragged import Batch, on_device
 from ser.train.options import Experiment
-from ser.train.settings import TrainConfig, parse_settings
+from ser.train.settings import parse_settings
 
 MOST = 450  # operations of an update of MIT that a GPU's host can start in 5 ms
 HIDDEN = [True, False, False, True], [True] * 4  # some and all, beside nothing

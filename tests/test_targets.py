@@ -22,6 +22,7 @@ from ser.errors import Diverged, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.plain_layers import DIFFERENT
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
+from ser.train.config import TrainConfig
 from ser.train.data.dataset import DataCache
 from ser.train.data.labels import get_policy, rater_votes
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
@@ -35,7 +36,7 @@ from ser.train.report.sections import make_page
 from ser.train.run_folder import MODEL, Run, find_runs
 from ser.train.scores.raters import rater_scores
 from ser.train.scores.ratings import concordance, dimension_scores, moments
-from ser.train.settings import TrainConfig, TrainingSettings
+from ser.train.settings import TrainingSettings
 from ser.train.sweep.search import chosen_rows
 from ser.train.targets import TARGETS, concordance_loss
 

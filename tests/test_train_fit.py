@@ -19,6 +19,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_store
+from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, Fold, make_folds
@@ -37,7 +38,7 @@ from ser.train.fit_many import fit_many
 from ser.train.models import Stage
 from ser.train.options import Experiment
 from ser.train.run_folder import Run
-from ser.train.settings import TrainConfig, TrainingSettings, parse_settings
+from ser.train.settings import TrainingSettings, parse_settings
 from ser.train.targets import TARGETS
 
 SMALL = {

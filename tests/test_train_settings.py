@@ -9,15 +9,17 @@ import torch
 
 from ser.errors import WrongUse
 from ser.tests.plain_layers import DIFFERENT
+from ser.train.config import TrainConfig
 from ser.train.data.dataset import DataCache
 from ser.train.data.features import load_dataset
 from ser.train.data.splits import Cut, make_folds
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit
+from ser.train.listed_settings import list_settings
 from ser.train.models import FUSIONS, CommonSettings
 from ser.train.models.fusion import Count
 from ser.train.options import Experiment
-from ser.train.settings import TrainConfig, parse_settings, settings
+from ser.train.settings import parse_settings
 
 SIZES = {
     "d_model": 8,
@@ -40,7 +42,7 @@ def small(name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
-    fusion, listed = FUSIONS[name], settings(FUSIONS[name])
+    fusion, listed = FUSIONS[name], list_settings(FUSIONS[name])
     names = {line.name for line in listed}
     assert names >= set(fusion.fixed) and not names & set(fusion.unused)
     assert all(
@@ -134,7 +136,7 @@ def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) ->
     own = FUSIONS[name].settings.__dataclass_fields__
     numbers = [
         one.name
-        for one in settings(FUSIONS[name])
+        for one in list_settings(FUSIONS[name])
         if one.kind in ("int", "float") and one.name in own
     ]
     for key, value in product(

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import Diverged, WrongUse, unknown
 
+from .config import TrainConfig
 from .data.dataset import DataCache, Dataset
 from .data.features import load_dataset
 from .data.splits import SHARE, Cut, Fold, make_folds
@@ -33,7 +34,7 @@ from .models import FUSIONS
 from .options import Experiment
 from .run import Job, OnProgress, one_thread, oom_as_error, train_jobs
 from .run_folder import CONFIG, Run, open_run
-from .settings import TrainConfig, described, has_setting, parse_settings
+from .settings import has_setting, parse_settings, settings_to_record
 from .targets import TARGETS
 
 __all__ = ["run_experiment"]
@@ -144,7 +145,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
     """The run's complete config: all that can change its numbers, and where it came from."""
     ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
     protocol, colon, file = experiment.protocol.partition(":")
-    training = described(plan.training)
+    training = settings_to_record(plan.training)
     if training["dev"] == "auto" and fold.dev_by.startswith(SHARE):
         training["dev"] = (
             SHARE  # what auto meant before was the next session: those runs are not of this cell
@@ -165,7 +166,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         **data.described,
         "fusion": plan.fusion.name,
         **({"code": hashlib.sha256(code).hexdigest()} if code else {}),
-        "settings": described(plan.settings),
+        "settings": settings_to_record(plan.settings),
         "training": training,
         "loss": plan.loss,
         "protocol": f"{protocol}:{Path(file).name}"

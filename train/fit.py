@@ -22,11 +22,11 @@ from torch import Generator, Tensor, nn
 from ser.engines import exact_arithmetic
 from ser.errors import WrongUse
 
+from .config import TrainConfig
 from .data.dataset import Dataset, Standardizer, with_views
 from .data.splits import Fold
 from .models import Stage
 from .models.ragged import Heads
-from .settings import TrainConfig
 from .targets import TARGETS
 
 NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"

@@ -33,13 +33,13 @@ from torch.nn.utils.rnn import pad_sequence
 from ser.engines import exact_arithmetic
 
 from . import fit
+from .config import TrainConfig
 from .data.dataset import Dataset
 from .data.splits import Fold
 from .fit import Epoch, Fitted, Selection
 from .models.ragged import Batch, RaggedLayout, Sequences
 from .scores.classes import confusions, metrics
 from .scores.measures import SHOWN
-from .settings import TrainConfig
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
 SHARE = 0.15  # of a GPU's free memory: five workers may ask at the same moment

@@ -20,6 +20,7 @@ from ser.engines import is_out_of_memory
 from ser.errors import CorruptStore, Diverged, SerError, WrongUse
 from ser.plugins import not_installed
 
+from .config import TrainConfig
 from .data.dataset import Dataset, Standardizer
 from .data.splits import UNDECIDED, Fold, known_before
 from .finetune import reopened
@@ -41,7 +42,7 @@ from .run_folder import (
     claimed,
     run_name,
 )
-from .settings import TrainConfig, TrainingSettings, recorded
+from .settings import TrainingSettings, settings_from_record
 from .targets import TARGETS
 
 STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
@@ -357,8 +358,8 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
         what = f"was trained with the fusion '{config['fusion']}'"
         raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
     fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
-    settings = recorded(fusion.settings, config["settings"], str(run.path / CONFIG))
-    training = recorded(TrainingSettings, config["training"], str(run.path / CONFIG))
+    settings = settings_from_record(fusion.settings, config["settings"], str(run.path / CONFIG))
+    training = settings_from_record(TrainingSettings, config["training"], str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {
         name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")

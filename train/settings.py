@@ -1,170 +1,209 @@
-"""How one run trains: every setting of a fusion and of its training, with default, source and help."""
+"""The settings of a run: from texts such as `lr=1e-4`, as `--set` takes them, to what Adam reads.
 
-import tomllib
+A run has two records of settings: those of its fusion's model, `fusion.settings`, and those of any
+training, `TrainingSettings`. A setting stands in one of them, as a field made by
+`setting(default, source, help)`.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
-import torch
 
 from ser.errors import CorruptStore, WrongUse, unknown
 
-from .models import CommonSettings, Fusion, Stage
-from .models.fusion import Beta, Depth, Gamma, Seed, Weight
-from .models.ragged import Heads
-
-TEXTS = tomllib.loads(
-    Path(__file__).with_name("settings.toml").read_text(encoding="utf-8")
-)  # source and help
-# What a run's config always holds. Of later settings it holds what is not the default: so older
-# runs keep their names.
-FIRST = (
-    "dev",
-    "cut_seed",
-    "select_score",
-    "reduction",
-    "soft_labels",
-    "clip_norm",
-    "shuffle_labels",
-)
+from .models import Fusion
+from .models.fusion import Beta, Depth, Gamma, Seed, Weight, setting
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The settings of the training of any fusion. What each does, and its default's source: in
-    settings.toml.
+    """The settings of the training of any fusion.
+
+    Those with `recorded_at_default=False` came after the first runs were trained. A run's config
+    names them only where they are not at their default, so that the runs from before keep their
+    names.
     """
 
-    dev: str = "auto"
-    cut_seed: Seed = 0
-    refit: bool = False
-    patience: Depth = 0
-    standardise_by: Literal["all", "corpus"] = "all"
-    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = "ua"
-    reduction: Literal["auto", "sum", "mean"] = "auto"
-    soft_labels: bool = False
-    class_weights: Literal["none", "inverse", "effective"] = "none"
-    effective_beta: Beta = 0.999
-    focal_gamma: Gamma = 0.0
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
-    clip_norm: Weight = 0.0
-    shuffle_labels: bool = False
-    vad_loss: Literal["ccc", "mse"] = "ccc"
-    vad_weight: Weight = 1.0
-    vad_scale: str = "auto"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One line of `ser train --settings`."""
-
-    name: str
-    default: Any
-    kind: str  # "int", "float", "bool", "str", "sum|mean"; "fixed" cannot be set
-    source: str
-    help: str
-    range: str = ""  # "at least 0 and below 1"
-
-
-def settings(fusion: Fusion) -> list[Setting]:
-    """All settings that a fusion uses, its own first, and what is fixed."""
-    common = {one.name: one.metadata for one in fields(CommonSettings)}
-    listed = []
-    for owner in (fusion.settings, TrainingSettings):
-        kinds = get_type_hints(owner)
-        for one in fields(owner):
-            texts = {**common.get(one.name, {}), **one.metadata, **TEXTS.get(one.name, {})}
-            if not texts.keys() >= {"source", "help"}:
-                how = f"say what its setting {one.name} does, and where its default is from"
-                raise WrongUse(f"fusion {fusion.name}: {how}: setting(default, source, help)")
-            kind = _kind_name(kinds[one.name])
-            listed.append(
-                Setting(
-                    one.name, one.default, kind, texts["source"], texts["help"], _range(one.type)
-                )
-            )
-    listed = [one for one in listed if one.name not in fusion.unused]
-    return listed + [
-        Setting(name, value, "fixed", "ours, fixed", help)
-        for name, (value, help) in fusion.fixed.items()
-    ]
+    dev: str = setting(
+        "auto",
+        "ours: 0.1 with --select val, else none",
+        "dev part: next (the session or speaker cyclically after the test one), none, or a share "
+        "such as 0.1 of the training part, in whole dialogues (speakers where no dialogue is "
+        "named); auto keeps a protocol's own",
+    )
+    cut_seed: Seed = setting(
+        0,
+        "ours",
+        "seed of random cuts (random-70-20-10, dev shares); the same for all --seeds",
+    )
+    refit: bool = setting(
+        False,
+        "ours",
+        "with --select val: train a new model on train + dev, for as many epochs as dev chose",
+        recorded_at_default=False,
+    )
+    patience: Depth = setting(
+        0,
+        "ours",
+        "with --select val or best-test: stop a stage after so many epochs without a better score",
+        recorded_at_default=False,
+    )
+    standardise_by: Literal["all", "corpus"] = setting(
+        "all",
+        "ours",
+        "z-score all corpora alike, or each by itself: one not in training by its test part",
+        recorded_at_default=False,
+    )
+    select_score: Literal["ua", "wa", "macro_f1", "ccc"] = setting(
+        "ua",
+        "ours",
+        "score whose best epoch counts with val and best-test; ccc, the mean CCC, with "
+        "--target vad",
+    )
+    reduction: Literal["auto", "sum", "mean"] = setting(
+        "auto",
+        "Perspective eq. 3: sum; others: mean",
+        "of the loss over a batch: auto sums where a batch counts dialogues, and averages "
+        "elsewhere",
+    )
+    soft_labels: bool = setting(
+        False,
+        "USC §3.2",
+        "train on the annotators' percentages in place of the consensus",
+    )
+    class_weights: Literal["none", "inverse", "effective"] = setting(
+        "none",
+        "inverse: scikit-learn's balanced; effective: Cui et al. 2019",
+        "weights of the classes in the loss, by their sizes n in the training part: 1 / n, or "
+        "(1 - b) / (1 - b^n); scaled so that their mean over that part is 1",
+        recorded_at_default=False,
+    )
+    effective_beta: Beta = setting(
+        0.999,
+        "Cui et al. 2019",
+        "b of class_weights=effective",
+        recorded_at_default=False,
+    )
+    focal_gamma: Gamma = setting(
+        0.0,
+        "Lin et al. 2017",
+        "focal loss: (1 - p)^gamma weighs down what is classified well; 0 is off",
+        recorded_at_default=False,
+    )
+    sampler: Literal["shuffle", "balanced"] = setting(
+        "shuffle",
+        "ours",
+        "shuffle: every utterance once an epoch; balanced: as many draws with replacement, all "
+        "classes as likely (not where a batch counts dialogues)",
+        recorded_at_default=False,
+    )
+    clip_norm: Weight = setting(
+        0.0,
+        "ours",
+        "largest norm of the gradient; 0 leaves it alone",
+    )
+    shuffle_labels: bool = setting(
+        False,
+        "ours",
+        "train on labels in random order: the scores must fall to chance",
+    )
+    vad_loss: Literal["ccc", "mse"] = setting(
+        "ccc",
+        "Wagner et al. 2023",
+        "of valence, arousal and dominance: the mean of 1 - CCC over a batch, or mean squared "
+        "error on [-1, 1]",
+        recorded_at_default=False,
+    )
+    vad_weight: Weight = setting(
+        1.0,
+        "ours",
+        "of vad_loss beside the cross-entropy, with --target class+vad",
+        recorded_at_default=False,
+    )
+    vad_scale: str = setting(
+        "auto",
+        "ours",
+        "lowest and highest rating, such as 1..7, which training maps to -1 and 1; auto knows "
+        "IEMOCAP and MSP by ids",
+        recorded_at_default=False,
+    )
 
 
 def parse_settings(
-    fusion: Fusion, assignments: Sequence[str], epochs: int | None = None
+    fusion: Fusion, texts: Sequence[str], epochs: int | None = None
 ) -> tuple[Any, TrainingSettings]:
-    """The fusion's settings and the training's, with `key=value` assignments in place of defaults.
+    """The fusion's settings and the training's: what the `texts` say, and else the defaults.
 
-    Raises `WrongUse` for a key that is unknown (naming the nearest) or not used, and for a value of
-    the wrong type or out of its range.
+    A text is a setting as `--set` takes it, such as "lr=1e-4"; of two of one name the last counts.
+    `epochs` is the setting of that name, which has an option of its own.
+
+    Raises `WrongUse` for a name that is unknown (naming the nearest) or not used, and for a value
+    of the wrong type or out of its range.
     """
-    owners = fusion.settings, TrainingSettings
-    own, of_training = (get_type_hints(owner, include_extras=True) for owner in owners)
-    kinds, chosen = own | of_training, dict[str, Any]()
-    for assignment in [*assignments, *([] if epochs is None else [f"epochs={epochs}"])]:
-        key, equals, text = (piece.strip() for piece in assignment.partition("="))
-        if not equals:
-            raise WrongUse(f"--set {assignment}: must be key=value")
-        if key in fusion.unused or key in fusion.fixed:
-            why = (
-                "has no use for it"
-                if key in fusion.unused
-                else f"has it fixed at {fusion.fixed[key][0]}"
-            )
-            raise WrongUse(f"--set {assignment}: fusion {fusion.name} {why}; leave it out")
-        if key not in kinds:
-            raise unknown(f"setting of fusion {fusion.name}", key, kinds.keys() - fusion.unused)
-        kind = kinds[key]
-        plain = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind  # without its bounds
-        try:
-            value = plain(text) if plain in (int, float) else text
-            chosen[key] = msgspec.convert(value, kind, strict=False)
-        except (ValueError, msgspec.ValidationError):
-            known = f"{_WORDS.get(plain) or _kind_name(plain)} {_range(kind)}".strip()
-            raise WrongUse(f"--set {assignment[:200]}: must be {known}") from None
-    return (
-        fusion.settings(**{key: value for key, value in chosen.items() if key in own}),
-        TrainingSettings(**{key: value for key, value in chosen.items() if key in of_training}),
-    )
+    kinds_of_fusion = get_type_hints(fusion.settings, include_extras=True)
+    kinds_of_training = get_type_hints(TrainingSettings, include_extras=True)
+    kinds = {**kinds_of_fusion, **kinds_of_training}
+
+    if epochs is not None:
+        texts = [*texts, f"epochs={epochs}"]
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        name = setting_name(text)
+        _check_name(fusion, name, text, known=kinds.keys() - fusion.unused)
+        values[name] = _parse_value(text, kinds[name])
+
+    for_fusion = {name: value for name, value in values.items() if name in kinds_of_fusion}
+    for_training = {name: value for name, value in values.items() if name in kinds_of_training}
+    return fusion.settings(**for_fusion), TrainingSettings(**for_training)
 
 
-def recorded(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """The settings `kind` that a run recorded. Raises `CorruptStore` for one unknown here, of
-    another type or range.
-    """
+def has_setting(fusion: Fusion, text: str) -> bool:
+    """Whether a text such as "lr=1e-4" names a setting that the fusion uses, or one of training."""
+    name = setting_name(text)
+    if name in fusion.unused:
+        return False
+    return name in get_type_hints(fusion.settings) or name in get_type_hints(TrainingSettings)
+
+
+def setting_name(text: str) -> str:
+    """The name in a setting such as "lr=1e-4": "lr"."""
+    return text.partition("=")[0].strip()
+
+
+def _check_name(fusion: Fusion, name: str, text: str, known: set[str]) -> None:
+    """Raise `WrongUse` unless the text has the form name=value, and its name can be set."""
+    if "=" not in text:
+        raise WrongUse(f"--set {text}: must be key=value")
+
+    if name in fusion.unused:
+        raise WrongUse(f"--set {text}: fusion {fusion.name} has no use for it; leave it out")
+
+    if name in fusion.fixed:
+        value, _ = fusion.fixed[name]
+        raise WrongUse(f"--set {text}: fusion {fusion.name} has it fixed at {value}; leave it out")
+
+    if name not in known:
+        raise unknown(f"setting of fusion {fusion.name}", name, known)
+
+
+def _parse_value(text: str, kind: Any) -> Any:
+    """The value in a setting such as "lr=1e-4", of the type and in the range of its field."""
+    value: Any = text.partition("=")[2].strip()
+    plain = plain_kind(kind)
     try:
-        if strange := values.keys() - {field.name for field in fields(kind)}:
-            raise ValueError(f"no setting of this ser is called {min(strange)!r}")
-        return msgspec.convert(values, kind)
-    except (ValueError, msgspec.ValidationError) as fault:
-        raise CorruptStore(
-            f"{where}: its settings cannot be used ({fault}); train the run again"
-        ) from None
+        if plain in (int, float):
+            value = plain(value)
+        return msgspec.convert(value, kind, strict=False)
+    except (ValueError, msgspec.ValidationError):
+        expected = f"{_KINDS_IN_WORDS.get(plain) or kind_name(plain)} {bounds_in_words(kind)}"
+        raise WrongUse(f"--set {text[:200]}: must be {expected.strip()}") from None
 
 
-def described(settings: Any) -> dict[str, Any]:
-    """What a run's config records of the fusion's or the training's settings: of later ones what is
-    not the default.
-    """
-    values = {one: getattr(settings, one.name) for one in fields(settings)}
-    later = {one: one.metadata.get("later", one.name not in FIRST) for one in values}
-    return {
-        one.name: value for one, value in values.items() if value != one.default or not later[one]
-    }
-
-
-def has_setting(fusion: Fusion, assignment: str) -> bool:
-    """Whether `key=value` names a setting that the fusion uses, or one of any training."""
-    key = assignment.partition("=")[0].strip()
-    return key not in fusion.unused and key in get_type_hints(fusion.settings) | get_type_hints(
-        TrainingSettings
-    )
-
-
-_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-_BOUNDS = {
+_KINDS_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+_BOUNDS_IN_WORDS = {
     "ge": "at least",
     "gt": "above",
     "le": "at most",
@@ -173,60 +212,61 @@ _BOUNDS = {
 }
 
 
-def _range(kind: Any) -> str:
-    """The bounds of a setting in words, "" if it has none."""
-    bounds = [
-        (words, getattr(meta, end, None))
-        for meta in get_args(kind)[1:]
-        for end, words in _BOUNDS.items()
-    ]
-    return " and ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
+def plain_kind(kind: Any) -> Any:
+    """The type of a setting without its bounds: `int` of `Annotated[int, Meta(ge=1)]`."""
+    if hasattr(kind, "__metadata__"):
+        return get_args(kind)[0]
+    return kind
 
 
-def _kind_name(kind: Any) -> str:
+def kind_name(kind: Any) -> str:
+    """The type of a setting for a reader, such as "int", "sum|mean" or "int|all"."""
+    kind = plain_kind(kind)
     if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    kinds = (
-        get_args(kind)[:1] if hasattr(kind, "__metadata__") else get_args(kind)
-    )  # without bounds
-    return "|".join(map(_kind_name, kinds)) or kind.__name__
+        return "|".join(str(choice) for choice in get_args(kind))
+
+    alternatives = get_args(kind)
+    if alternatives:
+        return "|".join(kind_name(alternative) for alternative in alternatives)
+    return str(kind.__name__)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How one run trains."""
+def bounds_in_words(kind: Any) -> str:
+    """The bounds of a setting, such as "at least 0 and below 1"; "" if it has none."""
+    bounds = []
+    for meta in getattr(kind, "__metadata__", ()):
+        for name, words in _BOUNDS_IN_WORDS.items():
+            bound = getattr(meta, name, None)
+            if bound is not None:
+                bounds.append(f"{words} {bound:,}")
+    return " and ".join(bounds)
 
-    fusion: Fusion
-    settings: Any  # of the fusion
-    training: TrainingSettings
-    target: str = "class"
-    loss: str = "single"
-    select: str = "val"
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "float32"
-    log: str | None = None  # see `tensorboard`
-    deterministic: bool = False  # on a GPU too
 
-    def autocast(self) -> torch.autocast:
-        """Where a forward pass runs: in bfloat16 wherever that is safe, if `precision` is bf16."""
-        return torch.autocast(
-            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+def settings_to_record(settings: Any) -> dict[str, Any]:
+    """The fusion's or the training's settings as a run's config names them, and so its folder.
 
-    def heads(self, stage: Stage) -> Heads:
-        """The outputs that the loss of a stage looks at; None is all."""
-        return (
-            None
-            if stage.output == "logits" and self.loss != "single"
-            else frozenset({stage.output})
-        )
+    All of them, but for those at their default whose field says `recorded_at_default=False`.
+    """
+    record = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default or field.metadata.get("recorded_at_default", True):
+            record[field.name] = value
+    return record
 
-    @property
-    def reduction(self) -> Literal["sum", "mean"]:
-        """Sum over the utterances of a batch of dialogues (Perspective eq. 3), mean elsewhere,
-        unless set.
-        """
-        if self.training.reduction == "auto":
-            return "sum" if self.fusion.unit == "dialogue" else "mean"
-        return self.training.reduction
+
+def settings_from_record(kind: type, record: Mapping[str, Any], where: str) -> Any:
+    """The settings of that `kind` that a run's config names; what it does not name is at default.
+
+    Raises `CorruptStore` for a setting that is unknown here, or of another type or range. `where`
+    is the file.
+    """
+    try:
+        strange = record.keys() - {field.name for field in fields(kind)}
+        if strange:
+            raise ValueError(f"no setting of this ser is called {min(strange)!r}")
+        return msgspec.convert(record, kind)
+    except (ValueError, msgspec.ValidationError) as fault:
+        raise CorruptStore(
+            f"{where}: its settings cannot be used ({fault}); train the run again"
+        ) from None

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
+from .config import TrainConfig
 from .data.dataset import Dataset
 from .data.labels import DIMENSIONS, IEMOCAP_ID, Utterances
 from .models import Fusion
@@ -32,7 +33,7 @@ from .scores.calibration import ece, fit_temperature, reliability, tempered
 from .scores.classes import scores
 from .scores.raters import divergences
 from .scores.ratings import dimension_scores
-from .settings import TrainConfig, TrainingSettings
+from .settings import TrainingSettings
 
 Score = Literal["ua", "wa", "macro_f1", "ccc"]
 OF_CLASSES = (

@@ -27,15 +27,21 @@ Beta = Annotated[float, Meta(gt=0, lt=1)]
 Gamma = Annotated[float, Meta(ge=0, le=100)]
 
 
-def setting(default: Any, source: str, help: str | None = None, later: bool = False) -> Any:
+def setting(
+    default: Any, source: str, help: str | None = None, *, recorded_at_default: bool = True
+) -> Any:
     """A field of a settings dataclass: its default, where the default comes from, and what it does.
 
-    What one of `CommonSettings` does need not be said again. One that came `later` than the first
-    runs stands in a run's config only where it is not at its default, so that the runs from before
-    keep their names.
+    What one of `CommonSettings` does need not be said again.
+
+    A run is named by its config, so one more setting there would rename every run. A setting that
+    is added after runs were trained is `recorded_at_default=False`: a config names it only where it
+    is not at its default, and the runs from before keep their names.
     """
-    said = {} if help is None else {"help": help}
-    return field(default=default, metadata={"source": source, "later": later, **said})
+    metadata: dict[str, Any] = {"source": source, "recorded_at_default": recorded_at_default}
+    if help is not None:
+        metadata["help"] = help
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 from ser.errors import MissingRows, SerError
 from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
+from ser.train.listed_settings import ListedSetting, list_settings
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, assignments
 from ser.train.scores.measures import SHOWN
-from ser.train.settings import Setting, settings
 
 from .cell_scores import heard_in_training, parts
 from .cells import Cell, Cells, grouped
@@ -140,9 +140,9 @@ def _protocols(cells: Cells) -> Table:
     return described("protocol", rows)
 
 
-def _described_settings(fusion: str) -> dict[str, Setting]:
+def _described_settings(fusion: str) -> dict[str, ListedSetting]:
     return (
-        {setting.name: setting for setting in settings(FUSIONS[fusion])}
+        {setting.name: setting for setting in list_settings(FUSIONS[fusion])}
         if fusion in FUSIONS
         else {}
     )
@@ -193,7 +193,7 @@ def _settings(cells: Cells) -> Table:
         members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
         known = _described_settings(fusion)
         for key in dict.fromkeys(key for own in members for key in own):
-            setting = known.get(key, Setting(key, "", "", "", ""))
+            setting = known.get(key, ListedSetting(key, "", "", "", ""))
             used = ", ".join(dict.fromkeys(str(own.get(key, setting.default)) for own in members))
             row = {"fusion": fusion, "setting": key, "used": used, "default": str(setting.default)}
             rows.append(

@@ -9,10 +9,11 @@ from ser import engines
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
+from ..config import TrainConfig
 from ..data.dataset import DataCache
 from ..experiment import Experiment, Job, fit_groups, prepare
 from ..run_folder import Run
-from ..settings import TrainConfig, has_setting
+from ..settings import has_setting
 from .other_features import features_to_extract
 from .recipe import Recipe
 from .search_record import SearchRecord, cell_name
