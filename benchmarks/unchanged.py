@@ -22,8 +22,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ VARIES = [
     (r'"seconds": [\d.e-]+', '"seconds": <time>'),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
     (r"\d+(\.\d+)? GB/s", "<speed>"),
+    (r"\d+(\.\d+)? GB free", "<room> free"),
     (r"\d+(\.\d+)?× real time; limited by \S+;", "<speed>"),
     # The seconds of a feature, in the last column of `ser features`.
     (r"(?m)^(\S+( +\d+){4} +)\d+(\.\d+)?$", r"\1<time>"),
@@ -198,14 +200,16 @@ class Checkout:
     path: Path
     folder: Path
     remembers: bool = False
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
     def run(self, arguments: list[str]) -> str:
         """What a command of ser printed, and its exit code, without what varies.
 
         A checkout that `remembers` runs each command once, also for later comparisons.
         """
-        key = hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
-        memory = self.folder / ".printed" / key
+        self.counts[tuple(arguments)] += 1
+        key = json.dumps([arguments, self.counts[tuple(arguments)]])
+        memory = self.folder / ".printed" / hashlib.sha256(key.encode()).hexdigest()
         if self.remembers and memory.exists():
             return memory.read_text()
         printed = self.run_again(arguments)
@@ -256,8 +260,9 @@ class Comparison:
 
     def command(self, *arguments: str) -> None:
         """Run one command in both, and compare what they print."""
-        printed = [checkout.run(list(arguments)) for checkout in (self.old, self.new)]
-        self.texts("ser " + " ".join(arguments), *printed)
+        old = self.old.run(list(arguments))
+        if self.new is not self.old:
+            self.texts("ser " + " ".join(arguments), old, self.new.run(list(arguments)))
 
     def texts(self, what: str, old: str, new: str) -> None:
         """Compare two texts, and show the first lines that differ."""
@@ -547,6 +552,8 @@ NEEDS = {
 
 def start_anew(both: Comparison, part: str) -> None:
     """Remove what the new checkout wrote in this part, and copy what it lacks of those before."""
+    if both.new is both.old:
+        return
     for name in WRITES.get(part, []):
         shutil.rmtree(both.new.folder / name, ignore_errors=True)
     for name in NEEDS.get(part, []):
@@ -580,6 +587,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, joined by commas")
     parser.add_argument("--work", type=Path, default=Path("/tmp/ser-unchanged"))
     parser.add_argument("--emodb", type=Path)
+    parser.add_argument("--remember", action="store_true", help="only run OLD, for later")
     asked = parser.parse_args()
 
     checkouts = []
@@ -587,6 +595,8 @@ def main() -> int:
         folder = asked.work / name
         folder.mkdir(parents=True, exist_ok=True)
         checkouts.append(Checkout(name, path.resolve(), folder.resolve(), name == "old"))
+    if asked.remember:
+        checkouts[1] = checkouts[0]
     both = Comparison(*checkouts)
 
     prepare(both)
