@@ -25,8 +25,10 @@ import torch
 
 from ser.benchmarks.compare import children_time
 from ser.benchmarks.train import durations
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset, Inputs
@@ -382,7 +384,7 @@ def write_store(
             whole = values((int(lengths[rows].sum()), dim))
             arrays = np.split(whole, np.cumsum(lengths[rows])[:-1])
             ids, inputs = [manifest.ids[i] for i in rows], [digests[i] for i in rows]
-            made.publish(PartRows("made-up", ids, inputs, arrays))
+            publish_part(made, PartRows("made-up", ids, inputs, arrays))
 
         with ThreadPoolExecutor(writers) as pool:
             list(pool.map(publish, chosen))

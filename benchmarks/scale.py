@@ -33,7 +33,10 @@ import torch
 from tabulate import tabulate
 
 from ser.cache.feature import part_names
-from ser.cache.store import PartRows, Spec, open_store
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.spec import Spec
+from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
 from ser.extract.corpora.scan import Scan
@@ -239,8 +242,9 @@ def train(count: int, folder: Path) -> dict[str, float]:
     values = np.random.default_rng(0).normal(size=(2000, 1, 64)).astype(np.float32)
     for start in range(0, count, len(values)):
         ids = plain.ids[start : start + len(values)]
-        feature.publish(
-            PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)]))
+        publish_part(
+            feature,
+            PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)])),
         )
     bytes_ = count * 64 * 4
     command = [

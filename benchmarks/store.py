@@ -18,7 +18,12 @@ import numpy.typing as npt
 
 from ser.benchmarks.compare import compare
 from ser.cache import blocks
-from ser.cache.store import Feature, Manifest, PartRows, Spec, open_store
+from ser.cache.feature import Feature
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.spec import Spec
+from ser.cache.store import open_store
+from ser.corpus.manifest import Manifest
 
 BACKENDS = ("zarr", "hdf5")
 # IEMOCAP's lengths, 0.6 to 34 s, mostly short: frames of 20 ms. The second is is13's shape.
@@ -130,7 +135,7 @@ def _write(
         arrays = [random.standard_normal((lengths[i], dim), np.float32).astype(dtype) for i in part]
         rows = PartRows("bench", [ids[i] for i in part], [digests[i] for i in part], arrays)
         for backend, feature in features.items():
-            feature.publish(rows, backend)
+            publish_part(feature, rows, backend)
     return manifest, features
 
 

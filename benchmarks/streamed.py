@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
 from ser.cache.spec import Spec
-from ser.cache.store import PartRows, open_store
+from ser.cache.store import open_store
 from ser.tests.tiny_store import make_manifest
 from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit
@@ -62,7 +64,7 @@ def make(folder: Path, turns: int) -> tuple[Path, dict[str, int]]:
                 [of_all[i] for i in part] for of_all in (manifest.ids, manifest.inputs(modality))
             )
             rows = [rng.normal(size=(rng.integers(*most), dim)).astype(dtype) for _ in part]
-            feature.publish(PartRows(manifest.corpus, ids, inputs, rows))
+            publish_part(feature, PartRows(manifest.corpus, ids, inputs, rows))
         sizes[name] = sum(part.bytes for part in feature.parts())
     return folder, sizes
 

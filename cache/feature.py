@@ -1,9 +1,7 @@
-"""One feature of a store, computed in one way: its parts, and the rows that a manifest joins to
-them.
-"""
+"""One feature of a store, computed in one way: its parts, and the rows that a manifest joins."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,41 +9,40 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ser.cache.manifests import list_corpora, read_manifest
-from ser.cache.spec import Spec
 from ser.corpus.manifest import Key, Manifest
 from ser.disk.read import REPAIR
 from ser.disk.records import checksummed_json, read_checksummed
 from ser.disk.workspace import put_files
 from ser.errors import CorruptStore, MissingRows
 
-from .blocks import Stretch, read_stretches
-from .part import Packed, Part, PartRows, publish
+from .blocks import ArrayRead, ArrayRecord, Stretch, read_stretches
+from .manifests import list_corpora, read_manifest
+from .part import Part
+from .rows import Packed, PartRows
+from .spec import Spec
 
-__all__ = ["Feature"]
-
-Place = tuple[Part, int]  # a part, and an utterance's number in it
+# A part, and an utterance's number in it.
+Place = tuple[Part, int]
 
 
 def part_names(feature: Path) -> set[str]:
-    """The names of the parts in a feature's folder. Raises `CorruptStore` if that is a link to a
-    disk that is away.
+    """The names of the parts in a feature's folder.
+
+    Raises `CorruptStore` if its `parts` is a link to a disk that is away.
     """
     folder = feature / "parts"
     try:
-        with os.scandir(
-            folder
-        ) as entries:  # a plain file beside the parts, such as a `Thumbs.db`, is no part
+        with os.scandir(folder) as entries:
+            # A plain file beside the parts, such as a `Thumbs.db`, is no part.
             names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
-            return {name for name in names if not name.startswith(".")}
     except (FileNotFoundError, NotADirectoryError):
-        if (
-            os.path.lexists(folder) and not folder.is_dir()
-        ):  # another process may just have made the folder
-            raise CorruptStore(
-                f"{folder}: leads to no folder; mount the disk, or remove it"
-            ) from None
+        # Not asked for as a folder alone: another process may just have made it.
+        if os.path.lexists(folder) and not folder.is_dir():
+            fault = "leads to no folder; mount the disk, or remove it"
+            raise CorruptStore(f"{folder}: {fault}") from None
         return set()
+
+    return {name for name in names if not name.startswith(".")}
 
 
 class Feature:
@@ -57,10 +54,17 @@ class Feature:
             if (spec.feature, spec.fingerprint) != (path.parent.name, path.name):
                 fault = "stands in the folder of another feature or fingerprint"
                 raise CorruptStore(f"{path / 'spec.json'}: {fault}; {REPAIR}")
-        self.store, self.path, self.spec = store, path, spec
+
+        self.store = store
+        self.path = path
+        self.spec = spec
+
+        # What `parts` last saw: the parts by name, the rows and quarantined utterances in them.
         self._parts: dict[str, Part] = {}
         self._rows: dict[Key, Place] = {}
         self._quarantined: dict[Key, str] = {}
+
+        # Rows of the latest manifests, by id: for `__getitem__`.
         self._latest: dict[str, Place] = {}
 
     @property
@@ -70,32 +74,44 @@ class Feature:
 
     def annotate(self, **provenance: Any) -> None:
         """Add to the spec's provenance, which the fingerprint does not hash."""
-        spec = Feature(self.store, self.path).spec  # as it is now
+        # Read again: another process may have added to it.
+        spec = Feature(self.store, self.path).spec
         self.spec = replace(spec, provenance={**spec.provenance, **provenance})
         put_files(self.store, self.path, {"spec.json": checksummed_json(self.spec.to_json())})
 
     def parts(self) -> list[Part]:
         """Every published part, by name. Raises `CorruptStore` for one that cannot be trusted."""
-        names, folder, known = sorted(part_names(self.path)), self.path / "parts", self._parts
-        if names != list(known):
-            try:
-                self._parts = {
-                    name: known.get(name) or Part.open(folder / name, self.fingerprint)
-                    for name in names
-                }
-            except CorruptStore:
-                if all(os.path.lexists(folder / name) for name in names):
-                    raise
-                return self.parts()  # another process has removed one since
-            self._rows, self._quarantined, self._latest = {}, {}, {}
-            for part in self._parts.values():  # should two hold the same row, the first counts
-                for number, key in enumerate(part.keys):
-                    self._rows.setdefault(key, (part, number))
-                for entry in part.record.quarantined:
-                    self._quarantined.setdefault(
-                        (part.record.corpus, entry.id, entry.input), entry.reason
-                    )
-        return list(self._parts.values())
+        names = sorted(part_names(self.path))
+        if names == list(self._parts):
+            return list(self._parts.values())
+
+        folder = self.path / "parts"
+        parts = {}
+        try:
+            for name in names:
+                parts[name] = self._parts.get(name) or Part.open(folder / name, self.fingerprint)
+        except CorruptStore:
+            if all(os.path.lexists(folder / name) for name in names):
+                raise
+            # Another process has removed one since they were listed.
+            return self.parts()
+
+        self._parts = parts
+        self._index_parts()
+        return list(parts.values())
+
+    def _index_parts(self) -> None:
+        """Note where each row is. Should two parts hold the same row, the first by name counts."""
+        self._rows = {}
+        self._quarantined = {}
+        self._latest = {}
+
+        for part in self._parts.values():
+            for number, key in enumerate(part.keys):
+                self._rows.setdefault(key, (part, number))
+            for entry in part.record.quarantined:
+                key = (part.record.corpus, entry.id, entry.input)
+                self._quarantined.setdefault(key, entry.reason)
 
     def keys(self, manifest: Manifest) -> list[Key]:
         """What joins each row of the manifest to the parts that are there now.
@@ -104,38 +120,60 @@ class Feature:
         parent's.
         """
         self.parts()
+
         if manifest.parts:
-            return [key for part in manifest.parts for key in self.keys(part)]
+            keys = []
+            for part in manifest.parts:
+                keys.extend(self.keys(part))
+            return keys
+
         keys = manifest.keys(self.spec.modality)
         if manifest.parent is None or self.spec.modality != "audio":
             return keys
-        keys = list(keys)
-        for number, own in enumerate(keys):
-            parents = (manifest.parent.corpus, *own[1:])
-            row_there = own not in self._rows and parents in self._rows
-            quarantined_there = own not in self._quarantined and parents in self._quarantined
-            if row_there or (quarantined_there and own not in self._rows):
-                keys[number] = parents
-        return keys
+
+        parent = manifest.parent.corpus
+        return [self._own_or_parents(key, (parent, *key[1:])) for key in keys]
+
+    def _own_or_parents(self, own: Key, parents: Key) -> Key:
+        """Which of two keys counts; the own where neither has a row or is quarantined.
+
+        Any row counts before any quarantine.
+        """
+        if own in self._rows:
+            return own
+        if parents in self._rows:
+            return parents
+        if own in self._quarantined:
+            return own
+        if parents in self._quarantined:
+            return parents
+        return own
 
     def place(self, key: Key) -> Place | None:
         """The part that holds a row, and the row's number in it, when `parts` was last called."""
         return self._rows.get(key)
 
     def missing(self, manifest: Manifest, retry: bool = False) -> list[int]:
-        """Manifest rows that have neither a current row nor (unless `retry`) a current quarantine."""
-        keys = enumerate(self.keys(manifest))
+        """Manifest rows without a current row.
+
+        Unless `retry`, those with a current quarantine are not missing.
+        """
+        keys = self.keys(manifest)
         skipped: Mapping[Key, str] = {} if retry else self._quarantined
-        return [number for number, key in keys if key not in self._rows and key not in skipped]
+
+        missing = []
+        for number, key in enumerate(keys):
+            if key not in self._rows and key not in skipped:
+                missing.append(number)
+        return missing
 
     def quarantined(self, manifest: Manifest) -> dict[str, str]:
         """Id → reason of the utterances that could not be computed from what the manifest names."""
-        keys = zip(manifest.ids, self.keys(manifest), strict=True)
-        return {
-            id_: self._quarantined[key]
-            for id_, key in keys
-            if key in self._quarantined and key not in self._rows
-        }
+        reasons = {}
+        for id_, key in zip(manifest.ids, self.keys(manifest), strict=True):
+            if key in self._quarantined and key not in self._rows:
+                reasons[id_] = self._quarantined[key]
+        return reasons
 
     def rows(self, manifest: Manifest) -> int:
         """How many utterances of the manifest have a current row."""
@@ -145,39 +183,40 @@ class Feature:
         """Whether every utterance of the manifest is there or quarantined."""
         return not self.missing(manifest)
 
-    def publish(
-        self, rows: PartRows, backend: str = "zarr", written_by: Mapping[str, Any] | None = None
-    ) -> str | None:
-        """Publish one part, whole or not at all. Its name, or None if that part is there already."""
-        return publish(self.store, self.path / "parts", rows, self.spec, backend, written_by or {})
-
     def load(self, manifest: Manifest, rows: Sequence[int] | None = None) -> Packed:
-        """Utterances in the order of `rows` (manifest row numbers; None: all), in memory, every
-        block verified.
+        """Utterances in the order of `rows` (manifest row numbers; None: all), in memory.
 
-        Raises `MissingRows` if some are not in the store and `CorruptStore` if one cannot be
-        trusted.
+        Every block is verified. Raises `MissingRows` if some are not in the store and
+        `CorruptStore` if one cannot be trusted.
         """
-        rows = range(len(manifest)) if rows is None else rows
-        return self.gather(self.places(manifest, rows), [manifest.ids[row] for row in rows])
+        if rows is None:
+            rows = range(len(manifest))
+
+        places = self.places(manifest, rows)
+        return self.gather(places, [manifest.ids[row] for row in rows])
 
     def places(self, manifest: Manifest, rows: Sequence[int]) -> list[Place]:
         """Where utterances lie, for `gather`. Raises `MissingRows` if some are not in the store."""
         all_keys = self.keys(manifest)
         keys = [all_keys[row] for row in rows]
-        if missing := [key for key in keys if key not in self._rows]:
-            known = sum(key in self._quarantined for key in missing)
-            quarantined, retry = (
-                (f", {known} of them quarantined", " --retry") if known else ("", "")
-            )
-            fault = (
-                f"{len(missing)} of {len(rows)} utterances of corpus {manifest.corpus}{quarantined}"
-            )
-            command = f"`ser features CORPUS --features {self.spec.name} --store {self.store}{retry}`, or import all"
-            raise MissingRows(
-                f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); run {command}"
-            )
+
+        missing = [key for key in keys if key not in self._rows]
+        if missing:
+            raise MissingRows(self._say_missing(manifest, missing, len(rows)))
+
         return [self._rows[key] for key in keys]
+
+    def _say_missing(self, manifest: Manifest, missing: Sequence[Key], asked: int) -> str:
+        quarantined = sum(key in self._quarantined for key in missing)
+        note = f", {quarantined} of them quarantined" if quarantined else ""
+        retry = " --retry" if quarantined else ""
+
+        fault = f"{len(missing)} of {asked} utterances of corpus {manifest.corpus}{note}"
+        command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
+        return (
+            f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); "
+            f"run `{command}`, or import all"
+        )
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:
         """One utterance, `[n, dim]`, or `[dim]` at utterance level, in the stored dtype.
@@ -186,63 +225,104 @@ class Feature:
         manifests, of the first corpus by name; load by manifest to choose.
         """
         if id_ not in self._latest:
-            manifests = [
-                read_manifest(self.store, corpus) for corpus in reversed(list_corpora(self.store))
-            ]
-            keys = [key for manifest in manifests for key in self.keys(manifest)]
-            self._latest = {key[1]: self._rows[key] for key in keys if key in self._rows}
+            self._latest = self._find_latest()
         if id_ not in self._latest:
             raise MissingRows(f"{self.spec.name} has no utterance {id_!r}")
+
         values = self.gather([self._latest[id_]], [id_], extras=False).values
         return values[0] if self.spec.level == "utterance" else values
+
+    def _find_latest(self) -> dict[str, Place]:
+        """Where each id of the latest manifests lies; the first corpus by name counts."""
+        corpora = list_corpora(self.store)
+        manifests = [read_manifest(self.store, corpus) for corpus in reversed(corpora)]
+
+        keys: list[Key] = []
+        for manifest in manifests:
+            keys.extend(self.keys(manifest))
+
+        return {key[1]: self._rows[key] for key in keys if key in self._rows}
 
     def gather(
         self, places: Sequence[Place], ids: list[str], extras: bool = True, values: bool = True
     ) -> Packed:
-        """Utterances by their places, in the order given, each block verified. Extras are those
-        that all parts have.
+        """Utterances by their places, in the order given, each block verified.
 
-        Without `values` only extras are read.
+        Extras are those that all parts have. Without `values` only extras are read.
         """
-        stretches: dict[Part, list[Stretch]] = {part: [] for part, _ in places}
-        offsets = [0]
-        for part, row in places:
-            start, stop = part.offsets[row], part.offsets[row + 1]
-            mine, target = stretches[part], offsets[-1]
-            before = mine[-1] if mine else (0, -1, 0)
-            if (
-                before[1] == start and before[2] + start - before[0] == target
-            ):  # continues it, in part and target
-                mine[-1] = (before[0], stop, before[2])
-            else:
-                mine.append((start, stop, target))
-            offsets.append(target + stop - start)
-        shared = [part.record.arrays.keys() - {"offsets"} for part in stretches]
-        names = set.intersection(*shared) if shared and extras else {"values"}
+        stretches, offsets = _find_stretches(places)
         arrays = {"values": np.empty((0, self.spec.dim), self.spec.dtype)}
-        for name in sorted(names if values else names - {"values"}):
+
+        for name in _arrays_to_read(stretches, extras, values):
             records = {part: part.record.arrays[name] for part in stretches}
-            kinds = {(record.dtype, record.shape[1:]) for record in records.values()}
-            if name == "values":
-                kinds.add((self.spec.dtype, (self.spec.dim,)))
-            if len(kinds) > 1:
-                fault = (
-                    f"array '{name}' has another dtype or dimension than its spec or in other parts"
-                )
-                raise CorruptStore(f"{self.path / 'parts'}: {fault}; {REPAIR}")
-            dtype, shape = kinds.pop()
-            arrays[name] = np.empty((offsets[-1], *shape), dtype)
-            jobs = [(part.folder, record, stretches[part]) for part, record in records.items()]
-            read_stretches(jobs, arrays[name])
+            dtype, row_shape = self._array_kind(name, records.values())
+
+            arrays[name] = np.empty((offsets[-1], *row_shape), dtype)
+            reads = []
+            for part, record in records.items():
+                reads.append(ArrayRead(part.folder, record, stretches[part]))
+            read_stretches(reads, arrays[name])
+
         return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
 
+    def _array_kind(self, name: str, records: Iterable[ArrayRecord]) -> tuple[str, tuple[int, ...]]:
+        """The dtype of an array, and the shape of its rows, which are the same in all parts."""
+        kinds = {(record.dtype, record.shape[1:]) for record in records}
+        if name == "values":
+            kinds.add((self.spec.dtype, (self.spec.dim,)))
 
-def held_rows(feature: Feature, part: Part, kept: Sequence[int] | None = None) -> PartRows:
-    """A part's utterances in memory, to be published again: all, or those `kept` by their numbers."""
-    record, kept = part.record, range(len(part.record.ids)) if kept is None else kept
-    packed = feature.gather(
-        [(part, number) for number in kept], [record.ids[number] for number in kept]
-    )
-    return PartRows.from_packed(
-        record.corpus, [record.inputs[number] for number in kept], packed, record.quarantined
-    )
+        if len(kinds) > 1:
+            fault = "has another dtype or dimension than its spec or in other parts"
+            raise CorruptStore(f"{self.path / 'parts'}: array '{name}' {fault}; {REPAIR}")
+        return kinds.pop()
+
+
+def _find_stretches(places: Sequence[Place]) -> tuple[dict[Part, list[Stretch]], list[int]]:
+    """What to read from each part, and the offsets of the utterances in the target, `[n + 1]`."""
+    stretches: dict[Part, list[Stretch]] = {part: [] for part, _ in places}
+    offsets = [0]
+
+    for part, number in places:
+        start = part.offsets[number]
+        stop = part.offsets[number + 1]
+        target = offsets[-1]
+        offsets.append(target + stop - start)
+
+        of_part = stretches[part]
+        if of_part:
+            last = of_part[-1]
+            if last.stop == start and last.target + start - last.start == target:
+                # It goes on where the last one ends, in the part and in the target.
+                of_part[-1] = Stretch(last.start, stop, last.target)
+                continue
+        of_part.append(Stretch(start, stop, target))
+
+    return stretches, offsets
+
+
+def _arrays_to_read(parts: Iterable[Part], extras: bool, values: bool) -> list[str]:
+    """The arrays that all these parts have, without `offsets` and what is not asked for."""
+    shared: set[str] | None = None
+    for part in parts:
+        names = part.record.arrays.keys() - {"offsets"}
+        shared = names if shared is None else shared & names
+
+    if shared is None or not extras:
+        shared = {"values"}
+    if not values:
+        shared = shared - {"values"}
+    return sorted(shared)
+
+
+def read_part(feature: Feature, part: Part, kept: Sequence[int] | None = None) -> PartRows:
+    """A part's utterances, to be published again: all, or those `kept` by their numbers."""
+    record = part.record
+    if kept is None:
+        kept = range(len(record.ids))
+
+    places = [(part, number) for number in kept]
+    ids = [record.ids[number] for number in kept]
+    inputs = [record.inputs[number] for number in kept]
+
+    packed = feature.gather(places, ids)
+    return PartRows.from_packed(record.corpus, inputs, packed, record.quarantined)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ser.corpus.manifest import Modality
+from ser.corpus.names import Modality
 from ser.disk.records import FORMAT_VERSION, short_hash
 
 Level = Literal["frame", "token", "utterance"]
@@ -22,22 +23,45 @@ class Spec:
     never share a folder.
     """
 
-    feature: str  # "hubert"
+    feature: str
+    """The feature's name, such as "hubert"."""
+
     modality: Modality
+    """Which digest of a manifest its rows are joined on."""
+
     level: Level
+    """What one row stands for."""
+
     dim: Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
+    """Values per row."""
+
     dtype: Dtype
-    extractor: str  # the code that computes it: "speech", "text", "smile", "mel", "import"
-    version: int  # of that code; raised when its numbers change
-    variant: str = ""  # "layer=9": the settings after the feature's name, sorted
-    hop: Seconds | None = None  # between frames
+    """How they are stored."""
+
+    extractor: str
+    """The code that computes it: "speech", "text", "smile", "mel", "import" …"""
+
+    version: int
+    """Of that code; raised when its numbers change."""
+
+    variant: str = ""
+    """The settings after the feature's name, sorted, such as "layer=9"."""
+
+    hop: Seconds | None = None
+    """Seconds between frames."""
+
     config: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # {"digest": sha256, "random": bool, …}; no paths
-    provenance: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # {"model", "versions", "command", "created", …}
+    """The extractor's settings."""
+
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    """The weights: `digest` (sha256), `random` (bool) and what else identifies them; no paths."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it came from: `model`, `versions`, `command`, `created` …"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, not the fingerprint, whether it is computed yet or not."""
+        return {key: value for key, value in vars(self).items() if key != "fingerprint"}
 
     @property
     def name(self) -> str:
@@ -52,7 +76,7 @@ class Spec:
         """What the fingerprint hashes."""
         return {key: value for key, value in self.to_json().items() if key != "provenance"}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the sha256 of the canonical JSON of `identity()`."""
         return short_hash(self.identity())
@@ -64,31 +88,8 @@ class Spec:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the feature comes from an untrained encoder: it shows that the pipeline works,
-        not accuracy.
+        """Whether it comes from an untrained encoder.
+
+        Such a feature shows that the pipeline works, not accuracy.
         """
         return bool(self.checkpoint.get("random", False))
-
-
-OWN_HOP = ("logmel", "mfcc")  # their `hop` is an option of extraction, and so makes another feature
-
-
-def parse_name(name: str) -> tuple[str, list[str], dict[str, str], str]:
-    """The name of a feature to train on, in its parts: feature, options of extraction, options of
-    reading, fingerprint.
-
-    Of `bert:layer=9,pool=meanstd@3f2a`, or `bert@3f2a:layer=9,pool=meanstd`: "bert", ["layer=9"],
-    {"pool": "meanstd"} and "3f2a".
-    """
-    before, _, after = name.strip().partition("@")
-    feature, _, options = before.partition(":")
-    fingerprint, _, more_options = after.partition(":")
-    items = [item for item in f"{options},{more_options}".split(",") if item]
-    on_reading = ("pool=",) if feature in OWN_HOP else ("pool=", "hop=")
-    reading = dict(item.split("=", 1) for item in items if item.startswith(on_reading))
-    return (
-        feature,
-        [item for item in items if not item.startswith(on_reading)],
-        reading,
-        fingerprint,
-    )

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from ser.cache.feature import Feature
+from ser.cache.part import Quarantine
 from ser.cache.spec import Spec
-from ser.cache.store import Feature, Quarantine, Store, check_local, open_store
-from ser.corpus.manifest import Manifest, Modality, Parent
-from ser.corpus.names import RESERVED
+from ser.cache.store import Store, check_local, open_store
+from ser.corpus.manifest import Manifest, Parent
+from ser.corpus.names import RESERVED, Modality
 from ser.engines.cluster import check_scheduler, local_workers
 from ser.engines.machine import choose_device
 from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse

@@ -20,7 +20,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from ser.cache.spec import Dtype, Level, Spec
-from ser.corpus.manifest import Modality
+from ser.corpus.names import Modality
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import Registry, not_installed
 from ser.weights.find import Checkpoint, find_checkpoint, recorded_checkpoint

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from ser import engines
+from ser.cache.feature import Feature
+from ser.cache.part import Quarantine
 from ser.cache.spec import Spec
-from ser.cache.store import Feature, Quarantine, open_store
+from ser.cache.store import open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
 from .corpora.scan import Problem

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ser.cache.feature import part_names
-from ser.cache.part import PartRecord, PartRows, Quarantine, part_name
+from ser.cache.part import PartRecord, Quarantine
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows, part_name
 from ser.cache.spec import Spec
 from ser.cache.store import Store
-from ser.corpus.manifest import Modality
+from ser.corpus.names import Modality
 from ser.disk.records import read_checksummed
 from ser.engines import cached, cores, is_out_of_memory
 from ser.errors import DISTRIBUTION, SerError, UtteranceError
@@ -248,7 +250,8 @@ class PartPipeline:
             if config.asked.on_error == "skip":  # else it is left out, and tried again next time
                 rows.quarantined = bad
             if rows.ids or rows.quarantined:
-                self.worker.store.add(spec).publish(rows, config.asked.backend, config.written_by)
+                feature = self.worker.store.add(spec)
+                publish_part(feature, rows, config.asked.backend, config.written_by)
             result.computed[spec.name] += len(rows.ids)
             if bad:
                 result.quarantined[spec.name] = bad

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.store import Manifest, Spec, Store
+from ser.cache.spec import Spec
+from ser.cache.store import Store
+from ser.corpus.manifest import Manifest
 from ser.tests.tiny_store import NAMES, add_feature, base_rows, new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "neu", "exc")

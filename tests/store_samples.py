@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ser.cache.store import Feature, Manifest, Packed, PartRows, Spec, Store, open_store
+from ser.cache.feature import Feature
+from ser.cache.publish import publish_part
+from ser.cache.rows import Packed, PartRows
+from ser.cache.spec import Spec
+from ser.cache.store import Store, open_store
+from ser.corpus.manifest import Manifest
 from ser.disk.records import checksummed_json
 from ser.errors import SerError
 
@@ -104,7 +109,7 @@ def publish_missing(
     for start in range(0, len(manifest), per_part):
         rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
         made = part_rows(manifest, feature.spec, rows, arrays)
-        if rows and (name := feature.publish(made, backend, {"test": "fill"})):
+        if rows and (name := publish_part(feature, made, backend, {"test": "fill"})):
             yield name
 
 

@@ -10,8 +10,12 @@ import pandas as pd
 import pytest
 import soundfile
 
-from ser.cache.store import Manifest, PartRows, Quarantine, open_store
+from ser.cache.part import Quarantine
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.store import open_store
 from ser.commands.output import answer
+from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows
 from ser.tests.command_line import printed, ser
 from ser.tests.store_samples import fill, manifest_of, rewrite_record, sample_store, spec_of
@@ -160,7 +164,7 @@ def test_a_list_says_what_is_there(tmp_path: Path) -> None:
     assert info["corpora"]["toy"]["vectors"] == sum(len(array) for array in arrays.values())
     assert frames["problem"] is None and begun["problem"] is None
     bad = Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")
-    feature.publish(PartRows("toy", quarantined=[bad]), "zarr", {})
+    publish_part(feature, PartRows("toy", quarantined=[bad]), "zarr", {})
     [*_, first, said] = printed("cache", "list", "--store", tmp_path / "s").splitlines()
     assert "incomplete" in first and "10 of 11" in said and " complete, 1 quarantined" in said
 
@@ -184,7 +188,7 @@ def test_a_csv_for_r_without_what_is_quarantined(tmp_path: Path, level: str, dim
         and not (tmp_path / "x.csv").exists()
     )
     bad = Quarantine(grown.ids[10], grown.inputs("audio")[10], "x.wav", "truncated")
-    feature.publish(PartRows("toy", quarantined=[bad]), "zarr", {})
+    publish_part(feature, PartRows("toy", quarantined=[bad]), "zarr", {})
     done = ser("cache", "export", f"{level}s", tmp_path / "x.csv", "--store", tmp_path / "s")
     assert (done.exit_code, done.stderr) == (3, f"left out: {grown.ids[10]}: truncated\n")
     table = pd.read_csv(tmp_path / "x.csv", float_precision="round_trip")

@@ -14,8 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from ser.cache.store import Feature, Manifest, open_store
+from ser.cache.feature import Feature
+from ser.cache.store import open_store
 from ser.cache.tools.maintain import check_part, verify
+from ser.corpus.manifest import Manifest
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,

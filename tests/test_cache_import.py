@@ -20,9 +20,10 @@ import pytest
 import safetensors.numpy
 import zarr
 
-from ser.cache.store import Manifest, Store, open_store
+from ser.cache.store import Store, open_store
 from ser.cache.tools import transfer
 from ser.cache.tools.transfer import export, import_feature, read_ids
+from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, SerError, StoreError, WrongUse
 from ser.tests.command_line import in_a_process
 from ser.tests.store_samples import manifest_of, sample_store

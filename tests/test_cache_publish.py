@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ser.cache.blocks import BACKENDS
-from ser.cache.store import Feature, PartRows, open_store
+from ser.cache.backends import BACKENDS
+from ser.cache.feature import Feature
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.store import open_store
 from ser.cache.tools.maintain import verify
 from ser.cache.tools.transfer import export
 from ser.disk import locks, workspace, write
@@ -288,7 +291,7 @@ def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(BACKENDS, "hdf5", lossy)
     two_blocks = np.random.default_rng(0).normal(size=(1000, 1000)).astype("f4")
     with pytest.raises(ValueError, match="add up"):
-        feature.publish(PartRows("other", ["a"], ["d"], [two_blocks]), "hdf5", {})
+        publish_part(feature, PartRows("other", ["a"], ["d"], [two_blocks]), "hdf5", {})
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
 
 
@@ -305,7 +308,7 @@ def test_a_disk_that_gives_back_something_else(
         monkeypatch.setattr(write.os, "write", lie)
         other = manifest_of(4, "other")
         with pytest.raises(StoreError, match="the disk gave back"):
-            feature.publish(part_rows(other, feature.spec, [0, 1]), "zarr", {})
+            publish_part(feature, part_rows(other, feature.spec, [0, 1]), "zarr", {})
         monkeypatch.setattr(write.os, "write", honest)
     assert len(feature.parts()) == 1 and not list((store.path / "tmp").iterdir())
 

@@ -13,8 +13,11 @@ import crc32c
 import numpy as np
 import pytest
 
-from ser.cache.part import Part, publish
-from ser.cache.store import Feature, Manifest, PartRows, Quarantine, open_store
+from ser.cache.feature import Feature
+from ser.cache.part import Part, Quarantine
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.store import open_store
 from ser.cache.tools.maintain import (
     JOURNAL,
     check_part,
@@ -24,6 +27,7 @@ from ser.cache.tools.maintain import (
     verify,
 )
 from ser.cache.tools.transfer import copy
+from ser.corpus.manifest import Manifest
 from ser.disk.workspace import remove_folder
 from ser.errors import StoreError, WrongUse
 from ser.tests.store_samples import (
@@ -113,7 +117,7 @@ def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backe
         (spec_of(), "are not one row each"),
     ):
         rows = part_rows(Manifest(fault, manifest.table), spec, [0, 1])
-        name = str(publish(store.path, first.parent, rows, spec, backend, {}))
+        name = str(publish_part(Feature(store.path, feature.path, spec), rows, backend, {}))
         rewrite_record(
             first.parent / name / "part.json",
             lambda record: record.update(fingerprint=feature.fingerprint),
@@ -188,7 +192,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
         Quarantine("x", "y", "", "unknown"),
     ]
     again.quarantined = [gone[1]]
-    feature.publish(again, backend, {})
+    publish_part(feature, again, backend, {})
     assert any("2 rows stand in two parts" in str(checked.note) for checked in verify(store))
     assert list_features(store)[-1]["superseded"] >= 3
     removed = list(remove_superseded(store))
@@ -271,7 +275,9 @@ def test_one_backend_to_the_other_and_back(
     tmp_path: Path, source: str, target: str, level: str
 ) -> None:
     store, feature, _, _ = sample_store(tmp_path / "a", source, level=level)
-    feature.publish(PartRows("toy", quarantined=[Quarantine("u001", "old", "p", "r")]), source, {})
+    publish_part(
+        feature, PartRows("toy", quarantined=[Quarantine("u001", "old", "p", "r")]), source, {}
+    )
     there = open_store(tmp_path / "b", create=True)
     back = open_store(tmp_path / "c", create=True)
     copied = copy(feature, there, target)
@@ -329,7 +335,9 @@ def test_a_read_only_store(tmp_path: Path) -> None:
         for write in (
             lambda: store.put_manifest(manifest_of(12)),
             lambda: store.add(spec_of(dim=99)),
-            lambda: store["frames"].publish(part_rows(manifest, feature.spec, [1]), "zarr", {}),
+            lambda: publish_part(
+                store["frames"], part_rows(manifest, feature.spec, [1]), "zarr", {}
+            ),
         ):
             with pytest.raises(StoreError, match="is not writable"):
                 write()

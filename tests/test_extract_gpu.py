@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from ser.cache import blocks, feature
-from ser.cache.store import PartRows, open_store
+from ser.cache import blocks
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.store import open_store
 from ser.cache.tools.maintain import verify
 from ser.disk import write
+from ser.extract import worker
 from ser.extract.mel import MelExtractor
 from ser.extract.run import ExtractionConfig, ExtractionRun, plan, run_on_cluster
 from ser.extract.worker import AHEAD, GPU_WRITERS
@@ -41,10 +44,10 @@ class StandingDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most, self.held, self.peak, self.threads = most, 0, 0, set[int]()
         self.lock, self.goes_on = threading.Lock(), threading.Event()
-        self.extract, self.publish = StandInExtractor.extract, feature.publish
+        self.extract, self.publish = StandInExtractor.extract, worker.publish_part
         monkeypatch.setattr(StandInExtractor, "batched", True)  # as an encoder
         monkeypatch.setattr(StandInExtractor, "extract", lambda one, item: self.computed(one, item))
-        monkeypatch.setattr(feature, "publish", self.written)
+        monkeypatch.setattr(worker, "publish_part", self.written)
 
     def computed(self, extractor: StandInExtractor, item: str) -> list[np.ndarray]:
         with self.lock:
@@ -158,7 +161,7 @@ def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file))
     )
     tracemalloc.start()
-    made.publish(PartRows("corpus", [*"abcde"], ["d"] * 5, rows, finite=True), "zarr", {})
+    publish_part(made, PartRows("corpus", [*"abcde"], ["d"] * 5, rows, finite=True), "zarr", {})
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     monkeypatch.undo()

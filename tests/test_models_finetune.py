@@ -13,7 +13,10 @@ import pytest
 import torch
 import transformers
 
-from ser.cache.store import Feature, PartRows, open_store
+from ser.cache.feature import Feature
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.store import open_store
 from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.registry import load_extractors, resolve
 from ser.predict import Predictor, Turn
@@ -240,8 +243,9 @@ def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_
     store = new_store(tmp_path / "features", manifest)
     packed = feature.load(manifest)
     del packed.extras["token"]
-    store.add(feature.spec).publish(
-        PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed)
+    publish_part(
+        store.add(feature.spec),
+        PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed),
     )
     job = prepared(tmp_path, "bert", "all")
     with pytest.raises(MissingRows, match=r"without 'token'; run `ser cache remove bert@"):

@@ -11,7 +11,9 @@ import pytest
 import soundfile as sf
 from sklearn.metrics import f1_score, recall_score
 
-from ser.cache.store import Manifest, Spec, open_store
+from ser.cache.spec import Spec
+from ser.cache.store import open_store
+from ser.corpus.manifest import Manifest
 from ser.errors import LeakageError, WrongUse
 from ser.tests.command_line import printed, ser
 from ser.tests.pretend_device import Gpu

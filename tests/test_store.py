@@ -12,8 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from ser.cache.blocks import BACKENDS
-from ser.cache.store import Manifest, PartRows, Quarantine, open_store
+from ser.cache.backends import BACKENDS
+from ser.cache.part import Quarantine
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.store import open_store
+from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
@@ -79,7 +83,7 @@ def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, level: str) -> None:
         }
         made = part_rows(manifest, spec, [0, 1, 2], arrays)
         made.corpus = f"{backend}-{rows}"
-        folder = feature.path / "parts" / str(feature.publish(made, backend, {}))
+        folder = feature.path / "parts" / str(publish_part(feature, made, backend, {}))
         data = (
             zarr.open_group(folder / "data.zarr", mode="r")
             if backend == "zarr"
@@ -101,7 +105,7 @@ def test_size_on_disk(tmp_path: Path, backend: str) -> None:
         spec_of(dim=768, feature="hubert"),
     ):
         feature, arrays = store.add(spec), values_of(manifest, spec, longest=100)
-        feature.publish(part_rows(manifest, spec, range(100), arrays), backend, {})
+        publish_part(feature, part_rows(manifest, spec, range(100), arrays), backend, {})
         held = sum(
             path.stat().st_size for path in (feature.path / "parts").rglob("*") if path.is_file()
         )
@@ -140,7 +144,7 @@ def test_quarantine(tmp_path: Path) -> None:
         Quarantine("u002", digest, "u002.wav", "is empty"),
         Quarantine("u003", "old", "x", "was empty"),
     ]
-    feature.publish(rows, "zarr", {})
+    publish_part(feature, rows, "zarr", {})
     assert feature.quarantined(manifest) == {"u002": "is empty"}  # u003 has another input now
     assert feature.missing(manifest) == [3] and feature.missing(manifest, retry=True) == [2, 3]
     assert feature.rows(manifest) == 2 and not feature.complete(manifest)
@@ -150,9 +154,11 @@ def test_quarantine(tmp_path: Path) -> None:
         "toy",
         quarantined=[Quarantine("u003", manifest.inputs("audio")[3], "u003.wav", "is a folder")],
     )
-    assert feature.publish(only, "hdf5", {}) and feature.publish(only, "zarr", {}) is None
+    assert (
+        publish_part(feature, only, "hdf5", {}) and publish_part(feature, only, "zarr", {}) is None
+    )
     assert feature.complete(manifest) and feature.rows(manifest) == 2
-    feature.publish(part_rows(manifest, feature.spec, [2, 3]), "hdf5", {})
+    publish_part(feature, part_rows(manifest, feature.spec, [2, 3]), "hdf5", {})
     assert feature.quarantined(manifest) == {} and feature.rows(manifest) == 4
     check_whole(feature, manifest)
 
@@ -183,9 +189,9 @@ LARGE = np.full((1, 8), 65536.0)
 def test_rows_that_cannot_be_kept(tmp_path: Path, rows: PartRows, dtype: str, word: str) -> None:
     feature = open_store(tmp_path / "s", create=True).add(spec_of(dtype=dtype))
     with pytest.raises(StoreError, match=word):
-        feature.publish(rows, "zarr", {})
+        publish_part(feature, rows, "zarr", {})
     with pytest.raises(WrongUse, match=r"unknown backend 'zar'.*did you mean zarr"):
-        feature.publish(rows, "zar", {})
+        publish_part(feature, rows, "zar", {})
     assert feature.parts() == []
 
 
@@ -200,7 +206,7 @@ def test_ids_are_data(tmp_path: Path, backend: str) -> None:
     manifest = Manifest.from_rows("toy", [{"id": id_, "audio_sha256": "0" * 64} for id_ in HOSTILE])
     feature = new_store(tmp_path / "s", manifest).add(spec_of())
     arrays = values_of(manifest, feature.spec)
-    feature.publish(part_rows(manifest, feature.spec, range(len(HOSTILE))), backend, {})
+    publish_part(feature, part_rows(manifest, feature.spec, range(len(HOSTILE))), backend, {})
     check_whole(open_store(tmp_path / "s")["frames"], open_store(tmp_path / "s").manifest())
     assert all(feature[id_].tobytes() == arrays[id_].tobytes() for id_ in HOSTILE)
     names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*")]
@@ -319,7 +325,7 @@ def test_a_manifest_keeps_its_bytes(tmp_path: Path) -> None:
 def test_the_first_part_by_name_counts(tmp_path: Path) -> None:
     _store, feature, manifest, arrays = sample_store(tmp_path / "s", "zarr", count=4)
     other = {id_: array + 1 for id_, array in arrays.items()}
-    feature.publish(part_rows(manifest, feature.spec, [1, 2], other), "zarr", {})
+    publish_part(feature, part_rows(manifest, feature.spec, [1, 2], other), "zarr", {})
     first = feature.parts()[0].record.ids
     check_whole(
         feature, manifest, {**arrays, **{id_: other[id_] for id_ in first if len(first) == 2}}

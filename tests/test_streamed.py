@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from ser.cache import blocks
-from ser.cache.store import Spec, open_store
+from ser.cache.spec import Spec
+from ser.cache.store import open_store
 from ser.engines.machine import memory_budget
 from ser.errors import CorruptStore, WrongUse
 from ser.tests.command_line import in_a_process
@@ -127,7 +128,7 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
 
 def measured(store: str, *cases: str) -> None:
     """Print the peak memory of a run for each case of a width and a budget, each in a fork."""
-    blocks.MOST_THREADS = 8  # as where there are many cores
+    blocks.MAX_THREADS = 8  # as where there are many cores
     for dim, memory in (case.split() for case in cases):
         if not os.fork():
             asked: Any = {

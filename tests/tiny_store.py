@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ser.cache.store import Feature, Manifest, PartRows, Quarantine, Spec, Store
+from ser.cache.feature import Feature
+from ser.cache.part import Quarantine
+from ser.cache.publish import publish_part
+from ser.cache.rows import PartRows
+from ser.cache.spec import Spec
+from ser.cache.store import Store
+from ser.corpus.manifest import Manifest
 from ser.tests.store_samples import new_store
 
 LABELS = ("ang", "hap", "neu", "sad", "exc", "fru", "xxx", "neu")
@@ -118,7 +124,7 @@ def add_feature(
     quarantined = [Quarantine(ids[i], inputs[i], f"{ids[i]}.wav", "empty file") for i in empty]
     kept = [[all_[i] for i in of] for all_ in (ids, inputs, rows)]
     added = store.add(feature)
-    added.publish(PartRows(manifest.corpus, *kept, extras or {}, quarantined), backend)
+    publish_part(added, PartRows(manifest.corpus, *kept, extras or {}, quarantined), backend)
     return added
 
 

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ser.cache.feature import Feature, held_rows
-from ser.cache.part import FileRecord, Part, PartRecord, file_record, publish
+from ser.cache.feature import Feature, read_part
+from ser.cache.part import FileRecord, Part, PartRecord, file_record
+from ser.cache.publish import publish_part
 from ser.cache.store import Store, open_store
 from ser.corpus.manifest import Manifest
 from ser.disk.read import read_small
@@ -172,14 +173,13 @@ class Push:
             if self._spells_text(
                 feature, record := part.record
             ):  # published without: the same bytes each time
-                rows, parts = held_rows(feature, part), Path(scratch) / "parts"
+                rows = read_part(feature, part)
                 rows.extras = {
                     name: arrays for name, arrays in rows.extras.items() if name in _WITHOUT_TEXT
                 }
-                name = publish(
-                    parts.parent, parts, rows, feature.spec, record.backend, record.written_by
-                )
-                part = Part.open(parts / str(name), feature.fingerprint)
+                copy = Feature(Path(scratch), Path(scratch), feature.spec)
+                name = publish_part(copy, rows, record.backend, record.written_by)
+                part = Part.open(copy.path / "parts" / str(name), feature.fingerprint)
             # One after the other: of two pushes the first to put a file that differs goes on alone.
             for name, file in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)

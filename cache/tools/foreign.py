@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ser.cache.blocks import foreign_hdf5
+from ser.cache.hdf5_layout import foreign_hdf5
 from ser.disk.read import LARGE, read_named
 from ser.errors import SerError, StoreError, WrongUse, unknown
 

@@ -17,10 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ser.cache.blocks import BACKENDS, MOST_THREADS, Block, read_file
-from ser.cache.feature import Feature, held_rows, part_names
+from ser.cache.backends import BACKENDS
+from ser.cache.blocks import MAX_THREADS, BlockToCheck, check_file
+from ser.cache.feature import Feature, part_names, read_part
 from ser.cache.manifests import read_manifest
-from ser.cache.part import Part, Quarantine, part_name
+from ser.cache.part import Part, Quarantine
+from ser.cache.publish import publish_part
+from ser.cache.rows import part_name
 from ser.cache.spec import Spec
 from ser.cache.store import Store, listed
 from ser.cache.transcripts import TRANSCRIPTS, check_transcripts
@@ -239,8 +242,8 @@ def _rewrite(
         return [getattr(one, "digest", one) for one in latest_manifests(store).values()] != latest
 
     if kept or quarantined:
-        rows = replace(held_rows(feature, part, kept), quarantined=quarantined)
-        feature.publish(rows, part.record.backend, part.record.written_by)
+        rows = replace(read_part(feature, part, kept), quarantined=quarantined)
+        publish_part(feature, rows, part.record.backend, part.record.written_by)
     with explain_disk_errors("removing superseded rows", store.path):
         return remove_folder(part.folder, store.path, changed)
 
@@ -274,7 +277,7 @@ def verify(store: Store, repair: bool = False, fresh: bool = False) -> Iterator[
     with contextlib.suppress(OSError):  # here and below: of a read-only store
         if not good:
             journal.unlink()
-    pool = ThreadPoolExecutor(MOST_THREADS)
+    pool = ThreadPoolExecutor(MAX_THREADS)
     try:
         results = pool.map(lambda path: _checked(store, path, repair, good), paths)
         for number, (checked, stamp) in enumerate(results, 1):
@@ -398,14 +401,14 @@ def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part
     if spec and (values.shape[1], values.dtype) != (spec.dim, spec.dtype):
         has, says = f"{values.shape[1]} × {values.dtype}", f"{spec.dim} × {spec.dtype}"
         raise CorruptStore(f"{folder}: holds {has}, its spec says {says}; {REPAIR}")
-    blocks = defaultdict[str, list[tuple[Block, bool]]](list)
+    blocks = defaultdict[str, list[BlockToCheck]](list)
     for name, array in record.arrays.items():
         for block in array.blocks:
-            blocks[block.file].append((block, name == "values"))
+            blocks[block.file].append(BlockToCheck(block, name == "values"))
     for file, known in record.files.items():
         if (
-            read_file(
-                folder / file, sorted(blocks[file], key=lambda one: one[0].offset), values.dtype
+            check_file(
+                folder / file, sorted(blocks[file], key=lambda one: one.block.offset), values.dtype
             )
             != known.sha256
         ):

@@ -15,9 +15,10 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from ser.cache.blocks import Count
+from ser.cache.blocks import ByteCount
+from ser.cache.feature_name import parse_feature_name
 from ser.cache.part import FileRecord, file_record
-from ser.cache.spec import Spec, parse_name
+from ser.cache.spec import Spec
 from ser.corpus.names import NAME
 from ser.disk.read import SMALL, open_named
 from ser.disk.records import canonical_json, to_record
@@ -41,8 +42,8 @@ class PublishedPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     record: FileRecord
     corpus: str
-    rows: Count  # utterances
-    bytes: Count  # of its other files
+    rows: ByteCount  # utterances
+    bytes: ByteCount  # of its other files
 
 
 class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         folders = set[str]()
         for name in features.split("+"):
-            feature, options, on_reading, prefix = parse_name(name)
+            feature, options, on_reading, prefix = parse_feature_name(name)
             all_layers = any(
                 option.startswith("layers=") for option in options
             )  # a fingerprint names one of them

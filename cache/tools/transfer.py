@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ser.cache.blocks import bytes_of, chunk_rows
-from ser.cache.feature import Feature, held_rows
-from ser.cache.part import Packed, PartRows
+from ser.cache.blocks import bytes_of
+from ser.cache.feature import Feature, read_part
+from ser.cache.publish import publish_part
+from ser.cache.rows import Packed, PartRows
 from ser.cache.spec import Level, Spec
 from ser.cache.store import Store, open_store
-from ser.corpus.manifest import Manifest, Modality
-from ser.corpus.names import check_name
+from ser.cache.zarr_layout import chunk_rows
+from ser.corpus.manifest import Manifest
+from ser.corpus.names import Modality, check_name
 from ser.disk.read import read_named
 from ser.disk.records import canonical_json
 from ser.disk.write import explain_disk_errors, sync_folder, sync_tree
@@ -113,7 +115,7 @@ def import_feature(
     parts = 0
     for packed in _batches(rows):
         part = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
-        parts += feature.publish(part, backend, {"command": "import"}) is not None
+        parts += publish_part(feature, part, backend, {"command": "import"}) is not None
     store.put_manifest(manifest, replace, "cache import")
     counts = {"rows": len(rows), "missing": len(manifest) - len(rows), "parts": parts}
     return {"feature": spec.name, "fingerprint": spec.fingerprint, **counts}
@@ -391,7 +393,8 @@ def copy(feature: Feature, target: Store, backend: str) -> int:
             target.put_manifest(source.manifest(corpus), command="cache export")
     for part in feature.parts():
         copied += (
-            made.publish(held_rows(feature, part), backend, part.record.written_by) is not None
+            publish_part(made, read_part(feature, part), backend, part.record.written_by)
+            is not None
         )
     return copied
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ser.cache.store import check_name
 from ser.corpus.manifest import Manifest, Parent
+from ser.corpus.names import check_name
 from ser.disk.read import LARGE, read_named
 from ser.errors import CodedAudio, UtteranceError, WrongUse, printable, unknown
 

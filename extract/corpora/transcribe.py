@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import regex
 
-from ser.cache.store import check_local, check_name, open_store
+from ser.cache.store import check_local, open_store
 from ser.cache.transcripts import put_transcripts, read_transcripts
+from ser.corpus.names import check_name
 from ser.disk.read import read_named
 from ser.disk.records import short_hash
 from ser.engines.machine import choose_device, exact_arithmetic

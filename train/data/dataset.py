@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ser.cache.store import Feature
+from ser.cache.feature import Feature
 from ser.corpus.manifest import Manifest
 from ser.disk.locks import locked
 from ser.engines.machine import memory_budget

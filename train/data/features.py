@@ -10,8 +10,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from ser.cache.spec import Spec, parse_name
-from ser.cache.store import Feature, Store, listed, open_store
+from ser.cache.feature import Feature
+from ser.cache.feature_name import parse_feature_name
+from ser.cache.spec import Spec
+from ser.cache.store import Store, listed, open_store
 from ser.corpus.manifest import Manifest
 from ser.disk.records import canonical_json, short_hash
 from ser.engines.machine import memory_budget
@@ -241,7 +243,7 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if
     the store has them. With `layers=all` or `layers=6-9` it is the sum of these layers.
     """
-    feature, options, read, fingerprint = parse_name(name)
+    feature, options, read, fingerprint = parse_feature_name(name)
     if not feature:
         raise WrongUse(
             f"a feature without a name: {name!r}; write one, or several joined with +, such as hubert+mpnet"

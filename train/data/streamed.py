@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser.cache.blocks import unwanted
+from ser.cache.blocks import stop_reading
 from ser.errors import WrongUse
 
 from ..models.ragged import Sequences
@@ -113,7 +113,7 @@ class Streamed(Inputs):
             )
 
         def read(cuts: Sequence[Cut]) -> dict[str, Inputs]:
-            unwanted.set(ended)
+            stop_reading.set(ended)
             rows = np.concatenate([group for cut in cuts for group in cut])
             return {**data.inputs, **{name: one.window(rows) for name, one in streamed.items()}}
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ser.cache.store import Feature, Store
+from ser.cache.feature import Feature
+from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
 from ser.errors import SerError
 from ser.train.data.dataset import Dataset

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ser.cache.spec import parse_name
+from ser.cache.feature_name import parse_feature_name
 from ser.errors import WrongUse
 from ser.train.data.features import read_name
 from ser.train.data.splits import SHARE, corpora_of
@@ -64,7 +64,7 @@ def _feature(name: str) -> frozenset[str]:
     """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9",
     "pool=mean"}.
     """
-    feature, options, read, _ = parse_name(name)
+    feature, options, read, _ = parse_feature_name(name)
     return frozenset(
         {feature, *options, *(f"{way}={value}" for way, value in {"pool": "mean", **read}.items())}
     )

@@ -3,7 +3,7 @@
 import contextlib
 from dataclasses import replace
 
-from ser.cache.spec import parse_name
+from ser.cache.feature_name import parse_feature_name
 from ser.cache.store import open_store
 from ser.errors import MissingRows, WrongUse
 
@@ -74,7 +74,7 @@ def features_to_extract(recipe: Recipe) -> list[str]:
     )
     names: dict[str, None] = {}
     for name in filter(None, trained_on.split("+")):
-        feature, options, read, _ = parse_name(name)
+        feature, options, read, _ = parse_feature_name(name)
         if read.get("pool") == "mean" and any(option.startswith("layers=") for option in options):
             options.append("pool=mean")
         names[f"{feature}:{','.join(options)}".rstrip(":")] = None
