@@ -6,126 +6,217 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from ser.disk.locks import try_lock
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
 from ser.extract.config import ExtractionConfig
 from ser.extract.registry import FEATURES
-from ser.weights.find import list_checkpoints
+from ser.weights.hub_cache import list_checkpoints
 
-MOUNTS = Path("/proc/mounts")  # one file system a line: device, folder, type, options
-IEMOCAP_BYTES = 5e9  # its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB
+# One file system a line: device, folder, type, options.
+MOUNTS = Path("/proc/mounts")
+
+# Its 12.4 h in the five default features, float16: HuBERT-base alone is 3.4 GB.
+IEMOCAP_BYTES = 5e9
+
+LITTLE_MEMORY = 8e9  # bytes, in which IEMOCAP's HuBERT frames do not train well
+
 LICENCES = (
-    "openSMILE: research and non-commercial use, features included · IEMOCAP: by its own agreement with USC · "
+    "openSMILE: research and non-commercial use, features included · "
+    "IEMOCAP: by its own agreement with USC · "
     "encoders: see each model's page"
 )
 
-
-def examine(store: Path = Path("features")) -> dict[str, dict[str, Any]]:
-    """Each finding by its subject: `found`, whether that is `fine` for all that ser can do, else
-    the `advice`.
-
-    In the order of printing. Uses no network and writes nothing.
-    """
-    rows = [*_machine(), *_disk(store), *_weights(), ("licences", LICENCES, "")]
-    return {
-        what: {"what": what, "found": text, "fine": not advice, "advice": advice}
-        for what, text, advice in rows
-    }
+# Options of a mount by which locks stay on this machine: of NFS and Lustre.
+LOCAL_LOCKS = {"nolock", "localflock", "local_lock=all", "local_lock=flock"}
 
 
-def _machine() -> Iterator[tuple[str, str, str]]:
-    """The processors and their memory, and the versions of the software."""
+@dataclass(frozen=True)
+class Finding:
+    """One thing about this machine."""
+
+    subject: str
+    """What it is about, such as "memory"."""
+    state: str
+    """What is there."""
+    advice: str = ""
+    """What to do; empty if all that ser can do works as it is."""
+
+    @property
+    def fine(self) -> bool:
+        """Whether nothing has to be done."""
+        return not self.advice
+
+
+def examine(store: Path = Path("features")) -> list[Finding]:
+    """The findings, in the order of printing. Uses no network and writes nothing."""
+    return [
+        *_machine(),
+        *_disk(store),
+        *_weights(),
+        Finding("licences", LICENCES),
+    ]
+
+
+def _machine() -> Iterator[Finding]:
+    """The versions of the software, the processors and their memory."""
     import torch
 
     # torch's own version names its build too, such as +cu130; that of its package may not.
-    versions = f"ser {version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}"
-    yield "software", versions, ""
-    usable, machine = cores(), os.cpu_count() or 1
-    yield "cores", f"{usable} (of the machine's {machine})" if usable < machine else str(usable), ""
+    yield Finding(
+        "software",
+        f"ser {version(DISTRIBUTION)}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}",
+    )
+
+    usable = cores()
+    on_machine = os.cpu_count() or 1
+    if usable < on_machine:
+        yield Finding("cores", f"{usable} (of the machine's {on_machine})")
+    else:
+        yield Finding("cores", str(usable))
+
+    yield _memory()
+    yield _gpu()
+
+
+def _memory() -> Finding:
     total, free = memory()
     size = f"{total / 1e9:.1f} GB" if total else "unknown on this system"
-    size += f", {free / 1e9:.1f} GB free" if free else ""
-    needed = "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, or train with --limit"
-    yield "memory", size, needed if total and total < 8e9 else ""
-    if torch.cuda.is_available():
-        cards = [
-            torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
-        ]
-        names = ", ".join(f"{card.name} ({card.total_memory / 1e9:.0f} GB)" for card in cards)
-        bf16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
-        yield "GPU", f"{names}, {bf16} bfloat16", ""
-    else:
+    if free:
+        size += f", {free / 1e9:.1f} GB free"
+
+    if total and total < LITTLE_MEMORY:
+        return Finding(
+            "memory",
+            size,
+            "IEMOCAP's HuBERT frames take 3.4 GB in training; choose utterance-level features, "
+            "or train with --limit",
+        )
+    return Finding("memory", size)
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
         built = "has no CUDA" if torch.version.cuda is None else "finds none"
-        use = "all commands work without; full-size mit takes days on a CPU: use a GPU, or --epochs and --set d_model"
-        yield "GPU", f"none (this torch {built})", use
+        return Finding(
+            "GPU",
+            f"none (this torch {built})",
+            "all commands work without; full-size mit takes days on a CPU: use a GPU, "
+            "or --epochs and --set d_model",
+        )
+
+    cards = []
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        cards.append(f"{card.name} ({card.total_memory / 1e9:.0f} GB)")
+    bfloat16 = "with" if torch.cuda.is_bf16_supported(including_emulation=False) else "without"
+    return Finding("GPU", f"{', '.join(cards)}, {bfloat16} bfloat16")
 
 
-def _disk(store: Path) -> Iterator[tuple[str, str, str]]:
+def _disk(store: Path) -> Iterator[Finding]:
     """The disk of the store, or where it would be made, and whether locks work there."""
-    folder = next(
-        folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists()
-    )
+    folder = store.absolute()
+    while not folder.exists():
+        folder = folder.parent
+
     free = shutil.disk_usage(folder).free
     space = f"{free / 1e9:.1f} GB free for {store}"
-    if os.access(folder, os.W_OK):
-        needed = f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere"
-        yield "disk", space, needed if free < IEMOCAP_BYTES else ""
+    if not os.access(folder, os.W_OK):
+        yield Finding(
+            "disk",
+            f"{space}, not writable",
+            "name a folder that you may write to with --store",
+        )
+    elif free < IEMOCAP_BYTES:
+        yield Finding(
+            "disk",
+            space,
+            f"IEMOCAP's features need about {IEMOCAP_BYTES / 1e9:.0f} GB: --store elsewhere",
+        )
     else:
-        yield "disk", f"{space}, not writable", "name a folder that you may write to with --store"
-    yield "store locks", *_locks(folder.resolve())
+        yield Finding("disk", space)
+
+    yield _locks(folder.resolve())
 
 
-def _locks(folder: Path) -> tuple[str, str]:
-    kind, options = "this file system", [""]
-    with suppress(OSError):
-        for line in (
-            MOUNTS.read_text().splitlines()
-        ):  # the last mount that holds the folder hides the others
-            _, mount, mount_kind, mount_options, *_ = line.split(" ")
-            if folder.is_relative_to(mount.replace("\\040", " ")):
-                kind, options = mount_kind, mount_options.split(",")
-    once = "let no two processes train the same run at once; leftovers of killed writers go after a day"
+def _locks(folder: Path) -> Finding:
+    """Whether locks work in a folder, and whether other machines see them."""
+    kind, options = _file_system(folder)
+    once = (
+        "let no two processes train the same run at once; "
+        "leftovers of killed writers go after a day"
+    )
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             if try_lock(file.fileno()) is None:
-                return f"none on {kind}", once
+                return Finding("store locks", f"none on {kind}", once)
     except OSError as error:
-        return f"not tried on {kind} ({error.strerror})", ""
-    local = {"nolock", "localflock", "local_lock=all", "local_lock=flock"} & {*options}
-    if local or kind.startswith("fuse.") or kind == "beegfs":
-        return (
+        return Finding("store locks", f"not tried on {kind} ({error.strerror})")
+
+    if LOCAL_LOCKS.intersection(options) or kind.startswith("fuse.") or kind == "beegfs":
+        return Finding(
+            "store locks",
             f"work on {kind}, but other machines may not see them",
             f"with several machines, {once}",
         )
-    return f"work on {kind}", ""
+    return Finding("store locks", f"work on {kind}")
 
 
-def _weights() -> Iterator[tuple[str, str, str]]:
-    """One line for each encoder of the default features, and one for the others in Hugging Face's
-    cache.
-    """
-    cached = {entry["model"]: entry for entry in list_checkpoints()}
+def _file_system(folder: Path) -> tuple[str, list[str]]:
+    """The kind of file system that holds a folder, and the options of its mount."""
+    kind = "this file system"
+    options: list[str] = []
+    with suppress(OSError):
+        # The last mount that holds the folder hides the others.
+        for line in MOUNTS.read_text().splitlines():
+            _, mount, mount_kind, mount_options, *_ = line.split(" ")
+            if folder.is_relative_to(mount.replace("\\040", " ")):
+                kind = mount_kind
+                options = mount_options.split(",")
+    return kind, options
+
+
+def _weights() -> Iterator[Finding]:
+    """Each encoder of the default features, and the others in Hugging Face's cache."""
+    cached = {checkpoint.model: checkpoint for checkpoint in list_checkpoints()}
+
     for feature in str(ExtractionConfig.features).split(","):
         model = FEATURES[feature].model
+        if model is None:
+            continue
+        subject = f"weights of {feature}"
         checkpoint = cached.pop(model, None)
-        if checkpoint and checkpoint["fault"]:
-            advice = f"ser weights convert {checkpoint['path']} DIR, then --model {feature}=DIR"
-            yield f"weights of {feature}", checkpoint["fault"], advice
-        elif checkpoint:
-            yield f"weights of {feature}", f"{model} in Hugging Face's cache", ""
-        elif model:
-            advice = f"fetched when first used if there is a network; else copy its folder: --model {feature}=PATH"
-            yield f"weights of {feature}", f"{model} is not on this machine", advice
-    if good := [model for model, entry in cached.items() if not entry["fault"]]:
-        yield "other weights", f"in Hugging Face's cache: {', '.join(good)}", ""
-    for model in sorted(cached.keys() - set(good)):
-        yield (
-            f"weights of {model}",
-            cached[model]["fault"],
-            f"ser weights convert {cached[model]['path']} DIR",
-        )
+        if checkpoint is None:
+            yield Finding(
+                subject,
+                f"{model} is not on this machine",
+                "fetched when first used if there is a network; "
+                f"else copy its folder: --model {feature}=PATH",
+            )
+        elif checkpoint.fault is not None:
+            yield Finding(
+                subject,
+                checkpoint.fault,
+                f"ser weights convert {checkpoint.path} DIR, then --model {feature}=DIR",
+            )
+        else:
+            yield Finding(subject, f"{model} in Hugging Face's cache")
+
+    usable = [model for model, checkpoint in cached.items() if checkpoint.fault is None]
+    if usable:
+        yield Finding("other weights", f"in Hugging Face's cache: {', '.join(usable)}")
+
+    for model, checkpoint in sorted(cached.items()):
+        if checkpoint.fault is not None:
+            yield Finding(
+                f"weights of {model}",
+                checkpoint.fault,
+                f"ser weights convert {checkpoint.path} DIR",
+            )

@@ -28,22 +28,31 @@ def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
 
     if gpu:
         if find_spec("ser.benchmarks") is None:
-            where = "git clone https://github.com/ser-fusion/ser"
             raise WrongUse(
-                f"--gpu needs a checkout's benchmarks: {where}, and run python -m benchmarks.gpu there"
+                "--gpu needs a checkout's benchmarks: git clone https://github.com/ser-fusion/ser, "
+                "and run python -m benchmarks.gpu there"
             )
         ctx.exit(import_module("ser.benchmarks.gpu").main([]))
+
     findings = examine(store)
     if as_json:
-        answer(findings)
+        facts = {}
+        for finding in findings:
+            facts[finding.subject] = {
+                "what": finding.subject,
+                "found": finding.state,
+                "fine": finding.fine,
+                "advice": finding.advice,
+            }
+        answer(facts)
         return
-    for name, finding in findings.items():
-        mark = (
-            click.style("ok     ", fg="green")
-            if finding["fine"]
-            else click.style("lacking", fg="yellow")
-        )
+
+    for finding in findings:
+        if finding.fine:
+            mark = click.style("ok     ", fg="green")
+        else:
+            mark = click.style("lacking", fg="yellow")
         click.echo(f"{mark} ", nl=False)
-        answer(f"{name:<20} {finding['found']}")
-        if finding["advice"]:
-            answer(f"{'':<28} → {finding['advice']}")
+        answer(f"{finding.subject:<20} {finding.state}")
+        if finding.advice:
+            answer(f"{'':<28} → {finding.advice}")

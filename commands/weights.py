@@ -1,5 +1,6 @@
 """`ser weights`: find and convert encoder checkpoints."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -37,19 +38,22 @@ def list_(as_json: bool) -> None:
 
     Example: ser weights list
     """
-    from ser.weights.find import list_checkpoints
+    from ser.weights.hub_cache import list_checkpoints
 
-    listed = list_checkpoints()
-    rows = [
-        [one["model"], one["architecture"], f"{one['bytes'] / 1e6:.0f} MB", one["fault"] or "ok"]
-        for one in listed
-    ]
-    text = (
-        table(rows, ["model", "architecture", "size", "state"])
-        if rows
-        else "Hugging Face's cache holds no model"
-    )
-    answer(listed if as_json else text)
+    checkpoints = list_checkpoints()
+    if as_json:
+        answer([asdict(checkpoint) for checkpoint in checkpoints])
+        return
+    if not checkpoints:
+        answer("Hugging Face's cache holds no model")
+        return
+
+    rows = []
+    for checkpoint in checkpoints:
+        size = f"{checkpoint.bytes / 1e6:.0f} MB"
+        state = checkpoint.fault or "ok"
+        rows.append([checkpoint.model, checkpoint.architecture, size, state])
+    answer(table(rows, ["model", "architecture", "size", "state"]))
 
 
 @weights.command()

@@ -41,7 +41,8 @@ from ser.train.models import FUSIONS, superb, usc
 from ser.train.models.ragged import Batch
 from ser.train.report.tables import MARKDOWN
 from ser.train.targets import TARGETS, scale_of
-from ser.weights.find import BESIDE, Count
+from ser.weights.checkpoint import Size
+from ser.weights.folder import FILES_BESIDE_WEIGHTS
 
 from . import plain_layers
 
@@ -215,7 +216,7 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
         spec.extractor == "speech" and checkpoint
     ):  # the samples that its convolutions make one frame of
         kernels, strides = (
-            checkpoint.setting(name, list[Count]) for name in ("conv_kernel", "conv_stride")
+            checkpoint.setting(name, list[Size]) for name in ("conv_kernel", "conv_stride")
         )
         found["least"] = 1 + sum((k - 1) * math.prod(strides[:i]) for i, k in enumerate(kernels))
     if checkpoint:  # which of the states are taken after the norm behind the last layer
@@ -225,7 +226,7 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
         held = [
             file
             for file in checkpoint.path.iterdir()
-            if file.name in BESIDE or file.name.endswith(kept)
+            if file.name in FILES_BESIDE_WEIGHTS or file.name.endswith(kept)
         ]
         model = (
             str(checkpoint.path.resolve()) if spec.provenance.get("folder") else checkpoint.model

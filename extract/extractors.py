@@ -15,7 +15,8 @@ import numpy as np
 from ser.cache.spec import Spec
 from ser.engines import exact_arithmetic, is_out_of_memory
 from ser.errors import UtteranceError, WrongUse
-from ser.weights.find import Checkpoint, load_encoder
+from ser.weights.checkpoint import Checkpoint
+from ser.weights.load import load_encoder
 
 from .audio import Clip, decode
 

@@ -23,7 +23,8 @@ from ser.cache.spec import Dtype, Level, Spec
 from ser.corpus.names import Modality
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import Registry, not_installed
-from ser.weights.find import Checkpoint, find_checkpoint, recorded_checkpoint
+from ser.weights.checkpoint import Checkpoint
+from ser.weights.find import find_checkpoint, recorded_checkpoint
 
 from .extractors import Extractor, ResolvedFeature
 

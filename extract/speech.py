@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ser.errors import UtteranceError, WrongUse
-from ser.weights.find import Checkpoint, Count, loading
+from ser.weights.checkpoint import Checkpoint, Size
+from ser.weights.load import loading
 
 from .audio import CHANNELS, RESAMPLER, Clip
 from .extractors import Encoder, Layer, Outcome, Precision, batches
@@ -129,7 +130,7 @@ class SpeechExtractor(Encoder):
         """Seconds between frames, 0.02: 320 samples, the class's own or the product of the
         convolutions' strides.
         """
-        return (cls.frame or math.prod(checkpoint.setting("conv_stride", list[Count]))) / RATE
+        return (cls.frame or math.prod(checkpoint.setting("conv_stride", list[Size]))) / RATE
 
     def open(self) -> None:
         """Load the model, and let its norms and convolutions see each utterance's own frames alone."""

@@ -12,7 +12,8 @@ import numpy as np
 from torch import nn
 
 from ser.errors import UtteranceError, WrongUse
-from ser.weights.find import Checkpoint, loading
+from ser.weights.checkpoint import Checkpoint
+from ser.weights.load import loading
 
 from .extractors import ENCODERS, Encoder, Layer, Outcome, Precision
 

@@ -19,7 +19,7 @@ from ser.extract.worker import extract_task
 from ser.tests.dask_processes import HERE
 from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import contents, run, write_corpus
-from ser.weights.find import Checkpoint
+from ser.weights.checkpoint import Checkpoint
 
 DOCS = Path(__file__).parent.parent / "docs"
 NEAR, FAR = "tcp://127.0.0.1:8786", "tcp://10.0.0.1:8786"

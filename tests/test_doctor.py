@@ -24,19 +24,19 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def findings(**options: Any) -> dict[str, SimpleNamespace]:
-    return {what: SimpleNamespace(**one) for what, one in doctor.examine(**options).items()}
+def findings(**options: Any) -> dict[str, doctor.Finding]:
+    return {finding.subject: finding for finding in doctor.examine(**options)}
 
 
 def test_machine_is_told_as_it_is(tmp_path: Path) -> None:
     free = [shutil.disk_usage(tmp_path).free / 1e9]
     found = findings(store=tmp_path / "deep" / "store")
     free.append(shutil.disk_usage(tmp_path).free / 1e9)  # others use the disk too
-    assert found["cores"].found.startswith(str(len(os.sched_getaffinity(0))))
-    assert min(free) - 0.5 < float(found["disk"].found.split()[0]) < max(free) + 0.5
-    assert torch.__version__ in found["software"].found
+    assert found["cores"].state.startswith(str(len(os.sched_getaffinity(0))))
+    assert min(free) - 0.5 < float(found["disk"].state.split()[0]) < max(free) + 0.5
+    assert torch.__version__ in found["software"].state
     assert found["GPU"].fine is torch.cuda.is_available()
-    assert "research" in found["licences"].found
+    assert "research" in found["licences"].state
     assert not (tmp_path / "deep").exists()  # it writes nothing
     total, free = memory()
     assert total and free and 0 < free <= total <= psutil.virtual_memory().total
@@ -50,14 +50,14 @@ def test_weights_in_the_cache_are_found_and_pickles_are_named(tmp_path: Path) ->
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
     found = findings()["weights of hubert"]
-    assert found.fine and "facebook/hubert-base-ls960 in Hugging Face's cache" in found.found
+    assert found.fine and "facebook/hubert-base-ls960 in Hugging Face's cache" in found.state
     shutil.copytree(folder, tmp_path / "hub" / "models--me--hubert")
-    assert findings()["other weights"].found == "in Hugging Face's cache: me/hubert"
+    assert findings()["other weights"].state == "in Hugging Face's cache: me/hubert"
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     found = findings()["weights of hubert"]
     assert (
         not found.fine
-        and "pickle" in found.found
+        and "pickle" in found.state
         and f"ser weights convert {snapshot}" in found.advice
     )
 
@@ -79,7 +79,7 @@ def test_locks_that_other_machines_do_not_see(
         (tmp_path / "mounts").write_text(f"{other}host:/x {tmp_path.resolve()} {mount} 0 0\n")
         found = findings(store=tmp_path / "store")["store locks"]
         assert (
-            ("other machines may not see them" in found.found)
+            ("other machines may not see them" in found.state)
             is (mount in shared)
             is not found.fine
         ), found
@@ -95,7 +95,7 @@ def test_a_gpu_is_told_and_checked_from_a_checkout(monkeypatch: pytest.MonkeyPat
     }
     for name, value in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
-    assert findings()["GPU"].found == "H100 (80 GB), with bfloat16"
+    assert findings()["GPU"].state == "H100 (80 GB), with bfloat16"
     monkeypatch.setattr("ser.benchmarks.gpu.main", lambda words: 7)
     assert ser("doctor", "--gpu").exit_code == 7
     monkeypatch.delitem(sys.modules, "ser.benchmarks.gpu")

@@ -142,7 +142,7 @@ def text_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sep_token": "</s>",
         "pad_token": "<pad>",
     }
-    with patch.dict("ser.weights.demo.TABLE", special={}):
+    with patch.dict("ser.weights.demo.SPECIAL_TOKENS", clear=True):
         for name in TEXT_ARCHITECTURES:
             settings = {**({} if name == "distilbert" else SIZE), **TEXT_SETTINGS.get(name, {})}
             write_random_checkpoint(folder / name, name, **settings, **TOKENS)

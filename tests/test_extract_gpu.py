@@ -30,7 +30,7 @@ from ser.tests.dask_processes import listening
 from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import write_corpus, writers
 from ser.tests.store_samples import spec_of
-from ser.weights.find import Checkpoint
+from ser.weights.checkpoint import Checkpoint
 
 TEXTS = [f"words {number:02d}" for number in range(16)]
 EACH = {"part_seconds": 0.05}  # a part for each of them

@@ -40,7 +40,7 @@ from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import ser_features, write_corpus, write_table
 from ser.weights.demo import write_random_checkpoint
-from ser.weights.find import digest
+from ser.weights.digest import digest_checkpoint
 
 TEXTS = [
     "Yeah.",
@@ -411,7 +411,8 @@ def test_new_speech_gets_the_stores_numbers_or_a_refusal(
     store, audio, warnings = open_store(corpus.store), corpus.folder / "0.wav", list[str]()
     hashed: list[Path] = []
     monkeypatch.setattr(
-        "ser.weights.find.digest", lambda path, files: hashed.append(path) or digest(path, files)
+        "ser.weights.find.digest_checkpoint",
+        lambda path, files: hashed.append(path) or digest_checkpoint(path, files),
     )
     resolved = resolve_again([feature.spec for feature in store.features()], corpus.models)
     assert sorted(path.name for path in hashed) == ["bert", "hubert"], "that of two layers once"

@@ -32,7 +32,7 @@ from ser.train.run_folder import Run
 from ser.train.scores.calibration import tempered
 from ser.train.settings import has_setting
 from ser.weights.demo import write_random_checkpoint
-from ser.weights.find import load_encoder
+from ser.weights.load import load_encoder
 
 DEPTH = 3
 ENCODERS = ("bert", "mpnet")

@@ -22,7 +22,8 @@ from ser.errors import SerError, WeightsError, WrongUse
 from ser.extract.registry import resolve
 from ser.weights.convert import convert
 from ser.weights.demo import write_random_checkpoint
-from ser.weights.find import find_checkpoint, load_encoder
+from ser.weights.find import find_checkpoint
+from ser.weights.load import load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +154,14 @@ def test_offline_and_without_a_network(
     In a fresh interpreter: Hugging Face reads its variables when it is imported.
     """
     code = (
-        "from ser.errors import WeightsError\nfrom ser.weights.find import *\nimport socket\n"
+        "import socket\nfrom ser.errors import WeightsError\n"
+        "from ser.weights.find import find_checkpoint\n"
+        "from ser.weights.hub_cache import list_checkpoints\n"
         "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"
-        "[found] = list_checkpoints(); print(found['model'], found['architecture'], found['fault'])\n"
+        "[cached] = list_checkpoints()\n"
+        "print(cached.model, cached.architecture, cached.fault)\n"
         "try: find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')\n"
         "except WeightsError as fault: print(fault)\n"
     )
@@ -268,7 +272,7 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
         import torchaudio
     except (ImportError, OSError) as fault:
         pytest.skip(f"torchaudio cannot be imported beside this torch ({type(fault).__name__})")
-    from ser.weights.convert import torchaudio_config, torchaudio_names
+    from ser.weights.torchaudio_hubert import torchaudio_config, torchaudio_names
 
     drops = "projection_dropout", "attention_dropout", "ff_interm_dropout", "dropout", "layer_drop"
     params = {

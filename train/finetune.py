@@ -13,7 +13,9 @@ from typing import Any
 from ser.cache.spec import Spec
 from ser.disk.records import to_record
 from ser.errors import CorruptStore, WrongUse
-from ser.weights.find import INCIDENTAL, load_encoder, parse_models, recorded_checkpoint
+from ser.weights.digest import INCIDENTAL
+from ser.weights.find import parse_models, recorded_checkpoint
+from ser.weights.load import load_encoder
 
 from .data.dataset import Dataset
 from .models import Fusion

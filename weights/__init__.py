@@ -1,3 +1,1 @@
-"""Encoder checkpoints: find, check, hash and load them (`find`), convert pickled ones, write the
-demo's.
-"""
+"""Encoder checkpoints: find, digest and load them, convert pickled ones, write random ones."""

@@ -1,8 +1,7 @@
-"""Checkpoints with random weights: real architectures and real tokenizer files, at a size for tests
-and the demo.
+"""Checkpoints with random weights: real architectures and tokenizer files, at a size for tests.
 
-Features of theirs show that the pipeline works, and nothing about accuracy: config.json marks them
-as random.
+The demo uses them too. Features of theirs show that the pipeline works, and nothing about accuracy:
+config.json marks them as random.
 """
 
 import shutil
@@ -14,83 +13,118 @@ from typing import Any
 from ser.disk.write import move_into_place, sync_tree
 from ser.errors import WrongUse
 
-from .find import MARK, TABLE
+from .checkpoint import RANDOM_MARK
 
-SIZES: dict[str, dict[str, Any]] = {
-    name: {**TABLE["small"], **own} for name, own in TABLE["random"].items()
+# Of every architecture of the demo.
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
 }
 
+# The demo's checkpoints: entries of config.json, by architecture. HuBERT's strides and kernels are
+# the real ones: 20 ms frames from 25 ms of samples.
+SIZES: dict[str, dict[str, Any]] = {
+    "hubert": {
+        **SMALL,
+        "conv_dim": [32, 32, 32, 32, 32, 32, 32],
+        "num_conv_pos_embeddings": 32,
+        "num_conv_pos_embedding_groups": 4,
+    },
+    "bert": SMALL,
+    "mpnet": {**SMALL, "max_position_embeddings": 514},
+}
 
-def write_random_checkpoint(
-    folder: Path, architecture: str, words: Iterable[str] = (), seed: int = 0, **settings: Any
-) -> Path:
-    """Write one checkpoint with `save_pretrained`, of any architecture of transformers; `settings`
-    go to its config.
+# The special tokens of the text encoders that get a tokenizer, in the order of their numbers.
+SPECIAL_TOKENS = {
+    "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    # The model takes <pad> to be 1.
+    "mpnet": ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],
+}
 
-    Norm weights and biases are random too, so that no test passes on ones and zeros. The same
-    arguments give the same bytes.
-    """
-    import torch
-    import transformers
-
-    special = TABLE["special"].get(architecture)
-    vocabulary = (
-        {token: number for number, token in enumerate(_tokens(special, words))} if special else {}
-    )
-    size = {"vocab_size": len(vocabulary)} if special else {}
-    own = {**SIZES.get(architecture, {}), **size, **settings, MARK: True}
-    config = transformers.AutoConfig.for_model(architecture, **own)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.AutoModel.from_config(config)
-        for module in model.modules():
-            norm = isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)
-            if norm and module.weight is not None:
-                torch.nn.init.normal_(module.weight, 1.0, 0.2)
-            if getattr(module, "bias", None) is not None:
-                torch.nn.init.normal_(module.bias, 0.0, 0.2 if norm else 0.05)
-    if special:
-        tokenizer = getattr(transformers, type(config).__name__.replace("Config", "Tokenizer"))
-        processor = tokenizer(vocab=vocabulary, model_max_length=512)
-    else:
-        processor = transformers.Wav2Vec2FeatureExtractor(
-            do_normalize=bool(settings.get("do_normalize", True))
-        )
-    transformers.utils.logging.disable_progress_bar()
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder.absolute().parent, prefix=f".{folder.name}."
-    ) as temporary:
-        made = Path(temporary) / "made"
-        model.save_pretrained(made)
-        processor.save_pretrained(made)
-        sync_tree(made)
-        shutil.rmtree(folder, ignore_errors=True)
-        move_into_place(made, folder)
-    return folder
-
-
-def _tokens(special: list[str], words: Iterable[str]) -> list[str]:
-    """A WordPiece vocabulary: the special tokens, every letter alone and within a word, and the
-    words.
-    """
-    known = {word.lower() for word in words if word.strip()}
-    letters = set("abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()").union(*known)
-    pieces = letters | {f"##{letter}" for letter in letters}
-    return [*special, *sorted((pieces | known) - set(special))]
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()"
 
 
 def write_demo_checkpoints(directory: Path, words: Sequence[str]) -> dict[str, Path]:
-    """Small hubert, mpnet and bert checkpoints with random weights, whose tokenizers know the given
-    words.
+    """Small hubert, mpnet and bert checkpoints with random weights; returns feature → folder.
 
-    Returns feature → folder. Deterministic; a folder that is there is kept. Raises `WrongUse` for a
-    file.
+    Their tokenizers know the given words. Deterministic; a folder that is there is kept. Raises
+    `WrongUse` for a file.
     """
     if directory.exists() and not directory.is_dir():
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
+
     folders = {feature: directory / f"{feature}-random" for feature in SIZES}
     for feature, folder in folders.items():
         if not (folder / "model.safetensors").exists():
             write_random_checkpoint(folder, feature, words=words)
     return folders
+
+
+def write_random_checkpoint(
+    folder: Path, architecture: str, words: Iterable[str] = (), seed: int = 0, **settings: Any
+) -> Path:
+    """Write one checkpoint with `save_pretrained`, of any architecture of transformers.
+
+    `settings` go to its config. The same arguments give the same bytes. A checkpoint that is there
+    is replaced.
+    """
+    import torch
+    import transformers
+
+    entries = dict(SIZES.get(architecture, {}))
+    vocabulary: dict[str, int] = {}
+    if architecture in SPECIAL_TOKENS:
+        tokens = _wordpieces(SPECIAL_TOKENS[architecture], words)
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+        entries["vocab_size"] = len(vocabulary)
+    entries.update(settings)
+    entries[RANDOM_MARK] = True
+    config = transformers.AutoConfig.for_model(architecture, **entries)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(config)
+        _randomise_norms_and_biases(model)
+
+    processor: Any
+    if vocabulary:
+        name = type(config).__name__.replace("Config", "Tokenizer")
+        processor = getattr(transformers, name)(vocab=vocabulary, model_max_length=512)
+    else:
+        processor = transformers.Wav2Vec2FeatureExtractor(
+            do_normalize=bool(settings.get("do_normalize", True))
+        )
+
+    transformers.utils.logging.disable_progress_bar()
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{folder.name}.") as temporary:
+        written = Path(temporary) / "made"
+        model.save_pretrained(written)
+        processor.save_pretrained(written)
+        sync_tree(written)
+        shutil.rmtree(folder, ignore_errors=True)
+        move_into_place(written, folder)
+    return folder
+
+
+def _randomise_norms_and_biases(model: Any) -> None:
+    """Draw the norms' weights and all biases, so that no test passes on ones and zeros."""
+    import torch
+
+    for module in model.modules():
+        is_norm = isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)
+        if is_norm and module.weight is not None:
+            torch.nn.init.normal_(module.weight, 1.0, 0.2)
+        if getattr(module, "bias", None) is not None:
+            torch.nn.init.normal_(module.bias, 0.0, 0.2 if is_norm else 0.05)
+
+
+def _wordpieces(special: list[str], words: Iterable[str]) -> list[str]:
+    """A WordPiece vocabulary: special tokens, every letter alone and within a word, the words."""
+    known = {word.lower() for word in words if word.strip()}
+    letters = set(CHARACTERS).union(*known)
+    within = {f"##{letter}" for letter in letters}
+    return [*special, *sorted((letters | within | known) - set(special))]

@@ -26,7 +26,9 @@ from ser.disk.read import read_named
 from ser.disk.records import short_hash
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import WeightsError, WrongUse
-from ser.weights.find import find_checkpoint, load_encoder, loading, parse_models, read_json
+from ser.weights.checkpoint import read_json
+from ser.weights.find import find_checkpoint, parse_models
+from ser.weights.load import load_encoder, loading
 
 from ..audio import CHANNELS, RESAMPLER, Clip
 from ..config import ExtractionConfig
