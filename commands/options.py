@@ -37,7 +37,7 @@ def config_options(config: Any, *names: str, defaults: bool = True) -> Callable[
 
     Without `defaults` an option that is not given is None, (), or False.
     """
-    options = _declared(config)
+    options = options_of(config)
     chosen = [field for field in fields(config) if field.name in (names or options)]
 
     def decorate(command: Any) -> Any:
@@ -48,22 +48,6 @@ def config_options(config: Any, *names: str, defaults: bool = True) -> Callable[
         return command
 
     return decorate
-
-
-def _declared(config: Any) -> dict[str, Option]:
-    """The options of a config by field; of `Experiment` for now from its options.toml."""
-    if not hasattr(config, "TEXTS"):
-        return options_of(config)
-
-    return {
-        name: Option(
-            help=texts["help"],
-            metavar=texts.get("metavar"),
-            choices=texts.get("choices", ()),
-            name=texts.get("name"),
-        )
-        for name, texts in config.TEXTS.items()
-    }
 
 
 def _click_option(field: Field[Any], option: Option, defaults: bool) -> Callable[[Any], Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ser.extract.config import ExtractionConfig
+from ser.options import options_of
 from ser.train.options import Experiment
 
 from .cache import pulled
@@ -13,7 +14,7 @@ from .options import COUNT, config_options, json_option
 from .output import answer, duration, next_step, plural, progress, safe, say
 
 # Those of every cell; the recipe has the rest.
-OPTIONS = [name for name in Experiment.TEXTS if name not in ("features", "fusion")]
+OPTIONS = [name for name in options_of(Experiment) if name not in ("features", "fusion")]
 
 
 @click.command()

@@ -15,6 +15,7 @@ from ser.extract.mel import MelExtractor
 from ser.extract.registry import load_extractors, resolve
 from ser.extract.run import relative
 from ser.extract.smile import SETS
+from ser.options import options_of
 from ser.tests.shared_data import emodb
 from ser.train.options import Experiment
 
@@ -202,6 +203,6 @@ def test_shift_moves_and_fills_with_zeros() -> None:
 
 
 def test_the_views_that_the_help_names_can_be_made() -> None:
-    told = Experiment.TEXTS["views"]["help"]
+    told = options_of(Experiment)["views"].help
     names = told.rpartition("such as ")[2].rstrip(".").split("+")
     assert [one.spec.name for one in resolve(names, {}, "float32")[0]] == names

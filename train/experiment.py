@@ -11,17 +11,16 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ser.engines.machine import choose_device, exact_arithmetic
-from ser.errors import Diverged, WrongUse, unknown
+from ser.errors import Diverged, WrongUse
 
 from .config import TrainConfig
 from .data.dataset import DataCache, Dataset
@@ -31,7 +30,7 @@ from .finetune import with_encoder
 from .fit import Fitted, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
-from .options import Experiment
+from .options import Experiment, check_options
 from .run import Job, OnProgress, one_thread, oom_as_error, train_jobs
 from .run_folder import CONFIG, Run, open_run
 from .settings import has_setting, parse_settings, settings_to_record
@@ -57,7 +56,7 @@ ENOUGH = 0.5  # seconds of timed steps: if they would take more, one step is tim
 
 def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]:
     """Load, cut and check: the experiment's runs, fold by fold within each seed. Raises `WrongUse`."""
-    _check_options(experiment)
+    check_options(experiment)
     data, fusion = load_dataset(experiment, cache)
     also = [assignment for assignment in experiment.also_set if has_setting(fusion, assignment)]
     settings, training = parse_settings(fusion, [*experiment.set, *also], experiment.epochs)
@@ -114,31 +113,6 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         seeded = replace(plan, seed=seed)
         jobs += [Job(data, fold, seeded, _config(experiment, data, fold, seeded)) for fold in folds]
     return jobs
-
-
-def _check_options(experiment: Experiment) -> None:
-    """Raise `WrongUse` for a value that its option does not take, here."""
-    for option in fields(experiment):
-        name, value = option.name, getattr(experiment, option.name)
-        kind: Any = option.type
-        texts = experiment.TEXTS.get(name, {})
-        if get_origin(kind) is tuple:
-            fits = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
-        else:  # True is a number for Python, and not for us
-            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not fits:
-            known = {tuple[str, ...]: 'a tuple of texts, such as ("lr=1e-3",)'}.get(kind)
-            raise WrongUse(
-                f"{name}={str(value)[:200]!r}: must be {known or getattr(kind, '__name__', kind)}"
-            )
-        if value is not None and value not in texts.get("choices", [value]):
-            raise unknown(f"value of --{name}", value, texts["choices"])
-        most = texts.get("most", 1_000_000_000)
-        if isinstance(value, int) and kind is not bool and not 1 <= value <= most:
-            raise WrongUse(f"--{name} {value}: must be at least 1 and at most {most:,}")
-    if experiment.log == "tensorboard" and find_spec("tensorboard") is None:
-        remedy = "`pip install 'ser-fusion[tensorboard]'` adds it, and each run's file `log` holds its epochs anyway"
-        raise WrongUse(f"--log tensorboard: TensorBoard is not installed; {remedy}")
 
 
 def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:

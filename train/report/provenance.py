@@ -10,7 +10,7 @@ from ser.train.data.features import read_name
 from ser.train.data.splits import PROTOCOLS, cross
 from ser.train.listed_settings import ListedSetting, list_settings
 from ser.train.models import FUSIONS
-from ser.train.options import SELECTIONS, Experiment, assignments
+from ser.train.options import SELECTIONS, Experiment, setting_texts
 from ser.train.scores.measures import SHOWN
 
 from .cell_scores import heard_in_training, parts
@@ -176,7 +176,7 @@ def command(cell: Cell) -> str:
         "fusion": config["fusion"],
         "seeds": max(cell.seeds) + 1,
     }
-    options |= {"set": assignments(changed), "epochs": None}  # epochs are among the settings
+    options |= {"set": setting_texts(changed), "epochs": None}  # epochs are among the settings
     words = ["ser", "train"]
     for key, values in options.items():
         option = f"--{key.replace('_', '-')}"

@@ -30,7 +30,7 @@ import msgspec
 from ser.disk.read import read_toml
 from ser.errors import WrongUse, unknown
 
-from ..options import Experiment, assignments
+from ..options import Experiment, setting_texts
 from ..run_folder import shape
 from .search import Range, Scalar, SearchBudget, candidates
 
@@ -186,7 +186,7 @@ def _cell(
         raise unknown(f"test in {path}", read.test, TESTS)
     searched = {key: value for key, value in read.set.items() if isinstance(value, list | Range)}
     fixed = {key: value for key, value in read.set.items() if key not in searched}
-    written = Experiment(**options | {"set": assignments(fixed), "model": read.model})
+    written = Experiment(**options | {"set": setting_texts(fixed), "model": read.model})
     others = {key: value for key, value in overriding.items() if key != "set"}
     experiment = replace(written, **others, also_set=tuple(overriding.get("set", ())))
     about = read.utterances, read.differs, tuple(searched), candidates(searched, budget, path)

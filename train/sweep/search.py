@@ -11,7 +11,7 @@ import msgspec
 
 from ser.errors import WrongUse
 
-from ..options import assignments
+from ..options import setting_texts
 from ..run_folder import Run
 from ..scores.measures import SCORED
 
@@ -65,7 +65,7 @@ class SearchBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def candidates(
     searched: Mapping[str, Any], budget: SearchBudget, file: Path
 ) -> tuple[tuple[str, ...], ...]:
-    """The candidates of a cell, each as the assignments of `--set`: one without any if nothing is
+    """The candidates of a cell, each as the setting_texts of `--set`: one without any if nothing is
     searched.
 
     Each setting that is has a list of values, or a `Range`. The same settings and seed give the
@@ -78,7 +78,7 @@ def candidates(
             raise WrongUse(f"{file}: {min(ranges)} is a range: {remedy}")
         budget.check(math.prod(map(len, lists.values())), file)
         return tuple(
-            assignments(dict(zip(lists, values, strict=True)))
+            setting_texts(dict(zip(lists, values, strict=True)))
             for values in product(*lists.values())
         )
     budget.check(budget.draws, file)
@@ -92,7 +92,7 @@ def candidates(
                 if isinstance(values, Range)
                 else values[int(share() * len(values))]
             )
-        distinct[assignments(draw)] = None
+        distinct[setting_texts(draw)] = None
         if len(distinct) == budget.draws:
             return tuple(distinct)
     raise WrongUse(
