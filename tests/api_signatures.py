@@ -14,54 +14,73 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "fixtures" / "api.txt"
+BLOCK = re.compile(r"^::: (\S+)\n    options: \{ members: \[(.*)\] \}$", re.MULTILINE)
 
 
 def documented() -> dict[str, list[str]]:
     """The public names by module, as `docs/api.md` lists them."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    found = re.findall(r"^::: (\S+)\n    options: \{ members: \[(.*)\] \}$", text, re.MULTILINE)
-    return {module: names.split(", ") for module, names in found}
+    return {module: names.split(", ") for module, names in BLOCK.findall(text)}
 
 
 def signatures() -> Iterator[str]:
     """One line for each public function, class and method."""
     for module, names in documented().items():
         for name in names:
-            thing = getattr(importlib.import_module(module), name)
-            yield f"{module}.{name}{_signature(thing)}"
-            for member, value in vars(thing).items() if inspect.isclass(thing) else ():
-                function = (
-                    value.__func__ if isinstance(value, classmethod | staticmethod) else value
-                )
-                if not member.startswith("_") and inspect.isfunction(function):
-                    yield f"{module}.{name}.{member}{_signature(function)}"
-                elif not member.startswith("_") and (
-                    isinstance(value, property) or hasattr(value, "attrname")
-                ):
-                    yield f"{module}.{name}.{member}"
+            value = getattr(importlib.import_module(module), name)
+            yield f"{module}.{name}{signature_of(value)}"
+            if inspect.isclass(value):
+                yield from member_signatures(f"{module}.{name}", value)
 
 
-def _signature(thing: object) -> str:
+def member_signatures(name: str, kind: type) -> Iterator[str]:
+    """One line for each public method and property that the class itself defines."""
+    for member, value in vars(kind).items():
+        if member.startswith("_"):
+            continue
+        if isinstance(value, classmethod | staticmethod):
+            value = value.__func__
+
+        # A cached property has the name of its attribute.
+        is_property = isinstance(value, property) or hasattr(value, "attrname")
+        if inspect.isfunction(value):
+            yield f"{name}.{member}{signature_of(value)}"
+        elif is_property:
+            yield f"{name}.{member}"
+
+
+def signature_of(value: object) -> str:
+    """The parameters, without addresses in memory; empty for what has none that can be read."""
     try:
-        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))  # type: ignore[arg-type]
+        signature = inspect.signature(value)  # type: ignore[arg-type]
     except ValueError:
         return ""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(signature))
 
 
 def changelog() -> str:
     """The sha256 of what CHANGELOG.md says under Unreleased."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    return hashlib.sha256(
-        text.partition("## [Unreleased]")[2].partition("\n## [")[0].encode()
-    ).hexdigest()
+    _, _, since = text.partition("## [Unreleased]")
+    unreleased, _, _ = since.partition("\n## [")
+    return hashlib.sha256(unreleased.encode()).hexdigest()
+
+
+def write_fixture() -> None:
+    """Write the signatures anew. Ends the process with a sentence where the changelog is silent."""
+    head = f"changelog {changelog()}"
+    lines = list(signatures())
+
+    if FIXTURE.exists():
+        held_head, *held_lines = FIXTURE.read_text(encoding="utf-8").splitlines()
+        if held_lines != lines and held_head == head:
+            sys.exit(
+                "CHANGELOG.md: say under Unreleased what has changed of the Python API, then run "
+                "this again"
+            )
+
+    FIXTURE.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    head = f"changelog {changelog()}"
-    before = FIXTURE.read_text(encoding="utf-8").splitlines() if FIXTURE.exists() else [""]
-    lines = list(signatures())
-    if before[1:] != lines and before[0] == head:
-        sys.exit(
-            "CHANGELOG.md: say under Unreleased what has changed of the Python API, then run this again"
-        )
-    FIXTURE.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    write_fixture()

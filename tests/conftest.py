@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 HEAVY_FILES = (
     "test_benchmarks",
     "test_cluster",
@@ -146,6 +147,27 @@ if (
 # tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class RootAsFolder:
+    """Collects the root as a plain folder.
+
+    The root is the package `ser`. pytest takes any folder with an `__init__.py` for a package and
+    would import it once more, under the name of the checkout's folder, which may be that of another
+    package. A hook of this file is called for what lies below tests/ alone, one of a plugin
+    everywhere.
+    """
+
+    def pytest_collect_directory(
+        self, path: Path, parent: pytest.Collector
+    ) -> pytest.Collector | None:
+        """The root as a `Dir`, in place of a `Package`."""
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the plugin, before anything is collected."""
+    config.pluginmanager.register(RootAsFolder())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

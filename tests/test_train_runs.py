@@ -46,7 +46,7 @@ from ser.train.run_folder import (
     STATE,
     Run,
     find_runs,
-    open_run,
+    load_run,
     run_name,
 )
 
@@ -114,7 +114,7 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
     (job,) = prepare(
         lgf(store, tmp_path, folds=1)
     )  # and the saved model gives the saved probabilities
-    fitted, plan = load_model(open_run(run.path))
+    fitted, plan = load_model(load_run(run.path))
     assert (
         plan.fusion.name == "lgf-add"
         and plan.settings.d_model == 16
@@ -408,11 +408,11 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
         )
     result = {**runs[0].result, "speakers": None, "speaker_independent": False}
     runs[0].write_json(RESULT, result)
-    unknown = CellScores([open_run(runs[0].path)]).conditions
+    unknown = CellScores([load_run(runs[0].path)]).conditions
     assert unknown.startswith(
         "folds:mine.csv · whether test speakers are heard in training is not known · "
     )
-    shown = report_text(*group_runs([open_run(runs[0].path)]))
+    shown = report_text(*group_runs([load_run(runs[0].path)]))
     assert "heard in training is not known, so scores may be too high: lgf-add" in " ".join(
         shown.split()
     )
@@ -564,17 +564,17 @@ def test_what_does_not_match_its_name_is_refused(
 ) -> None:
     named = shutil.copytree(trained.path, tmp_path / "the best one")
     with pytest.raises(CorruptStore, match=f"belongs to run {trained.name}; name the folder so"):
-        _ = open_run(named).config
+        _ = load_run(named).config
     (tmp_path / "link").symlink_to(
         trained.path
     )  # to another name is a link, and what it leads to is checked
-    assert open_run(tmp_path / "link").config == trained.config
+    assert load_run(tmp_path / "link").config == trained.config
     monkeypatch.chdir(trained.path)
     for named in (tmp_path / "link", Path()):
         assert ser("train", "--resume", named).exit_code == 0
     old = shutil.copytree(FIXTURES / "runs-v1" / "06ced0fd35029b43", tmp_path / "old")
     with pytest.raises(CorruptStore, match="holds run 06ced0fd35029b43; name the folder so"):
-        _ = open_run(old).config
+        _ = load_run(old).config
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
 from .options import Experiment, check_options
 from .run import Job, OnProgress, one_thread, oom_as_error, train_jobs
-from .run_folder import CONFIG, Run, open_run
+from .run_folder import CONFIG, Run, load_run
 from .settings import has_setting, parse_settings, settings_to_record
 from .targets import TARGETS
 
@@ -167,7 +167,7 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
 
     Raises `WrongUse` if the folder is not a run, or what it was made from is no longer the same.
     """
-    run = open_run(path)
+    run = load_run(path)
     provenance = run.config["provenance"]
     try:
         recorded = {

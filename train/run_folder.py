@@ -41,7 +41,7 @@ from ser.disk.workspace import remove_leftovers
 from ser.disk.write import Buffer, write_whole
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-__all__ = ["Run", "find_runs", "open_run"]
+__all__ = ["Run", "find_runs", "load_run"]
 
 CONFIG, RESULT, MODEL, STATE, LOG = (
     "config.json",
@@ -279,7 +279,7 @@ def _sealed(content: bytes, at: int, rest: Buffer = b"") -> tuple[Buffer, bytes,
     return before, found.hexdigest().encode(), after, rest
 
 
-def open_run(path: Path | str) -> Run:
+def load_run(path: Path | str) -> Run:
     """The run in that folder. Raises `WrongUse` if it is none."""
     path = Path(path)
     if not (path / CONFIG).is_file():
