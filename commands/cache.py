@@ -208,7 +208,7 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
       ser cache export egemaps egemaps.csv
       ser cache export hubert features-hdf5 --backend hdf5
     """
-    from ser.cache import transfer
+    from ser.cache.tools import transfer
     from ser.cache.store import open_store
 
     opened = open_store(store)
