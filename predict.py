@@ -25,7 +25,9 @@ from ser.extract.extractors import Extractor, ResolvedFeature, rows_of
 from ser.extract.registry import load_extractors, resolve_again
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
-from ser.train.data.labels import DIMENSIONS, UNLABELLED, apply_policy
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import UNLABELLED
+from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, find_runs

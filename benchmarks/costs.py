@@ -32,8 +32,8 @@ from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset, Inputs
-from ser.train.data.labels import Utterances
-from ser.train.data.splits import Fold
+from ser.train.data.folds import Fold
+from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS

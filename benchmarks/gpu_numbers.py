@@ -23,7 +23,7 @@ from ser.benchmarks.costs import made_up
 from ser.benchmarks.gpu import UNKNOWN, Asked, Row, most, none_of, place, told
 from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset
-from ser.train.data.splits import Fold
+from ser.train.data.folds import Fold
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.models import FUSIONS, Stage

@@ -208,8 +208,8 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
       ser cache export egemaps egemaps.csv
       ser cache export hubert features-hdf5 --backend hdf5
     """
-    from ser.cache.tools import transfer
     from ser.cache.store import open_store
+    from ser.cache.tools import transfer
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)

@@ -20,8 +20,10 @@ from ser.extract.corpora.counts import summary
 from ser.extract.corpora.scan import Scan, read_corpus
 from ser.tests.command_line import ser
 from ser.tests.shared_data import emodb
-from ser.train.data.labels import apply_policy, get_policy
-from ser.train.data.splits import Cut, make_folds
+from ser.train.data.dev_part import Cut
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import get_policy
+from ser.train.data.protocols import make_folds
 
 
 def tree(root: Path, *names: str) -> Path:

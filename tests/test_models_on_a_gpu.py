@@ -22,7 +22,7 @@ from ser.tests.pretend_device import DEVICE, Gpu
 from ser.train import experiment, fit_many
 from ser.train.config import TrainConfig
 from ser.train.data.features import load_dataset
-from ser.train.data.splits import Fold
+from ser.train.data.folds import Fold
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import Graphs

@@ -16,7 +16,7 @@ from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict
 from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import RUNS, run_of
-from ser.train.data.labels import DIMENSIONS
+from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
 from ser.train.scores.calibration import tempered

@@ -9,10 +9,15 @@ import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ser.corpus.manifest import Manifest
-from ser.errors import WrongUse
+from ser.errors import LeakageError, WrongUse
 from ser.tests.tiny_store import make_manifest
-from ser.train.data.labels import Utterances, apply_policy, get_policy
-from ser.train.data.splits import Cut, Fold, LeakageError, check_leakage, known_before, make_folds
+from ser.train.data.dev_part import Cut
+from ser.train.data.folds import Fold
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import get_policy
+from ser.train.data.leakage import check_leakage, known_before
+from ser.train.data.protocols import make_folds
+from ser.train.data.utterances import Utterances
 
 
 @pytest.fixture(scope="module")

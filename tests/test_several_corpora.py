@@ -18,9 +18,12 @@ from ser.errors import LeakageError, WrongUse
 from ser.tests.command_line import printed, ser
 from ser.tests.pretend_device import Gpu
 from ser.tests.tiny_store import add_feature
+from ser.train.data.dev_part import Cut
 from ser.train.data.features import load_dataset
-from ser.train.data.labels import Utterances, apply_policy, get_policy
-from ser.train.data.splits import Cut, make_folds
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import get_policy
+from ser.train.data.protocols import make_folds
+from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit_standardizers
 from ser.train.report.cell_scores import CellScores

@@ -18,7 +18,7 @@ from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train.data.dataset import DataCache, Standardizer, with_views
 from ser.train.data.features import load_dataset
-from ser.train.data.splits import make_folds
+from ser.train.data.protocols import make_folds
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit_many import can_train_together
 from ser.train.report.cells import group_runs

@@ -21,8 +21,10 @@ from ser.errors import WrongUse
 from ser.tests.tiny_store import make_store
 from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.dev_part import Cut
 from ser.train.data.features import load_dataset
-from ser.train.data.splits import Cut, Fold, make_folds
+from ser.train.data.folds import Fold
+from ser.train.data.protocols import make_folds
 from ser.train.fit import (
     Adam,
     Epoch,

@@ -8,8 +8,10 @@ import pytest
 from ser.corpus.manifest import Manifest
 from ser.errors import CorpusError, WrongUse
 from ser.tests.tiny_store import make_manifest
-from ser.train.data.labels import apply_policy, get_policy, soft_labels
-from ser.train.data.splits import make_folds
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import get_policy
+from ser.train.data.protocols import make_folds
+from ser.train.data.votes import soft_labels
 
 # The release's counts per session of ang, hap + exc, neu, sad (papers/IEMOCAP.md). How hap + exc
 # and the 1,849 fru are spread over sessions does not matter to the policies.

@@ -11,8 +11,9 @@ from ser.errors import WrongUse
 from ser.tests.plain_layers import DIFFERENT
 from ser.train.config import TrainConfig
 from ser.train.data.dataset import DataCache
+from ser.train.data.dev_part import Cut
 from ser.train.data.features import load_dataset
-from ser.train.data.splits import Cut, make_folds
+from ser.train.data.protocols import make_folds
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit
 from ser.train.listed_settings import list_settings

@@ -24,8 +24,10 @@ from ser.errors import Diverged, WrongUse
 
 from .config import TrainConfig
 from .data.dataset import DataCache, Dataset
+from .data.dev_part import SHARE, Cut
 from .data.features import load_dataset
-from .data.splits import SHARE, Cut, Fold, make_folds
+from .data.folds import Fold
+from .data.protocols import make_folds
 from .finetune import with_encoder
 from .fit import Fitted, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once

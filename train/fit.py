@@ -24,7 +24,7 @@ from ser.errors import WrongUse
 
 from .config import TrainConfig
 from .data.dataset import Dataset, Standardizer, with_views
-from .data.splits import Fold
+from .data.folds import Fold
 from .models import Stage
 from .models.ragged import Heads
 from .targets import TARGETS

@@ -35,7 +35,7 @@ from ser.engines import exact_arithmetic
 from . import fit
 from .config import TrainConfig
 from .data.dataset import Dataset
-from .data.splits import Fold
+from .data.folds import Fold
 from .fit import Epoch, Fitted, Selection
 from .models.ragged import Batch, RaggedLayout, Sequences
 from .scores.classes import confusions, metrics

@@ -22,7 +22,9 @@ from ser.plugins import not_installed
 
 from .config import TrainConfig
 from .data.dataset import Dataset, Standardizer
-from .data.splits import UNDECIDED, Fold, known_before
+from .data.folds import Fold
+from .data.leakage import known_before
+from .data.protocols import UNDECIDED
 from .finetune import reopened
 from .fit import NO_NUMBERS, Epoch, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once

@@ -26,7 +26,7 @@ from ser.errors import WrongUse
 
 from .config import TrainConfig
 from .data.dataset import Dataset
-from .data.labels import DIMENSIONS, IEMOCAP_ID, Utterances
+from .data.utterances import DIMENSIONS, IEMOCAP_ID, Utterances
 from .models import Fusion
 from .run_folder import column
 from .scores.calibration import ece, fit_temperature, reliability, tempered

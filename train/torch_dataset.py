@@ -20,9 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 from ser.cache.store import open_store
 
 from .data.dataset import with_rows
+from .data.dev_part import Cut
 from .data.features import FeatureSelection
-from .data.labels import apply_policy, get_policy
-from .data.splits import Cut, Fold, make_folds
+from .data.folds import Fold
+from .data.labelling import apply_policy
+from .data.labels import get_policy
+from .data.protocols import make_folds
 
 __all__ = ["TorchDataset"]
 

@@ -23,7 +23,7 @@ from ser.engines.machine import memory_budget
 from ser.errors import MissingRows, StoreError
 
 from ..models.ragged import Batch, Sequences, on_device, send
-from .labels import Utterances
+from .utterances import Utterances
 
 Pool = Literal["mean", "meanstd"]
 Cut = Sequence[np.ndarray]  # the utterances of one batch, dialogue by dialogue

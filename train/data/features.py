@@ -23,10 +23,12 @@ from ..models import Fusion, get_fusion, with_layer_sums
 from ..options import Experiment
 from ..scores.raters import rater_scores
 from ..targets import TARGETS
+from .chosen import choose, classes_by_corpus
 from .dataset import DataCache, Dataset, Inputs, Pool, with_rows
-from .labels import UNLABELLED, choose, classes_by_corpus, get_policy, rater_votes
-from .splits import corpora_of
+from .labels import UNLABELLED, get_policy
+from .protocols import corpora_of
 from .streamed import Streamed, within
+from .votes import rater_votes
 
 
 @dataclass(frozen=True)

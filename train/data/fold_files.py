@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,23 @@ from ser.disk.read import read_named
 from ser.errors import WrongUse
 
 PARTS = ("train", "dev", "test")
-Listed = tuple[str, dict[str, set[str]]]  # a fold's name, and the ids of each part
 
 
-def read_folds(path: Path) -> list[Listed]:
+@dataclass(frozen=True)
+class ListedFold:
+    """A fold as a file spells it out."""
+
+    name: str
+    ids: dict[str, set[str]]
+    """Of each of `PARTS`."""
+
+
+def read_folds(path: Path) -> list[ListedFold]:
     """Folds in the file's order.
 
-    - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the others; with a third
-      column `part` (train, dev, test) each line names one utterance's part in one fold.
+    - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the
+      others; with a third column `part` (train, dev, test) each line names one utterance's part in
+      one fold.
     - a folder: EmoBox's `fold_1/…train….jsonl` and `…test….jsonl` (`valid` too), ids under `key`.
 
     Raises `WrongUse` for anything else.
@@ -45,19 +55,18 @@ def read_folds(path: Path) -> list[Listed]:
         msgspec.MsgspecError,
     ) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
+
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
     return folds
 
 
-def _read_table(path: Path) -> list[Listed]:
+def _read_table(path: Path) -> list[ListedFold]:
     import pandas as pd
 
-    separator = "\t" if path.suffix == ".tsv" else ","
-    source = io.BytesIO(read_named(path))
     table = pd.read_csv(
-        source,
-        sep=separator,
+        io.BytesIO(read_named(path)),
+        sep="\t" if path.suffix == ".tsv" else ",",
         dtype=str,
         keep_default_na=False,
         index_col=False,
@@ -67,31 +76,47 @@ def _read_table(path: Path) -> list[Listed]:
         raise WrongUse(
             f"{path}: needs the columns id and fold (and part, if each fold's parts are named)"
         )
-    ids, folds = table["id"], table.groupby("fold", sort=False)["id"]
-    for id_ in ids[table["fold"] == ""]:
-        raise WrongUse(f"{path}: {id_} names no fold; give each line an id and its fold")
-    if "part" not in table:
-        return [
-            (name, {"train": {*ids.drop(of.index)}, "dev": set(), "test": {*of}})
-            for name, of in folds
-        ]
-    for part, id_ in zip(table["part"], ids, strict=True):
-        if part not in PARTS:
-            raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
-    return [
-        (name, {part: {*of[table["part"][of.index] == part]} for part in PARTS})
-        for name, of in folds
-    ]
+    for id_, fold in zip(table["id"], table["fold"], strict=True):
+        if fold == "":
+            raise WrongUse(f"{path}: {id_} names no fold; give each line an id and its fold")
 
+    names_parts = "part" in table
+    if names_parts:
+        for id_, part in zip(table["id"], table["part"], strict=True):
+            if part not in PARTS:
+                raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
 
-def _read_emobox(path: Path) -> list[Listed]:
-    lines, folds = msgspec.json.Decoder(dict[str, Any]).decode_lines, []
-    for folder in sorted(
-        path.glob("fold_*"), key=lambda folder: int(re.sub(r"\D", "", folder.name) or 0)
-    ):
-        parts = {}
-        for part, word in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            files = sorted(folder.glob(f"*{word}*.jsonl"))
-            parts[part] = {str(line["key"]) for file in files for line in lines(read_named(file))}
-        folds.append((folder.name.replace("_", " "), parts))
+    folds = []
+    for name, lines in table.groupby("fold", sort=False):
+        ids = {}
+        if names_parts:
+            for part in PARTS:
+                ids[part] = set(lines["id"][lines["part"] == part])
+        else:
+            ids["train"] = set(table["id"].drop(lines.index))
+            ids["dev"] = set()
+            ids["test"] = set(lines["id"])
+        folds.append(ListedFold(name, ids))
     return folds
+
+
+def _read_emobox(path: Path) -> list[ListedFold]:
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    words = {"train": "train", "dev": "valid", "test": "test"}
+
+    folds = []
+    for folder in sorted(path.glob("fold_*"), key=_number):
+        ids = {}
+        for part, word in words.items():
+            ids[part] = set()
+            for file in sorted(folder.glob(f"*{word}*.jsonl")):
+                lines = decoder.decode_lines(read_named(file))
+                ids[part].update(str(line["key"]) for line in lines)
+        folds.append(ListedFold(folder.name.replace("_", " "), ids))
+    return folds
+
+
+def _number(folder: Path) -> int:
+    """10 of "fold_10"; 0 where there is none."""
+    digits = re.sub(r"\D", "", folder.name)
+    return int(digits or 0)

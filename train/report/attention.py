@@ -17,7 +17,8 @@ from ser.corpus.manifest import Manifest
 from ser.errors import SerError
 from ser.train.data.dataset import Dataset
 from ser.train.data.features import read_name, select_features
-from ser.train.data.labels import UNLABELLED, apply_policy
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import UNLABELLED
 from ser.train.models.layers import DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.run import load_model

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ser.errors import CorruptStore
-from ser.train.data.labels import DIMENSIONS
+from ser.train.data.utterances import DIMENSIONS
 from ser.train.run_folder import Run, column
 from ser.train.scores.calibration import (
     LEVEL,

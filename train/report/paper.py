@@ -12,8 +12,9 @@ import numpy as np
 
 from ser.cache.feature_name import parse_feature_name
 from ser.errors import WrongUse
+from ser.train.data.dev_part import SHARE
 from ser.train.data.features import read_name
-from ser.train.data.splits import SHARE, corpora_of
+from ser.train.data.protocols import corpora_of
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.run_folder import Run

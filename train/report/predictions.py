@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from ser.train.data.labels import Policy, ballots
+from ser.train.data.labels import Policy
+from ser.train.data.votes import ballots
 from ser.train.scores.calibration import BINS, LEVEL, TEMPERATURES
 from ser.train.scores.classes import metrics
 from ser.train.scores.intervals import FEWEST, average

@@ -7,7 +7,7 @@ from typing import Any
 
 from ser.errors import MissingRows, SerError
 from ser.train.data.features import read_name
-from ser.train.data.splits import PROTOCOLS, cross
+from ser.train.data.protocols import find_protocol
 from ser.train.listed_settings import ListedSetting, list_settings
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, setting_texts
@@ -121,13 +121,13 @@ def _protocols(cells: Cells) -> Table:
 
     rows, groups = [], grouped(cells, cut_alike)
     for (protocol, select, share, *cut_in), members in groups.items():
-        known = cross if protocol.startswith("cross:") else PROTOCOLS.get(protocol)
-        cut = (known.__doc__ or "").strip().split("\n")[0] if known else "folds from a file"
+        known = find_protocol(protocol)
+        cut = known.summary if known else "folds from a file"
         heard = heard_in_training([result for cell in members for result in cell.results])
         row: Row = {"cells": ", ".join(cell.label for cell in members)} if len(groups) > 1 else {}
         row |= {
             "protocol": protocol,
-            "how it cuts": f"{cut.rstrip('.')}; {heard or 'no test speaker is in training'}.",
+            "how it cuts": f"{cut}; {heard or 'no test speaker is in training'}.",
         }
         row |= {"test transcripts also in training %": share, **dict(cut_in)}
         row["folds tested"] = "; ".join(dict.fromkeys(", ".join(cell.folds) for cell in members))

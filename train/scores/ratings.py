@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.labels import DIMENSIONS
+from ..data.utterances import DIMENSIONS
 
 
 def moments(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from ser.cache.store import open_store
 from ser.errors import MissingRows, WrongUse
 
 from ..data.features import select_feature, select_features
-from ..data.splits import corpora_of
+from ..data.protocols import corpora_of
 from ..models import FUSIONS
 from .recipe import Recipe
 

@@ -1,0 +1,76 @@
+"""What stands in two parts of a fold: refused, or said beside the scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ser.errors import LeakageError
+
+from .folds import Fold
+from .utterances import Utterances
+
+
+def check_leakage(
+    fold: Fold, utterances: Utterances, separate: Sequence[str], shared_dev: bool = False
+) -> None:
+    """Raise `LeakageError` if an utterance, or anything of `separate`, stands in two of its parts.
+
+    `separate` may name "dialogue" and "speaker". `shared_dev` allows train and dev to have speakers
+    in common: a dev share is cut from the training speakers.
+    """
+    columns: dict[str, Sequence[Any]] = {"utterance": utterances.ids}
+    if "dialogue" in separate:
+        columns["dialogue"] = utterances.dialogues.tolist()
+    if "speaker" in separate:
+        columns["speaker"] = utterances.speakers
+
+    for kind, column in columns.items():
+        values = {}
+        for part, rows in fold.parts.items():
+            values[part] = {column[row] for row in rows} - {None}
+
+        for first, second in (("train", "test"), ("dev", "test"), ("train", "dev")):
+            if kind == "speaker" and shared_dev and second == "dev":
+                continue
+            common = values[first] & values[second]
+            if common:
+                place = next(row for row, value in enumerate(column) if value in common)
+                raise LeakageError(
+                    f"fold '{fold.name}': {len(common)} {kind}(s) stand in both {first} and "
+                    f"{second}, such as that of utterance {utterances.ids[place]}; a score of this "
+                    "fold would be worthless"
+                )
+
+
+def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
+    """What of the test part also occurs in training, as a run's result.json holds it.
+
+    `speakers`: whether each one is heard in train or dev, None where one is unknown;
+    `speaker_independent`: if none is; `repeated_texts`: how many utterances' transcripts stand in
+    train word for word, None where none has a transcript.
+    """
+    speakers = _heard_speakers(fold, utterances)
+    return {
+        "speakers": speakers,
+        "speaker_independent": speakers is not None and not any(speakers.values()),
+        "repeated_texts": _repeated_texts(fold, utterances),
+    }
+
+
+def _heard_speakers(fold: Fold, utterances: Utterances) -> dict[str, bool] | None:
+    heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
+    tested = {utterances.speakers[row] for row in fold.test}
+    if None in heard or None in tested:
+        return None
+    return {str(name): name in heard for name in sorted(tested, key=str)}
+
+
+def _repeated_texts(fold: Fold, utterances: Utterances) -> int | None:
+    if not utterances.texts:
+        return None
+    tested = [utterances.texts[row] for row in fold.test]
+    if not any(tested):
+        return None
+    trained = {utterances.texts[row] for row in fold.train} - {None}
+    return sum(text in trained for text in tested)
