@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from ser.corpus.manifest import Manifest
-from ser.disk.read import folders_in, read_small
+from ser.disk.folders import folders_in
+from ser.disk.read import read_small
 from ser.disk.workspace import put_files
 from ser.errors import CorruptStore, StoreError, WrongUse
 

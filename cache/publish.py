@@ -8,15 +8,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ser.disk.faults import explain_disk_errors
 from ser.disk.records import checksummed_json
 from ser.disk.workspace import workspace
-from ser.disk.write import (
-    explain_disk_errors,
-    move_into_place,
-    sync_folder,
-    write_file,
-    write_folder,
-)
+from ser.disk.write import move_into_place, sync_folder, write_file, write_folder
 from ser.errors import StoreError, WrongUse, unknown
 
 from .backends import BACKENDS
@@ -109,8 +104,8 @@ def _write_files(
         array_records[name] = ArrayRecord(dtype, array.shape, tuple(blocks[name]))
 
     file_records = {}
-    for path, (size, digest) in written.items():
-        file_records[path] = FileRecord(size, digest)
+    for path, file in written.items():
+        file_records[path] = FileRecord(file.size, file.sha256)
 
     return array_records, file_records
 

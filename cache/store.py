@@ -18,10 +18,12 @@ import msgspec
 
 from ser.corpus.manifest import Manifest
 from ser.corpus.names import RESERVED, check_name, is_name
-from ser.disk.read import folders_in
+from ser.disk.faults import explain_disk_errors
+from ser.disk.folders import folders_in
+from ser.disk.leftovers import remove_leftovers
 from ser.disk.records import canonical_json, checksummed_json
-from ser.disk.workspace import put_files, remove_leftovers
-from ser.disk.write import explain_disk_errors, make_folder
+from ser.disk.workspace import put_files
+from ser.disk.write import make_folder
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from .feature import Feature
@@ -276,7 +278,7 @@ class Store:
 
         ways = []
         for folder in folders:
-            # Only those of the fingerprint are read, so that a damaged one beside them does no harm.
+            # No other fingerprint is read, so that a damaged one beside them does no harm.
             if folder.name.startswith(fingerprint):
                 way = Feature(self.path, folder)
                 if way.spec.name == sorted_name:

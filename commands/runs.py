@@ -161,7 +161,7 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
 
 
 def _remove(runs: list[Any], dry_run: bool) -> None:
-    from ser.disk.workspace import extent
+    from ser.disk.folders import extent
     from ser.train.runs import remove as remove_run
 
     for run in runs:

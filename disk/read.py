@@ -20,8 +20,12 @@ from ser.errors import CorruptStore, StoreError, WrongUse
 from .flags import O_NOFOLLOW, PLAIN
 
 REPAIR = "run `ser cache verify --repair`, then `ser features` again"
-SMALL = 256 << 20  # bytes: more than any description has
-LARGE = 64 << 30  # bytes: more than any table or array has
+
+# Bytes: more than any description has.
+SMALL = 256 << 20
+
+# Bytes: more than any table or array has.
+LARGE = 64 << 30
 
 
 @contextlib.contextmanager
@@ -41,13 +45,12 @@ def plain_file(path: Path | str, remedy: str = REPAIR) -> Iterator[io.BufferedRe
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise CorruptStore(f"{path}: is a link or a special file; {remedy}") from error
-        raise StoreError(
-            f"{path}: cannot be read ({error.strerror}); check its mode and the disk"
-        ) from error
+        fault = f"cannot be read ({error.strerror}); check its mode and the disk"
+        raise StoreError(f"{path}: {fault}") from error
 
 
 def read_small(path: Path | str, remedy: str = REPAIR) -> bytes:
-    """The content of a small plain file. Raises as `plain_file` does."""
+    """The content of a small plain file of a store. Raises as `plain_file` does."""
     with plain_file(path, remedy) as file:
         return file.read()
 
@@ -55,49 +58,44 @@ def read_small(path: Path | str, remedy: str = REPAIR) -> bytes:
 def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
     """A descriptor of a plain file that a user named, for reading. Links are followed.
 
-    Raises `OSError` as `os.open` does, and at once for a folder, pipe, socket or device. It is an
-    `opener` of `open`.
+    Raises `OSError` as `os.open` does, and at once for a folder, pipe, socket or device: opening a
+    pipe would wait for a writer. It is an `opener` of `open`.
     """
-    descriptor = os.open(path, flags | (PLAIN & ~O_NOFOLLOW))  # a pipe would wait for a writer
+    descriptor = os.open(path, flags | (PLAIN & ~O_NOFOLLOW))
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
+
     os.close(descriptor)
-    raise OSError(
-        errno.ENXIO, "is a directory, pipe, socket or device, not a plain file", str(path)
-    )
+    fault = "is a directory, pipe, socket or device, not a plain file"
+    raise OSError(errno.ENXIO, fault, str(path))
 
 
-def read_named(path: Path | str, most: int = SMALL) -> bytes:
-    """The content of a plain file that a user named. Raises as `open_named`, and for more than
-    `most` bytes.
+def read_named(path: Path | str, limit: int = SMALL) -> bytes:
+    """The content of a plain file that a user named.
+
+    Raises as `open_named` does, and for more than `limit` bytes.
     """
     with os.fdopen(open_named(path), "rb") as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"is larger than {most >> 20} MB", str(path))
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"is larger than {limit >> 20} MB", str(path))
         return file.read()
 
 
 def read_toml(path: Path, example: str) -> dict[str, Any]:
-    """The content of a TOML file. Raises `WrongUse` with an `example` of its lines if it is not
-    one.
+    """The content of a TOML file.
+
+    Raises `WrongUse` with an `example` of its lines if it is not one.
     """
     try:
         table = tomllib.loads(read_named(path).decode("utf-8-sig"))
-        if "\\u0000" in json.dumps(table, default=str):  # no path, name or pattern can hold it
+        # No path, name or pattern can hold a NUL.
+        if "\\u0000" in json.dumps(table, default=str):
             raise ValueError("a text in it holds a NUL")
-        return table
     except OSError as error:
-        raise WrongUse(
-            f"{path}: cannot be read ({error.strerror}); write lines such as `{example}` to it"
-        ) from None
+        remedy = f"write lines such as `{example}` to it"
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise WrongUse(
-            f"{path}: not a TOML file ({error}); write lines such as `{example}`"
-        ) from None
+        remedy = f"write lines such as `{example}`"
+        raise WrongUse(f"{path}: not a TOML file ({error}); {remedy}") from None
 
-
-def folders_in(parent: Path) -> list[Path]:
-    """The folders in a folder, by name, except hidden ones."""
-    return sorted(
-        entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return table

@@ -12,59 +12,68 @@ from ser.errors import CorruptStore, StoreError
 
 from .read import REPAIR, read_small
 
-FORMAT_VERSION = 1  # of specs, parts and manifests without a parent; fingerprints hash it
-Json = TypeVar("Json")
+# Of specs, parts and manifests without a parent; fingerprints hash it.
+FORMAT_VERSION = 1
+
+Record = TypeVar("Record")
+
 _CHECKSUM = b',"sha256":"%s"}\n'
-_LENGTH = len(_CHECKSUM % (b"0" * 64))
+_CHECKSUM_LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for lone surrogates: equal values give
-    equal bytes.
+    """UTF-8 JSON with sorted keys, no spaces, no NaN, and ? for lone surrogates.
+
+    Equal values give equal bytes.
     """
-    plain = msgspec.structs.asdict
     text = json.dumps(
         value,
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,
         allow_nan=False,
-        default=plain,
+        default=msgspec.structs.asdict,
     )
     return text.encode(errors="replace")
 
 
 def short_hash(value: Any) -> str:
-    """The first 16 hex digits of the sha256 of its canonical JSON: the name of a part, feature or
-    run.
+    """The first 16 hex digits of the sha256 of its canonical JSON.
+
+    It is the name of a part, a feature or a run.
     """
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
 def checksummed_json(record: Any) -> bytes:
-    """Canonical JSON of `record` with its own sha256 as an additional last key, `"sha256"`, and a
-    newline.
-    """
+    """Canonical JSON of `record` with its own sha256 as one more, last key, and a newline."""
     body = canonical_json(record)
-    return body[:-1] + _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
+    return body[:-1] + _checksum(body)
 
 
-def read_checksummed(path: Path | str, kind: type[Json], content: bytes | None = None) -> Json:
-    """The record that `checksummed_json` wrote, as an instance of `kind`: from `content` if given,
-    else from the file.
+def _checksum(body: bytes) -> bytes:
+    return _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
+
+
+def read_checksummed(path: Path, kind: type[Record]) -> Record:
+    """The record in a file that `checksummed_json` wrote. Raises as `parse_checksummed` does."""
+    return parse_checksummed(read_small(path), kind, str(path))
+
+
+def parse_checksummed(content: bytes, kind: type[Record], where: str) -> Record:
+    """The record that `checksummed_json` wrote, as an instance of `kind`; `where` is for messages.
 
     Raises `CorruptStore` if one bit of it has changed or it is no `kind`, and `StoreError` for a
     newer format.
     """
-    content = read_small(path) if content is None else content
-    body = content[:-_LENGTH] + b"}"
-    if content[-_LENGTH:] != _CHECKSUM % hashlib.sha256(body).hexdigest().encode():
-        raise CorruptStore(f"{path}: altered or cut short (its checksum is wrong); {REPAIR}")
-    return to_record(body, kind, str(path))
+    body = content[:-_CHECKSUM_LENGTH] + b"}"
+    if content[-_CHECKSUM_LENGTH:] != _checksum(body):
+        raise CorruptStore(f"{where}: altered or cut short (its checksum is wrong); {REPAIR}")
+    return to_record(body, kind, where)
 
 
-def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -> Json:
-    """A record, or the JSON of one, as an instance of `kind`. Raises as `read_checksummed` does."""
+def to_record(record: bytes | Mapping[str, Any], kind: type[Record], where: str) -> Record:
+    """A record, or its JSON, as an instance of `kind`. Raises as `parse_checksummed` does."""
     try:
         values = msgspec.json.decode(record, type=dict) if isinstance(record, bytes) else record
         check_version(values.get("format_version"), where)
@@ -74,12 +83,13 @@ def to_record(record: bytes | Mapping[str, Any], kind: type[Json], where: str) -
 
 
 def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> None:
-    """Raise `StoreError` for a version of the format that this ser cannot read: it reads up to the
-    `newest`.
+    """Raise `StoreError` for a version of the format that is newer than the `newest` known here.
+
+    Raises `CorruptStore` for what is no version.
     """
     if type(version) is int and version > newest:
-        raise StoreError(
-            f"{where}: has format version {version}, newer than this ser's {newest}; update ser"
-        )
+        remedy = f"newer than this ser's {newest}; update ser"
+        raise StoreError(f"{where}: has format version {version}, {remedy}")
+
     if version not in range(FORMAT_VERSION, newest + 1):
         raise CorruptStore(f"{where}: has no valid format version; run `ser cache verify`")

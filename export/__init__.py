@@ -31,7 +31,8 @@ from safetensors.torch import save
 
 from ser.cache.part import file_record
 from ser.cache.tools.transfer import file_digest
-from ser.disk.write import explain_disk_errors, make_folder, move_into_place, write_folder
+from ser.disk.faults import explain_disk_errors
+from ser.disk.write import make_folder, move_into_place, write_folder
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
 from ser.extract.extractors import ResolvedFeature

@@ -25,7 +25,10 @@ from ser.cache.rows import PartRows
 from ser.cache.store import open_store
 from ser.cache.tools.maintain import verify
 from ser.cache.tools.transfer import export
-from ser.disk import locks, workspace, write
+from ser.disk import leftovers, locks, write
+from ser.disk.leftovers import remove_leftovers
+from ser.disk.owner import Machine, this_machine
+from ser.disk.workspace import workspace
 from ser.errors import StoreError
 from ser.tests.command_line import printed
 from ser.tests.store_samples import (
@@ -183,16 +186,16 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
     def die() -> None:
         if not (child := os.fork()):
             try:
-                with workspace.workspace(store.path) as gone:
+                with workspace(store.path) as gone:
                     (gone / "x").write_text("x")
                     os._exit(9)
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
-    with workspace.workspace(store.path) as mine:
+    with workspace(store.path) as mine:
         (mine / "work").write_text("going on")
-        workspace.remove_leftovers(store.path)
+        remove_leftovers(store.path)
         assert (mine / "work").exists() and mine.with_suffix(".lock").exists()
         die()
         assert len([*mine.parent.iterdir()]) == 4
@@ -203,7 +206,7 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
             for path in (store.path / "tmp" / name, store.path / "tmp" / f"{name}.lock"):
                 path.touch()
                 os.utime(path, (time.time() - age * 90_000,) * 2)
-        workspace.remove_leftovers(store.path)
+        remove_leftovers(store.path)
         assert {path.stem for path in mine.parent.iterdir()} == {mine.name, "e" * 16} and (
             mine / "work"
         ).exists()
@@ -218,7 +221,7 @@ def test_what_belongs_to_the_living_stays(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "photos" / f"{'b' * 16}.lock")
     for path in (tmp_path / "photos").glob("*"):
         os.utime(path, (time.time() - 90_000,) * 2)
-    workspace.remove_leftovers(store.path)
+    remove_leftovers(store.path)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["2019"]
 
 
@@ -239,13 +242,14 @@ def test_a_host_that_sees_no_locks(
         list[str](),
     )
     feature = new_store(path, MANIFEST).add(SPEC)
-    here, there = workspace._here(), {**workspace._here(), "host": "there"}
+    here = this_machine()
+    there = Machine("there", here.boot)
     rename, unlink = os.rename, os.unlink
 
     def removes() -> None:
         while not done.wait(0.002):
             if [*path.glob("tmp/*/*/part.json")]:  # all of a part is written
-                workspace.remove_leftovers(path)
+                remove_leftovers(path)
 
     def slow_rename(*asked: Any) -> None:
         time.sleep(0.03 if threading.current_thread() is writer else 0)
@@ -258,8 +262,8 @@ def test_a_host_that_sees_no_locks(
     with monkeypatch.context() as blind, ThreadPoolExecutor() as pool:
         blind.setattr(locks, "try_lock", lambda *_, **__: True)
         blind.setattr(
-            workspace,
-            "_here",
+            leftovers,
+            "this_machine",
             lambda: here if same or threading.current_thread() is writer else there,
         )
         blind.setattr(os, "rename", slow_rename)

@@ -28,7 +28,7 @@ from ser.cache.tools.maintain import (
 )
 from ser.cache.tools.transfer import copy
 from ser.corpus.manifest import Manifest
-from ser.disk.workspace import remove_folder
+from ser.disk.folders import remove_folder
 from ser.errors import StoreError, WrongUse
 from ser.tests.store_samples import (
     check_whole,
@@ -229,13 +229,10 @@ def test_what_others_publish_meanwhile_is_not_superseded(
     check_whole(later, newest)
     assert feature.complete(newest) and list(remove_superseded(store)) == []
     store.put_manifest(replace(newest, table=newest.table.slice(0, 14)), replace=True)
-    published = (
-        Feature.publish
-    )  # of what is kept, before another process finds the rows of its manifest there
+    # Of what is kept, before another process finds the rows of its manifest there.
     monkeypatch.setattr(
-        Feature,
-        "publish",
-        lambda *part: (published(*part), store.put_manifest(newest, replace=True)),
+        "ser.cache.tools.maintain.publish_part",
+        lambda *part: (publish_part(*part), store.put_manifest(newest, replace=True)),
     )
     assert list(remove_superseded(store)) and later.complete(newest)
     check_whole(feature, newest)

@@ -130,8 +130,8 @@ def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
 def test_only_runs_are_removed_and_none_that_is_trained(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ser.disk.folders import remove_folder
     from ser.disk.locks import locked
-    from ser.disk.workspace import remove_folder
     from ser.train.run_folder import claimed
 
     finished, unfinished = find_runs("runs")
@@ -168,7 +168,7 @@ def test_only_runs_are_removed_and_none_that_is_trained(
     assert began == [True] and [path.name for path in waits.iterdir()] == ["lock"]
     makers = iter([lambda path: None, Path.mkdir])  # first it is gone before the lock is made
     with monkeypatch.context() as patch:
-        patch.setattr("ser.disk.workspace.make_folder", lambda path: next(makers)(path))
+        patch.setattr("ser.disk.locks.make_folder", lambda path: next(makers)(path))
         with claimed(here / "gone") as run:
             assert (run.path / "lock").exists()
     (unfinished.path / "lock").unlink()

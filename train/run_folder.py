@@ -34,10 +34,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
+from ser.disk.leftovers import remove_leftovers
 from ser.disk.locks import locked
 from ser.disk.read import read_small
 from ser.disk.records import short_hash
-from ser.disk.workspace import remove_leftovers
 from ser.disk.write import Buffer, write_whole
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 

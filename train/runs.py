@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ser.disk.faults import explain_disk_errors
+from ser.disk.folders import extent, remove_folder
 from ser.disk.locks import open_lock
-from ser.disk.workspace import extent, remove_folder
-from ser.disk.write import explain_disk_errors
 from ser.errors import WrongUse, unknown
 
 from .run_folder import CONFIG, SHARED, Run, find_runs

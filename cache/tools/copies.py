@@ -22,10 +22,11 @@ from ser.cache.part import FileRecord, Part, PartRecord, file_record
 from ser.cache.publish import publish_part
 from ser.cache.store import Store, open_store
 from ser.corpus.manifest import Manifest
+from ser.disk.faults import explain_disk_errors
 from ser.disk.read import read_small
-from ser.disk.records import checksummed_json, read_checksummed
+from ser.disk.records import checksummed_json, parse_checksummed
 from ser.disk.workspace import workspace
-from ser.disk.write import explain_disk_errors, move_into_place, write_folder
+from ser.disk.write import move_into_place, write_folder
 from ser.errors import CorruptStore, StoreError, WrongUse, printable, unknown
 
 from .maintain import check_part
@@ -212,7 +213,7 @@ _WITHOUT_TEXT = {"values", "offsets", "word"}  # arrays that spell no word
 
 
 def _published_part(content: bytes, where: str) -> tuple[PublishedPart, PartRecord]:
-    record = read_checksummed(f"{where}/part.json", PartRecord, content)
+    record = parse_checksummed(content, PartRecord, f"{where}/part.json")
     size = sum(file.bytes for file in record.files.values())
     return PublishedPart(file_record(content), record.corpus, len(record.ids), size), record
 

@@ -28,10 +28,11 @@ from ser.cache.spec import Spec
 from ser.cache.store import Store, listed
 from ser.cache.transcripts import TRANSCRIPTS, check_transcripts
 from ser.corpus.manifest import Key, Manifest
+from ser.disk.faults import explain_disk_errors
 from ser.disk.flags import PLAIN
+from ser.disk.folders import extent, remove_folder
 from ser.disk.read import REPAIR, read_small
-from ser.disk.workspace import extent, remove_folder
-from ser.disk.write import explain_disk_errors, make_folder, sync_folder
+from ser.disk.write import make_folder, sync_folder
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
 JOURNAL = "verify.journal"

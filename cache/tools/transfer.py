@@ -29,9 +29,10 @@ from ser.cache.store import Store, open_store
 from ser.cache.zarr_layout import chunk_rows
 from ser.corpus.manifest import Manifest
 from ser.corpus.names import Modality, check_name
+from ser.disk.faults import explain_disk_errors
 from ser.disk.read import read_named
 from ser.disk.records import canonical_json
-from ser.disk.write import explain_disk_errors, sync_folder, sync_tree
+from ser.disk.write import sync_folder, sync_tree
 from ser.errors import StoreError, WrongUse, unknown
 
 from .foreign import Arrays, Stored, index_of, read_arrays

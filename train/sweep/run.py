@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ser import engines
-from ser.disk.workspace import remove_leftovers, workspace
+from ser.disk.leftovers import remove_leftovers
+from ser.disk.workspace import workspace
 from ser.errors import Diverged
 
 from ..experiment import Experiment, fit_groups, train_jobs
