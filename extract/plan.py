@@ -29,7 +29,8 @@ from ser.options import options_of
 from ser.weights.find import parse_models
 
 from .config import ExtractionConfig
-from .corpora.scan import Scan, find_format, read_corpus
+from .corpora.detect import find_format
+from .corpora.scan import Scan, read_corpus
 from .extractors import ResolvedFeature, batches, text_seconds
 from .registry import resolve, split_names
 

@@ -21,7 +21,7 @@ from ser.cache.spec import Spec
 from ser.cache.store import open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
-from .corpora.scan import Problem
+from .corpora.reading import Problem
 from .extractors import GPU_SECONDS, batches
 from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, lacking, plan
 from .registry import load_extractors

@@ -17,7 +17,8 @@ import soundfile
 from ser.errors import CorpusError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.counts import summary
-from ser.extract.corpora.scan import probe, read_corpus
+from ser.extract.corpora.measure import probe
+from ser.extract.corpora.scan import read_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.tests.command_line import printed, ser
 
@@ -50,12 +51,11 @@ def test_a_cut_wav_is_noticed_wherever_it_is_cut(tmp_path: Path) -> None:
     cut = tmp_path / "cut.wav"
     for length in [*range(1, 60), 100, 1000, len(whole) - 1]:
         cut.write_bytes(whole[:length])
-        found, fault = probe(cut)
-        assert fault and found == {
-            "audio_sha256": hashlib.sha256(whole[:length]).hexdigest(),
-            "duration": None,
-        }, length
-    assert "its data chunk says 3200 bytes, the file holds 3199" in str(fault)
+        probed = probe(cut)
+        assert probed.fault, length
+        assert probed.sha256 == hashlib.sha256(whole[:length]).hexdigest()
+        assert probed.duration is None
+    assert "its data chunk says 3200 bytes, the file holds 3199" in str(probed.fault)
     assert soundfile.read(cut)[0].size == 1599  # which soundfile does not mind
 
 
@@ -71,15 +71,13 @@ def test_odd_but_whole_wav_files(tmp_path: Path) -> None:
         raw[:4] + size + raw[8:36] + large + raw[36:],
     ):
         odd.write_bytes(content)
-        found, fault = probe(odd)
-        if fault is None:
-            assert (
-                found["duration"] == 0.1
-                and len(decode(odd).samples) == 1600
-                and decode(odd).warnings == []
-            )
+        probed = probe(odd)
+        if probed.fault is None:
+            assert probed.duration == 0.1
+            assert len(decode(odd).samples) == 1600
+            assert decode(odd).warnings == []
         else:  # a libsndfile that reads nothing then: never half a file in silence
-            assert content[40:44] == bytes(4) and "no samples" in str(fault)
+            assert content[40:44] == bytes(4) and "no samples" in str(probed.fault)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +223,7 @@ def test_names_of_corpora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert read_corpus(path).manifest.corpus == "my-corpus"
     assert read_corpus(path, name="mine").manifest.corpus == "mine"
     monkeypatch.setattr(
-        "ser.extract.corpora.scan.probe", None
+        "ser.extract.corpora.measure.probe", None
     )  # a wrong name is refused before any file is read
     for name in ("../x", "", ".hidden", "a/b", "a\0", "x" * 80):
         with pytest.raises(WrongUse, match="cannot be called"):
@@ -283,7 +281,7 @@ def test_other_transcripts_are_another_corpus(
     with pytest.raises(WrongUse, match="has no id column"):
         read_corpus(path, text=table(folder, "name,words", "a,hello", name="asr.csv"))
     monkeypatch.setattr(
-        "ser.extract.corpora.scan.probe", None
+        "ser.extract.corpora.measure.probe", None
     )  # a name is refused before any audio is read
     with pytest.raises(WrongUse, match=r"cannot be called 'corpus-a{64}'"):
         read_corpus(path, text=table(folder, "id,text", "a,hello", name=f"{'a' * 64}.csv"))

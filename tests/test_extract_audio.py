@@ -13,7 +13,7 @@ import soundfile as sf
 
 from ser.errors import CorpusError, UtteranceError
 from ser.extract.audio import Clip, decode
-from ser.extract.corpora.scan import probe
+from ser.extract.corpora.measure import probe
 
 RATE = 16000
 
@@ -36,7 +36,7 @@ def reason(path: Path) -> str:
     with pytest.raises(UtteranceError) as fault:
         decode(path)
     text = str(fault.value)
-    assert "\n" not in text and text and str(probe(path)[1]) in (text, "None")
+    assert "\n" not in text and text and str(probe(path).fault) in (text, "None")
     return text
 
 
@@ -62,10 +62,12 @@ def test_other_formats_under_a_wav_name(
     tmp_path: Path, how: dict[str, str], exact: float | None
 ) -> None:
     path = wav(tmp_path / "a.wav", tone(), **{"format": "WAV", **how})
-    clip, (found, fault) = decode(path), probe(path)
+    clip = decode(path)
     assert clip.warnings == []
-    assert (fault, found["audio_sha256"]) == (None, hashlib.sha256(path.read_bytes()).hexdigest())
-    assert found["duration"] == pytest.approx(len(sf.read(path)[0]) / RATE, abs=1e-9)
+    probed = probe(path)
+    assert probed.fault is None
+    assert probed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert probed.duration == pytest.approx(len(sf.read(path)[0]) / RATE, abs=1e-9)
     if exact is not None:
         assert np.abs(clip.samples[:RATE] - tone()).max() < exact
     peak = np.abs(np.fft.rfft(clip.samples[:RATE])).argmax() / (min(len(clip.samples), RATE) / RATE)
@@ -183,9 +185,9 @@ def test_what_is_not_audio_cut_short_or_not_finite_is_refused(
     path = tmp_path / "a.wav"
     path.write_bytes(data)
     assert said in reason(path)
-    found, fault = probe(path)
-    assert found["audio_sha256"] == (hashlib.sha256(data).hexdigest() if data else None)
-    assert (found["duration"] is None) == (fault is not None)
+    probed = probe(path)
+    assert probed.sha256 == (hashlib.sha256(data).hexdigest() if data else None)
+    assert (probed.duration is None) == (probed.fault is not None)
 
 
 def test_not_a_file(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_not_a_file(tmp_path: Path) -> None:
     }
     for name, said in kinds.items():
         path = tmp_path / f"{name}.wav"
-        assert said in reason(path) and probe(path)[0]["audio_sha256"] is None
+        assert said in reason(path) and probe(path).sha256 is None
 
 
 def test_changed_while_running(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The counts of a corpus, and their differences from published ones; IEMOCAP's are in
-cache/iemocap.toml.
+"""The counts of a corpus, and their differences from published ones.
+
+IEMOCAP's are in corpus/iemocap.toml, those of a described corpus in its description.
 """
 
 from collections import Counter
@@ -14,30 +15,55 @@ from ser.corpus.manifest import Manifest
 
 from .scan import Scan
 
-# Allowed differences that are not half of the last digit: extreme percentiles also depend on the
-# interpolation.
-ROUNDING = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
+# How far a measured figure may be from the published one: half of its last digit. Extreme
+# percentiles also depend on the interpolation.
+ROUNDING = 0.006
+ROUNDING_OF = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
+
+PERCENTILES = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100}
+
+# The counts that `ser corpus show` prints.
+SHOWN = (
+    "utterances",
+    "dialogues",
+    "speakers",
+    "hours",
+    "durations",
+    "genders",
+    "labels",
+    "sessions",
+    "policies",
+)
 
 
 def count_all(manifest: Manifest) -> dict[str, Any]:
     """The counts of this manifest, by the names of `IEMOCAP`; durations in seconds."""
-    names = ("dialogue", "speaker", "gender", "session", "label")
-    dialogues, speakers, genders, sessions, labels = (
-        _counted(manifest.column(name)) for name in names
-    )
-    scripted = sum(count for dialogue, count in dialogues.items() if "_script" in dialogue)
-    classes = {raw: name for name, raws in LABEL_POLICIES["4class"].items() for raw in raws}
-    codes = [
-        code(label or "") for label in manifest.column("label")
-    ]  # corpora write them as codes or as words
-    pairs = Counter(zip(manifest.column("session"), map(classes.get, codes), strict=True))
+    dialogues = _count_values(manifest.column("dialogue"))
+    speakers = _count_values(manifest.column("speaker"))
+    sessions = _count_values(manifest.column("session"))
+
+    scripted = 0
+    for dialogue, count in dialogues.items():
+        if "_script" in dialogue:
+            scripted += count
+
+    # Corpora write labels as codes or as words.
+    codes = [code(label or "") for label in manifest.column("label")]
+    class_of = {}
+    for name, labels in LABEL_POLICIES["4class"].items():
+        class_of.update(dict.fromkeys(labels, name))
+    has_class = [label in class_of for label in codes]
+
+    classes = [class_of.get(label) for label in codes]
+    pairs = Counter(zip(manifest.column("session"), classes, strict=True))
+    classes_of_session = {}
+    for session in sessions:
+        counts = {name: pairs[session, name] for name in LABEL_POLICIES["4class"]}
+        classes_of_session[session] = counts
+
     seconds = np.array(manifest.column("duration"), float)  # NaN if it is not known
     measured = seconds[~np.isnan(seconds)]
-    points = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100} if len(measured) else {}
-    policies = {
-        name: {raw for raws in policy.values() for raw in raws}
-        for name, policy in LABEL_POLICIES.items()
-    }
+
     return {
         "utterances": len(manifest),
         "dialogues": len(dialogues),
@@ -45,46 +71,65 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
         "hours": float(measured.sum()) / 3600,
         "improvised": len(manifest) - scripted,
         "scripted": scripted,
-        "genders": genders,
+        "genders": _count_values(manifest.column("gender")),
         "sessions": sessions,
-        "labels": labels,
-        "policies": {
-            name: sum(label in raws for label in codes) for name, raws in policies.items()
-        },
-        "4class hours": float(np.nansum(seconds[[label in classes for label in codes]])) / 3600,
-        "4class per session": {
-            s: {name: pairs[s, name] for name in LABEL_POLICIES["4class"]} for s in sessions
-        },
+        "labels": _count_values(manifest.column("label")),
+        "policies": _count_policies(codes),
+        "4class hours": float(np.nansum(seconds[has_class])) / 3600,
+        "4class per session": classes_of_session,
         "utterances per dialogue": {
             "fewest": min(dialogues.values(), default=0),
             "most": max(dialogues.values(), default=0),
         },
-        "durations": {
-            name: round(float(np.percentile(measured, q)), 4) for name, q in points.items()
-        },
+        "durations": _percentiles(measured),
     }
 
 
-def _counted(values: Iterable[str | None]) -> dict[str, int]:
-    return dict(sorted(Counter(value for value in values if value is not None).items()))
+def _count_values(values: Iterable[str | None]) -> dict[str, int]:
+    """How often each value occurs, by the value, sorted; unknown ones do not count."""
+    counts = Counter(value for value in values if value is not None)
+    return dict(sorted(counts.items()))
+
+
+def _count_policies(codes: list[str]) -> dict[str, int]:
+    """How many utterances have a class under each label policy."""
+    counts = {}
+    for name, policy in LABEL_POLICIES.items():
+        known = {label for labels in policy.values() for label in labels}
+        counts[name] = sum(label in known for label in codes)
+    return counts
+
+
+def _percentiles(seconds: np.ndarray) -> dict[str, float]:
+    if not len(seconds):
+        return {}
+    percentiles = {}
+    for name, percent in PERCENTILES.items():
+        percentiles[name] = round(float(np.percentile(seconds, percent)), 4)
+    return percentiles
 
 
 def compare(
     counts: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under: str = ""
 ) -> list[str]:
-    """Each difference from the known counts, in one sentence. Measured figures may differ within
-    their rounding.
+    """Each difference from the known counts, in one sentence.
+
+    Measured figures may differ within their rounding. `under` is put in front of the names.
     """
     differences = []
+    # In the order of the known ones; what is counted and not known comes last.
     for key in dict.fromkeys([*known, *counts]):
         name = f"{under}{key}"
-        published, count = known.get(key, 0), counts.get(key, 0)
+        published = known.get(key, 0)
+        count = counts.get(key, 0)
+
         if isinstance(published, Mapping):
             differences += compare(count or {}, published, f"{name}: ")
         elif isinstance(published, float):
-            if abs(count - published) > ROUNDING.get(key, 0.006):
+            if abs(count - published) > ROUNDING_OF.get(key, ROUNDING):
                 differences.append(
-                    f"{name}: {count:.4g} here, {published} in the release ({count - published:+.3g})"
+                    f"{name}: {count:.4g} here, {published} in the release "
+                    f"({count - published:+.3g})"
                 )
         elif count != published:
             differences.append(
@@ -94,28 +139,22 @@ def compare(
 
 
 def summary(scan: Scan) -> dict[str, Any]:
-    """The counts of a corpus, its problems, and its differences from published counts. Durations
-    are in seconds.
+    """What `ser corpus show --json` prints of a corpus.
+
+    Its counts (durations in seconds), its problems, and its differences from published counts.
     """
     counts = count_all(scan.manifest)
-    shown = (
-        "utterances",
-        "dialogues",
-        "speakers",
-        "hours",
-        "durations",
-        "genders",
-        "labels",
-        "sessions",
-        "policies",
-    )
-    return {
+    facts: dict[str, Any] = {
         "corpus": scan.manifest.corpus,
         "format": scan.format,
         "synthetic": scan.manifest.synthetic,
-        **{name: counts[name] for name in shown},
-        "hours": round(counts["hours"], 4),
-        "problems": [asdict(problem) for problem in scan.problems],
-        "warnings": scan.warnings,
-        "differences": compare({name: counts[name] for name in scan.known}, scan.known),
     }
+    for name in SHOWN:
+        facts[name] = counts[name]
+    facts["hours"] = round(counts["hours"], 4)
+
+    facts["problems"] = [asdict(problem) for problem in scan.problems]
+    facts["warnings"] = scan.warnings
+    comparable = {name: counts[name] for name in scan.known}
+    facts["differences"] = compare(comparable, scan.known)
+    return facts

@@ -38,7 +38,8 @@ from ..registry import FEATURES
 from ..run import stop_at
 from ..text import TAG
 from ..worker import read_input
-from .scan import Problem, Scan, read_corpus
+from .reading import Problem
+from .scan import Scan, read_corpus
 
 RATE, WINDOW = 16000, 30.0  # Hz, seconds: Whisper's own
 KEPT = (

@@ -1,0 +1,65 @@
+"""Which format a path has: a quick check, before anything slow."""
+
+from pathlib import Path
+
+from ser.errors import WrongUse, unknown
+
+from .formats import DETECTORS, FORMATS, looks_described
+from .records import TABLE_ENDINGS
+
+
+def find_format(path: str | Path, format: str | None = None) -> str:
+    """The format of the corpus at `path`, or the given one.
+
+    Raises `WrongUse` if nothing is there, if it does not look like a corpus, or for an unknown
+    format.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
+
+    if format is not None:
+        if format not in FORMATS and not format.endswith(".toml"):
+            raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
+        return format
+
+    if not path.is_dir():
+        return "table"
+    detected = _detect(path)
+    if detected is None:
+        raise WrongUse(_not_a_corpus(path))
+    return detected
+
+
+def _detect(folder: Path) -> str | None:
+    """The format that a folder looks like, if any."""
+    for format, inside in DETECTORS.items():
+        if any(folder.glob(inside)):
+            return format
+
+    # The registry's data, not its values: no package has to be imported for this.
+    for format, reader in FORMATS.data.items():
+        if isinstance(reader, Path) and looks_described(folder, reader):
+            return format
+    return None
+
+
+def _not_a_corpus(folder: Path) -> str:
+    """What to do about a folder that looks like no format."""
+    sessions = sorted(folder.glob(f"*/{DETECTORS['iemocap']}"))
+    if sessions:
+        release = sessions[0].parents[1]
+        return f"{folder} is not a corpus, but the folder inside it is: give {release}"
+
+    tables = sorted(
+        entry.name for entry in folder.iterdir() if entry.suffix.lower() in TABLE_ENDINGS
+    )
+    if tables:
+        hint = f"it holds {tables[0]}: give that file"
+    else:
+        hint = "give a CSV, TSV, Parquet or JSONL file"
+    return (
+        f"{folder} is not a corpus that ser knows: neither laid out nor named as any of "
+        f"{', '.join(FORMATS)}; describe it in a TOML file for --format (docs/add-a-corpus.md), "
+        f"or to read it as a table, {hint}"
+    )

@@ -1,0 +1,78 @@
+"""The layouts that `--format` names, what reads each, and what recognises it.
+
+`ser --help` lists the formats, so a reader is imported when it is called.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ser.plugins import Registry
+
+if TYPE_CHECKING:
+    from .reading import Reading
+
+# From the path of a corpus to what its reader found there.
+Reader = Callable[[Path], "Reading"]
+
+
+def _read_iemocap(path: Path) -> "Reading":
+    from .iemocap import read_iemocap
+
+    return read_iemocap(path)
+
+
+def _read_audformat(path: Path) -> "Reading":
+    from .audformat import read_audformat
+
+    return read_audformat(path)
+
+
+def _read_table(path: Path) -> "Reading":
+    from .table import read_table
+
+    return read_table(path)
+
+
+def _description(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.toml")
+
+
+# Each is a reader, or a TOML file that describes a layout (docs/add-a-corpus.md). `--help` lists
+# them in this order.
+_SER: dict[str, Reader | Path] = {
+    "iemocap": _read_iemocap,
+    "ravdess": _description("ravdess"),
+    "crema-d": _description("crema-d"),
+    "savee": _description("savee"),
+    "tess": _description("tess"),
+    "esd": _description("esd"),
+    "emodb": _description("emodb"),
+    "meld": _description("meld"),
+    "msp-podcast": _description("msp-podcast"),
+    "audformat": _read_audformat,
+    "table": _read_table,
+}
+FORMATS: Registry[Reader | Path] = Registry("corpus format", "ser.corpora", Callable | Path, _SER)
+
+# What a folder of a layout holds, as a pattern. Formats are detected by it, in this order; then
+# described layouts, by the names of their recordings.
+DETECTORS = {"iemocap": "Session[1-5]/dialog/", "audformat": "db.yaml"}
+
+
+def find_reader(format: str) -> Reader:
+    """The reader of a format: one of `FORMATS`, or the path of a description in TOML."""
+    reader = FORMATS.get(format, Path(format).expanduser())
+    if isinstance(reader, Path):
+        from .described import read_described
+
+        return partial(read_described, description=reader)
+    return reader
+
+
+def looks_described(folder: Path, description: Path) -> bool:
+    """Whether most of the first recordings in a folder are named as a description says."""
+    from .described import fits
+
+    return fits(folder, description)

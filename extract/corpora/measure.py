@@ -1,0 +1,81 @@
+"""The audio files of a corpus: hashed and measured, and what is wrong with each."""
+
+import hashlib
+import os
+import shlex
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ser.errors import CodedAudio, UtteranceError
+
+from ..audio import open_audio, read_bytes
+from .reading import Problem
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an audio file is by its bytes and its header."""
+
+    sha256: str | None = None
+    """None if the file cannot be read."""
+    duration: float | None = None
+    """In seconds; None if the header is wrong."""
+    fault: UtteranceError | None = None
+    """Why it cannot be used."""
+
+
+def probe(path: Path) -> Probe:
+    """Hash an audio file and measure it by its header. A fault of the file is returned, not raised.
+
+    Raises `CorpusError` if the disk, the mount or the memory fails. The whole file is read every
+    time: size and modification time do not show changed bytes.
+    """
+    sha256 = duration = None
+    try:
+        data = read_bytes(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        with open_audio(data, path.name) as file:
+            duration = file.frames / file.samplerate
+    except UtteranceError as fault:
+        # A new one, without its traceback, which holds the file.
+        return Probe(sha256, duration, type(fault)(str(fault)))
+    return Probe(sha256, duration)
+
+
+def measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """The rows with `audio_sha256` and `duration` of their files, and the files' problems."""
+    # Reading and hashing release the GIL.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
+
+    measured = []
+    problems = []
+    coded = []
+    readable = 0
+    for row, result in zip(rows, probes, strict=True):
+        measured.append({**row, "audio_sha256": result.sha256, "duration": result.duration})
+        if result.sha256 is not None:
+            readable += 1
+        if result.fault is not None:
+            problems.append(Problem(row["id"], row["audio"], str(result.fault), "audio"))
+        if isinstance(result.fault, CodedAudio):
+            coded.append(row["audio"])
+
+    # Where no file at all can be decoded, one line of shell is more use than a thousand problems.
+    if coded and len(coded) == readable:
+        reason = f"no file here can be decoded as it is: {_how_to_convert(coded, root)}"
+        problems.insert(0, Problem(None, str(root), reason, "audio"))
+    return measured, problems
+
+
+def _how_to_convert(paths: Iterable[str], root: Path) -> str:
+    """The command that makes WAV files of all files with the endings of these `paths`."""
+    endings = {shlex.quote(f"*{PurePosixPath(path).suffix}") for path in paths}
+    named = " -o ".join(f"-name {ending}" for ending in sorted(endings))
+    convert = """sh -c 'ffmpeg -i "$1" -vn "$1.wav" && mv "$1.wav" "${1%.*}.wav"' _ {}"""
+    return (
+        f"convert them with `find -L {shlex.quote(str(root))}/ \\( {named} \\) -exec {convert} \\;`"
+    )
