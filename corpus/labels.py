@@ -19,12 +19,20 @@ LABEL_POLICIES = _read("policies.toml")
 # The counts of IEMOCAP's release.
 IEMOCAP = _read("iemocap.toml")
 
-_CODE_OF: dict[str, str] = {}
-for _code, _names in _read("categories.toml").items():
-    _CODE_OF.update(dict.fromkeys(_names, _code))
+
+def _codes_by_name() -> dict[str, str]:
+    """The short code of every name under which corpora write a category."""
+    codes = {}
+    for category, names in _read("categories.toml").items():
+        for name in names:
+            codes[name] = category
+    return codes
+
+
+_CODES = _codes_by_name()
 
 
 def code(raw: str) -> str:
     """The short code of a raw category, or the category in lower case if it has none."""
     name = raw.strip().casefold()
-    return _CODE_OF.get(name, name)
+    return _CODES.get(name, name)

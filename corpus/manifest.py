@@ -17,40 +17,48 @@ from ser.errors import CorruptStore, WrongUse
 from .names import Modality
 from .schema import OF_ITS_CORPUS, SCHEMA
 
-__all__ = ["Manifest"]
+# The format's version of a manifest that names a parent.
+WITH_PARENT = 2
 
-
-WITH_PARENT = 2  # the format's version of a manifest that names a parent
 _AGAIN = "run `ser features` to write it again"
+
 # What a row of a store is computed from: corpus, id, and the digest of its audio or text.
 Key = tuple[str, str, str | None]
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """The corpus of the same audio with other transcripts: its audio rows of equal id and digest
-    count here too.
+    """The corpus of the same audio with other transcripts.
+
+    Its audio rows of equal id and digest count for the manifest that names it, too.
     """
 
     corpus: str
-    digest: str  # of its manifest when the transcripts were stored
-    transcripts: dict[str, Any] = {}  # how ser made them: the model, and their word error rate
+
+    digest: str
+    """Of its manifest when the transcripts were stored."""
+
+    transcripts: dict[str, Any] = {}
+    """How ser made them: the model, and their word error rate."""
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The utterances of one corpus, in corpus order, or of several, which are its `parts`: see
-    `joined`.
-
-    `table` has the columns of `SCHEMA`. `synthetic` marks generated speech, whose scores say
-    nothing about people. `parent` is set if the transcripts are not the corpus's own, such as an
-    ASR's.
-    """
+    """The utterances of one corpus, in corpus order, or of several: see `joined`."""
 
     corpus: str
+
     table: pa.Table
+    """One row per utterance, with the columns of `SCHEMA`."""
+
     synthetic: bool = False
+    """Whether the speech is generated, so that scores say nothing about people."""
+
     parent: Parent | None = None
+    """Set if the transcripts are not the corpus's own, such as an ASR's."""
+
     parts: tuple["Manifest", ...] = ()
+    """The manifests of several corpora."""
+
     _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -61,10 +69,13 @@ class Manifest:
 
         `text_sha256`, the sha256 of the transcript's UTF-8 bytes, is filled in.
         """
-        filled = [dict(row) for row in rows]
-        for row in filled:
+        filled = []
+        for row in rows:
+            row = dict(row)
             if row.get("text") is not None:
                 row["text_sha256"] = hashlib.sha256(row["text"].encode()).hexdigest()
+            filled.append(row)
+
         return cls(corpus, pa.Table.from_pylist(filled, schema=SCHEMA), synthetic)
 
     @classmethod
@@ -74,17 +85,21 @@ class Manifest:
         Ids, sessions, dialogues and speakers get their corpus's name before them: speaker 03 of a
         is "a/03".
         """
-        tables = []
-        for part in parts:
-            own = {
-                n: [v if v is None else f"{part.corpus}/{v}" for v in part.column(n)]
-                for n in OF_ITS_CORPUS
-            }
-            tables.append(
-                pa.table(dict(zip(SCHEMA.names, part.table.columns, strict=True)) | own, SCHEMA)
-            )
-        table, synthetic = pa.concat_tables(tables), any(part.synthetic for part in parts)
-        return cls("+".join(part.corpus for part in parts), table, synthetic, parts=tuple(parts))
+        names = "+".join(part.corpus for part in parts)
+        table = pa.concat_tables([part._with_corpus_in_names() for part in parts])
+        synthetic = any(part.synthetic for part in parts)
+        return cls(names, table, synthetic, parts=tuple(parts))
+
+    def _with_corpus_in_names(self) -> pa.Table:
+        """The table, with the corpus's name before all that has a name within it alone."""
+        columns: dict[str, Any] = dict(zip(SCHEMA.names, self.table.columns, strict=True))
+
+        for name in OF_ITS_CORPUS:
+            columns[name] = [
+                None if value is None else f"{self.corpus}/{value}" for value in self.column(name)
+            ]
+
+        return pa.table(columns, SCHEMA)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -99,30 +114,31 @@ class Manifest:
         return self.column("id")
 
     def same(self, other: "Manifest") -> bool:
-        """Whether both have the same rows in the same order, and agree in what else they say of the
-        corpus.
-        """
-        about, others = (self.synthetic, self.parent), (other.synthetic, other.parent)
-        return self.table.equals(other.table) and about == others
+        """Whether both have the same rows in the same order, and say the same of the corpus."""
+        if (self.synthetic, self.parent) != (other.synthetic, other.parent):
+            return False
+        return self.table.equals(other.table)
 
     def without_text(self) -> "Manifest":
-        """The same utterances without their transcripts, whose digests stay: text features still
-        join to them.
+        """The same utterances without their transcripts.
+
+        Their digests stay: text features still join to them.
         """
         nulls = pa.nulls(len(self), pa.string())
         table = self.table.set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), nulls)
         return Manifest(self.corpus, table, self.synthetic, self.parent)
 
     def lost(self, other: "Manifest") -> list[str]:
-        """The ids that `other` does not have, or no more with the audio or the transcript that they
-        have here.
-        """
-        gone = set[str]()
+        """The ids that `other` lacks, or has without the audio or the transcript they have here."""
+        lost = set()
+
         for name in ("id", "audio_sha256", "text", "text_sha256"):
             theirs = dict(zip(other.ids, other.column(name), strict=True))
-            mine = zip(self.ids, self.column(name), strict=True)
-            gone |= {id_ for id_, value in mine if value is not None and theirs.get(id_) is None}
-        return [id_ for id_ in self.ids if id_ in gone]
+            for id_, value in zip(self.ids, self.column(name), strict=True):
+                if value is not None and theirs.get(id_) is None:
+                    lost.add(id_)
+
+        return [id_ for id_ in self.ids if id_ in lost]
 
     def gives_way(self, other: "Manifest", replace: bool, where: object) -> bool:
         """Whether `other` takes the place of this one, the latest at `where`.
@@ -131,27 +147,35 @@ class Manifest:
         transcripts. Otherwise raises `WrongUse` if it lacks utterances, their audio or transcripts,
         unless it may `replace` this one.
         """
-        if self.same(other) or (not replace and self.without_text().same(other)):
+        if self.same(other):
             return False
-        if not replace and (lost := self.lost(other)):
+        if replace:
+            return True
+        if self.without_text().same(other):
+            return False
+
+        lost = self.lost(other)
+        if lost:
             raise WrongUse(
-                f"{where}: corpus {self.corpus} has {len(self)} utterances there, and {len(lost)} of them "
-                f"(such as {lost[0]!r}) are missing now, or their audio or transcript is; if a part of the corpus is "
-                "away, bring it back; give another corpus a --corpus-name of its own, or let this one take its place "
-                "with --replace"
+                f"{where}: corpus {self.corpus} has {len(self)} utterances there, and {len(lost)} "
+                f"of them (such as {lost[0]!r}) are missing now, or their audio or transcript is; "
+                "if a part of the corpus is away, bring it back; give another corpus a "
+                "--corpus-name of its own, or let this one take its place with --replace"
             )
         return True
 
     def inputs(self, modality: Modality) -> list[str | None]:
-        """The digest of what each row's feature is computed from; None if the row has no such
-        input.
-        """
+        """The digest of what each row's feature is computed from; None where there is no input."""
         return self.column(f"{modality}_sha256")
 
     def keys(self, modality: Modality) -> list[Key]:
         """What joins each row to a store."""
         if self.parts:
-            return [key for part in self.parts for key in part.keys(modality)]
+            joined = []
+            for part in self.parts:
+                joined.extend(part.keys(modality))
+            return joined
+
         if modality not in self._keys:
             rows = zip(self.ids, self.inputs(modality), strict=True)
             self._keys[modality] = [(self.corpus, id_, digest) for id_, digest in rows]
@@ -160,19 +184,24 @@ class Manifest:
     @cached_property
     def content(self) -> bytes:
         """The manifest as a Parquet file."""
-        metadata = {"corpus": self.corpus, "synthetic": str(self.synthetic).lower()}
-        metadata |= {"parent": canonical_json(self.parent).decode()} if self.parent else {}
         version = WITH_PARENT if self.parent else FORMAT_VERSION
+        metadata = {
+            "format_version": str(version),
+            "corpus": self.corpus,
+            "synthetic": str(self.synthetic).lower(),
+        }
+        if self.parent:
+            metadata["parent"] = canonical_json(self.parent).decode()
+
         sink = io.BytesIO()
-        pq.write_table(
-            self.table.replace_schema_metadata({"format_version": str(version), **metadata}), sink
-        )
+        pq.write_table(self.table.replace_schema_metadata(metadata), sink)
         return sink.getvalue()
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of `content`: the manifest's name in the store; of several corpora theirs, joined
-        with "+".
+        """Sha256 of `content`: the manifest's name in the store.
+
+        Of several corpora theirs, joined with "+".
         """
         if self.parts:
             return "+".join(part.digest for part in self.parts)
@@ -182,31 +211,16 @@ class Manifest:
     def from_content(
         cls, content: bytes, digest: str, where: str, corpus: str | None = None
     ) -> "Manifest":
-        """Read a manifest back. Raises `CorruptStore` for other bytes than `digest` names, or of
-        another `corpus`.
+        """Read a manifest back. `where` is for messages.
+
+        Raises `CorruptStore` for other bytes than `digest` names, or of another `corpus`, and
+        `StoreError` for a newer format.
         """
         if hashlib.sha256(content).hexdigest() != digest:
             raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
+
         try:
-            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-            table.validate(full=True)  # that texts are UTF-8, among others
-            metadata = table.schema.metadata or {}
-            check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
-            # cast() imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
-            table = (
-                table.replace_schema_metadata(None)
-                if table.schema.equals(SCHEMA)
-                else table.cast(SCHEMA)
-            )
-            if any(
-                one.values.null_count or one.values.values.null_count
-                for one in table["votes"].chunks
-            ):
-                raise ValueError("a vote is null")
-            parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)
-            manifest = cls(
-                metadata[b"corpus"].decode(), table, metadata[b"synthetic"] == b"true", parent
-            )
+            manifest = cls._decode(content, where)
         except (
             pa.ArrowException,
             ValueError,
@@ -215,8 +229,42 @@ class Manifest:
             msgspec.MsgspecError,
         ) as error:
             raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
-        if manifest.corpus != (corpus or manifest.corpus):
+
+        if corpus and manifest.corpus != corpus:
             raise CorruptStore(f"{where}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
+
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
         return manifest
+
+    @classmethod
+    def _decode(cls, content: bytes, where: str) -> "Manifest":
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        # Among others, that texts are UTF-8.
+        table.validate(full=True)
+
+        metadata = table.schema.metadata or {}
+        check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
+        corpus = metadata[b"corpus"].decode()
+        synthetic = metadata[b"synthetic"] == b"true"
+        parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)
+
+        table = _with_schema(table)
+        _check_votes(table["votes"])
+        return cls(corpus, table, synthetic, parent)
+
+
+def _with_schema(table: pa.Table) -> pa.Table:
+    """The table with the columns of `SCHEMA`, whoever wrote it. Raises `ValueError`."""
+    if table.schema.equals(SCHEMA):
+        return table.replace_schema_metadata(None)
+    # This imports pyarrow.compute, a tenth of the time that `ser cache list` takes.
+    return table.cast(SCHEMA)
+
+
+def _check_votes(votes: pa.ChunkedArray) -> None:
+    """Raise `ValueError` if a rater or a vote is null."""
+    for chunk in votes.chunks:
+        raters = chunk.values
+        if raters.null_count or raters.values.null_count:
+            raise ValueError("a vote is null")

@@ -11,13 +11,9 @@ from ser.errors import WrongUse
 Modality = Literal["audio", "text"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = {
-    "manifests",
-    "transcripts",
-    "tmp",
-    "bad",
-    "lost+found",
-}  # the last one is made with an ext file system
+
+# What else lies in a store; `lost+found` is made with an ext file system.
+RESERVED = {"manifests", "transcripts", "tmp", "bad", "lost+found"}
 
 
 def is_name(name: str) -> bool:
@@ -28,7 +24,6 @@ def is_name(name: str) -> bool:
 def check_name(kind: str, name: str) -> str:
     """A feature's or corpus's name, fit to be a folder. Raises `WrongUse`."""
     if not is_name(name):
-        raise WrongUse(
-            f"a {kind} cannot be called {name!r}; use at most 64 letters, digits, '-', '_' and '.'"
-        )
+        rule = "use at most 64 letters, digits, '-', '_' and '.'"
+        raise WrongUse(f"a {kind} cannot be called {name!r}; {rule}")
     return name

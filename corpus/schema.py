@@ -6,20 +6,28 @@ import pyarrow as pa
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("audio", pa.string()),  # path under the corpus root, forward slashes; null if imported
+        # Path under the corpus root, with forward slashes; null if the corpus was imported.
+        ("audio", pa.string()),
         ("audio_sha256", pa.string()),
-        ("text", pa.string()),  # null where there is no transcript
+        # Null where there is no transcript.
+        ("text", pa.string()),
         ("text_sha256", pa.string()),
         ("session", pa.string()),
         ("dialogue", pa.string()),
-        ("turn", pa.int32()),  # rank within the dialogue
+        # Rank within the dialogue.
+        ("turn", pa.int32()),
         ("speaker", pa.string()),
-        ("gender", pa.string()),  # F, M or null
-        ("start", pa.float64()),  # seconds within the dialogue
+        # F, M or null.
+        ("gender", pa.string()),
+        # Seconds within the dialogue.
+        ("start", pa.float64()),
         ("end", pa.float64()),
-        ("duration", pa.float64()),  # seconds of audio
-        ("label", pa.string()),  # raw consensus; null where unlabelled
-        ("votes", pa.list_(pa.list_(pa.string()))),  # raw categories, one list per external rater
+        # Seconds of audio.
+        ("duration", pa.float64()),
+        # Raw consensus; null where unlabelled.
+        ("label", pa.string()),
+        # Raw categories, one list per external rater.
+        ("votes", pa.list_(pa.list_(pa.string()))),
         ("valence", pa.float64()),
         ("arousal", pa.float64()),
         ("dominance", pa.float64()),

@@ -41,8 +41,6 @@ from ser.tests.store_samples import (
     spec_of,
 )
 
-FIXTURES = Path(__file__).parent / "fixtures"
-
 
 def damage(part: Path) -> None:
     """Flip a bit of a value."""
@@ -290,27 +288,6 @@ def test_one_backend_to_the_other_and_back(
     assert ours == theirs  # every other file, metadata included
     with pytest.raises(WrongUse, match="is the store that"):
         copy(feature, open_store(tmp_path / "a"), target)
-
-
-def test_stores_of_version_1_open_for_ever(tmp_path: Path, backend: str) -> None:
-    store = open_store(FIXTURES / f"store-v1-{backend}")
-    manifest = store.manifest("toy")
-    assert len(manifest) == 6 and manifest.column("label")[1] == "ang" and not manifest.synthetic
-    truth = np.load(FIXTURES / "store-v1-values.npz")
-    for feature in store.features():
-        packed = feature.load(manifest)
-        assert np.array_equal(packed.values, truth[feature.spec.feature])
-        assert packed.ids == manifest.ids
-        assert feature.fingerprint == feature.spec.fingerprint
-    assert {feature.spec.feature for feature in store.features()} == {
-        "frames",
-        "tokens",
-        "utterances",
-    }
-    assert store["tokens"].load(manifest).extras["word"].tolist() == truth["word"].tolist()
-    assert store["frames"].spec.provenance["model"] == "toy/model"
-    shutil.copytree(store.path, tmp_path / "s")
-    assert not [checked for checked in verify(open_store(tmp_path / "s")) if checked.problem]
 
 
 def test_a_read_only_store(tmp_path: Path) -> None:
