@@ -21,8 +21,9 @@ from ser.disk.records import to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.corpora.table import read_manifest
-from ser.extract.extractors import Extractor, ResolvedFeature, rows_of
-from ser.extract.registry import load_extractors, resolve_again
+from ser.extract.extractor import Extractor, ResolvedFeature
+from ser.extract.resolve import load_extractors, resolve_again
+from ser.extract.single import extract_utterance
 from ser.train.data.dataset import Dataset, Inputs
 from ser.train.data.features import as_read
 from ser.train.data.labelling import apply_policy
@@ -295,7 +296,7 @@ class Predictor:
                 continue
             if modality not in self._extractors:
                 self._extractors[modality] = load_extractors(features, self.plan.device)
-            computed, columns = rows_of(self._extractors[modality], source, warnings), []
+            computed, columns = extract_utterance(self._extractors[modality], source, warnings), []
             for feature, described in zip(features, self.described[modality], strict=True):
                 rows = computed[feature.spec.fingerprint]
                 values = (

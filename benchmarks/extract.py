@@ -20,8 +20,8 @@ import soundfile as sf
 from ser import engines
 from ser.benchmarks.compare import compare
 from ser.extract.audio import Clip, decode
-from ser.extract.extractors import ResolvedFeature
-from ser.extract.registry import load_extractors, resolve
+from ser.extract.extractor import ResolvedFeature
+from ser.extract.resolve import load_extractors, resolve
 from ser.extract.run import ExtractionConfig, ExtractionRun, extract, plan
 from ser.weights.demo import write_random_checkpoint
 

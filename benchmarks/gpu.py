@@ -70,7 +70,7 @@ STAGES = {
     "float32": Stage(f"{_NUMBERS}:float32", 35, "engines/machine.py (TF32), train/fit_many.py"),
     "bf16": Stage(f"{_NUMBERS}:bf16", 15, "train/models/ragged.py"),
     "waits": Stage(f"{_NUMBERS}:waits", 15, "train/data/dataset.py, train/models/ragged.py"),
-    "encoders": Stage(f"{_NUMBERS}:encoders", 20, "extract/extractors.py, extract/speech.py"),
+    "encoders": Stage(f"{_NUMBERS}:encoders", 20, "extract/encoder.py, extract/speech.py"),
     "same seed": Stage(f"{_TIMES}:same_seed", 20, "train/fit.py, engines/machine.py"),
     "hubert": Stage(f"{_TIMES}:hubert", 35, "extract/worker.py, cache/part.py"),
     "perspective": Stage(f"{_TIMES}:perspective", 45, "train/fit_many.py, train/sweep/tasks.py"),

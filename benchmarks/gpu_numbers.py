@@ -372,7 +372,7 @@ def encoders(asked: Asked) -> Iterator[Row]:
     halved.
     """
     from ser.extract.audio import Clip
-    from ser.extract.registry import load_extractors, resolve
+    from ser.extract.resolve import load_extractors, resolve
     from ser.extract.run import relative
     from ser.weights.demo import SIZES, write_random_checkpoint
 

@@ -40,9 +40,10 @@ from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
 from ser.extract.corpora.scan import Scan
-from ser.extract.extractors import Extractor
+from ser.extract.extractor import Extractor
 from ser.extract.plan import ExtractionConfig, plan
-from ser.extract.registry import FEATURES, FeatureKind, resolve
+from ser.extract.registry import FEATURES, FeatureKind
+from ser.extract.resolve import resolve
 from ser.extract.run import run_on_cluster
 
 SIZES = (250_000, 500_000, 1_000_000)

@@ -35,7 +35,7 @@ from ser.disk.faults import explain_disk_errors
 from ser.disk.write import make_folder, move_into_place, write_folder
 from ser.errors import DISTRIBUTION, WrongUse
 from ser.extract.audio import decode
-from ser.extract.extractors import ResolvedFeature
+from ser.extract.extractor import ResolvedFeature
 from ser.extract.registry import FEATURES
 from ser.predict import Predictor
 from ser.train.models import FUSIONS, superb, usc
@@ -70,7 +70,7 @@ def export(
     functions = _functions(predictor)
     about = _about(predictor, functions)
     packages = {"numpy", "safetensors", "torch"}.union(
-        *(FEATURES[one["feature"]].code.packages for one in functions)
+        *(FEATURES[one["feature"]].extractor_class.packages for one in functions)
     )
     tensors = {
         name: value.contiguous() for name, value in predictor.fitted.model.state_dict().items()

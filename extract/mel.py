@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import librosa
 import numpy as np
@@ -11,10 +11,12 @@ from scipy.fft import dct
 
 from ser.errors import UtteranceError, WrongUse
 
-from .audio import CHANNELS, RESAMPLER, Clip, change, check_view
-from .extractors import Extractor
+from .audio import CHANNELS, RESAMPLER, Clip
+from .augment import augment, check_view
+from .extractor import Extractor
 
-FRAMES_AT_ONCE = 4096  # an hour has 360,000: this bounds the spectrum in memory
+# An hour has 360,000: this bounds the spectrum in memory.
+FRAMES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -24,32 +26,38 @@ class MelConfig:
     USC (§4) takes librosa's spectrogram at 22.05 kHz: `logmel:sampling_rate=22050`.
     """
 
-    sampling_rate: int = 16000  # Hz
-    window: float = 0.025  # seconds, Hann
-    hop: float = 0.010  # seconds
+    # Hz.
+    sampling_rate: int = 16000
+    # Both in seconds. The window is Hann's.
+    window: float = 0.025
+    hop: float = 0.010
     bands: int = 80
-    low: float = 0.0  # Hz
-    high: float = 0.0  # Hz; 0 is half the sampling rate
-    floor: float = 1e-10  # of power, before the logarithm
-    coefficients: int = 0  # of MFCC, the first of its orthonormal DCT-II; 0: log-mel itself
-    padding: str = field(
-        default="constant", init=False
-    )  # half a window of zeros at each end: frame t at t * hop
+    # The lowest and the highest frequency in Hz. `high` 0 is half the sampling rate.
+    low: float = 0.0
+    high: float = 0.0
+    # Of power, before the logarithm.
+    floor: float = 1e-10
+    # Of MFCC: how many, from the first, of its orthonormal DCT-II. 0: log-mel itself.
+    coefficients: int = 0
+    # Half a window of zeros at each end: frame t is centred at t * hop.
+    padding: str = field(default="constant", init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
-    view: str = ""  # an augmented copy, such as "pitch-1" (see audio.py)
+    # An augmented copy, such as "pitch-1" (see augment.py).
+    view: str = ""
 
     def __post_init__(self) -> None:
         nyquist = self.sampling_rate / 2
         if not 500 <= nyquist <= 96000 or not 0 <= self.low < (self.high or nyquist) <= nyquist:
             raise WrongUse(
-                "sampling_rate, low and high are in Hz: low below high, high at most half of sampling_rate"
+                "sampling_rate, low and high are in Hz: low below high, "
+                "high at most half of sampling_rate"
             )
-        if (
-            not 0 < self.floor < math.inf
-            or min(self.window_samples, self.hop_samples, self.bands) < 1
-        ):
+
+        smallest = min(self.window_samples, self.hop_samples, self.bands)
+        if not 0 < self.floor < math.inf or smallest < 1:
             raise WrongUse("window and hop (in seconds), floor and bands must be above 0")
+
         if not 0 <= self.coefficients <= self.bands:
             raise WrongUse(f"{self.coefficients} coefficients cannot come from {self.bands} bands")
         if self.view:
@@ -69,9 +77,11 @@ class MelConfig:
 class MelExtractor(Extractor):
     """One row per hop. Log-mel and MFCC of the same spectrogram compute it once."""
 
-    name, version, Config = "mel", 1, MelConfig
+    name = "mel"
+    version = 1
+    Config = MelConfig
     packages = ("torch", "librosa", "soundfile", "soxr")
-    own = frozenset({"coefficients"})
+    varying = frozenset({"coefficients"})
 
     @classmethod
     def dim(cls, config: MelConfig, checkpoint: Any) -> int:
@@ -85,40 +95,56 @@ class MelExtractor(Extractor):
 
     def open(self) -> None:
         """Make librosa's Slaney filterbank `[1 + n_fft // 2, bands]`."""
-        c = self.config
-        high = c.high or c.sampling_rate / 2
-        bank = librosa.filters.mel(
-            sr=c.sampling_rate, n_fft=c.window_samples, n_mels=c.bands, fmin=c.low, fmax=high
+        config = self.config
+        filterbank = librosa.filters.mel(
+            sr=config.sampling_rate,
+            n_fft=config.window_samples,
+            n_mels=config.bands,
+            fmin=config.low,
+            fmax=config.high or config.sampling_rate / 2,
         )
-        self.bank = torch.from_numpy(bank.T).contiguous()
+        self.filterbank = torch.from_numpy(filterbank.T).contiguous()
 
-    def extract(self, item: Clip) -> list[np.ndarray]:
-        """Log-mel or MFCC of a clip, `[1 + n // hop, dim]` float32 each, n samples long."""
-        c = self.config
-        samples = item.at(c.sampling_rate)
-        if c.view:
-            samples = change(samples, c.sampling_rate, c.view)
-        if len(samples) < c.window_samples:
+    def extract(self, clip: Clip) -> list[np.ndarray]:
+        """Log-mel or MFCC of a clip of n samples, `[1 + n // hop, dim]` float32 each."""
+        config = self.config
+        samples = clip.at(config.sampling_rate)
+        if config.view:
+            samples = augment(samples, config.sampling_rate, config.view)
+        if len(samples) < config.window_samples:
             raise UtteranceError(
-                f"is too short for {self.label} ({item.seconds * 1000:.0f} ms; one window is needed)"
+                f"is too short for {self.label} "
+                f"({clip.seconds * 1000:.0f} ms; one window is needed)"
             )
+
         logmel = self.spectrogram(samples)
-        counts = (one.coefficients for one in self.configs)
-        return [dct(logmel, norm="ortho")[:, :count] if count else logmel for count in counts]
+        arrays: list[np.ndarray] = []
+        for feature_config in self.configs:
+            count = feature_config.coefficients
+            if count:
+                arrays.append(dct(logmel, norm="ortho")[:, :count])
+            else:
+                arrays.append(logmel)
+        return arrays
 
     def spectrogram(self, samples: np.ndarray) -> np.ndarray:
         """Log-mel of `samples` `[n]`: `[1 + n // hop, bands]` float32."""
-        c = self.config
-        side = c.window_samples // 2
+        config = self.config
         # In float64, as librosa: the rounding of a float32 FFT would show in the logarithm of quiet
         # bands.
+        side = config.window_samples // 2
         padded = torch.nn.functional.pad(torch.from_numpy(samples).double(), (side, side))
-        frames = padded.unfold(0, c.window_samples, c.hop_samples)  # a view, `[frames, n_fft]`
-        window = torch.hann_window(c.window_samples, dtype=torch.float64)
-        bands = []
+        # A view, `[frames, n_fft]`.
+        frames = padded.unfold(0, config.window_samples, config.hop_samples)
+        window = torch.hann_window(config.window_samples, dtype=torch.float64)
+
+        bands: list[torch.Tensor] = []
         with torch.inference_mode():
             for piece in frames.split(FRAMES_AT_ONCE):
-                spectrum = torch.fft.rfft(piece * window)  # [frames, 1 + n_fft // 2]
+                # [frames, 1 + n_fft // 2]
+                spectrum = torch.fft.rfft(piece * window)
                 power = spectrum.real.float().square() + spectrum.imag.float().square()
-                bands.append(power @ self.bank)
-            return torch.cat(bands).clamp_(min=c.floor).log_().numpy()
+                bands.append(power @ self.filterbank)
+
+            logmel = torch.cat(bands).clamp_(min=config.floor).log_()
+            return cast(np.ndarray, logmel.numpy())

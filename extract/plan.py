@@ -28,11 +28,13 @@ from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
 from ser.options import options_of
 from ser.weights.find import parse_models
 
+from .batches import batches, text_seconds
 from .config import ExtractionConfig
 from .corpora.detect import find_format
 from .corpora.scan import Scan, read_corpus
-from .extractors import ResolvedFeature, batches, text_seconds
-from .registry import resolve, split_names
+from .extractor import ResolvedFeature
+from .registry import split_names
+from .resolve import resolve
 
 PART_BYTES = 256 << 20
 ROWS_PER_SECOND = {

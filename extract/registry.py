@@ -1,32 +1,21 @@
-"""The registry of features: the names that users give, and what a name resolves to.
+"""The registry of features: the names that users give, and what computes each.
 
-Built-in extractors (the rows of features.toml), a user's own and those of installed packages are in
-one table, `FEATURES`, and are imported when they are first needed: torch and transformers are slow
-to import.
+Built-in features, a user's own and those of installed packages are in one table, `FEATURES`. The
+classes of ser's own extractors are imported when they are first needed: torch and transformers are
+slow to import.
 """
 
-import math
-import pkgutil
 import re
-import tomllib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
 
-import msgspec
-
-from ser.cache.spec import Dtype, Level, Spec
+from ser.cache.spec import Level
 from ser.corpus.names import Modality
-from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
-from ser.plugins import Registry, not_installed
-from ser.weights.checkpoint import Checkpoint
-from ser.weights.find import find_checkpoint, recorded_checkpoint
+from ser.errors import WrongUse, unknown
+from ser.plugins import Registry
 
-from .extractors import Extractor, ResolvedFeature
+from .extractor import Extractor
 
 
 @dataclass(frozen=True)
@@ -36,264 +25,274 @@ class FeatureKind:
     modality: Modality
     level: Level
     summary: str
-    extractor: str | type[Extractor]  # the class, or its place: "package.module:Class"
-    model: str | None = (
-        None  # default checkpoint; "": the user must name one; None: computed without weights
-    )
-    preset: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # settings of the extractor that the name stands for
-    defaults: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of settings that the user may change
+    # The class, or a function that imports and returns it.
+    extractor: type[Extractor] | Callable[[], type[Extractor]]
+    # The default checkpoint. "": the user must name one; None: computed without weights.
+    model: str | None = None
+    # Settings of the extractor that the name stands for.
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    # Defaults of settings that the user may change.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def code(self) -> type[Extractor]:
+    def extractor_class(self) -> type[Extractor]:
         """The extractor's class, imported when it is first needed."""
-        try:
-            return (
-                pkgutil.resolve_name(self.extractor)
-                if isinstance(self.extractor, str)
-                else self.extractor
-            )
-        except Exception as fault:  # from someone else's code
-            raise WrongUse(
-                f"{self.extractor} cannot be imported ({fault}); mend the package that it is of"
-            ) from fault
+        if isinstance(self.extractor, type):
+            return self.extractor
+        return self.extractor()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that may follow the feature's name, with their types: the fields of the
-        extractor's config.
+        """The settings that may follow the feature's name, with their types.
+
+        They are the fields of the extractor's config.
         """
-        code, types = self.code, get_type_hints(self.code.Config)
-        hidden = {*self.preset, *code.fixed}
-        names = {f.name: f.metadata.get("setting", f.name) for f in fields(code.Config) if f.init}
-        return {setting: types[name] for name, setting in names.items() if setting not in hidden}
+        extractor = self.extractor_class
+        types = get_type_hints(extractor.Config)
+
+        settings: dict[str, Any] = {}
+        for entry in fields(extractor.Config):
+            setting = entry.metadata.get("setting", entry.name)
+            hidden = setting in self.preset or setting in extractor.fixed
+            if entry.init and not hidden:
+                settings[setting] = types[entry.name]
+        return settings
 
 
-_ROWS = tomllib.loads(Path(__file__).with_name("features.toml").read_text(encoding="utf-8"))
-_BUILT_IN = {name: FeatureKind(**row) for name, row in _ROWS.items()}
-FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureKind, _BUILT_IN)
+def _speech() -> type[Extractor]:
+    from .speech import SpeechExtractor
+
+    return SpeechExtractor
+
+
+def _filterbank() -> type[Extractor]:
+    from .filterbank import FilterbankExtractor
+
+    return FilterbankExtractor
+
+
+def _whisper() -> type[Extractor]:
+    from .whisper import WhisperExtractor
+
+    return WhisperExtractor
+
+
+def _text() -> type[Extractor]:
+    from .text import TextExtractor
+
+    return TextExtractor
+
+
+def _smile() -> type[Extractor]:
+    from .smile import SmileExtractor
+
+    return SmileExtractor
+
+
+def _mel() -> type[Extractor]:
+    from .mel import MelExtractor
+
+    return MelExtractor
+
+
+BUILT_IN: Mapping[str, FeatureKind] = {
+    # Encoders of speech.
+    "hubert": FeatureKind(
+        "audio",
+        "frame",
+        "HuBERT frames, 50 a second",
+        _speech,
+        model="facebook/hubert-base-ls960",
+    ),
+    "wav2vec2": FeatureKind(
+        "audio",
+        "frame",
+        "wav2vec 2.0 frames",
+        _speech,
+        model="facebook/wav2vec2-base",
+    ),
+    "wavlm": FeatureKind(
+        "audio",
+        "frame",
+        "WavLM frames",
+        _speech,
+        model="microsoft/wavlm-base-plus",
+    ),
+    "data2vec": FeatureKind(
+        "audio",
+        "frame",
+        "data2vec frames",
+        _speech,
+        model="facebook/data2vec-audio-base",
+    ),
+    "unispeech-sat": FeatureKind(
+        "audio",
+        "frame",
+        "UniSpeech-SAT",
+        _speech,
+        model="microsoft/unispeech-sat-base-plus",
+    ),
+    "w2v-bert": FeatureKind(
+        "audio",
+        "frame",
+        "Wav2Vec2-BERT 2.0 frames",
+        _filterbank,
+        model="facebook/w2v-bert-2.0",
+    ),
+    "whisper": FeatureKind(
+        "audio",
+        "frame",
+        "states of Whisper's encoder",
+        _whisper,
+        model="openai/whisper-base",
+    ),
+    # Encoders of text.
+    "mpnet": FeatureKind(
+        "text",
+        "token",
+        "MPNet tokens",
+        _text,
+        model="microsoft/mpnet-base",
+    ),
+    "bert": FeatureKind(
+        "text",
+        "token",
+        "BERT tokens",
+        _text,
+        model="bert-base-uncased",
+    ),
+    "bert-cased": FeatureKind(
+        "text",
+        "token",
+        "BERT tokens, cased (USC §5.1)",
+        _text,
+        model="bert-base-cased",
+    ),
+    "roberta": FeatureKind(
+        "text",
+        "token",
+        "RoBERTa tokens",
+        _text,
+        model="FacebookAI/roberta-base",
+    ),
+    "deberta": FeatureKind(
+        "text",
+        "token",
+        "DeBERTa tokens",
+        _text,
+        model="microsoft/deberta-v3-base",
+    ),
+    "electra": FeatureKind(
+        "text",
+        "token",
+        "ELECTRA tokens",
+        _text,
+        model="google/electra-base-discriminator",
+    ),
+    "xlm-r": FeatureKind(
+        "text",
+        "token",
+        "XLM-R tokens",
+        _text,
+        model="FacebookAI/xlm-roberta-base",
+    ),
+    "modernbert": FeatureKind(
+        "text",
+        "token",
+        "ModernBERT tokens",
+        _text,
+        model="answerdotai/ModernBERT-base",
+    ),
+    "text": FeatureKind(
+        "text",
+        "token",
+        "tokens of the text encoder that --model names",
+        _text,
+        model="",
+    ),
+    # openSMILE's sets.
+    "is13": FeatureKind(
+        "audio",
+        "utterance",
+        "openSMILE's IS13_ComParE",
+        _smile,
+        preset={"set": "IS13_ComParE"},
+    ),
+    "egemaps": FeatureKind(
+        "audio",
+        "utterance",
+        "openSMILE's eGeMAPSv02",
+        _smile,
+        preset={"set": "eGeMAPSv02"},
+    ),
+    "compare": FeatureKind(
+        "audio",
+        "utterance",
+        "openSMILE's ComParE_2016",
+        _smile,
+        preset={"set": "ComParE_2016"},
+    ),
+    "smile": FeatureKind(
+        "audio",
+        "utterance",
+        "any set of openSMILE, as smile:set=GeMAPSv01b",
+        _smile,
+    ),
+    # Spectra.
+    "logmel": FeatureKind(
+        "audio",
+        "frame",
+        "log-mel spectrogram, 100 frames a second",
+        _mel,
+        preset={"coefficients": 0},
+    ),
+    "mfcc": FeatureKind(
+        "audio",
+        "frame",
+        "MFCC of the log-mel spectrogram",
+        _mel,
+        defaults={"coefficients": 40},
+    ),
+}
+
+FEATURES: Registry[FeatureKind] = Registry("feature", "ser.extractors", FeatureKind, BUILT_IN)
 
 
 def split_names(features: str | Sequence[str]) -> list[str]:
-    """`"hubert:layer=9,norm=before,is13"` to its names: a comma before `key=` belongs to a variant."""
+    """`"hubert:layer=9,norm=before,is13"` to its names, each once.
+
+    A comma before `key=` belongs to a variant.
+    """
     text = features if isinstance(features, str) else ",".join(features)
-    names = dict.fromkeys(
-        filter(None, re.split(r",(?!\w+=)", re.sub(r"\s*,\s*", ",", text.strip())))
-    )
+    text = re.sub(r"\s*,\s*", ",", text.strip())
+
+    names = [name for name in re.split(r",(?!\w+=)", text) if name]
     if not names:
         raise WrongUse(f"no feature is named; known: {', '.join(sorted(FEATURES))}")
-    return list(names)
+    return list(dict.fromkeys(names))
 
 
-def parse(name: str) -> tuple[str, dict[str, str]]:
-    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`. Raises `WrongUse` for an unknown feature
-    or setting.
+def parse_name(name: str) -> tuple[str, dict[str, str]]:
+    """`"hubert:layer=9"` to `("hubert", {"layer": "9"})`.
+
+    Raises `WrongUse` for an unknown feature or setting.
     """
     feature, _, variant = name.partition(":")
     if feature not in FEATURES:
         raise unknown("feature", feature, FEATURES)
+    if not variant:
+        return feature, {}
+
+    kind = FEATURES[feature]
+    known = kind.settings
     settings: dict[str, str] = {}
-    for piece in variant.split(",") if variant else []:
+    for piece in variant.split(","):
         key, equals, value = piece.partition("=")
-        known = FEATURES[feature].settings
-        if key not in known and not (key == "layers" and FEATURES[feature].model is not None):
+        # `layers` stands for several features of an encoder: `resolve` expands it.
+        several_layers = key == "layers" and kind.model is not None
+        if key not in known and not several_layers:
             raise unknown(f"setting of {feature}", key, known)
         if not equals or not value or key in settings:
             raise WrongUse(f"{name}: settings are written {feature}:{key}=VALUE, each once")
         settings[key] = value
     return feature, settings
-
-
-def resolve(
-    names: Sequence[str], models: Mapping[str, str], dtype: Dtype
-) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
-    """Every feature that `names` stand for, each spec complete. Finds and hashes the checkpoints.
-
-    A feature whose checkpoint is not on this machine is left out; its error is returned beside
-    them, by feature. Raises `WrongUse` for an unknown name or an impossible setting.
-    """
-    parsed = [parse(name) for name in names]
-    _check_models(models)
-    checkpoints: dict[str, Checkpoint | None] = {}
-    missing: dict[str, WeightsError] = {}
-    resolved: dict[str, ResolvedFeature] = {}
-    for feature, settings in parsed:
-        if feature not in checkpoints | missing:
-            if (model := models.get(feature, FEATURES[feature].model)) == "":
-                raise WrongUse(
-                    f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH"
-                )
-            try:
-                checkpoints[feature] = (
-                    None if model is None else find_checkpoint(model, f"--model {feature}=PATH")
-                )
-            except WeightsError as fault:
-                missing[feature] = fault
-        for single in _expand(settings, checkpoints[feature]) if feature in checkpoints else ():
-            made = _resolved(feature, single, checkpoints[feature], dtype)
-            resolved.setdefault(made.spec.fingerprint, made)
-    return list(resolved.values()), missing
-
-
-def _check_models(models: Iterable[str]) -> None:
-    """Raise `WrongUse` for an unknown feature, or one that is computed without weights."""
-    for feature in models:
-        if feature not in FEATURES:
-            raise unknown("feature in --model", feature, FEATURES)
-        if FEATURES[feature].model is None:
-            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
-
-
-def _expand(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
-    """`layers=all` and `layers=6-9` to one set of settings per layer.
-
-    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the
-    output of fairseq's encoder), unless the settings say norm=before.
-    """
-    if "layers" not in settings or checkpoint is None:
-        return [settings]
-    rest, last = {**settings}, str(checkpoint.setting("num_hidden_layers"))
-    layers, norm = rest.pop("layers"), {}
-    if checkpoint.config.get("do_stable_layer_norm") and rest.get("norm", "after") in (
-        "after",
-        "before",
-    ):
-        norm = {"norm": "after"} if rest.pop("norm", "after") == "after" else {}
-    span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{last}" if layers == "all" else layers)
-    if not span or int(span[1]) > int(span[2]) or "layer" in rest:
-        raise WrongUse(f"layers={layers}: write layers=all or layers=6-9, and no layer=K")
-    numbers = map(str, range(int(span[1]), int(span[2]) + 1))
-    return [{**rest, "layer": number, **(norm if number == last else {})} for number in numbers]
-
-
-def _resolved(
-    feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype
-) -> ResolvedFeature:
-    kind = FEATURES[feature]
-    code = kind.code
-    typed = {
-        key: _typed(feature, key, value, kind.settings[key]) for key, value in settings.items()
-    }
-    config = code.resolve({**kind.preset, **kind.defaults, **typed}, checkpoint)
-    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
-    provenance: dict[str, Any] = {
-        "versions": {"ser": version(DISTRIBUTION)}
-        | {name: version(name) for name in ("numpy", *code.packages)},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        # No paths, no environment: nothing private.
-        "command": f"ser features CORPUS --features {feature}{':' if variant else ''}{variant}",
-    }
-    pooled = getattr(config, "pool", "none") != "none"
-    # `pool` was added later: without it, fingerprints are those of before.
-    hashed = {key: value for key, value in asdict(config).items() if key != "pool" or pooled}
-    dim, hop = code.dim(config, checkpoint), None if pooled else code.hop(config, checkpoint)
-    # openSMILE gives vectors or frames, as its settings say.
-    level = "utterance" if pooled else "frame" if hop is not None else kind.level
-    if package := FEATURES.package(feature):
-        provenance["package"] = package
-    if checkpoint:
-        provenance["model"], provenance["layers"] = (
-            checkpoint.model,
-            checkpoint.setting("num_hidden_layers"),
-        )
-        folder = checkpoint.path.resolve()
-        if (
-            checkpoint.model == folder.name
-        ):  # not an id of the Hub: `ser predict` looks for the folder
-            provenance["folder"] = str(folder)
-    spec = Spec(
-        feature=feature,
-        modality=kind.modality,
-        level=level,
-        dim=dim,
-        dtype="float32" if level == "utterance" or code.exact else dtype,
-        extractor=code.name,
-        version=code.version,
-        variant=variant,
-        hop=hop,
-        config=hashed,
-        checkpoint={"digest": checkpoint.digest, "random": checkpoint.random} if checkpoint else {},
-        provenance=provenance,
-    )
-    return ResolvedFeature(spec, config, checkpoint)
-
-
-def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
-    with suppress(msgspec.ValidationError):
-        typed = msgspec.convert(value, kind, strict=False)
-        if kind is not float or math.isfinite(typed):
-            return typed
-    plain = {int: "a whole number", float: "a number", bool: "true or false"}
-    allowed = plain.get(kind) or " or ".join(map(str, get_args(kind)))
-    raise WrongUse(f"{feature}:{key}={value}: {key} is {allowed}")
-
-
-def resolve_again(
-    specs: Iterable[Spec], models: Mapping[str, str] | None = None
-) -> list[ResolvedFeature]:
-    """What computes stored features again. `models` maps a feature's name to the place of its
-    checkpoint.
-
-    A checkpoint that several features share, such as the layers of an encoder, is read and hashed
-    once. Raises `WrongUse` if the numbers would differ: another checkpoint, or another version of
-    the extractor.
-    """
-    models, resolved = models or {}, list[ResolvedFeature]()
-    checkpoints: dict[tuple[str, Any], Checkpoint] = {}
-    for spec in specs:
-        if spec.extractor == "import":
-            raise WrongUse(
-                f"{spec.name} was imported from {spec.provenance.get('file', 'a file')}, and cannot be computed for "
-                "new speech; train on a feature that `ser features` extracts"
-            )
-        if spec.feature not in FEATURES:
-            raise WrongUse(
-                not_installed(
-                    f"{spec.name} was computed by an extractor", spec.provenance.get("package")
-                )
-            )
-        _check_models(models.keys() & {spec.feature})
-        key = spec.feature, spec.checkpoint.get("digest")
-        if FEATURES[spec.feature].model is not None and key not in checkpoints:
-            checkpoints[key] = recorded_checkpoint(spec, models)
-        again = _resolved(*parse(spec.name), checkpoints.get(key), spec.dtype)
-        if again.spec.fingerprint != spec.fingerprint:
-            then, now = ({**one.config, **one.identity()} for one in (spec, again.spec))
-            keys = sorted(
-                key
-                for key in (now.keys() | then.keys()) - {"config"}
-                if now.get(key) != then.get(key)
-            )
-            differences = "; ".join(
-                f"{key} {then.get(key)!r}, here {now.get(key)!r}" for key in keys
-            )
-            raise WrongUse(
-                f"{spec.name} would be computed otherwise than for training (differs in {differences})"
-            )
-        resolved.append(again)
-    return resolved
-
-
-def load_extractors(
-    features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
-) -> list[Extractor]:
-    """One extractor for each group of features that share their work; opens their models on
-    `device`.
-    """
-    groups: dict[Hashable, list[ResolvedFeature]] = {}
-    for feature in features:
-        code = FEATURES[feature.spec.feature].code
-        shared = tuple(item for item in asdict(feature.config).items() if item[0] not in code.own)
-        key = (
-            (code, feature.spec.checkpoint.get("digest"), shared)
-            if code.own
-            else feature.spec.fingerprint
-        )
-        groups.setdefault(key, []).append(feature)
-    return [
-        FEATURES[group[0].spec.feature].code(group, device, batch_seconds)
-        for group in groups.values()
-    ]

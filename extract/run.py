@@ -21,10 +21,10 @@ from ser.cache.spec import Spec
 from ser.cache.store import open_store
 from ser.errors import ExtractionStopped, SerError, UtteranceError
 
+from .batches import GPU_SECONDS, batches
 from .corpora.reading import Problem
-from .extractors import GPU_SECONDS, batches
 from .plan import ExtractionConfig, ExtractionPlan, ExtractionTask, lacking, plan
-from .registry import load_extractors
+from .resolve import load_extractors
 from .worker import TaskResult, Worker, extract_on_worker, extract_task, read_input
 
 __all__ = [

@@ -34,9 +34,10 @@ from ser.engines import cached, cores, is_out_of_memory
 from ser.errors import DISTRIBUTION, SerError, UtteranceError
 
 from .audio import Clip, decode
-from .extractors import GPU_SECONDS, Extractor, Outcome, Rows, batches
+from .batches import GPU_SECONDS, batches
+from .extractor import Extracted, Extractor, FeatureRows
 from .plan import ExtractionTask, Utterance, WorkerConfig
-from .registry import load_extractors
+from .resolve import load_extractors
 
 AHEAD = 2  # tasks in work beside those being written, so that no core waits at the end of one
 BATCHES = 2  # on a GPU at once: the rows of one are copied from it while the next is computed
@@ -145,7 +146,9 @@ class PartPipeline:
         usable = [row for row in rows if not row.problem] if self.specs else []
         # First in, first out: the inputs that an extractor waits for were submitted before it.
         self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in usable}
-        self.outcomes: dict[tuple[str, str], Rows | UtteranceError] = {}  # by fingerprint and id
+        self.outcomes: dict[
+            tuple[str, str], FeatureRows | UtteranceError
+        ] = {}  # by fingerprint and id
         self.computing: list[Future[list[str]]] = []  # of each batch, the names of its features
         # Equal transcripts are neighbours and computed once; audio files are never taken to be
         # equal.
@@ -193,7 +196,7 @@ class PartPipeline:
             ) from fault
         self._note(stages, sum(map(len, units)), start, pool)
         for unit in units:
-            outcome: Outcome = made.get(unit[0].id, inputs[unit[0].id])
+            outcome: Extracted = made.get(unit[0].id, inputs[unit[0].id])
             for spec in extractor.specs:
                 rows = outcome if isinstance(outcome, UtteranceError) else outcome[spec.fingerprint]
                 self.outcomes.update({(spec.fingerprint, utterance.id): rows for utterance in unit})

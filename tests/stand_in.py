@@ -20,7 +20,7 @@ import numpy as np
 from ser.engines import cached
 from ser.engines.processes import kept
 from ser.errors import UtteranceError
-from ser.extract.extractors import Extractor
+from ser.extract.extractor import Extractor
 from ser.extract.registry import FEATURES, FeatureKind
 
 DIM = 8

@@ -22,14 +22,15 @@ from ser.cache.store import open_store
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.corpora.demo import write_demo
-from ser.extract.extractors import ENCODERS, Extractor, Layer, ResolvedFeature
-from ser.extract.registry import load_extractors, resolve
+from ser.extract.extractor import Extractor, Layer, ResolvedFeature
+from ser.extract.resolve import load_extractors, resolve
 from ser.extract.run import ExtractionConfig, extract, relative
 from ser.extract.run import plan as plan_of
+from ser.extract.text import TextExtractor
 from ser.tests.pretend_device import Gpu
 from ser.weights.demo import SIZES, write_random_checkpoint
 
-TEXT_ARCHITECTURES = [name for name, row in ENCODERS.items() if row["extractor"] == "text"]
+TEXT_ARCHITECTURES = TextExtractor.architectures
 SIZE, SPEECH_SIZE = SIZES["bert"], SIZES["hubert"]
 # Layer norm in the convolutions, and a LayerNorm after the last layer instead of within each.
 LARGE = {
@@ -348,16 +349,16 @@ def test_long_audio_is_cut_into_bounded_pieces(
     long = np.zeros(16000 * 1200, np.float32)
     pieces = list(one.cut(long))  # type: ignore[attr-defined]
     kept = [piece.keep.stop - piece.keep.start for piece in pieces]
-    assert sum(kept) == one.rows(len(long)) == 59999  # type: ignore[attr-defined]
-    assert max(len(piece.samples) for piece in pieces) <= 60.1 * 16000
+    assert sum(kept) == one.row_count(len(long)) == 59999  # type: ignore[attr-defined]
+    assert max(len(piece.inputs) for piece in pieces) <= 60.1 * 16000
     sizes: list[int] = []
 
     def nothing(waves: list[np.ndarray]) -> list[list[Layer]]:
         sizes.append(len(waves) * max(len(samples) for samples in waves))
-        rows = [one.rows(len(samples)) for samples in waves]  # type: ignore[attr-defined]
+        rows = [one.row_count(len(samples)) for samples in waves]  # type: ignore[attr-defined]
         return [[Layer(np.zeros((n, 64), np.float32), np.zeros(n))] for n in rows]
 
-    monkeypatch.setattr(one, "_forward", nothing)
+    monkeypatch.setattr(one, "forward_whole", nothing)
     [rows] = rows_of(one, [Clip(long, 16000)])
     assert rows.shape == (59999, 64)
     assert len(sizes) > 3 and max(sizes) <= 300 * 16000
@@ -465,7 +466,7 @@ def test_an_adapter_beyond_the_encoder_is_left_out(
     [rows] = rows_of(one, clips[1:2])
     [(states, _)] = plain(folder, clips[1:2])
     assert relative(rows, states[-1]) > RTOL  # which is before the last norm
-    assert len(rows) == one.rows(len(clips[1].samples))  # type: ignore[attr-defined]
+    assert len(rows) == one.row_count(len(clips[1].samples))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ("bert", "mpnet"))
@@ -514,7 +515,7 @@ def test_out_of_memory_halves_the_batch(
     [one] = extractors(checkpoints / "hubert", "hubert", most=1000)
     sizes: list[int] = []  # of the batches
     failed: list[weakref.ref[Any]] = []  # what the passes that failed had in hand
-    whole, plain = one._forward, rows_of(one, clips[1:])  # type: ignore[attr-defined]
+    whole, plain = one.forward_whole, rows_of(one, clips[1:])  # type: ignore[attr-defined]
 
     def small_memory(waves: list[np.ndarray]) -> list[list[Layer]]:
         assert not [tensor for tensor in failed if tensor() is not None], "it was not let go"
@@ -528,14 +529,14 @@ def test_out_of_memory_halves_the_batch(
             raise RuntimeError("unable to find an engine")
         return whole(waves)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(one, "_forward", small_memory)
+    monkeypatch.setattr(one, "forward_whole", small_memory)
     for ours, before in zip(rows_of(one, [*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
         assert relative(ours, before) <= RTOL
     assert sizes == [5, 2, 3]
     assert len(rows_of(one, [*clips[1:], clips[1]])) == 5 and sizes == [5, 2, 3, 2, 3]
     one.too_large = np.inf  # type: ignore[attr-defined]
     broken = Mock(side_effect=RuntimeError("CUDA error: an illegal memory access was encountered"))
-    monkeypatch.setattr(one, "_forward", broken)
+    monkeypatch.setattr(one, "forward_whole", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         one.run(clips)
     broken.assert_called_once()  # what is no lack of memory is no reason to halve
@@ -551,9 +552,9 @@ def test_a_value_that_cannot_be_stored_is_its_own_utterances_fault(
     [one] = load_extractors(
         resolve(["hubert"], {"hubert": str(checkpoints / "hubert")}, "float16")[0], "cpu", 1000
     )
-    assert said in str(one.outcome([np.array([[value]], np.float32)])) and one.outcome(
-        [np.array([[65504.0]])]
-    )
+    assert said in str(one.as_rows([np.array([[value]], np.float32)]))
+    assert not isinstance(one.as_rows([np.array([[65504.0]])]), UtteranceError)
+
     hidden = one.hidden  # type: ignore[attr-defined]
 
     def with_value(config: Any, output: Any) -> torch.Tensor:

@@ -10,9 +10,10 @@ import opensmile
 import pytest
 
 from ser.errors import UtteranceError
-from ser.extract.audio import VIEWS, Clip, change, decode
+from ser.extract.audio import Clip, decode
+from ser.extract.augment import VIEWS, augment
 from ser.extract.mel import MelExtractor
-from ser.extract.registry import load_extractors, resolve
+from ser.extract.resolve import load_extractors, resolve
 from ser.extract.run import relative
 from ser.extract.smile import SETS
 from ser.options import options_of
@@ -156,19 +157,19 @@ def test_full_scale_is_clipped_and_does_not_wrap(name: str) -> None:
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_view_is_the_same_every_time_and_another_for_each_number(kind: str) -> None:
     once, again, other = (
-        change(tone(), RATE, view) for view in (f"{kind}-1", f"{kind}-1", f"{kind}-2")
+        augment(tone(), RATE, view) for view in (f"{kind}-1", f"{kind}-1", f"{kind}-2")
     )
     assert once.dtype == np.float32 and np.array_equal(once, again)
     assert len(once) != len(other) or not np.array_equal(once, other)
     # Another utterance draws another copy: the same strength on all would be a filter, not an
     # augmentation.
-    other = change(tone(level=0.2), RATE, f"{kind}-1") / 2 * 3
+    other = augment(tone(level=0.2), RATE, f"{kind}-1") / 2 * 3
     assert len(other) != len(once) or not np.allclose(other, once, atol=1e-3)
 
 
 def test_noise_is_between_10_and_30_db() -> None:
     for number in range(1, 20):
-        added = change(tone(), RATE, f"noise-{number}") - tone()
+        added = augment(tone(), RATE, f"noise-{number}") - tone()
         assert 9.9 < 10 * np.log10(np.mean(tone() ** 2) / np.mean(added**2)) < 30.1
 
 
@@ -177,7 +178,7 @@ def test_pitch_moves_the_tone_and_stretch_the_length() -> None:
         return float(np.abs(np.fft.rfft(samples)).argmax() * RATE / len(samples))
 
     moved, longer = (
-        [change(tone(), RATE, f"{kind}-{n}") for n in range(1, 8)] for kind in ("pitch", "stretch")
+        [augment(tone(), RATE, f"{kind}-{n}") for n in range(1, 8)] for kind in ("pitch", "stretch")
     )
     found = [peak(samples) for samples in moved]
     assert (
@@ -195,7 +196,7 @@ def test_pitch_moves_the_tone_and_stretch_the_length() -> None:
 def test_shift_moves_and_fills_with_zeros() -> None:
     samples = tone() + 1
     for number in range(1, 12):
-        moved = change(samples, RATE, f"shift-{number}")
+        moved = augment(samples, RATE, f"shift-{number}")
         zeros = int((moved == 0).sum())
         assert zeros <= 0.1 * RATE + 1
         kept = samples[: RATE - zeros] if moved[0] == 0 and zeros else samples[zeros:]

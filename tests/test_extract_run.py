@@ -24,9 +24,8 @@ from ser.cache.manifests import generations
 from ser.cache.store import open_store
 from ser.engines import machine
 from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongUse
-from ser.extract.extractors import rows_of
 from ser.extract.plan import ExtractionPlan, WorkerConfig
-from ser.extract.registry import load_extractors, resolve_again
+from ser.extract.resolve import load_extractors, resolve_again
 from ser.extract.run import (
     ExtractionConfig,
     ExtractionRun,
@@ -36,6 +35,7 @@ from ser.extract.run import (
     plan,
     relative,
 )
+from ser.extract.single import extract_utterance
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import ser_features, write_corpus, write_table
@@ -418,11 +418,11 @@ def test_new_speech_gets_the_stores_numbers_or_a_refusal(
     assert sorted(path.name for path in hashed) == ["bert", "hubert"], "that of two layers once"
     for feature, again in zip(store.features(), resolved, strict=True):
         given = audio if feature.spec.modality == "audio" else TEXTS[0]
-        [found] = rows_of(load_extractors([again]), given, warnings).values()
+        [found] = extract_utterance(load_extractors([again]), given, warnings).values()
         assert not warnings and np.array_equal(found.values.squeeze(), feature["u000"].squeeze())
     audio.write_bytes(audio.read_bytes()[:9000])
     with pytest.raises(UtteranceError, match="cut short"):
-        rows_of([], audio, warnings)
+        extract_utterance([], audio, warnings)
     other, is13 = (
         write_random_checkpoint(corpus.folder / "other", "hubert", seed=1),
         store.feature("is13").spec,

@@ -18,7 +18,7 @@ from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
 from ser.errors import MissingRows, UtteranceError, WrongUse
-from ser.extract.registry import load_extractors, resolve
+from ser.extract.resolve import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed
 from ser.tests.plain_layers import without

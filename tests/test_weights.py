@@ -19,7 +19,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ser.errors import SerError, WeightsError, WrongUse
-from ser.extract.registry import resolve
+from ser.extract.resolve import resolve
 from ser.weights.convert import convert
 from ser.weights.demo import write_random_checkpoint
 from ser.weights.find import find_checkpoint

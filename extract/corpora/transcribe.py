@@ -31,8 +31,8 @@ from ser.weights.find import find_checkpoint, parse_models
 from ser.weights.load import load_encoder, loading
 
 from ..audio import CHANNELS, RESAMPLER, Clip
+from ..batches import GPU_SECONDS, batches
 from ..config import ExtractionConfig
-from ..extractors import GPU_SECONDS, batches
 from ..plan import utterances_of
 from ..registry import FEATURES
 from ..run import stop_at

@@ -1,0 +1,277 @@
+"""From the names of features to what computes them: complete specs, configs and checkpoints."""
+
+import math
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, get_args
+
+import msgspec
+
+from ser.cache.spec import Dtype, Spec
+from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
+from ser.plugins import not_installed
+from ser.weights.checkpoint import Checkpoint
+from ser.weights.find import find_checkpoint, recorded_checkpoint
+
+from .extractor import Extractor, ResolvedFeature
+from .registry import FEATURES, parse_name
+
+
+def resolve(
+    names: Sequence[str], models: Mapping[str, str], dtype: Dtype
+) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
+    """Every feature that `names` stand for, each once. Finds and hashes the checkpoints.
+
+    A feature whose checkpoint is not on this machine is left out; its error is returned beside
+    them, by feature. Raises `WrongUse` for an unknown name or an impossible setting.
+    """
+    parsed = [parse_name(name) for name in names]
+    _check_models(models)
+
+    checkpoints: dict[str, Checkpoint | None] = {}
+    missing: dict[str, WeightsError] = {}
+    resolved: dict[str, ResolvedFeature] = {}
+    for feature, settings in parsed:
+        if feature not in checkpoints and feature not in missing:
+            try:
+                checkpoints[feature] = _find(feature, models)
+            except WeightsError as fault:
+                missing[feature] = fault
+        if feature in missing:
+            continue
+
+        checkpoint = checkpoints[feature]
+        for single in _expand_layers(settings, checkpoint):
+            resolved_feature = _resolve_feature(feature, single, checkpoint, dtype)
+            resolved.setdefault(resolved_feature.spec.fingerprint, resolved_feature)
+    return list(resolved.values()), missing
+
+
+def resolve_again(
+    specs: Iterable[Spec], models: Mapping[str, str] | None = None
+) -> list[ResolvedFeature]:
+    """What computes stored features again, for new speech.
+
+    `models` maps a feature's name to the place of its checkpoint. A checkpoint that several
+    features share, such as the layers of an encoder, is read and hashed once. Raises `WrongUse` if
+    the numbers would differ: another checkpoint, or another version of the extractor.
+    """
+    models = models or {}
+    checkpoints: dict[tuple[str, Any], Checkpoint] = {}
+    resolved: list[ResolvedFeature] = []
+    for spec in specs:
+        _check_known(spec)
+        _check_models(models.keys() & {spec.feature})
+
+        key = spec.feature, spec.checkpoint.get("digest")
+        if FEATURES[spec.feature].model is not None and key not in checkpoints:
+            checkpoints[key] = recorded_checkpoint(spec, models)
+
+        feature, settings = parse_name(spec.name)
+        again = _resolve_feature(feature, settings, checkpoints.get(key), spec.dtype)
+        if again.spec.fingerprint != spec.fingerprint:
+            raise WrongUse(
+                f"{spec.name} would be computed otherwise than for training "
+                f"(differs in {_differences(spec, again.spec)})"
+            )
+        resolved.append(again)
+    return resolved
+
+
+def load_extractors(
+    features: Sequence[ResolvedFeature], device: str = "cpu", batch_seconds: float | None = None
+) -> list[Extractor]:
+    """One extractor for each group of features that share their work.
+
+    Opens their models on `device`.
+    """
+    groups: dict[Hashable, list[ResolvedFeature]] = {}
+    for feature in features:
+        groups.setdefault(_shared_work(feature), []).append(feature)
+
+    extractors: list[Extractor] = []
+    for group in groups.values():
+        extractor = FEATURES[group[0].spec.feature].extractor_class
+        extractors.append(extractor(group, device, batch_seconds))
+    return extractors
+
+
+def _shared_work(feature: ResolvedFeature) -> Hashable:
+    """Equal for the features that one extractor computes together."""
+    extractor = FEATURES[feature.spec.feature].extractor_class
+    if not extractor.varying:
+        return feature.spec.fingerprint
+
+    settings = asdict(feature.config).items()
+    shared = tuple((name, value) for name, value in settings if name not in extractor.varying)
+    return extractor, feature.spec.checkpoint.get("digest"), shared
+
+
+def _check_models(models: Iterable[str]) -> None:
+    """Raise `WrongUse` for an unknown feature, or one that is computed without weights."""
+    for feature in models:
+        if feature not in FEATURES:
+            raise unknown("feature in --model", feature, FEATURES)
+        if FEATURES[feature].model is None:
+            raise WrongUse(f"--model {feature}=…: {feature} is computed without weights")
+
+
+def _check_known(spec: Spec) -> None:
+    """Raise `WrongUse` for a stored feature that no extractor here can compute."""
+    if spec.extractor == "import":
+        file = spec.provenance.get("file", "a file")
+        raise WrongUse(
+            f"{spec.name} was imported from {file}, and cannot be computed for new speech; "
+            "train on a feature that `ser features` extracts"
+        )
+    if spec.feature not in FEATURES:
+        package = spec.provenance.get("package")
+        raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", package))
+
+
+def _find(feature: str, models: Mapping[str, str]) -> Checkpoint | None:
+    """The checkpoint of a feature: that of --model, or its own; None if it has no weights."""
+    model = models.get(feature, FEATURES[feature].model)
+    if model is None:
+        return None
+    if model == "":
+        raise WrongUse(
+            f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH"
+        )
+    return find_checkpoint(model, f"--model {feature}=PATH")
+
+
+def _expand_layers(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
+    """`layers=all` and `layers=6-9` to one set of settings per layer.
+
+    The last layer of an encoder that ends in a LayerNorm is taken after it, as s3prl takes it (the
+    output of fairseq's encoder), unless the settings say norm=before.
+    """
+    if "layers" not in settings or checkpoint is None:
+        return [settings]
+
+    rest = dict(settings)
+    layers = rest.pop("layers")
+    last = checkpoint.setting("num_hidden_layers")
+
+    norm_of_last: dict[str, str] = {}
+    if checkpoint.config.get("do_stable_layer_norm"):
+        norm = rest.get("norm", "after")
+        if norm in ("after", "before"):
+            rest.pop("norm", None)
+        if norm == "after":
+            norm_of_last = {"norm": "after"}
+
+    span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", f"0-{last}" if layers == "all" else layers)
+    if not span or int(span[1]) > int(span[2]) or "layer" in rest:
+        raise WrongUse(f"layers={layers}: write layers=all or layers=6-9, and no layer=K")
+
+    expanded: list[dict[str, str]] = []
+    for layer in range(int(span[1]), int(span[2]) + 1):
+        norm_of_layer = norm_of_last if layer == last else {}
+        expanded.append({**rest, "layer": str(layer), **norm_of_layer})
+    return expanded
+
+
+def _resolve_feature(
+    feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype
+) -> ResolvedFeature:
+    """One feature with its complete config and spec. Raises `WrongUse` for impossible settings."""
+    kind = FEATURES[feature]
+    extractor = kind.extractor_class
+    types = kind.settings
+    typed = {key: _typed(feature, key, value, types[key]) for key, value in settings.items()}
+    config = extractor.resolve({**kind.preset, **kind.defaults, **typed}, checkpoint)
+
+    hashed = asdict(config)
+    pooled = hashed.get("pool", "none") != "none"
+    if not pooled:
+        # `pool` was added later: without it, fingerprints are those of before.
+        hashed.pop("pool", None)
+
+    hop = None if pooled else extractor.hop(config, checkpoint)
+    # openSMILE gives vectors or frames, as its settings say.
+    level = kind.level
+    if pooled:
+        level = "utterance"
+    elif hop is not None:
+        level = "frame"
+
+    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    identity: dict[str, Any] = {}
+    if checkpoint:
+        identity = {"digest": checkpoint.digest, "random": checkpoint.random}
+
+    spec = Spec(
+        feature=feature,
+        modality=kind.modality,
+        level=level,
+        dim=extractor.dim(config, checkpoint),
+        dtype="float32" if level == "utterance" or extractor.always_float32 else dtype,
+        extractor=extractor.name,
+        version=extractor.version,
+        variant=variant,
+        hop=hop,
+        config=hashed,
+        checkpoint=identity,
+        provenance=_provenance(feature, variant, extractor, checkpoint),
+    )
+    return ResolvedFeature(spec, config, checkpoint)
+
+
+def _typed(feature: str, key: str, value: str, kind: Any) -> Any:
+    """The value of a setting in its type. Raises `WrongUse` for one that it cannot have."""
+    with suppress(msgspec.ValidationError):
+        typed = msgspec.convert(value, kind, strict=False)
+        if kind is not float or math.isfinite(typed):
+            return typed
+
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    allowed = words.get(kind) or " or ".join(map(str, get_args(kind)))
+    raise WrongUse(f"{feature}:{key}={value}: {key} is {allowed}")
+
+
+def _provenance(
+    feature: str, variant: str, extractor: type[Extractor], checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    """Where the numbers come from, beside what the fingerprint hashes.
+
+    No paths, no environment: nothing private, but for a checkpoint that only a path names.
+    """
+    versions = {"ser": version(DISTRIBUTION)}
+    for package in ("numpy", *extractor.packages):
+        versions[package] = version(package)
+
+    name = f"{feature}:{variant}" if variant else feature
+    provenance: dict[str, Any] = {
+        "versions": versions,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"ser features CORPUS --features {name}",
+    }
+    if plugin := FEATURES.package(feature):
+        provenance["package"] = plugin
+
+    if checkpoint:
+        provenance["model"] = checkpoint.model
+        provenance["layers"] = checkpoint.setting("num_hidden_layers")
+        folder = checkpoint.path.resolve()
+        # Not an id of the Hub: `ser predict` looks for the folder.
+        if checkpoint.model == folder.name:
+            provenance["folder"] = str(folder)
+    return provenance
+
+
+def _differences(then: Spec, now: Spec) -> str:
+    """What differs between two specs, in words: `layer 9, here 10`."""
+    before = {**then.config, **then.identity()}
+    here = {**now.config, **now.identity()}
+    keys = sorted((before.keys() | here.keys()) - {"config"})
+    return "; ".join(
+        f"{key} {before.get(key)!r}, here {here.get(key)!r}"
+        for key in keys
+        if here.get(key) != before.get(key)
+    )
