@@ -98,14 +98,9 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         return None
     with stage_bars() as update:
         scan = job.run(update)
-    about = job.about
-    rate = f"{100 * about['wer']:.1f} %" if about["words"] else "not known"
-    done = (
-        f"{job.name}: {missing} of {rows} utterances transcribed now, {about['empty']} have no word"
-    )
-    compared = (
-        f"{about['words']} words of {about['utterances']} transcripts, without case and punctuation"
-    )
+    rate = f"{100 * job.summary.wer:.1f} %" if job.summary.wer is not None else "not known"
+    done = f"{job.name}: {missing} of {rows} utterances transcribed now, {job.summary.empty} have no word"
+    compared = f"{job.summary.words} words of {job.summary.utterances} transcripts, without case and punctuation"
     say(f"{done}; word error rate {rate} over {compared}", as_json)
     for problem in scan.unusable("text").values():
         say(f"left out: {problem}", err=True)

@@ -25,7 +25,8 @@ from ser.cache.transcripts import put_transcripts
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.config import ExtractionConfig
-from ser.extract.corpora.transcribe import Transcription, word_errors
+from ser.extract.corpora.transcribe import Transcription
+from ser.extract.corpora.word_errors import word_errors
 from ser.tests.command_line import printed, ser
 from ser.tests.stand_in_corpus import write_corpus  # and registers an extractor
 
@@ -213,7 +214,8 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
     ],
 )
 def test_word_errors(reference: str, heard: str, errors: int, words: int) -> None:
-    assert word_errors([(reference, heard)])[:2] == (errors, words)
+    compared = word_errors([(reference, heard)])
+    assert (compared.errors, compared.words) == (errors, words)
 
 
 # `ser`, which stops at its third transcript to be killed there.
