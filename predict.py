@@ -137,15 +137,13 @@ class Predictor:
             raise WrongUse(
                 f"{run}: holds {1 + len(others)} runs; name one of them, such as {self.run.path}"
             )
-        self.temperature: float | None = (self.run.result.get("calibration") or {}).get(
-            "temperature"
-        )
+        calibration = self.run.result.calibration
+        self.temperature = None if calibration is None else calibration.temperature
         self.fitted, self.plan = load_model(self.run, choose_device(device))
         self.fusion = self.plan.fusion
-        self.classes: tuple[str, ...] = tuple(self.run.config["labels"]["classes"])
-        features = self.run.config["features"].items()
-        self.described = {
-            modality: feature.get("joined", [feature]) for modality, feature in features
+        self.classes: tuple[str, ...] = tuple(self.run.config.labels.classes)
+        self.records = {
+            modality: feature.parts for modality, feature in self.run.config.features.items()
         }
         self.features = self._resolve(parse_models(models))
         self._extractors: dict[
@@ -154,19 +152,17 @@ class Predictor:
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What to compute for each modality, by the very specs that the run records."""
-        where, recorded = (
-            str(self.run.path / CONFIG),
-            self.run.config["provenance"].get("specs", {}),
-        )
+        where = str(self.run.path / CONFIG)
+        provenance = self.run.config.provenance
         specs: dict[str, list[Spec]] = {}
-        for modality, features in self.described.items():
-            spec = recorded.get(modality)
-            joined = spec.get("joined", [spec]) if spec else []
-            specs[modality] = [to_record(record, Spec, where) for record in joined]
+        for modality, features in self.records.items():
+            specs[modality] = [
+                to_record(record, Spec, where) for record in provenance.feature_specs(modality)
+            ]
             if [spec.fingerprint for spec in specs[modality]] != [
-                feature["fingerprint"] for feature in features
+                feature.fingerprint for feature in features
             ]:
-                name = self.run.config["features"][modality]["feature"]
+                name = self.run.config.features[modality].feature
                 raise CorruptStore(
                     f"{where}: its spec of {name} was altered, or is not there; train the run again"
                 )
@@ -265,12 +261,12 @@ class Predictor:
 
     def _notes(self, turns: Sequence[Turn]) -> list[str]:
         notes, inputs, result = [], self.fusion.inputs, self.run.result
-        if result["synthetic"]:
+        if result.synthetic:
             notes.append(
                 "trained on synthetic speech: shows that the pipeline works, and says nothing about people"
             )
-        if result["random_weights"]:
-            notes.append(f"computed with random weights: {', '.join(result['random_weights'])}")
+        if result.random_weights:
+            notes.append(f"computed with random weights: {', '.join(result.random_weights)}")
         if any(scale.mean.ndim > 1 for scale in self.fitted.scaling.values()):
             why = "in training each corpus was by its own statistics, and new speech has none that are known"
             notes.append(f"z-scored by the statistics of the whole training part: {why}")
@@ -286,25 +282,25 @@ class Predictor:
         inputs = {}
         for modality, features in self.features.items():
             source = turn.audio if modality == "audio" else turn.text
-            extra = self.run.config["features"][modality].get(
-                "extra"
-            )  # token ids, if the run trained the encoder
+            # Token ids, if the run trained the encoder.
+            extra = self.run.config.features[modality].extra
             if source is None:
                 inputs[modality] = torch.empty(
-                    0, self.run.config["dims"][modality] if extra is None else 1
+                    0, self.run.config.dims[modality] if extra is None else 1
                 )
                 continue
             if modality not in self._extractors:
                 self._extractors[modality] = load_extractors(features, self.plan.device)
-            computed, columns = extract_utterance(self._extractors[modality], source, warnings), []
-            for feature, described in zip(features, self.described[modality], strict=True):
+            computed = extract_utterance(self._extractors[modality], source, warnings)
+            columns = []
+            for feature, record in zip(features, self.records[modality], strict=True):
                 rows = computed[feature.spec.fingerprint]
                 values = (
                     np.atleast_2d(rows.values) if extra is None else rows.extras[extra][:, None]
                 )
                 stored = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
                 columns.append(
-                    as_read(stored, described, feature.spec, self.fusion.level == "vector").values
+                    as_read(stored, record, feature.spec, self.fusion.level == "vector").values
                 )
             inputs[modality] = torch.cat(columns, 1)
         return inputs
@@ -328,7 +324,5 @@ class Predictor:
         manifest = Manifest.from_rows(
             "new", ({"id": str(number), **row} for number, row in enumerate(columns))
         )
-        data = Dataset(
-            apply_policy(UNLABELLED, manifest), self.run.config["dims"], lambda: inputs, {}
-        )
+        data = Dataset(apply_policy(UNLABELLED, manifest), self.run.config.dims, lambda: inputs, {})
         return self.fitted.predict(data, np.arange(len(turns)), self.plan)["logits"]

@@ -100,13 +100,10 @@ def scores(folder: Path, system: Experiment, cache: DataCache) -> dict[str, list
     runs = run_experiment(Experiment(**{**vars(system), **asked}), cache=cache)
     return {
         test: [
-            100
-            * float(
-                np.mean([r.result["tests"][test]["ua"] for r in runs if r.result["seed"] == seed])
-            )
+            100 * float(np.mean([r.result.tests[test].ua for r in runs if r.result.seed == seed]))
             for seed in range(SEEDS)
         ]
-        for test in runs[0].result["tests"]
+        for test in runs[0].result.tests
     }
 
 

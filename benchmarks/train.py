@@ -301,7 +301,7 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
     frames = [torch.randn(count, layers, dim).half() for count in lengths]
     labels = torch.from_numpy(random.integers(4, size=len(lengths)))
     batches = np.split(np.arange(len(lengths)), steps)
-    fusion = with_layer_sums(FUSIONS["superb"], {"audio": {"sums": [[layers, dim]]}})
+    fusion = with_layer_sums(FUSIONS["superb"], {"audio": [(layers, dim)]})
     means = torch.stack([one.float().mean(0).flatten() for one in frames])
     inputs, settings = {"audio": Inputs(means, np.arange(len(means) + 1))}, fusion.settings()
     model, plain = (fusion.build(settings, {"audio": layers * dim}, 4) for _ in range(2))

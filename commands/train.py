@@ -7,13 +7,14 @@ import click
 from click.core import ParameterSource
 
 from ser.train.options import Experiment
+from ser.train.records import to_json
 
 from .cache import pulled
 from .options import config_options, json_option
 from .output import answer, duration, next_step, plural, progress, safe, say, table
 
 if TYPE_CHECKING:
-    from ser.train.fit import Epoch
+    from ser.train.records import Epoch
     from ser.train.report.cell_scores import CellScores
     from ser.train.run import Job
 
@@ -131,7 +132,7 @@ def train(
         answer(
             {
                 "scores": scores.to_json(),
-                "runs": [{"path": str(run.path), **run.result} for run in runs],
+                "runs": [{"path": str(run.path), **to_json(run.result)} for run in runs],
             }
         )
     else:

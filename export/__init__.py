@@ -40,6 +40,7 @@ from ser.extract.registry import FEATURES
 from ser.predict import Predictor
 from ser.train.models import FUSIONS, superb, usc
 from ser.train.models.ragged import Batch
+from ser.train.records import FeatureRecord
 from ser.train.report.tables import MARKDOWN
 from ser.train.targets import TARGETS, scale_of
 from ser.weights.checkpoint import Size
@@ -137,11 +138,11 @@ def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, A
     config, fusion, settings = predictor.run.config, predictor.fusion, predictor.plan.settings
     target, sums = (
         TARGETS[predictor.plan.target],
-        {m: one.get("sums", []) for m, one in config["features"].items()},
+        {m: one.sums or [] for m, one in config.features.items()},
     )
     sums = {m: of for m, of in sums.items() if any(layers > 1 for layers, _ in of)}
     tuned = (
-        config["provenance"].get("encoders", {}).get("text")
+        (config.provenance.encoders or {}).get("text")
         if getattr(settings, "finetune_layers", 0)
         else None
     )
@@ -155,11 +156,9 @@ def _about(predictor: Predictor, functions: list[dict[str, Any]]) -> dict[str, A
         "features": {m: [one.spec.name for one in of] for m, of in predictor.features.items()},
         "dims": {
             m: sum(dim for _, dim in sums[m]) if m in sums else dim
-            for m, dim in config["dims"].items()
+            for m, dim in config.dims.items()
         },
-        "columns": {
-            m: 1 if config["features"][m].get("extra") else dim for m, dim in config["dims"].items()
-        },
+        "columns": {m: 1 if config.features[m].extra else dim for m, dim in config.dims.items()},
         "sums": sums,
         "encoder": tuned,
         "encoders": {one["name"]: one["encoder"] for one in functions if "encoder" in one},
@@ -174,9 +173,9 @@ def _functions(predictor: Predictor) -> list[dict[str, Any]]:
     encoder gives.
     """
     every = [
-        {"modality": modality, **_function(feature, how, predictor.fusion.level)}
+        {"modality": modality, **_function(feature, record, predictor.fusion.level)}
         for modality, features in predictor.features.items()
-        for feature, how in zip(features, predictor.described[modality], strict=True)
+        for feature, record in zip(features, predictor.records[modality], strict=True)
     ]
     found: list[dict[str, Any]] = []
     for one, same in groupby(
@@ -189,7 +188,7 @@ def _functions(predictor: Predictor) -> list[dict[str, Any]]:
     return found
 
 
-def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> dict[str, Any]:
+def _function(feature: ResolvedFeature, record: FeatureRecord, level: str) -> dict[str, Any]:
     """What `run.py` has to know to compute a feature, and how the run reads it."""
     spec, checkpoint = feature.spec, feature.checkpoint
     if spec.extractor not in EXTRACTORS or getattr(feature.config, "view", None):
@@ -204,9 +203,9 @@ def _function(feature: ResolvedFeature, how: Mapping[str, Any], level: str) -> d
         "dtype": spec.dtype,
     }
     found["layers"], found["config"] = [config.pop("layer")] if "layer" in config else [], config
-    found["average"] = round(how["hop"] / spec.hop) if "hop" in how and spec.hop else None
-    found["pool"] = how["pool"] if level == "vector" and spec.level != "utterance" else None
-    found["tokens"] = "extra" in how
+    found["average"] = round(record.hop / spec.hop) if record.hop and spec.hop else None
+    found["pool"] = record.pool if level == "vector" and spec.level != "utterance" else None
+    found["tokens"] = record.extra is not None
     if spec.extractor == "smile":
         from ser.extract.smile import SETS
 

@@ -17,9 +17,7 @@ CASES: dict[str, Fusion] = dict(FUSIONS)
 for _name, _fusion in {
     one.settings: (name, one) for name, one in FUSIONS.items() if "audio" in one.inputs
 }.values():
-    CASES[f"{_name} on layers"] = with_layer_sums(
-        _fusion, {"audio": {"sums": [[LAYERS, DIMS["audio"]]]}}
-    )
+    CASES[f"{_name} on layers"] = with_layer_sums(_fusion, {"audio": [(LAYERS, DIMS["audio"])]})
 # Of Perspective's twelve, each position and each method: all of them share what is around their
 # fused rows.
 ALIKE = {"ef-concat", "ef-at", "mf-add", "mf-at", "lf-add", "lf-concat"}

@@ -31,6 +31,7 @@ from ser.disk.owner import Machine, this_machine
 from ser.disk.workspace import workspace
 from ser.errors import StoreError
 from ser.tests.command_line import printed
+from ser.tests.made_run import write_run
 from ser.tests.store_samples import (
     COUNT,
     check_whole,
@@ -359,7 +360,7 @@ def test_what_users_are_given_is_on_disk_before_it_has_its_name(
         export(feature, manifest, out / f"x.{suffix}")
     write_random_checkpoint(out / "weights", "bert")
     Run(out).write_json("config.json", {})
-    run = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
+    run = write_run(tmp_path / "runs").path
     printed(
         "report", run, *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv"))
     )

@@ -94,9 +94,9 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     for one in listed:
         [run] = [run for run in runs if run.name == Path(one["run"]).name]
         assert (
-            one["ua"] == 100 * run.result["ua"]
+            one["ua"] == 100 * run.result.ua
             and one["finished"]
-            and one["fusion"] == run.config["fusion"]
+            and one["fusion"] == run.config.fusion
         )
         assert one["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
         assert one["ccc"] is None
@@ -111,7 +111,7 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     )
     assert "did you mean fusion?" in ser("runs", "list", "--where", "fusin=mit").stderr
     table = json.loads(ser("runs", "compare", "runs", "--json").stdout)
-    assert set(table["differences"]["fusion"]) == {run.config["fusion"] for run in runs}
+    assert set(table["differences"]["fusion"]) == {run.config.fusion for run in runs}
     assert "protocol" not in table["differences"]
     told = ser("runs", "compare", "runs").stdout.splitlines()
     assert max(map(len, told)) <= 80 and sum(line.startswith("fusion ") for line in told) == 1
@@ -120,9 +120,7 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
 def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
     run = run_of(newcomer, "vad")
     [listed] = json.loads(ser("runs", "list", run.path, "--json").stdout)
-    assert (
-        listed["ccc"] == pytest.approx(sum(run.result["ccc"].values()) / 3) and listed["ua"] is None
-    )
+    assert listed["ccc"] == pytest.approx(sum(run.result.ccc.values()) / 3) and listed["ua"] is None
     done = ser("runs", "list", run.path).stdout
     assert "mean CCC" in done and f"{listed['ccc']:.3f}" in done and "\n1 run on " in done
 
@@ -180,7 +178,7 @@ def test_only_runs_are_removed_and_none_that_is_trained(
     ser("runs", "prune", "--days", "0")
     assert not unfinished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
     assert "nothing to remove" in ser("runs", "remove", "runs", "--where", "fusion=other").stdout
-    mine = f"fusion={finished.config['fusion']}"
+    mine = f"fusion={finished.config.fusion}"
     assert finished.name in ser("runs", "remove", "runs", "--where", mine, "--dry-run").stdout
     shutil.rmtree(here / "runs" / ".tmp")
     os.chdir(finished.path)

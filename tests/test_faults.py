@@ -24,11 +24,11 @@ from ser.cache.tools.transfer import export
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.command_line import in_a_process, ser
+from ser.tests.made_run import write_run
 from ser.tests.stand_in_corpus import contents, parts, run, ser_features, slow_texts, write_corpus
 from ser.tests.store_samples import sample_store, spec_of
 from ser.tests.tiny_store import make_store
 
-RUNS = Path(__file__).parent / "fixtures" / "runs-v1" / "06ced0fd35029b43"
 UTTERANCES = 12
 
 
@@ -105,12 +105,13 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
     )
 
 
-def test_a_report_on_a_full_disk_leaves_the_old_one(disk: Path) -> None:
+def test_a_report_on_a_full_disk_leaves_the_old_one(tmp_path: Path, disk: Path) -> None:
     (disk / "report").write_bytes(b"old" * 1000)
     status = os.statvfs(disk)
     (disk / "another").write_bytes(bytes((status.f_bavail - 1) * status.f_frsize))
+    run = write_run(tmp_path / "runs")
     for form in ("html", "latex", "markdown", "csv"):
-        done = ser("report", RUNS, f"--{form}", disk / "report")
+        done = ser("report", run.path, f"--{form}", disk / "report")
         assert done.exit_code == 1 and "wrote" not in done.stdout
         assert re.search(
             r"disk is full \(.* free\) while writing report, which is as it was; free some",

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
+from msgspec import structs
 from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
@@ -36,6 +37,7 @@ from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import run_of
 from ser.tests.tiny_store import make_store
 from ser.train.experiment import Experiment, run_experiment
+from ser.train.records import RunResult, Scores
 from ser.train.report.cell_scores import CellScores, caveat, compare_cells
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import recipe_rows, recipe_table
@@ -93,25 +95,8 @@ def make_run(
     """A finished run with these predictions; the utterances of a fold are the same for every seed."""
     folder.mkdir()
     run, found = Run(folder), scores(truth, predicted, CLASSES)
-    told = {
-        "corpus": "c",
-        "protocol": "session-out",
-        "select": "val",
-        "labels": "4class",
-        "speaker_independent": True,
-    }
-    told |= {
-        "synthetic": True,
-        "random_weights": [],
-        "left_out": {"label xxx is not in 4class": 3 + fold},
-    }
-    told["left_out"]["--only scripted"] = 7
-    told |= {"epoch": 1, "seconds": 0.1, "history": []}
-    tests = {"both": found, "only audio": scores(truth, truth, CLASSES)}
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
-    columns |= (
-        {"dialogue": dialogues} if dialogues else {}
-    )  # runs of earlier versions do not name them
+    columns |= {"dialogue": dialogues} if dialogues else {}
     columns |= {
         name: [CLASSES[k] for k in rows]
         for name, rows in (("truth", truth), ("predicted", predicted))
@@ -120,13 +105,38 @@ def make_run(
         "probabilities": list(np.eye(4)[predicted]),
         "probabilities only audio": list(np.eye(4)[truth]),
     }
-    told |= {
-        "seed": seed,
-        "fold": str(fold),
-        "classes": CLASSES,
-        "files": run.write_predictions(columns),
-    }
-    run.write_json(RESULT, {**found, **told, "tests": tests})
+    result = RunResult(
+        **found,
+        corpus="c",
+        fusion="audio",
+        loss="single",
+        protocol="session-out",
+        select="val",
+        fold=str(fold),
+        seed=seed,
+        labels="4class",
+        classes=list(CLASSES),
+        tests={
+            "both": Scores(**found),
+            "only audio": Scores(**scores(truth, truth, CLASSES)),
+        },
+        raters=None,
+        calibration=None,
+        speakers={},
+        speaker_independent=True,
+        repeated_texts=None,
+        synthetic=True,
+        random_weights=[],
+        parts={},
+        dev="none",
+        refit=False,
+        left_out={"label xxx is not in 4class": 3 + fold, "--only scripted": 7},
+        epoch=1,
+        seconds=0.1,
+        history=[],
+        files=run.write_predictions(columns),
+    )
+    run.write_json(RESULT, result)
     run.__dict__["config"] = {}
     return run
 
@@ -377,9 +387,8 @@ def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path)
         compare_cells(CellScores([mine]), other) is None
         and compare_cells(CellScores([mine]), CellScores([theirs])) is not None
     )
-    theirs.write_json(
-        RESULT, {**theirs.result, "corpus": "d"}
-    )  # whose utterances have the same ids
+    # Whose utterances have the same ids.
+    theirs.write_json(RESULT, structs.replace(theirs.result, corpus="d"))
     assert compare_cells(CellScores([mine]), CellScores([Run(theirs.path)])) is None
 
 
@@ -416,7 +425,7 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     )  # these runs have no configs
     cells = two_cells(tmp_path, 8)
     for run in (run for cell in cells for run in cell.runs):
-        run.write_json(RESULT, {**run.result, "synthetic": False})
+        run.write_json(RESULT, structs.replace(run.result, synthetic=False))
     lines = [
         f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"\npaper = {{ {numbers} }}'
         for name, numbers in (("ours", paper), ("built", "wa = 75.6"))
@@ -633,11 +642,11 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
     runs = run_experiment(Experiment(**options, out=tmp_path / "runs"))
     cell = CellScores(runs)
     for run in runs:
-        dev, told = run.dev_predictions, run.result["calibration"]
-        truth = np.array([run.result["classes"].index(name) for name in dev["truth"].to_pylist()])
+        dev, told = run.dev_predictions, run.result.calibration
+        truth = np.array([run.result.classes.index(name) for name in dev["truth"].to_pylist()])
         sure = np.array(dev["probabilities"].to_pylist())
-        assert len(dev) == run.result["parts"]["dev"] == told["n_dev"]
-        assert told["temperature"] == pytest.approx(fit_temperature(truth, sure), rel=1e-6)
+        assert len(dev) == run.result.parts["dev"] == told.n_dev
+        assert told.temperature == pytest.approx(fit_temperature(truth, sure), rel=1e-6)
         assert set(dev["id"].to_pylist()).isdisjoint(run.predictions()["id"].to_pylist())
     ours = cell.to_json()
     assert (
@@ -649,7 +658,8 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
         and cell.abstaining(1.1)[1] is None
     )
     assert "no guarantee across speakers" in summary_text(cell)
-    cell.results[0]["calibration"]["temperature"] = 19.9999
+    hot = structs.replace(cell.results[0].calibration, temperature=19.9999)
+    runs[0].__dict__["result"] = structs.replace(runs[0].result, calibration=hot)
     assert " of 2 at a bound" in calibration_table(group_runs(runs)[0]).rows[0]["temperatures"]
     content = (runs[0].path / "dev.parquet").read_bytes()
     (runs[0].path / "dev.parquet").write_bytes(
@@ -662,10 +672,7 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
             Experiment(**{**options, "folds": 1, **more}, out=tmp_path / "bare")
         )
         assert (
-            bare.dev_predictions
-            is bare.result["calibration"]
-            is CellScores([bare]).conformal
-            is None
+            bare.dev_predictions is bare.result.calibration is CellScores([bare]).conformal is None
         )
     [row, *_] = calibration_table(group_runs([bare])[0]).rows
     assert (
@@ -682,7 +689,7 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
         for n, text in enumerate(("hello there", "I am so happy", "leave me alone now"))
     ]
     predictor = Predictor(run.path)
-    assert predictor.temperature == run.result["calibration"]["temperature"]
+    assert predictor.temperature == run.result.calibration.temperature
     sure = [max(one.probabilities.values()) for one in predictor(turns).predictions]
     middle = sorted(sure)[1]
     answer = predictor(turns, middle)
@@ -697,12 +704,9 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     assert done.exit_code == 0 and "abstained" in done.stdout
     [one] = json.loads(ser(*asked, 1, "--json").stdout)["predictions"]
     assert one["abstained"] and sum(one["probabilities"].values()) == pytest.approx(1)
-    before = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))  # as an earlier ser wrote it
-    result = {key: value for key, value in before.result.items() if key != "calibration"}
-    before.write_json(
-        RESULT,
-        {**result, "files": {k: v for k, v in result["files"].items() if k != "dev.parquet"}},
-    )
+    before = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    files = {name: file for name, file in before.result.files.items() if name != "dev.parquet"}
+    before.write_json(RESULT, structs.replace(before.result, calibration=None, files=files))
     plain = Predictor(before.path)
     assert plain.temperature is None and [one.label for one in plain(turns).predictions] == [
         one.label for one in answer.predictions

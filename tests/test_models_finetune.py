@@ -282,11 +282,8 @@ def test_from_the_command_line_and_back(
     [result] = json.loads(printed(*asked, *where, *settings))["runs"]
     run = Run(Path(result["path"]))
     spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
-    assert (
-        run.config["provenance"]["specs"]["text"]["checkpoint"]["digest"]
-        == spec.checkpoint["digest"]
-    )
-    assert run.config["settings"]["finetune_layers"] == layers
+    assert run.config.provenance.specs["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]
+    assert run.config.settings["finetune_layers"] == layers
     if fusion == "bert":
         tested = run.predictions()
         ids = tested.column("id").to_pylist()
@@ -294,7 +291,7 @@ def test_from_the_command_line_and_back(
         found = [list(one.probabilities.values()) for one in Predictor(run.path)(turns).predictions]
         told = tempered(
             np.array(tested.column("probabilities").to_pylist()),
-            run.result["calibration"]["temperature"],
+            run.result.calibration.temperature,
         )
         assert np.abs(np.array(found) - told).max() < 2e-6
 

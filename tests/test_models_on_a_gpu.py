@@ -159,7 +159,7 @@ def test_a_fit_gives_the_numbers_of_the_cpu(store: Path) -> None:
     with Gpu(downloads=torch.inf):
         there = fit(data, fold, replace(plan, select="val", device="cuda:0"))
     for one, other in zip(here.history, there.history, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5) and other["wa"] == one["wa"]
+        assert other.loss == pytest.approx(one.loss, abs=1e-5) and other.wa == one.wa
 
 
 @pytest.mark.parametrize(
@@ -198,16 +198,13 @@ def test_many_runs_give_the_numbers_of_the_cpu(
     assert gpu.uploads["waiting"] < 210 and len(called) > 1
     for one, other in zip(here, there, strict=True):
         pairs = zip(one.history, other.history, strict=True)
-        assert all(b["loss"] == pytest.approx(a["loss"], rel=1e-5) for a, b in pairs)
+        assert all(b.loss == pytest.approx(a.loss, rel=1e-5) for a, b in pairs)
 
 
 def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
     def precision(features: str, fusion: str, asked: str = "auto", device: str = "auto") -> str:
-        return str(
-            prepare(Experiment(features, fusion, store, precision=asked, device=device))[0].config[
-                "precision"
-            ]
-        )
+        asked_for = Experiment(features, fusion, store, precision=asked, device=device)
+        return prepare(asked_for)[0].config.precision
 
     assert precision("hubert+mpnet", "mit") == "float32"
     with Gpu():

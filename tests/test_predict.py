@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from msgspec import structs
 
 from ser.cache.store import open_store
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
@@ -52,7 +53,7 @@ def told(run: Run, column: str = "probabilities") -> np.ndarray:
     """The probabilities that a run was tested with, after its temperature."""
     return tempered(
         np.array(run.predictions().column(column).to_pylist()),
-        run.result["calibration"]["temperature"],
+        run.result.calibration.temperature,
     )
 
 
@@ -73,7 +74,7 @@ def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: st
     else:
         assert [one.label for one in answer.predictions] == tested.column("predicted").to_pylist()
         assert far_from(answer.predictions, run).max() < 2e-6
-        assert list(answer.predictions[0].probabilities) == run.result["classes"]
+        assert list(answer.predictions[0].probabilities) == run.result.classes
     assert any("synthetic" in note for note in answer.notes)
     assert any("random weights" in note for note in answer.notes)
 
@@ -196,9 +197,9 @@ def test_weights_that_are_gone_and_an_altered_spec_are_refused(
 ) -> None:
     whole = run_of(newcomer, "mit")
     run = Run(Path(shutil.copytree(whole.path, tmp_path / whole.name)))
-    run.config["provenance"]["specs"][modality].update(change)
-    files = run.result["files"] | run.write_json(CONFIG, run.config)  # sealed again
-    run.write_json(RESULT, run.result | {"files": files})
+    run.config.provenance.specs[modality].update(change)
+    files = run.result.files | run.write_json(CONFIG, run.config)  # sealed again
+    run.write_json(RESULT, structs.replace(run.result, files=files))
     with pytest.raises(WrongUse if modality == "audio" else CorruptStore, match=message):
         Predictor(run.path)
 

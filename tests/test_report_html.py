@@ -6,7 +6,7 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from ser.cache.store import open_store
 from ser.commands.train import train
@@ -25,6 +26,7 @@ from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import prepare, run_experiment
 from ser.train.models.msmser import MsmserSettings
 from ser.train.options import Experiment
+from ser.train.records import Epoch, FeatureRecord, RunConfig, Scores, SplitCorpus
 from ser.train.report.attention import attend
 from ser.train.report.cells import Cell, group_runs, name_apart
 from ser.train.report.figures import svg_of
@@ -206,7 +208,7 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
         told in text
         for told in ("counted nowhere here: 1 run: ", "votes are not at hand", "cannot be shown")
     )
-    (dropped, *_) = (run for run in report.runs if run.config["fusion"] == "lgf-add")
+    (dropped, *_) = (run for run in report.runs if run.config.fusion == "lgf-add")
     cells, _ = group_runs([run for run in report.runs if run != dropped])
     label = "lgf-add · is13+bert · perspective"
     assert re.search(rf"^{re.escape(label)} .*  3 in 2 × 2  ", report_text(cells, []), re.MULTILINE)
@@ -219,7 +221,10 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
     recut = made_up(
         "recut",
         one.runs[0],
-        [one.runs[0].config, one.runs[0].config | {"cut": "of a file since changed"}],
+        [
+            one.runs[0].config,
+            structs.replace(one.runs[0].config, cut="of a file since changed"),
+        ],
     )
     assert recut.whole and recut.recut and not one.recut
     assert any("Folds of one name are cut in several ways" in said for said in cautions([recut]))
@@ -239,12 +244,10 @@ def test_labels_name_what_differs(report: Any) -> None:
         "audio:utterance",
         "audio:utterance (2)",
     ]
-    one = {"pool": "mean", "hop": 0.1, "fingerprint": "0"}
-    layers = {"feature": "h:layers=all", "joined": [one], "pool": "mean", "fingerprint": "0"}
+    one = FeatureRecord(feature="h", fingerprint="0", pool="mean", hop=0.1)
+    layers = FeatureRecord(feature="h:layers=all", fingerprint="0", pool="mean", joined=[one])
     config = report.cells["mit · hubert+mpnet · queries 3"].config
-    of_layers = [
-        {**config, "features": {"audio": audio}} for audio in ({**one, "feature": "h"}, layers)
-    ]
+    of_layers = [structs.replace(config, features={"audio": audio}) for audio in (one, layers)]
     assert name_apart(of_layers) == ["mit · h", "mit · h:layers=all"], "both with a hop of 0.1 s"
 
 
@@ -267,11 +270,9 @@ def test_the_protocol_table_says_who_trains_and_what_is_known_before(report: Any
     )
     for part in ("train", "dev", "test"):
         assert row[f"n {part}"] == "–".join(
-            map(str, sorted({result["parts"][part] for result in results}))
+            map(str, sorted({result.parts[part] for result in results}))
         )
-    known = sum(result["repeated_texts"] for result in results) / sum(
-        result["n"] for result in results
-    )
+    known = sum(result.repeated_texts for result in results) / sum(result.n for result in results)
     assert row["test transcripts also in training %"] == pytest.approx(100 * known) and known > 0
     store = report.folder / "store"
     (job, *_) = prepare(
@@ -329,11 +330,11 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(report: Any) -> Non
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
-def made_up(label: str, run: Run, configs: Sequence[Mapping[str, Any]], **result: Any) -> Cell:
+def made_up(label: str, run: Run, configs: Sequence[RunConfig], **result: Any) -> Cell:
     """A cell of runs with these configs, and the run's own result but for what is given."""
     runs = [Run(run.path) for _ in configs]
     for one, config in zip(runs, configs, strict=True):
-        one.__dict__.update(config=config, result={**run.result, **result})
+        one.__dict__.update(config=config, result=structs.replace(run.result, **result))
     return Cell(label, runs)
 
 
@@ -367,26 +368,49 @@ def test_cautions_say_what_is_known_and_what_differs(
     report: Any, changes: dict[str, Any], says: list[str]
 ) -> None:
     run = report.cells["audio:utterance · is13"].runs[0]
-    corpus = {"corpus": changes.get("corpus", run.config["corpus"])}
+    corpus = {"corpus": changes.get("corpus", run.config.corpus)}
     one, two = (
         made_up("one", run, [run.config]),
-        made_up("two", run, [run.config | corpus], **changes),
+        made_up("two", run, [structs.replace(run.config, **corpus)], **changes),
     )
     assert cautions([one, two])[1:] == says
     assert (papers_tests_table([one, two]).rows[0]["utterances"] is None) == ("corpus" in changes)
     assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
-    joined = made_up("joined", run, [run.config | {"corpus": "a+b"}], corpora={"a": {}, "b": {}})
+    joined = made_up(
+        "joined",
+        run,
+        [structs.replace(run.config, corpus="a+b")],
+        corpora=dict.fromkeys(
+            "ab", SplitCorpus(synthetic=True, classes={}, train=0, dev=0, test=0)
+        ),
+    )
     joined.__dict__["predictions"] = one.predictions.assign(
-        id=run.config["corpus"] + "/" + one.predictions.id
+        id=run.config.corpus + "/" + one.predictions.id
     )
     assert papers_tests_table([one, joined]).rows[0]["utterances"] == one.n
-    seeds = [run.config, run.config | {"seed": 1}]
+    seeds = [run.config, structs.replace(run.config, seed=1)]
     one, two = (
         made_up("one", run, seeds),
-        made_up("two", run, [seed | corpus for seed in seeds], **changes),
+        made_up("two", run, [structs.replace(seed, **corpus) for seed in seeds], **changes),
     )
     assert papers_tests_table([one, two]).rows[0]["pairs of runs"] == (
         None if "corpus" in changes else 2
+    )
+
+
+def an_epoch(stage: str, loss: float) -> Epoch:
+    """Of a run that evaluates nothing."""
+    return Epoch(
+        stage=stage,
+        epoch=1,
+        epochs=1,
+        loss=loss,
+        wa=None,
+        ua=None,
+        seconds=0.1,
+        kept=True,
+        macro_f1=None,
+        ccc=None,
     )
 
 
@@ -395,18 +419,17 @@ def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(report: An
     and a view.
     """
     plain = report.cells["audio:utterance · is13"]
-    views = [{"feature": "is13:view=1", "fingerprint": "0", "pool": "mean", "hop": 0.1}]
-    other = plain.config | {
-        "training": {**plain.config["training"], "focal_gamma": 2.0},
-        "views": views,
-    }
+    views = [FeatureRecord(feature="is13:view=1", fingerprint="0", pool="mean", hop=0.1)]
+    training = {**plain.config.training, "focal_gamma": 2.0}
+    other = structs.replace(plain.config, training=training, views=views)
     cell = made_up("two", plain.runs[0], [other] * 2, layers={"hubert:layer=0": 0.25})
     losses = (
         [("train", 1), ("train", 2), ("again", 3)],
         [("train", 2), ("train", 4), ("train", 8), ("again", 9)],
     )
-    for result, told in zip(cell.results, losses, strict=True):
-        result["history"] = [{"stage": stage, "loss": loss, "ua": None} for stage, loss in told]
+    for number, told in enumerate(losses):
+        history = [an_epoch(stage, loss) for stage, loss in told]
+        cell.results[number] = structs.replace(cell.results[number], history=history)
     rows = {table.name: table.rows for table in make_page([plain, cell], []).tables}
     assert [row["loss"] for row in rows["learning-loss"] if row["cell"] == "two"] == [1.5, 3, 8, 6]
     assert [row["used"] for row in rows["settings"] if row["setting"] == "focal_gamma"] == [
@@ -425,6 +448,10 @@ def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(report: An
     )
 
 
+def a_feature(name: str) -> FeatureRecord:
+    return FeatureRecord(feature=name, fingerprint="0", pool="mean")
+
+
 @pytest.mark.parametrize(
     ("changes", "differs"),
     [
@@ -433,16 +460,9 @@ def test_stages_and_settings_of_runs_that_differ_stand_in_their_place(report: An
         ({"select": "best-test", "precision": "bf16"}, "select, precision"),
         ({"models": {"audio": "facebook/hubert-large-ll60k"}}, "checkpoint of hubert"),
         ({"models": {"audio": "hubert-base-ls960"}}, ""),  # a local copy
-        ({"views": [{"feature": "hubert:view=1", "pool": "mean", "fingerprint": "0"}]}, "views"),
+        ({"views": [a_feature("hubert:view=1")]}, "views"),
         ({"settings": {"queries": 2}}, None),  # a cell of Fig. 2, which gives no numbers
-        (
-            {
-                "features": {
-                    "audio": {"feature": "hubert:layer=0", "pool": "mean", "fingerprint": "0"}
-                }
-            },
-            None,
-        ),
+        ({"features": {"audio": a_feature("hubert:layer=0")}}, None),
         ({"folds": 4}, None),
         ({"only": "scripted"}, None),
         ({"utterances": 339}, None),  # of another corpus
@@ -453,21 +473,22 @@ def test_only_what_is_alike_stands_beside_the_papers(
 ) -> None:
     """MSMSER's full model in five folds on the paper's checkpoints, but for these changes."""
     first = report.cells["mit · hubert+mpnet · queries 3"].runs[0]
-    config: Any = {**first.config, "settings": {}, **changes}
-    config |= {
-        key: {**first.config[key], **changes.get(key, {})}
-        for key in ("features", "training", "labels")
-    }
-    config["settings"] = vars(MsmserSettings(**config["settings"]))
+    settings = vars(MsmserSettings(**changes.get("settings", {})))
+    features = {**first.config.features, **changes.get("features", {})}
     models = {"audio": "facebook/hubert-base-ls960", "text": "microsoft/mpnet-base"} | changes.get(
         "models", {}
     )
-    config["provenance"] = {
-        "specs": {m: {"provenance": {"model": model}} for m, model in models.items()}
+    specs = {m: {"provenance": {"model": model}} for m, model in models.items()}
+    provenance = structs.replace(first.config.provenance, specs=specs, left_out={})
+    given = {
+        key: changes[key] for key in ("select", "precision", "views", "only") if key in changes
     }
-    config = [{**config, "fold": str(fold)} for fold in range(changes.get("folds", 5))]
+    whole = structs.replace(
+        first.config, settings=settings, features=features, provenance=provenance, **given
+    )
+    configs = [structs.replace(whole, fold=str(fold)) for fold in range(changes.get("folds", 5))]
     parts = {"train": changes.get("utterances", 5531) - 1241, "dev": 0, "test": 1241}
-    cell = made_up("ours", first, config, synthetic=False, random_weights=[], parts=parts)
+    cell = made_up("ours", first, configs, synthetic=False, random_weights=[], parts=parts)
     rows = {table.name: table.rows for table in make_page([cell], []).tables}
     bias, *_ = rows["bias"]
     if differs is None:
@@ -486,14 +507,10 @@ def test_the_better_of_two_papers_cells_is_claimed(report: Any) -> None:
     first = report.cells["mit · hubert+mpnet · queries 3"].runs[0]
     made = {}
     for fusion, queries in (("mit", 30), ("mit:no-selfatt", 30), ("mit", 3)):
-        config = {
-            **first.config,
-            "fusion": fusion,
-            "settings": {**first.config["settings"], "queries": queries},
-        }
-        made[fusion, queries] = made_up(
-            fusion, first, [{**config, "fold": str(fold)} for fold in range(5)]
-        )
+        settings = {**first.config.settings, "queries": queries}
+        config = structs.replace(first.config, fusion=fusion, settings=settings)
+        folds = [structs.replace(config, fold=str(fold)) for fold in range(5)]
+        made[fusion, queries] = made_up(fusion, first, folds)
     full, without = made["mit", 30], made["mit:no-selfatt", 30]
     assert [
         claimed_better(*pair, "ua") for pair in ((full, without), (without, full), (full, full))
@@ -506,7 +523,8 @@ def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(
     one = report.cells["mit · hubert+mpnet · queries 3"]
     runs = [Run(run.path) for run in one.runs]
     for run in runs:
-        run.__dict__["config"] = run.config | {"settings": {**run.config["settings"], "queries": 5}}
+        settings = {**run.config.settings, "queries": 5}
+        run.__dict__["config"] = structs.replace(run.config, settings=settings)
     two = Cell("mit · hubert+mpnet · queries 5", runs)
     two.__dict__["predictions"] = two.predictions.assign(speaker="a")
     assert (
@@ -680,7 +698,7 @@ def test_pictures_and_tables_have_words_and_the_runs_their_scores(
         "return [...document.querySelectorAll('#table-runs tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
     )
     scores = {
-        run.path.name: [f"{100 * run.result[metric]:.2f}" for metric in ("ua", "wa")]
+        run.path.name: [f"{100 * run.result.score(metric):.2f}" for metric in ("ua", "wa")]
         for run in report.runs
     }
     assert {line[0]: line[4:6] for line in lines} == scores
@@ -694,39 +712,45 @@ def test_480_runs_stay_small_and_quick(report: Any, tmp_path: Path) -> None:
     """Run folders as a sweep leaves them, with made-up predictions of the Perspective protocol's
     size.
     """
-    template = next(run for run in report.runs if run.config["fusion"] == "lgf-add")
+    template = next(run for run in report.runs if run.config.fusion == "lgf-add")
     manifest = spoken_manifest(turns=124)
     open_store(tmp_path / "store", create=True).put_manifest(manifest)
-    rng, classes = np.random.default_rng(0), template.result["classes"]
+    rng, classes = np.random.default_rng(0), template.result.classes
     truth = rng.integers(0, 4, len(manifest.ids))
     known = {
         "id": manifest.ids,
         "speaker": manifest.column("speaker"),
         "truth": [classes[k] for k in truth],
     }
-    one = {**template.result["history"][0], "ua": 0.5}
-    lines = [{**one, "epoch": epoch, "loss": 1.4 / epoch} for epoch in range(1, 151)]
+    one = structs.replace(template.result.history[0], ua=0.5)
+    lines = [structs.replace(one, epoch=epoch, loss=1.4 / epoch) for epoch in range(1, 151)]
     for cell, seed in itertools.product(range(24), range(20)):
-        config = {
-            **template.config,
-            "corpus": manifest.corpus,
-            "manifest": manifest.digest,
-            "seed": seed,
-        }
-        config["settings"] = {**config["settings"], "lr": 0.001 * (cell + 1)}
-        config["provenance"] = {**config["provenance"], "store": str(tmp_path / "store")}
+        config = structs.replace(
+            template.config,
+            corpus=manifest.corpus,
+            manifest=manifest.digest,
+            seed=seed,
+            settings={**template.config.settings, "lr": 0.001 * (cell + 1)},
+            provenance=structs.replace(template.config.provenance, store=str(tmp_path / "store")),
+        )
         shares = rng.dirichlet(np.ones(4), len(truth)).astype(np.float32)
         predicted = shares.argmax(1)
         run = Run(tmp_path / "runs" / run_name(config))
         run.path.mkdir(parents=True)
         named = [classes[k] for k in predicted]
-        given = {column("probabilities", test): list(shares) for test in template.result["tests"]}
+        given = {column("probabilities", test): list(shares) for test in template.result.tests}
         files = run.write_predictions({**known, "predicted": named, **given})
         files |= run.write_json(CONFIG, config)
         found = scores(truth.tolist(), predicted.tolist(), classes)
-        tests = dict.fromkeys(template.result["tests"], found)
-        told = {**found, "seed": seed, "tests": tests, "history": lines, "files": files}
-        run.write_json(RESULT, {**template.result, **told})
+        result = structs.replace(
+            template.result,
+            **found,
+            seed=seed,
+            tests=dict.fromkeys(template.result.tests, Scores(**found)),
+            history=lines,
+            files=files,
+        )
+        run.write_json(RESULT, result)
     started = time.process_time()
     # The attention of a trained model is in it too.
     write_html(
@@ -760,5 +784,5 @@ def test_the_terminal_says_the_same(report: Any) -> None:
     assert [[*row.values()][:2] for row in tested.rows] == [
         [cells[-1].label, cell.label] for cell in cells[:-1]
     ]
-    edited = name_apart([{**cells[0].config, "code": letter * 64} for letter in "ab"])
+    edited = name_apart([structs.replace(cells[0].config, code=letter * 64) for letter in "ab"])
     assert [label.rpartition(" · ")[2] for label in edited] == ["code aaaaaaaa", "code bbbbbbbb"]

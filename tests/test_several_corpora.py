@@ -245,11 +245,9 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     )
     truths = {}
     for run in runs:
-        [(corpus, about)] = [
-            (name, one) for name, one in run.result["corpora"].items() if one["test"]
-        ]
+        [(corpus, about)] = [(name, one) for name, one in run.result.corpora.items() if one.test]
         table = run.predictions().to_pydict()
-        assert about["train"] == 0 and run.result["fold"] == f"corpus {corpus}"
+        assert about.train == 0 and run.result.fold == f"corpus {corpus}"
         assert {id_.split("/")[0] for id_ in table["id"]} == {corpus}
         right = np.array(table["truth"]) == table["predicted"]
         present = sorted(set(table["truth"]))

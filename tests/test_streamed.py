@@ -251,7 +251,7 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
         with pytest.raises(WrongUse, match=r"not finished.*--resume"):
             _ = part.result
         [resumed] = run_experiment(Experiment(**STREAMED, store=rich, out=tmp_path / how))
-        assert weights(resumed) == weights(whole) and len(resumed.result["history"]) == 4
+        assert weights(resumed) == weights(whole) and len(resumed.result.history) == 4
         assert not (part.path / STATE).exists()
         assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
 

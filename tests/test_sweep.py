@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from ser import engines
 from ser.errors import CorruptStore, MissingRows, SerError, StoreError, WrongUse
@@ -207,11 +208,9 @@ def test_every_cell_runs_and_one_in_several_recipes_trains_once(
         for row, cell in zip(rows, recipe.cells, strict=False):
             [run] = sweep.runs[cell.name]  # one model's tests, such as "only text", share it
             assert row.done == row.runs == 1
-            assert row.scores["ua"].pooled == pytest.approx(
-                100 * run.result["tests"][cell.test]["ua"]
-            )
-            if run.config["fusion"] in ("bert", "cnn+bert"):
-                assert run.config["settings"]["finetune_layers"] == "all"
+            assert row.scores["ua"].pooled == pytest.approx(100 * run.result.tests[cell.test].ua)
+            if run.config.fusion in ("bert", "cnn+bert"):
+                assert run.config.settings["finetune_layers"] == "all"
         said = {row.conditions for row in rows}  # once, where it is the same for all
         assert (
             all(shown.count(one) == 1 for one in said) if len(said) == 1 else "protocol\n" in shown
@@ -222,11 +221,7 @@ def test_every_cell_runs_and_one_in_several_recipes_trains_once(
                 assert metric not in row.paper or f"{row.paper[metric]:.2f}" in shown
         assert all((one.footnote or "") in shown for one in recipe.quoted)
         random = sorted(
-            {
-                feature
-                for runs in sweep.runs.values()
-                for feature in runs[0].result["random_weights"]
-            }
+            {feature for runs in sweep.runs.values() for feature in runs[0].result.random_weights}
         )
         assert (
             f"random weights ({', '.join(random)}) and synthetic corpus (demo): no comparison"
@@ -407,7 +402,9 @@ def test_only_what_is_alike_is_compared(
     sweep = plan_sweep(recipe)
     list(run_sweep(sweep))
     for run in sweep.runs["a"]:
-        run.result.update(synthetic=False, random_weights=[])  # as if it were of people
+        # As if it were of people.
+        people = structs.replace(run.result, synthetic=False, random_weights=[])
+        run.__dict__["result"] = people
     row, quoted = recipe_rows(recipe, sweep.runs)
     barred = row.differs.startswith("not compared: ")
     assert row.differs.removeprefix("not compared: ") == differs and row.paper == (
@@ -595,8 +592,8 @@ def test_each_fold_counts_with_its_best_candidate(store: Path, tmp_path: Path) -
             ("session 1", "session 2")
         ):  # with the best UA on dev, by the histories alone
             tried = [run for run in sweep.runs[row.cell][number::2] if run.finished]
-            dev = [max(line["ua"] for line in run.result["history"]) for run in tried]
-            assert {run.result["fold"] for run in tried} == {fold}
+            dev = [max(line.ua for line in run.result.history) for run in tried]
+            assert {run.result.fold for run in tried} == {fold}
             best.append(int(np.argmax(dev)))
             chosen[fold] = tried[best[-1]].name, 100 * max(dev)
         expected |= {run for run, _ in chosen.values()}

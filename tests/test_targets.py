@@ -29,14 +29,16 @@ from ser.train.data.votes import rater_votes
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
+from ser.train.records import to_json
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.paper import quoted_for
 from ser.train.report.predictions import votes_table
 from ser.train.report.sections import make_page
-from ser.train.run_folder import MODEL, Run, find_runs
+from ser.train.run_folder import CONFIG, MODEL, RESULT, Run, find_runs, run_name
 from ser.train.scores.raters import rater_scores
 from ser.train.scores.ratings import concordance, dimension_scores, moments
+from ser.train.seal import sealed_json
 from ser.train.settings import TrainingSettings
 from ser.train.sweep.search import chosen_rows
 from ser.train.targets import TARGETS, concordance_loss
@@ -134,8 +136,8 @@ def test_every_fusion_learns_every_target(store: Path, name: str) -> None:
                 assert not torch.equal(before, after) or name.startswith(
                     ("ef", "mf", "lf", "lgf")
                 ), weight
-        assert heads and np.isfinite([line["loss"] for line in fitted.history]).all()
-        losses.add(fitted.history[-1]["loss"])
+        assert heads and np.isfinite([line.loss for line in fitted.history]).all()
+        losses.add(fitted.history[-1].loss)
     assert len(losses) == len(TARGETS)
 
 
@@ -159,18 +161,23 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_records_give_the_bytes_that_they_were_read_from(runs: Path) -> None:
+    """Of config.json and result.json of every target, and the config's name."""
+    for run in find_runs(runs):
+        for name, record in ((CONFIG, run.config), (RESULT, run.result)):
+            encoded = b"".join(sealed_json(to_json(record), run.name))
+            assert encoded == (run.path / name).read_bytes()
+        assert run_name(run.config) == run.name
+
+
 def cell_of(runs: Path, target: str) -> Any:
-    return next(
-        cell
-        for cell in group_runs(find_runs(runs))[0]
-        if cell.config.get("target", "class") == target
-    )
+    return next(cell for cell in group_runs(find_runs(runs))[0] if cell.config.target == target)
 
 
 def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -> None:
     cell = cell_of(runs, "vad")
     every = pandas.concat(
-        [run.predictions().to_pandas().assign(seed=run.config["seed"]) for run in cell.runs]
+        [run.predictions().to_pandas().assign(seed=run.config.seed) for run in cell.runs]
     )
 
     def pooled(part: pandas.DataFrame, name: str) -> float:
@@ -189,10 +196,10 @@ def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -
         assert (low, high) == pytest.approx((max(-1, whole - half), min(1, whole + half)), abs=1e-9)
     assert every["truth valence"].between(1, 5).all()
     run = cell.runs[0]
-    kept = max(run.result["history"], key=lambda line: line["ccc"])  # the mean CCC on dev selects
-    assert run.result["epoch"] == kept["epoch"] and kept["ua"] is None
+    kept = max(run.result.history, key=lambda line: line.ccc)  # the mean CCC on dev selects
+    assert run.result.epoch == kept.epoch and kept.ua is None
     assert cell.score("ccc").pooled > 0.6, "it is learnt"
-    assert "probabilities" not in every and run.result["classes"] == []
+    assert "probabilities" not in every and run.result.classes == []
 
 
 def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, runs: Path) -> None:
@@ -200,12 +207,12 @@ def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, run
     absent = "no rating of valence, arousal, dominance"
     assert alone.left_out == {absent: 10 // 2} and alone.n == 2 * (120 - 5)
     assert both.left_out[absent] < 5 and "label xxx is not in 4class" in both.left_out
-    assert both.config["training"]["select_score"] == "ua" and both.score("ua").pooled > 0
+    assert both.config.training["select_score"] == "ua" and both.score("ua").pooled > 0
     asked_for = [
         asked(store, "audio:utterance", "vad", labels=policy) for policy in ("4class", "6class")
     ]
     assert len({prepare(one, CACHE)[0].name for one in asked_for}) == 1, "labels have no part in it"
-    assert "target" not in cell_of(runs, "class").config
+    assert "target" not in to_json(cell_of(runs, "class").config)
 
 
 def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Path) -> None:
@@ -222,7 +229,7 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     cells, _ = group_runs(find_runs(runs))
     labels = {cell.label.removesuffix(" · patience 1") for cell in cells}
     assert labels == {f"concat:utterance · {target}" for target in TARGETS}
-    assert len({len(run.result["history"]) for run in cell_of(runs, "class+vad").runs}) > 1
+    assert len({len(run.result.history) for run in cell_of(runs, "class+vad").runs}) > 1
     with warnings.catch_warnings(action="error"):
         unrated_first = make_page(sorted(cells, key=lambda cell: cell.rated), [])
     [curves] = [table for table in unrated_first.tables if table.name == "learning-ccc"]
@@ -233,7 +240,7 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.texts)  # no percent
     [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
     assert row["dev mean CCC"] == max(
-        line["ccc"] for line in cell_of(runs, "vad").runs[0].result["history"]
+        line.ccc for line in cell_of(runs, "vad").runs[0].result.history
     )
     alone = [run.path for run in cell_of(runs, "vad").runs]
     one = ser("report", *alone, "--html", tmp_path / "one")
@@ -433,21 +440,21 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
     }
     for name, each in wanted.items():
         assert (
-            run.result[name] == pytest.approx(np.mean(each))
-            and run.result["tests"]["head text"][name] > 0
+            run.result.score(name) == pytest.approx(np.mean(each))
+            and run.result.tests["head text"].score(name) > 0
         )
-    assert run.result["ua"] == soft.result["ua"] and "kl" not in soft.result
+    assert run.result.ua == soft.result.ua and soft.result.kl is None
     runs = run_experiment(lgf(store, "distribution", tmp_path, folds="all"))
     cell = CellScores(runs)
     whole, low, high = cell.divergences()["js"]
     assert low is not None and high is not None and 0 <= low < whole < high
     assert whole == pytest.approx(
-        np.average([r.result["js"] for r in runs], weights=[r.result["n"] for r in runs])
+        np.average([r.result.js for r in runs], weights=[r.result.n for r in runs])
     )
     assert (
         cell.to_json()["raters"] == cell.raters and cell.raters is not None and cell.raters["n"] > 0
     )
-    tested = [r.result["raters"]["n"] for r in runs]
+    tested = [r.result.raters.n for r in runs]
     assert cell.raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
     assert "from the raters' votes, in nats: KL" in summary_text(
         cell
@@ -472,13 +479,12 @@ def test_what_has_no_majority_trains_and_is_scored_apart(store: Path, tmp_path: 
     }
     assert len(more.fold.test) == len(plain.fold.test)
     [run] = run_experiment(lgf(store, "distribution+undecided", tmp_path))
-    apart = run.result["no_majority"]
+    apart = run.result.no_majority
     assert (
-        apart["n"] == len(more.fold.left_out["no majority among the raters (test)"])
-        and apart["js"] > 0
+        apart.n == len(more.fold.left_out["no majority among the raters (test)"]) and apart.js > 0
     )
-    assert votes_table(group_runs([run])[0]).rows[0]["without a majority"] == apart["n"]
-    assert "no majority among the raters (test)" in Run(run.path).result["left_out"]
+    assert votes_table(group_runs([run])[0]).rows[0]["without a majority"] == apart.n
+    assert "no majority among the raters (test)" in Run(run.path).result.left_out
 
 
 def test_without_votes_there_is_no_distribution(tmp_path: Path) -> None:

@@ -273,14 +273,9 @@ def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_p
         run_experiment(plain),
         run_experiment(replace(plain, views="logmel:view=pitch-1")),
     )
-    assert (
-        without.path != mixed.path and mixed.config["views"][0]["feature"] == "logmel:view=pitch-1"
-    )
-    assert (
-        without.result["n"] == mixed.result["n"]
-        and without.result["parts"] == mixed.result["parts"]
-    )
-    assert without.result["history"][0]["loss"] != mixed.result["history"][0]["loss"]
+    assert without.path != mixed.path and mixed.config.views[0].feature == "logmel:view=pitch-1"
+    assert without.result.n == mixed.result.n and without.result.parts == mixed.result.parts
+    assert without.result.history[0].loss != mixed.result.history[0].loss
     scalings = [load_model(run)[0].scaling["audio"] for run in (without, mixed)]
     assert torch.equal(scalings[0].mean, scalings[1].mean) and torch.equal(
         scalings[0].std, scalings[1].std
@@ -394,19 +389,19 @@ def test_features_of_a_modality_are_joined_each_standardised_by_itself(
         own_scale = Standardizer.of(alone.inputs["audio"], job.fold.train)
         assert torch.equal(own_scale.mean, whole.mean[:12] if name != "is13" else whole.mean[36:])
     [run] = run_experiment(asked)
-    joined = run.config["features"]["audio"]["joined"]
-    assert [one["feature"] for one in joined] == [
+    joined = run.config.features["audio"].joined
+    assert [one.feature for one in joined] == [
         f"hubert:layer={k}" for k in ("0", "1", "2,norm=after")
     ] + ["is13"]
-    assert all(open_store(rich).feature(f"{one['feature']}@{one['fingerprint']}") for one in joined)
-    assert list(run.result["layers"]) == [one["feature"] for one in joined[:3]]
+    assert all(open_store(rich).feature(f"{one.feature}@{one.fingerprint}") for one in joined)
+    assert list(run.result.layers) == [one.feature for one in joined[:3]]
     assert (
-        sum(run.result["layers"].values()) == pytest.approx(1)
-        and len(set(run.result["layers"].values())) == 3
+        sum(run.result.layers.values()) == pytest.approx(1)
+        and len(set(run.result.layers.values())) == 3
     )
     shares = load_model(run)[0].model.get_parameter("layer_sums.weights.audio 0").softmax(0)
-    assert shares.tolist() == list(run.result["layers"].values())
+    assert shares.tolist() == list(run.result.layers.values())
     [cell], _ = group_runs([run])
     assert "--features hubert:layers=all+is13+mpnet@" in command(cell)
     [table] = [one for one in make_page([cell], []).tables if one.name == "layers"]
-    assert [row["layer"] for row in table.rows] == list(run.result["layers"])
+    assert [row["layer"] for row in table.rows] == list(run.result.layers)

@@ -167,23 +167,22 @@ def test_patience_ends_a_stage_where_no_better_score_has_come(store: Path, fusio
     long = fit(*prepared(store, fusion, "epochs=9", "lr=0.02")).history
     found = fit(*prepared(store, fusion, "epochs=9", "lr=0.02", "patience=2", *more))
     stages = {
-        line["stage"]: [one for one in found.history if one["stage"] == line["stage"]]
+        line.stage: [one for one in found.history if one.stage == line.stage]
         for line in found.history
     }
     for name, lines in stages.items():
-        ua = [line["ua"] for line in lines]
+        ua = [line.ua for line in lines]
         if name.endswith(" again"):
-            kept = [line["epoch"] for line in stages[name.removesuffix(" again")] if line["kept"]][
-                -1
-            ]
-            assert len(lines) == kept and ua[0] is None
+            first_training = stages[name.removesuffix(" again")]
+            kept = [line.epoch for line in first_training if line.kept]
+            assert len(lines) == kept[-1] and ua[0] is None
             continue
         waited = [
             n - int(np.argmax(ua[: n + 1])) for n in range(len(ua))
         ]  # epochs since the best of those so far
         assert max(waited[:-1], default=0) < 2 and (waited[-1] == 2 or len(ua) == 9)
     first = next(iter(stages.values()))
-    assert [line["ua"] for line in first] == [line["ua"] for line in long[: len(first)]]
+    assert [line.ua for line in first] == [line.ua for line in long[: len(first)]]
     assert len(found.history) < 9 * len(stages)
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import Result
+from msgspec import structs
 from safetensors.torch import load_file
 
 from ser.commands.train import summary_text
@@ -31,8 +32,9 @@ from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
 from ser.train import run as training
 from ser.train.experiment import Experiment, estimate, prepare, run_experiment
-from ser.train.fit import Epoch, Fitted
+from ser.train.fit import Fitted
 from ser.train.models import FUSIONS
+from ser.train.records import Epoch, to_json
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs
 from ser.train.report.sections import report_text
@@ -156,8 +158,8 @@ def test_a_copied_run_counts_once(
         and not caplog.records
     )
     other = Run(tmp_path / "copy" / run.name)
-    files = other.result["files"] | other.write_predictions({"id": ["another"]})
-    other.write_json(RESULT, other.result | {"files": files})
+    files = other.result.files | other.write_predictions({"id": ["another"]})
+    other.write_json(RESULT, structs.replace(other.result, files=files))
     assert (
         find_runs(tmp_path / "runs", tmp_path / "copy") == [run]
         and "has other predictions than" in caplog.text
@@ -195,9 +197,9 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
     # their names.
     config = prepare(replace(plain, select="last"))[0].config
     assert (
-        "only" not in config
-        and "refit" not in config["training"]
-        and config["training"]["dev"] == "auto"
+        "only" not in to_json(config)
+        and "refit" not in config.training
+        and config.training["dev"] == "auto"
     )
 
 
@@ -217,7 +219,7 @@ def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
     for name in ("loss", "ua", "wa"):
         drawn = [(point.step, point.value) for point in events.Scalars(f"train/{name}")]
         assert drawn == [
-            (line["epoch"], pytest.approx(line[name])) for line in run.result["history"]
+            (line.epoch, pytest.approx(line.score(name))) for line in run.result.history
         ]
     assert run.path.name == run_name(prepare(replace(asked, log=None))[0].config)
 
@@ -369,7 +371,7 @@ def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) ->
     )
     best = CellScores(run_experiment(lgf(store, tmp_path, select="best-test", folds=1)))
     assert (
-        best.results[0]["select"] == "best-test"
+        best.results[0].select == "best-test"
         and "best-test (epoch chosen on the TEST part)" in best.conditions
     )
 
@@ -385,7 +387,7 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     runs = run_experiment(
         lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'a' / 'mine.csv'}")
     )
-    assert len(runs) == 3 and runs[0].result["protocol"] == "folds:mine.csv"
+    assert len(runs) == 3 and runs[0].result.protocol == "folds:mine.csv"
     # The same folds from elsewhere are the same runs; other folds under the same name are not.
     moved = lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'b' / 'mine.csv'}")
     assert [run_name(job.config) for job in prepare(moved)] == [run.path.name for run in runs]
@@ -406,7 +408,7 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
             "folds:mine.csv (speaker-dependent) · 1 of 10 test speakers are heard in training"
             in shown
         )
-    result = {**runs[0].result, "speakers": None, "speaker_independent": False}
+    result = structs.replace(runs[0].result, speakers=None, speaker_independent=False)
     runs[0].write_json(RESULT, result)
     unknown = CellScores([load_run(runs[0].path)]).conditions
     assert unknown.startswith(
@@ -441,15 +443,14 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     assert "is not a run folder" in ser("train", "--resume", tmp_path / "nowhere").output
     assert "--fusion is missing" in ser("train", "--resume").output
     run = Run(wanted)
-    asked = run.config["provenance"]
+    provenance = run.config.provenance
     (wanted / "result.json").unlink()
-    run.write_json(
-        CONFIG, {**run.config, "provenance": {**asked, "asked": {**asked["asked"], "epochs": 99}}}
-    )
+    longer = structs.replace(provenance, asked={**provenance.asked, "epochs": 99})
+    run.write_json(CONFIG, structs.replace(run.config, provenance=longer))
     changed = ser("train", "--resume", wanted)
     assert changed.exit_code != 0 and "have changed since this run began" in changed.output
     for nothing in ({}, {"asked": {"fusion": "mit"}, "store": "x"}):
-        run.write_json(CONFIG, {**run.config, "provenance": nothing})
+        run.write_json(CONFIG, {**to_json(run.config), "provenance": nothing})
         told = ser("train", "--resume", wanted)
         assert (
             told.exit_code in (1, 2)
@@ -546,9 +547,8 @@ def test_no_bit_of_a_run_can_change(trained: Run, tmp_path: Path, file: str) -> 
         (run / file).write_bytes(altered)
         with pytest.raises(CorruptStore, match=r"\.(json|safetensors|parquet): "):
             Run(run).checked()
-    if file.endswith(
-        "json"
-    ):  # without its seal, one of this version is not taken for an older one's
+    if file.endswith("json"):
+        # Without its seal it is not taken either.
         record = json.loads(content)
         for key in ("sha256", "run", "files"):
             record.pop(key, None)
@@ -572,9 +572,11 @@ def test_what_does_not_match_its_name_is_refused(
     monkeypatch.chdir(trained.path)
     for named in (tmp_path / "link", Path()):
         assert ser("train", "--resume", named).exit_code == 0
-    old = shutil.copytree(FIXTURES / "runs-v1" / "06ced0fd35029b43", tmp_path / "old")
-    with pytest.raises(CorruptStore, match="holds run 06ced0fd35029b43; name the folder so"):
-        _ = load_run(old).config
+    other = Run(tmp_path / "0123456789abcdef")
+    other.path.mkdir()
+    other.write_json(CONFIG, trained.config)
+    with pytest.raises(CorruptStore, match=f"holds run {trained.name}; name the folder so"):
+        _ = other.config
 
 
 @pytest.fixture
@@ -632,10 +634,8 @@ def test_predictions_and_weights_that_are_nan(
     fitted, *_ = load_model(run)
     weights = fitted.model.state_dict()
     next(iter(weights.values())).view(-1)[0] = torch.nan
-    run.write_json(
-        RESULT,
-        {**run.result, "files": run.result["files"] | write_model(run, weights, fitted.scaling)},
-    )
+    files = {**run.result.files, **write_model(run, weights, fitted.scaling)}
+    run.write_json(RESULT, structs.replace(run.result, files=files))
     with pytest.raises(CorruptStore, match="does not hold the weights of fusion 'lgf-add'"):
         load_model(Run(run.path))
 

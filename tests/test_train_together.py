@@ -32,11 +32,12 @@ from ser.train.experiment import (
     run_experiment,
     train_jobs,
 )
-from ser.train.fit import Epoch, fit, learning_rate, make_optimiser
+from ser.train.fit import fit, learning_rate, make_optimiser
 from ser.train.fit_many import MOST, NO_LABEL, Graphs, Stack, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
+from ser.train.records import Epoch, to_json
 from ser.train.run_folder import Run, run_name
 from ser.train.sweep.run import run_sweep, train_group
 from ser.train.sweep.tasks import plan_sweep
@@ -302,8 +303,8 @@ def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, 
         changed, tmp_path, on_epoch=lambda job, line: told[job.name].append(line.loss)
     )
     for job, run in ((jobs[0], first), (jobs[2], last)):
-        alone = fit(data, fold, job.plan).history[-1]["loss"]
-        assert run.result["history"][-1]["loss"] == alone == told[job.name][-1]
+        alone = fit(data, fold, job.plan).history[-1].loss
+        assert run.result.history[-1].loss == alone == told[job.name][-1]
     assert isinstance(diverged, Diverged) and Run(tmp_path / jobs[1].name).diverged
     [again] = train_jobs([jobs[1]], tmp_path)
     assert not again.diverged
@@ -366,10 +367,10 @@ def test_run_folders_are_those_of_single_runs(store, tmp_path):
             f.name for f in together.path.iterdir()
         )
         assert alone.path.name == together.path.name == run_name(together.config)
-        assert alone.result.keys() == together.result.keys()
-        assert (alone.result["ua"], alone.result["epoch"]) == (
-            together.result["ua"],
-            together.result["epoch"],
+        assert to_json(alone.result).keys() == to_json(together.result).keys()
+        assert (alone.result.ua, alone.result.epoch) == (
+            together.result.ua,
+            together.result.epoch,
         )
         assert alone.predictions()["predicted"] == together.predictions()["predicted"]
         assert len((together.path / "log").read_text().splitlines()) == 4
@@ -437,7 +438,7 @@ def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(
         prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True)
     )
     assert plain.name == exact.name and exact.plan.deterministic
-    assert [job.config["provenance"]["asked"]["deterministic"] for job in (plain, exact)] == [
+    assert [job.config.provenance.asked["deterministic"] for job in (plain, exact)] == [
         False,
         True,
     ]

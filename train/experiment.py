@@ -1,7 +1,7 @@
 """An experiment: the options of `ser train`, turned into one run per fold and seed.
 
 for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="speaker-out")):
-    print(run.config["fold"], run.result["ua"])
+    print(run.config.fold, run.result.ua)
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from .fit import Fitted, fit, rows_to_evaluate
 from .fit_many import MOST, fit_many, runs_at_once
 from .models import FUSIONS
 from .options import Experiment, check_options
+from .records import Provenance, RunConfig
 from .run import Job, OnProgress, one_thread, oom_as_error, train_jobs
 from .run_folder import CONFIG, Run, load_run
 from .settings import has_setting, parse_settings, settings_to_record
@@ -117,7 +118,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     return jobs
 
 
-def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> dict[str, Any]:
+def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig) -> RunConfig:
     """The run's complete config: all that can change its numbers, and where it came from."""
     ids = {part: [data.utterances.ids[row] for row in rows] for part, rows in fold.parts.items()}
     protocol, colon, file = experiment.protocol.partition(":")
@@ -137,31 +138,31 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         key: str(value) if isinstance(value, Path) else value
         for key, value in asdict(experiment).items()
     }
-    return {
-        "version": TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
+    provenance = Provenance(
+        **data.notes,
+        asked=options,
+        device=plan.device,
+        package=package or None,
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+    )
+    return RunConfig(
+        version=TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
         **data.described,
-        "fusion": plan.fusion.name,
-        **({"code": hashlib.sha256(code).hexdigest()} if code else {}),
-        "settings": settings_to_record(plan.settings),
-        "training": training,
-        "loss": plan.loss,
-        "protocol": f"{protocol}:{Path(file).name}"
-        if colon
-        else protocol,  # wherever the file of folds lies
-        "fold": fold.name,
-        "cut": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "select": plan.select,
-        "seed": plan.seed,
-        "precision": plan.precision,
-        "dims": data.dims,
-        "provenance": {
-            **data.notes,
-            "asked": options,
-            "device": plan.device,
-            **({"package": package} if package else {}),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        },
-    }
+        fusion=plan.fusion.name,
+        code=hashlib.sha256(code).hexdigest() if code else None,
+        settings=settings_to_record(plan.settings),
+        training=training,
+        loss=plan.loss,
+        # Wherever the file of folds lies.
+        protocol=f"{protocol}:{Path(file).name}" if colon else protocol,
+        fold=fold.name,
+        cut=hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        select=plan.select,
+        seed=plan.seed,
+        precision=plan.precision,
+        dims=data.dims,
+        provenance=provenance,
+    )
 
 
 def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
@@ -170,11 +171,11 @@ def resumed(path: Path | str) -> tuple[Experiment, list[Job]]:
     Raises `WrongUse` if the folder is not a run, or what it was made from is no longer the same.
     """
     run = load_run(path)
-    provenance = run.config["provenance"]
+    provenance = run.config.provenance
     try:
         recorded = {
-            **provenance["asked"],
-            "store": provenance["store"],
+            **provenance.asked,
+            "store": provenance.store,
             "out": run.path.parent,
             "resume": True,
         }
@@ -298,13 +299,9 @@ def _seconds_per_row(jobs: Sequence[Job]) -> float:
         fitted = fitted or [fit(job.data, trial.fold, plans[0])]
         fastest: dict[str, float] = {}  # by stage
         for line in [
-            line
-            for model in fitted
-            if not model.fault
-            for line in model.history
-            if line["epoch"] > 1
+            line for model in fitted if not model.fault for line in model.history if line.epoch > 1
         ]:
-            fastest[line["stage"]] = min(line["seconds"], fastest.get(line["stage"], math.inf))
+            fastest[line.stage] = min(line.seconds, fastest.get(line.stage, math.inf))
         seconds = [*fastest.values()]
         if seconds:
             per_row = float(np.mean(seconds) / _rows(trial))

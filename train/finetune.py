@@ -5,10 +5,12 @@ the layer below, with `all` the whole encoder from the cached token ids; their f
 those of the feature's own checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from msgspec import structs
 
 from ser.cache.spec import Spec
 from ser.disk.records import to_record
@@ -20,6 +22,7 @@ from ser.weights.load import load_encoder
 from .data.dataset import Dataset
 from .models import Fusion
 from .models.usc import Encoder, Layers, untrained
+from .records import RunConfig
 
 TOKENS = "token"  # the extra of a text feature that holds token ids
 
@@ -58,10 +61,8 @@ def with_encoder(
     depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
     if layers == "all":
         features = data.described["features"]
-        described = {
-            **data.described,
-            "features": features | {"text": features["text"] | {"extra": TOKENS}},
-        }
+        tokens = structs.replace(features["text"], extra=TOKENS)
+        described = {**data.described, "features": {**features, "text": tokens}}
         data = replace(data, read=partial(data.read, text=TOKENS), described=described)
     elif not 1 <= layers <= depth:
         raise WrongUse(
@@ -85,14 +86,14 @@ def with_encoder(
     ), data
 
 
-def reopened(fusion: Fusion, settings: Any, config: Mapping[str, Any]) -> Fusion:
+def reopened(fusion: Fusion, settings: Any, config: RunConfig) -> Fusion:
     """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in
     the run.
     """
     layers: Layers = getattr(settings, "finetune_layers", 0)
     if layers == 0:
         return fusion
-    encoders = config["provenance"].get("encoders", {})
+    encoders = config.provenance.encoders or {}
     if "text" not in encoders:
         raise CorruptStore(
             "the run's config.json does not describe the encoder that it trained; train the run again"

@@ -10,12 +10,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import convert, to_builtins
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
@@ -27,29 +28,12 @@ from .data.dataset import Dataset, Standardizer, with_views
 from .data.folds import Fold
 from .models import Stage
 from .models.ragged import Heads
+from .records import Epoch, Scores
 from .targets import TARGETS
 
 NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
 Random = Mapping[str, Generator]  # that of torch, and those of a training's own draws
 EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of a run's log, with the scores of the part that is evaluated (dev, or test with
-    best-test), if any.
-    """
-
-    stage: str
-    epoch: int  # from 1
-    epochs: int
-    loss: float  # mean per utterance
-    wa: float | None
-    ua: float | None
-    seconds: float  # of runs that are trained at once, each its share
-    kept: bool  # whether this epoch is the one to keep so far
-    macro_f1: float | None = None
-    ccc: float | None = None  # the mean over valence, arousal and dominance
 
 
 @dataclass
@@ -60,13 +44,13 @@ class Fitted:
 
     model: nn.Module
     scaling: dict[str, Standardizer]
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     fault: str | None = None  # why it ended too early; the weights are the best before that
 
     @property
     def epoch(self) -> int:
         """The epoch that was kept in the last stage, from 1."""
-        return [line["epoch"] for line in self.history if line["kept"]][-1]
+        return [line.epoch for line in self.history if line.kept][-1]
 
     @torch.inference_mode()
     def predict(
@@ -113,7 +97,7 @@ def fit(
     config: TrainConfig,
     on_epoch: Callable[[Epoch, Callable[[], bytes]], None] | None = None,
     resume: tuple[Mapping[str, Tensor], Mapping[str, str]] | None = None,
-    chosen: Sequence[dict[str, Any]] = (),
+    chosen: Sequence[Epoch] = (),
 ) -> Fitted:
     """Train one model on one fold; with `refit` then another on train + dev, for as many epochs as
     dev chose.
@@ -125,7 +109,7 @@ def fit(
     """
     if config.training.refit:
         once = replace(config, training=replace(config.training, refit=False))
-        if not (chosen := json.loads(resume[1]["state"])["chosen"] if resume else []):
+        if not (chosen := read_state(resume[1])["chosen"] if resume else []):
             first_model = fit(data, fold, once, on_epoch, resume)
             if first_model.fault:
                 return first_model
@@ -155,7 +139,7 @@ def fit(
     random["torch"] = torch.default_generator
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     selection = Selection(config, snapshot(model.state_dict()), chosen=list(chosen))
-    about: dict[str, Any] = json.loads(resume[1]["state"]) if resume else {"stage": 0}
+    about: dict[str, Any] = read_state(resume[1]) if resume else {"stage": 0}
 
     def hide(n: int) -> dict[str, Tensor]:
         return fusion.hide(settings, n, epoch, random["hiding"]) if fusion.hide else {}
@@ -218,7 +202,7 @@ def fit(
             mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(
                 train_rows
             )
-            scores, head = dict[str, Any](), stage.output
+            scores, head = None, stage.output
             if len(eval_rows):
                 predicted = Fitted(model, per_batch).predict(
                     data, eval_rows, config, heads=frozenset({head})
@@ -366,6 +350,14 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     return None
 
 
+def read_state(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata of a `Selection.state` holds."""
+    state = json.loads(metadata["state"])
+    for key in ("history", "chosen"):
+        state[key] = convert(state[key], list[Epoch])
+    return state
+
+
 def snapshot(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of a model's weights, or of other tensors, on the CPU, as safetensors files take them."""
     return {
@@ -382,12 +374,12 @@ class Selection:
     config: TrainConfig
     kept: dict[str, Tensor]
     best: float = -math.inf  # score of this stage's epochs
-    history: list[dict[str, Any]] = field(default_factory=list)
-    chosen: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
+    chosen: list[Epoch] = field(default_factory=list)
 
     def epochs(self, stage: Stage) -> int:
         """How many a stage has: as many as were chosen for it before, or as are set."""
-        kept = {line["stage"]: line["epoch"] for line in self.chosen if line["kept"]}
+        kept = {line.stage: line.epoch for line in self.chosen if line.kept}
         return kept.get(stage.name, self.config.settings.epochs)
 
     def stopped(self, stage: Stage) -> bool:
@@ -395,18 +387,22 @@ class Selection:
         ends = (
             n
             for n, line in enumerate(reversed(self.history))
-            if line["kept"] or line["stage"] != stage.name
+            if line.kept or line.stage != stage.name
         )
         return 0 < self.config.training.patience <= next(ends, 0)
 
     def add(
-        self, stage: Stage, epoch: int, loss: float, scored: Mapping[str, Any], seconds: float
+        self, stage: Stage, epoch: int, loss: float, scored: Scores | None, seconds: float
     ) -> Epoch:
         """Add an epoch (from 0) with the scores of the evaluated part; `kept` of it says whether it
         is the best yet.
         """
-        ccc = float(np.mean(list(scored["ccc"].values()))) if "ccc" in scored else None
-        scores = {**{name: scored.get(name) for name in ("wa", "ua", "macro_f1")}, "ccc": ccc}
+        scores: dict[str, float | None] = dict.fromkeys(("wa", "ua", "macro_f1", "ccc"))
+        if scored is not None:
+            for metric in ("wa", "ua", "macro_f1"):
+                scores[metric] = scored.score(metric)
+            if scored.ccc is not None:
+                scores["ccc"] = float(np.mean(list(scored.ccc.values())))
         score = (
             float(epoch)
             if self.config.select == "last"
@@ -416,9 +412,15 @@ class Selection:
         self.best = score if score is not None and kept else self.best
         name = f"{stage.name} again" if self.chosen else stage.name
         line = Epoch(
-            name, epoch + 1, self.epochs(stage), loss, seconds=seconds, kept=kept, **scores
+            stage=name,
+            epoch=epoch + 1,
+            epochs=self.epochs(stage),
+            loss=loss,
+            seconds=seconds,
+            kept=kept,
+            **scores,
         )
-        self.history.append(asdict(line))
+        self.history.append(line)
         return line
 
     def state(
@@ -447,9 +449,9 @@ class Selection:
             "stage": stage,
             "epoch": epoch,
             "best_score": repr(self.best),
-            "history": self.history,
+            "history": to_builtins(self.history),
         }
-        about["chosen"] = self.chosen
+        about["chosen"] = to_builtins(self.chosen)
         return save(tensors, {"state": json.dumps(about)})
 
     def restore(

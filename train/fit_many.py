@@ -36,10 +36,10 @@ from . import fit
 from .config import TrainConfig
 from .data.dataset import Dataset
 from .data.folds import Fold
-from .fit import Epoch, Fitted, Selection
+from .fit import Fitted, Selection
 from .models.ragged import Batch, RaggedLayout, Sequences
+from .records import Epoch, Scores
 from .scores.classes import confusions, metrics
-from .scores.measures import SHOWN
 
 MOST = 64  # runs at once: beyond, even a large GPU has enough to do
 SHARE = 0.15  # of a GPU's free memory: five workers may ask at the same moment
@@ -199,7 +199,14 @@ def fit_many(
         better = [False] * len(configs)
         for i, selection in enumerate(selections):
             if i in left and i not in faults:
-                found = {name: float(scored[name][i]) for name in SHOWN.values() if name in scored}
+                found = None
+                if scored:
+                    found = Scores(
+                        n=len(eval_rows),
+                        wa=float(scored["wa"][i]),
+                        ua=float(scored["ua"][i]),
+                        macro_f1=float(scored["macro_f1"][i]),
+                    )
                 line = selection.add(stage, epoch, means[i], found, seconds)
                 better[i] = line.kept
                 if on_epoch:

@@ -7,13 +7,14 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from safetensors.torch import save
 
 from ser.engines import is_out_of_memory
@@ -26,12 +27,20 @@ from .data.folds import Fold
 from .data.leakage import known_before
 from .data.protocols import UNDECIDED
 from .finetune import reopened
-from .fit import NO_NUMBERS, Epoch, Fitted, fit, snapshot
+from .fit import NO_NUMBERS, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once
 from .models import FUSIONS, with_layer_sums
 from .models.superb import layer_shares
+from .records import (
+    Calibration,
+    Epoch,
+    RaterScores,
+    RunConfig,
+    RunResult,
+    SplitCorpus,
+    UndecidedScores,
+)
 from .run_folder import (
-    AGAIN,
     CONFIG,
     DEV,
     FAULT,
@@ -44,6 +53,7 @@ from .run_folder import (
     claimed,
     run_name,
 )
+from .seal import AGAIN
 from .settings import TrainingSettings, settings_from_record
 from .targets import TARGETS
 
@@ -57,7 +67,7 @@ class Job:
     data: Dataset
     fold: Fold
     plan: TrainConfig
-    config: dict[str, Any]  # complete, with provenance
+    config: RunConfig  # complete, with provenance
 
     @cached_property
     def name(self) -> str:
@@ -79,7 +89,7 @@ class Job:
         and loss alone.
         """
         apart = ("seed", "loss") if self.stacked else ()
-        return run_name({key: value for key, value in self.config.items() if key not in apart})
+        return run_name(self.config, apart)
 
 
 OnProgress = Callable[
@@ -203,7 +213,7 @@ class Training:
             self.lines.write(f"{event}\n")
             self.lines.flush()
             return
-        values = {name: value for name, value in asdict(event).items() if value is not None}
+        values = {name: value for name, value in structs.asdict(event).items() if value is not None}
         self(
             " · ".join(
                 f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
@@ -265,66 +275,75 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
         if len(dev)
         else {}
     )
-    undecided, of_undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0]), dict[str, Any]()
+    undecided = fold.left_out.get(f"{UNDECIDED} (test)", rows[:0])
+    no_majority: UndecidedScores | None = None
     if len(undecided):
-        of_undecided = target.scored(
-            utterances, undecided, fitted.predict(data, undecided, plan)["logits"], plan
-        )
+        predicted = fitted.predict(data, undecided, plan)["logits"]
+        scored = target.scored(utterances, undecided, predicted, plan)
+        no_majority = UndecidedScores(n=scored.n, kl=scored.score("kl"), js=scored.score("js"))
     if not all(np.isfinite(predicted).all() for predicted in (*tests.values(), *on_dev.values())):
         return NO_NUMBERS
 
     tested = {
         name: target.scored(utterances, rows, predicted, plan) for name, predicted in tests.items()
     }
-    weights, features = snapshot(fitted.model.state_dict()), config["features"]
+    weights, features = snapshot(fitted.model.state_dict()), config.features
     files = run.write_json(CONFIG, config) | write_model(run, weights, fitted.scaling)
     files |= run.write_predictions(target.columns(utterances, rows, tests, plan))
     if on_dev:
         files |= run.write_predictions(target.columns(utterances, dev, on_dev, plan), DEV)
-    result = {
-        **tested["both"],
-        **{
-            key: config[key]
-            for key in ("corpus", "fusion", "loss", "protocol", "select", "fold", "seed")
-        },
-        "labels": config["labels"]["policy"],
-        "classes": list(utterances.classes),
-        "tests": tested,
-        "raters": data.raters(rows),
-        **(
-            {"no_majority": {name: of_undecided[name] for name in ("n", "kl", "js")}}
-            if of_undecided
-            else {}
-        ),
-        "calibration": target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"]))
-        if on_dev
-        else None,
-        **known_before(fold.refitted if plan.training.refit else fold, utterances),
-        **{key: data.notes[key] for key in ("synthetic", "random_weights")},
-        "parts": {part: len(own) for part, own in fold.parts.items()},
-        "dev": fold.dev_by,
-        "refit": plan.training.refit,
-        "left_out": {
-            **data.notes["left_out"],
-            **{why: len(others) for why, others in fold.left_out.items()},
-        },
-        "epoch": fitted.epoch,
-        "seconds": round(seconds, 3),
-        "history": fitted.history,
-        **(
-            {"layers": layer_shares(weights, features)}
-            if any("sums" in one for one in features.values())
-            else {}
-        ),
-        "files": files,
-    }
-    if corpora := data.notes.get("corpora"):
+    raters = data.raters(rows)
+    calibration = None
+    if on_dev:
+        calibration = target.calibrated(utterances, (dev, on_dev["both"]), (rows, tests["both"]))
+    left_out = dict(data.notes["left_out"])
+    for why, others in fold.left_out.items():
+        left_out[why] = len(others)
+    several = data.notes.get("corpora")
+    corpora = None
+    if several:
         names = np.array(utterances.corpora)
-        result["corpora"] = {}
-        for name, about in corpora.items():
+        corpora = {}
+        for name, about in several.items():
             sizes = {part: int(np.sum(names[own] == name)) for part, own in fold.parts.items()}
-            result["corpora"][name] = {**about, **sizes}
-        result["standardise_by"] = plan.training.standardise_by
+            corpora[name] = SplitCorpus(
+                synthetic=about.synthetic,
+                classes=about.classes,
+                train=sizes["train"],
+                dev=sizes["dev"],
+                test=sizes["test"],
+            )
+    summed = any(feature.sums is not None for feature in features.values())
+    result = RunResult(
+        **structs.asdict(tested["both"]),
+        corpus=config.corpus,
+        fusion=config.fusion,
+        loss=config.loss,
+        protocol=config.protocol,
+        select=config.select,
+        fold=config.fold,
+        seed=config.seed,
+        labels=config.labels.policy,
+        classes=list(utterances.classes),
+        tests=tested,
+        raters=None if raters is None else RaterScores(**raters),
+        no_majority=no_majority,
+        calibration=None if calibration is None else Calibration(**calibration),
+        **known_before(fold.refitted if plan.training.refit else fold, utterances),
+        synthetic=data.notes["synthetic"],
+        random_weights=data.notes["random_weights"],
+        parts={part: len(own) for part, own in fold.parts.items()},
+        dev=fold.dev_by,
+        refit=plan.training.refit,
+        left_out=left_out,
+        epoch=fitted.epoch,
+        seconds=round(seconds, 3),
+        history=fitted.history,
+        layers=layer_shares(weights, features) if summed else None,
+        files=files,
+        corpora=corpora,
+        standardise_by=plan.training.standardise_by if several else None,
+    )
     run.write_json(RESULT, result)
     (run.path / STATE).unlink(missing_ok=True)
     return None
@@ -351,24 +370,24 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
         raise WrongUse(
             f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`"
         )
-    config, dims, target = run.config, run.config["dims"], run.config.get("target", "class")
+    config, dims, target = run.config, run.config.dims, run.config.target
     if target not in TARGETS:
         raise WrongUse(
             f"{run.path}: was trained with target '{target}', which this ser does not know"
         )
-    if config["fusion"] not in FUSIONS:
-        what = f"was trained with the fusion '{config['fusion']}'"
-        raise WrongUse(f"{run.path}: {not_installed(what, config['provenance'].get('package'))}")
-    fusion = with_layer_sums(FUSIONS[config["fusion"]], config["features"])
-    settings = settings_from_record(fusion.settings, config["settings"], str(run.path / CONFIG))
-    training = settings_from_record(TrainingSettings, config["training"], str(run.path / CONFIG))
+    if config.fusion not in FUSIONS:
+        what = f"was trained with the fusion '{config.fusion}'"
+        raise WrongUse(f"{run.path}: {not_installed(what, config.provenance.package)}")
+    fusion = with_layer_sums(FUSIONS[config.fusion], config.layer_sums)
+    settings = settings_from_record(fusion.settings, config.settings, str(run.path / CONFIG))
+    training = settings_from_record(TrainingSettings, config.training, str(run.path / CONFIG))
     tensors, _ = run.tensors(MODEL)
     weights = {
         name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")
     }
     scaling: dict[str, Standardizer] = {}
     try:
-        tuned, classes = reopened(fusion, settings, config), len(config["labels"]["classes"])
+        tuned, classes = reopened(fusion, settings, config), len(config.labels.classes)
         model = TARGETS[target].build(tuned, settings, dims, classes)
         model.load_state_dict(weights)
         for modality in sorted(

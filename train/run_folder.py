@@ -1,8 +1,8 @@
 """Run folders: one finished training each, named by the hash of its complete config, readable
 without us.
 
-<out>/<16 hex digits>/config.json          all that the name hashes, and `provenance`, which it does not
-                      result.json          scores; there only when the run is finished
+<out>/<16 hex digits>/config.json          `records.RunConfig`: all that the name hashes, and `provenance`
+                      result.json          `records.RunResult`; there only when the run is finished
                       predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
                                            "truth valence", "predicted valence", … where these are learnt
                                            of several corpora "corpus/id" and "corpus/speaker"
@@ -12,20 +12,17 @@ without us.
                       diverged.json        what went wrong with a run whose loss is no longer a number
                       log                  one line per epoch
 
-They are sealed. JSON and safetensors files name their run (`run`) and carry their own sha256
-(`sha256`, last in JSON, first in the metadata of safetensors), reckoned with 64 zeros in its place;
-result.json says bytes and sha256 of the other files of a finished run (`files`). Whatever reads a
-file checks it. A folder whose config has another name is refused, a link in it is not followed, and
-what versions before the seal wrote is read with a warning.
+They are sealed, see `seal`; result.json says bytes and sha256 of the other files of a finished run
+(`files`). Whatever reads a file checks it. A folder whose config has another name is refused, and a
+link in it is not followed.
 """
 
 import contextlib
 import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +38,23 @@ from ser.disk.records import short_hash
 from ser.disk.write import Buffer, write_whole
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
+from .records import FileRecord, Record, RunConfig, RunResult, from_json, to_json
+from .seal import AGAIN, SEAL, check_json, check_tensors, sealed_json, sealed_tensors
+
 __all__ = ["Run", "find_runs", "load_run"]
 
-CONFIG, RESULT, MODEL, STATE, LOG = (
-    "config.json",
-    "result.json",
-    "model.safetensors",
-    "state.safetensors",
-    "log",
-)
+CONFIG = "config.json"
+RESULT = "result.json"
+PREDICTIONS = "predictions.parquet"
+DEV = "dev.parquet"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
 FAULT = "diverged.json"
-PREDICTIONS, DEV = "predictions.parquet", "dev.parquet"
+LOG = "log"
 SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
-Files = dict[str, dict[str, Any]]  # {name: {"bytes": size, "sha256": digest}}
-AGAIN = "remove the run folder and train again"
-_SEAL = {"run", "sha256"}  # keys
-_ZEROS = b"0" * 64  # in the place of a file's own sha256 while that is reckoned
-_AT_END = len(_ZEROS) + len(b'"\n}\n')  # of a JSON file, from its end
-_AT_START = 8 + len(b'{"__metadata__":{"sha256":"')  # of a safetensors file
+Files = dict[str, FileRecord]  # by name
 log = logging.getLogger("ser.train")
-_warn_once = cache(log.warning)
+# What bytes that are no such file make a reader raise.
 _FAULTS = (
     ValueError,
     TypeError,
@@ -72,38 +66,6 @@ _FAULTS = (
 )
 
 
-def shape(texts: str, **others: Any) -> Any:
-    """A type of JSON object with at least these keys: `texts`, and `others` by kind; (kind,
-    default) is optional.
-    """
-    kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
-    return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
-
-
-# What tells a run's files from others of these names. All else in them is held to their seal.
-_CONFIG = dict.fromkeys(
-    ("labels", "features", "settings", "training", "dims", "provenance"), dict[str, Any]
-)
-CONFIG_SHAPE = shape("corpus manifest fusion loss protocol select fold cut", **_CONFIG)
-_RESULT: dict[str, Any] = {
-    "seed": int,
-    "synthetic": bool,
-    "classes": list[str],
-    "random_weights": list[str],
-}
-_RESULT |= {
-    "tests": dict[str, dict[str, Any]],
-    "left_out": dict[str, int | list[str]],
-    "seconds": float,
-}
-_RESULT |= {
-    "epoch": int | None,
-    "history": list[dict[str, Any]],
-    "corpora": (dict[str, dict[str, Any]], {}),
-}
-RESULT_SHAPE = shape("corpus protocol select labels fold", **_RESULT)
-
-
 def column(what: str, test: str) -> str:
     """The column of predictions.parquet with `what` was predicted when the model was given the
     modalities of `test`.
@@ -111,9 +73,15 @@ def column(what: str, test: str) -> str:
     return what if test == "both" else f"{what} {test}"
 
 
-def run_name(config: Mapping[str, Any]) -> str:
-    """The first 16 hex digits of the sha256 of the config's canonical JSON, provenance left out."""
-    return short_hash({key: value for key, value in config.items() if key != "provenance"})
+def run_name(config: RunConfig, without: Collection[str] = ()) -> str:
+    """The first 16 hex digits of the sha256 of the config's canonical JSON, provenance left out.
+
+    `without` leaves out more keys: so runs that differ in these alone have the same name.
+    """
+    hashed = to_json(config)
+    for key in ("provenance", *without):
+        hashed.pop(key, None)
+    return short_hash(hashed)
 
 
 @dataclass(frozen=True)
@@ -130,16 +98,18 @@ class Run:
         return self.path.resolve().name
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> RunConfig:
         """Everything that the run was asked for. Raises `CorruptStore` if that is another run than
         the folder names.
         """
-        found = self._json(CONFIG, CONFIG_SHAPE)
-        if (name := run_name(found)) != self.name:
+        values = self._json(CONFIG)
+        config = self._record(CONFIG, RunConfig, values)
+        name = short_hash({key: value for key, value in values.items() if key != "provenance"})
+        if name != self.name:
             raise CorruptStore(
                 f"{self.path}: holds run {name}; name the folder so, or, if it was altered, {AGAIN}"
             )
-        return found
+        return config
 
     @property
     def finished(self) -> bool:
@@ -152,17 +122,17 @@ class Run:
         return (self.path / FAULT).exists()
 
     @cached_property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunResult:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
             raise WrongUse(
                 f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it"
             )
-        return self._json(RESULT, RESULT_SHAPE)
+        return self._record(RESULT, RunResult, self._json(RESULT))
 
     def checked(self) -> "Run":
         """This finished run, after every file was read: before it is taken as done."""
-        for name in self.result.get("files", {}):
+        for name in self.result.files:
             with self._content(name):
                 pass
         _ = self.config
@@ -170,8 +140,8 @@ class Run:
 
     @property
     def dev_predictions(self) -> pa.Table | None:
-        """Predictions on the dev part; None without one, and of runs that an earlier ser wrote."""
-        return self.predictions(DEV) if DEV in self.result.get("files", {}) else None
+        """Predictions on the dev part; None without one."""
+        return self.predictions(DEV) if DEV in self.result.files else None
 
     def predictions(self, name: str = PREDICTIONS) -> pa.Table:
         """Predictions on the test part, or those of another file, one row per utterance."""
@@ -185,30 +155,20 @@ class Run:
 
         with self._content(name) as content:
             header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-            about = msgspec.json.decode(header, type=dict).get("__metadata__", {})
-            self._check_seal(name, content, _AT_START, about)
-            return load(content), about
+            metadata = msgspec.json.decode(header, type=dict).get("__metadata__", {})
+            check_tensors(content, metadata, self.name, self.path / name)
+            return load(content), metadata
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> Files:
+    def write_json(self, name: str, value: RunConfig | RunResult | Mapping[str, Any]) -> Files:
         """Write one JSON file of a run that this process has claimed, whole or not at all, for
         people to read too.
         """
-        sealed = {**value, "run": self.name, "sha256": _ZEROS.decode()}
-        text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
-        content = text.encode(errors="replace") + b"\n"
-        return self._write(name, *_sealed(content, len(content) - _AT_END))
+        values = value if isinstance(value, Mapping) else to_json(value)
+        return self._write(name, *sealed_json(values, self.name))
 
     def write_tensors(self, name: str, content: bytes) -> Files:
         """Write one safetensors file."""
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
-        about = {"sha256": _ZEROS.decode(), "run": self.name, **header.pop("__metadata__", {})}
-        first = json.dumps({"__metadata__": about, **header}, separators=(",", ":")).encode()
-        first += b" " * (-len(first) % 8)
-        pieces = _sealed(
-            len(first).to_bytes(8, "little") + first, _AT_START, memoryview(content)[8 + size :]
-        )
-        return self._write(name, *pieces)
+        return self._write(name, *sealed_tensors(content, self.name))
 
     def write_predictions(self, columns: Mapping[str, Any], name: str = PREDICTIONS) -> Files:
         """Write `predictions.parquet`, or another such file."""
@@ -218,14 +178,19 @@ class Run:
 
     def _write(self, name: str, *pieces: Buffer) -> Files:
         size, digest = write_whole(self.path / name, *pieces)
-        return {name: {"bytes": size, "sha256": digest}}
+        return {name: FileRecord(bytes=size, sha256=digest)}
 
-    def _json(self, name: str, expected: type) -> dict[str, Any]:
+    def _json(self, name: str) -> dict[str, Any]:
+        """What a sealed JSON file holds."""
         with self._content(name) as content:
-            found = msgspec.json.decode(content, type=dict)
-            self._check_seal(name, content, len(content) - _AT_END, found)
-            msgspec.convert(found, expected)
-            return {key: value for key, value in found.items() if key not in _SEAL}
+            values = msgspec.json.decode(content, type=dict)
+            check_json(content, values, self.name, self.path / name)
+            return {key: value for key, value in values.items() if key not in SEAL}
+
+    def _record(self, name: str, kind: type[Record], values: Mapping[str, Any]) -> Record:
+        """The values of a JSON file as its record."""
+        with self._as_corrupt(name):
+            return from_json(kind, values)
 
     @contextlib.contextmanager
     def _content(self, name: str) -> Iterator[bytes]:
@@ -233,50 +198,26 @@ class Run:
         result names.
         """
         content = read_small(self.path / name, AGAIN)
-        files = self.result.get("files") if name != RESULT and self.finished else None
-        found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        if files and files.get(name) != found:
-            raise CorruptStore(f"{self.path / name}: is not the file that {RESULT} names; {AGAIN}")
-        try:
+
+        if name != RESULT and self.finished:
+            file = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            if self.result.files.get(name) != file:
+                raise CorruptStore(
+                    f"{self.path / name}: is not the file that {RESULT} names; {AGAIN}"
+                )
+
+        with self._as_corrupt(name):
             yield content
+
+    @contextlib.contextmanager
+    def _as_corrupt(self, name: str) -> Iterator[None]:
+        """Raise `CorruptStore` for what a file's bytes make a reader raise."""
+        try:
+            yield
         except SerError:
             raise
         except (OSError, *_FAULTS) as error:
             raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
-
-    def _check_seal(self, name: str, content: bytes, at: int, about: Mapping[str, Any]) -> None:
-        if not about.keys() & {*_SEAL, "files"}:
-            config = self.path / CONFIG
-            if (
-                config.exists()
-                and _SEAL & msgspec.json.decode(read_small(config, AGAIN), type=dict).keys()
-            ):
-                raise CorruptStore(
-                    f"{self.path / name}: has no seal, and its {CONFIG} has one; {AGAIN}"
-                )
-            _warn_once(
-                "%s: holds runs that an older ser wrote, without a seal: they are not checked",
-                self.path.parent,
-            )
-        elif content[at : at + len(_ZEROS)] != _sealed(content, at)[1]:
-            raise CorruptStore(
-                f"{self.path / name}: altered or cut short (its checksum is wrong); {AGAIN}"
-            )
-        elif about.get("run") != self.name:
-            raise CorruptStore(
-                f"{self.path / name}: belongs to run {about.get('run')}; name the folder so, or {AGAIN}"
-            )
-
-
-def _sealed(content: bytes, at: int, rest: Buffer = b"") -> tuple[Buffer, bytes, Buffer, Buffer]:
-    """A file in pieces, whose second is the sha256 of the whole in hex, reckoned with zeros in its
-    place.
-    """
-    before, after = content[:at], memoryview(content)[at + len(_ZEROS) :]
-    found = hashlib.sha256(before + _ZEROS)
-    found.update(after)
-    found.update(rest)
-    return before, found.hexdigest().encode(), after, rest
 
 
 def load_run(path: Path | str) -> Run:
@@ -306,18 +247,21 @@ def find_runs(*paths: Path | str) -> list[Run]:
             raise WrongUse(
                 f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them"
             )
-        for run in (Run(folder.resolve()) for folder in here):
+        for folder in here:
+            run = Run(folder.resolve())
             first = found.setdefault(run.name, run)
-            if run.finished and not first.finished:
+            if first is run or not run.finished:
+                continue
+            if not first.finished:
                 found[run.name] = run
-            elif first is not run and run.finished:
-                own, other = (one.result.get("files", {}).get(PREDICTIONS) for one in (run, first))
-                if own != other:
-                    log.warning(
-                        "%s: has other predictions than %s, which alone is read",
-                        run.path,
-                        first.path,
-                    )
+                continue
+
+            ours = run.result.files.get(PREDICTIONS)
+            theirs = first.result.files.get(PREDICTIONS)
+            if ours != theirs:
+                log.warning(
+                    "%s: has other predictions than %s, which alone is read", run.path, first.path
+                )
     return list(found.values())
 
 

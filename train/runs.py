@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,38 +15,38 @@ from ser.disk.folders import extent, remove_folder
 from ser.disk.locks import open_lock
 from ser.errors import WrongUse, unknown
 
+from .records import RunConfig, to_json
 from .run_folder import CONFIG, SHARED, Run, find_runs
 from .scores.measures import SHOWN
 
 
-def options_of(config: Mapping[str, Any], defaults: bool = True) -> dict[str, Any]:
+def options_of(config: RunConfig, defaults: bool = True) -> dict[str, Any]:
     """The options and settings of a run in one table.
 
     With `defaults` also the settings that its config leaves out, as they are at their default; that
     imports torch.
     """
-    features = "+".join(
-        f"{one['feature']}@{one['fingerprint'][:4]}" for one in config["features"].values()
-    )
-    also = {
-        "labels": config["labels"]["policy"],
-        "features": features,
-        "store": config["provenance"].get("store"),
-    }
-    plain = {
-        key: value
-        for key, value in config.items()
-        if key != "cut" and not isinstance(value, dict | list)
-    }
-    options = {"target": "class", **plain, **also, "code": config.get("code", "none")[:8]}
+    features = [
+        f"{feature.feature}@{feature.fingerprint[:4]}" for feature in config.features.values()
+    ]
+    options: dict[str, Any] = {"target": config.target}
+    for key, value in to_json(config).items():
+        if key != "cut" and not isinstance(value, dict | list):
+            options[key] = value
+
+    options["labels"] = config.labels.policy
+    options["features"] = "+".join(features)
+    options["store"] = config.provenance.store
+    options["code"] = (config.code or "none")[:8]
+
     if defaults:
         from .models import FUSIONS
         from .settings import TrainingSettings
 
-        known = [FUSIONS[config["fusion"]].settings] if config["fusion"] in FUSIONS else []
+        known = [FUSIONS[config.fusion].settings] if config.fusion in FUSIONS else []
         for kind in [*known, TrainingSettings]:
             options |= asdict(kind())
-    return {**options, **config["settings"], **config["training"]}
+    return {**options, **config.settings, **config.training}
 
 
 def select(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list[Run]:
@@ -89,10 +89,16 @@ def facts(run: Run) -> dict[str, Any]:
         key: options.get(key)
         for key in ("features", "fusion", "corpus", "labels", "protocol", "fold", "seed")
     }
-    result = run.result if run.finished else {}
     size, changed = extent(run.path)
-    scores = {name: 100 * result[name] if name in result else None for name in SHOWN.values()}
-    scores["ccc"] = fmean(result["ccc"].values()) if "ccc" in result else None
+
+    scores: dict[str, float | None] = dict.fromkeys([*SHOWN.values(), "ccc"])
+    if run.finished:
+        for metric in SHOWN.values():
+            score = run.result.score(metric)
+            scores[metric] = None if score is None else 100 * score
+        if run.result.ccc is not None:
+            scores["ccc"] = fmean(run.result.ccc.values())
+
     return {
         "run": os.path.relpath(run.path),
         **shown,

@@ -28,6 +28,7 @@ from .config import TrainConfig
 from .data.dataset import Dataset
 from .data.utterances import DIMENSIONS, IEMOCAP_ID, Utterances
 from .models import Fusion
+from .records import Scores
 from .run_folder import column
 from .scores.calibration import ece, fit_temperature, reliability, tempered
 from .scores.classes import scores
@@ -245,11 +246,10 @@ class Target:
 
     def scored(
         self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
-    ) -> dict[str, Any]:
-        """All scores of predictions for the rows, as a run's result.json holds them; some can
-        select an epoch.
-        """
-        classes, scored = utterances.classes, dict[str, Any]()
+    ) -> Scores:
+        """All scores of predictions for the rows; some can select an epoch."""
+        classes = utterances.classes
+        scored: dict[str, Any] = {}
         if self.labelled:
             scored = scores(
                 utterances.labels[rows], predicted[:, : len(classes)].argmax(1), classes
@@ -261,7 +261,7 @@ class Target:
             scored |= dimension_scores(
                 utterances.dimensions[rows], rated_as(predicted, config.training)
             )
-        return scored
+        return Scores(**scored)
 
     def calibrated(
         self,

@@ -7,6 +7,7 @@ import numpy as np
 from ser.corpus.manifest import Manifest
 from ser.errors import WrongUse
 
+from ..records import CorpusRecord
 from .labelling import apply_policy
 from .labels import Policy
 from .utterances import DIMENSIONS, Utterances
@@ -111,7 +112,7 @@ def _rows_of_style(utterances: Utterances, manifest: Manifest, only: str) -> np.
     return kept
 
 
-def classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, dict[str, Any]]:
+def classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, CorpusRecord]:
     """Of several corpora, how many utterances each has of each class, and whether it is synthetic.
 
     Raises `WrongUse` if one has no utterance left.
@@ -127,5 +128,5 @@ def classes_by_corpus(manifest: Manifest, utterances: Utterances) -> dict[str, d
             )
         sizes = np.bincount(labels, minlength=len(utterances.classes)).tolist()
         classes = dict(zip(utterances.classes, sizes, strict=False))
-        by_corpus[part.corpus] = {"synthetic": part.synthetic, "classes": classes}
+        by_corpus[part.corpus] = CorpusRecord(synthetic=part.synthetic, classes=classes)
     return by_corpus

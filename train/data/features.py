@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from msgspec import to_builtins
 
 from ser.cache.feature import Feature
 from ser.cache.feature_name import parse_feature_name
@@ -21,6 +22,7 @@ from ser.errors import MissingRows, WrongUse
 
 from ..models import Fusion, get_fusion, with_layer_sums
 from ..options import Experiment
+from ..records import FeatureRecord, LabelRecord
 from ..scores.raters import rater_scores
 from ..targets import TARGETS
 from .chosen import choose, classes_by_corpus
@@ -57,15 +59,14 @@ class FeatureSelection:
         return self.feature.spec.dim * (2 if self.pooled and self.pool == "meanstd" else 1)
 
     @property
-    def described(self) -> dict[str, Any]:
+    def described(self) -> FeatureRecord:
         """What a run's config records of it."""
-        spec, hop = self.feature.spec, {} if self.hop is None else {"hop": self.hop}
-        return {
-            "feature": spec.name,
-            "fingerprint": self.feature.fingerprint,
-            "pool": self.pool,
-            **hop,
-        }
+        return FeatureRecord(
+            feature=self.feature.spec.name,
+            fingerprint=self.feature.fingerprint,
+            pool=self.pool,
+            hop=self.hop,
+        )
 
     def source(self, manifest: Manifest, rows: np.ndarray) -> Streamed:
         """These rows of the manifest; one of them is read now, and of the others all but the
@@ -141,7 +142,7 @@ class ModalitySelection:
         return sum(one.dim for one in self.parts)
 
     @property
-    def described(self) -> dict[str, Any]:
+    def described(self) -> FeatureRecord:
         """What a run's config records of it; of several features each, and (layers, dim) of each
         sum.
         """
@@ -149,15 +150,15 @@ class ModalitySelection:
             return self.parts[0].described
         joined, sums, first = [part.described for part in self.parts], [], 0
         for layers in self.sums:
-            sums.append([layers, self.parts[first].dim])
+            sums.append((layers, self.parts[first].dim))
             first += layers
-        return {
-            "feature": self.name,
-            "fingerprint": short_hash(joined),
-            "pool": "mean",
-            "sums": sums,
-            "joined": joined,
-        }
+        return FeatureRecord(
+            feature=self.name,
+            fingerprint=short_hash(to_builtins(joined)),
+            pool="mean",
+            sums=sums,
+            joined=joined,
+        )
 
     @property
     def specs(self) -> dict[str, Any]:
@@ -182,7 +183,8 @@ class ModalitySelection:
         grid = [[part.source(manifest, rows) for part in parts] for parts in copies]
         for part, source in zip(self.parts, grid[0], strict=True):
             if not np.array_equal(source.offsets, grid[0][0].offsets):
-                name, other = (read_name(one.described) for one in (part, self.parts[0]))
+                name = part.described.read_name
+                other = self.parts[0].described.read_name
                 remedy = "join them in a fusion of vectors such as lgf-add, which pools them"
                 raise WrongUse(f"{self.name}: {name} has not as many rows as {other}; {remedy}")
         if len(self.parts) == len(copies) == 1:
@@ -227,15 +229,6 @@ class ModalitySelection:
         return cache.load(
             self.about(manifest), rows, lambda: self.source(manifest, rows).read(np.arange(n))
         )
-
-
-def read_name(described: Mapping[str, Any]) -> str:
-    """The name of a feature that a run's config records, with what is done when it is read."""
-    name = described["feature"]
-    for way in ("pool", "hop"):
-        if described.get(way, "mean") != "mean":
-            name += f"{',' if ':' in name else ':'}{way}={described[way]}"
-    return name
 
 
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
@@ -355,13 +348,13 @@ def _hop(name: str, feature: Feature, text: str) -> float:
     return float(text)
 
 
-def as_read(stored: Inputs, described: Mapping[str, Any], spec: Spec, vectors: bool) -> Inputs:
-    """A feature's rows as a run takes them that records it as `described`: at its `hop`, if any, or
-    as `vectors`.
+def as_read(stored: Inputs, record: FeatureRecord, spec: Spec, vectors: bool) -> Inputs:
+    """A feature's rows as a run takes them that has this record of it: at its `hop`, if any, or as
+    `vectors`.
     """
-    if "hop" in described and spec.hop:
-        stored = stored.averaged(round(described["hop"] / spec.hop))
-    return stored.pooled(described["pool"]) if vectors and spec.level != "utterance" else stored
+    if record.hop and spec.hop:
+        stored = stored.averaged(round(record.hop / spec.hop))
+    return stored.pooled(record.pool) if vectors and spec.level != "utterance" else stored
 
 
 def select_features(
@@ -378,7 +371,7 @@ def select_features(
     for name in features.split("+"):
         one = select_feature(store, name, corpus)
         if before := selected.get(one.modality):
-            joined = f"{read_name(before.described)}+{read_name(one.described)}"
+            joined = f"{before.described.read_name}+{one.described.read_name}"
             if common := {part.feature.path for part in before.parts} & {
                 part.feature.path for part in one.parts
             }:
@@ -434,16 +427,14 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
     inputs = {m: selected[m].each(vectors=fusion.level == "vector") for m in sorted(selected)}
     if any(max(one.sums) > 1 for one in inputs.values()):
         fusion = with_layer_sums(
-            fusion, {modality: one.described for modality, one in inputs.items()}
+            fusion, {modality: one.described.sums or [] for modality, one in inputs.items()}
         )
     described = {
         "corpus": manifest.corpus,
         "manifest": manifest.digest,
-        "labels": {
-            "policy": policy.name,
-            "classes": list(policy.classes),
-            "maps": dict(policy.maps),
-        },
+        "labels": LabelRecord(
+            policy=policy.name, classes=list(policy.classes), maps=dict(policy.maps)
+        ),
         "features": {modality: one.described for modality, one in inputs.items()},
         "views": [one.described for one in augmented],
         "limit": experiment.limit,
@@ -453,7 +444,11 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
         **({"target": target.name} if target.name != "class" else {}),
     }
     key = canonical_json(
-        [described, [one.about(manifest) for one in inputs.values()], experiment.allow_missing]
+        [
+            to_builtins(described),
+            [one.about(manifest) for one in inputs.values()],
+            experiment.allow_missing,
+        ]
     )
     if key in cache.datasets:
         return cache.datasets[key], fusion

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..records import FeatureRecord
 from .fusion import CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
 from .ragged import Batch, vectors, visible
 
+Sums = Sequence[tuple[int, int]]  # (layers that are added up, their dimension) of each sum
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names
 S3PRL = "s3prl, downstream/emotion/config.yaml"
 
@@ -60,18 +62,13 @@ class LayerSums(nn.Module):
         return replace(batch, inputs=found)
 
 
-def with_layer_sums(fusion: Fusion, features: Mapping[str, Mapping[str, Any]]) -> Fusion:
-    """The fusion behind the sums that `features`, as a run's config has them, ask for; itself if
-    there are none.
+def with_layer_sums(fusion: Fusion, sums: Mapping[str, Sums]) -> Fusion:
+    """The fusion behind the `sums` of some modalities; itself if none adds up several layers.
 
     The model's own parts keep their names. A stage that trains one modality's part alone trains its
     sums with it.
     """
-    sums = {
-        m: one["sums"]
-        for m, one in features.items()
-        if any(layers > 1 for layers, _ in one.get("sums", ()))
-    }
+    sums = {m: of for m, of in sums.items() if any(layers > 1 for layers, _ in of)}
     if not sums:
         return fusion
 
@@ -92,15 +89,15 @@ def with_layer_sums(fusion: Fusion, features: Mapping[str, Mapping[str, Any]]) -
 
 
 def layer_shares(
-    weights: Mapping[str, Tensor], features: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, Tensor], features: Mapping[str, FeatureRecord]
 ) -> dict[str, float]:
     """What each layer counts in its sum, by its feature's name, of a trained model and the features
     of its config.
     """
     found: dict[str, float] = {}
     for modality, one in features.items():
-        names = [part["feature"] for part in one.get("joined", ())]
-        for number, (layers, _) in enumerate(one.get("sums", ())):
+        names = [part.feature for part in one.parts]
+        for number, (layers, _) in enumerate(one.sums or []):
             of, names = names[:layers], names[layers:]
             if layers > 1:
                 found |= zip(

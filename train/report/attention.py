@@ -16,7 +16,7 @@ from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
 from ser.errors import SerError
 from ser.train.data.dataset import Dataset
-from ser.train.data.features import read_name, select_features
+from ser.train.data.features import select_features
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import UNLABELLED
 from ser.train.models.layers import DecoderLayer
@@ -61,18 +61,17 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     interaction = getattr(fitted.model, "interaction", None)
     if not isinstance(interaction, ModalityInteraction):
         raise SerError(f"{run.path}: its model has no modality interaction transformer")
-    features = [
-        part
-        for feature in run.config["features"].values()
-        for part in feature.get("joined", [feature])
+    names = [
+        f"{part.read_name}@{part.fingerprint}"
+        for feature in run.config.features.values()
+        for part in feature.parts
     ]
-    names = [f"{read_name(feature)}@{feature['fingerprint']}" for feature in features]
     selected, _ = select_features(store, "+".join(names), manifest.corpus)
     rows = np.array([manifest.ids.index(utterance) for utterance in utterances])
     sources = {
         modality: selection.source(manifest, rows) for modality, selection in selected.items()
     }
-    data = Dataset(apply_policy(UNLABELLED, manifest), run.config["dims"], dict, {})
+    data = Dataset(apply_policy(UNLABELLED, manifest), run.config.dims, dict, {})
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))
     tokens = text.feature.load(manifest, rows.tolist())
     words_of_tokens = tokens.extras.get("word")
@@ -101,7 +100,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
             own = words_of_tokens[slice(*tokens.offsets[number:][:2])]
             transcript = manifest.column("text")[rows[number]] or ""
             words, texts = _by_word(words, own, transcript, text.feature.spec.config)
-        probabilities = logits[0, : len(run.config["labels"]["classes"])].softmax(0).numpy()
+        probabilities = logits[0, : len(run.config.labels.classes)].softmax(0).numpy()
         pooling = pool.score(taken["pool"][0])[:, 0].softmax(0).numpy()
         hop = audio.hop or audio.feature.spec.hop
         attended.append(
@@ -144,7 +143,7 @@ def attended(cells: Cells) -> Inside:
     """What the query tokens attend to, for the cell with the highest UA that has any; nothing if
     there is none.
     """
-    cell = next((cell for cell in cells if cell.config["fusion"].partition(":")[0] == "mit"), None)
+    cell = next((cell for cell in cells if cell.config.fusion.partition(":")[0] == "mit"), None)
     store, manifest, lack = cell.origin if cell else Origin()
     if cell is None or store is None or manifest is None:
         return Inside(cell, lack)

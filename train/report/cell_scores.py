@@ -7,7 +7,7 @@ the score of each corpus, pooled over the folds that test it, and their plain me
 corpora".
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ser.errors import CorruptStore
 from ser.train.data.utterances import DIMENSIONS
+from ser.train.records import RunResult
 from ser.train.run_folder import Run, column
 from ser.train.scores.calibration import (
     LEVEL,
@@ -53,24 +54,23 @@ class CellScores:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
         self.results = [run.result for run in runs]
-        self._seeds, self._folds = (
-            np.array([result[key] for result in self.results]) for key in ("seed", "fold")
-        )
-        self.classes: list[str] = self.results[0]["classes"]
-        self.dimensions = DIMENSIONS if "moments" in self.results[0] else ()
+        self._seeds = np.array([result.seed for result in self.results])
+        self._folds = np.array([result.fold for result in self.results])
+        self.classes: list[str] = self.results[0].classes
+        self.dimensions = DIMENSIONS if self.results[0].moments is not None else ()
         self.of_ratings = rating_metrics(self.dimensions)
         self.rated = [metric for metric in self.of_ratings if metric != "ccc"]
         self.metrics = (
             [*METRICS, *self.classes, *self.of_ratings] if self.classes else self.of_ratings
         )
         for run in runs:
-            if run.result["classes"] != self.classes:
+            if run.result.classes != self.classes:
                 raise CorruptStore(
                     f"{run.path}: has other classes than the runs beside it; train the run again"
                 )
-        tests = self.results[0]["tests"]
+        tests = self.results[0].tests
         self.tests = [
-            test for test in tests if all(test in result["tests"] for result in self.results)
+            test for test in tests if all(test in result.tests for result in self.results)
         ]
 
     def score(self, metric: str, test: str = "both") -> Score:
@@ -78,17 +78,18 @@ class CellScores:
         occur.
         """
         measure = self._measure(metric)
-        counts = [result["tests"][test][measure.counts] for result in self.results]
+        counts = [getattr(result.tests[test], measure.counts) for result in self.results]
         return pool(np.array(counts), self._seeds, self._folds, measure)
 
     def confusion(self, test: str = "both") -> np.ndarray:
         """C `[K, K]`, the sum over the runs."""
-        return np.sum([result["tests"][test]["confusion"] for result in self.results], 0)
+        matrices: list[Any] = [result.tests[test].confusion for result in self.results]
+        return np.sum(matrices, 0)
 
     @property
     def n(self) -> int:
         """Predictions, of all folds and seeds."""
-        return sum(result["n"] for result in self.results)
+        return sum(result.n for result in self.results)
 
     def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
         """The pooled score and the ends of its interval over the groups, see `jackknife_interval`;
@@ -151,24 +152,24 @@ class CellScores:
         No row where there is one corpus alone.
         """
         rows: list[dict[str, Any]] = []
-        corpora = self.results[0].get("corpora", {})
+        corpora = self.results[0].corpora or {}
         headings = {heading: metric for metric, heading in SCORED.items() if metric in self.metrics}
         for name in corpora:
-            folds = {
-                result["fold"]: result["corpora"]
-                for result in self.results
-                if result["corpora"][name]["test"]
-            }
+            folds = {}
+            for result in self.results:
+                in_fold = result.corpora or {}
+                if in_fold[name].test:
+                    folds[result.fold] = in_fold
             if not folds:
                 continue
-            train = {other: [fold[other]["train"] for fold in folds.values()] for other in corpora}
-            row = {"tested on": name, "n": sum(fold[name]["test"] for fold in folds.values())}
+            train = {other: [fold[other].train for fold in folds.values()] for other in corpora}
+            row = {"tested on": name, "n": sum(fold[name].test for fold in folds.values())}
             row["folds"] = ", ".join(folds) if len(folds) < FEWEST else f"{len(folds)}"
             row["trained on"] = " + ".join(
                 f"{other} {_range(n)}" for other, n in train.items() if any(n)
             )
             row["has no"] = (
-                ", ".join(label for label, n in corpora[name]["classes"].items() if not n) or None
+                ", ".join(label for label, n in corpora[name].classes.items() if not n) or None
             )
             row |= {
                 heading: self.with_interval(metric, corpus=name)
@@ -188,25 +189,28 @@ class CellScores:
         """Protocol, selection, labels and parts, with a warning where a number is easier to win."""
         first = self.results[0]
         heard = heard_in_training(self.results)
-        dependent = heard not in ("", NOT_KNOWN) or first["protocol"].startswith("random")
-        conditions = [f"{first['protocol']}{' (speaker-dependent)' * dependent}", heard]
+        dependent = heard not in ("", NOT_KNOWN) or first.protocol.startswith("random")
+        conditions = [f"{first.protocol}{' (speaker-dependent)' * dependent}", heard]
         conditions.append(
-            first["select"] + " (epoch chosen on the TEST part)" * (first["select"] == "best-test")
+            first.select + " (epoch chosen on the TEST part)" * (first.select == "best-test")
         )
         if self.classes:
-            conditions.append(first["labels"])
-        if self.dimensions or "kl" in first:
+            conditions.append(first.labels)
+        if self.dimensions or first.kl is not None:
             config = self.runs[0].config
-            rated = f", rated {config['training']['vad_scale']}" if self.dimensions else ""
-            conditions.append(f"target {config['target']}{rated}")
+            rated = f", rated {config.training['vad_scale']}" if self.dimensions else ""
+            conditions.append(f"target {config.target}{rated}")
         conditions += [
-            why.removeprefix("--") for why in first["left_out"] if why.startswith("--")
+            why.removeprefix("--") for why in first.left_out if why.startswith("--")
         ]  # --only, --limit
-        if first.get("corpora"):
-            conditions.append(f"corpora {first['corpus']}")
-        if first.get("standardise_by") == "corpus":
-            corpora = [corpus for result in self.results for corpus in result["corpora"].values()]
-            unseen = any(corpus["test"] and not corpus["train"] for corpus in corpora)
+        if first.corpora:
+            conditions.append(f"corpora {first.corpus}")
+        if first.standardise_by == "corpus":
+            unseen = any(
+                corpus.test and not corpus.train
+                for result in self.results
+                for corpus in (result.corpora or {}).values()
+            )
             own = ", the tested one by its own unlabelled speech: transductive"
             conditions.append(f"z-scored by corpus{own * unseen}")
         conditions += [f"{name} {value}" for name, value in parts(self.results).items()]
@@ -216,7 +220,7 @@ class CellScores:
     def left_out(self) -> dict[str, int]:
         """Why utterances stand in no part → how many; the most of any fold where the folds differ."""
         most: dict[str, int] = {}
-        for why, ids in (item for result in self.results for item in result["left_out"].items()):
+        for why, ids in (item for result in self.results for item in result.left_out.items()):
             why = (
                 "shares dialogues with the test speaker"
                 if why.startswith("shares dialogues")
@@ -278,13 +282,13 @@ class CellScores:
 
     @property
     def temperatures(self) -> list[float]:
-        """That of each run; none where a run has none, without a dev part or written by an earlier
-        ser.
-        """
-        fitted: list[Any] = [
-            (result.get("calibration") or {}).get("temperature") for result in self.results
-        ]
-        return fitted if all(fitted) else []
+        """That of each run; none where a run has none, without a dev part."""
+        fitted: list[float] = []
+        for result in self.results:
+            if result.calibration is None:
+                return []
+            fitted.append(result.calibration.temperature)
+        return fitted
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -350,23 +354,20 @@ class CellScores:
 
     @property
     def raters(self) -> dict[str, Any] | None:
-        """The raters' own scores of what is tested, by this label policy; None without votes and of
-        an earlier ser.
-        """
-        by_fold = {
-            result["fold"]: result.get("raters") for result in self.results
-        }  # the same for all seeds
+        """The raters' own scores of what is tested, by this label policy; None without votes."""
+        by_fold = {result.fold: result.raters for result in self.results}  # the same for all seeds
         known = [raters for raters in by_fold.values() if raters]
         if not known:
             return None
-        left_out = sum(raters["left_out"] for raters in known)
-        return rater_scores(np.sum([raters["confusion"] for raters in known], 0), left_out)
+        left_out = sum(raters.left_out for raters in known)
+        matrices: list[Any] = [raters.confusion for raters in known]
+        return rater_scores(np.sum(matrices, 0), left_out)
 
     def divergences(self) -> dict[str, Ends]:
         """KL and JS of the raters' shares and the probabilities, the mean over all predictions;
         only if learnt.
         """
-        if any("kl" not in result for result in self.results):
+        if any(result.kl is None for result in self.results):
             return {}
         votes = np.stack(self.predictions.votes)
         by_prediction = divergences(votes, self.probabilities["both"])
@@ -395,7 +396,7 @@ class CellScores:
         """The "corpus/id" and the true class of each prediction."""
         p, home = (
             self.predictions,
-            "" if self.results[0].get("corpora") else f"{self.results[0]['corpus']}/",
+            "" if self.results[0].corpora else f"{self.results[0].corpus}/",
         )
         return list(zip(home + p.id, p.truth, strict=True))
 
@@ -437,25 +438,21 @@ def _range(sizes: Sequence[int]) -> str:
     return "–".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
 
 
-def parts(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def parts(results: Sequence[RunResult]) -> dict[str, str]:
     """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as
     "3,205–3,300".
     """
-    how = [
-        f"{result['dev']}{', then refit' * result['refit']}"
-        for result in results
-        if "dev" in result
-    ]
-    cut = {"dev": ", ".join(dict.fromkeys(how))} if how else {}  # not of an earlier ser
-    for part in results[0].get("parts", ()):
-        cut[f"n {part}"] = _range([result["parts"][part] for result in results])
+    how = [f"{result.dev}, then refit" if result.refit else result.dev for result in results]
+    cut = {"dev": ", ".join(dict.fromkeys(how))}
+    for part in results[0].parts:
+        cut[f"n {part}"] = _range([result.parts[part] for result in results])
     return cut
 
 
-def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
+def heard_in_training(results: Sequence[RunResult]) -> str:
     """How many speakers of the test parts are heard in training, or `NOT_KNOWN`; "" if none is."""
-    known: list[Any] = [result.get("speakers") for result in results]
-    if all(result["speaker_independent"] for result in results):
+    known: list[Any] = [result.speakers for result in results]
+    if all(result.speaker_independent for result in results):
         return ""
     if None in known:
         return NOT_KNOWN
@@ -463,13 +460,16 @@ def heard_in_training(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(heard)} of {len(set().union(*known))} test speakers are heard in training"
 
 
-def caveat(results: Iterable[Mapping[str, Any]]) -> str | None:
+def caveat(results: Iterable[RunResult]) -> str | None:
     """One line for tables whose numbers say nothing about people, else None."""
     weights, corpora = set[str](), set[str]()
     for result in results:
-        weights.update(result["random_weights"])
-        every = result.get("corpora") or {result["corpus"]: result}
-        corpora.update(name for name, corpus in every.items() if corpus["synthetic"])
+        weights.update(result.random_weights)
+        for name, corpus in (result.corpora or {}).items():
+            if corpus.synthetic:
+                corpora.add(name)
+        if not result.corpora and result.synthetic:
+            corpora.add(result.corpus)
     reasons = [f"random weights ({', '.join(sorted(weights))})"] if weights else []
     reasons += [f"synthetic corpus ({', '.join(sorted(corpora))})"] if corpora else []
     return f"{' and '.join(reasons)}: no comparison with the paper is meant" if reasons else None

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import structs
 
 from ser.cache.store import Store, open_store
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
 from ser.errors import SerError, WrongUse, unknown
 from ser.train.models import FUSIONS
+from ser.train.records import RunConfig
 from ser.train.run_folder import Run
 from ser.train.sweep.search import choose
 from ser.train.sweep.search_record import SearchRecord, cell_name
@@ -59,16 +61,14 @@ class Cell(CellScores):
         search: SearchRecord | None = None,
         ours: bool = False,
     ) -> None:
-        super().__init__(sorted(runs, key=lambda run: (run.config["seed"], run.config["fold"])))
+        super().__init__(sorted(runs, key=lambda run: (run.config.seed, run.config.fold)))
         self.label, self.search, self.ours = (
             label,
             search,
             ours,
         )  # ours: tested against each of the others
         self.config = _config(self.runs[0], search)  # all but fold and seed is the same in all
-        seeds_and_folds = dict.fromkeys(
-            (run.config["seed"], run.config["fold"]) for run in self.runs
-        )
+        seeds_and_folds = dict.fromkeys((run.config.seed, run.config.fold) for run in self.runs)
         self.seeds, self.folds = (
             [*dict.fromkeys(values)] for values in zip(*seeds_and_folds, strict=True)
         )
@@ -82,19 +82,17 @@ class Cell(CellScores):
     @property
     def settings(self) -> dict[str, Any]:
         """The fusion's settings, as far as it uses them, and the training's."""
-        fusion = FUSIONS.get(self.config["fusion"])
+        fusion = FUSIONS.get(self.config.fusion)
         unused = fusion.unused if fusion else ()
-        settings = {**self.config["settings"], **self.config["training"]}
+        settings = {**self.config.settings, **self.config.training}
         return {key: value for key, value in settings.items() if key not in unused}
 
     @cached_property
     def origin(self) -> Origin:
         """Where its features came from, as far as it is still there."""
         try:
-            store = open_store(Path(self.config["provenance"].get("store", "")))
-            return Origin(
-                store, store.joined_manifest(self.config["corpus"], self.config["manifest"])
-            )
+            store = open_store(Path(self.config.provenance.store))
+            return Origin(store, store.joined_manifest(self.config.corpus, self.config.manifest))
         except (SerError, OSError) as fault:
             return Origin(lack=str(fault))
 
@@ -135,7 +133,7 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 def same_run(run: Run) -> tuple[Any, ...]:
     """What is the same in runs of two cells that test the same utterances, with the same seed."""
-    return run.config["corpus"], run.config["seed"], run.config["fold"], run.config["cut"]
+    return run.config.corpus, run.config.seed, run.config.fold, run.config.cut
 
 
 def drawn(cells: Cells, most: int) -> str:
@@ -200,17 +198,16 @@ def group_runs(
     return cells, [run for run in every if not run.finished]
 
 
-def _config(run: Run, search: SearchRecord | None) -> dict[str, Any]:
+def _config(run: Run, search: SearchRecord | None) -> RunConfig:
     """A cell's config by that of one run: what was searched has no value, and may lack one, at its
     default.
     """
     searched = dict.fromkeys(search.over if search else (), "searched")
-    return run.config | {
-        "training": run.config["training"] | searched
-    }  # which goes before the fusion's settings
+    # The training's settings go before the fusion's.
+    return structs.replace(run.config, training={**run.config.training, **searched})
 
 
-def name_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def name_apart(configs: Sequence[RunConfig]) -> list[str]:
     """A label for each cell: its fusion, its features if any cell has others, and what else tells
     it from rivals.
     """
@@ -246,28 +243,30 @@ def _tells(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one[key] != other.get(key) and not (follows and one["target"] != other["target"])
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(config: RunConfig) -> dict[str, Any]:
     """What can tell two cells apart, by the name it is set under."""
-    features = config["features"].values()
+    features = config.features.values()
     hops = dict.fromkeys(
-        one["hop"] for f in features for one in f.get("joined", [f]) if "hop" in one
+        part.hop for feature in features for part in feature.parts if part.hop is not None
     )
     return {
-        "fusion": config["fusion"],
-        "features": "+".join(f["feature"] for f in features),
-        "corpus": config["corpus"],
-        "target": config.get("target", "class"),
-        "labels": config["labels"]["policy"],
-        **{key: config[key] for key in ("protocol", "select", "loss")},
-        "precision": config.get("precision", "float32"),
-        "only": config.get("only", "all utterances"),
-        "limit": config["limit"],
-        "pool": "+".join(f["pool"] for f in features),
+        "fusion": config.fusion,
+        "features": "+".join(f.feature for f in features),
+        "corpus": config.corpus,
+        "target": config.target,
+        "labels": config.labels.policy,
+        "protocol": config.protocol,
+        "select": config.select,
+        "loss": config.loss,
+        "precision": config.precision,
+        "only": config.only or "all utterances",
+        "limit": config.limit,
+        "pool": "+".join(f.pool for f in features),
         "hop": "+".join(f"{hop} s" for hop in hops) or "as extracted",
-        "views": "+".join(view["feature"] for view in config.get("views", ())) or "none",
-        **config["settings"],
-        **config["training"],
-        "code": config.get("code", "none")[:8],
-        "digest.features": "+".join(f["fingerprint"][:8] for f in features),
-        "digest.manifest": "+".join(digest[:8] for digest in config["manifest"].split("+")),
+        "views": "+".join(view.feature for view in config.views) or "none",
+        **config.settings,
+        **config.training,
+        "code": (config.code or "none")[:8],
+        "digest.features": "+".join(f.fingerprint[:8] for f in features),
+        "digest.manifest": "+".join(digest[:8] for digest in config.manifest.split("+")),
     }

@@ -13,7 +13,6 @@ import numpy as np
 from ser.cache.feature_name import parse_feature_name
 from ser.errors import WrongUse
 from ser.train.data.dev_part import SHARE
-from ser.train.data.features import read_name
 from ser.train.data.protocols import corpora_of
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
@@ -82,39 +81,39 @@ def differences(
     recipe's, by feature), seeds, a setting.
     """
     config, written = runs[0].config, cell.written
-    features, provenance = config["features"], config["provenance"]
-    used = {name for feature in features.values() for name in read_name(feature).split("+")}
+    features, provenance = config.features, config.provenance
+    used = {name for feature in features.values() for name in feature.read_name.split("+")}
     protocol, colon, file = written.protocol.partition(":")
-    corpora = config["corpus"], corpora_of(written.protocol, written.corpus) or ""
+    corpora = config.corpus, corpora_of(written.protocol, written.corpus) or ""
     ours, theirs = ({*names.split("+")} if "+" in names else set() for names in corpora)
-    # In any part; not known of generated speech and of an earlier ser.
-    n = 0 if runs[0].result["synthetic"] else sum(runs[0].result.get("parts", {}).values())
+    # In any part; not known of generated speech.
+    n = 0 if runs[0].result.synthetic else sum(runs[0].result.parts.values())
     barring: dict[str, tuple[Any, Any]] = {
         "fusion": (
-            config["fusion"].partition(":")[0] if written.fusion in BOTH else config["fusion"],
+            config.fusion.partition(":")[0] if written.fusion in BOTH else config.fusion,
             written.fusion,
         ),
         "features": ({*map(_feature, used)}, {*map(_feature, written.features.split("+"))}),
-        "target": (config.get("target", "class"), written.target),
-        "labels": (config["labels"]["policy"], Path(written.labels).name),
-        "protocol": (config["protocol"], f"{protocol}:{Path(file).name}" if colon else protocol),
+        "target": (config.target, written.target),
+        "labels": (config.labels.policy, Path(written.labels).name),
+        "protocol": (config.protocol, f"{protocol}:{Path(file).name}" if colon else protocol),
         "corpora": (ours, theirs),
-        "only": (config.get("only"), written.only),
-        "limit": (config["limit"], written.limit),
+        "only": (config.only, written.only),
+        "limit": (config.limit, written.limit),
         "allow_missing": (
-            any("quarantined" in why for why in provenance.get("left_out", ())),
+            any("quarantined" in why for why in provenance.left_out),
             False,
         ),
-        "folds": (len({run.config["fold"] for run in runs}) < FOLDS.get(protocol, 0), False),
+        "folds": (len({run.config.fold for run in runs}) < FOLDS.get(protocol, 0), False),
         "shuffle_labels": (
-            config["training"]["shuffle_labels"],
+            config.training["shuffle_labels"],
             "shuffle_labels=true" in written.set,
         ),
         "utterances": ((cell.utterances and n) or cell.utterances, cell.utterances),
     }
     if barred := _unequal(barring):
         return barred, ()
-    fusion = FUSIONS[config["fusion"]]
+    fusion = FUSIONS[config.fusion]
     settings, training = parse_settings(fusion, written.set, written.epochs)
     expected = {
         key: value
@@ -124,36 +123,32 @@ def differences(
     defaults = asdict(fusion.settings()) | asdict(
         TrainingSettings()
     )  # a config need not name those that came later
-    known = [{**defaults, **run.config["settings"], **run.config["training"]} for run in runs]
+    known = [{**defaults, **run.config.settings, **run.config.training} for run in runs]
     own = {
         key: {values[key] for values in known} for key in expected
     }  # one value, if it was not searched
     if expected["dev"] == "auto" and own["dev"] == {SHARE}:  # a config names what auto meant
         own["dev"] = {"auto"}
-    views = {_feature(read_name(view)) for view in config.get("views", ())}
+    views = {_feature(view.read_name) for view in config.views}
     named = {
-        **{
-            key: (config.get(key, getattr(written, key)), getattr(written, key))
-            for key in ("select", "loss")
-        },
+        "select": (config.select, written.select),
+        "loss": (config.loss, written.loss),
         "precision": (
-            config.get("precision", "float32"),
+            config.precision,
             written.precision.replace("auto", "float32"),
         ),
-        "seeds": (len({run.config["seed"] for run in runs}), written.seeds),
+        "seeds": (len({run.config.seed for run in runs}), written.seeds),
         "transcripts": (
-            "text" in features and "transcripts" in provenance,
+            "text" in features and provenance.transcripts is not None,
             False,
         ),  # an ASR's, not the corpus's own
         "views": (views, {*map(_feature, filter(None, written.views.split("+")))}),
         **{key: (own[key], {value}) for key, value in expected.items()},
     }
     for modality, feature in features.items():
-        name, spec = (
-            feature["feature"].partition(":")[0],
-            provenance.get("specs", {}).get(modality, {}),
-        )
-        model = spec.get("joined", [spec])[0].get("provenance", {}).get("model", "unknown")
+        name = feature.feature.partition(":")[0]
+        first_spec = provenance.feature_specs(modality)[0]
+        model = first_spec.get("provenance", {}).get("model", "unknown")
         if name in models:  # a local copy is known by its folder's name
             named[f"checkpoint of {name}"] = Path(model).name, Path(models[name]).name
     return (), (*filter(None, [cell.differs]), *_unequal(named))
@@ -173,7 +168,7 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
     # What recipes vary between the cells of this fusion.
     structural = {"loss", "views"}
     for recipe, other in _papers_cells():
-        if other.written.fusion == cell.config["fusion"]:
+        if other.written.fusion == cell.config.fusion:
             structural |= {assignment.partition("=")[0] for assignment in other.written.set}
         barred, differs = (
             differences(cell.runs, other, recipe.models) if other.test == test else (("test",), ())

@@ -61,8 +61,7 @@ def calibration_table(cells: Cells) -> Table:
         rows.append(
             {
                 **row,
-                "n dev": sum((r.get("calibration") or {}).get("n_dev", 0) for r in cell.results)
-                or None,
+                "n dev": sum(r.calibration.n_dev for r in cell.results if r.calibration) or None,
             }
         )
     return described(
@@ -81,12 +80,12 @@ def votes_table(cells: Cells) -> Table:
             row |= {f"raters’ {name} %": 100 * raters[metric] for name, metric in SHOWN.items()}
             row |= {"votes": raters["n"], "votes left out": raters["left_out"]}
         row |= {f"{name.upper()} in nats": ends for name, ends in cell.divergences().items()}
-        if apart := [result["no_majority"] for result in cell.results if "no_majority" in result]:
-            n = [undecided["n"] for undecided in apart]
+        if apart := [result.no_majority for result in cell.results if result.no_majority]:
+            n = [undecided.n for undecided in apart]
             row["without a majority"] = sum(n)
             for name in ("kl", "js"):
                 row[f"their {name.upper()}"] = float(
-                    np.average([undecided[name] for undecided in apart], weights=n)
+                    np.average([undecided.score(name) for undecided in apart], weights=n)
                 )
         rows += [{"cell": cell.label, **row}] if row else []
     return described("votes", rows)
@@ -159,7 +158,7 @@ def ratings_table(cells: Cells) -> Table:
             }
             row |= {named(metric): cell.with_interval(metric, test) for metric in cell.rated}
             row |= {
-                "scale": cell.config["training"]["vad_scale"],
+                "scale": cell.config.training["vad_scale"],
                 "interval over": cell.interval_over,
                 "n": cell.n,
             }
@@ -185,7 +184,7 @@ def hardest_table(cells: Cells) -> Table:
     same = [
         c
         for c in cells
-        if c.config["corpus"] == cells[0].config["corpus"] and c.classes == cells[0].classes
+        if c.config.corpus == cells[0].config.corpus and c.classes == cells[0].classes
     ]
     p = pandas.concat([cell.judged for cell in same])
     taken_for = p[~p.right].groupby("id").predicted
@@ -254,8 +253,8 @@ def agreement(cell: Cell) -> np.ndarray:
     A rater who gave several categories counts in parts; votes outside the label policy count
     against the label.
     """
-    labels, votes = cell.config["labels"], cell.utterances.votes.reindex(cell.predictions.id)
-    policy = Policy(labels["policy"], tuple(labels["classes"]), labels["maps"])
+    labels, votes = cell.config.labels, cell.utterances.votes.reindex(cell.predictions.id)
+    policy = Policy(labels.policy, tuple(labels.classes), labels.maps)
     shares = np.full(len(votes), np.nan)
     for row, (k, raters) in enumerate(zip(cell.truth, votes, strict=True)):
         if isinstance(raters, list) and raters:

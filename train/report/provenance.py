@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Any
 
 from ser.errors import MissingRows, SerError
-from ser.train.data.features import read_name
 from ser.train.data.protocols import find_protocol
 from ser.train.listed_settings import ListedSetting, list_settings
 from ser.train.models import FUSIONS
@@ -23,7 +22,7 @@ def what_was_run(cells: Cells) -> list[Table]:
     left_out: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         left_out |= Counter(
-            {(cell.config["corpus"], why): n for why, n in cell.left_out.items()}
+            {(cell.config.corpus, why): n for why, n in cell.left_out.items()}
         )  # the most of any
     rows = [
         {"corpus": corpus, "left out because": why, "utterances": n}
@@ -44,23 +43,20 @@ def _features(cells: Cells) -> Table:
     rows: dict[str, Row] = {}
     for cell in cells:
         features = [
-            (m, part)
-            for m, feature in cell.config["features"].items()
-            for part in feature.get("joined", [feature])
+            (m, part) for m, feature in cell.config.features.items() for part in feature.parts
         ]
-        features += [
-            ("audio", view) for view in cell.config.get("views", ())
-        ]  # no text is augmented
+        # No text is augmented.
+        features += [("audio", view) for view in cell.config.views]
         for modality, feature in features:
-            name, digest = read_name(feature), feature["fingerprint"]
+            name, digest = feature.read_name, feature.fingerprint
             if f"{name}@{digest}" in rows:
                 continue
-            row = {"feature": name, "modality": modality, "from": None, "level": None}
-            row |= {"dim": cell.config["dims"][modality], "stored as": None, "fingerprint": digest}
+            row: Row = {"feature": name, "modality": modality, "from": None, "level": None}
+            row |= {"dim": cell.config.dims[modality], "stored as": None, "fingerprint": digest}
             try:
                 spec = (
                     cell.origin.store
-                    and cell.origin.store.feature(f"{feature['feature']}@{digest}").spec
+                    and cell.origin.store.feature(f"{feature.feature}@{digest}").spec
                 )
             except MissingRows:
                 spec = None
@@ -83,10 +79,13 @@ def _features(cells: Cells) -> Table:
 
 def _corpora(cells: Cells) -> list[Table]:
     """One table for each set of utterances and labels."""
-    tables, keys = [], ("corpus", "manifest", "limit", "only")
-    sets = grouped(
-        cells, lambda cell: (*map(cell.config.get, keys), cell.config["labels"]["policy"])
-    )
+
+    def trained_on(cell: Cell) -> tuple[Any, ...]:
+        config = cell.config
+        return config.corpus, config.manifest, config.limit, config.only, config.labels.policy
+
+    tables = []
+    sets = grouped(cells, trained_on)
     for number, ((corpus, digest, _, _, policy), members) in enumerate(sets.items(), 1):
         cell, manifest = members[0], members[0].origin.manifest
         labels = dict(pair for member in members for pair in member.tested)
@@ -98,7 +97,7 @@ def _corpora(cells: Cells) -> list[Table]:
             }
             counts["people"] = len(set(manifest.column("speaker")) - {None})
             counts["made"] = f", {'with ' * ('+' in corpus)}generated speech" * manifest.synthetic
-        maps = cell.config["labels"]["maps"]
+        maps = cell.config.labels.maps
         raw = grouped(maps, maps.get)
         merged = "; ".join(
             f"{name} is {' + '.join(of)}" for name, of in raw.items() if of != [name]
@@ -115,9 +114,9 @@ def _corpora(cells: Cells) -> list[Table]:
 
 def _protocols(cells: Cells) -> Table:
     def cut_alike(cell: Cell) -> tuple[Any, ...]:
-        repeated: list[Any] = [result.get("repeated_texts") for result in cell.results]
+        repeated: list[Any] = [result.repeated_texts for result in cell.results]
         share = None if None in repeated else 100 * sum(repeated) / cell.n
-        return cell.config["protocol"], cell.config["select"], share, *parts(cell.results).items()
+        return cell.config.protocol, cell.config.select, share, *parts(cell.results).items()
 
     rows, groups = [], grouped(cells, cut_alike)
     for (protocol, select, share, *cut_in), members in groups.items():
@@ -132,7 +131,7 @@ def _protocols(cells: Cells) -> Table:
         row |= {"test transcripts also in training %": share, **dict(cut_in)}
         row["folds tested"] = "; ".join(dict.fromkeys(", ".join(cell.folds) for cell in members))
         row["selection"] = f"{select}: {SELECTIONS[select]}"
-        row["loss"] = ", ".join(dict.fromkeys(cell.config["loss"] for cell in members))
+        row["loss"] = ", ".join(dict.fromkeys(cell.config.loss for cell in members))
         row["seeds"] = ", ".join(
             map(str, sorted({seed for cell in members for seed in cell.seeds}))
         )
@@ -153,19 +152,18 @@ def command(cell: Cell) -> str:
     if cell.search:
         return shlex.join(["ser", "sweep", cell.search.file])
     config, known = cell.config, {field.name: field.default for field in fields(Experiment)}
-    requested = config["provenance"].get("asked", {})
+    requested = config.provenance.asked
     options = {
         key: value
         for key, value in requested.items()
         if key in known and key not in ("resume", "also_set")
     }
     names = []
-    for feature in config["features"].values():
-        at = (
-            "" if "joined" in feature else f"@{feature['fingerprint'][:8]}"
-        )  # of several, no folder has it
-        names.append(f"{read_name(feature)}{at}")
-    own = _described_settings(config["fusion"])
+    for feature in config.features.values():
+        # Of several features joined, no folder has the fingerprint.
+        at = "" if feature.joined else f"@{feature.fingerprint[:8]}"
+        names.append(f"{feature.read_name}{at}")
+    own = _described_settings(config.fusion)
     changed = {
         key: value
         for key, value in cell.settings.items()
@@ -173,7 +171,7 @@ def command(cell: Cell) -> str:
     }
     options |= {
         "features": "+".join(names),
-        "fusion": config["fusion"],
+        "fusion": config.fusion,
         "seeds": max(cell.seeds) + 1,
     }
     options |= {"set": setting_texts(changed), "epochs": None}  # epochs are among the settings
@@ -189,8 +187,8 @@ def command(cell: Cell) -> str:
 def _settings(cells: Cells) -> Table:
     """Every setting of every fusion in the report, with its source."""
     rows = []
-    for fusion in dict.fromkeys(cell.config["fusion"] for cell in cells):
-        members = [cell.settings for cell in cells if cell.config["fusion"] == fusion]
+    for fusion in dict.fromkeys(cell.config.fusion for cell in cells):
+        members = [cell.settings for cell in cells if cell.config.fusion == fusion]
         known = _described_settings(fusion)
         for key in dict.fromkeys(key for own in members for key in own):
             setting = known.get(key, ListedSetting(key, "", "", "", ""))
@@ -205,8 +203,9 @@ def _settings(cells: Cells) -> Table:
 def _versions(cells: Cells) -> Table:
     counts: Counter[tuple[str, str]] = Counter()
     for config in (run.config for cell in cells for run in cell.runs):
-        versions = {"ser's training": config["version"], **config["provenance"].get("versions", {})}
-        versions["device"] = config["provenance"].get("device")
+        versions: dict[str, Any] = {"ser's training": config.version}
+        versions |= config.provenance.versions
+        versions["device"] = config.provenance.device
         counts.update((what, str(version)) for what, version in versions.items())
     rows = [{"what": what, "version": version, "runs": n} for (what, version), n in counts.items()]
     return described("versions", rows)
@@ -214,11 +213,15 @@ def _versions(cells: Cells) -> Table:
 
 def _runs(cells: Cells) -> Table:
     rows = [
-        {"run": run.path.name, "cell": cell.label, "fold": result["fold"], "seed": result["seed"]}
-        | {f"{name} %": 100 * result[key] for name, key in SHOWN.items() if key in result}
-        | {f"CCC {name}": value for name, value in result.get("ccc", {}).items()}
-        | {"epoch kept": result["epoch"], "seconds": float(result["seconds"])}
-        | {f"n {part}": n for part, n in result["parts"].items()}
+        {"run": run.path.name, "cell": cell.label, "fold": result.fold, "seed": result.seed}
+        | {
+            f"{name} %": 100 * score
+            for name, metric in SHOWN.items()
+            if (score := result.score(metric)) is not None
+        }
+        | {f"CCC {name}": value for name, value in (result.ccc or {}).items()}
+        | {"epoch kept": result.epoch, "seconds": float(result.seconds)}
+        | {f"n {part}": n for part, n in result.parts.items()}
         for cell in cells
         for run, result in zip(cell.runs, cell.results, strict=True)
     ]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from ser.disk.write import write_whole
 from ser.errors import WrongUse
@@ -147,20 +149,19 @@ def report_text(cells: Cells, unfinished: Sequence[Run], paired: bool = False) -
 def cautions(cells: Cells) -> list[str]:
     """What a reader must know before comparing any number of the report."""
     heard = {cell.label: heard_in_training(cell.results) for cell in cells}
-    keys = {"corpus": "corpus", "protocol": "protocol", "selection": "select", "labels": "labels"}
-    conditions = [
-        {name: cell.results[0][key] for name, key in keys.items()} | parts(cell.results)
-        for cell in cells
-    ]
+    conditions = []
+    for cell in cells:
+        first = cell.results[0]
+        main = {"corpus": first.corpus, "protocol": first.protocol}
+        main |= {"selection": first.select, "labels": first.labels}
+        conditions.append({**main, **parts(cell.results)})
     names = dict.fromkeys(name for condition in conditions for name in condition)
     unlike = [name for name in names if len({condition.get(name) for condition in conditions}) > 1]
-    barred = {*keys, "n test"}.intersection(unlike)
+    barred = {"corpus", "protocol", "selection", "labels", "n test"}.intersection(unlike)
     other_folds = "protocol" not in unlike and len({tuple(cell.folds) for cell in cells}) > 1
     subjects = {
         "unreal": _caveat(cells),
-        "best-test": _listed(
-            [cell.label for cell in cells if cell.config["select"] == "best-test"]
-        ),
+        "best-test": _listed([cell.label for cell in cells if cell.config.select == "best-test"]),
         "heard": _listed(
             [label for label, speakers in heard.items() if speakers not in ("", NOT_KNOWN)]
         ),
@@ -357,14 +358,22 @@ def papers_tests_table(cells: Cells) -> Table:
                 "utterances": len(both),
                 "McNemar p": mcnemar(both.truth, both.predicted, both.predicted_2),
             }
-        ours, theirs = (
-            {same_run(run): 100 * run.result["ua"] for run in cell.runs} for cell in pair
-        )
+        ours, theirs = map(_ua_by_run, pair)
         shared = sorted(ours.keys() & theirs.keys())
         if len(shared) > 1:
             t, wilcoxon = p_of_runs([ours[run] for run in shared], [theirs[run] for run in shared])
             row |= {"pairs of runs": len(shared), "t-test p": t, "Wilcoxon p": wilcoxon}
     return described("papers-tests", _with_holm(rows))
+
+
+def _ua_by_run(cell: Cell) -> dict[Any, float]:
+    """UA of each run in percent."""
+    by_run = {}
+    for run in cell.runs:
+        ua = run.result.ua
+        if ua is not None:
+            by_run[same_run(run)] = 100 * ua
+    return by_run
 
 
 def _emotions(cells: Cells) -> list[Table]:
@@ -414,7 +423,7 @@ def _training(cells: Cells) -> list[Table]:
     ]
     rows: list[Row] = []  # what layers count in learned sums
     for cell in cells:
-        layers = [result.get("layers", {}) for result in cell.results]
+        layers = [result.layers or {} for result in cell.results]
         for name in layers[0]:
             shares = np.array([weights[name] for weights in layers if name in weights])
             rows.append({"cell": cell.label, "layer": name, "share %": spread(100 * shares)})
@@ -431,7 +440,13 @@ def _curves(cells: Cells, key: str, title: str, heading: str, scale: int) -> Tab
     rows: list[Row] = []
     for cell in cells:
         histories = [
-            pandas.DataFrame(result["history"], columns=["stage", key]) for result in cell.results
+            pandas.DataFrame(
+                {
+                    "stage": [line.stage for line in result.history],
+                    key: [line.score(key) for line in result.history],
+                }
+            )
+            for result in cell.results
         ]
         lines = pandas.concat(histories, keys=range(len(histories)), names=["run", "line"])
         stage = pandas.factorize(lines.stage)[0]
@@ -480,8 +495,8 @@ def _queries(cells: Cells) -> Table:
     """
 
     def all_but_queries(cell: Cell) -> str:
-        others = {key: value for key, value in cell.config["settings"].items() if key != "queries"}
-        return cell_name(cell.config | {"settings": others})
+        others = {key: value for key, value in cell.config.settings.items() if key != "queries"}
+        return cell_name(structs.replace(cell.config, settings=others))
 
     able = [cell for cell in cells if isinstance(cell.settings.get("queries"), int)]
     rows: list[Row] = []

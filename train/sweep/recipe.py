@@ -31,11 +31,19 @@ from ser.disk.read import read_toml
 from ser.errors import WrongUse, unknown
 
 from ..options import Experiment, setting_texts
-from ..run_folder import shape
 from .search import Range, Scalar, SearchBudget, candidates
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
+
+
+def shape(texts: str, **others: Any) -> Any:
+    """A type of JSON object with at least these keys: `texts`, and `others` by kind; (kind,
+    default) is optional.
+    """
+    kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
+    return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
+
 
 PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
 RECIPE_SHAPE = shape(

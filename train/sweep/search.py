@@ -115,11 +115,14 @@ def dev_score(run: Run) -> float:
     """The dev score of the epoch that a finished run kept, by the score that it selects on: in
     percent, but CCC not.
     """
-    name = run.config["training"]["select_score"]
-    kept = [
-        line[name] for line in run.result["history"] if line.get("kept") and line[name] is not None
-    ]
-    return (1 if name == "ccc" else 100) * kept[-1] if kept else -math.inf
+    name = run.config.training["select_score"]
+    kept = -math.inf
+    for epoch in run.result.history:
+        score = epoch.score(name)
+        if epoch.kept and score is not None:
+            kept = score
+
+    return kept if name == "ccc" else 100 * kept
 
 
 def chosen_rows(
@@ -128,8 +131,8 @@ def chosen_rows(
     """A table's lines: the values that each fold and seed of a cell chose, and by which dev score."""
     rows = []
     for run in runs:
-        settings = {**run.config["settings"], **run.config["training"]}
-        row = {"cell": cell, "seed": run.config["seed"], "fold": run.config["fold"], "tried": tried}
+        settings = {**run.config.settings, **run.config.training}
+        row = {"cell": cell, "seed": run.config.seed, "fold": run.config.fold, "tried": tried}
         row |= {key: settings.get(key, "default") for key in over}
         rows.append(
             {**row, f"dev {SCORED[settings['select_score']]}": dev_score(run), "run": run.name}

@@ -1,18 +1,18 @@
 """What lies beside the runs of a search, so that a report shows the chosen ones' scores alone."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ser.disk.read import read_small
+from ser.disk.records import short_hash
 from ser.disk.write import make_folder, write_whole
 from ser.errors import CorruptStore, StoreError
 
+from ..records import RunConfig
 from ..run_folder import run_name
 
-OF_THE_RUN = ("fold", "seed", "cut", "provenance")  # what tells the runs of one cell apart
+OF_THE_RUN = ("fold", "seed", "cut")  # what tells the runs of one cell apart
 AGAIN = "remove it and run the sweep again"
 
 
@@ -28,7 +28,7 @@ class SearchRecord(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"search-{run_name({'candidates': self.candidates})}.json"
+        return f"search-{short_hash({'candidates': self.candidates})}.json"
 
     def write(self, out: Path) -> None:
         """Write it into the folder of the runs. Raises `StoreError` for a link in its place."""
@@ -38,9 +38,9 @@ class SearchRecord(msgspec.Struct, frozen=True):
         write_whole(path, msgspec.json.encode(self))
 
 
-def cell_name(config: Mapping[str, Any]) -> str:
+def cell_name(config: RunConfig) -> str:
     """The same for all runs of a cell, and for no others."""
-    return run_name({key: value for key, value in config.items() if key not in OF_THE_RUN})
+    return run_name(config, OF_THE_RUN)
 
 
 def find_search_records(*paths: Path | str) -> list[SearchRecord]:

@@ -157,7 +157,7 @@ def check_search(candidates: Sequence[Sequence[Job]]) -> None:
     if jobs[0].plan.select != "val":
         raise WrongUse("a search chooses by the score on dev, which needs --select val")
     if len(
-        {(job.plan.seed, job.config["cut"], job.plan.training.select_score) for job in jobs}
+        {(job.plan.seed, job.config.cut, job.plan.training.select_score) for job in jobs}
     ) > len(candidates[0]):
         raise WrongUse(
             "its candidates are not scored alike on dev; search neither dev nor select_score"
