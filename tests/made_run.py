@@ -15,7 +15,7 @@ from ser.train.records import (
     Scores,
 )
 from ser.train.run_folder import CONFIG, RESULT, Run, run_name
-from ser.train.scores import scores
+from ser.train.scores.classes import scores
 
 CLASSES = ("ang", "hap", "neu", "sad")
 

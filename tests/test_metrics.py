@@ -262,7 +262,7 @@ def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
     found = cell.scores
     assert found.classes == list(CLASSES) and found.tests == ["both", "only audio"]
     assert found.confusion().sum() == 2 * (20 + 51 + 82)
-    assert found.conditions == "session-out · val · 4class · only scripted"
+    assert found.conditions == "session-out · val · 4class · only scripted · dev none"
     assert found.left_out == {"label xxx is not in 4class": 5, "--only scripted": 7}
     assert caveat(found.results) == "synthetic corpus (c): no comparison with the paper is meant"
     told = found.to_json()

@@ -115,7 +115,7 @@ def test_going_on_from_a_state_gives_the_same_bytes(
         len(whole) - 1,
         len(whole),
     }:  # the last two within the last training: with refit, the second
-        (tmp_path / "state").write_bytes(whole[at - 1][1])
+        Run(tmp_path).write_tensors("state", whole[at - 1][1])
         rest: list[Epoch] = []
         resumed = fit(
             *prepared(store, fusion, *more),
@@ -217,7 +217,7 @@ def test_poison_in_the_test_part_changes_nothing_in_training(
         poisoned.inputs[modality] = Inputs(values, stored.offsets)
     bad = fit(poisoned, fold, plan)
     assert weights(bad) == weights(clean)
-    assert [line["loss"] for line in bad.history] == [line["loss"] for line in clean.history]
+    assert [line.loss for line in bad.history] == [line.loss for line in clean.history]
     says = [
         one.predict(of, fold.test, plan)["logits"] for one, of in ((bad, poisoned), (clean, data))
     ]
@@ -238,7 +238,7 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
     for select in ("val", "last", "best-test"):
         data, fold, plan = prepared(store, "lgf-add", "epochs=6", "lr=0.05", select=select)
         fitted = fit(data, fold, plan)
-        uas = [line["ua"] for line in fitted.history]
+        uas = [line.ua for line in fitted.history]
         if select == "last":
             assert fitted.epoch == 6 and uas == [None] * 6
             continue
@@ -288,7 +288,7 @@ def test_the_rate_decays_as_the_paper_says(
         wanted
     )  # three epochs of five or six dialogues in twos
     rates.clear()
-    (tmp_path / "state").write_bytes(states[0])
+    Run(tmp_path).write_tensors("state", states[0])
     fit(*config, resume=Run(tmp_path).tensors("state"))
     assert rates == pytest.approx(wanted[3:])
     assert learning_rate(prepared(store, "mit")[2].settings, 7) == 0.003
@@ -338,7 +338,7 @@ def test_bfloat16_stays_close_to_float32(store: Path, fusion: str) -> None:
     exact, rounded = (fit(data, fold, one) for one in plans)
     assert weights(exact) != weights(rounded) == weights(fit(data, fold, plans[1]))
     assert all(weight.dtype == torch.float32 for weight in rounded.model.parameters())
-    losses, wanted = ([line["loss"] for line in fitted.history] for fitted in (rounded, exact))
+    losses, wanted = ([line.loss for line in fitted.history] for fitted in (rounded, exact))
     assert losses == pytest.approx(wanted, rel=0.02)
     first, second = (
         one.predict(data, fold.test, p)["logits"]

@@ -143,7 +143,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
         asked=options,
         device=plan.device,
         package=package or None,
-        versions={"python": platform.python_version(), "torch": torch.__version__},
+        versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
     return RunConfig(
         version=TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),

@@ -53,6 +53,7 @@ from .run_folder import (
     claimed,
     run_name,
 )
+from .scores.raters import divergences
 from .seal import AGAIN
 from .settings import TrainingSettings, settings_from_record
 from .targets import TARGETS
@@ -279,8 +280,12 @@ def _finish(run: Run, job: Job, fitted: Fitted, seconds: float) -> str | None:
     no_majority: UndecidedScores | None = None
     if len(undecided):
         predicted = fitted.predict(data, undecided, plan)["logits"]
-        scored = target.scored(utterances, undecided, predicted, plan)
-        no_majority = UndecidedScores(n=scored.n, kl=scored.score("kl"), js=scored.score("js"))
+        distances = divergences(utterances.votes[undecided], predicted)
+        no_majority = UndecidedScores(
+            n=len(undecided),
+            kl=float(distances["kl"].mean()),
+            js=float(distances["js"].mean()),
+        )
     if not all(np.isfinite(predicted).all() for predicted in (*tests.values(), *on_dev.values())):
         return NO_NUMBERS
 
