@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from ser.cache.spec import Spec
 from ser.cache.store import open_store
@@ -94,10 +95,9 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     first = inputs.values[: inputs.offsets[1]].mean(0)
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
     described = plain.described["features"]["audio"]
-    assert (
-        data.described["features"]["audio"] == {**described, "hop": 0.06} and "hop" not in described
-    )
-    at = f"@{described['fingerprint'][:4]}"
+    averaged = data.described["features"]["audio"]
+    assert averaged == structs.replace(described, hop=0.06) and described.hop is None
+    at = f"@{described.fingerprint[:4]}"
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
         assert load_dataset(Experiment(f"mpnet+{name}", "mit", store.path), cache)[0] is data, name
 
@@ -355,9 +355,7 @@ def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path)
         add_feature(store, manifest, spec, means)
     after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
-    names = [
-        data.described["features"]["audio"]["joined"][0]["feature"] for data in (before, after)
-    ]
+    names = [data.described["features"]["audio"].joined[0].feature for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
     for layer, rows in enumerate(

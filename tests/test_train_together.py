@@ -16,6 +16,7 @@ import pandas
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec import structs
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -239,7 +240,10 @@ def test_seeds_and_losses_trained_at_once_give_what_each_gives_alone(store, tmp_
     found = fit_many(data, fold, plans, [lines.append for lines in heard])
     for plan, together, lines in zip(plans, found, heard, strict=True):
         alone = fit(data, fold, plan)
-        ours, theirs = (pandas.DataFrame(each.history) for each in (together, alone))
+        ours, theirs = (
+            pandas.DataFrame([structs.asdict(line) for line in each.history])
+            for each in (together, alone)
+        )
         assert ours["loss"].tolist() == pytest.approx(theirs["loss"].tolist(), rel=loose)
         assert ours["loss"].tolist() == [line.loss for line in lines]
         torch.manual_seed(plan.seed)
@@ -279,8 +283,8 @@ def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_p
         together = fit_many(jobs[0].data, jobs[0].fold, plans)
         [alone] = fit_many(jobs[0].data, jobs[0].fold, plans[1:2])
     epochs = plans[0].settings.epochs
-    assert [line["loss"] for line in alone.history] == pytest.approx(
-        [x["loss"] for x in together[1].history], rel=1e-4
+    assert [line.loss for line in alone.history] == pytest.approx(
+        [x.loss for x in together[1].history], rel=1e-4
     )
     assert all(
         torch.equal(many[1], one[0])
@@ -563,8 +567,8 @@ def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(
     )
     steps, why = updated(store, tmp_path, fusion, *more, **options)
     for one, other in zip(graphs, steps, strict=True):
-        assert [line["loss"] for line in one.history] == [line["loss"] for line in other.history]
-        assert [line["ua"] for line in one.history] == [line["ua"] for line in other.history]
+        assert [line.loss for line in one.history] == [line.loss for line in other.history]
+        assert [line.ua for line in one.history] == [line.ua for line in other.history]
         for name, weight in other.model.state_dict().items():
             assert torch.equal(one.model.state_dict()[name], weight), name
     assert {type(line) for line in told} == {Epoch}
