@@ -7,7 +7,6 @@ import click
 from click.core import ParameterSource
 
 from ser.train.options import Experiment
-from ser.train.records import to_json
 
 from .cache import pulled
 from .options import config_options, json_option
@@ -125,6 +124,7 @@ def train(
             bar.update(sum(epochs.values()) - bar.n)
 
         runs = list(iterate(experiment, jobs, show))
+    from ser.train.records import to_json
     from ser.train.report.cell_scores import CellScores
 
     scores = CellScores(runs)
