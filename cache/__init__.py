@@ -1,1 +1,1 @@
-"""The store: where features meet training. Imports nothing else of ser, and no torch."""
+"""The store: where features meet training. No torch, and nothing of the rooms above."""
