@@ -27,25 +27,27 @@ from ser.disk.records import checksummed_json
 from ser.errors import SerError
 
 Arrays = dict[str, npt.NDArray[Any]]
-COUNT = 24  # utterances that the writer writes
+
+# Utterances that the writer writes.
+COUNT = 24
 
 
 def manifest_of(count: int, corpus: str = "toy", prefix: str = "u") -> Manifest:
     """A manifest whose audio digests are made up and whose texts are not."""
-    return Manifest.from_rows(
-        corpus,
-        [
+    rows = []
+    for number in range(count):
+        id_ = f"{prefix}{number:03d}"
+        rows.append(
             {
-                "id": f"{prefix}{i:03d}",
-                "audio": f"{prefix}{i:03d}.wav",
-                "audio_sha256": hashlib.sha256(f"{corpus} {prefix}{i}".encode()).hexdigest(),
-                "text": f"this is number {i}",
-                "speaker": f"s{i % 3}",
-                "label": ["neu", "ang", "sad", "hap"][i % 4],
+                "id": id_,
+                "audio": f"{id_}.wav",
+                "audio_sha256": hashlib.sha256(f"{corpus} {prefix}{number}".encode()).hexdigest(),
+                "text": f"this is number {number}",
+                "speaker": f"s{number % 3}",
+                "label": ["neu", "ang", "sad", "hap"][number % 4],
             }
-            for i in range(count)
-        ],
-    )
+        )
+    return Manifest.from_rows(corpus, rows)
 
 
 def new_store(path: Path, manifest: Manifest) -> Store:
@@ -57,20 +59,20 @@ def new_store(path: Path, manifest: Manifest) -> Store:
 
 def spec_of(level: str = "frame", dim: int = 8, dtype: str = "float16", **other: Any) -> Spec:
     """A spec of an audio feature, or of a text feature at token level."""
-    modality = "text" if level == "token" else "audio"
     fields = {
         "feature": f"{level}s",
         "extractor": "toy",
         "version": 1,
-        "modality": modality,
+        "modality": "text" if level == "token" else "audio",
         **other,
     }
     return Spec(level=level, dim=dim, dtype=dtype, **fields)
 
 
 def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
-    """What each utterance's feature is, wherever it stands: normal values in the stored dtype, `[n,
-    dim]`.
+    """What each utterance's feature is, wherever it stands.
+
+    Normal values in the stored dtype, `[n, dim]`.
     """
     arrays = {}
     for id_ in manifest.ids:
@@ -83,16 +85,22 @@ def values_of(manifest: Manifest, spec: Spec, longest: int = 40) -> Arrays:
 def part_rows(
     manifest: Manifest, spec: Spec, rows: Sequence[int], arrays: Arrays | None = None
 ) -> PartRows:
-    """Some of a manifest's rows, ready to publish; token features get their words, and tokens that
-    spell them.
+    """Some of a manifest's rows, ready to publish.
+
+    Token features get their words, and tokens that spell them.
     """
-    arrays, digests = arrays or values_of(manifest, spec), manifest.inputs(spec.modality)
-    ids = [manifest.ids[row] for row in rows]
-    places = [np.arange(len(arrays[id_]), dtype=np.int32) - 1 for id_ in ids]
-    extras = {"token": places, "word": places} if spec.level == "token" else {}
-    return PartRows(
-        manifest.corpus, ids, [digests[row] for row in rows], [arrays[id_] for id_ in ids], extras
-    )
+    arrays = arrays or values_of(manifest, spec)
+    digests = manifest.inputs(spec.modality)
+
+    part = PartRows(manifest.corpus)
+    part.ids = [manifest.ids[row] for row in rows]
+    part.inputs = [digests[row] for row in rows]
+    part.arrays = [arrays[id_] for id_ in part.ids]
+
+    if spec.level == "token":
+        places = [np.arange(len(array), dtype=np.int32) - 1 for array in part.arrays]
+        part.extras = {"token": places, "word": places}
+    return part
 
 
 def publish_missing(
@@ -102,14 +110,20 @@ def publish_missing(
     arrays: Arrays | None = None,
     per_part: int = 4,
 ) -> Iterator[str]:
-    """Publish what is missing, in parts of a few utterances. Yields the names of those that were
-    not there.
+    """Publish what is missing, in parts of a few utterances.
+
+    Yields the names of those that were not there.
     """
-    lacking = set(feature.missing(manifest))
+    missing = set(feature.missing(manifest))
+
     for start in range(0, len(manifest), per_part):
-        rows = [row for row in range(start, min(start + per_part, len(manifest))) if row in lacking]
-        made = part_rows(manifest, feature.spec, rows, arrays)
-        if rows and (name := publish_part(feature, made, backend, {"test": "fill"})):
+        stop = min(start + per_part, len(manifest))
+        rows = [row for row in range(start, stop) if row in missing]
+        if not rows:
+            continue
+        part = part_rows(manifest, feature.spec, rows, arrays)
+        name = publish_part(feature, part, backend, {"test": "fill"})
+        if name:
             yield name
 
 
@@ -138,10 +152,12 @@ def check_whole(
     rows: Sequence[int] | None = None,
 ) -> Packed:
     """Every utterance, or these rows of the manifest, read back bit for bit."""
-    packed, arrays = feature.load(manifest, rows), arrays or values_of(manifest, feature.spec)
-    assert packed.ids == [
-        manifest.ids[row] for row in (range(len(manifest)) if rows is None else rows)
-    ]
+    packed = feature.load(manifest, rows)
+    arrays = arrays or values_of(manifest, feature.spec)
+
+    expected_rows = range(len(manifest)) if rows is None else rows
+    assert packed.ids == [manifest.ids[row] for row in expected_rows]
+
     for number, id_ in enumerate(packed.ids):
         assert packed[number].tobytes() == arrays[id_].tobytes(), id_
     return packed
@@ -156,18 +172,20 @@ def rewrite_record(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:
-    """Put other content into a part and record its size and digest, so that only its meaning can
-    give it away.
+    """Put other content into a part and record its size and digest.
+
+    So only its meaning can give it away.
     """
     (folder / name).write_bytes(content)
-    known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    rewrite_record(folder / "part.json", lambda record: record["files"].update({name: known}))
+    record = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite_record(folder / "part.json", lambda part: part["files"].update({name: record}))
 
 
 def write(path: str, backend: str, per_part: str = "2", ask: str = "") -> None:
     """As the writer: publish what is missing."""
     manifest = manifest_of(COUNT)
     feature = new_store(Path(path), manifest).add(spec_of("token", dim=16))
+
     for name in publish_missing(feature, manifest, backend, per_part=int(per_part)):
         print(name, flush=True)
         if ask:
