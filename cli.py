@@ -15,7 +15,6 @@ import click
 
 from ser.commands import (
     cache,
-    completion,
     corpus,
     demo,
     doctor,
@@ -37,46 +36,58 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn what it raises into a message and an exit code."""
-        for stream in (
-            sys.stdout,
-            sys.stderr,
-        ):  # a path that is not UTF-8 is printed escaped, which JSON takes too
-            with contextlib.suppress(AttributeError):  # of a stream that somebody put in place
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        _escape_what_is_not_utf8()
         try:
             return super().invoke(ctx)
         except SerError as fault:
-            message, code = str(fault), fault.exit_code
+            _end(ctx, str(fault), fault.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
             ctx.exit(1)
         except KeyboardInterrupt:
-            message, code = (
+            _end(
+                ctx,
                 "interrupted; what was finished is kept, and the same command goes on from there",
-                1,
             )
         except Exception as fault:
-            message, code = _unexpected(fault), 1
-        say(f"ser: {message}", err=True)
-        ctx.exit(code)
+            _end(ctx, _unexpected(fault))
+
+
+def _escape_what_is_not_utf8() -> None:
+    """Have both streams escape a path that is not UTF-8, which JSON takes too."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # of a stream that somebody put in place
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _end(ctx: click.Context, message: str, exit_code: int = 1) -> None:
+    """Say why the command failed, and end it."""
+    say(f"ser: {message}", err=True)
+    ctx.exit(exit_code)
 
 
 def _unexpected(fault: Exception) -> str:
-    """One sentence about a fault that nobody foresaw: what the system says, or else where its
-    traceback is.
+    """One sentence about a fault that nobody foresaw.
+
+    It is what the system says, or else where the traceback is.
     """
     if isinstance(fault, OSError) and fault.errno is not None:
         return f"{fault.filename}: {fault.strerror}" if fault.filename else f"{fault.strerror}"
-    what, *_ = f"{type(fault).__name__}: {fault}".splitlines()
-    text = "".join(traceback.format_exception(fault))
+
+    first_line = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    where = _keep_traceback("".join(traceback.format_exception(fault)))
+    return f"an unexpected error ({first_line[:200]}); {where}"
+
+
+def _keep_traceback(text: str) -> str:
+    """Write a traceback to a file, and say where it is and what to do with it."""
     try:
         with tempfile.NamedTemporaryFile(prefix="ser-error-", suffix=".txt", delete=False) as file:
             file.write(text.encode(errors="backslashreplace"))
-        where = f"the traceback is in {file.name}; unless it is your own code, please report it"
     except OSError:
-        where = f"please report it with this traceback:\n{text}"
-    return f"an unexpected error ({what[:200]}); {where}"
+        return f"please report it with this traceback:\n{text}"
+    return f"the traceback is in {file.name}; unless it is your own code, please report it"
 
 
 @click.group(
@@ -96,29 +107,27 @@ def main(ctx: click.Context) -> None:
     `ser demo` shows all of it on generated speech. Defaults of your own go into ser.toml, in the
     working folder.
     """
-    if own := [path for path in (Path("ser.toml"), Path("pyproject.toml")) if path.is_file()]:
-        ctx.obj, ctx.default_map = own[0], read_defaults(main, own[0])
+    for defaults in (Path("ser.toml"), Path("pyproject.toml")):
+        if defaults.is_file():
+            ctx.obj = defaults
+            ctx.default_map = read_defaults(main, defaults)
+            break
+
     logging.basicConfig(
         stream=LineStream(), format="%(levelname)s: %(message)s", level=logging.WARNING
     )
 
 
-_STAGES = (
-    demo.demo,
-    corpus.corpus,
-    features.features,
-    train.train,
-    sweep.sweep,
-    report.report,
-    runs.runs,
-)
-_OTHERS = (
-    predict.predict,
-    predict.export,
-    cache.cache,
-    weights.weights,
-    doctor.doctor,
-    completion.completion,
-)
-for _command in (*_STAGES, *_OTHERS):
-    main.add_command(_command)
+# In the order in which docs/commands.md lists them: the stages, then the rest.
+main.add_command(demo.demo)
+main.add_command(corpus.corpus)
+main.add_command(features.features)
+main.add_command(train.train)
+main.add_command(sweep.sweep)
+main.add_command(report.report)
+main.add_command(runs.runs)
+main.add_command(predict.predict)
+main.add_command(predict.export)
+main.add_command(cache.cache)
+main.add_command(weights.weights)
+main.add_command(doctor.doctor)

@@ -1,7 +1,7 @@
 """`ser corpus`: inspect a corpus before extracting from it, or write the synthetic one."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +9,9 @@ from ser.extract.config import ExtractionConfig
 
 from .options import FILE, config_options, json_option
 from .output import answer, next_step, plural
+
+if TYPE_CHECKING:
+    from ser.extract.corpora.scan import Scan
 
 
 @click.group()
@@ -48,21 +51,38 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
 
     scan = read_corpus(path, format)
     facts = summary(scan)
-    counts = {
-        name: value for name, value in facts.items() if name not in ("problems", "differences")
-    }
-    lines = [f"{name:<12} {_count_text(value)}" for name, value in counts.items()]
-    lines += [f"problem      {problem}" for problem in scan.problems]
-    lines += [plural(len(scan.problems), "problem")]
-    lines += [f"differs from the release: {difference}" for difference in facts["differences"]]
-    answer(facts if as_json else "\n".join(lines))
+    if as_json:
+        answer(facts)
+    else:
+        answer("\n".join(_lines(facts, scan)))
+
     if facts["differences"] or facts["problems"]:
         ctx.exit(1)
     if not as_json:
-        next_step("features", path, *(["--format", format] if format else []))
+        chosen_format = ["--format", format] if format else []
+        next_step("features", path, *chosen_format)
 
 
-def _count_text(value: Any) -> str:
+def _lines(facts: dict[str, Any], scan: "Scan") -> list[str]:
+    """What is printed of a corpus."""
+    lines = []
+    for name, value in facts.items():
+        if name not in ("problems", "differences"):
+            lines.append(f"{name:<12} {_text_of(value)}")
+
+    for problem in scan.problems:
+        lines.append(f"problem      {problem}")
+    lines.append(plural(len(scan.problems), "problem"))
+
+    for difference in facts["differences"]:
+        lines.append(f"differs from the release: {difference}")
+    return lines
+
+
+def _text_of(value: Any) -> str:
+    """A count, the counts of a group, or a list of warnings, in one line."""
     if isinstance(value, dict):
         return " · ".join(f"{key} {count}" for key, count in value.items())
-    return "; ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return str(value)

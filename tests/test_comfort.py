@@ -189,19 +189,6 @@ def test_only_runs_are_removed_and_none_that_is_trained(
     assert not finished.path.exists()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_is_installed(
-    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("SHELL", f"/bin/{shell}")
-    assert ser("completion").exit_code == 0
-    [script] = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert script.read_text().strip() == ser("completion", shell, "--print").stdout.strip()
-
-
 def test_the_shell_completes_options_and_their_choices() -> None:
     for begun, completed in {"train --fu": ["--fusion"], "features --backend h": ["hdf5"]}.items():
         words = f"ser {begun}"

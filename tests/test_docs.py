@@ -78,7 +78,6 @@ def test_every_block_of_the_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))  # where bash looks for completions
     if page != "quick-start.md":
         shutil.copytree(newcomer, "demo")
     names: dict[str, Any] = {"__name__": "__main__"}
