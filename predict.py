@@ -24,10 +24,11 @@ from ser.extract.corpora.table import read_manifest
 from ser.extract.extractor import Extractor, ResolvedFeature
 from ser.extract.resolve import load_extractors, resolve_again
 from ser.extract.single import extract_utterance
-from ser.train.data.dataset import Dataset, Inputs
-from ser.train.data.features import as_read
+from ser.train.data.dataset import Dataset
+from ser.train.data.inputs import Inputs
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import UNLABELLED
+from ser.train.data.sources import as_read
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.cell_scores import CellScores
 from ser.train.run import load_model, one_thread

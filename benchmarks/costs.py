@@ -31,8 +31,9 @@ from ser.cache.spec import Spec
 from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.train.config import TrainConfig
-from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.dataset import Dataset
 from ser.train.data.folds import Fold
+from ser.train.data.inputs import Inputs
 from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit

@@ -15,7 +15,7 @@ import numpy as np
 
 from ser.extract.corpora.demo import demo_vocabulary, write_demo
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.train.data.features import DataCache
+from ser.train.data.memory import DataCache
 from ser.train.experiment import Experiment, run_experiment
 from ser.weights.demo import write_demo_checkpoints
 

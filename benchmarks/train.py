@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from torch.utils.data import DataLoader
 
 from ser.benchmarks.compare import compare
-from ser.train.data.dataset import Inputs
+from ser.train.data.inputs import Inputs
 from ser.train.models import FUSIONS, with_layer_sums
 from ser.train.models.msmser import MsmserSettings
 from ser.train.models.perspective import PerspectiveSettings

@@ -116,7 +116,7 @@ def left_open() -> int:
 
 def loaded() -> tuple[int, int]:
     """How many things this worker keeps for sweeps, and how many features their caches hold."""
-    from ser.train.data.features import DataCache
+    from ser.train.data.memory import DataCache
 
     caches = [found for found in gc.get_objects() if isinstance(found, DataCache)]
     return len(kept), sum(len(cache.inputs) for cache in caches)

@@ -21,8 +21,8 @@ from ser.tests.plain_layers import CASES, DIFFERENT, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
 from ser.train import experiment, fit_many
 from ser.train.config import TrainConfig
-from ser.train.data.features import load_dataset
 from ser.train.data.folds import Fold
+from ser.train.data.loading import load_dataset
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import Graphs

@@ -19,9 +19,9 @@ from ser.tests.command_line import printed, ser
 from ser.tests.pretend_device import Gpu
 from ser.tests.tiny_store import add_feature
 from ser.train.data.dev_part import Cut
-from ser.train.data.features import load_dataset
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import get_policy
+from ser.train.data.loading import load_dataset
 from ser.train.data.protocols import make_folds
 from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, prepare
@@ -168,9 +168,9 @@ def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> 
     values = np.concatenate([one.inputs["audio"].values for one in alone])
     assert (
         np.array_equal(both.inputs["audio"].values, values)
-        and both.described["corpus"] == "acted+read"
+        and both.record["corpus"] == "acted+read"
     )
-    assert both.described["manifest"] == "+".join(one.described["manifest"] for one in alone)
+    assert both.record["manifest"] == "+".join(one.record["manifest"] for one in alone)
     assert both.notes["corpora"]["read"]["classes"] == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
     names = [
         {job.name for job in prepare(asked(store, corpus=corpus))}

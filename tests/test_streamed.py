@@ -23,8 +23,8 @@ from ser.errors import CorruptStore, WrongUse
 from ser.tests.command_line import in_a_process
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
 from ser.train import run
-from ser.train.data.dataset import DataCache
-from ser.train.data.features import load_dataset
+from ser.train.data.loading import load_dataset
+from ser.train.data.memory import DataCache
 from ser.train.data.streamed import Streamed
 from ser.train.experiment import Experiment, estimate, prepare, run_experiment
 from ser.train.fit import fit_standardizers

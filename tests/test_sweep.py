@@ -25,7 +25,7 @@ from msgspec import structs
 from ser import engines
 from ser.errors import CorruptStore, MissingRows, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
-from ser.train.data.dataset import DataCache
+from ser.train.data.memory import DataCache
 from ser.train.experiment import Job, prepare
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.cells import group_runs

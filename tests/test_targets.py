@@ -23,8 +23,8 @@ from ser.tests.command_line import ser
 from ser.tests.plain_layers import DIFFERENT
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.config import TrainConfig
-from ser.train.data.dataset import DataCache
 from ser.train.data.labels import get_policy
+from ser.train.data.memory import DataCache
 from ser.train.data.votes import rater_votes
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled

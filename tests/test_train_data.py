@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from msgspec import structs
 
 from ser.cache.spec import Spec
 from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, WrongUse
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
-from ser.train.data.dataset import DataCache, Standardizer, with_views
-from ser.train.data.features import load_dataset
+from ser.train.data.loading import load_dataset
+from ser.train.data.memory import DataCache
 from ser.train.data.protocols import make_folds
+from ser.train.data.standardizer import Standardizer
+from ser.train.data.views import with_views
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit_many import can_train_together
 from ser.train.report.cells import group_runs
@@ -94,10 +96,12 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
-    described = plain.described["features"]["audio"]
-    averaged = data.described["features"]["audio"]
-    assert averaged == structs.replace(described, hop=0.06) and described.hop is None
-    at = f"@{described.fingerprint[:4]}"
+
+    record = plain.record["features"]["audio"]
+    assert record.hop is None
+    assert data.record["features"]["audio"] == msgspec.structs.replace(record, hop=0.06)
+
+    at = f"@{record.fingerprint[:4]}"
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
         assert load_dataset(Experiment(f"mpnet+{name}", "mit", store.path), cache)[0] is data, name
 
@@ -327,10 +331,8 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> No
         "audio": 24
     }
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
-    sums, beside = (
-        load_dataset(Experiment(name, "audio", rich), cache)[0].described for name in names
-    )
-    assert sums["features"] != beside["features"], "the same features, and other runs"
+    sums, beside = [load_dataset(Experiment(name, "audio", rich), cache)[0] for name in names]
+    assert sums.record["features"] != beside.record["features"], "the same features, other runs"
 
 
 def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path)
         add_feature(store, manifest, spec, means)
     after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
-    names = [data.described["features"]["audio"].joined[0].feature for data in (before, after)]
+    names = [data.record["features"]["audio"].parts[0].feature for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
     for layer, rows in enumerate(

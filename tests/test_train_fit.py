@@ -20,10 +20,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_store
 from ser.train.config import TrainConfig
-from ser.train.data.dataset import Dataset, Inputs
+from ser.train.data.dataset import Dataset
 from ser.train.data.dev_part import Cut
-from ser.train.data.features import load_dataset
 from ser.train.data.folds import Fold
+from ser.train.data.inputs import Inputs
+from ser.train.data.loading import load_dataset
 from ser.train.data.protocols import make_folds
 from ser.train.fit import (
     Adam,

@@ -10,9 +10,9 @@ import torch
 from ser.errors import WrongUse
 from ser.tests.plain_layers import DIFFERENT
 from ser.train.config import TrainConfig
-from ser.train.data.dataset import DataCache
 from ser.train.data.dev_part import Cut
-from ser.train.data.features import load_dataset
+from ser.train.data.loading import load_dataset
+from ser.train.data.memory import DataCache
 from ser.train.data.protocols import make_folds
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit

@@ -23,10 +23,11 @@ from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import Diverged, WrongUse
 
 from .config import TrainConfig
-from .data.dataset import DataCache, Dataset
+from .data.dataset import Dataset
 from .data.dev_part import SHARE, Cut
-from .data.features import load_dataset
 from .data.folds import Fold
+from .data.loading import load_dataset
+from .data.memory import DataCache
 from .data.protocols import make_folds
 from .finetune import with_encoder
 from .fit import Fitted, fit, rows_to_evaluate
@@ -147,7 +148,7 @@ def _config(experiment: Experiment, data: Dataset, fold: Fold, plan: TrainConfig
     )
     return RunConfig(
         version=TRAIN_VERSION + (plan.precision == "bf16" and plan.fusion.name in IN_FLOAT32),
-        **data.described,
+        **data.record,
         fusion=plan.fusion.name,
         code=hashlib.sha256(code).hexdigest() if code else None,
         settings=settings_to_record(plan.settings),

@@ -60,10 +60,10 @@ def with_encoder(
         )
     depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
     if layers == "all":
-        features = data.described["features"]
+        features = data.record["features"]
         tokens = structs.replace(features["text"], extra=TOKENS)
-        described = {**data.described, "features": {**features, "text": tokens}}
-        data = replace(data, read=partial(data.read, text=TOKENS), described=described)
+        record = {**data.record, "features": {**features, "text": tokens}}
+        data = replace(data, read=partial(data.read, text=TOKENS), record=record)
     elif not 1 <= layers <= depth:
         raise WrongUse(
             f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all"

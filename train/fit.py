@@ -24,8 +24,10 @@ from ser.engines import exact_arithmetic
 from ser.errors import WrongUse
 
 from .config import TrainConfig
-from .data.dataset import Dataset, Standardizer, with_views
+from .data.dataset import Dataset
 from .data.folds import Fold
+from .data.standardizer import Standardizer
+from .data.views import with_views
 from .models import Stage
 from .models.ragged import Heads
 from .records import Epoch, Scores

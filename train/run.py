@@ -22,10 +22,11 @@ from ser.errors import CorruptStore, Diverged, SerError, WrongUse
 from ser.plugins import not_installed
 
 from .config import TrainConfig
-from .data.dataset import Dataset, Standardizer
+from .data.dataset import Dataset
 from .data.folds import Fold
 from .data.leakage import known_before
 from .data.protocols import UNDECIDED
+from .data.standardizer import Standardizer
 from .finetune import reopened
 from .fit import NO_NUMBERS, Fitted, fit, snapshot
 from .fit_many import can_train_together, fit_many, runs_at_once

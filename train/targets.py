@@ -153,7 +153,7 @@ class Target:
         become −1 to 1.
         """
         utterances, given = data.utterances, training.vad_scale
-        corpora = np.array(utterances.corpora or [data.described["corpus"]] * len(utterances))
+        corpora = np.array(utterances.corpora or [data.record["corpus"]] * len(utterances))
         known: dict[str, str | None] = {}  # by corpus, the scale that its ids show
         for name in np.unique(corpora):
             ids = np.array(utterances.own_ids)[corpora == name]

@@ -1,9 +1,9 @@
-"""The labelled utterances of a corpus as a `torch.utils.data.Dataset`, for a training loop of one's
-own.
+"""The labelled utterances of a corpus as a `torch.utils.data.Dataset`, for your own training loop.
 
     data = TorchDataset("features", "hubert+mpnet")
     for fold in data.folds("session-out"):
-        loader = DataLoader(Subset(data, fold.train), batch_size=8, shuffle=True, collate_fn=data.collate)
+        train = Subset(data, fold.train)
+        loader = DataLoader(train, batch_size=8, shuffle=True, collate_fn=data.collate)
 
 It holds everything in memory: loader workers would only copy it about. `ser train` does not use it.
 """
@@ -19,24 +19,25 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.cache.store import open_store
 
-from .data.dataset import with_rows
+from .data.available import with_rows
 from .data.dev_part import Cut
-from .data.features import FeatureSelection
 from .data.folds import Fold
+from .data.inputs import Inputs
 from .data.labelling import apply_policy
 from .data.labels import get_policy
 from .data.protocols import make_folds
+from .data.select import FeatureSelection
+from .data.sources import feature_source
 
 __all__ = ["TorchDataset"]
 
 
 class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """One item per labelled utterance: `id`, `label` (its class number), and each feature under its
-    name.
+    """One item per labelled utterance: its `id`, its `label`, and each feature under its name.
 
-    A feature is float32 `[n, dim]`, or `[dim]` at utterance level. `classes` are the labels, by
-    class number, and `left_out` names the quarantined utterances with the reason. Raises
-    `MissingRows` if others lack a feature.
+    A `label` is a class number, and a feature float32 `[n, dim]`, or `[dim]` at utterance level.
+    `classes` are the labels, by class number, and `left_out` names the quarantined utterances with
+    the reason. Raises `MissingRows` if others lack a feature.
     """
 
     def __init__(
@@ -49,23 +50,26 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         opened = open_store(store)
         manifest = opened.joined_manifest(corpus)
         names = features.split("+") if isinstance(features, str) else list(features)
-        selected = {name: FeatureSelection(opened.feature(name, manifest.corpus)) for name in names}
-        policy, wanted = (
-            get_policy(labels, manifest.column("label")),
-            [one.feature for one in selected.values()],
-        )
+        stored = {name: opened.feature(name, manifest.corpus) for name in names}
+
+        policy = get_policy(labels, manifest.column("label"))
         labelled = apply_policy(policy, manifest)
-        self.utterances, quarantined = with_rows(wanted, manifest, labelled, allow_missing=True)
+        self.utterances, quarantined = with_rows(
+            list(stored.values()), manifest, labelled, allow_missing=True
+        )
         self.classes = self.utterances.classes
-        self.left_out = {id_: why for held in quarantined.values() for id_, why in held.items()}
+        self.left_out: dict[str, str] = {}
+        for reasons in quarantined.values():
+            self.left_out |= reasons
+
         rows = self.utterances.rows
-        self.features = {
-            name: one.source(manifest, rows).read(np.arange(len(rows)))
-            for name, one in selected.items()
-        }
-        self._vectors = {
-            name for name, one in selected.items() if one.feature.spec.level == "utterance"
-        }
+        self.features: dict[str, Inputs] = {}
+        self._vectors = set()
+        for name, feature in stored.items():
+            source = feature_source(FeatureSelection(feature), manifest, rows)
+            self.features[name] = source.read(np.arange(len(rows)))
+            if feature.spec.level == "utterance":
+                self._vectors.add(name)
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -86,18 +90,20 @@ class TorchDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: features padded with zeros to `[n, longest, dim]`; `<name> lengths`, int64
-        `[n]`, are their own.
+        """A batch: features padded with zeros to `[n, longest, dim]`, vectors stacked `[n, dim]`.
+
+        `<name> lengths`, int64 `[n]`, are the lengths of what is padded.
         """
-        batch: dict[str, Any] = {"id": [item["id"] for item in items]}
-        batch["label"] = torch.tensor([item["label"] for item in items])
-        for name in [name for name in items[0] if name not in batch]:
+        batch: dict[str, Any] = {
+            "id": [item["id"] for item in items],
+            "label": torch.tensor([item["label"] for item in items]),
+        }
+        features = [name for name in items[0] if name not in batch]
+        for name in features:
             values: list[Tensor] = [item[name] for item in items]
-            batch[name] = (
-                torch.stack(values)
-                if values[0].ndim == 1
-                else pad_sequence(values, batch_first=True)
-            )
-            if values[0].ndim > 1:
+            if values[0].ndim == 1:
+                batch[name] = torch.stack(values)
+            else:
+                batch[name] = pad_sequence(values, batch_first=True)
                 batch[f"{name} lengths"] = torch.tensor([len(value) for value in values])
         return batch

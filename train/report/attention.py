@@ -16,9 +16,10 @@ from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
 from ser.errors import SerError
 from ser.train.data.dataset import Dataset
-from ser.train.data.features import select_features
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import UNLABELLED
+from ser.train.data.select import select_features
+from ser.train.data.sources import modality_source
 from ser.train.models.layers import DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.run import load_model
@@ -69,7 +70,8 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
     selected, _ = select_features(store, "+".join(names), manifest.corpus)
     rows = np.array([manifest.ids.index(utterance) for utterance in utterances])
     sources = {
-        modality: selection.source(manifest, rows) for modality, selection in selected.items()
+        modality: modality_source(selection, manifest, rows)
+        for modality, selection in selected.items()
     }
     data = Dataset(apply_policy(UNLABELLED, manifest), run.config.dims, dict, {})
     audio, text = (selected[modality].parts[0] for modality in ("audio", "text"))

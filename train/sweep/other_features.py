@@ -7,8 +7,8 @@ from ser.cache.feature_name import parse_feature_name
 from ser.cache.store import open_store
 from ser.errors import MissingRows, WrongUse
 
-from ..data.features import select_feature, select_features
 from ..data.protocols import corpora_of
+from ..data.select import select_feature, select_features
 from ..models import FUSIONS
 from .recipe import Recipe
 

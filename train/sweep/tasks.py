@@ -10,7 +10,7 @@ from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
 from ..config import TrainConfig
-from ..data.dataset import DataCache
+from ..data.memory import DataCache
 from ..experiment import Experiment, Job, fit_groups, prepare
 from ..run_folder import Run
 from ..settings import has_setting

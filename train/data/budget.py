@@ -1,0 +1,59 @@
+"""How a budget of memory is shared: which inputs are held, and how much is read at once."""
+
+import contextlib
+import ctypes
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from .streamed import Streamed
+
+M_MMAP_THRESHOLD = -3  # of malloc.h
+
+# Shares of the budget. So much may be held where everything fits,
+FILLED = 0.9
+# and so much else;
+HELD = 0.4
+# so much with the two windows, one that is read while one is trained on. Blocks are the rest.
+READ = 0.8
+
+
+def share_budget(
+    budget: int, streams: Mapping[str, Streamed], workers: int, vectors: bool
+) -> tuple[set[str], dict[str, Streamed]]:
+    """The modalities to hold in memory, and all streams with the room that they may read into.
+
+    Held are the smallest, as long as they fit into the budget, in bytes. Each of so many `workers`
+    has this budget, and one copy of what is held serves them all, but for the standardised one of
+    `vectors`.
+    """
+    _return_freed_memory()
+
+    sizes = []
+    for stream in streams.values():
+        size = stream.bytes // workers
+        if vectors:
+            size += 4 * int(stream.offsets[-1]) * stream.dim
+        sizes.append(size)
+
+    share = FILLED if sum(sizes) <= FILLED * budget else HELD
+    smallest_first = np.argsort(sizes, kind="stable")
+    fits = np.cumsum(np.sort(sizes)) <= share * budget
+    chosen = smallest_first[fits].tolist()
+
+    held_bytes = sum(sizes[number] for number in chosen)
+    room = int(max(READ * budget - held_bytes, (1 - FILLED) * budget) / 2)
+    whole = int(sum(sizes) / FILLED)
+
+    modalities = list(streams)
+    limited = {}
+    for modality, stream in streams.items():
+        limited[modality] = replace(stream, room=room, whole=whole, workers=workers)
+    return {modalities[number] for number in chosen}, limited
+
+
+def _return_freed_memory() -> None:
+    """Have glibc return freed memory to the system, where the C library is glibc."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 << 20)

@@ -1,0 +1,141 @@
+"""A feature's rows as they are read from the store, and as a run takes them."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from ser.cache.spec import Spec
+from ser.corpus.manifest import Manifest
+from ser.errors import MissingRows, WrongUse
+
+from ..records import FeatureRecord
+from .inputs import Inputs
+from .select import FeatureSelection, ModalitySelection
+from .streamed import Streamed
+
+
+def as_read(stored: Inputs, record: FeatureRecord, spec: Spec, vectors: bool) -> Inputs:
+    """A feature's stored rows as a run takes them that has this record of it.
+
+    Averaged to its hop, if it has one, and pooled where the run takes `vectors`.
+    """
+    if record.hop and spec.hop:
+        stored = stored.averaged(round(record.hop / spec.hop))
+    if vectors and spec.level != "utterance":
+        stored = stored.pooled(record.pool)
+    return stored
+
+
+def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.ndarray) -> Streamed:
+    """These rows [n] of the manifest: one of them is read now.
+
+    Of the others all but the content is checked. Raises `MissingRows` and `CorruptStore`.
+    """
+    feature = selection.feature
+    spec = feature.spec
+    places = feature.places(manifest, rows.tolist())
+
+    lengths = np.array(
+        [part.offsets[row + 1] - part.offsets[row] for part, row in places], np.int64
+    )
+    if not lengths.all():
+        raise MissingRows(
+            f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
+            "extract it again with `ser features --retry`"
+        )
+
+    def read(utterances: np.ndarray) -> Inputs:
+        chosen = [places[number] for number in utterances.tolist()]
+        packed = feature.gather(chosen, [""] * len(chosen), selection.extra is not None)
+
+        values = packed.values
+        if selection.extra is not None:
+            if selection.extra not in packed.extras:
+                raise MissingRows(
+                    f"{spec.name} holds rows without '{selection.extra}'; run `ser cache remove "
+                    f"{spec.feature}@{feature.fingerprint}` and extract it again"
+                )
+            values = packed.extras[selection.extra][:, None]
+        stored = Inputs(torch.from_numpy(values), packed.offsets)
+        return as_read(stored, selection.record, spec, selection.vectors)
+
+    # Part by part, as they come, and row by row: blocks are read once.
+    numbers = {part: number for number, part in enumerate(dict.fromkeys(p for p, _ in places))}
+    part_numbers = [numbers[part] for part, _ in places]
+    rows_in_part = [row for _, row in places]
+    order = np.lexsort((rows_in_part, part_numbers))
+
+    # Whatever is read has the dtype and dimension of the first that is.
+    empty = read(order[:1]).values[:0].clone()
+
+    frames = round(selection.hop / (spec.hop or math.nan)) if selection.hop else 1
+    lengths_read = np.ones_like(lengths) if selection.pooled else -(-lengths // frames)
+    cost = lengths_read * empty.shape[1] * empty.itemsize
+    is_as_stored = not selection.pooled and selection.hop is None and selection.extra is None
+    if not is_as_stored:
+        # Beside what is read stands what is stored.
+        cost += lengths * spec.dim * np.dtype(spec.dtype).itemsize
+
+    offsets = np.concatenate([[0], np.cumsum(lengths_read)])
+    return Streamed(empty, offsets, read=read, cost=cost, order=order)
+
+
+def modality_source(selection: ModalitySelection, manifest: Manifest, rows: np.ndarray) -> Streamed:
+    """As `feature_source`, of features side by side [rows, Σ dim].
+
+    Behind these n utterances come the same ones of each view. Raises `WrongUse` if the rows of its
+    features are not alike.
+    """
+    copies = [selection.parts]
+    for view in selection.views:
+        copies.append((view,))
+
+    # The features of each copy.
+    sources = [[feature_source(part, manifest, rows) for part in parts] for parts in copies]
+    _check_alike(selection, sources[0])
+    if len(copies) == len(selection.parts) == 1:
+        return sources[0][0]
+
+    n = len(rows)
+    dims = [part.dim for part in selection.parts]
+    lengths = np.concatenate([np.diff(copy[0].offsets) for copy in sources])
+    # Of the widest dtype.
+    empty = torch.cat([torch.cat([source.values for source in copy], 1) for copy in sources])
+
+    def read(utterances: np.ndarray) -> Inputs:
+        offsets = np.concatenate([[0], np.cumsum(lengths[utterances])])
+        values = empty.new_empty(int(offsets[-1]), selection.dim)
+
+        # The utterances are sorted: those of each copy stand together.
+        bounds = np.searchsorted(utterances, n * np.arange(len(copies) + 1))
+        for copy, (first, last) in zip(sources, pairwise(bounds), strict=True):
+            rows_of_copy = values[offsets[first] : offsets[last]]
+            columns_of_features = rows_of_copy.split(dims, 1)
+            for source, columns in zip(copy, columns_of_features, strict=True):
+                columns.copy_(source.read(utterances[first:last] % n).values)
+        return Inputs(values, offsets)
+
+    # Beside the rows of all features stand those of one, while they are read.
+    beside = np.concatenate([np.max([source.cost for source in copy], axis=0) for copy in sources])
+    order = np.concatenate([copy[0].order + n * number for number, copy in enumerate(sources)])
+    return Streamed(
+        empty,
+        np.concatenate([[0], np.cumsum(lengths)]),
+        read=read,
+        cost=lengths * selection.dim * empty.itemsize + beside,
+        order=order,
+    )
+
+
+def _check_alike(selection: ModalitySelection, sources: list[Streamed]) -> None:
+    """Raise `WrongUse` if a feature has not as many rows of each utterance as the first."""
+    first = selection.parts[0]
+    for part, source in zip(selection.parts, sources, strict=True):
+        if not np.array_equal(source.offsets, sources[0].offsets):
+            raise WrongUse(
+                f"{selection.name}: {part.record.read_name} has not as many rows as "
+                f"{first.record.read_name}; join them in a fusion of vectors such as lgf-add, "
+                "which pools them"
+            )
