@@ -1,6 +1,4 @@
-"""Stores larger than memory train with the same bytes, within the budget, and fail as those in
-memory do.
-"""
+"""Stores larger than memory train with the same bytes, within the budget, and fail alike."""
 
 import os
 import re
@@ -96,13 +94,14 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
     )
     small = replace(plain, out=tmp_path / "b", memory=memory)
     assert estimate(prepare(small)).streamed and not estimate(prepare(plain)).streamed
-    (run,), (streamed,) = run_experiment(plain), run_experiment(small)
+
+    [run] = run_experiment(plain)
+    [streamed] = run_experiment(small)
     assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
 
 
-@pytest.mark.parametrize(
-    "dim", [80, 65]
-)  # of which the last would stand alone in pieces of 32 or 64
+# Of 65 columns the last would stand alone in pieces of 32 or 64.
+@pytest.mark.parametrize("dim", [80, 65])
 def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> None:
     manifest = make_manifest()
     store, rng = new_store(tmp_path / "s", manifest), np.random.default_rng(0)
@@ -280,9 +279,8 @@ def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(
     shared, _ = load_dataset(
         Experiment("logmel", "audio", rich, memory="0.4MB"), DataCache(tmp_path, workers=4)
     )
-    assert (
-        alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed
-    )  # four map the same pages
+    # Four map the same pages.
+    assert alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed
     roomy, _ = load_dataset(
         Experiment("logmel", "audio", rich, memory="1GB", allow_missing=True), own
     )
@@ -290,9 +288,9 @@ def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(
         "what another streams is not what this one has room for"
     )
     cache = DataCache()
-    first, second = (
+    first, second = [
         load_dataset(Experiment(name, "audio", rich, memory="0.55MB"), cache)[0] for name in LOGMELS
-    )
+    ]
     held = first.inputs["audio"]
     assert first.inputs["audio"] is held and not second.inputs["audio"].streamed
     assert first.inputs["audio"] is not held

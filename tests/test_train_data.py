@@ -1,6 +1,4 @@
-"""Features from a real store become batches: right rows, right order, statistics of the training
-part alone.
-"""
+"""Features from a real store become batches: right rows, right order, right statistics."""
 
 import shutil
 from dataclasses import replace
@@ -37,8 +35,9 @@ LAYERS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny store with a view, and three layers of a model that ends in a LayerNorm; k is k more
-    than hubert.
+    """The tiny store with a view, and three layers of a model that ends in a LayerNorm.
+
+    Layer k is hubert's rows plus k; the last one after its norm plus 3.
     """
     manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("rich") / "s")
     for layer, norm in ((0, "before"), (1, "before"), (2, "before"), (3, "after")):
@@ -92,7 +91,8 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     add_feature(
         store, manifest, means, [x.mean(0, dtype=np.float32) for x in make_rows(manifest, "hubert")]
     )
-    frames = "hubert:hop=0.06,pool=mean"  # and not the stored means
+    # Vectors are made of the averaged frames, and not the stored means.
+    frames = "hubert:hop=0.06,pool=mean"
     vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
@@ -113,39 +113,41 @@ def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
     manifest = Manifest(plain.corpus, plain.table.take(order), plain.synthetic)
     add_feature(new_store(tmp_path / "s", manifest), manifest, "is13", make_rows(manifest, "is13"))
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s"))
-    (batch,) = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
-    assert len(batch.dialogues) == 10 and batch.dialogues.sum() == len(batch) == len(
-        data.utterances
-    )
-    where = dict(
-        zip(
-            plain.ids, zip(plain.column("dialogue"), plain.column("turn"), strict=True), strict=True
-        )
-    )
+
+    [batch] = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
+    assert len(batch.dialogues) == 10
+    assert batch.dialogues.sum() == len(batch) == len(data.utterances)
+
+    dialogue_of = dict(zip(plain.ids, plain.column("dialogue"), strict=True))
+    turn_of = dict(zip(plain.ids, plain.column("turn"), strict=True))
     for utterances in batch.utterances.split(batch.dialogues.tolist()):
-        dialogues, turns = zip(
-            *(where[data.utterances.ids[row]] for row in utterances), strict=True
-        )
-        assert len(set(dialogues)) == 1 and list(turns) == sorted(turns)
+        ids = [data.utterances.ids[row] for row in utterances]
+        turns = [turn_of[id_] for id_ in ids]
+        assert len({dialogue_of[id_] for id_ in ids}) == 1
+        assert turns == sorted(turns)
 
 
 def test_every_utterance_comes_once_an_epoch_in_a_new_order(store: Path) -> None:
     data, _ = load_dataset(Experiment("hubert", "audio", store))
     rows = np.arange(5, 60)
     shuffling = torch.Generator().manual_seed(0)
-    epochs = (data.batches(rows, "utterance", 8, {}, shuffling) for _ in range(2))
-    first, second = (torch.cat([batch.utterances for batch in epoch]).tolist() for epoch in epochs)
-    assert sorted(first) == sorted(second) == rows.tolist() != first != second
+
+    def epoch() -> list[int]:
+        batches = data.batches(rows, "utterance", 8, {}, shuffling)
+        return torch.cat([batch.utterances for batch in batches]).tolist()
+
+    first = epoch()
+    second = epoch()
+    assert sorted(first) == sorted(second) == rows.tolist()
+    assert rows.tolist() != first != second
 
 
 def test_what_is_constant_in_training_is_not_divided_by_zero(store: Path) -> None:
     data, _ = load_dataset(Experiment("is13", "audio", store))
     data.inputs["audio"].values[:, 3] = 1e7 / 3
     scaling = Standardizer.of(data.inputs["audio"], np.arange(20))
-    assert (
-        scaling.std[3] == 1
-        and torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
-    )
+    assert scaling.std[3] == 1
+    assert torch.isfinite(data.scaled({"audio": scaling}).inputs["audio"].values).all()
 
 
 def test_features_are_loaded_once(store: Path) -> None:
@@ -205,10 +207,11 @@ def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str
             "all of hubert:layers=0-3; run `ser features CORPUS --features hubert:layers",
         ),
         (
+            # Not the last layer of another.
             "hubert:layers=all,norm=none",
             "audio",
             "all of hubert:layers=all,norm=none",
-        ),  # not the last layer of another
+        ),
         (
             "hubert:layers=0-3,pool=mean",
             "superb",
@@ -220,7 +223,7 @@ def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str
 def test_a_feature_that_is_not_all_there_names_the_command(
     rich: Path, features: str, fusion: str, says: str
 ) -> None:
-    """For the means of layers that of the means, not of the frames, which are 100 times as large."""
+    """For the means of layers that of the means, not of the frames: 100 times as large."""
     with pytest.raises(MissingRows, match=says):
         load_dataset(Experiment(features, fusion, rich))
 
@@ -260,9 +263,8 @@ def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
     batch = more.batch(more.groups(rows[[3, len(fold.train) + 3, 5]], "utterance"), {})
     plain = data.batch(data.groups(fold.train[[3, 3, 5]], "utterance"), {})
     assert torch.equal(batch.truth, plain.truth)
-    assert torch.equal(
-        batch.inputs["text"].values, plain.inputs["text"].values
-    )  # a view of audio leaves the text
+    # A view of audio leaves the text as it is.
+    assert torch.equal(batch.inputs["text"].values, plain.inputs["text"].values)
     assert torch.equal(batch.inputs["audio"].lengths, plain.inputs["audio"].lengths)
     difference = batch.inputs["audio"].values - plain.inputs["audio"].values
     pieces = difference.split(plain.inputs["audio"].lengths.tolist())
@@ -273,17 +275,16 @@ def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
 def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_path: Path) -> None:
     settings = ("frames=48", "channels=2")
     plain = Experiment("logmel", "cnn", store=rich, out=tmp_path, epochs=1, folds=1, set=settings)
-    (without,), (mixed,) = (
-        run_experiment(plain),
-        run_experiment(replace(plain, views="logmel:view=pitch-1")),
-    )
+    [without] = run_experiment(plain)
+    [mixed] = run_experiment(replace(plain, views="logmel:view=pitch-1"))
     assert without.path != mixed.path and mixed.config.views[0].feature == "logmel:view=pitch-1"
     assert without.result.n == mixed.result.n and without.result.parts == mixed.result.parts
     assert without.result.history[0].loss != mixed.result.history[0].loss
-    scalings = [load_model(run)[0].scaling["audio"] for run in (without, mixed)]
-    assert torch.equal(scalings[0].mean, scalings[1].mean) and torch.equal(
-        scalings[0].std, scalings[1].std
-    )
+
+    scaling = load_model(without)[0].scaling["audio"]
+    mixed_scaling = load_model(mixed)[0].scaling["audio"]
+    assert torch.equal(scaling.mean, mixed_scaling.mean)
+    assert torch.equal(scaling.std, mixed_scaling.std)
 
 
 def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
@@ -292,11 +293,12 @@ def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     plain, _ = load_dataset(asked)
     pooled, _ = load_dataset(Experiment("is13+bert", "lgf-add", store.path), DataCache(tmp_path))
     assert pooled.inputs["text"].values.dtype == torch.float32
-    first, second = (load_dataset(asked, DataCache(tmp_path))[0] for _ in range(2))
-    assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}  # read now
-    for part in tmp_path.glob(
-        "s/*/*/parts/*/data.zarr"
-    ):  # the second reads no values from the store
+    first, _ = load_dataset(asked, DataCache(tmp_path))
+    second, _ = load_dataset(asked, DataCache(tmp_path))
+
+    # The first reads now, and the second no values from the store.
+    assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}
+    for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):
         shutil.rmtree(part)
     for modality, expected in plain.inputs.items():
         for data in (first, second):
@@ -324,12 +326,12 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> No
         pooled, _ = load_dataset(Experiment(f"hubert:layers={name},pool=mean", "superb", rich))
         means = [x.mean(0, dtype=float) for x in pieces]
         assert np.allclose(pooled.inputs["audio"].values[rows], means, atol=1e-3)
-    first = (
-        open_store(rich).feature("hubert:layer=0").fingerprint[:9]
-    )  # any of a checkpoint's layers tells it
-    assert load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", rich))[0].dims == {
-        "audio": 24
-    }
+
+    # Any of a checkpoint's layers tells it.
+    first = open_store(rich).feature("hubert:layer=0").fingerprint[:9]
+    data, _ = load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", rich))
+    assert data.dims == {"audio": 24}
+
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
     sums, beside = [load_dataset(Experiment(name, "audio", rich), cache)[0] for name in names]
     assert sums.record["features"] != beside.record["features"], "the same features, other runs"
@@ -360,9 +362,9 @@ def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path)
     names = [data.record["features"]["audio"].parts[0].feature for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
-    for layer, rows in enumerate(
-        [make_rows(manifest, "hubert")] * 2
-    ):  # begun with another checkpoint
+    # Begun with another checkpoint.
+    for layer in range(2):
+        rows = make_rows(manifest, "hubert")
         add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
     found = [
         load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0]
