@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ser.cache.feature import Feature
     from ser.cache.store import Store, open_store
-    from ser.cache.tools.transfer import pooled, utterances
+    from ser.cache.tools.tables import pooled, utterances
     from ser.corpus.manifest import Manifest
     from ser.errors import SerError
     from ser.extract.config import ExtractionConfig
@@ -81,10 +81,10 @@ _MODULES = {
     "find_runs": "ser.train.run_folder",
     "load_run": "ser.train.run_folder",
     "open_store": "ser.cache.store",
-    "pooled": "ser.cache.tools.transfer",
+    "pooled": "ser.cache.tools.tables",
     "read_corpus": "ser.extract.features",
     "run_experiment": "ser.train.experiment",
-    "utterances": "ser.cache.tools.transfer",
+    "utterances": "ser.cache.tools.tables",
 }
 
 

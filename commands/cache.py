@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,12 @@ from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, plural, progress, safe, say, table
 
 if TYPE_CHECKING:
+    from ser.cache.feature import Feature
+    from ser.cache.tools.listing import ListedFeature
+    from ser.cache.tools.pull import Pull
+    from ser.cache.tools.push import Push
+    from ser.cache.tools.verify import Checked
+    from ser.corpus.names import Modality
     from ser.train.options import Experiment
 
 
@@ -31,22 +37,43 @@ def list_(store: Path, as_json: bool) -> None:
     Example: ser cache list --store features
     """
     from ser.cache.store import open_store
-    from ser.cache.tools.maintain import list_features
+    from ser.cache.tools.listing import list_features
 
     features = list_features(open_store(store))
-    rows = []
-    for one in features:
-        count = one["rows"] if one["of"] is None else f"{one['rows']} of {one['of']}"
-        values = f"{one['level']} × {one['dim']} {one['dtype']}" if one["level"] else ""
-        model = f"{one['model'] or '–'}{' (random weights)' if one['random_weights'] else ''}"
-        state = "complete" if one["complete"] else "incomplete"
-        state += f", {one['quarantined']} quarantined" if one["quarantined"] else ""
-        lent = f", {one['lent']} rows of its parent" if one["lent"] else ""
-        size, corpus = f"{one['bytes'] / 1e6:.1f} MB", one["corpus"] or "–"
-        state = f"{one['problem'] or state}{lent}"
-        rows.append([one["feature"], one["fingerprint"], corpus, count, size, values, model, state])
+    if as_json:
+        answer([asdict(feature) for feature in features])
+        return
+
     columns = ["feature", "fingerprint", "corpus", "rows", "size", "values", "model", "state"]
-    answer(features if as_json else table(rows, columns))
+    answer(table([list_row(feature) for feature in features], columns))
+
+
+def list_row(feature: "ListedFeature") -> list[str]:
+    """One line of the table of `ser cache list`."""
+    rows = f"{feature.rows}" if feature.of is None else f"{feature.rows} of {feature.of}"
+    values = f"{feature.level} × {feature.dim} {feature.dtype}" if feature.level else ""
+    model = feature.model or "–"
+    if feature.random_weights:
+        model += " (random weights)"
+
+    state = "complete" if feature.complete else "incomplete"
+    if feature.quarantined:
+        state += f", {feature.quarantined} quarantined"
+    if feature.problem:
+        state = feature.problem
+    if feature.lent:
+        state += f", {feature.lent} rows of its parent"
+
+    return [
+        feature.feature,
+        feature.fingerprint,
+        feature.corpus or "–",
+        rows,
+        f"{feature.bytes / 1e6:.1f} MB",
+        values,
+        model,
+        state,
+    ]
 
 
 @cache.command()
@@ -62,15 +89,16 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     import yaml
 
     from ser.cache.store import open_store
-    from ser.cache.tools.maintain import feature_info, latest_manifests
+    from ser.cache.tools.listing import feature_info, latest_manifests
 
     opened = open_store(store)
     facts = feature_info(opened.feature(name, corpus), latest_manifests(opened))
-    answer(
-        facts
-        if as_json
-        else yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf).rstrip()
-    )
+    if as_json:
+        answer(facts)
+        return
+
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf)
+    answer(text.rstrip())
 
 
 @cache.command()
@@ -79,57 +107,56 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
     is_flag=True,
     help="Move bad parts to bad/, so that `ser features` computes them again.",
 )
-@click.option(
-    "--fresh",
-    is_flag=True,
-    help="Check again what an interrupted pass found good less than a day ago.",
-)
 @store_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: bool) -> None:
+def verify(ctx: click.Context, repair: bool, store: Path, as_json: bool) -> None:
     """Check every file of the store against its sha256 and its record; exit 1 if a part cannot be
     trusted.
 
     Example: ser cache verify --repair
     """
     from ser.cache.store import open_store
-    from ser.cache.tools.maintain import verify as verify_store
+    from ser.cache.tools.verify import verify as verify_store
 
-    checks, size, start = [], 0, time.perf_counter()
+    checks = []
+    size = 0
+    rate = 0.0
+    start = time.perf_counter()
     with progress(None, "verify") as bar:
-        for check in verify_store(open_store(store), repair, fresh):
+        for check in verify_store(open_store(store), repair):
             checks.append(check)
             size += check.bytes
             rate = size / 1e9 / (time.perf_counter() - start)
+
             bar.total = len(checks) + check.remaining
             bar.set_postfix_str(f"{rate:.2f} GB/s", refresh=False)
             bar.update()
             if not as_json and (check.problem or check.note):
-                again = (
-                    f" ({check.repaired}; `ser features` computes it again)"
-                    if check.repaired
-                    else ""
-                )
-                bar.write(
-                    safe(f"{check.path}: {check.problem or check.note}{again}"), file=sys.stderr
-                )
+                bar.write(safe(fault_line(check)), file=sys.stderr)
+
     bad = [check for check in checks if check.problem]
-    skipped = sum(check.skipped for check in checks)
-    checked = len(checks) - skipped
-    measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checks else ""
-    facts = {
-        "checked": checked,
-        "skipped": skipped,
-        "bytes": size,
-        "bad": [asdict(check) for check in bad],
-    }
-    answer(facts if as_json else f"{plural(checked, 'thing')} checked{measured}: {len(bad)} bad")
-    if skipped and not as_json:
+    if as_json:
         answer(
-            f"{plural(skipped, 'part')} unchanged since a check less than a day ago; --fresh checks all again"
+            {
+                "checked": len(checks),
+                "bytes": size,
+                "bad": [asdict(check) for check in bad],
+            }
         )
+    else:
+        measured = f", {size / 1e6:.1f} MB at {rate:.2f} GB/s" if checks else ""
+        answer(f"{plural(len(checks), 'thing')} checked{measured}: {len(bad)} bad")
+
     ctx.exit(1 if any(not check.repaired for check in bad) else 0)
+
+
+def fault_line(check: "Checked") -> str:
+    """What is wrong with a manifest, spec or part, and what was done about it."""
+    line = f"{check.path}: {check.problem or check.note}"
+    if check.repaired:
+        line += f" ({check.repaired}; `ser features` computes it again)"
+    return line
 
 
 @cache.command("import")
@@ -155,7 +182,16 @@ def verify(ctx: click.Context, repair: bool, fresh: bool, store: Path, as_json: 
 @store_option
 @json_option
 def import_(
-    name: str, file: Path, store: Path, as_json: bool, manifest: Path | None, **options: Any
+    name: str,
+    file: Path,
+    modality: "Modality",
+    ids: Path | None,
+    manifest: Path | None,
+    corpus_name: str | None,
+    backend: str,
+    replace: bool,
+    store: Path,
+    as_json: bool,
 ) -> None:
     """Bring your own features: FILE (npy, npz, HDF5, safetensors or CSV) becomes feature NAME of a
     corpus.
@@ -167,26 +203,30 @@ def import_(
     Example: ser cache import gemaps gemaps.npy --modality audio --manifest utterances.csv
     """
     from ser.cache.store import open_store
-    from ser.cache.tools.transfer import import_feature, read_ids
+    from ser.cache.tools.importing import import_feature, read_ids
     from ser.extract.corpora.table import read_manifest
 
-    corpus = options["corpus_name"]
-    rows = (
-        read_manifest(manifest, corpus or manifest.stem)
-        if manifest
-        else open_store(store).manifest(corpus)
-    )
-    ids, opened = (
-        read_ids(options["ids"]) if options["ids"] else None,
+    if manifest:
+        utterances = read_manifest(manifest, corpus_name or manifest.stem)
+    else:
+        utterances = open_store(store).manifest(corpus_name)
+
+    imported = import_feature(
         open_store(store, create=True),
+        name,
+        file,
+        modality,
+        utterances,
+        read_ids(ids) if ids else None,
+        backend,
+        replace,
     )
-    done = import_feature(
-        opened, name, file, options["modality"], rows, ids, options["backend"], options["replace"]
-    )
-    text = "{feature}@{fingerprint}: {rows} rows of {of}, {missing} missing".format(
-        of=len(rows), **done
-    )
-    answer(done if as_json else text)
+    if as_json:
+        answer(asdict(imported))
+        return
+
+    rows = f"{imported.rows} rows of {len(utterances)}, {imported.missing} missing"
+    answer(f"{imported.feature}@{imported.fingerprint}: {rows}")
 
 
 @cache.command()
@@ -209,52 +249,75 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
       ser cache export hubert features-hdf5 --backend hdf5
     """
     from ser.cache.store import open_store
-    from ser.cache.tools import transfer
+    from ser.cache.tools.exporting import copy_feature
+    from ser.cache.tools.exporting import export as export_feature
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
     feature = opened.feature(name, manifest.corpus)
-    if backend:
-        copied = transfer.copy(feature, open_store(file, create=True), backend)
-        there = len(feature.parts()) - copied
-        answer(
-            f"copied {copied} parts to {file}" + (f"; {there} are there already" if there else "")
-        )
-    else:
-        columns, made = None, feature.spec.config
-        if feature.spec.extractor == "smile":
-            from ser.extract.smile import SmileConfig, open_smile
 
-            columns = open_smile(SmileConfig(made["feature_set"], made["level"])).feature_names
-        answer(f"wrote {transfer.export(feature, manifest, file, columns)}")
-        quarantined = feature.quarantined(manifest)
-        for id_, reason in quarantined.items():
-            say(f"left out: {id_}: {reason}", err=True)
-        click.get_current_context().exit(3 if quarantined else 0)
+    if backend:
+        copied = copy_feature(feature, open_store(file, create=True), backend)
+        there = len(feature.parts()) - copied
+        already = f"; {there} are there already" if there else ""
+        answer(f"copied {copied} parts to {file}{already}")
+        return
+
+    path = export_feature(feature, manifest, file, names_of_dimensions(feature))
+    answer(f"wrote {path}")
+    quarantined = feature.quarantined(manifest)
+    for id_, reason in quarantined.items():
+        say(f"left out: {id_}: {reason}", err=True)
+    click.get_current_context().exit(3 if quarantined else 0)
+
+
+def names_of_dimensions(feature: "Feature") -> list[str] | None:
+    """The names that openSMILE gives its features; None where the dimensions have no names."""
+    if feature.spec.extractor != "smile":
+        return None
+
+    from ser.extract.smile import SmileConfig, open_smile
+
+    config = feature.spec.config
+    return open_smile(SmileConfig(config["feature_set"], config["level"])).feature_names
 
 
 def pulled(experiments: Sequence["Experiment"]) -> list["Experiment"]:
-    """The experiments on the user's copy of each store at a URL; what they need is pulled into the
-    copy first.
-    """
-    copies: dict[str, Path] = {}
-    for url in sorted({str(one.store) for one in experiments if "://" in str(one.store)}):
-        from ser.cache.tools.copies import Pull, cache_folder
+    """The experiments on the user's copy of each store at a URL.
 
-        on_it = [one for one in experiments if one.store == url]
-        features = {name for one in on_it for name in (one.features, one.views) if name}
-        corpora = [one.corpus or "" for one in on_it]  # one that names none needs all
-        copies[url] = cache_folder(url)
-        named = "+".join(corpora) if all(corpora) else None
-        pull = Pull(url, copies[url], "+".join(sorted(features)), named, replace=True)
-        say(f"{_amount(pull, 'to pull')} to {copies[url]}", err=True)
-        with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
-            pull.run(bar.update)
+    What they need is pulled into the copy first.
+    """
+    urls = sorted({str(one.store) for one in experiments if "://" in str(one.store)})
+    copies = {}
+    for url in urls:
+        copies[url] = _pull_for([one for one in experiments if one.store == url], url)
     return [replace(one, store=copies.get(str(one.store), one.store)) for one in experiments]
 
 
-def _amount(copy: Any, verb: str) -> str:
-    return f"{plural(len(copy.parts), 'part')}, {copy.bytes / 1e6:.1f} MB {verb}, {copy.there} there already"
+def _pull_for(experiments: Sequence["Experiment"], url: str) -> Path:
+    """Pull what the experiments on the store at a URL need; returns the copy's folder."""
+    from ser.cache.tools.pull import Pull, cache_folder
+
+    features = set()
+    for experiment in experiments:
+        features |= {name for name in (experiment.features, experiment.views) if name}
+
+    # An experiment that names no corpus needs all.
+    corpora = [experiment.corpus or "" for experiment in experiments]
+    named = "+".join(corpora) if all(corpora) else None
+
+    folder = cache_folder(url)
+    pull = Pull(url, folder, "+".join(sorted(features)), named, replace=True)
+    say(f"{_amount(pull, 'to pull')} to {folder}", err=True)
+    with progress(pull.bytes, "pull", "B", unit_scale=True) as bar:
+        pull.run(bar.update)
+    return folder
+
+
+def _amount(copy: "Push | Pull", verb: str) -> str:
+    """How much a copy takes: "3 parts, 1.2 MB to push, 4 there already"."""
+    parts = plural(len(copy.parts), "part")
+    return f"{parts}, {copy.bytes / 1e6:.1f} MB {verb}, {copy.there} there already"
 
 
 copied_features = click.option("--features", metavar="A+B", help="Only these; all by default.")
@@ -275,7 +338,16 @@ dry_option = click.option("--dry-run", is_flag=True, help="Say how much it would
 @dry_option
 @store_option
 @json_option
-def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+def push(
+    url: str,
+    features: str | None,
+    corpus: str | None,
+    with_text: bool,
+    replace: bool,
+    dry_run: bool,
+    store: Path,
+    as_json: bool,
+) -> None:
     """Publish the store at URL (s3://, gs://, hf://datasets/, sftp://, file:// or a path), with a
     card, README.md.
 
@@ -286,9 +358,10 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
     Example: ser cache push s3://bucket/iemocap --features hubert+mpnet
     """
     from ser.cache.store import open_store
-    from ser.cache.tools.copies import Push
+    from ser.cache.tools.push import Push
 
-    _copy("push", Push(open_store(store), url, **options), dry_run, as_json)
+    copy = Push(open_store(store), url, features, corpus, with_text, replace)
+    _copy("push", copy, dry_run, as_json)
 
 
 @cache.command()
@@ -299,27 +372,37 @@ def push(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) ->
 @dry_option
 @store_option
 @json_option
-def pull(url: str, store: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+def pull(
+    url: str,
+    features: str | None,
+    corpus: str | None,
+    replace: bool,
+    dry_run: bool,
+    store: Path,
+    as_json: bool,
+) -> None:
     """Copy what is published at URL into the store; with URL@DIGEST that and nothing else. Every
     byte is checked.
 
     \b
     Example: ser cache pull s3://bucket/iemocap --features hubert --store features
     """
-    from ser.cache.tools.copies import Pull
+    from ser.cache.tools.pull import Pull
 
-    _copy("pull", Pull(url, store, **options), dry_run, as_json)
+    _copy("pull", Pull(url, store, features, corpus, replace), dry_run, as_json)
 
 
-def _copy(verb: str, copy: Any, dry_run: bool, as_json: bool) -> None:
+def _copy(verb: str, copy: "Push | Pull", dry_run: bool, as_json: bool) -> None:
     """Run a push or a pull with a progress bar, and print how much it copied."""
-    facts = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.there}
+    amount = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.there}
     if dry_run:
-        answer(facts if as_json else _amount(copy, f"to {verb}"))
+        answer(amount if as_json else _amount(copy, f"to {verb}"))
         return
+
     with progress(copy.bytes, verb, "B", unit_scale=True) as bar:
         url = copy.run(bar.update)
-    answer({"url": url, **facts} if as_json else f"{url}\n{_amount(copy, f'{verb}ed')}")
+
+    answer({"url": url, **amount} if as_json else f"{url}\n{_amount(copy, f'{verb}ed')}")
 
 
 @cache.command()
@@ -374,26 +457,32 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
       ser cache remove --superseded --dry-run
     """
     from ser.cache.store import open_store
-    from ser.cache.tools.maintain import only_feature, remove_feature, remove_superseded
+    from ser.cache.tools.remove import only_feature, remove_feature, remove_superseded
 
     opened = open_store(store)
     if name is None and not superseded:
         raise click.UsageError("name a feature, or say --superseded")
     if dry_run and not superseded:
-        raise click.UsageError(
-            "--dry-run is for --superseded; `ser cache info NAME` says what a feature holds"
-        )
+        remedy = "`ser cache info NAME` says what a feature holds"
+        raise click.UsageError(f"--dry-run is for --superseded; {remedy}")
+
     folders = [only_feature(opened, name)] if name else []
     what = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
     if not yes and not dry_run:
         click.confirm(f"remove {what}?", abort=True)
+
     if not superseded:
-        answer(f"removed {remove_feature(opened, folders[0]) / 1e6:.1f} MB")
+        freed = remove_feature(opened, folders[0])
+        answer(f"removed {freed / 1e6:.1f} MB")
         return
-    dropped = size = 0
+
+    dropped = 0
+    size = 0
     for part, rows in remove_superseded(opened, folders, dry_run):
         dropped += rows
         size += part.bytes
         if dry_run:
             say(f"{part.folder.relative_to(opened.path)}: {rows} rows, {part.bytes / 1e6:.1f} MB")
-    answer(f"{'would remove' if dry_run else 'removed'} {dropped} rows, {size / 1e6:.1f} MB")
+
+    done = "would remove" if dry_run else "removed"
+    answer(f"{done} {dropped} rows, {size / 1e6:.1f} MB")

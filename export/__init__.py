@@ -30,7 +30,7 @@ import jinja2
 from safetensors.torch import save
 
 from ser.cache.part import file_record
-from ser.cache.tools.transfer import file_digest
+from ser.cache.tools.importing import file_digest
 from ser.disk.faults import explain_disk_errors
 from ser.disk.write import make_folder, move_into_place, write_folder
 from ser.errors import DISTRIBUTION, WrongUse

@@ -13,7 +13,7 @@ import soundfile as sf
 
 import ser.tests.stand_in  # noqa: F401 (registers it)
 from ser.cache.store import open_store
-from ser.cache.tools.maintain import verify
+from ser.cache.tools.verify import verify
 from ser.extract.batches import text_seconds
 from ser.extract.run import ExtractionConfig, ExtractionPlan, OnProgress, Summary, extract, plan
 

@@ -14,7 +14,7 @@ import pytest
 
 from ser.cache.feature import Feature
 from ser.cache.store import open_store
-from ser.cache.tools.maintain import check_part, verify
+from ser.cache.tools.verify import check_part, verify
 from ser.corpus.manifest import Manifest
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 from ser.tests.store_samples import (

@@ -21,8 +21,9 @@ import safetensors.numpy
 import zarr
 
 from ser.cache.store import Store, open_store
-from ser.cache.tools import transfer
-from ser.cache.tools.transfer import export, import_feature, read_ids
+from ser.cache.tools import in_memory
+from ser.cache.tools.exporting import export
+from ser.cache.tools.importing import import_feature, read_ids
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, SerError, StoreError, WrongUse
 from ser.tests.command_line import in_a_process
@@ -61,7 +62,7 @@ def test_there_and_back(
 ) -> None:
     """What is exported opens with the format's own library too."""
     if parts > 1:
-        monkeypatch.setattr(transfer, "_PART_BYTES", 1)  # an utterance each
+        monkeypatch.setattr(in_memory, "MAX_BYTES", 1)  # an utterance each
     _, feature, manifest, _ = sample_store(tmp_path / "a", "zarr", level=level, dtype=dtype)
     path = export(feature, manifest, tmp_path / f"out{suffix}")
     packed, (data, ids) = feature.load(manifest), PLAIN[suffix](path)
@@ -74,7 +75,7 @@ def test_there_and_back(
     assert [id_.decode() if isinstance(id_, bytes) else id_ for id_ in ids(data)] == manifest.ids
     back = open_store(tmp_path / "b", create=True)
     done = import_feature(back, "mine", path, feature.spec.modality, manifest, backend="hdf5")
-    assert [done[name] for name in ("rows", "missing", "parts")] == [10, 0, parts]
+    assert [done.rows, done.missing, done.parts] == [10, 0, parts]
     mine = back["mine"]
     assert (mine.spec.level, mine.spec.dtype, mine.spec.dim) == (level, dtype, 8)
     old, new = feature.load(manifest), mine.load(back.manifest())
@@ -138,7 +139,7 @@ def test_what_others_write(tmp_path: Path, empty: Store, name: str) -> None:
     assert np.array_equal(packed.values, VALUES) and packed.values.dtype == np.float32
     assert empty["mine"].spec.level == "utterance" and empty["mine"].spec.config["sha256"]
     done = import_feature(empty, "mine", tmp_path / name, "audio", manifest)
-    assert done["parts"] == 0 and len(empty.features()) == 1
+    assert done.parts == 0 and len(empty.features()) == 1
 
 
 def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> None:
@@ -148,7 +149,7 @@ def test_ids_in_another_order_and_some_missing(tmp_path: Path, empty: Store) -> 
     (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n")
     assert read_ids(tmp_path / "ids.txt") == ids
     done = import_feature(empty, "mine", tmp_path / "x.npy", "audio", manifest, ids=ids)
-    assert (done["rows"], done["missing"]) == (7, 5)
+    assert (done.rows, done.missing) == (7, 5)
     assert np.array_equal(empty["mine"]["u010"], VALUES[1])
     assert empty["mine"].missing(manifest) == [0, 1, 2, 3, 4]
 
@@ -346,7 +347,7 @@ def bounded(where: str) -> None:
 
     Prints after each how large the process has been, in kB.
     """
-    folder, manifest, transfer._PART_BYTES = Path(where), manifest_of(500), 4 << 20
+    folder, manifest, in_memory.MAX_BYTES = Path(where), manifest_of(500), 4 << 20
     for file in ("small.h5", "byid.h5", "out-byid.h5", "packed.safetensors"):
         store = open_store(folder / f"store-{file}", create=True)
         import_feature(store, "mine", folder / file, "audio", manifest)

@@ -23,8 +23,8 @@ from ser.cache.feature import Feature
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
-from ser.cache.tools.maintain import verify
-from ser.cache.tools.transfer import export
+from ser.cache.tools.exporting import export
+from ser.cache.tools.verify import verify
 from ser.disk import leftovers, locks, write
 from ser.disk.leftovers import remove_leftovers
 from ser.disk.owner import Machine, this_machine

@@ -2,7 +2,6 @@
 stores open.
 """
 
-import itertools
 import json
 import os
 import shutil
@@ -18,15 +17,10 @@ from ser.cache.part import Part, Quarantine
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
-from ser.cache.tools.maintain import (
-    JOURNAL,
-    check_part,
-    list_features,
-    remove_feature,
-    remove_superseded,
-    verify,
-)
-from ser.cache.tools.transfer import copy
+from ser.cache.tools.exporting import copy_feature
+from ser.cache.tools.listing import list_features
+from ser.cache.tools.remove import remove_feature, remove_superseded
+from ser.cache.tools.verify import check_part, verify
 from ser.corpus.manifest import Manifest
 from ser.disk.folders import remove_folder
 from ser.errors import StoreError, WrongUse
@@ -132,46 +126,12 @@ def test_verify_holds_a_part_against_its_spec_and_its_name(tmp_path: Path, backe
     check_whole(feature, manifest)
 
 
-def test_verify_is_taken_up_where_it_stopped(tmp_path: Path, backend: str) -> None:
-    store, feature, _, _ = sample_store(tmp_path / "s", backend, count=20)
-    journal = store.path / JOURNAL
-
-    def skipped(fresh: bool = False) -> list[str]:
-        return [Path(one.path).name for one in verify(store, fresh=fresh) if one.skipped]
-
-    def interrupted(parts: int) -> None:
-        assert (
-            len(list(itertools.islice(verify(store), 3 + parts))) == 3 + parts
-        )  # after latest, manifest and spec
-
-    names = [part.folder.name for part in feature.parts()]
+def test_verify_counts_every_byte_and_what_is_still_to_check(tmp_path: Path, backend: str) -> None:
+    store, _, _, _ = sample_store(tmp_path / "s", backend, count=20)
     checked = list(verify(store))
-    assert (
-        sum(one.bytes for one in checked if "/parts/" in one.path)
-        == list_features(store)[0]["bytes"]
-    )
+    of_parts = sum(one.bytes for one in checked if "/parts/" in one.path)
+    assert of_parts == list_features(store)[0].bytes
     assert [one.remaining for one in checked] == list(range(len(checked)))[::-1]
-    assert skipped() == [] and not journal.exists()
-    interrupted(3)
-    assert skipped() == names[:3] and not journal.exists()
-    interrupted(3)
-    assert skipped(fresh=True) == []
-    interrupted(3)
-    file = next(
-        path
-        for path in (feature.path / "parts" / names[1]).rglob("*")
-        if path.name in ("data.h5", "0")
-    )
-    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
-    damage(file.parents[3] if file.name == "0" else file.parent)
-    os.utime(file, ns=times)  # as a copy would that keeps times
-    assert [Path(one.path).name for one in verify(store) if one.problem] == [names[1]]
-    interrupted(1)
-    lines = [line.split(" ") for line in journal.read_text().splitlines()]
-    journal.write_text(
-        "".join(f"{int(when) - 24 * 3600} {stamp}\n" for when, stamp in lines) + "cut sh"
-    )
-    assert skipped() == []  # what was good long ago may be bad now
 
 
 def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
@@ -192,7 +152,7 @@ def test_removing_what_is_superseded(tmp_path: Path, backend: str) -> None:
     again.quarantined = [gone[1]]
     publish_part(feature, again, backend, {})
     assert any("2 rows stand in two parts" in str(checked.note) for checked in verify(store))
-    assert list_features(store)[-1]["superseded"] >= 3
+    assert list_features(store)[-1].superseded >= 3
     removed = list(remove_superseded(store))
     assert sum(rows for _, rows in removed) == 4  # u000 and u001 once, the old u002, u009
     words = check_whole(feature, changed).extras["word"]
@@ -229,13 +189,13 @@ def test_what_others_publish_meanwhile_is_not_superseded(
     store.put_manifest(replace(newest, table=newest.table.slice(0, 14)), replace=True)
     # Of what is kept, before another process finds the rows of its manifest there.
     monkeypatch.setattr(
-        "ser.cache.tools.maintain.publish_part",
+        "ser.cache.tools.remove.publish_part",
         lambda *part: (publish_part(*part), store.put_manifest(newest, replace=True)),
     )
     assert list(remove_superseded(store)) and later.complete(newest)
     check_whole(feature, newest)
     late = lambda part, *asked: (remove_folder(part, store.path), check_part(part, *asked))  # noqa: E731
-    monkeypatch.setattr("ser.cache.tools.maintain.check_part", late)
+    monkeypatch.setattr("ser.cache.tools.verify.check_part", late)
     assert not [one for one in verify(store, repair=True) if one.problem or one.repaired]
     fill(feature, newest, backend)
     opened = Part.open  # each is gone since it was listed
@@ -275,10 +235,10 @@ def test_one_backend_to_the_other_and_back(
     )
     there = open_store(tmp_path / "b", create=True)
     back = open_store(tmp_path / "c", create=True)
-    copied = copy(feature, there, target)
-    assert copied == 4 and copy(feature, there, target) == 0
+    copied = copy_feature(feature, there, target)
+    assert copied == 4 and copy_feature(feature, there, target) == 0
     assert {part.record.backend for part in there.features()[0].parts()} == {target}
-    copy(there.features()[0], back, source)
+    copy_feature(there.features()[0], back, source)
     check_whole(there[feature.spec.name], there.manifest())
     ours = {p.relative_to(store.path): p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
     theirs = {p.relative_to(back.path): p.read_bytes() for p in back.path.rglob("*") if p.is_file()}
@@ -287,7 +247,7 @@ def test_one_backend_to_the_other_and_back(
     )  # when it was put, and by what
     assert ours == theirs  # every other file, metadata included
     with pytest.raises(WrongUse, match="is the store that"):
-        copy(feature, open_store(tmp_path / "a"), target)
+        copy_feature(feature, open_store(tmp_path / "a"), target)
 
 
 def test_a_read_only_store(tmp_path: Path) -> None:
@@ -304,7 +264,7 @@ def test_a_read_only_store(tmp_path: Path) -> None:
             os.seteuid(65534)
         store = open_store(tmp_path / "s")
         check_whole(store["frames"], store.manifest())
-        assert list_features(store)[0]["complete"]
+        assert list_features(store)[0].complete
         assert not [checked for checked in verify(store) if checked.problem]
         for write in (
             lambda: store.put_manifest(manifest_of(12)),

@@ -17,8 +17,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from ser.cache.store import Store, open_store
-from ser.cache.tools.maintain import verify
-from ser.cache.tools.remote import Published, redacted
+from ser.cache.tools.published import Published
+from ser.cache.tools.remote import redacted
+from ser.cache.tools.verify import verify
 from ser.disk.records import canonical_json
 from ser.errors import WrongUse
 from ser.tests.command_line import printed, ser
@@ -48,7 +49,7 @@ def refused(*words: object) -> str:
 
 
 def sound(path: Path) -> Store:
-    assert not [one for one in verify(open_store(path), fresh=True) if one.problem]
+    assert not [one for one in verify(open_store(path)) if one.problem]
     return open_store(path)
 
 
@@ -340,12 +341,12 @@ def test_a_name_brings_what_training_reads_by_it(asked: str) -> None:
     record = Published(features={spec.folder: spec for spec in specs})
     asked, wanted = asked.format(*(spec.fingerprint[:6] for spec in specs)), NAMES[asked]
     if wanted:
-        assert {record.features[folder].name for folder in record.named(asked, "there")} == {
+        assert {record.features[folder].name for folder in record.folders_of(asked, "there")} == {
             *wanted.split()
         }
     else:
         with pytest.raises(WrongUse, match="known: bert:layer=1, hubert"):
-            record.named(asked, "there")
+            record.folders_of(asked, "there")
 
 
 def test_the_card_says_how_the_features_were_made(

@@ -16,8 +16,8 @@ import fsspec
 import pytest
 
 from ser.cache.store import Store, open_store
-from ser.cache.tools.copies import Push
-from ser.cache.tools.maintain import verify
+from ser.cache.tools.push import Push
+from ser.cache.tools.verify import verify
 from ser.tests.command_line import ser
 from ser.tests.s3_server import Faulty, s3_server
 from ser.tests.store_samples import fill, new_store, sample_store
@@ -50,7 +50,7 @@ def s3(
 
 def whole(path: Path, like: Store) -> bool:
     """Whether the store at a path is sound and has every part of another, bit for bit."""
-    assert not [one for one in verify(open_store(path), fresh=True) if one.problem]
+    assert not [one for one in verify(open_store(path)) if one.problem]
     mine, theirs = (
         {
             file.relative_to(root): file.read_bytes()

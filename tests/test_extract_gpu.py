@@ -20,7 +20,7 @@ from ser.cache import blocks
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
-from ser.cache.tools.maintain import verify
+from ser.cache.tools.verify import verify
 from ser.disk import write
 from ser.extract import worker
 from ser.extract.mel import MelExtractor

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from ser.cache.store import open_store
-from ser.cache.tools.maintain import verify
-from ser.cache.tools.transfer import export
+from ser.cache.tools.exporting import export
+from ser.cache.tools.verify import verify
 from ser.errors import StoreError
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.command_line import in_a_process, ser

@@ -364,7 +364,7 @@ def test_a_fault_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: Any) -> None:
         raise KeyError("x\ny")
 
-    monkeypatch.setattr("ser.cache.tools.maintain.list_features", broken)
+    monkeypatch.setattr("ser.cache.tools.listing.list_features", broken)
     (tmp_path / "manifests").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     told = ser("cache", "list", "--store", tmp_path)

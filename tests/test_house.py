@@ -148,7 +148,7 @@ def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
     ("code", "heavy", "says"),
     [
         ("import ser; print(dir(ser))", HEAVY | {"numpy", "pyarrow", "msgspec"}, "open_store"),
-        ("import ser.cache.store, ser.cache.tools.transfer", {"torch", "zarr", "pandas"}, ""),
+        ("import ser.cache.store, ser.cache.tools.exporting", {"torch", "zarr", "pandas"}, ""),
         (
             "main(['--help'], standalone_mode=0); main(['train', '--help'])",
             HEAVY | {"numpy", "pyarrow"},

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ser.cache.spec import Spec
 from ser.cache.store import open_store
-from ser.cache.tools.transfer import pooled, utterances
+from ser.cache.tools.tables import pooled, utterances
 from ser.errors import MissingRows, WrongUse
 from ser.tests.api_signatures import FIXTURE, documented, signatures
 from ser.tests.tiny_store import add_feature, make_manifest, make_store

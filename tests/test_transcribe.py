@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from ser.cache.store import Store, open_store
-from ser.cache.tools.maintain import remove_superseded
+from ser.cache.tools.remove import remove_superseded
 from ser.cache.transcripts import put_transcripts
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode

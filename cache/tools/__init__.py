@@ -1,1 +1,1 @@
-"""What is done to a store beside reading and writing it: checks, removal, imports, exports, copies."""
+"""What is done to a store as a whole: listing, checks, removal, imports, exports and copies."""

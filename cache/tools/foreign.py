@@ -1,8 +1,7 @@
-"""Arrays from files that ser did not write: nothing is unpickled, and no size is used before it is
-checked.
+"""Arrays from files that ser did not write: nothing is unpickled, no size is used unchecked.
 
-Arrays that may be larger than memory stay in their file, as `Stored`, and are read by rows; an .npz
-(a zip archive, checked as a whole) and a CSV are read at once.
+Arrays that may be larger than memory stay in their file, as `StoredArray`, and are read by rows; an
+.npz (a zip archive, checked as a whole) and a CSV are read at once.
 """
 
 import bisect
@@ -12,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,149 +25,168 @@ from ser.cache.hdf5_layout import foreign_hdf5
 from ser.disk.read import LARGE, read_named
 from ser.errors import SerError, StoreError, WrongUse, unknown
 
-Opened = contextlib.AbstractContextManager[
-    Mapping[str, Any]
-]  # arrays by name, which are read when indexed
+# The arrays of an open file by name, each of which is read when it is indexed.
+OpenFile = AbstractContextManager[Mapping[str, Any]]
+
+# Each a numpy array, or a `StoredArray`.
+Arrays = dict[str, Any]
+
+# Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing
+# chunks.
+ZARR_CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Arrays of a file end to end, `[rows, dim]`, each read when it is indexed; one of a single
-    axis is one row.
-    """
+class StoredArray:
+    """Arrays of a file end to end, `[rows, dim]`, read when indexed; one of one axis is one row."""
 
     path: Path
-    open: Callable[[], Opened]
+    open: Callable[[], OpenFile]
     names: list[str]
-    starts: list[int]  # the first row of each
+    # The first row of each.
+    starts: list[int]
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         start, stop, _ = rows.indices(self.shape[0])
+        first_array = bisect.bisect_right(self.starts, start) - 1
+        end_array = bisect.bisect_left(self.starts, stop)
+
         pieces = [np.empty((0, *self.shape[1:]), self.dtype)]
-        with _explained(self.path), self.open() as arrays:
-            for number in range(
-                bisect.bisect_right(self.starts, start) - 1, bisect.bisect_left(self.starts, stop)
-            ):
-                array, first = arrays[self.names[number]], self.starts[number]
+        with explain_foreign(self.path), self.open() as arrays:
+            for number in range(first_array, end_array):
+                array = arrays[self.names[number]]
                 if len(array.shape) == 1:
                     array = np.asarray(array[...])[None]
-                pieces.append(np.asarray(array[max(0, start - first) : stop - first]))
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+                first_row = self.starts[number]
+                pieces.append(np.asarray(array[max(0, start - first_row) : stop - first_row]))
+
+        # What does not fit the dtype becomes infinite, which is refused.
+        with np.errstate(over="ignore"):
             return np.concatenate(pieces, dtype=self.dtype)
 
 
-Arrays = dict[str, Any]  # each a numpy array, or `Stored`
-
-# Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing
-# chunks.
-_CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
-
-
 def read_arrays(path: Path) -> Arrays:
-    """Every array in a file, by name: `values`, `offsets`, `ids` and extras, or one array per
-    utterance id.
+    """Every array in a file, by name.
 
-    An .npy file and a CSV give `values` (and `ids` from a CSV's first column, when it is called
-    id). Raises `WrongUse` for an unknown kind of file and `StoreError` for one that cannot be
-    trusted.
+    They are `values`, `offsets`, `ids` and extras, or one array per utterance id. An .npy file and
+    a CSV give `values` (and `ids` from a CSV's first column, when it is called id). Raises
+    `WrongUse` for an unknown kind of file and `StoreError` for one that cannot be trusted.
     """
     suffix = path.suffix.lower()
-    if suffix not in _READERS:
-        raise unknown("feature file format", suffix or path.name, _READERS)
-    if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
-        kind = "folder" if suffix == ".zarr" else "plain file"
+    if suffix not in READERS:
+        raise unknown("feature file format", suffix or path.name, READERS)
+
+    is_folder = suffix == ".zarr"
+    if not (path.is_dir() if is_folder else path.is_file()):
+        kind = "folder" if is_folder else "plain file"
         fault = f"is not a {kind}" if path.exists() else "does not exist"
         raise WrongUse(f"{path}: {fault}; name a {kind} that is there")
-    with _explained(path):
-        return _READERS[suffix](path)
+
+    with explain_foreign(path):
+        return READERS[suffix](path)
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explain_foreign(path: Path) -> Iterator[None]:
+    """Turn what a library raises on a bad file, nearly every kind of error, into one sentence."""
     try:
         yield
     except SerError:
         raise
-    except Exception as error:  # these libraries raise nearly every kind
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        fault = f"cannot be read as {path.suffix.lower()[1:]} ({reason}); save it again, or in another format"
-        raise StoreError(f"{path}: {fault}") from error
+        fault = f"cannot be read as {path.suffix.lower()[1:]} ({reason})"
+        raise StoreError(f"{path}: {fault}; save it again, or in another format") from error
 
 
-def _check_size(path: Path, size: int) -> None:
-    """Refuse what this machine's memory could not hold."""
-    if hasattr(os, "sysconf") and size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise StoreError(
-            f"{path}: claims {size / 1e9:.0f} GB of values, more than this machine's memory"
-        )
+def check_size(path: Path, size: int) -> None:
+    """Raise `StoreError` for more bytes than this machine's memory holds."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        claim = f"claims {size / 1e9:.0f} GB of values, more than this machine's memory"
+        raise StoreError(f"{path}: {claim}")
 
 
-def _kept(path: Path, open_: Callable[[], Opened]) -> Arrays:
-    """The values, or one array per utterance if there are none, stay in the file; the rest is read."""
-    with open_() as arrays:
-        large, kept = {"values"} if "values" in arrays else set(arrays), Arrays()
+def leave_values_in_file(path: Path, open_file: Callable[[], OpenFile]) -> Arrays:
+    """All arrays of a file; the values, or the one of each utterance, stay there until indexed."""
+    with open_file() as arrays:
+        stay_there = {"values"} if "values" in arrays else set(arrays)
+
+        result = Arrays()
         for name, array in arrays.items():
             dtype = np.dtype(array.dtype)
-            if name in large and array.shape:
-                kept[name] = Stored(path, open_, [name], [0], tuple(array.shape), dtype)
+            if name in stay_there and array.shape:
+                shape = tuple(array.shape)
+                result[name] = StoredArray(path, open_file, [name], [0], shape, dtype)
             else:
-                _check_size(path, math.prod(array.shape) * dtype.itemsize)
-                kept[name] = np.asarray(array[...])
-        return kept
+                check_size(path, math.prod(array.shape) * dtype.itemsize)
+                result[name] = np.asarray(array[...])
+        return result
 
 
-def _chunks(array: Any) -> int:
-    return math.prod(
+def count_chunks(array: Any) -> int:
+    """How many chunks the shape of an HDF5 dataset or Zarr array needs."""
+    along_axes = [
         math.ceil(size / chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)
-    )
+    ]
+    return math.prod(along_axes)
 
 
-def _read_npy(path: Path) -> Arrays:
-    # Mapping compares the header with the file's size.
-    return _kept(
-        path,
-        lambda: contextlib.nullcontext(
-            {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
-        ),
-    )
+def read_npy(path: Path) -> Arrays:
+    """An .npy file: its one array is `values`."""
+
+    def open_file() -> OpenFile:
+        # Mapping compares the header with the file's size.
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        return contextlib.nullcontext({"values": values})
+
+    return leave_values_in_file(path, open_file)
 
 
-def _read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> Arrays:
+    """An .npz archive, read at once."""
     with np.load(path, allow_pickle=False) as archive:
-        _check_size(path, sum(member.file_size for member in archive.zip.infolist()))
+        check_size(path, sum(member.file_size for member in archive.zip.infolist()))
         arrays = {name: archive[name] for name in archive.files}
         for name, times in Counter(archive.files).items():
             if times > 1 or not isinstance(arrays[name], np.ndarray):
                 raise StoreError(f"{path}: holds {name!r}, which is not a single .npy member")
-    return _kept(path, lambda: contextlib.nullcontext(arrays))
+    return leave_values_in_file(path, lambda: contextlib.nullcontext(arrays))
 
 
-def _read_hdf5(path: Path) -> Arrays:
+def read_hdf5(path: Path) -> Arrays:
+    """An HDF5 file: datasets in its root, texts among them."""
     import h5py
 
     texts: Arrays = {}
     with h5py.File(path, "r") as file:
         for name in file:
-            if fault := foreign_hdf5(file, name):
+            fault = foreign_hdf5(file, name)
+            if fault:
                 raise StoreError(f"{path}: {fault}; copy its values into plain datasets first")
+
             dataset = file[name]
-            if dataset.chunks is None:
-                whole = dataset.id.get_storage_size() >= dataset.nbytes
-            else:
-                whole = dataset.id.get_num_chunks() == _chunks(dataset)
-            if (
-                dataset.size and not whole
-            ):  # HDF5 would read zeros for values that were never written
-                raise StoreError(
-                    f"{path}: '{name}' claims {dataset.size} values that the file does not hold"
-                )
-            _check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+            # HDF5 would read zeros for values that were never written.
+            if dataset.size and not _holds_all_values(dataset):
+                claim = f"'{name}' claims {dataset.size} values that the file does not hold"
+                raise StoreError(f"{path}: {claim}")
+
+            check_size(path, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
             if h5py.check_string_dtype(dataset.dtype) is not None:
-                _check_size(path, dataset.nbytes)
+                check_size(path, dataset.nbytes)
                 texts[name] = np.asarray(dataset.asstr()[()], str)
-    return {**_kept(path, partial(h5py.File, path, "r")), **texts}
+
+    return {**leave_values_in_file(path, partial(h5py.File, path, "r")), **texts}
+
+
+def _holds_all_values(dataset: Any) -> bool:
+    if dataset.chunks is None:
+        return dataset.id.get_storage_size() >= dataset.nbytes
+    return dataset.id.get_num_chunks() == count_chunks(dataset)
 
 
 def index_of(path: Path) -> Path:
@@ -175,95 +194,119 @@ def index_of(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _read_safetensors(path: Path) -> Arrays:
+def read_safetensors(path: Path) -> Arrays:
+    """A safetensors file, with ids from the index beside it."""
     from safetensors import safe_open
 
     @contextlib.contextmanager
-    def opened() -> Iterator[Mapping[str, Any]]:
+    def open_file() -> Iterator[Mapping[str, Any]]:
         with safe_open(path, "np") as file:
-            yield {name: _Slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            yield {name: TensorSlice(file.get_slice(name)) for name in names}
 
-    arrays = _kept(path, opened)
+    arrays = leave_values_in_file(path, open_file)
     if index_of(path).exists() and "ids" not in arrays:
-        arrays["ids"] = np.array(json.loads(read_named(index_of(path)))["ids"], str)
+        index = json.loads(read_named(index_of(path)))
+        arrays["ids"] = np.array(index["ids"], str)
     return arrays
 
 
-class _Slice:
+class TensorSlice:
     """A tensor of an open safetensors file, with the attributes of an array."""
 
     def __init__(self, tensor: Any) -> None:
-        self.tensor, self.shape = tensor, tuple(tensor.get_shape())
+        self.tensor = tensor
+        self.shape = tuple(tensor.get_shape())
         self.dtype = tensor[0:0].dtype if self.shape else None
 
     def __getitem__(self, rows: Any) -> Any:
         return self.tensor[rows]
 
 
-def _read_csv(path: Path) -> Arrays:
+def read_csv(path: Path) -> Arrays:
+    """A CSV or TSV of numbers, read at once; a first column called id holds the ids."""
     import pyarrow.csv as csv
 
     layout = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")})
     content = pa.py_buffer(read_named(path, LARGE))
+
     table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
-    with contextlib.suppress(ValueError):
-        for name in table.column_names:
-            float(name)
-        # All are numbers: the file has no line of names.
-        table = csv.read_csv(
-            pa.BufferReader(content), csv.ReadOptions(autogenerate_column_names=True), layout, kinds
-        )
-    ids = table.column(0) if table.column_names[0].lower() == "id" else None
-    numbers = table if ids is None else table.remove_column(0)
-    for name, column in zip(numbers.column_names, numbers.columns, strict=True):
-        if column.null_count or not (
-            pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        ):
+    if _are_numbers(table.column_names):
+        # The file has no line of names.
+        nameless = csv.ReadOptions(autogenerate_column_names=True)
+        table = csv.read_csv(pa.BufferReader(content), nameless, layout, kinds)
+
+    arrays: Arrays = {}
+    if table.column_names[0].lower() == "id":
+        arrays["ids"] = np.array(table.column(0).to_pylist(), str)
+        table = table.remove_column(0)
+
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        if column.null_count or not is_number:
             raise StoreError(f"{path}: column {name!r} holds something that is not a number")
-    arrays = {
-        "values": np.stack(
-            [column.to_numpy().astype(np.float64) for column in numbers.columns], axis=1
-        )
-    }
-    arrays |= {} if ids is None else {"ids": np.array(ids.to_pylist(), str)}
-    return _kept(path, lambda: contextlib.nullcontext(arrays))
+
+    columns = [column.to_numpy().astype(np.float64) for column in table.columns]
+    arrays["values"] = np.stack(columns, axis=1)
+    return leave_values_in_file(path, lambda: contextlib.nullcontext(arrays))
 
 
-def _read_zarr(path: Path) -> Arrays:
+def _are_numbers(texts: list[str]) -> bool:
+    try:
+        for text in texts:
+            float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_zarr(path: Path) -> Arrays:
+    """A Zarr 3 group with its arrays; ids are an attribute of the group."""
     import zarr
 
     for entry in path.rglob("*"):
         if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
             raise StoreError(f"{path}: holds a symbolic link or a special file ({entry.name!r})")
+
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
-    names: Arrays = {} if ids is None else {"ids": np.array(ids, str)}
-    arrays: dict[str, Any] = {}
+
+    stored: Arrays = {}
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         array = zarr.open_array(folder, mode="r", zarr_format=3)
-        used: Any = array.metadata.to_dict()["codecs"]
-        refused = sorted({codec["name"] for codec in used} - _CODECS)
-        if refused:
-            raise StoreError(
-                f"{folder}: uses codec {refused}; allowed: {', '.join(sorted(_CODECS))}"
-            )
-        _check_size(folder, math.prod(array.chunks) * array.dtype.itemsize)
-        present = sum(entry.is_file() for entry in (folder / "c").rglob("*"))
-        if present != _chunks(array):
-            raise StoreError(
-                f"{folder}: has {present} of {_chunks(array)} chunks; Zarr would fill the rest silently"
-            )
-        arrays[folder.name] = array
-    return {**_kept(path, lambda: contextlib.nullcontext(arrays)), **names}
+        _check_zarr_array(folder, array)
+        stored[folder.name] = array
+
+    arrays = leave_values_in_file(path, lambda: contextlib.nullcontext(stored))
+    if ids is not None:
+        arrays["ids"] = np.array(ids, str)
+    return arrays
 
 
-_READERS: dict[str, Callable[[Path], Arrays]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
-    ".safetensors": _read_safetensors,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".zarr": _read_zarr,
+def _check_zarr_array(folder: Path, array: Any) -> None:
+    """Raise `StoreError` for a codec that is not allowed, or a chunk that is not there."""
+    metadata: Any = array.metadata.to_dict()
+    refused = sorted({codec["name"] for codec in metadata["codecs"]} - ZARR_CODECS)
+    if refused:
+        allowed = ", ".join(sorted(ZARR_CODECS))
+        raise StoreError(f"{folder}: uses codec {refused}; allowed: {allowed}")
+
+    check_size(folder, math.prod(array.chunks) * array.dtype.itemsize)
+
+    present = sum(entry.is_file() for entry in (folder / "c").rglob("*"))
+    needed = count_chunks(array)
+    if present != needed:
+        fault = f"has {present} of {needed} chunks; Zarr would fill the rest silently"
+        raise StoreError(f"{folder}: {fault}")
+
+
+READERS: dict[str, Callable[[Path], Arrays]] = {
+    ".npy": read_npy,
+    ".npz": read_npz,
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
+    ".safetensors": read_safetensors,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".zarr": read_zarr,
 }

@@ -1,0 +1,287 @@
+"""Export a feature: to one file of a format that other tools read, or to another store."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ser.cache.blocks import bytes_of
+from ser.cache.feature import Feature, read_part
+from ser.cache.publish import publish_part
+from ser.cache.rows import Packed
+from ser.cache.store import Store, open_store
+from ser.cache.zarr_layout import chunk_rows
+from ser.corpus.manifest import Manifest
+from ser.disk.faults import explain_disk_errors
+from ser.disk.write import sync_folder, sync_tree
+from ser.errors import StoreError, WrongUse, unknown
+
+from .foreign import index_of
+from .in_memory import utterances_in_memory
+from .listing import corpora_of, latest_manifests
+
+
+@dataclass(frozen=True)
+class ExportedFeature:
+    """What is written to a file: the rows without their values, and the values in batches."""
+
+    # Its `values` have the right shape and dtype, and take no memory: they are not the values.
+    rows: Packed
+    batches: Iterator[Packed]
+    # Corpus, manifest, fingerprint and spec, as JSON.
+    origin: dict[str, Any]
+    # The names of the dimensions.
+    columns: Sequence[str]
+
+    @property
+    def arrays_beside_values(self) -> dict[str, npt.NDArray[Any]]:
+        """The offsets `[n + 1]`, and the extras `[rows]`."""
+        return {"offsets": self.rows.offsets, **self.rows.extras}
+
+    def values(self) -> Iterator[npt.NDArray[Any]]:
+        """The values `[rows, dim]`, a batch at a time."""
+        return (batch.values for batch in self.batches)
+
+
+def export(
+    feature: Feature, manifest: Manifest, path: Path, columns: Sequence[str] | None = None
+) -> Path:
+    """Write a manifest's utterances, in its order and without the quarantined, to one file.
+
+    The suffix is the format. The file holds `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, the
+    extras `[rows]`, the ids, and the spec as JSON; .zarr is a folder, .safetensors has ids and spec
+    in `<path>.json`, and .csv names the values by `columns`, if given. Raises `WrongUse` if `path`
+    exists, `MissingRows` if an utterance is not in the store.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in WRITERS:
+        raise unknown("export format", path.suffix or path.name, WRITERS)
+    if not path.parent.is_dir():
+        raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
+    if path.exists() or index_of(path).exists():
+        raise WrongUse(f"{path}: exists already; name another file")
+
+    exported = _prepare_export(feature, manifest, columns)
+    _check_no_nul(path, exported.rows.ids)
+
+    size = exported.rows.values.nbytes
+    in_place = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    with explain_disk_errors(f"exporting to {path}", path.parent, size), in_place as temporary:
+        folder = Path(temporary)
+        WRITERS[suffix](folder / path.name, exported)
+        sync_tree(folder)
+
+        # In reverse order, so that an index comes before its file.
+        for file in sorted(folder.iterdir(), reverse=True):
+            os.rename(file, path.with_name(file.name))  # noqa: PTH104
+        sync_folder(path.parent)
+    return path
+
+
+def _prepare_export(
+    feature: Feature, manifest: Manifest, columns: Sequence[str] | None
+) -> ExportedFeature:
+    """Find the rows of every utterance that is not quarantined."""
+    origin = {
+        "corpus": manifest.corpus,
+        "manifest": manifest.digest,
+        "fingerprint": feature.fingerprint,
+        "spec": feature.spec.to_json(),
+    }
+
+    is_exported = np.isin(manifest.ids, list(feature.quarantined(manifest)), invert=True)
+    manifest = dataclasses.replace(manifest, table=manifest.table.filter(is_exported))
+
+    places = feature.places(manifest, range(len(manifest)))
+    rows = feature.gather(places, manifest.ids, values=False)
+    zero = rows.values.dtype.type(0)
+    rows.values = np.broadcast_to(zero, (rows.offsets[-1], feature.spec.dim))
+
+    def read_values(utterances: slice) -> npt.NDArray[Any]:
+        return feature.gather(places[utterances], [], extras=False).values
+
+    names = columns or [f"{feature.spec.name}.{number}" for number in range(feature.spec.dim)]
+    return ExportedFeature(rows, utterances_in_memory(rows, read_values), origin, names)
+
+
+def _check_no_nul(path: Path, ids: list[str]) -> None:
+    for id_ in ids:
+        if "\0" in id_:
+            fault = f"id {id_!r} holds a NUL, which these formats cut off; rename the utterance"
+            raise StoreError(f"{path}: {fault}")
+
+
+def write_npz(path: Path, exported: ExportedFeature) -> None:
+    """A zip archive of .npy files, the last of them the ids, and `about`, the spec as JSON."""
+    rows = exported.rows
+    arrays = {
+        **exported.arrays_beside_values,
+        "values": rows.values,
+        "ids": np.array(rows.ids, str),
+        "about": np.array(json.dumps(exported.origin)),
+    }
+
+    with zipfile.ZipFile(path, "x") as archive:
+        for name, array in arrays.items():
+            header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+            pieces = exported.values() if name == "values" else [array]
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                member.writelines(bytes_of(piece) for piece in pieces)
+
+
+def write_safetensors(path: Path, exported: ExportedFeature) -> None:
+    """A safetensors file, with ids and spec in `<path>.json` beside it."""
+    arrays = {**exported.arrays_beside_values, "values": exported.rows.values}
+
+    # The widest first, so that each is aligned.
+    by_width = sorted(arrays.items(), key=lambda entry: -entry[1].dtype.itemsize)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in by_width:
+        begin = end
+        end += array.nbytes
+        header[name] = {
+            "dtype": f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}",
+            "shape": array.shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in by_width:
+            pieces = exported.values() if name == "values" else [array]
+            file.writelines(bytes_of(piece) for piece in pieces)
+
+    index = {"ids": exported.rows.ids, **exported.origin}
+    index_of(path).write_text(json.dumps(index))
+
+
+def write_zarr(path: Path, exported: ExportedFeature) -> None:
+    """A Zarr 3 group, with ids and spec as its attributes.
+
+    A missing chunk must not read as zero: the fill value is one that no offset or word has, and no
+    chunk is left out.
+    """
+    import zarr
+
+    no_chunk_left_out: dict[str, Any] = {"config": {"write_empty_chunks": True}}
+    rows, dim = exported.rows.values.shape
+    group = zarr.create_group(path, attributes={"ids": exported.rows.ids, **exported.origin})
+
+    values = group.create_array(
+        "values",
+        shape=(rows, dim),
+        chunks=(chunk_rows(rows), dim),
+        dtype=exported.rows.values.dtype,
+        fill_value=np.nan,
+        **no_chunk_left_out,
+    )
+    end = 0
+    for batch in exported.values():
+        values[end : end + len(batch)] = batch
+        end += len(batch)
+
+    for name, array in exported.arrays_beside_values.items():
+        fill_value = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+        group.create_array(name, data=array, fill_value=fill_value, **no_chunk_left_out)
+
+
+def write_csv(path: Path, exported: ExportedFeature) -> None:
+    """A line for each row: the id, the number of the frame or token, and the values."""
+    level = exported.origin["spec"]["level"]
+    is_vector = level == "utterance"
+
+    with path.open("x", encoding="utf-8", newline="") as sheet:
+        table = csv.writer(sheet)
+        table.writerow([*(["id"] if is_vector else ["id", level]), *exported.columns])
+        for batch in exported.batches:
+            for utterance, id_ in enumerate(batch.ids):
+                for number, row in enumerate(batch[utterance].astype(str)):
+                    table.writerow([id_, *row] if is_vector else [id_, number, *row])
+
+
+def write_hdf5(path: Path, exported: ExportedFeature) -> None:
+    """An HDF5 file, whose values are all that follows its other content."""
+    with path.open("xb") as file:
+        file.write(_hdf5_before_values(exported))
+        file.writelines(bytes_of(batch) for batch in exported.values())
+
+
+def _hdf5_before_values(exported: ExportedFeature) -> memoryview:
+    """An HDF5 file up to its values.
+
+    It is made in memory, because the HDF5 library reports a full disk late, and crashes where one
+    fails.
+    """
+    import h5py
+
+    rows = exported.rows
+    image = io.BytesIO()
+    with h5py.File(image, "w") as hdf5:
+        for name, array in exported.arrays_beside_values.items():
+            hdf5.create_dataset(name, data=array)
+
+        texts = h5py.string_dtype()
+        hdf5.create_dataset("ids", data=rows.ids, dtype=texts, shape=(len(rows),))
+        # A dataset, since an attribute may hold no more than 64 KB.
+        hdf5.create_dataset("about", data=json.dumps(exported.origin), dtype=texts)
+
+        # Allocated, but nothing is written.
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        dtype = h5py.h5t.py_create(rows.values.dtype)
+        space = h5py.h5s.create_simple(rows.values.shape)
+        values = h5py.h5d.create(hdf5.id, b"values", dtype, space, properties)
+        start_of_values = values.get_offset()
+
+    return image.getbuffer()[:start_of_values]
+
+
+WRITERS: dict[str, Callable[[Path, ExportedFeature], None]] = {
+    ".h5": write_hdf5,
+    ".hdf5": write_hdf5,
+    ".zarr": write_zarr,
+    ".npz": write_npz,
+    ".safetensors": write_safetensors,
+    ".csv": write_csv,
+}
+
+
+def copy_feature(feature: Feature, target: Store, backend: str) -> int:
+    """Copy all parts of a feature into another store, in this backend.
+
+    Bit for bit, with rows that no manifest names and quarantined utterances; the fingerprint stays.
+    Missing manifests of the corpora that have rows of it, their own or their parent's, are copied
+    too. Returns how many parts were missing. Raises `WrongUse` if the target is the feature's own
+    store.
+    """
+    if target.path.resolve() == feature.store.resolve():
+        fault = f"is the store that {feature.spec.name} is in; name another folder"
+        raise WrongUse(f"{target.path}: {fault}")
+
+    source = open_store(feature.store)
+    copy = target.add(feature.spec)
+    for corpus in corpora_of(feature, latest_manifests(source)):
+        if corpus in source.corpora() and corpus not in target.corpora():
+            target.put_manifest(source.manifest(corpus), command="cache export")
+
+    copied = 0
+    for part in feature.parts():
+        rows = read_part(feature, part)
+        if publish_part(copy, rows, backend, part.record.written_by) is not None:
+            copied += 1
+    return copied

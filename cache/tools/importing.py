@@ -1,0 +1,253 @@
+"""Import features that other tools computed."""
+
+import dataclasses
+import datetime
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser.cache.publish import publish_part
+from ser.cache.rows import Packed, PartRows
+from ser.cache.spec import Level, Spec
+from ser.cache.store import Store
+from ser.corpus.manifest import Manifest
+from ser.corpus.names import Modality, check_name
+from ser.disk.read import read_named
+from ser.disk.records import canonical_json
+from ser.errors import StoreError, WrongUse
+
+from .foreign import Arrays, StoredArray, read_arrays
+from .in_memory import utterances_in_memory
+
+# Arrays of a feature file that are no extras of its rows.
+NO_EXTRAS = {"values", "offsets", "ids", "about"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did, as `ser cache import --json` prints it."""
+
+    feature: str
+    fingerprint: str
+    rows: int
+    # Utterances of the manifest that the file does not have.
+    missing: int
+    # Parts published now; 0 if all were there.
+    parts: int
+
+
+def read_ids(path: Path) -> list[str]:
+    """Ids from a file, one per line."""
+    try:
+        text = read_named(path).decode()
+    except OSError as error:
+        fault = f"cannot be read as ids ({error.strerror}); give one id per line"
+        raise WrongUse(f"{path}: {fault}") from None
+    except ValueError as error:
+        raise StoreError(f"{path}: not a list of ids ({error})") from error
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+
+
+def import_feature(
+    store: Store,
+    name: str,
+    path: Path,
+    modality: Modality,
+    manifest: Manifest,
+    ids: Sequence[str] | None = None,
+    backend: str = "zarr",
+    replace: bool = False,
+) -> Imported:
+    """Publish the rows of a feature file.
+
+    The file holds `values` `[rows, dim]`, with `offsets` `[n + 1]` where an utterance has several
+    rows, and `ids`; or one array per utterance, named by its id. Without any ids the rows are in
+    the manifest's order, one per utterance. `manifest` becomes the corpus's latest when all rows
+    are published; one that differs from the corpus's in the store is refused, unless it may
+    `replace` that. Raises `StoreError` or `WrongUse` for wrong shapes, ids or values; then nothing
+    is published.
+    """
+    _check_manifest(store, manifest, replace)
+
+    rows, joined_by_id = _arrange(path, read_arrays(path), manifest, ids)
+    _check_finite(path, rows)
+
+    spec = _spec_of_import(name, path, modality, rows, joined_by_id)
+    feature = store.add(spec)
+
+    digests = dict(zip(manifest.ids, manifest.inputs(modality), strict=True))
+    parts = 0
+    for packed in utterances_in_memory(rows):
+        part = PartRows.from_packed(manifest.corpus, [digests[id_] for id_ in packed.ids], packed)
+        if publish_part(feature, part, backend, {"command": "import"}) is not None:
+            parts += 1
+
+    store.put_manifest(manifest, replace, "cache import")
+    missing = len(manifest) - len(rows)
+    return Imported(spec.name, spec.fingerprint, len(rows), missing, parts)
+
+
+def _check_manifest(store: Store, manifest: Manifest, replace: bool) -> None:
+    """Refuse a manifest that would supersede rows, and change labels, of the corpus."""
+    if check_name("corpus", manifest.corpus) not in store.corpora() or replace:
+        return
+    if not store.manifest(manifest.corpus).same(manifest):
+        fault = (
+            f"corpus {manifest.corpus} has another manifest than the table; leave --manifest out"
+        )
+        remedy = "give the table another --corpus-name, or let it take that place with --replace"
+        raise WrongUse(f"{store.path}: {fault}, {remedy}")
+
+
+def _spec_of_import(
+    name: str, path: Path, modality: Modality, rows: Packed, joined_by_id: bool
+) -> Spec:
+    """The spec of an imported feature: the file's content and ids, and how rows were joined."""
+    level: Level = "frame" if modality == "audio" else "token"
+    if (np.diff(rows.offsets) == 1).all():
+        level = "utterance"
+
+    return Spec(
+        feature=name,
+        modality=modality,
+        level=level,
+        dim=rows.values.shape[1],
+        dtype="float16" if rows.values.dtype == np.float16 else "float32",
+        extractor="import",
+        version=1,
+        config={
+            "sha256": file_digest(path),
+            "ids_sha256": hashlib.sha256(canonical_json(rows.ids)).hexdigest(),
+            "joined_by": "id" if joined_by_id else "manifest order",
+        },
+        provenance={
+            "file": path.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _arrange(
+    path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None
+) -> tuple[Packed, bool]:
+    """The file's rows, with `values` that are read when indexed, and whether ids name them."""
+    if "values" not in arrays:
+        ids, arrays = _join_arrays_of_utterances(path, arrays, ids)
+    elif ids is None and "ids" in arrays:
+        ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
+
+    values = _check_values(path, arrays["values"])
+    offsets = _check_offsets(path, arrays.get("offsets"), values.shape[0])
+    names = list(manifest.ids if ids is None else ids)
+    _check_ids(path, names, offsets, manifest, given=ids is not None)
+
+    extras = {}
+    for name, array in arrays.items():
+        one_value_a_row = array.shape == values.shape[:1]
+        if name not in NO_EXTRAS and one_value_a_row and name.isidentifier():
+            extras[name] = array
+
+    return Packed(values, offsets.astype(np.int64), names, extras), ids is not None
+
+
+def _join_arrays_of_utterances(
+    path: Path, arrays: Arrays, ids: Sequence[str] | None
+) -> tuple[list[str], Arrays]:
+    """The ids and the joined values of a file with one array per utterance, named by its id."""
+    if not arrays:
+        raise StoreError(f"{path}: holds no arrays")
+    if ids is not None and sorted(ids) != sorted(arrays):
+        fault = "its arrays are named by other ids than those given; leave --ids out"
+        raise StoreError(f"{path}: {fault}")
+
+    first = next(iter(arrays.values()))
+    dim = first.shape[-1:] or (0,)
+    for id_, array in arrays.items():
+        is_rows = len(array.shape) in (1, 2) and array.shape[-1:] == dim
+        if not is_rows or not _is_number(array.dtype):
+            shape = f"shape {list(array.shape)}, not [rows, {dim[0]}]"
+            raise StoreError(f"{path}: no `values`, and {id_!r} has {shape}")
+
+    lengths = [math.prod(array.shape[:-1]) for array in arrays.values()]
+    offsets = np.cumsum([0, *lengths])
+    dtype = np.result_type(*{array.dtype for array in arrays.values()})
+    shape_of_all = (int(offsets[-1]), *dim)
+    joined = StoredArray(path, first.open, list(arrays), offsets.tolist(), shape_of_all, dtype)
+    return list(arrays), {"values": joined, "offsets": offsets}
+
+
+def _is_number(dtype: Any) -> bool:
+    return np.dtype(dtype).kind in "fiu"
+
+
+def _check_values(path: Path, values: Any) -> Any:
+    """The values `[rows, dim]`, as float16 or float32."""
+    shape = list(values.shape)
+    if len(shape) != 2 or shape[1] < 1 or not _is_number(values.dtype):
+        fault = f"values have shape {shape} ({values.dtype}), not numbers [rows, dim]"
+        raise StoreError(f"{path}: {fault}")
+
+    if values.dtype in (np.float16, np.float32):
+        return values
+    return dataclasses.replace(values, dtype=np.dtype(np.float32))
+
+
+def _check_offsets(path: Path, offsets: Any, rows: int) -> Any:
+    """The offsets `[n + 1]` from 0 to the number of rows; without any, each row is an utterance."""
+    if offsets is None:
+        return np.arange(rows + 1)
+
+    is_integers = offsets.ndim == 1 and offsets.dtype.kind in "iu"
+    fits = is_integers and [*offsets[:1], *offsets[-1:]] == [0, rows]
+    if not fits or (offsets[1:] < offsets[:-1]).any():
+        fault = f"offsets do not rise from 0 to the {rows} rows of its values"
+        raise StoreError(f"{path}: {fault}")
+    return offsets
+
+
+def _check_ids(path: Path, names: list[str], offsets: Any, manifest: Manifest, given: bool) -> None:
+    """Raise `StoreError` unless each id names one utterance of the manifest, with its rows."""
+    if len(names) != len(offsets) - 1:
+        order = "ids" if given else "utterances in the manifest; give ids with --ids"
+        raise StoreError(f"{path}: has {len(offsets) - 1} rows for {len(names)} {order}")
+
+    for id_, times in Counter(names).items():
+        if times > 1:
+            raise StoreError(f"{path}: id {id_!r} appears twice")
+
+    strangers = sorted(set(names) - set(manifest.ids))
+    if strangers:
+        count = f"{len(strangers)} of {len(names)} ids"
+        fault = f"{count} are not in corpus {manifest.corpus} (such as {strangers[0]!r})"
+        raise StoreError(f"{path}: {fault}")
+
+    lengths = np.diff(offsets)
+    if not lengths.all():
+        raise StoreError(f"{path}: utterance {names[int(lengths.argmin())]!r} has no rows")
+
+
+def _check_finite(path: Path, rows: Packed) -> None:
+    """Raise `StoreError` naming the first utterance with a value that is not finite."""
+    for packed in utterances_in_memory(rows):
+        if np.isfinite(packed.values).all():
+            continue
+        for number, id_ in enumerate(packed.ids):
+            if not np.isfinite(packed[number]).all():
+                raise StoreError(f"{path}: utterance {id_!r} has values that are not finite")
+
+
+def file_digest(path: Path) -> str:
+    """Sha256 of a file; of a folder, of the names and digests of its files."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        named = [[str(file.relative_to(path)), file_digest(file)] for file in files]
+        return hashlib.sha256(canonical_json(named)).hexdigest()
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
