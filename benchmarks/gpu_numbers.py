@@ -372,8 +372,8 @@ def encoders(asked: Asked) -> Iterator[Row]:
     halved.
     """
     from ser.extract.audio import Clip
+    from ser.extract.check import relative_deviation
     from ser.extract.resolve import load_extractors, resolve
-    from ser.extract.run import relative
     from ser.weights.demo import SIZES, write_random_checkpoint
 
     large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
@@ -405,7 +405,7 @@ def encoders(asked: Asked) -> Iterator[Row]:
         ) -> float:
             found = there.run(items)
             return max(
-                relative(a[key].values, alone[id(b)][key].values)
+                relative_deviation(a[key].values, alone[id(b)][key].values)
                 for a, b in zip(found, items, strict=True)
             )
 

@@ -39,12 +39,12 @@ from ser.cache.spec import Spec
 from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
+from ser.extract.cluster import run_on_cluster
 from ser.extract.corpora.scan import Scan
 from ser.extract.extractor import Extractor
 from ser.extract.plan import ExtractionConfig, plan
 from ser.extract.registry import FEATURES, FeatureKind
 from ser.extract.resolve import resolve
-from ser.extract.run import run_on_cluster
 
 SIZES = (250_000, 500_000, 1_000_000)
 PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio

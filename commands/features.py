@@ -1,6 +1,5 @@
 """`ser features`: stage 1, from a corpus to features in the store."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +13,7 @@ from .output import answer, duration, next_step, plural, say, stage_bars, table
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
-    from ser.extract.run import ExtractionPlan, Summary
+    from ser.extract.run import ExtractionPlan, ExtractionRun, Summary
 
 COLUMNS = ("rows", "computed", "reused", "quarantined", "seconds")
 
@@ -35,102 +34,143 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
       ser features corpus --transcribe whisper --model whisper=/models/whisper-base.en
     """
-    from ser.extract.run import ExtractionRun, plan, stop_if_unusable
+    from ser.extract.run import ExtractionRun, plan
 
-    scan, whole = None, True
+    scan = None
+    whole = True
     if options["transcribe"]:
         if ctx.get_parameter_source("features") is ParameterSource.DEFAULT:
-            options["features"] = ""  # the transcripts alone
+            # The transcripts alone.
+            options["features"] = ""
         scan = _transcribe(ExtractionConfig(**options), dry_run, as_json)
         if scan is None:
             return
         whole = not scan.unusable("text")
+
     planned = plan(ExtractionConfig(**options), scan)
     with ExtractionRun(planned) as run:
         if dry_run:
-            seconds = run.estimate()
-            answer(
-                _plan_json(planned, seconds) if as_json else _plan_text(planned) + _about(seconds)
-            )
+            _answer_plan(run, as_json)
         else:
-            stop_if_unusable(planned)
-            say(_plan_text(planned), err=True, nl=False)
-            say(_about(run.estimate()), err=True)
-            with stage_bars() as update:
-                summary = run.extract(update)
-            rows = [
-                [name, *(facts[column] for column in COLUMNS)]
-                for name, facts in summary.features.items()
-            ]
-            parent = planned.manifest.parent
-            if as_json:
-                transcripts = {"transcripts": parent.transcripts} if scan and parent else {}
-                answer({**transcripts, **summary.features})
-            elif rows:
-                answer(table(rows, ["feature", *COLUMNS[:-1], "s"]))
-            for line in _notes(summary):
-                say(line, err=as_json)
-            if planned.features and not (as_json or planned.unavailable):
-                next_step(
-                    "train", *_training(planned), *([] if summary.whole else ["--allow-missing"])
-                )
+            summary = _extract(run, scan is not None, as_json)
             whole = whole and summary.whole
+
     if planned.unavailable:
-        raise SerError(
-            "; ".join(
-                f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()
-            )
-        )
+        left_out = [
+            f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()
+        ]
+        raise SerError("; ".join(left_out))
     ctx.exit(0 if whole else 3)
 
 
 def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan | None":
-    """The corpus with a recogniser's transcripts; with `dry_run` None, and only what is missing is
-    printed.
+    """The corpus with a recogniser's transcripts.
+
+    With `dry_run` None, and only what is missing is printed.
     """
     from ser.extract.corpora.transcribe import Transcription
 
     job = Transcription(config)
-    missing, rows = len(job.left), len(job.utterances)
+    missing = len(job.left)
+    rows = len(job.utterances)
     if dry_run:
-        facts = {"corpus": job.name, "transcripts": {"rows": rows, "missing": missing}}
-        answer(facts if as_json else f"{job.name}: {missing} of {rows} utterances to transcribe")
+        if as_json:
+            answer({"corpus": job.name, "transcripts": {"rows": rows, "missing": missing}})
+        else:
+            answer(f"{job.name}: {missing} of {rows} utterances to transcribe")
         return None
+
     with stage_bars() as update:
         scan = job.run(update)
-    rate = f"{100 * job.summary.wer:.1f} %" if job.summary.wer is not None else "not known"
-    done = f"{job.name}: {missing} of {rows} utterances transcribed now, {job.summary.empty} have no word"
-    compared = f"{job.summary.words} words of {job.summary.utterances} transcripts, without case and punctuation"
-    say(f"{done}; word error rate {rate} over {compared}", as_json)
+
+    transcription = job.summary
+    rate = "not known" if transcription.wer is None else f"{100 * transcription.wer:.1f} %"
+    say(
+        f"{job.name}: {missing} of {rows} utterances transcribed now, "
+        f"{transcription.empty} have no word; "
+        f"word error rate {rate} over {transcription.words} words of {transcription.utterances} transcripts, "
+        "without case and punctuation",
+        as_json,
+    )
     for problem in scan.unusable("text").values():
         say(f"left out: {problem}", err=True)
     return scan
 
 
-def _training(plan: "ExtractionPlan") -> list[str]:
-    """Options of `ser train` that fit what was extracted: the first feature of each modality, and a
-    model of both.
+def _answer_plan(run: "ExtractionRun", as_json: bool) -> None:
+    """Print what would be computed, and how long it would take."""
+    seconds = run.estimate()
+    if as_json:
+        answer(_plan_json(run.plan, seconds))
+    else:
+        answer(_plan_text(run.plan) + _estimate_text(seconds))
+
+
+def _extract(run: "ExtractionRun", transcribed: bool, as_json: bool) -> "Summary":
+    """Compute what is missing, and print what was done."""
+    from ser.extract.unusable import stop_if_unusable
+
+    plan = run.plan
+    stop_if_unusable(plan)
+    say(_plan_text(plan), err=True, nl=False)
+    say(_estimate_text(run.estimate()), err=True)
+    with stage_bars() as update:
+        summary = run.extract(update)
+
+    if as_json:
+        transcripts = {}
+        if transcribed and plan.manifest.parent:
+            transcripts = {"transcripts": plan.manifest.parent.transcripts}
+        answer({**transcripts, **summary.features})
+    elif summary.features:
+        rows = []
+        for name, counts in summary.features.items():
+            rows.append([name, *(counts[column] for column in COLUMNS)])
+        answer(table(rows, ["feature", *COLUMNS[:-1], "s"]))
+
+    for line in _notes(summary):
+        say(line, err=as_json)
+
+    if plan.features and not as_json and not plan.unavailable:
+        options = _train_options(plan)
+        if not summary.whole:
+            options.append("--allow-missing")
+        next_step("train", *options)
+    return summary
+
+
+def _train_options(plan: "ExtractionPlan") -> list[str]:
+    """Options of `ser train` that fit what was extracted.
+
+    The first feature of each modality, and a model of both.
     """
     from ser.corpus.labels import LABEL_POLICIES, code
     from ser.extract.registry import FEATURES, split_names
 
-    names = {
-        FEATURES[name.partition(":")[0]].modality: name
-        for name in reversed(split_names(plan.config.features))
-    }
-    specs = {
-        feature.resolved.spec.modality: feature.resolved.spec for feature in reversed(plan.features)
-    }
-    modalities = sorted(specs)  # audio first
-    both = "mit" if specs[modalities[0]].level == "frame" else "lgf-add"
+    # The first of each modality stays.
+    names: dict[str, str] = {}
+    for name in split_names(plan.config.features):
+        names.setdefault(FEATURES[name.partition(":")[0]].modality, name)
+    levels: dict[str, str] = {}
+    for feature in plan.features:
+        levels.setdefault(feature.spec.modality, feature.spec.level)
+
+    # Audio first.
+    modalities = sorted(levels)
+    fusion = modalities[0]
+    if len(modalities) > 1:
+        fusion = "mit" if levels[modalities[0]] == "frame" else "lgf-add"
+
     options = ["--features", "+".join(names[modality] for modality in modalities)]
-    options += ["--fusion", both if len(modalities) > 1 else modalities[0]]
+    options += ["--fusion", fusion]
     options += ["--corpus", plan.manifest.corpus, "--store", str(plan.config.store)]
+
     sessions = set(plan.manifest.column("session"))
     if "train" in sessions:
         options += ["--protocol", "official"]
     elif sessions == {None}:
         options += ["--protocol", "speaker-out"]
+
     labels = {code(label) for label in plan.manifest.column("label") if label}
     classes = [name for name, raw in LABEL_POLICIES["4class"].items() if not labels.isdisjoint(raw)]
     if len(classes) < 2 <= len(labels):
@@ -139,57 +179,85 @@ def _training(plan: "ExtractionPlan") -> list[str]:
 
 
 def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
+    """What `--dry-run --json` prints."""
     rows = len(plan.manifest)
-    missing = {
-        f.resolved.spec.name: {"rows": rows, "missing": len(f.missing), "bytes": f.bytes}
-        for f in plan.features
+    features = {}
+    for feature in plan.features:
+        fingerprint = feature.spec.fingerprint
+        features[feature.spec.name] = {
+            "rows": rows,
+            "missing": len(plan.missing[fingerprint]),
+            "bytes": plan.sizes[fingerprint],
+        }
+    return {
+        "features": features,
+        "bytes": plan.bytes,
+        "free": plan.free,
+        "seconds": seconds,
+        "corpus": plan.manifest.corpus,
+        "refused": [str(problem) for problem in plan.scan.refused],
     }
-    sizes = {"bytes": plan.bytes, "free": plan.free, "seconds": seconds}
-    refused = [str(problem) for problem in plan.scan.refused]
-    return {"features": missing, **sizes, "corpus": plan.manifest.corpus, "refused": refused}
 
 
 def _plan_text(plan: "ExtractionPlan") -> str:
+    """What will be computed, a line for each feature."""
     rows = len(plan.manifest)
     lines = [f"{plan.manifest.corpus}: {plural(rows, 'utterance')} → {plan.config.store}"]
+
     for feature in plan.features:
-        spec, missing = feature.resolved.spec, len(feature.missing)
-        name = f"{spec.name}@{spec.fingerprint}{' (random weights)' if spec.random_weights else ''}"
-        size = f"about {feature.bytes / 1e6:.1f} MB"
-        lines.append(f"  {name}: {missing} to compute, {rows - missing} there, {size}")
-    lines += [f"  {feature}: left out, its weights are not here" for feature in plan.unavailable]
-    lines += [f"  not in the corpus as read: {problem}" for problem in plan.scan.refused]
+        spec = feature.spec
+        fingerprint = spec.fingerprint
+        missing = len(plan.missing[fingerprint])
+        random = " (random weights)" if spec.random_weights else ""
+        lines.append(
+            f"  {spec.name}@{fingerprint}{random}: {missing} to compute, {rows - missing} there, "
+            f"about {plan.sizes[fingerprint] / 1e6:.1f} MB"
+        )
+    for name in plan.unavailable:
+        lines.append(f"  {name}: left out, its weights are not here")
+    for problem in plan.scan.refused:
+        lines.append(f"  not in the corpus as read: {problem}")
+
     lines.append(f"  {plan.bytes / 1e6:.1f} MB in all, {plan.free / 1e9:.1f} GB free")
     return "\n".join(lines)
 
 
-def _about(seconds: float | None) -> str:
+def _estimate_text(seconds: float | None) -> str:
     """The estimate, in two digits: it is no more precise."""
-    return (
-        f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances"
-        if seconds is not None
-        else ""
-    )
+    if seconds is None:
+        return ""
+    return f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances"
 
 
-def _notes(summary: "Summary") -> Iterator[str]:
-    """What is printed below the table: with --json on standard error, so that nothing is left out
-    in silence.
+def _notes(summary: "Summary") -> list[str]:
+    """What is printed below the table.
+
+    With --json on standard error, so that nothing is left out in silence.
     """
-    yield from (f"warning: {text}" for text in summary.warnings)
-    yield from (f"left out of the corpus: {problem}" for problem in summary.refused)
-    features: dict[
-        tuple[str, str], list[str]
-    ] = {}  # that quarantine an utterance, by its id and the reason
-    for name, reasons in summary.quarantined.items():
-        for id_and_reason in reasons.items():
-            features.setdefault(id_and_reason, []).append(name)
-    yield from (
-        f"quarantined in {', '.join(names)}: {id_}: {why}" for (id_, why), names in features.items()
-    )
+    lines = [f"warning: {text}" for text in summary.warnings]
+    lines += [f"left out of the corpus: {problem}" for problem in summary.refused]
+    lines += _quarantine_lines(summary)
+
     for name, value in summary.check.items():
-        yield f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one"
-    random = [name for name, facts in summary.features.items() if facts["random_weights"]]
+        lines.append(f"check {name}: max |Δ| / max |ref| {value:.2e} against one by one")
+
+    random = [name for name, counts in summary.features.items() if counts["random_weights"]]
     if random:
-        yield f"random weights ({', '.join(random)}): these features show that the pipeline works, no more"
-    yield f"{summary.sentence}; store: {summary.store}"
+        lines.append(
+            f"random weights ({', '.join(random)}): "
+            "these features show that the pipeline works, no more"
+        )
+    lines.append(f"{summary.sentence}; store: {summary.store}")
+    return lines
+
+
+def _quarantine_lines(summary: "Summary") -> list[str]:
+    """A line for each utterance and reason, with the features that quarantine it."""
+    features: dict[tuple[str, str], list[str]] = {}
+    for name, reasons in summary.quarantined.items():
+        for id_, reason in reasons.items():
+            features.setdefault((id_, reason), []).append(name)
+    return [
+        f"quarantined in {', '.join(names)}: {id_}: {reason}"
+        for (id_, reason), names in features.items()
+    ]

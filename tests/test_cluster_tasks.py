@@ -13,9 +13,10 @@ import pytest
 from ser.cache.store import open_store
 from ser.engines.cluster import Cluster, check_scheduler, no_worker
 from ser.errors import WrongUse
-from ser.extract.plan import ExtractionTask
-from ser.extract.run import ExtractionConfig, by_device, give_up, plan, split
-from ser.extract.worker import extract_task
+from ser.extract.cluster import by_device, give_up, split
+from ser.extract.pipeline import extract_task
+from ser.extract.run import ExtractionConfig, plan
+from ser.extract.tasks import ExtractionTask
 from ser.tests.dask_processes import HERE
 from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import contents, run, write_corpus
@@ -119,7 +120,7 @@ def both(tmp_path: Path) -> ExtractionTask:
     )
     open_store(store, create=True).put_manifest(made.manifest)
     for feature in made.features:
-        open_store(store).add(feature.resolved.spec)
+        open_store(store).add(feature.spec)
     [task] = made.tasks()
     return task
 
@@ -132,16 +133,16 @@ def test_what_is_sent_is_small_and_features_with_a_model_go_to_gpus_apart(
         "64 bytes more for each of them"
     )
     modelled = replace(
-        both.config.resolved[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest")
+        both.config.features[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest")
     )
-    config = replace(both.config, resolved=(modelled, both.config.resolved[1]))
+    config = replace(both.config, features=(modelled, both.config.features[1]))
     both = replace(both, config=config)
     gpu, cpu = by_device(both)
-    assert [one.specs for one in (gpu, cpu)] == [(one.spec,) for one in config.resolved]
-    assert [one.spec for each in (gpu, cpu) for one in each.config.resolved] == [
-        one.spec for one in config.resolved
+    assert [one.specs for one in (gpu, cpu)] == [(one.spec,) for one in config.features]
+    assert [one.spec for each in (gpu, cpu) for one in each.config.features] == [
+        one.spec for one in config.features
     ]
-    assert gpu.config.asked.store.is_absolute() and gpu.config.root.is_absolute()
+    assert gpu.config.store.is_absolute() and gpu.config.root.is_absolute()
 
 
 def test_a_task_is_cut_by_utterances_then_by_features_then_not(both: ExtractionTask) -> None:
@@ -157,7 +158,7 @@ def test_a_task_is_cut_by_utterances_then_by_features_then_not(both: ExtractionT
         "it kills",
     ) and given_up.input
     extract_task(by_feature[1])
-    store = open_store(both.config.asked.store)
+    store = open_store(both.config.store)
     found = [store[name].quarantined(store.manifest()) for name in ("standin", "standin2")]
     assert found == [{"u002": "it kills"}, {}]
     # What has come into the store meanwhile, cut in whatever way, is not a task again.

@@ -21,10 +21,11 @@ import transformers
 from ser.cache.store import open_store
 from ser.errors import UtteranceError, WeightsError, WrongUse
 from ser.extract.audio import Clip
+from ser.extract.check import relative_deviation
 from ser.extract.corpora.demo import write_demo
 from ser.extract.extractor import Extractor, Layer, ResolvedFeature
 from ser.extract.resolve import load_extractors, resolve
-from ser.extract.run import ExtractionConfig, extract, relative
+from ser.extract.run import ExtractionConfig, extract
 from ser.extract.run import plan as plan_of
 from ser.extract.text import TextExtractor
 from ser.tests.pretend_device import Gpu
@@ -243,7 +244,7 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
             x.mean(0, dtype=np.float64, keepdims=True) for x in (*states[:-1], last) if speech
         ]
         for spec, reference in zip(together.specs, expected, strict=True):
-            assert relative(outcome[spec.fingerprint].values, reference) <= RTOL
+            assert relative_deviation(outcome[spec.fingerprint].values, reference) <= RTOL
         if not speech:
             word = outcome[together.specs[0].fingerprint].extras["word"]
             assert word[0] == word[-1] == -1  # and the space before a word is of that word
@@ -255,7 +256,7 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
         2,
     ):  # without the layers above, and before the norm that may follow the last
         [ours] = rows_of(extractors(folder, f"{name}:layer={layer}")[0], items[1:2])
-        assert relative(ours, states[layer]) <= RTOL
+        assert relative_deviation(ours, states[layer]) <= RTOL
     few = items[1:4] if speech else items
     wanted = resolve([name], {name: str(folder)}, "float32")[0]
     here = rows_of(load_extractors(wanted, "cpu", 1000)[0], few)
@@ -263,7 +264,7 @@ def test_batched_equals_plain_and_a_gpu_the_cpu(
     # anything.
     with Gpu(downloads=2, waits=9):
         there = rows_of(load_extractors(wanted, "cuda:0", 1000)[0], few)
-    assert all(relative(x, y) <= 1e-6 for x, y in zip(there, here, strict=True))
+    assert all(relative_deviation(x, y) <= 1e-6 for x, y in zip(there, here, strict=True))
 
 
 def test_means_are_those_of_the_float32_frames_window_by_window(
@@ -282,7 +283,7 @@ def test_means_are_those_of_the_float32_frames_window_by_window(
         [alone] = extractors(checkpoints / "hubert", plain.spec.name)
         [batched] = load_extractors([pooled], "cpu", 1000)
         for x, mean in zip(rows_of(alone, clips), rows_of(batched, clips), strict=True):
-            assert relative(mean, x.mean(0, dtype=np.float64, keepdims=True)) <= RTOL
+            assert relative_deviation(mean, x.mean(0, dtype=np.float64, keepdims=True)) <= RTOL
 
 
 def test_waveform_is_normalised_only_where_the_preprocessor_says(
@@ -298,7 +299,7 @@ def test_waveform_is_normalised_only_where_the_preprocessor_says(
         assert wanted[0].config.normalize is False
         [one] = load_extractors(wanted, "cpu", 100)
         for ours, (_, last) in zip(rows_of(one, clips), plain(folder, clips), strict=True):
-            assert relative(ours, last) <= RTOL
+            assert relative_deviation(ours, last) <= RTOL
 
 
 LEAST = {
@@ -339,7 +340,7 @@ def test_long_utterances_are_cut_with_context(checkpoints: Path, architecture: s
     samples = np.random.default_rng(1).normal(0, 0.1, int(16000 * 11.3)).astype(np.float32)
     both = extractors(folder, name, f"{feature}:layer=0,context=1")
     [cut], [whole] = (rows_of(one, [Clip(samples, 16000)]) for one in both)
-    assert relative(cut, whole) <= RTOL
+    assert relative_deviation(cut, whole) <= RTOL
 
 
 def test_long_audio_is_cut_into_bounded_pieces(
@@ -465,7 +466,7 @@ def test_an_adapter_beyond_the_encoder_is_left_out(
     [one] = extractors(folder, "wav2vec2")
     [rows] = rows_of(one, clips[1:2])
     [(states, _)] = plain(folder, clips[1:2])
-    assert relative(rows, states[-1]) > RTOL  # which is before the last norm
+    assert relative_deviation(rows, states[-1]) > RTOL  # which is before the last norm
     assert len(rows) == one.row_count(len(clips[1].samples))  # type: ignore[attr-defined]
 
 
@@ -503,7 +504,7 @@ def test_bfloat16_is_another_feature_and_near(checkpoints: Path, clips: list[Cli
     exact, fast = extractors(checkpoints / "hubert", "hubert", "hubert:precision=bfloat16")
     assert exact.specs[0].fingerprint != fast.specs[0].fingerprint
     [ours], [near] = (rows_of(one, clips[1:2]) for one in (exact, fast))
-    assert 0 < relative(near, ours) < 0.1
+    assert 0 < relative_deviation(near, ours) < 0.1
 
 
 def test_out_of_memory_halves_the_batch(
@@ -531,7 +532,7 @@ def test_out_of_memory_halves_the_batch(
 
     monkeypatch.setattr(one, "forward_whole", small_memory)
     for ours, before in zip(rows_of(one, [*clips[1:], clips[1]]), [*plain, plain[0]], strict=True):
-        assert relative(ours, before) <= RTOL
+        assert relative_deviation(ours, before) <= RTOL
     assert sizes == [5, 2, 3]
     assert len(rows_of(one, [*clips[1:], clips[1]])) == 5 and sizes == [5, 2, 3, 2, 3]
     one.too_large = np.inf  # type: ignore[attr-defined]
@@ -634,7 +635,7 @@ def test_real_weights_equal_the_plain_library_and_know_what_is_alike(
     store = open_store(tmp_path / "store")
     texts = dict(zip(store.manifest().column("text"), store.manifest().ids, strict=True))
     for id_, (_, last) in zip(texts.values(), plain(folder, list(texts)), strict=True):
-        assert relative(store[name][id_], last) <= RTOL
+        assert relative_deviation(store[name][id_], last) <= RTOL
     [one] = extractors(folder, f"{name}:special=false")
     means = np.array(
         [rows.mean(0) for rows in rows_of(one, [text for pair in PAIRS for text in pair])]

@@ -22,10 +22,12 @@ from ser.cache.rows import PartRows
 from ser.cache.store import open_store
 from ser.cache.tools.verify import verify
 from ser.disk import write
-from ser.extract import worker
+from ser.extract import pipeline
+from ser.extract.cluster import run_on_cluster
 from ser.extract.mel import MelExtractor
-from ser.extract.run import ExtractionConfig, ExtractionRun, plan, run_on_cluster
-from ser.extract.worker import AHEAD, GPU_WRITERS
+from ser.extract.pipeline import AHEAD
+from ser.extract.run import ExtractionConfig, ExtractionRun, plan
+from ser.extract.worker import GPU_WRITERS
 from ser.tests.dask_processes import listening
 from ser.tests.stand_in import StandInExtractor
 from ser.tests.stand_in_corpus import write_corpus, writers
@@ -44,10 +46,10 @@ class StandingDisk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most, self.held, self.peak, self.threads = most, 0, 0, set[int]()
         self.lock, self.goes_on = threading.Lock(), threading.Event()
-        self.extract, self.publish = StandInExtractor.extract, worker.publish_part
+        self.extract, self.publish = StandInExtractor.extract, pipeline.publish_part
         monkeypatch.setattr(StandInExtractor, "batched", True)  # as an encoder
         monkeypatch.setattr(StandInExtractor, "extract", lambda one, item: self.computed(one, item))
-        monkeypatch.setattr(worker, "publish_part", self.written)
+        monkeypatch.setattr(pipeline, "publish_part", self.written)
 
     def computed(self, extractor: StandInExtractor, item: str) -> list[np.ndarray]:
         with self.lock:
@@ -101,15 +103,16 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     disk = StandingDisk(monkeypatch, 3)
-    monkeypatch.setattr("ser.extract.plan.choose_device", lambda name, here=True: "cuda")
+    for module in ("plan", "tasks"):
+        monkeypatch.setattr(f"ser.extract.{module}.choose_device", lambda name, here=True: "cuda")
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
     made = plan(ExtractionConfig(corpus, "standin", store=tmp_path / "store", **EACH))
     open_store(tmp_path / "store", create=True).put_manifest(made.manifest)
     modelled = replace(
-        made.features[0].resolved, checkpoint=Checkpoint(Path("weights"), "a model", "digest")
+        made.features[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest")
     )
     tasks = [
-        replace(task, config=replace(task.config, resolved=(modelled,))) for task in made.tasks()
+        replace(task, config=replace(task.config, features=(modelled,))) for task in made.tasks()
     ]
     one = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "resources": {"GPU": 1}}
     here = {

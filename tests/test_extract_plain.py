@@ -12,9 +12,9 @@ import pytest
 from ser.errors import UtteranceError
 from ser.extract.audio import Clip, decode
 from ser.extract.augment import VIEWS, augment
+from ser.extract.check import relative_deviation
 from ser.extract.mel import MelExtractor
 from ser.extract.resolve import load_extractors, resolve
-from ser.extract.run import relative
 from ser.extract.smile import SETS
 from ser.options import options_of
 from ser.tests.shared_data import emodb
@@ -71,7 +71,7 @@ def test_mel_equals_librosa(name: str, seconds: float) -> None:
     power = librosa.feature.melspectrogram(y=clip.at(c.sampling_rate), **sizes)
     plain = np.log(np.maximum(power, c.floor))
     plain = librosa.feature.mfcc(S=plain, n_mfcc=c.coefficients) if c.coefficients else plain
-    assert ours.shape[1] == wanted.spec.dim and relative(ours, plain.T) < 1e-6
+    assert ours.shape[1] == wanted.spec.dim and relative_deviation(ours, plain.T) < 1e-6
 
 
 def test_log_mel_and_mfcc_share_one_spectrogram(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ from ser.cache.manifests import generations
 from ser.cache.store import open_store
 from ser.engines import machine
 from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongUse
-from ser.extract.plan import ExtractionPlan, WorkerConfig
+from ser.extract.check import relative_deviation
+from ser.extract.plan import ExtractionPlan
 from ser.extract.resolve import load_extractors, resolve_again
 from ser.extract.run import (
     ExtractionConfig,
@@ -33,9 +34,9 @@ from ser.extract.run import (
     Summary,
     extract,
     plan,
-    relative,
 )
 from ser.extract.single import extract_utterance
+from ser.extract.tasks import WorkerConfig
 from ser.tests.command_line import ser
 from ser.tests.dask_processes import workers_of
 from ser.tests.stand_in_corpus import ser_features, write_corpus, write_table
@@ -125,7 +126,7 @@ def test_however_it_is_run_the_rows_are_the_same_and_progress_ends(
             )
             most = 0.0 if name in ("is13", "logmel", "mfcc") else 1e-5
             pairs = zip(here.rows(name), plain.rows(name), strict=True)
-            assert all(relative(ours, theirs) <= most for ours, theirs in pairs), name
+            assert all(relative_deviation(ours, theirs) <= most for ours, theirs in pairs), name
         batches.append([summary.features[name]["batches"] for name in ("hubert", "bert")])
         fingerprints.add(tuple(facts["fingerprint"] for facts in summary.features.values()))
     assert len(fingerprints) == 1 and batches[0] == [7, 6], (
@@ -281,7 +282,7 @@ def test_a_dry_plan_writes_nothing_and_estimates_and_a_check_records_the_deviati
     assert all(value <= 1e-5 for value in summary.check.values()) and summary.check["is13"] == 0
     written = sum(path.stat().st_size for path in corpus.store.rglob("c/*/*"))
     assert 0.7 < made.bytes / written < 1.3
-    assert [feature.missing for feature in plan(made.config).features] == [[]] * 8
+    assert list(plan(made.config).missing.values()) == [[]] * 8
     store = open_store(corpus.store)
     float32 = {f.spec.name for f in store.features() if f.spec.dtype == "float32"}
     assert float32 == {"is13", "hubert:layer=1,pool=mean"}, (
@@ -306,8 +307,9 @@ def test_the_time_is_estimated_from_the_corpus_itself(
     """Right to a factor of four, by the CPU's clock: others share the machine. The encoders it
     opened serve the run.
     """
-    monkeypatch.setattr("ser.extract.worker.time", SimpleNamespace(perf_counter=time.thread_time))
-    monkeypatch.setattr("ser.extract.run.ESTIMATED", most := 40)
+    monkeypatch.setattr("ser.extract.pipeline.time", SimpleNamespace(perf_counter=time.thread_time))
+    most = 40
+    monkeypatch.setattr("ser.extract.run.MIN_ESTIMATED", most)
     write_corpus(
         corpus.folder,
         [f"{number} times" for number in range(most)],

@@ -59,7 +59,10 @@ def planned(
 
 def lacking(*asked: Any) -> dict[str, int]:
     """How many rows `ser features` would compute, by feature."""
-    return {one.resolved.spec.name: len(one.missing) for one in planned(*asked).features}
+    made = planned(*asked)
+    return {
+        feature.spec.name: len(made.missing[feature.spec.fingerprint]) for feature in made.features
+    }
 
 
 def run(*asked: Any, **options: Any) -> dict[str, int]:

@@ -21,9 +21,9 @@ from ser.errors import WrongUse
 from ..audio import Clip
 from ..batches import GPU_SECONDS, batches
 from ..config import ExtractionConfig
-from ..plan import Utterance, utterances_of
-from ..run import stop_at
-from ..worker import read_input
+from ..pipeline import read_input
+from ..tasks import Utterance, utterances_of
+from ..unusable import stop_at
 from .reading import Problem
 from .recogniser import WINDOW_SECONDS, Recogniser
 from .scan import Scan, read_corpus
