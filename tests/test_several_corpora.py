@@ -171,7 +171,7 @@ def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> 
         and both.record["corpus"] == "acted+read"
     )
     assert both.record["manifest"] == "+".join(one.record["manifest"] for one in alone)
-    assert both.notes["corpora"]["read"]["classes"] == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
+    assert both.notes["corpora"]["read"].classes == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
     names = [
         {job.name for job in prepare(asked(store, corpus=corpus))}
         for corpus in ("acted+read", "read+acted")
