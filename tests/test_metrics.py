@@ -92,7 +92,7 @@ def make_run(
     people: Any,
     dialogues: Any = None,
 ) -> Run:
-    """A finished run with these predictions; the utterances of a fold are the same for every seed."""
+    """A finished run with these predictions; a fold has the same utterances for every seed."""
     folder.mkdir()
     run, found = Run(folder), scores(truth, predicted, CLASSES)
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
@@ -503,7 +503,7 @@ paper = { ua = 50.0, wa = 50.0 }
 
 
 def table_line(text: str, start: str) -> list[str]:
-    """The cells of the first line that begins with that name, split where the table has two spaces."""
+    """The cells of the first line that begins so, split where the table has two spaces."""
     return re.split(
         r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip()
     )

@@ -16,7 +16,7 @@ from ser.train.data.folds import Fold
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import get_policy
 from ser.train.data.leakage import check_leakage, known_before
-from ser.train.data.protocols import make_folds
+from ser.train.data.protocols import PROTOCOLS, find_protocol, make_folds
 from ser.train.data.utterances import Utterances
 
 
@@ -57,17 +57,16 @@ def test_session_out_tests_each_session_once(utterances: Utterances) -> None:
 
 
 def test_folds_have_one_order_whatever_the_hash_seed() -> None:
-    names = [
-        f"{'0' * zeros}{n}" for n in (1, 2) for zeros in range(6, -1, -1)
-    ]  # all count as 1, or as 2
+    # All count as 1, or as 2.
+    names = [f"{'0' * zeros}{n}" for n in (1, 2) for zeros in range(6, -1, -1)]
     folds = make_folds("speaker-out", replace(alone(56), speakers=names * 4))
     assert [fold.name for fold in folds] == [f"speaker {name}" for name in names]
 
 
 def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: Utterances) -> None:
-    for fold in make_folds("session-out", utterances, Cut(dev="0.25")) + make_folds(
-        "session-out", utterances
-    ):
+    quarters = make_folds("session-out", utterances, Cut(dev="0.25"))
+    tenths = make_folds("session-out", utterances)
+    for fold in quarters + tenths:
         assert fold.dev_by in ("0.25 in whole dialogues", "0.1 in whole dialogues")
         dialogues = [
             values(utterances.dialogues, rows) for rows in (fold.train, fold.dev, fold.test)
@@ -75,9 +74,9 @@ def test_a_dev_share_is_cut_in_whole_dialogues_of_the_training_part(utterances: 
         assert not dialogues[0] & dialogues[1] and not dialogues[1] & dialogues[2]
         assert 0.1 < len(fold.dev) / (len(fold.dev) + len(fold.train)) < 0.4
         assert len(values(utterances.sessions, fold.test)) == 1
-    assert (
-        make_folds("session-out", utterances, Cut(dev="0.4"))[0].dev_by == "0.5 in whole dialogues"
-    )
+
+    half = make_folds("session-out", utterances, Cut(dev="0.4"))[0]
+    assert half.dev_by == "0.5 in whole dialogues"
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
@@ -85,12 +84,11 @@ def test_a_dev_share_is_that_of_scikit_learn_row_by_row() -> None:
     """It is hashed into the names of runs, so it must stay what it was."""
     rng = np.random.default_rng(0)
     for trial in range(20):
-        n, classes = int(rng.integers(60, 400)), int(rng.integers(2, 11))
-        labels, groups = (
-            rng.integers(0, classes, n),
-            rng.integers(0, n // int(rng.integers(2, 9)), n),
-        )
-        sessions = [str(one % 3) for one in groups]
+        n = int(rng.integers(60, 400))
+        classes = int(rng.integers(2, 11))
+        labels = rng.integers(0, classes, n)
+        groups = rng.integers(0, n // int(rng.integers(2, 9)), n)
+        sessions = [str(group % 3) for group in groups]
         made = replace(
             alone(n), labels=labels, dialogues=groups, sessions=sessions, speakers=sessions
         )
@@ -122,41 +120,42 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
     folds = make_folds("speaker-out", alone())
     assert [fold.name for fold in folds] == ["speaker 00", "speaker 01", "speaker 02", "speaker 03"]
     assert not folds[0].left_out
-    for fold in folds:  # one of three speakers is more than a tenth, and no less can be cut
+    # One of three speakers is more than a tenth, and no less can be cut.
+    for fold in folds:
         assert [len(rows) for rows in fold.parts.values()] == [20, 10, 10]
-        assert (
-            len(values(alone().speakers, fold.dev)) == 1 and fold.dev_by == "0.1 in whole speakers"
-        )
+        assert len(values(alone().speakers, fold.dev)) == 1
+        assert fold.dev_by == "0.1 in whole speakers"
+
     nobody = replace(alone(), speakers=[None] * 40, sessions=["1"] * 20 + ["2"] * 20)
     fold = make_folds("session-out", nobody)[0]
-    assert (
-        len(fold.dev) == 2
-        and fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
-    )
+    assert len(fold.dev) == 2
+    assert fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
     known = known_before(fold, nobody)
     assert known == {"speakers": None, "speaker_independent": False, "repeated_texts": None}
 
 
 def scenes(*names: str) -> Utterances:
-    """IEMOCAP's dialogues of those names, of six labelled turns each, in all five sessions; scripts
-    in equal words.
+    """IEMOCAP's dialogues of those names, of six labelled turns each, in all five sessions.
+
+    Scripts are in equal words in each session.
     """
     rows = []
     for session, name, turn in product("12345", names, range(6)):
-        dialogue, gender = f"Ses0{session}F_{name}", "FM"[turn % 2]
-        text = (
-            f"Line, {turn} of {name[:8]}!"
-            if name.startswith("script")
-            else f"{session} {name} {turn}"
-        )
-        row = {
-            "id": f"{dialogue}_{gender}{turn:03d}",
-            "label": ("ang", "neu", "sad")[turn % 3],
-            "text": text,
-        }
+        dialogue = f"Ses0{session}F_{name}"
+        gender = "FM"[turn % 2]
+        text = f"{session} {name} {turn}"
+        if name.startswith("script"):
+            text = f"Line, {turn} of {name[:8]}!"
         rows.append(
-            row
-            | {"session": session, "dialogue": dialogue, "turn": turn, "speaker": session + gender}
+            {
+                "id": f"{dialogue}_{gender}{turn:03d}",
+                "label": ("ang", "neu", "sad")[turn % 3],
+                "text": text,
+                "session": session,
+                "dialogue": dialogue,
+                "turn": turn,
+                "speaker": session + gender,
+            }
         )
     return apply_policy(get_policy("4class"), Manifest.from_rows("scenes", rows))
 
@@ -175,19 +174,18 @@ def test_script_out_holds_out_a_session_and_a_script(dev: str) -> None:
         assert not [i for i in train + dev_part if i[4] == session or script in i]
         assert len(train + dev_part + test) + sum(map(len, fold.left_out.values())) == len(acted)
         assert known_before(fold, acted)["repeated_texts"] == 0
-        if dev == "next":  # by the same rule: another session, the other script
-            held, *more = {i[4] for i in dev_part}
-            assert (
-                not more
-                and all("script" in i for i in dev_part)
-                and {i[7:12] for i in train} == {"impro"}
-            )
-            assert not [i for i in train if i[4] == held]
+        if dev == "next":
+            # By the same rule: another session, the other script.
+            [dev_session] = {i[4] for i in dev_part}
+            assert all("script" in i for i in dev_part)
+            assert {i[7:12] for i in train} == {"impro"}
+            assert not [i for i in train if i[4] == dev_session]
         else:
             assert len([i for i in train + dev_part if "impro" in i]) == 4 * 6
-    assert (
-        known_before(make_folds("session-out", acted)[0], acted)["repeated_texts"] == 18
-    )  # of 24: not the improvised
+
+    # Of 24 transcripts in all, the improvised six occur once.
+    by_session = make_folds("session-out", acted)[0]
+    assert known_before(by_session, acted)["repeated_texts"] == 18
     assert len(make_folds("script-out", scenes("impro01", "script01_1"))) == 5
     with pytest.raises(WrongUse, match="has no script in IEMOCAP's ids"):
         make_folds("script-out", scenes("impro01"))
@@ -197,9 +195,8 @@ def test_script_out_takes_recurring_transcripts_where_no_script_is_named() -> No
     texts = ["abcd"[row // 4 % 4] if row < 36 else f"{row}" for row in range(40)]
     read = replace(alone(), sessions=alone().speakers, texts=texts)
     folds = make_folds("script-out", read)
-    assert len(folds) == 4 * 3 and sorted(np.concatenate([fold.test for fold in folds])) == list(
-        range(36)
-    )
+    assert len(folds) == 4 * 3
+    assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(36))
     for fold in folds:
         trained = np.append(fold.train, fold.dev)
         for column in (read.texts, read.speakers):
@@ -215,7 +212,9 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
     for rows in fold.parts.values():
         shares = np.bincount(utterances.labels[rows]) / len(rows)
         assert shares == pytest.approx(np.bincount(utterances.labels) / n, abs=0.06)
-    again, other = (make_folds("random-70-20-10", utterances, Cut(seed=s))[0] for s in (0, 1))
+
+    [again] = make_folds("random-70-20-10", utterances, Cut(seed=0))
+    [other] = make_folds("random-70-20-10", utterances, Cut(seed=1))
     assert again.test.tolist() == fold.test.tolist() != other.test.tolist()
     assert all(known_before(fold, utterances)["speakers"].values())
     known = known_before(make_folds("session-out", utterances)[0], utterances)
@@ -227,27 +226,38 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "cut", "says"),
+    ("protocol", "dev", "says"),
     [
-        ("sessions-out", Cut(), "did you mean session-out"),
-        ("speaker-out", Cut(dev="some"), "auto, next, none, or a share"),
-        ("speaker-out", Cut(dev="0.9"), r"at most 0\.5"),
-        ("session-out", Cut(), "--protocol speaker-out"),  # without sessions
-        ("train1234-test5", Cut(), "--protocol speaker-out"),
-        ("script-out", Cut(), "--protocol speaker-out"),
+        ("sessions-out", "auto", "did you mean session-out"),
+        ("session-out:x", "auto", "session-out:x"),
+        ("speaker-out", "some", "auto, next, none, or a share"),
+        ("speaker-out", "0.9", r"at most 0\.5"),
+        # The utterances name no session.
+        ("session-out", "auto", "--protocol speaker-out"),
+        ("train1234-test5", "auto", "--protocol speaker-out"),
+        ("script-out", "auto", "--protocol speaker-out"),
     ],
 )
-def test_wrong_words_and_corpora(protocol: str, cut: Cut, says: str) -> None:
+def test_wrong_words_and_corpora(protocol: str, dev: str, says: str) -> None:
     with pytest.raises(WrongUse, match=says):
-        make_folds(protocol, alone(), cut)
+        make_folds(protocol, alone(), Cut(dev))
+
+
+@pytest.mark.parametrize("name", [*PROTOCOLS, "cross:a:b", "folds:folds.csv"])
+def test_a_protocol_says_in_a_whole_line_how_it_cuts(name: str) -> None:
+    """A report prints it with what follows behind a semicolon."""
+    protocol = find_protocol(name)
+    assert protocol is not None
+    assert protocol.summary[-1] not in " .,;(" and "\n" not in protocol.summary
+    assert protocol.summary.count("(") == protocol.summary.count(")")
 
 
 def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
     fold = make_folds("session-out", utterances)[0]
     dialogues = utterances.dialogues
-    a, b, rest = (
-        np.flatnonzero(chosen) for chosen in (dialogues == 0, dialogues == 1, dialogues > 3)
-    )
+    a = np.flatnonzero(dialogues == 0)
+    b = np.flatnonzero(dialogues == 1)
+    rest = np.flatnonzero(dialogues > 3)
     twice = replace(fold, train=np.append(fold.train, fold.test[0]))
     for wrong, apart, says in (
         (twice, (), r"1 utterance\(s\) stand in both train and test"),
@@ -267,7 +277,8 @@ def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
             check_leakage(wrong, utterances, apart)
     check_leakage(Fold("good", b, rest, a), utterances, ("dialogue",))
     check_leakage(Fold("share", b, a, rest), utterances, ("speaker",), shared_dev=True)
-    alike = replace(alone(), ids=["u39", *alone().ids[1:]])  # the same id under two rows
+    # The same id under two rows.
+    alike = replace(alone(), ids=["u39", *alone().ids[1:]])
     with pytest.raises(LeakageError, match="u39"):
         check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), alike, ())
 
@@ -278,14 +289,11 @@ def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
 def test_folds_of_a_table(tmp_path: Path, utterances: Utterances) -> None:
     file = tmp_path / "folds.csv"
     lines = [f"{i},{s}" for i, s in zip(utterances.ids, utterances.sessions, strict=True)]
-    file.write_text(
-        "\n".join(["id,fold", *lines, lines[0]])
-    )  # one of them twice, which counts once
+    # One of them stands there twice, which counts once.
+    file.write_text("\n".join(["id,fold", *lines, lines[0]]))
     for dev in ("auto", "next", "none"):
-        ours, theirs = (
-            make_folds(protocol, utterances, Cut(dev))
-            for protocol in ("session-out", f"folds:{file}")
-        )
+        ours = make_folds("session-out", utterances, Cut(dev))
+        theirs = make_folds(f"folds:{file}", utterances, Cut(dev))
         for one, other in zip(ours, theirs, strict=True):
             assert all(np.array_equal(rows, other.parts[part]) for part, rows in one.parts.items())
             assert one.dev_by == other.dev_by
@@ -301,11 +309,8 @@ def test_folds_with_named_parts_and_what_they_leave_out(
         f"id\tfold\tpart\n{a}\t1\ttrain\n{b}\t1\tdev\n{c}\t1\ttest\n{d}\t1\ttest\n{twice}"
     )
     (fold,) = make_folds(f"folds:{file}", utterances)
-    assert [rows.tolist() for rows in fold.parts.values()] == [
-        [0],
-        [1],
-        [2, 3],
-    ] and fold.dev_by == "named by folds.tsv"
+    assert [rows.tolist() for rows in fold.parts.values()] == [[0], [1], [2, 3]]
+    assert fold.dev_by == "named by folds.tsv"
     assert [len(rows) for rows in fold.left_out.values()] == [len(utterances) - 4]
     file.write_text(f"id\tfold\tpart\n{a}\t1\ttrain\n{a}\t1\ttest\n{b}\t1\tdev\n")
     with pytest.raises(LeakageError, match="utterance"):
@@ -327,9 +332,8 @@ def test_emobox_folds(tmp_path: Path, utterances: Utterances) -> None:
             )
     folds = make_folds(f"folds:{tmp_path}", utterances, Cut("next"))
     assert [fold.name for fold in folds] == ["fold 1", "fold 2", "fold 3"]
-    assert folds[0].test.tolist() == list(range(0, 30, 3)) and folds[0].dev.tolist() == list(
-        range(1, 30, 3)
-    )
+    assert folds[0].test.tolist() == list(range(0, 30, 3))
+    assert folds[0].dev.tolist() == list(range(1, 30, 3))
 
 
 def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> None:

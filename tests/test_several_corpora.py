@@ -5,6 +5,7 @@ each by itself.
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,35 +36,38 @@ from ser.train.sweep.recipe import RecipeCell
 LABELS = {
     "acted": ["ang", "exc", "neu", "sad", "fru"],
     "read": ["Anger", "happy", "neutral", "boredom"],
+    "third": ["ang", "neu"],
 }
-LABELS["third"] = ["ang", "neu"]
 
 
 def rows_of(corpus: str) -> list[dict]:
-    """Corpus "acted" has dialogues and sessions, the others only speakers; all of them count from 1
-    or 01.
+    """Corpus "acted" has dialogues and sessions, the others only speakers.
+
+    All of them count from 1 or 01.
     """
     rows = []
     for n in range(40):
-        row = {
+        row: dict[str, Any] = {
             "id": f"u{n:02d}",
             "label": LABELS[corpus][n % len(LABELS[corpus])],
             "speaker": f"{n // 8 + 1:02d}",
+            "audio": f"{n}.wav",
+            "text": f"words {n % 3}",
         }
-        row |= {"audio": f"{n}.wav", "text": f"words {n % 3}"}
-        more = {"session": str(n // 8 + 1), "dialogue": f"d{n // 4}", "votes": [["ang"]]}
-        rows.append(row | (more if corpus == "acted" else {}))
+        if corpus == "acted":
+            row["session"] = str(n // 8 + 1)
+            row["dialogue"] = f"d{n // 4}"
+            row["votes"] = [["ang"]]
+        rows.append(row)
     return rows
 
 
 def joined(*names: str, same_audio: bool = False) -> Utterances:
     parts = []
     for name in names:
-        audio = [f"{'' if same_audio else name} {row['id']}" for row in rows_of(name)]
-        rows = [
-            {**row, "audio_sha256": digest}
-            for row, digest in zip(rows_of(name), audio, strict=True)
-        ]
+        rows = rows_of(name)
+        for row in rows:
+            row["audio_sha256"] = f"{'' if same_audio else name} {row['id']}"
         parts.append(Manifest.from_rows(name, rows))
     return apply_policy(get_policy("4class"), Manifest.joined(parts))
 
@@ -74,14 +78,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("several")
     for corpus, shift in (("acted", 1.0), ("read", 3.0)):
         (folder / corpus).mkdir()
-        rng, rows = np.random.default_rng(int(shift)), rows_of(corpus)
+        rng = np.random.default_rng(int(shift))
+        rows = rows_of(corpus)
         (folder / corpus / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
         for row in rows:
             seconds = np.arange(4000 + 16 * rng.integers(100)) / 16000
             pitch = 300 * shift * (1 + LABELS[corpus].index(row["label"]))
-            sound = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds) + rng.normal(
-                0, 0.01, len(seconds)
-            )
+            tone = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds)
+            sound = tone + rng.normal(0, 0.01, len(seconds))
             sf.write(folder / corpus / row["audio"], sound, 16000)
         table = ["features", folder / corpus / "corpus.jsonl", "--corpus-name", corpus]
         printed(*table, "--features", "logmel", "--store", folder / "store")
@@ -144,18 +148,14 @@ def test_whole_corpora_are_tested_and_dev_is_cut_from_each_that_trains(
 
 def test_names_count_within_their_corpus() -> None:
     found = joined("acted", "read")
-    assert (
-        found.ids[0] == "acted/u00"
-        and "read/u00" in found.ids
-        and len(set(found.ids)) == len(found)
-    )
+    assert found.ids[0] == "acted/u00" and "read/u00" in found.ids
+    assert len(set(found.ids)) == len(found)
     assert len(make_folds("speaker-out", found)) == 10
     assert found.left_out == {"fru of acted": 8, "boredom of read": 10}
     with pytest.raises(WrongUse, match="30 utterances name none"):
         make_folds("session-out", found)
-    with pytest.raises(
-        LeakageError, match="the same recording in two of these corpora, such as acted/u00"
-    ):
+    says = "the same recording in two of these corpora, such as acted/u00"
+    with pytest.raises(LeakageError, match=says):
         joined("acted", "read", same_audio=True)
 
 

@@ -20,8 +20,9 @@ SESSIONS |= {"4": (327, 303, 258, 143), "5": (170, 442, 384, 245)}
 
 
 def release(change: int = 0) -> Manifest:
-    """A manifest with IEMOCAP's ids and label counts; `change` turns that many of session 5's sad
-    into xxx.
+    """A manifest with IEMOCAP's ids and label counts.
+
+    `change` turns that many of session 5's sad into xxx.
     """
     labels = [("1", "fru")] * 1849 + [("2", "fea")] * 40 + [("2", "sur")] * 107
     for session, (ang, hap, neu, sad) in SESSIONS.items():
@@ -59,26 +60,28 @@ def test_iemocap_gives_its_known_counts(policy: str, n: int, classes: int) -> No
     assert len(found.rows) == n and len(found.classes) == classes
     assert sum(found.left_out.values()) == 10_039 - n
     counts = dict(zip(found.classes, np.bincount(found.labels).tolist(), strict=True))
-    assert (counts["neu"], counts["sad"]) == (1708, 1084)  # not swapped, as one paper has it
+    # Not swapped, as one paper has it.
+    assert (counts["neu"], counts["sad"]) == (1708, 1084)
     assert counts["hap"] == (595 if policy in ("6class", "8class") else 1636)
 
 
 def test_sessions_1_to_4_of_iemocap_train_but_for_a_tenth() -> None:
     found = apply_policy(get_policy("4class"), release())
-    (fold,) = make_folds("train1234-test5", found)
+    [fold] = make_folds("train1234-test5", found)
     assert len(fold.train) + len(fold.dev) == 4290 and len(fold.test) == 1241
     assert len(fold.dev) == pytest.approx(429, abs=100)
-    assert not {found.dialogues[row] for row in fold.train} & {
-        found.dialogues[row] for row in fold.dev
-    }
+
+    trained = {found.dialogues[row] for row in fold.train}
+    assert trained.isdisjoint(found.dialogues[row] for row in fold.dev)
 
 
-@pytest.mark.parametrize("beside", [(), (make_manifest(),)])
-def test_iemocap_with_other_counts_is_refused(beside: tuple[Manifest, ...]) -> None:
-    manifest = Manifest.joined([release(change=1), *beside]) if beside else release(change=1)
-    with pytest.raises(
-        CorpusError, match="all 5530 instead of 5531, session 5 sad 244 instead of 245"
-    ):
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "beside another corpus"])
+def test_iemocap_with_other_counts_is_refused(joined: bool) -> None:
+    manifest = release(change=1)
+    if joined:
+        manifest = Manifest.joined([manifest, make_manifest()])
+    says = "all 5530 instead of 5531, session 5 sad 244 instead of 245"
+    with pytest.raises(CorpusError, match=says):
         apply_policy(get_policy("4class"), manifest)
 
 
@@ -98,6 +101,7 @@ def test_a_map_of_ones_own(tmp_path: Path) -> None:
         ("a = [", "not a TOML file"),
         (None, "map.toml: cannot be read"),
     ],
+    ids=["a label in two classes", "no list", "no TOML", "no file"],
 )
 def test_policies_that_are_wrong(tmp_path: Path, text: str | None, says: str) -> None:
     file = tmp_path / "map.toml"
@@ -115,19 +119,20 @@ def test_a_corpus_with_other_labels_says_which() -> None:
         rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(labels)]
         with pytest.raises(WrongUse, match=says):
             apply_policy(get_policy(name, labels), Manifest.from_rows("other", rows))
-    assert get_policy("all", ["Calm", "bor", "xxx", "X", "", None, "Fear"]).classes == (
-        "bor",
-        "calm",
-        "fea",
-    )
+
+    own = get_policy("all", ["Calm", "bor", "xxx", "X", "", None, "Fear"])
+    assert own.classes == ("bor", "calm", "fea")
 
 
 def test_soft_labels_are_the_annotators_percentages() -> None:
     policy = get_policy("5class")
     votes = [
-        [["Anger"], ["Frustration"], ["Anger"]],  # USC §3.2's example
-        [["Anger", "Neutral"], ["Neutral"], ["Other"]],  # one annotator gave two; Other is left out
-        [["Other"], ["Surprise"]],  # nothing left: the consensus counts
+        # USC §3.2's example.
+        [["Anger"], ["Frustration"], ["Anger"]],
+        # One annotator gave two; Other is left out.
+        [["Anger", "Neutral"], ["Neutral"], ["Other"]],
+        # Nothing is left: the consensus counts.
+        [["Other"], ["Surprise"]],
         None,
     ]
     found = soft_labels(policy, votes, np.array([0, 3, 4, 2]))
