@@ -21,7 +21,8 @@ __all__ = [
     "WrongUse",
 ]
 
-DISTRIBUTION = "ser-fusion"  # on the package index; `ser` there is somebody else's
+# The name on the package index, where `ser` is somebody else's.
+DISTRIBUTION = "ser-fusion"
 
 
 class SerError(Exception):
@@ -31,9 +32,7 @@ class SerError(Exception):
 
 
 class WrongUse(SerError, ValueError):
-    """The request itself is wrong: an unknown name, a path that is not what it should be (exit code
-    2).
-    """
+    """The request itself is wrong: an unknown name, a path to something else (exit code 2)."""
 
     exit_code = 2
 
@@ -55,8 +54,9 @@ class MissingRows(SerError, LookupError):
 
 
 class UtteranceError(CorpusError):
-    """One utterance that an extractor cannot use; its message is the reason that the quarantine
-    records.
+    """One utterance that an extractor cannot use.
+
+    Its message is the reason that the quarantine records.
     """
 
 
@@ -77,16 +77,27 @@ class LeakageError(SerError):
 
 
 class Diverged(SerError):
-    """The loss of a run is no longer a number; its folder holds the weights of the last good epoch
-    that was kept.
+    """The loss of a run is no longer a number.
+
+    Its folder holds the weights of the last good epoch that was kept.
     """
 
 
 def printable(text: str) -> str:
-    """`text` with what could steer a terminal escaped as in JSON: ids, labels and paths are someone
-    else's data.
+    """`text` with what could steer a terminal escaped as in JSON.
+
+    Ids, labels and paths are someone else's data.
     """
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+
+    characters = []
+    for character in text:
+        if character.isprintable():
+            characters.append(character)
+        else:
+            characters.append(json.dumps(character)[1:-1])
+    return "".join(characters)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> WrongUse:

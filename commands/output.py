@@ -21,7 +21,7 @@ from ser.errors import printable
 
 def safe(text: str) -> str:
     """Lines of text, with control characters that a terminal would obey escaped."""
-    return "\n".join(line if line.isprintable() else printable(line) for line in text.split("\n"))
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def say(text: str, err: bool = False, nl: bool = True) -> None:
@@ -37,8 +37,10 @@ def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], **style: Any) -
     """
     from tabulate import tabulate
 
-    escaped = [[safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    return tabulate(escaped, [*map(safe, columns)], **style)
+    escaped = []
+    for row in rows:
+        escaped.append([safe(cell) if isinstance(cell, str) else cell for cell in row])
+    return tabulate(escaped, [safe(column) for column in columns], **style)
 
 
 def answer(value: Any) -> None:
@@ -51,14 +53,13 @@ def answer(value: Any) -> None:
 
 def next_step(*words: object) -> None:
     """Suggest the next command, on standard error: it is not part of the answer."""
-    say(f"next: {shlex.join(['ser', *map(str, words)])}", err=True)
+    command = shlex.join(["ser", *map(str, words)])
+    say(f"next: {command}", err=True)
 
 
-def open_page(page: Path, asked: bool) -> None:
-    """Show a page in the user's browser, if requested; where there is no browser, print the page's
-    path.
-    """
-    if asked and not webbrowser.open(page.resolve().as_uri()):
+def open_page(page: Path, wanted: bool) -> None:
+    """Show a page in the user's browser, if `wanted`; without a browser, print the page's path."""
+    if wanted and not webbrowser.open(page.resolve().as_uri()):
         say(f"no browser could be opened here: {page.resolve()}", err=True)
 
 
@@ -73,14 +74,17 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2g} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s"
 
 
 class LineStream(io.StringIO):
     """A stream that prints each state of a progress bar as a line of its own."""
 
     def write(self, text: str) -> int:
-        line = text.replace("\x1b[A", "").strip("\r\n ")  # tqdm moves the cursor between its bars
+        # tqdm moves the cursor between its bars.
+        line = text.replace("\x1b[A", "").strip("\r\n ")
         if line:
             say(line, err=True)
         return len(text)
@@ -89,15 +93,22 @@ class LineStream(io.StringIO):
 def progress(total: float | None, what: str, unit: str = "it", **options: Any) -> "tqdm[Any]":
     """A `tqdm` bar of `total` steps on standard error, labelled `what`."""
     if sys.stderr.isatty():
-        options |= {"dynamic_ncols": True}
-    else:
-        options |= {"file": LineStream(), "mininterval": 60, "maxinterval": 60, "ascii": True}
-    return tqdm(total=total, desc=what, unit=unit, **options)
+        return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, **options)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        file=LineStream(),
+        mininterval=60,
+        maxinterval=60,
+        ascii=True,
+        **options,
+    )
 
 
 @contextmanager
 def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per stage, created when the stage first reports how many of the utterances are done."""
+    """One bar per stage, made when the stage first reports how many utterances are done."""
     bars: dict[str, tqdm[Any]] = {}
     with ExitStack() as stack:
 

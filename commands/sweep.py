@@ -87,8 +87,8 @@ def sweep(
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
     features, workers, scheduler = (options[name] for name in ("features", "workers", "scheduler"))
     from ser import engines
-    from ser.engines.cluster import check_scheduler
-    from ser.engines.processes import start_fork_server
+    from ser.engines.fork_server import start_fork_server
+    from ser.engines.scheduler import check_scheduler
 
     at_once = workers or engines.cores()
     if scheduler is not None:

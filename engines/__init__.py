@@ -2,6 +2,7 @@
 
 from .cluster import Cluster
 from .machine import cores, exact_arithmetic, gpus, is_out_of_memory
-from .processes import cached, run
+from .processes import run
+from .worker_cache import cached
 
 __all__ = ["Cluster", "cached", "cores", "exact_arithmetic", "gpus", "is_out_of_memory", "run"]

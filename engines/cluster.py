@@ -1,38 +1,30 @@
-"""A dask cluster: its address, the connection to it for one run, and the tasks on its workers."""
+"""A dask cluster: the connection to it for one run, and the tasks on its workers."""
 
 import contextlib
-import ipaddress
 import logging
-import math
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-import msgspec
-
-from ser.disk.read import read_named
 from ser.errors import SerError, WrongUse
 
-from .processes import R, T, clear_cache, defer_sigint, task_name
+from .interrupts import defer_sigint
+from .processes import R, T, task_name
+from .scheduler import Needs, can_run, check_scheduler, is_protected, local_workers, no_worker
+from .worker_cache import clear_cache
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-Needs = Mapping[
-    str, float
-]  # resource → how much of it a task needs, as in `dask worker --resources "GPU=1"`
-
-ENCRYPTED = ("tls", "wss", "inproc")  # with certificates; inproc: within this process
 POLL_SECONDS = 2.0  # between two requests to the scheduler
 PER_THREAD = 3  # tasks sent per worker thread: one that runs, and the next ones
 ANSWER_SECONDS = 5.0  # in which all workers have to empty their cache: a frozen one never answers
+
 # Our own cluster tries a task again after two deaths of its worker (dask: 3), waits for a worker
 # that keeps dying (dask gives up after 15 s), restarts a worker that is silent for a minute (dask:
 # 5; it answers while it computes), and keeps the last 10 messages to each worker (dask: 1000, each
@@ -44,113 +36,30 @@ OWN_CLUSTER = {
     "distributed.admin.low-level-log-length": 10,
 }
 
-
-def check_scheduler(scheduler: str, insecure: bool = False, workers: int | None = None) -> str:
-    """The address, or `local:N` as it is, checked without a connection.
-
-    Raises `WrongUse` for what cannot be a scheduler, for `workers` given beside one, and, unless
-    `insecure`, for a plain connection to another machine; `SerError` if dask is not installed.
-    """
-    if workers is not None:
-        raise WrongUse(
-            "--workers starts processes here, and --scheduler uses the workers of a cluster: give one"
-        )
-    address = scheduler
-    if local_workers(scheduler) is None:
-        try:
-            if "://" not in scheduler:
-                address = str(
-                    msgspec.json.decode(read_named(scheduler), type=dict[str, Any])["address"]
-                )
-            if (
-                urlsplit(address).port == 0 or "://" not in address
-            ):  # `port` raises for one that is not a number
-                raise ValueError("no address")
-        except (OSError, msgspec.DecodeError, ValueError, LookupError, RecursionError) as error:
-            raise WrongUse(
-                f"--scheduler {scheduler}: is not an address such as tcp://127.0.0.1:8786, not local:N, and not a "
-                f"scheduler file, as `dask scheduler --scheduler-file` writes one ({error})"
-            ) from None
-        if not insecure and not is_protected(address):
-            raise WrongUse(
-                f"--scheduler {scheduler}: {address} is not encrypted and leads to another machine, and dask runs "
-                "whatever it is sent; use tls:// or an ssh tunnel to 127.0.0.1, or --insecure if you trust everyone "
-                "on the network"
-            )
-    if find_spec("distributed") is None:
-        raise SerError("--scheduler needs dask: pip install 'ser-fusion[cluster]'")
-    return address
-
-
-def local_workers(scheduler: str) -> int | None:
-    """N of `local:N`; None for anything else. Raises `WrongUse` if N is not a number of workers."""
-    kind, _, number = scheduler.partition(":")
-    if kind != "local":
-        return None
-    if not number.isdecimal() or not int(number):
-        raise WrongUse(f"--scheduler {scheduler}: write local:N with N workers, such as local:4")
-    return int(number)
-
-
-def is_protected(address: str) -> bool:
-    """Whether no one on the network can read or alter what is sent there."""
-    return urlsplit(address).scheme in ENCRYPTED or on_this_machine(address)
-
-
-def on_this_machine(address: str) -> bool:
-    """Whether it is a loopback address, which no other machine can reach."""
-    host = urlsplit(address).hostname
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
-
-
-def able(kinds: Iterable[Needs], needs: Needs) -> bool:
-    """Whether a worker with one of these sets of resources could run a task."""
-    return any(all(kind.get(name, 0) >= amount for name, amount in needs.items()) for kind in kinds)
-
-
-def no_worker(address: str, needs: Needs) -> str:
-    """One sentence: which worker is missing, and how to start one that listens no wider than the
-    scheduler.
-    """
-    resources = ", ".join(
-        f"{name}={math.ceil(amount)}" for name, amount in needs.items()
-    )  # a share needs a whole one
-    fault = f"the dask scheduler at {address} has no worker" + (
-        f" with {resources}" if needs else ""
-    )
-    if local_workers(address):
-        return f"{fault}; what was finished is kept: run again"
-    host = "127.0.0.1" if on_this_machine(address) else "ITS_ADDRESS"
-    tls = " --tls-ca-file FILE --tls-cert FILE --tls-key FILE" if address.startswith("tls:") else ""
-    option = f' --resources "{resources}"' if needs else ""
-    command = f"dask worker {address} --host {host} --dashboard-address 127.0.0.1:0 --nthreads 1{tls}{option}"
-    return f"{fault}; what was finished is kept: start one by `{command}` and run again"
+# Our own messages report deaths and lost connections.
+SILENCED = ("distributed", "tornado", "asyncio")
 
 
 class Cluster:
-    """A dask cluster, connected for one run: a running one by its address or scheduler file, or our
-    own, `local:N`.
+    """A dask cluster, connected for one run.
 
-    Our own has N processes of one thread, listens on 127.0.0.1 only, and ends with the connection.
-    What workers have `cached` is closed at the end. `patience` is how many seconds may pass without
-    a worker for what is left.
+    It is a running one, by its address or scheduler file, or our own, `local:N`. Our own has N
+    processes of one thread, listens on 127.0.0.1 only, and ends with the connection. What workers
+    have `cached` is closed at the end. `patience` is how many seconds may pass without a worker for
+    what is left.
     """
 
     def __init__(self, scheduler: str, insecure: bool = False, patience: float = 60.0) -> None:
         self.address = check_scheduler(scheduler, insecure)
-        self.own = local_workers(scheduler)
+        self.local_workers = local_workers(scheduler)
         self.patience = patience
-        self.kinds: list[
-            dict[str, float]
-        ] = []  # of resources that workers have declared since the run began
+        # The sets of resources that workers have declared since the run began.
+        self.kinds: list[dict[str, float]] = []
         self._workers: list[dict[str, Any]] = []
         self._polled = -POLL_SECONDS
         self._stack = contextlib.ExitStack()
         self._client: Client
-        if self.own is None and not is_protected(self.address):
+        if self.local_workers is None and not is_protected(self.address):
             warning = "%s: dask runs whatever anyone on the network sends; --insecure accepts that"
             logging.getLogger("ser.engines").warning(warning, self.address)
 
@@ -158,34 +67,40 @@ class Cluster:
         import distributed  # noqa: F401 (makes its loggers)
 
         try:
-            for name in list(logging.root.manager.loggerDict):
-                if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
-                    logger = logging.getLogger(
-                        name
-                    )  # our own messages report deaths and lost connections
-                    self._stack.callback(logger.setLevel, logger.level)
-                    logger.setLevel(logging.CRITICAL)
-            self._client = self._stack.enter_context(self._own() if self.own else self._connected())
-            if self.own is None:
+            self._silence_loggers()
+            client = self._start_own() if self.local_workers else self._connect()
+            self._client = self._stack.enter_context(client)
+            if self.local_workers is None:
                 self._clear_caches()  # a killed run may have left things there
                 self._stack.callback(self._clear_caches)
-            deadline = time.monotonic() + self.patience
-            while not self.workers(anew=True):
-                if time.monotonic() > deadline:
-                    raise SerError(no_worker(self.address, {}))
-                time.sleep(0.2)
+            self._wait_for_worker()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with (
-            defer_sigint()
-        ):  # a second Ctrl-C would leave processes behind, and dask's messages about them
+        # A second Ctrl-C would leave processes behind, and dask's messages about them.
+        with defer_sigint():
             self._stack.close()
 
-    def _connected(self) -> "Client":
+    def _silence_loggers(self) -> None:
+        """Silence dask's loggers until the end of the run."""
+        for name in list(logging.root.manager.loggerDict):
+            if name.partition(".")[0] in SILENCED:
+                logger = logging.getLogger(name)
+                self._stack.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.CRITICAL)
+
+    def _wait_for_worker(self) -> None:
+        """Wait for the first worker. Raises `SerError` when `patience` is over."""
+        deadline = time.monotonic() + self.patience
+        while not self.workers(anew=True):
+            if time.monotonic() > deadline:
+                raise SerError(no_worker(self.address, {}))
+            time.sleep(0.2)
+
+    def _connect(self) -> "Client":
         from distributed import Client
 
         client = Client.__new__(Client)
@@ -196,33 +111,32 @@ class Cluster:
             raise SerError(f"no dask scheduler answers at {self.address} ({error})") from error
         return client
 
-    def _own(self) -> "Client":
+    def _start_own(self) -> "Client":
         import dask
         from distributed import Client, LocalCluster
 
         self._stack.enter_context(dask.config.set(OWN_CLUSTER))
         resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
         try:
-            with (
-                defer_sigint()
-            ):  # also for workers that are started later, by a thread that starts here
+            # Also for workers that are started later, by a thread that starts here.
+            with defer_sigint():
                 cluster = LocalCluster(
-                    n_workers=self.own,
+                    n_workers=self.local_workers,
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
                     dashboard_address=None,
-                    scheduler_kwargs={
-                        "dashboard_address": "127.0.0.1:0"
-                    },  # it listens anyway; not at a fixed port
-                    memory_limit=0,  # dask would pause a worker for its memory for ever, since models stay loaded
+                    # It listens anyway; not at a fixed port.
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                    # dask would pause a worker for its memory for ever, since models stay loaded.
+                    memory_limit=0,
                     silence_logs=logging.CRITICAL,
                 )
                 self._stack.enter_context(cluster)
         except (OSError, RuntimeError) as error:
             raise SerError(
-                f"--scheduler {self.address}: the workers did not start ({error}); a script of your own needs "
-                "`if __name__ == '__main__':`"
+                f"--scheduler {self.address}: the workers did not start ({error}); "
+                "a script of your own needs `if __name__ == '__main__':`"
             ) from error
         return Client(cluster, set_as_default=False)
 
@@ -265,12 +179,11 @@ class Cluster:
         split: Callable[[T], list[T] | None] = lambda task: None,
         lost: Callable[[T, str], R] | None = None,
     ) -> Iterator[R]:
-        """`function(task)` for every task, results as they come; `tasks` is read as workers have
-        room for more.
+        """`function(task)` for every task, results as they come.
 
-        `split` cuts a task that kills its workers into smaller ones (none if nothing is left to
-        do); if it returns None, `lost(task, reason)` is the task's result, and without `lost` it is
-        a `SerError`.
+        `tasks` is read as workers have room for more. `split` cuts a task that kills its workers
+        into smaller ones (none if nothing is left to do); if it returns None, `lost(task, reason)`
+        is the task's result, and without `lost` it is a `SerError`.
 
         Raises what the function raises, `WrongUse` at once for resources that no worker has had
         since the run began, and `SerError` if the scheduler is gone, or if for longer than
@@ -279,9 +192,8 @@ class Cluster:
         from distributed import CancelledError, KilledWorker
 
         remaining = iter(tasks)
-        deadly: deque[T] = (
-            deque()
-        )  # tasks that killed their workers, tried one by one after all others
+        # Tasks that killed their workers, tried one by one after all others.
+        deadly: deque[T] = deque()
         one_by_one = False
         finished: SimpleQueue[Future] = SimpleQueue()
         pending: dict[Any, tuple[T, Needs, Future]] = {}  # by dask's key
@@ -289,13 +201,11 @@ class Cluster:
 
         def submit(task: T) -> None:
             needed = needs(task)
-            # A worker of a new kind may just have come.
-            if (
-                not able(self.kinds, needed)
-                and self.workers(anew=True)
-                and not able(self.kinds, needed)
-            ):
-                raise WrongUse(no_worker(self.address, needed))
+            if not can_run(self.kinds, needed):
+                # A worker of a new kind may just have come.
+                workers = self.workers(anew=True)
+                if workers and not can_run(self.kinds, needed):
+                    raise WrongUse(no_worker(self.address, needed))
             try:
                 # pure=False: a task that ran before and is submitted again must run again.
                 future = self._client.submit(
@@ -309,25 +219,29 @@ class Cluster:
         try:
             while True:
                 threads = max(1, sum(worker["nthreads"] for worker in self.workers()))
-                for task in islice(remaining, max(0, PER_THREAD * threads - len(pending))):
+                room = max(0, PER_THREAD * threads - len(pending))
+                for task in islice(remaining, room):
                     submit(task)
+
                 if not pending and deadly:
                     one_by_one = True
                     submit(deadly.popleft())
                 if not pending:
                     return
+
                 try:
                     task, _, future = pending.pop(finished.get(timeout=POLL_SECONDS).key)
                 except Empty:
-                    there = [worker["resources"] for worker in self.workers()]
-                    hopeful = any(able(there, needed) for _, needed, _ in pending.values())
-                    idle_since = None if hopeful else idle_since or time.monotonic()
+                    if self._any_can_run(needed for _, needed, _ in pending.values()):
+                        idle_since = None
+                    elif idle_since is None:
+                        idle_since = time.monotonic()
                     if idle_since and time.monotonic() - idle_since > self.patience:
-                        raise SerError(
-                            no_worker(self.address, next(iter(pending.values()))[1])
-                        ) from None
+                        _, needed, _ = next(iter(pending.values()))
+                        raise SerError(no_worker(self.address, needed)) from None
                     continue
                 idle_since = None
+
                 try:
                     result = self._result(task, future)
                 except CancelledError:
@@ -335,7 +249,8 @@ class Cluster:
                     submit(task)
                     continue
                 except KilledWorker as killed:
-                    reason = f"the process that computes it dies, {killed.allowed_failures + 1} times in a row"
+                    times = killed.allowed_failures + 1
+                    reason = f"the process that computes it dies, {times} times in a row"
                     pieces = split(task) if one_by_one else [task]
                     if pieces is not None:
                         deadly.extendleft(reversed(pieces))
@@ -347,14 +262,19 @@ class Cluster:
                     result = lost(task, reason)
                 yield result
         finally:
-            with contextlib.suppress(
-                Exception
-            ):  # the scheduler may be gone; running tasks end by themselves
+            # The scheduler may be gone; running tasks end by themselves.
+            with contextlib.suppress(Exception):
                 self._client.cancel([future for _, _, future in pending.values()])
 
+    def _any_can_run(self, needs: Iterable[Needs]) -> bool:
+        """Whether a worker that is there now could run a task with one of these needs."""
+        resources = [worker["resources"] for worker in self.workers()]
+        return any(can_run(resources, needed) for needed in needs)
+
     def _result(self, task: T, future: "Future") -> Any:
-        """The task's result. Raises what it raised, `KilledWorker`, or `CancelledError` if dask has
-        lost it.
+        """The task's result.
+
+        Raises what it raised, `KilledWorker`, or `CancelledError` if dask has lost it.
         """
         from distributed import CancelledError, KilledWorker
 
@@ -367,7 +287,8 @@ class Cluster:
         except (CancelledError, TimeoutError, OSError, UnboundLocalError):
             fault = None
         finally:
-            future.release()  # otherwise the scheduler keeps every task until Python collects garbage
+            # Otherwise the scheduler keeps every task until Python collects garbage.
+            future.release()
         if fault is None:
             raise CancelledError
         if isinstance(fault, (SerError, KilledWorker)):

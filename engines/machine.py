@@ -11,6 +11,8 @@ from ser.errors import WrongUse
 # In messages of torch on a GPU and on a CPU, of cuBLAS and cuDNN, and of a cuDNN without memory to
 # try its kernels.
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED", "unable to find an engine")
+UNITS = {"M": 1e6, "G": 1e9, "T": 1e12}  # of `--memory`, in bytes
+
 this_worker = 0  # the number of this process among the workers that `processes` started
 
 
@@ -28,20 +30,23 @@ def choose_device(name: str, here: bool = True) -> str:
         return name
     import torch
 
-    found, apple = gpus("auto"), torch.backends.mps.is_available()
-    if name == "auto" and found:
-        return f"cuda:{number}" if (number := this_worker % found) else "cuda"
+    gpu_count = gpus("auto")
+    apple = torch.backends.mps.is_available()
+    if name == "auto" and gpu_count:
+        number = this_worker % gpu_count
+        return f"cuda:{number}" if number else "cuda"
     if name == "auto":
         return "mps" if apple else "cpu"
-    if not (apple if name == "mps" else int(name.partition(":")[2] or 0) < found):
+
+    number = int(name.partition(":")[2] or 0)
+    is_here = apple if name == "mps" else number < gpu_count
+    if not is_here:
         raise WrongUse(f"--device {name}: torch finds no such device here; use --device auto")
     return name
 
 
 def gpus(device: str) -> int:
-    """How many GPUs several workers can use: with `auto` all of this machine, otherwise at most
-    one.
-    """
+    """How many GPUs several workers can use: with `auto` all of this machine, else at most one."""
     if device != "auto":
         return int(device != "cpu")
     import torch
@@ -60,9 +65,8 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
 
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    if hasattr(
-        torch.backends, "fp32_precision"
-    ):  # since torch 2.9, where these settings come first
+    # Since torch 2.9, where these settings come first.
+    if hasattr(torch.backends, "fp32_precision"):
         backends: Any = torch.backends
         for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
             part.fp32_precision = "ieee"
@@ -73,9 +77,8 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cudnn.benchmark = False
-    if (
-        deterministic != torch.are_deterministic_algorithms_enabled()
-    ):  # setting it imports torch's compiler
+    # Setting it imports torch's compiler.
+    if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)
 
 
@@ -85,41 +88,50 @@ def is_out_of_memory(fault: BaseException) -> bool:
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory that this process may use, and that are free now; None if the system does not
-    report them.
+    """Bytes of memory that this process may use, and that are free now.
 
-    The smaller of the machine's and the container's (cgroup's).
+    The smaller of the machine's and the container's (cgroup's). None if the system does not report
+    them.
     """
     total = free = None
     with contextlib.suppress(OSError, KeyError, ValueError):
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        kilobytes: dict[str, str] = {}
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, value = line.split(":", 1)
+            kilobytes[name] = value
+        all_of_it = kilobytes["MemTotal"].split()[0]
+        available = kilobytes["MemAvailable"].split()[0]
+        total = int(all_of_it) * 1024
+        free = int(available) * 1024
+
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # it may be "max"
-            most = int(Path(limit).read_text())
-            if total is not None and most < total:
-                total, free = most, min(free or most, most)
+            limit = int(Path(file).read_text())
+            if total is not None and limit < total:
+                total = limit
+                free = min(free or limit, limit)
     return total, free
 
 
 def memory_budget(option: str | None) -> int | None:
-    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now (no bound if that
-    is unknown).
+    """Bytes that `--memory` allows: "8GB" is 8e9, None half of what is free now.
 
-    Raises `WrongUse` for any other size.
+    None means no bound, where what is free is unknown. Raises `WrongUse` for any other size.
     """
     if option is None:
-        free = memory()[1]
+        _, free = memory()
         return None if free is None else free // 2
+
     size = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([MGT])B", option.strip(), re.IGNORECASE)
     if not size or not float(size[1]):
         raise WrongUse(f"--memory {option}: must be a number of MB, GB or TB, such as 8GB or 500MB")
-    return int(float(size[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[size[2].upper()])
+    return int(float(size[1]) * UNITS[size[2].upper()])
 
 
 def cores() -> int:
-    """CPU cores that this process may use: fewer than the machine has, under taskset or in a
-    container with a quota.
+    """CPU cores that this process may use.
+
+    Fewer than the machine has, under taskset or in a container with a quota.
     """
     import joblib
 

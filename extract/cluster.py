@@ -37,7 +37,7 @@ def run_on_cluster(
             wanted = device.startswith("cuda")
             if device == "auto":
                 wanted = any("GPU" in kind for kind in cluster.kinds)
-            return wanted and not cluster.own and task.config.has_model
+            return wanted and not cluster.local_workers and task.config.has_model
 
         def needs(task: ExtractionTask) -> Mapping[str, float]:
             if on_gpu(task):

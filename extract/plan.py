@@ -15,8 +15,8 @@ from ser.cache.spec import Spec
 from ser.cache.store import Store, check_local, open_store
 from ser.corpus.manifest import Manifest, Parent
 from ser.corpus.names import RESERVED, Modality
-from ser.engines.cluster import check_scheduler, local_workers
 from ser.engines.machine import choose_device
+from ser.engines.scheduler import check_scheduler, local_workers
 from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
 from ser.options import options_of
 from ser.weights.find import parse_models

@@ -128,7 +128,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def fork_server() -> None:
     """What forks the worker processes of this process has imported for all of them what takes long."""
-    from ser.engines.processes import start_fork_server
+    from ser.engines.fork_server import start_fork_server
 
     start_fork_server("ser.tests.worker_imports")
 

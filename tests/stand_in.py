@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ser.engines import cached
-from ser.engines.processes import kept
+from ser.engines.worker_cache import kept
 from ser.errors import UtteranceError
 from ser.extract.extractor import Extractor
 from ser.extract.registry import FEATURES, FeatureKind

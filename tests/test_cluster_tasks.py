@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ser.cache.store import open_store
-from ser.engines.cluster import Cluster, check_scheduler, no_worker
+from ser.engines.cluster import Cluster
+from ser.engines.scheduler import check_scheduler, no_worker
 from ser.errors import WrongUse
 from ser.extract.cluster import by_device, give_up, split
 from ser.extract.pipeline import extract_task

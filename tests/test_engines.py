@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 from ser import engines
-from ser.engines.processes import cached, clear_cache, defer_sigint, start_fork_server
+from ser.engines.fork_server import start_fork_server
+from ser.engines.interrupts import defer_sigint
+from ser.engines.worker_cache import cached, clear_cache
 from ser.errors import SerError, WrongUse
 from ser.tests.dask_processes import runs, workers_of
 from ser.tests.stand_in_corpus import wait_for
@@ -101,7 +103,7 @@ def test_what_tasks_need_is_imported_once(tmp_path: Path) -> None:
     )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from ser import engines; from ser.engines.processes import start_fork_server\n"
+        "from ser import engines; from ser.engines.fork_server import start_fork_server\n"
         "start_fork_server('counted_import')\n"
         "from counted_import import where\n"
         "print([*engines.run(where, range(6), 3), *engines.run(where, range(6), 2)])"
@@ -140,7 +142,7 @@ def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
     (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(1)\n")
     for module in ("slow_import", "json", "no_such_module"):
         code = (
-            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ser.engines.processes import start_fork_server\n"
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ser.engines.fork_server import start_fork_server\n"
             f"start_fork_server({module!r}); 1 // 0"
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

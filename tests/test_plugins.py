@@ -25,7 +25,7 @@ SER = """
 import json, sys
 from click.testing import CliRunner
 from ser.cli import main
-from ser.engines.processes import start_fork_server
+from ser.engines.fork_server import start_fork_server
 if __name__ == "__main__":
     if "--workers 2" in sys.argv[1]:
         start_fork_server("ser.train.sweep.run")  # for the features too, which come first
