@@ -31,6 +31,7 @@ from ser.train.data.labels import UNLABELLED
 from ser.train.data.sources import as_read
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.cell_scores import CellScores
+from ser.train.report.certainty import abstaining
 from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG, find_runs
 from ser.train.scores.calibration import tempered
@@ -216,7 +217,7 @@ class Predictor:
                 )
         notes, unusable = self._notes(turns), dict[str, str]()
         if abstain_below > 0:
-            (answered, *_), right = CellScores([self.run]).abstaining(abstain_below)
+            (answered, *_), right = abstaining(CellScores([self.run]), abstain_below)
             rightly = f", and {right[0]:.1f} % of those rightly" if right else ""
             share = f"on its test part the run answered {answered:.1f} %{rightly}"
             notes.append(f"below {abstain_below:g} no answer: {share}")

@@ -1,7 +1,6 @@
 """`ser report`: finished runs as tables on the terminal, in a paper, and as a page."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -33,7 +32,12 @@ from .output import answer, next_step, open_page
 )
 @open_option
 def report(
-    runs: tuple[Path, ...], html: Path | None, paired: bool, ours: str, open_: bool, **files: Any
+    runs: tuple[Path, ...],
+    html: Path | None,
+    paired: bool,
+    ours: str,
+    open_: bool,
+    **files: Path | None,
 ) -> None:
     """Tables of RUNS (run folders, or folders of them), one line per configuration, with 95 %
     intervals.
@@ -48,26 +52,28 @@ def report(
         raise click.UsageError(
             "--open shows the page that --html writes: name it, such as --html report.html"
         )
-    from ser.train.report.cells import group_runs
-    from ser.train.report.sections import make_page, report_text, write_html
-    from ser.train.report.tables import write_tables
+    from ser.train.report.files import write_tables
+    from ser.train.report.grouping import group_runs
+    from ser.train.report.page import make_page, write_html
+    from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
     from ser.train.sweep.search_record import find_search_records
 
     cells, unfinished = group_runs(find_runs(*runs), find_search_records(*runs), ours)
     answer(report_text(cells, unfinished, paired))
-    requested: dict[Any, Path] = {
-        form: path for form, path in {"html": html, **files}.items() if path
-    }
-    if requested:
-        page = make_page(cells, unfinished)
+
+    # In the order in which they are named.
+    requested = {form: path for form, path in files.items() if path is not None}
+    if html is None and not requested:
+        next_step("report", *runs, "--html", "report.html", "--open")
+        return
+
+    page = make_page(cells, unfinished)
+    if html is not None:
+        write_html(page, html)
+        answer(f"wrote {html}")
     for form, path in requested.items():
-        if form == "html":
-            write_html(page, path)
-        else:
-            write_tables(page.tables, path, form)
+        write_tables(page.tables, path, form)
         answer(f"wrote {path}")
     if html is not None:
         open_page(html, open_)
-    elif not requested:
-        next_step("report", *runs, "--html", "report.html", "--open")

@@ -158,7 +158,7 @@ def sweep(
             if fault:
                 faults += 1
                 bar.write(safe(f"{task.cell}: {fault}"), file=bar.fp)
-    from ser.train.report.paper import recipe_rows, recipe_table
+    from ser.train.report.recipe_table import recipe_rows, recipe_table
 
     if as_json:
         rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]

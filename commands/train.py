@@ -14,7 +14,6 @@ from .output import answer, duration, next_step, plural, progress, safe, say, ta
 
 if TYPE_CHECKING:
     from ser.train.records import Epoch
-    from ser.train.report.cell_scores import CellScores
     from ser.train.run import Job
 
 UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
@@ -125,13 +124,16 @@ def train(
 
         runs = list(iterate(experiment, jobs, show))
     from ser.train.records import to_json
+    from ser.train.report.as_json import scores_as_json
     from ser.train.report.cell_scores import CellScores
+
+    from .summary import summary_text
 
     scores = CellScores(runs)
     if as_json:
         answer(
             {
-                "scores": scores.to_json(),
+                "scores": scores_as_json(scores),
                 "runs": [{"path": str(run.path), **to_json(run.result)} for run in runs],
             }
         )
@@ -139,88 +141,6 @@ def train(
         shown = ", ".join(str(run.path) for run in runs[:3])
         answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
         next_step("report", experiment.out, "--html", "report.html")
-
-
-def summary_text(cell: "CellScores") -> str:
-    """The scores of one cell for the terminal: what `ser train` ends with."""
-    from ser.train.report.cell_scores import caveat, named
-    from ser.train.report.tables import Table, tabulated
-    from ser.train.run_folder import column
-    from ser.train.scores.calibration import BINS, LEVEL
-    from ser.train.scores.measures import SHOWN
-
-    scores = [(name, metric, "both") for name, metric in SHOWN.items() if cell.classes]
-    scores += [(f"recall {name}", name, "both") for name in cell.classes if cell.score(name).folds]
-    scores += [
-        (f"UA, {test}", "ua", test) for test in cell.tests if cell.classes and test != "both"
-    ]
-    scores += [(named(metric), metric, "both") for metric in cell.rated]
-    scores += [(column("mean CCC", test), "ccc", test) for test in cell.tests if cell.dimensions]
-    digits = {metric: 3 if metric in cell.of_ratings else 2 for metric in cell.metrics}
-    rows = []
-    for name, metric, test in scores:
-        score = cell.score(metric, test)
-        over_seeds, over_folds = (
-            _spread(values, digits[metric]) for values in (score.over_seeds, score.over_folds)
-        )
-        rows.append([name, over_seeds, str(score.seeds), over_folds, str(score.folds)])
-    unit = "% (CCC, RMSE: not)" if cell.dimensions else "%"
-    headings = [unit, "pooled over folds, over seeds", "seeds", "over folds", "folds"]
-    found = cell.intervals.items()
-    intervals = [
-        f"{metric} over {cell.over}: {_spread(ends, digits[metric])}" for metric, ends in found
-    ]
-    notes = [cell.conditions, cell.interval_over]
-    if intervals:
-        notes[1] = f"95 % interval of {'; '.join(intervals)} ({cell.interval_over})"
-    if cell.classes:
-        calibration = f"ECE {cell.reliability()[0]:.2f} ({BINS} bins)"
-        if cell.temperatures:
-            calibration += (
-                f", with a temperature fitted on dev {cell.reliability(after=True)[0]:.2f}"
-            )
-        if cell.conformal:
-            (coverage, *_), size = cell.conformal
-            calibration += (
-                f"; sets for {100 * LEVEL:.0f} % hold the true class in {coverage:.2f} %, "
-            )
-            calibration += f"mean size {size:.2f} (no guarantee across speakers)"
-        notes.append(calibration)
-    if divergences := cell.divergences():
-        shown = ", ".join(
-            f"{name.upper()} {_spread(ends, 3)}" for name, ends in divergences.items()
-        )
-        notes.append(f"from the raters' votes, in nats: {shown}")
-    if cell.raters:
-        shown = ", ".join(
-            f"{name} {100 * cell.raters[metric]:.2f}" for name, metric in SHOWN.items()
-        )
-        notes.append(
-            f"the raters' own: {shown} ({cell.raters['n']:,} votes, each against the majority of the others; "
-            f"{cell.raters['left_out']:,} left out)"
-        )
-    if cell.left_out:
-        notes.append(
-            "left out: "
-            + ", ".join(f"{count} ({reason})" for reason, count in cell.left_out.items())
-        )
-    if cell.corpora:
-        notes.append(tabulated(Table("corpora", "", cell.corpora)))
-    return "\n".join(
-        [
-            table(rows, headings, disable_numparse=True),
-            *notes,
-            *filter(None, [caveat(cell.results)]),
-        ]
-    )
-
-
-def _spread(values: tuple[float | None, ...], digits: int) -> str:
-    """A score with its deviation, or with the low and high end of its interval; alone where these
-    are None.
-    """
-    score, *ends = (f"{x:.{digits}f}" for x in values if x is not None)
-    return f"{score} [{', '.join(ends)}]" if len(ends) == 2 else " ± ".join([score, *ends])
 
 
 def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:

@@ -41,7 +41,7 @@ from ser.predict import Predictor
 from ser.train.models import FUSIONS, superb, usc
 from ser.train.models.ragged import Batch
 from ser.train.records import FeatureRecord
-from ser.train.report.tables import MARKDOWN
+from ser.train.report.markdown import ESCAPES
 from ser.train.targets import TARGETS, scale_of
 from ser.weights.checkpoint import Size
 from ser.weights.folder import FILES_BESIDE_WEIGHTS
@@ -244,7 +244,7 @@ def _written(name: str, given: Mapping[str, Any]) -> bytes:
     made = jinja2.Environment(
         loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    made.filters["plain"] = lambda text: str(text).translate(MARKDOWN)
+    made.filters["plain"] = lambda text: str(text).translate(ESCAPES)
     return made.get_template(f"{name}.jinja").render(given).encode()
 
 

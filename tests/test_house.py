@@ -201,7 +201,7 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "names = lambda f: type(f).__module__ + getattr(f, '__module__', '')\n"
         "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in names(finder)]\n"
-        "import ser.cli, ser.train.models, ser.train.report.sections\n"
+        "import ser.cli, ser.train.models, ser.train.report.page\n"
         "from ser.extract.corpora import counts, demo, described\n"
         f"assert ser.cli.__file__.startswith({str(site)!r}), ser.cli.__file__\n"
         "ser.cli.main(['--help'])"

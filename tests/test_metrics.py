@@ -30,7 +30,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from ser.commands.train import summary_text
+from ser.commands.summary import summary_text
 from ser.errors import CorruptStore, WrongUse
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed, ser
@@ -38,10 +38,13 @@ from ser.tests.newcomer import run_of
 from ser.tests.tiny_store import make_store
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.records import RunResult, Scores
-from ser.train.report.cell_scores import CellScores, caveat, compare_cells
-from ser.train.report.cells import group_runs
-from ser.train.report.paper import recipe_rows, recipe_table
-from ser.train.report.predictions import calibration_table
+from ser.train.report.as_json import scores_as_json
+from ser.train.report.cell_scores import CellScores, compare_cells
+from ser.train.report.certainty import abstaining, conformal, temperatures
+from ser.train.report.conditions import caveat, conditions, left_out
+from ser.train.report.grouping import group_runs
+from ser.train.report.recipe_table import recipe_rows, recipe_table
+from ser.train.report.sections.calibration import calibration_table
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import calibration, classes, intervals, raters, ratings, tests
 from ser.train.scores.calibration import (
@@ -188,7 +191,7 @@ def cell(tmp_path: Path) -> Any:
 def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, metric: str) -> None:
     found = cell.scores.score(metric)
     by_seed, by_run = (
-        [percent(metric, rows) for _, rows in cell.scores.predictions.groupby(by)]
+        [percent(metric, rows) for _, rows in cell.scores.predictions.table.groupby(by)]
         for by in ("seed", "run")
     )
     by_fold = np.reshape(by_run, (2, 3)).mean(0)
@@ -208,7 +211,7 @@ def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metri
     """
 
     def without(speaker: str | None) -> float:
-        held = cell.scores.predictions
+        held = cell.scores.predictions.table
         return float(
             np.mean(
                 [percent(metric, rows) for _, rows in held[held.speaker != speaker].groupby("seed")]
@@ -221,7 +224,7 @@ def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metri
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     half = (theirs.high - theirs.low) / 2
     whole, low, high = cell.scores.with_interval(metric)
-    assert whole == pytest.approx(without(None)) and cell.scores.over == "speakers"
+    assert whole == pytest.approx(without(None)) and cell.scores.predictions.over == "speakers"
     assert (low, high) == pytest.approx((whole - half, whole + half))
     assert cell.scores.with_interval("wa", "only audio") == (100, None, None), (
         "nothing is that certain"
@@ -252,7 +255,7 @@ def test_groups_are_speakers_else_dialogues_else_utterances(
     assert found.interval_over == over
     asked = [] if over.startswith("no") else ["ua", "wa", "macro_f1"]
     shown = [f"{metric} over {over.split()[1].strip(',')}" for metric in asked]
-    assert list(found.to_json()["intervals"]) == shown and (None in found.with_interval("ua")) == (
+    assert list(scores_as_json(found)["intervals"]) == shown and (None in found.with_interval("ua")) == (
         not shown
     )
     assert over in summary_text(found)
@@ -262,10 +265,10 @@ def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
     found = cell.scores
     assert found.classes == list(CLASSES) and found.tests == ["both", "only audio"]
     assert found.confusion().sum() == 2 * (20 + 51 + 82)
-    assert found.conditions == "session-out · val · 4class · only scripted · dev none"
-    assert found.left_out == {"label xxx is not in 4class": 5, "--only scripted": 7}
+    assert conditions(found.runs) == "session-out · val · 4class · only scripted · dev none"
+    assert left_out(found.results) == {"label xxx is not in 4class": 5, "--only scripted": 7}
     assert caveat(found.results) == "synthetic corpus (c): no comparison with the paper is meant"
-    told = found.to_json()
+    told = scores_as_json(found)
     assert (
         told.keys() == {"wa", "ua", "macro_f1", "intervals", "calibration", "conformal"}
         and told["ua"] == found.score("ua").pooled
@@ -333,8 +336,8 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
     one, two = two_cells(tmp_path, 6)
     # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
     tables = [
-        one.predictions.assign(cell=0, weight=1 / 2),
-        two.predictions.assign(cell=1, weight=1 / 3),
+        one.predictions.table.assign(cell=0, weight=1 / 2),
+        two.predictions.table.assign(cell=1, weight=1 / 3),
     ]
     rows = pandas.concat(tables)
 
@@ -421,7 +424,7 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: str, claim: int
 ) -> None:
     monkeypatch.setattr(
-        "ser.train.report.paper.differences", lambda *_: ((), ())
+        "ser.train.report.recipe_table.differences", lambda *_: ((), ())
     )  # these runs have no configs
     cells = two_cells(tmp_path, 8)
     for run in (run for cell in cells for run in cell.runs):
@@ -450,7 +453,7 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     assert f"{'one' if claim else 'two'}-sided, 8 speakers" in table
     assert "two-sided, 2 seeds; quoted without a deviation" in table
     # With another selection than the paper's, cells are still tested against cells.
-    monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ("select",)))
+    monkeypatch.setattr("ser.train.report.recipe_table.differences", lambda *_: ((), ("select",)))
     ours, built, higher = recipe_rows(recipe, runs)
     assert built.compared == compare_cells(*cells, "wa", claimed=claim) and higher.compared is None
 
@@ -458,7 +461,7 @@ def test_a_recipes_table_gives_signs_sides_and_corrected_p(
 def test_a_recipes_runs_are_counted_where_folds_lack_a_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ser.train.report.paper.differences", lambda *_: ((), ()))
+    monkeypatch.setattr("ser.train.report.recipe_table.differences", lambda *_: ((), ()))
     told = 'name = "ours"\nfeatures = "is13"\nfusion = "audio"\npaper = { sad = 50.0 }'
     (tmp_path / "mine.toml").write_text(f"[[cell]]\n{told}")
     runs = [
@@ -648,14 +651,14 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
         assert len(dev) == run.result.parts["dev"] == told.n_dev
         assert told.temperature == pytest.approx(fit_temperature(truth, sure), rel=1e-6)
         assert set(dev["id"].to_pylist()).isdisjoint(run.predictions()["id"].to_pylist())
-    ours = cell.to_json()
+    ours = scores_as_json(cell)
     assert (
-        cell.temperatures == ours["calibration"]["temperatures"]
+        temperatures(cell) == ours["calibration"]["temperatures"]
         and 0 <= ours["calibration"]["ece_tempered"] <= 100
     )
     assert (
-        cell.abstaining(0.0)[1] == pytest.approx(cell.with_interval("wa"))
-        and cell.abstaining(1.1)[1] is None
+        abstaining(cell, 0.0)[1] == pytest.approx(cell.with_interval("wa"))
+        and abstaining(cell, 1.1)[1] is None
     )
     assert "no guarantee across speakers" in summary_text(cell)
     hot = structs.replace(cell.results[0].calibration, temperature=19.9999)
@@ -666,13 +669,13 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
         content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
     )
     with pytest.raises(CorruptStore, match="is not the file that"):
-        CellScores([Run(runs[0].path)]).to_json()
+        scores_as_json(CellScores([Run(runs[0].path)]))
     for more in ({"select": "last"}, {"set": (*SMALL, "refit=true")}):
         [bare] = run_experiment(
             Experiment(**{**options, "folds": 1, **more}, out=tmp_path / "bare")
         )
         assert (
-            bare.dev_predictions is bare.result.calibration is CellScores([bare]).conformal is None
+            bare.dev_predictions is bare.result.calibration is conformal(CellScores([bare])) is None
         )
     [row, *_] = calibration_table(group_runs([bare])[0]).rows
     assert (
@@ -694,7 +697,7 @@ def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path
     middle = sorted(sure)[1]
     answer = predictor(turns, middle)
     assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
-    (covered, *_), right = CellScores([run]).abstaining(middle)
+    (covered, *_), right = abstaining(CellScores([run]), middle)
     assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(
         answer.notes
     )

@@ -6,8 +6,9 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,27 +29,38 @@ from ser.train.models.msmser import MsmserSettings
 from ser.train.options import Experiment
 from ser.train.records import Epoch, FeatureRecord, RunConfig, Scores, SplitCorpus
 from ser.train.report.attention import attend
-from ser.train.report.cells import Cell, group_runs, name_apart
-from ser.train.report.figures import svg_of
-from ser.train.report.predictions import agreement
-from ser.train.report.provenance import command, what_was_run
-from ser.train.report.sections import (
-    cautions,
-    claimed_better,
-    make_page,
-    papers_tests_table,
-    report_text,
-    write_html,
-)
-from ser.train.report.tables import (
-    Table,
+from ser.train.report.cell import Cell
+from ser.train.report.conditions import cautions, conditions
+from ser.train.report.csv_file import to_csv
+from ser.train.report.figures import dots, lines
+from ser.train.report.files import write_tables
+from ser.train.report.formats import (
+    COUNT,
+    DIFFERENCE,
+    P_VALUE,
+    PERCENT,
+    PERCENT_WITH_DEVIATION,
+    PERCENT_WITH_INTERVAL,
+    TEXT,
     harmless,
-    shown,
-    to_csv,
-    to_latex,
-    to_markdown,
-    write_tables,
 )
+from ser.train.report.grouping import group_runs
+from ser.train.report.labels import name_apart
+from ser.train.report.latex import to_latex
+from ser.train.report.markdown import to_markdown
+from ser.train.report.page import make_page, write_html
+from ser.train.report.paper import claimed_better
+from ser.train.report.sections.errors import agreement
+from ser.train.report.sections.significance import papers_tests_table
+from ser.train.report.sections.what_was_run import (
+    command,
+    corpora_tables,
+    features_table,
+    left_out_table,
+)
+from ser.train.report.svg import to_svg
+from ser.train.report.table import Column, Table
+from ser.train.report.terminal import report_text
 from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
 from ser.train.scores.classes import scores
@@ -94,7 +106,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are without their drawings, which take most of the time."""
-    monkeypatch.setattr("ser.train.report.sections.svg_of", lambda table: ("", ""))
+    monkeypatch.setattr("ser.train.report.blocks.to_svg", lambda draw, name: ("", ""))
 
 
 # --- the page, without a browser
@@ -167,22 +179,28 @@ def test_evil_texts_are_shown_as_they_are_and_colours_follow_the_scheme(report: 
         )
 
 
+def svg_element(draw: Callable[[Any], Any], points: Any) -> str:
+    _, inside = to_svg(lambda: draw(points), "odd")
+    return f"<svg>{inside}</svg>"
+
+
 def test_words_in_pictures_are_left_alone() -> None:
     """What looks like a number, a colour or a formula in a label is the reader's text; long ones
     are not cut.
     """
     label = 'lr 0.01234 #0072b2 $x$ <b> & id="q" xlink:href'
 
-    shape = {"kind": "dots", "xlabel": "UA %", "above": True}
-    svg = f"<svg>{svg_of(replace(TABLE, points=[('UA', label, 50)], plot=shape))[1]}</svg>"
+    above = partial(dots, xlabel="UA %", above=True)
+    svg = svg_element(above, [("UA", label, 50)])
     assert label in [element.text for element in ElementTree.fromstring(svg).iter("text")]
     long = [
         ("UA", f"lgf-add · is13+bert · {target} · epochs 12 · standardise_text True", 50)
         for target in "ab"
     ]
-    for how in (shape, {"kind": "dots", "legend": 2}, {"kind": "lines", "legend": 1}):
-        points = [(at, series, value) for series, at, value in long] if "legend" in how else long
-        wrapped = f"<svg>{svg_of(replace(TABLE, points=points, plot=how))[1]}</svg>"
+    as_series = [(place, series, value) for series, place, value in long]
+    in_legends = [(partial(dots, legend=2), as_series), (partial(lines, legend=1), as_series)]
+    for draw, points in [(above, long), *in_legends]:
+        wrapped = svg_element(draw, points)
         words = " ".join(
             element.text or "" for element in ElementTree.fromstring(wrapped).iter("text")
         )
@@ -286,12 +304,14 @@ def test_the_protocol_table_says_who_trains_and_what_is_known_before(report: Any
 def test_the_corpus_table_counts_what_any_cell_tested(report: Any) -> None:
     whole = report.cells["audio:utterance · is13"]
     part = Cell("one fold", whole.runs[:1])
-    tables = {table.name: table for table in what_was_run([part, whole])}
-    corpus, absent = tables["corpus-1"], tables["left-out"]
+    [corpus] = corpora_tables([part, whole])
+    absent = left_out_table([part, whole])
     assert not any(map(str.isdigit, absent.caption)), "an utterance may stand in several rows"
-    n = whole.predictions.id.nunique()
-    assert n > part.predictions.id.nunique() and f"{n} utterances tested" in corpus.note
-    assert sum(corpus.rows[0][f"n {name}"] for name in whole.classes) == n
+    n = whole.scores.predictions.table.id.nunique()
+    assert (
+        n > part.scores.predictions.table.id.nunique() and f"{n} utterances tested" in corpus.note
+    )
+    assert sum(corpus.rows[0][f"n {name}"] for name in whole.scores.classes) == n
 
 
 def test_the_features_table_says_what_is_wrong_with_a_damaged_feature(report: Any) -> None:
@@ -299,7 +319,8 @@ def test_the_features_table_says_what_is_wrong_with_a_damaged_feature(report: An
     content = spec.read_bytes()
     spec.write_bytes(content[:-9])
     try:
-        rows = {row["feature"]: row for row in what_was_run(group_runs(report.runs)[0])[0].rows}
+        cells, _ = group_runs(report.runs)
+        rows = {row["feature"]: row for row in features_table(cells).rows}
     finally:
         spec.write_bytes(content)
     assert (
@@ -311,7 +332,7 @@ def test_the_features_table_says_what_is_wrong_with_a_damaged_feature(report: An
 
 def test_agreement_counts_every_rater_and_ids_tell_the_style(report: Any) -> None:
     cell = report.cells["audio:utterance · is13"]
-    p = cell.predictions
+    p = cell.scores.predictions.table
     named = {
         "ang": {"Anger"},
         "hap": {"Happiness", "Excited"},
@@ -326,7 +347,8 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(report: Any) -> Non
     styles = {
         row["group"]: row["utterances"] for row in groups if row["by"] == "scripted or improvised"
     }
-    scripted = report.content.cells[0].predictions.drop_duplicates("id").id.str.contains("_script")
+    tested = report.content.cells[0].scores.predictions.table.drop_duplicates("id")
+    scripted = tested.id.str.contains("_script")
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
@@ -375,7 +397,7 @@ def test_cautions_say_what_is_known_and_what_differs(
     )
     assert cautions([one, two])[1:] == says
     assert (papers_tests_table([one, two]).rows[0]["utterances"] is None) == ("corpus" in changes)
-    assert ("(speaker-dependent)" in two.conditions) == bool(changes.get("speakers"))
+    assert ("(speaker-dependent)" in conditions(two.runs)) == bool(changes.get("speakers"))
     joined = made_up(
         "joined",
         run,
@@ -384,10 +406,9 @@ def test_cautions_say_what_is_known_and_what_differs(
             "ab", SplitCorpus(synthetic=True, classes={}, train=0, dev=0, test=0)
         ),
     )
-    joined.__dict__["predictions"] = one.predictions.assign(
-        id=run.config.corpus + "/" + one.predictions.id
-    )
-    assert papers_tests_table([one, joined]).rows[0]["utterances"] == one.n
+    table = one.scores.predictions.table
+    joined.scores.predictions.table = table.assign(id=run.config.corpus + "/" + table.id)
+    assert papers_tests_table([one, joined]).rows[0]["utterances"] == one.scores.n
     seeds = [run.config, structs.replace(run.config, seed=1)]
     one, two = (
         made_up("one", run, seeds),
@@ -526,12 +547,9 @@ def test_the_highest_of_two_alike_is_told_if_one_has_no_interval(
         settings = {**run.config.settings, "queries": 5}
         run.__dict__["config"] = structs.replace(run.config, settings=settings)
     two = Cell("mit · hubert+mpnet · queries 5", runs)
-    two.__dict__["predictions"] = two.predictions.assign(speaker="a")
-    assert (
-        (one.with_interval("ua")[0], None, None)
-        == two.with_interval("ua")
-        != one.with_interval("ua")
-    )
+    two.scores.predictions.table = two.scores.predictions.table.assign(speaker="a")
+    whole, low, high = one.scores.with_interval("ua")
+    assert two.scores.with_interval("ua") == (whole, None, None) != (whole, low, high)
     write_html(make_page([one, two], []), tmp_path / "report.html")
     assert "UA is highest with 3 query tokens" in (tmp_path / "report.html").read_text(
         encoding="utf-8"
@@ -549,7 +567,7 @@ def test_attention_is_the_models_own(report: Any, monkeypatch: pytest.MonkeyPatc
     run, (store, manifest, _), (utterance, other, *_) = (
         cell.runs[0],
         cell.origin,
-        cell.predictions.id,
+        cell.scores.predictions.table.id,
     )
     fitted, plan = load_model(run)
     layer, given = fitted.model.interaction.decoder[-1].multihead_attn, list[Any]()
@@ -581,6 +599,13 @@ def test_attention_is_the_models_own(report: Any, monkeypatch: pytest.MonkeyPatc
 TABLE = Table(
     "odd",
     "Odd & <b>100 %</b>",
+    [
+        Column("cell", TEXT),
+        Column("UA %", PERCENT_WITH_INTERVAL),
+        Column("runs %", PERCENT_WITH_DEVIATION),
+        Column("n", COUNT),
+        Column("p", P_VALUE),
+    ],
     [
         {"cell": "=1+1", "UA %": (50, 40, 60), "runs %": (50, None), "n": 1234, "p": 0.0001},
         {"cell": "a | b_c <i> $x$", "runs %": (25, 1), "p": 0.5},
@@ -616,7 +641,7 @@ def test_tables_keep_their_columns_and_hold_no_formula_and_no_markup() -> None:
     assert r"\toprule" in text and r"\bottomrule" in text and r"\caption{Odd \& " in text
     assert r"b\_c" in text and r"\$x\$" in text and r"$\pm$" in text and "±" not in text
     assert r"{}[LAUGHTER] -{}-set" in to_latex(
-        Table("b", "b", [{"words": "[LAUGHTER] --set"}])
+        Table("b", "b", [Column("words", TEXT)], [{"words": "[LAUGHTER] --set"}])
     )  # no dash
     assert not re.search(r"(?<!\\)[%&](?!.*\\\\)", text.replace(" & ", " "))
 
@@ -629,11 +654,9 @@ def test_every_table_is_written_in_every_form(report: Any, tmp_path: Path) -> No
         assert (tmp_path / form).stat().st_size > 5000
     for line in csv.reader((tmp_path / "csv").open(encoding="utf-8")):
         assert not [cell for cell in line if re.match(r"[=@]|[+-](?![\d.])", cell)]
-    assert (
-        shown(None, "UA %") == "–"
-        and shown(-1.234, "UA difference") == "−1.23"
-        and shown(12345, "n") == "12,345"
-    )
+    assert PERCENT.shown(None) == "–"
+    assert DIFFERENCE.shown(-1.234) == "−1.23"
+    assert COUNT.shown(12345) == "12,345"
 
 
 # --- in a real browser
@@ -769,7 +792,7 @@ def test_the_terminal_says_the_same(report: Any) -> None:
     text = report_text(cells, [])
     for cell in cells:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))
-        whole, *ends = cell.with_interval("ua")
+        whole, *ends = cell.scores.with_interval("ua")
         assert f"{whole:.2f}{' [' * (None not in ends)}" in line
     assert "no comparison with the paper is meant" in text and "McNemar" not in text
     paired = report_text(cells, [], paired=True)

@@ -27,7 +27,7 @@ from ser.train.data.protocols import make_folds
 from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit_standardizers
-from ser.train.report.cell_scores import CellScores
+from ser.train.report.conditions import conditions
 from ser.train.report.paper import differences
 from ser.train.run import load_model
 from ser.train.run_folder import find_runs
@@ -238,10 +238,9 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     words += ["--epochs", "3", "--out", tmp_path / "runs"]
     told = json.loads(printed(*words, "--corpus", "acted+read", "--json"))["scores"]
     runs = find_runs(tmp_path / "runs")
-    cell = CellScores(runs)
     assert (
         "corpora acted+read · z-scored by corpus, the tested one by its own unlabelled"
-        in cell.conditions
+        in conditions(runs)
     )
     truths = {}
     for run in runs:

@@ -28,9 +28,10 @@ from ser.tests.command_line import ser
 from ser.train.data.memory import DataCache
 from ser.train.experiment import Job, prepare
 from ser.train.report.cell_scores import CellScores
-from ser.train.report.cells import group_runs
-from ser.train.report.paper import recipe_rows, recipe_table
-from ser.train.report.sections import make_page, report_text
+from ser.train.report.grouping import group_runs
+from ser.train.report.page import make_page
+from ser.train.report.recipe_table import recipe_rows, recipe_table
+from ser.train.report.terminal import report_text
 from ser.train.run_folder import Run, find_runs
 from ser.train.settings import has_setting
 from ser.train.sweep.estimate import estimate_sweep

@@ -16,7 +16,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from scipy.stats import t as student
 
-from ser.commands.train import summary_text
+from ser.commands.summary import summary_text
 from ser.corpus.manifest import Manifest
 from ser.errors import Diverged, WrongUse
 from ser.tests.command_line import ser
@@ -30,11 +30,14 @@ from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
 from ser.train.models import FUSIONS
 from ser.train.records import to_json
+from ser.train.report.as_json import scores_as_json
 from ser.train.report.cell_scores import CellScores
-from ser.train.report.cells import group_runs
+from ser.train.report.conditions import conditions, left_out
+from ser.train.report.grouping import group_runs
+from ser.train.report.page import make_page
 from ser.train.report.paper import quoted_for
-from ser.train.report.predictions import votes_table
-from ser.train.report.sections import make_page
+from ser.train.report.sections.calibration import votes_table
+from ser.train.report.votes import divergences_from_votes, scores_of_raters
 from ser.train.run_folder import CONFIG, MODEL, RESULT, Run, find_runs, run_name
 from ser.train.scores.raters import rater_scores
 from ser.train.scores.ratings import concordance, dimension_scores, moments
@@ -188,7 +191,7 @@ def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -
         return float(np.mean(ccc))
 
     for name in DIMENSIONS:
-        whole, low, high = cell.with_interval(f"ccc {name}")
+        whole, low, high = cell.scores.with_interval(f"ccc {name}")
         speakers = sorted(every.speaker.unique())
         without = np.array([pooled(every[every.speaker != one], name) for one in speakers])
         half = student.ppf(0.975, len(speakers) - 1) * np.sqrt((len(speakers) - 1) * without.var())
@@ -198,16 +201,17 @@ def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -
     run = cell.runs[0]
     kept = max(run.result.history, key=lambda line: line.ccc)  # the mean CCC on dev selects
     assert run.result.epoch == kept.epoch and kept.ua is None
-    assert cell.score("ccc").pooled > 0.6, "it is learnt"
+    assert cell.scores.score("ccc").pooled > 0.6, "it is learnt"
     assert "probabilities" not in every and run.result.classes == []
 
 
 def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, runs: Path) -> None:
     alone, both = cell_of(runs, "vad"), cell_of(runs, "class+vad")
     absent = "no rating of valence, arousal, dominance"
-    assert alone.left_out == {absent: 10 // 2} and alone.n == 2 * (120 - 5)
-    assert both.left_out[absent] < 5 and "label xxx is not in 4class" in both.left_out
-    assert both.config.training["select_score"] == "ua" and both.score("ua").pooled > 0
+    assert left_out(alone.results) == {absent: 10 // 2} and alone.scores.n == 2 * (120 - 5)
+    without = left_out(both.results)
+    assert without[absent] < 5 and "label xxx is not in 4class" in without
+    assert both.config.training["select_score"] == "ua" and both.scores.score("ua").pooled > 0
     asked_for = [
         asked(store, "audio:utterance", "vad", labels=policy) for policy in ("4class", "6class")
     ]
@@ -231,13 +235,14 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     assert labels == {f"concat:utterance · {target}" for target in TARGETS}
     assert len({len(run.result.history) for run in cell_of(runs, "class+vad").runs}) > 1
     with warnings.catch_warnings(action="error"):
-        unrated_first = make_page(sorted(cells, key=lambda cell: cell.rated), [])
-    [curves] = [table for table in unrated_first.tables if table.name == "learning-ccc"]
-    rated = {cell.label for cell in cells if cell.dimensions}
-    assert {row["cell"] for row in curves.rows} == rated and curves.below.endswith(
-        "Dev, or test with best-test."
-    )
-    assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.texts)  # no percent
+        unrated_first = make_page(sorted(cells, key=lambda cell: cell.scores.rated), [])
+    [training] = [section for section in unrated_first.sections if section.anchor == "training"]
+    plots = training.blocks[0].blocks
+    [curves] = [plot for plot in plots if plot.table.name == "learning-ccc"]
+    rated = {cell.label for cell in cells if cell.scores.dimensions}
+    assert {row["cell"] for row in curves.table.rows} == rated
+    assert curves.note.endswith("Dev, or test with best-test.")
+    assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.table.texts)  # no percent
     [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
     assert row["dev mean CCC"] == max(
         line.ccc for line in cell_of(runs, "vad").runs[0].result.history
@@ -446,20 +451,19 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
     assert run.result.ua == soft.result.ua and soft.result.kl is None
     runs = run_experiment(lgf(store, "distribution", tmp_path, folds="all"))
     cell = CellScores(runs)
-    whole, low, high = cell.divergences()["js"]
+    whole, low, high = divergences_from_votes(cell)["js"]
     assert low is not None and high is not None and 0 <= low < whole < high
     assert whole == pytest.approx(
         np.average([r.result.js for r in runs], weights=[r.result.n for r in runs])
     )
-    assert (
-        cell.to_json()["raters"] == cell.raters and cell.raters is not None and cell.raters["n"] > 0
-    )
+    raters = scores_of_raters(cell)
+    assert raters is not None and scores_as_json(cell)["raters"] == raters and raters["n"] > 0
     tested = [r.result.raters.n for r in runs]
-    assert cell.raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
+    assert raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
     assert "from the raters' votes, in nats: KL" in summary_text(
         cell
     ) and "the raters' own: UA" in summary_text(cell)
-    assert "· 4class · target distribution ·" in cell.conditions
+    assert "· 4class · target distribution ·" in conditions(cell.runs)
     assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(
         group_runs(runs)[0]
     ).rows[0].keys()

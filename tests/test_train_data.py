@@ -22,9 +22,9 @@ from ser.train.data.standardizer import Standardizer
 from ser.train.data.views import with_views
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit_many import can_train_together
-from ser.train.report.cells import group_runs
-from ser.train.report.provenance import command
-from ser.train.report.sections import make_page
+from ser.train.report.grouping import group_runs
+from ser.train.report.page import make_page
+from ser.train.report.sections.what_was_run import command
 from ser.train.run import load_model
 
 LAYERS: dict[str, Any] = {

@@ -25,7 +25,7 @@ from click.testing import Result
 from msgspec import structs
 from safetensors.torch import load_file
 
-from ser.commands.train import summary_text
+from ser.commands.summary import summary_text
 from ser.disk.locks import locked
 from ser.errors import CorruptStore, Diverged, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
@@ -36,8 +36,9 @@ from ser.train.fit import Fitted
 from ser.train.models import FUSIONS
 from ser.train.records import Epoch, to_json
 from ser.train.report.cell_scores import CellScores
-from ser.train.report.cells import group_runs
-from ser.train.report.sections import report_text
+from ser.train.report.conditions import conditions
+from ser.train.report.grouping import group_runs
+from ser.train.report.terminal import report_text
 from ser.train.run import Job, load_model, write_model
 from ser.train.run_folder import (
     CONFIG,
@@ -372,7 +373,7 @@ def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) ->
     best = CellScores(run_experiment(lgf(store, tmp_path, select="best-test", folds=1)))
     assert (
         best.results[0].select == "best-test"
-        and "best-test (epoch chosen on the TEST part)" in best.conditions
+        and "best-test (epoch chosen on the TEST part)" in conditions(best.runs)
     )
 
 
@@ -401,7 +402,7 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     # is.
     moved_runs = run_experiment(moved)
     for shown in (
-        CellScores(moved_runs).conditions,
+        conditions(moved_runs),
         report_text(*group_runs(moved_runs)).replace("\n", " "),
     ):
         assert (
@@ -410,7 +411,7 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
         )
     result = structs.replace(runs[0].result, speakers=None, speaker_independent=False)
     runs[0].write_json(RESULT, result)
-    unknown = CellScores([load_run(runs[0].path)]).conditions
+    unknown = conditions([load_run(runs[0].path)])
     assert unknown.startswith(
         "folds:mine.csv · whether test speakers are heard in training is not known · "
     )

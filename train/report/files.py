@@ -1,0 +1,20 @@
+"""A report's tables in one file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ser.disk.write import write_whole
+
+from .csv_file import to_csv
+from .latex import OPENING, to_latex
+from .markdown import to_markdown
+from .table import Table
+
+FORMS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}
+
+
+def write_tables(tables: Sequence[Table], path: Path, form: str) -> None:
+    """Write all tables into one file, one after the other; `form` is one of `FORMS`."""
+    written = [FORMS[form](table) for table in tables]
+    opening = OPENING if form == "latex" else ""
+    write_whole(path, (opening + "\n".join(written)).encode())

@@ -1,0 +1,234 @@
+"""The scores of each cell and of each corpus, what searches chose, and the papers' numbers."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ser.train.scores.measures import SHOWN
+from ser.train.sweep.search import chosen_rows
+
+from ..blocks import Block, Plot, Section, side_by_side, table_blocks
+from ..by_corpus import corpora_columns, corpora_rows
+from ..cell import Cell, Cells, grouped
+from ..conditions import caution_of_unreal, caveat, conditions
+from ..figures import Points, dots
+from ..formats import (
+    COUNT,
+    PERCENT_WITH_DEVIATION,
+    PERCENT_WITH_INTERVAL,
+    TEXT,
+)
+from ..paper import Quoted, beside, beside_columns, quoted_for
+from ..searches import chosen_columns
+from ..table import Column, Row, Table, columns_of, joined
+from .notes import CHOSEN, drawn
+
+MAIN = ("ua", "wa")  # what papers give
+PLOTTED = 30  # cells in a plot of one line for each
+
+
+def results(cells: Cells) -> Section | None:
+    """The section, for cells that learn classes."""
+    if not cells:
+        return None
+    plots = [_score_plot(cells, name, metric) for name, metric in SHOWN.items()]
+    blocks: list[Block] = [
+        *table_blocks(results_table(cells)),
+        *side_by_side(*plots),
+        *table_blocks(corpora_table(cells), chosen_table(cells), papers_table(cells)),
+    ]
+    return Section("results", "Results", blocks)
+
+
+def results_table(cells: Cells) -> Table:
+    """One line per cell."""
+    all_conditions = [conditions(cell.runs) for cell in cells]
+    alike = len(set(all_conditions)) == 1
+    rows = []
+    for cell, of_cell in zip(cells, all_conditions, strict=True):
+        row = _results_row(cell)
+        if not alike:
+            row["conditions"] = of_cell
+        rows.append(row)
+
+    where = f" ({all_conditions[0]})" if alike else ""
+    return Table(
+        name="results",
+        caption=f"Scores of each cell{where}",
+        columns=[
+            Column("cell", TEXT),
+            *columns_of(PERCENT_WITH_INTERVAL, [f"{name} %" for name in SHOWN]),
+            *columns_of(PERCENT_WITH_DEVIATION, [f"{name} over seeds %" for name in SHOWN]),
+            *columns_of(PERCENT_WITH_DEVIATION, [f"{name} over folds %" for name in SHOWN]),
+            *columns_of(TEXT, ["interval over", "runs"]),
+            Column("n", COUNT),
+            Column("conditions", TEXT),
+        ],
+        rows=rows,
+        note=_results_note(cells),
+    )
+
+
+def _results_note(cells: Cells) -> str:
+    """What the columns are, and what to beware of."""
+    sentences = [
+        "UA: mean recall of the classes; WA: share that is right; macro-F1: mean F1 of the "
+        "classes; all pooled over the folds of a seed, then the mean over the seeds, with the "
+        "95 % interval (jackknife, Student’s t). ±: standard deviation, over seeds of the pooled "
+        "score, over folds of each fold’s mean over the seeds. Runs: folds × seeds; n: "
+        "predictions, one of each utterance and seed."
+    ]
+    if len(cells) > 1:
+        sentences.append(CHOSEN)
+    sentences.append(caution_of_unreal(cells))
+    if any(cell.scores.predictions.over == "utterances" for cell in cells):
+        sentences.append(
+            "Too narrow: neither speakers nor dialogues are known, and utterances of a speaker are "
+            "alike."
+        )
+    return joined(*sentences)
+
+
+def _results_row(cell: Cell) -> Row:
+    scores = {name: cell.scores.score(metric) for name, metric in SHOWN.items()}
+    row: Row = {"cell": cell.label}
+    for name, metric in SHOWN.items():
+        row[f"{name} %"] = cell.scores.with_interval(metric)
+    for name, score in scores.items():
+        row[f"{name} over seeds %"] = score.over_seeds
+    for name, score in scores.items():
+        row[f"{name} over folds %"] = score.over_folds
+
+    folds_and_seeds = f"{len(cell.folds)} × {len(cell.seeds)}"
+    row["interval over"] = cell.scores.interval_over
+    row["runs"] = folds_and_seeds if cell.whole else f"{len(cell.runs)} in {folds_and_seeds}"
+    row["n"] = cell.scores.n
+    return row
+
+
+def _score_plot(cells: Cells, name: str, metric: str) -> Plot:
+    """One score of each cell, with its interval."""
+    heading = f"{name} %"
+    rows: list[Row] = []
+    points: Points = []
+    for cell in cells[:PLOTTED]:
+        score = cell.scores.with_interval(metric)
+        rows.append({"cell": cell.label, heading: score})
+        points.append((name, cell.label, score))
+
+    # Of guesses UA is 1 / K; WA and F1 depend on the classes' sizes.
+    chance = 100 / len(cells[0].scores.classes) if metric == "ua" else np.nan
+    return Plot(
+        table=Table(
+            name=f"{metric.replace('_', '-')}-plot",
+            caption=f"{name} of each cell",
+            columns=[Column("cell", TEXT), Column(heading, PERCENT_WITH_INTERVAL)],
+            rows=rows,
+        ),
+        title=f"{name} with its 95 % interval",
+        draw=partial(dots, points, xlabel=heading, above=True, baseline=chance),
+        note=joined(
+            f"Dashed: chance, {chance:.0f} %." if metric == "ua" else "", drawn(cells, PLOTTED)
+        ),
+    )
+
+
+def corpora_table(cells: Cells) -> Table:
+    """The scores of each corpus, and which corpora the model was trained on, for the cells of
+    several corpora.
+    """
+    rows: list[Row] = []
+    for cell in cells:
+        for row in corpora_rows(cell.scores):
+            rows.append({"cell": cell.label, **row})
+    return Table(
+        name="corpora",
+        caption="Scores of each corpus, and who trained",
+        columns=[Column("cell", TEXT), *corpora_columns()],
+        rows=rows,
+        note=(
+            "With 95 % intervals; the mean over corpora is the plain mean of these lines, the "
+            "cell’s own score is pooled over all utterances. Trained on: the fewest and the most "
+            "utterances in these folds."
+        ),
+    )
+
+
+def chosen_table(cells: Cells) -> Table:
+    """What each fold and seed of the searches chose; no row without a search."""
+    rows: list[Row] = []
+    searched: list[str] = []
+    for cell in cells:
+        if cell.search is not None:
+            searched += cell.search.over
+            tried = len(cell.search.candidates)
+            rows += chosen_rows(cell.label, tried, cell.search.over, cell.runs)
+    return Table(
+        name="chosen",
+        caption="What each fold chose on its dev part",
+        columns=chosen_columns(searched),
+        rows=rows,
+        note=(
+            "Tried: candidates, all trained; the one with the best dev score counts, and no other "
+            "is tested here."
+        ),
+    )
+
+
+def papers_table(cells: Cells) -> Table:
+    """Ours beside the papers' numbers, as far as they have any; without a difference where none is
+    meant.
+    """
+    rows: list[Row] = []
+    for cell in cells:
+        rows += _papers_rows(cell)
+
+    all_unreal = all(caveat(cell.results) for cell in cells)
+    any_unreal = any(caveat(cell.results) for cell in cells)
+    note = (
+        "Ours: pooled over the folds, mean ± standard deviation over the seeds, as Perspective "
+        "reports; over folds: mean ± standard deviation of the folds’ means over the seeds."
+    )
+    meant = (
+        "Differences: ours − paper in points, with the 95 % interval over the seeds; a number "
+        "quoted without a deviation is taken for exact."
+    )
+    not_meant = (
+        "A synthetic corpus or random weights: no comparison with the paper is meant, so no "
+        "difference is given."
+    )
+    return Table(
+        name="papers",
+        caption="Beside the papers’ numbers",
+        columns=[
+            Column("cell", TEXT),
+            Column("in the papers", TEXT),
+            *beside_columns(MAIN),
+            Column("differs in", TEXT),
+        ],
+        rows=rows,
+        note=joined(note, "" if all_unreal else meant, not_meant if any_unreal else ""),
+    )
+
+
+def _papers_rows(cell: Cell) -> list[Row]:
+    """A line for each of the papers' numbers; places that give the same share one."""
+    ours = {metric: cell.scores.score(metric) for metric in MAIN}
+    meant = caveat(cell.results) is None
+
+    def what_it_gives(quoted: Quoted) -> tuple[Any, ...]:
+        return quoted.of(MAIN), quoted.seeds, quoted.differs
+
+    rows = []
+    quoted_cells = [quoted for quoted in quoted_for(cell) if quoted.of(MAIN)]
+    for (numbers, seeds, differs), same in grouped(quoted_cells, what_it_gives).items():
+        papers = []
+        for paper, places in grouped(same, lambda quoted: quoted.paper).items():
+            papers.append(f"{paper}, {'; '.join(quoted.place for quoted in places)}")
+
+        row: Row = {"cell": cell.label, "in the papers": "; ".join(papers)}
+        row |= beside(MAIN, dict(numbers), ours, seeds, alike=not differs, meant=meant)
+        row["differs in"] = ", ".join(differs) or None
+        rows.append(row)
+    return rows

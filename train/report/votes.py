@@ -1,0 +1,39 @@
+"""The raters of what a cell tested: their own scores, and how far the models are from them."""
+
+from typing import Any
+
+import numpy as np
+
+from ser.train.scores.intervals import Ends, average
+from ser.train.scores.raters import divergences, rater_scores
+
+from .cell_scores import CellScores
+
+
+def scores_of_raters(scores: CellScores) -> dict[str, Any] | None:
+    """The raters' own scores of what is tested, by this label policy; None without votes."""
+    by_fold = {}
+    for result in scores.results:
+        by_fold[result.fold] = result.raters  # the same for all seeds
+    known = [raters for raters in by_fold.values() if raters]
+    if not known:
+        return None
+
+    matrices: list[Any] = [raters.confusion for raters in known]
+    left_out = sum(raters.left_out for raters in known)
+    return rater_scores(np.sum(matrices, 0), left_out)
+
+
+def divergences_from_votes(scores: CellScores) -> dict[str, Ends]:
+    """KL and JS of the raters' shares and the probabilities, the mean over all predictions; only if
+    the shares are learnt.
+    """
+    if any(result.kl is None for result in scores.results):
+        return {}
+    predictions = scores.predictions
+    shares = np.stack(predictions.table.votes)
+    by_prediction = divergences(shares, predictions.probabilities["both"])
+    return {
+        name: average(values, predictions.group, (0.0, np.inf))
+        for name, values in by_prediction.items()
+    }
