@@ -88,7 +88,8 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
     say(
         f"{job.name}: {missing} of {rows} utterances transcribed now, "
         f"{transcription.empty} have no word; "
-        f"word error rate {rate} over {transcription.words} words of {transcription.utterances} transcripts, "
+        f"word error rate {rate} over {transcription.words} words of "
+        f"{transcription.utterances} transcripts, "
         "without case and punctuation",
         as_json,
     )
