@@ -106,7 +106,7 @@ def _read_emobox(path: Path) -> list[ListedFold]:
 
     folds = []
     for folder in sorted(path.glob("fold_*"), key=_number):
-        ids = {}
+        ids: dict[str, set[str]] = {}
         for part, word in words.items():
             ids[part] = set()
             for file in sorted(folder.glob(f"*{word}*.jsonl")):
