@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def cut_share(
     return dev, f"{1 / round(1 / share):.2g} in {' or '.join(kinds)}"
 
 
-def _units(utterances: Utterances, rows: np.ndarray) -> tuple[Sequence[object], str]:
+def _units(utterances: Utterances, rows: np.ndarray) -> tuple[Sequence[Any], str]:
     """The unit of each row of one corpus, which is cut as a whole, and what it is.
 
     Whole dialogues; whole speakers where no dialogue joins two utterances of that corpus; single
@@ -89,7 +90,7 @@ def _units(utterances: Utterances, rows: np.ndarray) -> tuple[Sequence[object], 
     return speakers, "whole speakers"
 
 
-def _first_of_k(units: Sequence[object], labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def _first_of_k(units: Sequence[Any], labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Whether each utterance is in the first of k = 1 / share parts, bool [n].
 
     The parts hold whole units, one at least, and of each class about as much. They are those of

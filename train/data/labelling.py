@@ -140,7 +140,11 @@ def _check_recordings(
     """Raise `LeakageError` if a recording, by its sha256, stands in two of the corpora."""
     pairs = set(zip(recordings, corpora, strict=True))
     homes = Counter(recording for recording, _ in pairs if recording)
-    shared = [id_ for id_, recording in zip(ids, recordings, strict=True) if homes[recording] > 1]
+    shared = [
+        id_
+        for id_, recording in zip(ids, recordings, strict=True)
+        if recording and homes[recording] > 1
+    ]
     if shared:
         raise LeakageError(
             f"{len(shared)} utterances of {corpus} are the same recording in two of these corpora, "
