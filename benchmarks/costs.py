@@ -297,7 +297,7 @@ def timed(commands: list[list[str]]) -> tuple[float, float]:
 MEASURE = """
 import json, re, sys, time
 from pathlib import Path
-from ser.train.experiment import estimate
+from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, prepare
 def peak():  # getrusage's begins with that of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -1,15 +1,21 @@
 """`ser runs`: what lies under runs/, filtered, compared and cleared."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import FILE, json_option
 from .output import answer, plural, table
 
-HEADINGS = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1", "ccc": "mean CCC"}
+if TYPE_CHECKING:
+    from ser.train.run_folder import Run
+
+SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1", "ccc": "mean CCC"}
+OPTIONS = ("features", "fusion", "labels", "protocol", "fold", "seed")
+
 where_option = click.option(
     "--where",
     multiple=True,
@@ -47,48 +53,37 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
     """
     from ser.train.runs import facts, select
 
-    listed = sorted(map(facts, select(folders, where)), key=lambda run: (run["date"], run["run"]))
+    listed = [facts(run) for run in select(folders, where)]
+    listed.sort(key=lambda run: (run["date"], run["run"]))
     if as_json:
         answer(listed)
         return
-    columns = [
-        "run",
-        "features",
-        "fusion",
-        "labels",
-        "protocol",
-        "fold",
-        "seed",
-        *HEADINGS,
-        "date",
-        "MB",
-    ]
-    answer(_table([{**run, "MB": f"{run['bytes'] / 1e6:.1f}"} for run in listed], columns))
-    size, unfinished = (
-        sum(run["bytes"] for run in listed),
-        sum(not run["finished"] for run in listed),
-    )
-    stores = (
-        " and ".join(dict.fromkeys(run["store"] for run in listed if run["store"]))
-        or "no known store"
-    )
-    count = (
-        f"{plural(len(listed), 'run')} on {stores}, {unfinished} unfinished, {size / 1e6:.1f} MB"
-    )
-    answer(f"{count}; `ser report` makes tables of them")
+
+    for run in listed:
+        run["MB"] = f"{run['bytes'] / 1e6:.1f}"
+    answer(_table(listed, ["run", *OPTIONS, *SCORES, "date", "MB"]))
+    answer(_summary(listed))
 
 
-def _table(runs: list[dict[str, Any]], columns: list[str]) -> str:
-    """Runs by their facts, one a line."""
-    rows = [[run[name] for name in columns] for run in runs]
-    digits = [".3f" if name == "ccc" else ".2f" for name in columns]
-    texts = [i for i, name in enumerate(columns) if name not in HEADINGS]
-    return table(
-        rows,
-        [HEADINGS.get(name, name) for name in columns],
-        floatfmt=digits,
-        disable_numparse=texts,
+def _summary(listed: Sequence[Mapping[str, Any]]) -> str:
+    """How many runs, on which stores, and how large they are."""
+    stores = dict.fromkeys(run["store"] for run in listed if run["store"])
+    on_stores = " and ".join(stores) or "no known store"
+    unfinished = sum(not run["finished"] for run in listed)
+    size = sum(run["bytes"] for run in listed)
+    return (
+        f"{plural(len(listed), 'run')} on {on_stores}, {unfinished} unfinished, "
+        f"{size / 1e6:.1f} MB; `ser report` makes tables of them"
     )
+
+
+def _table(listed: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Runs by their facts, one a line; only the columns of scores are numbers."""
+    headings = [SCORES.get(name, name) for name in columns]
+    rows = [[run[name] for name in columns] for run in listed]
+    formats = [".3f" if name == "ccc" else ".2f" for name in columns]
+    texts = [number for number, name in enumerate(columns) if name not in SCORES]
+    return table(rows, headings, floatfmt=formats, disable_numparse=texts)
 
 
 @runs.command()
@@ -104,20 +99,30 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
     from ser.train.runs import differences, facts, select
 
     selected = select(folders, where)
-    differs = differences(selected)
-    compared = [{"": number, **facts(run)} for number, run in enumerate(selected, 1)]
+    compared = [facts(run) for run in selected]
+    different = differences(selected)
     if as_json:
-        scores = {name: [run[name] for run in compared] for name in ("run", *HEADINGS)}
-        answer({"runs": scores.pop("run"), "differences": differs, **scores})
+        scores = {name: [run[name] for run in compared] for name in SCORES}
+        names = [run["run"] for run in compared]
+        answer({"runs": names, "differences": different, **scores})
         return
-    answer(_table(compared, ["", "run", *HEADINGS]))
-    lines = []
-    for key, values in differs.items():
-        numbers: dict[str, list[str]] = {}  # of the runs, by value
-        for number, value in enumerate(values, 1):
-            numbers.setdefault(str(value), []).append(str(number))
-        lines.append([key, ", ".join(f"{value} ({' '.join(of)})" for value, of in numbers.items())])
-    answer(table(lines, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60]))
+
+    for number, run in enumerate(compared, 1):
+        run[""] = number
+    answer(_table(compared, ["", "run", *SCORES]))
+
+    rows = []
+    for key, values in different.items():
+        rows.append([key, _values_with_runs(values)])
+    answer(table(rows, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60]))
+
+
+def _values_with_runs(values: Sequence[Any]) -> str:
+    """Each value with the numbers of the runs that have it: "0.001 (1 3), 0.01 (2)"."""
+    numbers: dict[str, list[str]] = {}
+    for number, value in enumerate(values, 1):
+        numbers.setdefault(str(value), []).append(str(number))
+    return ", ".join(f"{value} ({' '.join(having)})" for value, having in numbers.items())
 
 
 @runs.command()
@@ -133,10 +138,15 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
       ser runs remove runs/3f2a91c07b5e8d64
       ser runs remove runs --where fusion=mit --where lr=1e-4 --dry-run
     """
-    from ser.train.runs import check, select
+    from ser.train.remove_runs import removable
+    from ser.train.runs import select
 
-    named = [run.path for run in select(folders, where)] if where else folders
-    _remove(list(dict.fromkeys(check(folder) for folder in named)), dry_run)
+    named = folders
+    if where:
+        named = tuple(run.path for run in select(folders, where))
+    # All are checked before the first is removed.
+    distinct = dict.fromkeys(removable(folder) for folder in named)
+    _remove(list(distinct), dry_run)
 
 
 @runs.command()
@@ -155,18 +165,25 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
 
     Example: ser runs prune --days 7 --dry-run
     """
-    from ser.train.runs import select, unfinished
+    from ser.train.remove_runs import abandoned
+    from ser.train.runs import select
 
-    _remove(list(unfinished(select(folders), days)), dry_run)
+    _remove(abandoned(select(folders), days), dry_run)
 
 
-def _remove(runs: list[Any], dry_run: bool) -> None:
+def _remove(selected: "Sequence[Run]", dry_run: bool) -> None:
     from ser.disk.folders import extent
-    from ser.train.runs import remove as remove_run
+    from ser.train.remove_runs import remove as remove_run
 
-    for run in runs:
-        name = os.path.relpath(run.path)  # it may be the working folder
-        freed = extent(run.path)[0] if dry_run else remove_run(run)
-        answer(f"{'would remove' if dry_run else 'removed'} {name} ({freed / 1e6:.1f} MB)")
-    if not runs:
+    for run in selected:
+        # Before it is removed: it may be the working folder.
+        name = os.path.relpath(run.path)
+        if dry_run:
+            size, _ = extent(run.path)
+            answer(f"would remove {name} ({size / 1e6:.1f} MB)")
+        else:
+            size = remove_run(run)
+            answer(f"removed {name} ({size / 1e6:.1f} MB)")
+
+    if not selected:
         answer("nothing to remove")

@@ -1,7 +1,8 @@
 """`ser sweep`: a paper's table, or one's own set of cells, each run trained once."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,11 @@ from ser.train.options import Experiment
 from .cache import pulled
 from .options import COUNT, config_options, json_option
 from .output import answer, duration, next_step, plural, progress, safe, say
+
+if TYPE_CHECKING:
+    from ser.train.estimate import Estimate
+    from ser.train.sweep.recipe import Recipe
+    from ser.train.sweep.tasks import Sweep
 
 # Those of every cell; the recipe has the rest.
 OPTIONS = [name for name in options_of(Experiment) if name not in ("features", "fusion")]
@@ -32,7 +38,8 @@ OPTIONS = [name for name in options_of(Experiment) if name not in ("features", "
     metavar="NAME",
     help="Only this cell, as --list names it. Repeatable.",
 )
-@config_options(Experiment, *OPTIONS, defaults=False)  # they are the recipe's
+# Their defaults are the recipe's.
+@config_options(Experiment, *OPTIONS, defaults=False)
 @click.option("--dry-run", is_flag=True, help="Print parameters, runs and an estimate, and stop.")
 @json_option
 @click.option("--resume", is_flag=True, help="As a sweep does anyhow: go on with unfinished runs.")
@@ -71,102 +78,156 @@ def sweep(
       ser sweep mine.toml --shard 3/16
     """
     if list_:
-        from ser.train.sweep.recipe import list_recipes
-
-        recipes = list_recipes()
-        if as_json:
-            answer(recipes)
-            return
-        for name, facts in recipes.items():
-            answer(f"{name}: {facts['title']} ({plural(facts['cells'], 'cell')})")
-            for cell, paper in facts["paper"].items():
-                scores = ", ".join(f"{metric} {value}" for metric, value in paper.items())
-                answer(f"    {cell}: {scores}".rstrip(": "))
+        _print_recipes(as_json)
         return
     if recipe is None:
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
-    features, workers, scheduler = (options[name] for name in ("features", "workers", "scheduler"))
-    from ser import engines
-    from ser.engines.fork_server import start_fork_server
-    from ser.engines.scheduler import check_scheduler
 
+    from ser import engines
+    from ser.engines.cluster import check_scheduler
+    from ser.engines.processes import start_fork_server
+
+    workers = options["workers"]
+    scheduler = options["scheduler"]
     at_once = workers or engines.cores()
     if scheduler is not None:
         check_scheduler(scheduler, options["insecure"], workers)
     elif at_once > 1 and not dry_run:
-        start_fork_server("ser.train.sweep.run")  # it imports torch while this process does
-    from ser.train.sweep.estimate import estimate_sweep
-    from ser.train.sweep.other_features import on_features
-    from ser.train.sweep.recipe import read_recipe
+        # It imports torch while this process does.
+        start_fork_server("ser.train.sweep.run")
+
     from ser.train.sweep.run import run_sweep
     from ser.train.sweep.tasks import plan_sweep
 
-    chosen = {name: options[name] for name in OPTIONS if options[name] not in (None, (), False)}
-    table = read_recipe(recipe, options["named"], **chosen)
-    experiments = [cell.experiment for cell in table.cells]
-    if features and any("://" in str(one.store) for one in experiments):
-        raise click.UsageError(
-            "--features takes a store on this machine; bring it there by `ser cache pull`"
-        )
-    local = zip(table.cells, pulled(experiments), strict=True)
-    table = replace(table, cells=tuple(replace(cell, experiment=one) for cell, one in local))
-    table = on_features(table, features) if features else table
-    planned = plan_sweep(table, options["shard"], elsewhere=scheduler is not None)
-    tasks = planned.open_tasks
-    finished = len(planned.tasks) - len(tasks)
-    say(
-        f"{planned.recipe.title}: {plural(len(planned.tasks), 'run')}, {finished} finished already",
-        err=True,
+    planned = plan_sweep(
+        _read_recipe(recipe, options), options["shard"], elsewhere=scheduler is not None
     )
+    runs = plural(len(planned.tasks), "run")
+    finished = len(planned.tasks) - len(planned.open_tasks)
+    say(f"{planned.recipe.title}: {runs}, {finished} finished already", err=True)
+
+    # The speed of a cluster's machines cannot be measured here.
+    seconds = None
+    estimates: dict[str, Estimate] = {}
+    how = f"at {scheduler}"
     if scheduler is None:
+        from ser.train.sweep.estimate import estimate_sweep
+
         workers = workers or planned.workers(at_once)
-        seconds, cells = estimate_sweep(planned, workers)
-        most = "at most " if any(cell.at_most for cell in cells.values()) else ""
-        how = f"with {plural(workers, 'worker')}, {most}about {duration(seconds)}"
-        if planned.precisions:
-            how += f", in {' and '.join(planned.precisions)} on the GPU"
-    else:  # the speed of other machines cannot be measured here
-        seconds, cells, how = None, {}, f"at {scheduler}"
-    if tasks:
-        say(f"{plural(len(tasks), 'run')} to train {how}", err=not dry_run or as_json)
+        seconds, estimates = estimate_sweep(planned, workers)
+        how = _estimate_in_words(planned, workers, seconds, estimates)
+    if planned.open_tasks:
+        open_runs = plural(len(planned.open_tasks), "run")
+        say(f"{open_runs} to train {how}", err=not dry_run or as_json)
+
     if dry_run and as_json:
-        size = 4 * sum(cells[task.cell].parameters for task in tasks if task.cell in cells)
         answer(
             {
-                "runs": len(tasks),
+                "runs": len(planned.open_tasks),
                 "finished": finished,
                 "workers": workers,
                 "seconds": seconds,
-                "bytes": size,
+                "bytes": _bytes_of_weights(planned, estimates),
             }
         )
-    elif dry_run:
-        for name, cell in cells.items():
-            timed = (
-                "" if cell.timed else " (not timed: from another cell's time by rows × parameters)"
-            )
-            each = duration(cell.seconds / cell.runs)
-            answer(f"  {name}: {cell.parameters:,} parameters, about {each} a run{timed}")
-    if dry_run:
         return
+    if dry_run:
+        _print_estimates(estimates)
+        return
+
     faults = 0
-    with progress(len(tasks), planned.recipe.name, "run") as bar:
-        for task, fault in run_sweep(
-            planned, workers or 1, scheduler, insecure=options["insecure"]
-        ):
+    with progress(len(planned.open_tasks), planned.recipe.name, "run") as bar:
+        for task, fault in run_sweep(planned, workers or 1, scheduler, options["insecure"]):
             bar.update()
             if fault:
                 faults += 1
                 bar.write(safe(f"{task.cell}: {fault}"), file=bar.fp)
+
+    _print_results(planned, as_json)
+    ctx.exit(1 if faults else 0)
+
+
+def _print_recipes(as_json: bool) -> None:
+    """The recipes that come with ser, their cells and the papers' numbers."""
+    from ser.train.sweep.recipe import list_recipes
+
+    recipes = list_recipes()
+    if as_json:
+        answer(recipes)
+        return
+
+    for name, recipe in recipes.items():
+        answer(f"{name}: {recipe['title']} ({plural(recipe['cells'], 'cell')})")
+        for cell, paper in recipe["paper"].items():
+            scores = ", ".join(f"{metric} {value}" for metric, value in paper.items())
+            answer(f"    {cell}: {scores}" if scores else f"    {cell}")
+
+
+def _read_recipe(name: str, options: Mapping[str, Any]) -> "Recipe":
+    """The recipe with what the command line says, its stores at URLs pulled onto this machine."""
+    from ser.train.sweep.other_features import on_features
+    from ser.train.sweep.recipe import read_recipe
+
+    chosen = {}
+    for option in OPTIONS:
+        value = options[option]
+        # Not given, see `config_options`.
+        if value not in (None, (), False):
+            chosen[option] = value
+    recipe = read_recipe(name, options["named"], **chosen)
+
+    features = options["features"]
+    experiments = [cell.experiment for cell in recipe.cells]
+    if features and any("://" in str(experiment.store) for experiment in experiments):
+        raise click.UsageError(
+            "--features takes a store on this machine; bring it there by `ser cache pull`"
+        )
+
+    cells = []
+    for cell, experiment in zip(recipe.cells, pulled(experiments), strict=True):
+        cells.append(replace(cell, experiment=experiment))
+    recipe = replace(recipe, cells=tuple(cells))
+    return on_features(recipe, features) if features else recipe
+
+
+def _estimate_in_words(
+    planned: "Sweep", workers: int, seconds: float, estimates: Mapping[str, "Estimate"]
+) -> str:
+    most = "at most " if any(cell.at_most for cell in estimates.values()) else ""
+    words = f"with {plural(workers, 'worker')}, {most}about {duration(seconds)}"
+    if planned.precisions:
+        words += f", in {' and '.join(planned.precisions)} on the GPU"
+    return words
+
+
+def _bytes_of_weights(planned: "Sweep", estimates: Mapping[str, "Estimate"]) -> int:
+    """What the models of the open tasks take on disk: four bytes a parameter."""
+    parameters = 0
+    for task in planned.open_tasks:
+        if task.cell in estimates:
+            parameters += estimates[task.cell].parameters
+    return 4 * parameters
+
+
+def _print_estimates(estimates: Mapping[str, "Estimate"]) -> None:
+    for name, cell in estimates.items():
+        line = f"  {name}: {cell.parameters:,} parameters, "
+        line += f"about {duration(cell.seconds / cell.runs)} a run"
+        if not cell.timed:
+            line += " (not timed: from another cell's time by rows × parameters)"
+        answer(line)
+
+
+def _print_results(planned: "Sweep", as_json: bool) -> None:
+    """The recipe's table."""
     from ser.train.report.recipe_table import recipe_rows, recipe_table
 
     if as_json:
         rows = [asdict(row) for row in recipe_rows(planned.recipe, planned.runs)]
         answer({"recipe": planned.recipe.name, "rows": rows})
-    else:
-        answer(recipe_table(planned.recipe, planned.runs))
-        if planned.tasks:
-            next_step(
-                "report", planned.tasks[0].experiment.out, "--html", "report.html", "--paired"
-            )
-    ctx.exit(1 if faults else 0)
+        return
+
+    answer(recipe_table(planned.recipe, planned.runs))
+    if planned.tasks:
+        out = planned.tasks[0].experiment.out
+        next_step("report", out, "--html", "report.html", "--paired")

@@ -1,6 +1,6 @@
 """`ser train`: stage 2, from the store to results."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,13 +10,18 @@ from ser.train.options import Experiment
 
 from .cache import pulled
 from .options import config_options, json_option
-from .output import answer, duration, next_step, plural, progress, safe, say, table
+from .output import answer, duration, next_step, plural, progress, safe, say
 
 if TYPE_CHECKING:
+    from ser.train.estimate import Estimate
     from ser.train.records import Epoch
     from ser.train.run import Job
+    from ser.train.run_folder import Run
 
-UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
+# What `--resume` by itself goes on with.
+UNFINISHED = "unfinished"
+# What may stand beside `--resume RUN`: all else is as that run was asked for.
+BESIDE_RESUME = ("resume", "dry_run", "as_json")
 
 
 @click.command()
@@ -28,7 +33,8 @@ UNFINISHED = "unfinished"  # what `--resume` by itself goes on with
     is_flag=False,
     flag_value=UNFINISHED,
     metavar="[RUN]",
-    help="Go on with unfinished runs from their last state; with a run's folder, with that run as it was asked for.",
+    help="Go on with unfinished runs from their last state; with a run's folder, with that run as "
+    "it was asked for.",
 )
 @click.option(
     "--settings",
@@ -49,80 +55,140 @@ def train(
     \b
     Examples:
       ser train --features hubert+mpnet --fusion mit
-      ser train --features is13+bert --fusion lgf-add --loss perspective --protocol train1234-test5 --seeds 20
+      ser train --features is13+bert --fusion lgf-add --loss perspective \
+--protocol train1234-test5 --seeds 20
       ser train --fusion mit --settings
       ser train --resume runs/3f2a91c07b5e8d64
     """
-    one_run = None if resume == UNFINISHED else resume
     if settings and options["fusion"] is not None:
-        own = {name: value for name, value in (ctx.default_map or {}).items() if value}
-        _print_settings(options["fusion"], as_json, own, str(ctx.obj))
-        return
-    for name, example in (("fusion", "mit"), ("features", "hubert+mpnet")):
-        if options[name] is None and one_run is None:
-            raise click.UsageError(f"--{name} is missing, such as --{name} {example}")
-    from ser.train.experiment import count_flops, estimate, iterate, prepare, product_rates, resumed
+        from .settings import print_settings
 
-    if one_run is not None:
-        for option in ctx.command.params:
-            given = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-            if given and option.name not in ("resume", "dry_run", "as_json"):
-                raise click.UsageError(
-                    f"--resume RUN goes on as that run was asked for; leave out {option.opts[0]}"
-                )
-        experiment, jobs = resumed(one_run)
+        defaults = {name: value for name, value in (ctx.default_map or {}).items() if value}
+        print_settings(options["fusion"], as_json, defaults, file=str(ctx.obj))
+        return
+
+    if resume is None or resume == UNFINISHED:
+        experiment, jobs = _prepare(options, resume=resume is not None)
     else:
-        experiment = Experiment(**options, resume=resume is not None)
-        if "://" in options["store"]:
-            [experiment] = pulled([experiment])
-        jobs = prepare(experiment)
+        experiment, jobs = _prepare_one_run(ctx, resume)
+
+    from ser.train.estimate import estimate
+    from ser.train.experiment import run_jobs
+
     ahead = estimate(jobs)
+    summary = _estimate_in_words(experiment, jobs[0], ahead)
+    if dry_run:
+        _print_dry_run(jobs, ahead, summary, as_json)
+        return
+
+    say(summary, err=True)
+    with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
+        runs = list(run_jobs(experiment, jobs, EpochsOnBar(bar, jobs, ahead.epochs)))
+    _print_scores(runs, as_json)
+    if not as_json:
+        next_step("report", experiment.out, "--html", "report.html")
+
+
+def _prepare(options: dict[str, Any], resume: bool) -> tuple[Experiment, list["Job"]]:
+    """The experiment that the options name, and its jobs."""
+    for name, example in (("fusion", "mit"), ("features", "hubert+mpnet")):
+        if options[name] is None:
+            raise click.UsageError(f"--{name} is missing, such as --{name} {example}")
+
+    from ser.train.experiment import prepare
+
+    experiment = Experiment(**options, resume=resume)
+    if "://" in options["store"]:
+        [experiment] = pulled([experiment])
+    return experiment, prepare(experiment)
+
+
+def _prepare_one_run(ctx: click.Context, folder: str) -> tuple[Experiment, list["Job"]]:
+    """The experiment of a run's folder, to go on with, and that run's job."""
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if source is ParameterSource.COMMANDLINE and option.name not in BESIDE_RESUME:
+            raise click.UsageError(
+                f"--resume RUN goes on as that run was asked for; leave out {option.opts[0]}"
+            )
+
+    from ser.train.experiment import prepare_resumed
+
+    return prepare_resumed(folder)
+
+
+def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") -> str:
     most = "at most " if ahead.at_most else ""
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, {plural(ahead.runs, 'run')} × {most}{plural(ahead.epochs, 'epoch')}, "
+        f"{ahead.utterances:,} utterances, "
+        f"{plural(ahead.runs, 'run')} × {most}{plural(ahead.epochs, 'epoch')}, "
         f"{plural(ahead.updates, 'update')}, {most}about {duration(ahead.seconds)}"
     )
-    config = jobs[0].plan
+
+    config = job.plan
     if config.device.startswith("cuda"):
         words += f", in {config.precision} on {config.device}"
         if config.precision != "bf16":
             words += "; --precision bf16 is faster, as float32 does without the tensor cores"
+
     if ahead.streamed:
-        words += (
-            f"; {' and '.join(ahead.streamed)} read from the store as needed, the rest in memory"
-        )
-    if dry_run:
-        flops, rates = count_flops(jobs, ahead.epochs), product_rates(config)
-        words += f"; {flops:.3g} FLOP in matrix products"
-        each = [
-            f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {name}"
-            for name, rate in rates.items()
-        ]
-        if each:
-            words += f", which alone take this GPU {' or '.join(each)}"
-        answer({**vars(ahead), "flops": flops, "flops_per_second": rates} if as_json else words)
+        streamed = " and ".join(ahead.streamed)
+        words += f"; {streamed} read from the store as needed, the rest in memory"
+    return words
+
+
+def _print_dry_run(jobs: Sequence["Job"], ahead: "Estimate", summary: str, as_json: bool) -> None:
+    """The estimate, and how much arithmetic it is."""
+    from ser.train.flops import count_flops, product_rates
+
+    flops = count_flops(jobs, ahead.epochs)
+    rates = product_rates(jobs[0].plan)
+    if as_json:
+        answer({**vars(ahead), "flops": flops, "flops_per_second": rates})
         return
-    say(words, err=True)
-    epochs = dict.fromkeys([job.name for job in jobs], 0)  # that each run has finished
-    with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
 
-        def show(job: "Job", epoch: "Epoch | None") -> None:
-            if (
-                epoch is None
-            ):  # the run is finished, perhaps by an earlier command that reported its epochs
-                epochs[job.name] = ahead.epochs
-            else:
-                epochs[job.name] += 1
-                scores = {"wa": epoch.wa, "ua": epoch.ua, "f1": epoch.macro_f1, "ccc": epoch.ccc}
-                dev = "".join(
-                    f" {name} {value:.3f}" for name, value in scores.items() if value is not None
-                )
-                place = f"run {list(epochs).index(job.name) + 1}/{ahead.runs} fold {job.fold.name}"
-                bar.set_postfix_str(safe(f"{place} loss {epoch.loss:.3f}{dev}"), refresh=False)
-            bar.update(sum(epochs.values()) - bar.n)
+    times = []
+    for precision, rate in rates.items():
+        times.append(f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {precision}")
+    words = f"{summary}; {flops:.3g} FLOP in matrix products"
+    if times:
+        words += f", which alone take this GPU {' or '.join(times)}"
+    answer(words)
 
-        runs = list(iterate(experiment, jobs, show))
+
+class EpochsOnBar:
+    """Shows on a progress bar which epochs of which runs are done, with the last one's scores.
+
+    Called after each epoch of a job, and with None when its run is finished: perhaps by an earlier
+    command, which reported its epochs.
+    """
+
+    def __init__(self, bar: Any, jobs: Sequence["Job"], epochs_per_run: int) -> None:
+        self.bar = bar
+        self.epochs_per_run = epochs_per_run
+        self.done = {job.name: 0 for job in jobs}
+
+    def __call__(self, job: "Job", epoch: "Epoch | None") -> None:
+        if epoch is None:
+            self.done[job.name] = self.epochs_per_run
+        else:
+            self.done[job.name] += 1
+            self.bar.set_postfix_str(safe(self._describe(job, epoch)), refresh=False)
+        self.bar.update(sum(self.done.values()) - self.bar.n)
+
+    def _describe(self, job: "Job", epoch: "Epoch") -> str:
+        number = list(self.done).index(job.name) + 1
+        text = f"run {number}/{len(self.done)} fold {job.fold.name} loss {epoch.loss:.3f}"
+        scores = {"wa": epoch.wa, "ua": epoch.ua, "f1": epoch.macro_f1, "ccc": epoch.ccc}
+        for name, value in scores.items():
+            if value is not None:
+                text += f" {name} {value:.3f}"
+        return text
+
+
+def _print_scores(runs: Sequence["Run"], as_json: bool) -> None:
+    """The scores of all runs together, and where the runs are."""
     from ser.train.records import to_json
     from ser.train.report.as_json import scores_as_json
     from ser.train.report.cell_scores import CellScores
@@ -131,55 +197,11 @@ def train(
 
     scores = CellScores(runs)
     if as_json:
-        answer(
-            {
-                "scores": scores_as_json(scores),
-                "runs": [{"path": str(run.path), **to_json(run.result)} for run in runs],
-            }
-        )
-    else:
-        shown = ", ".join(str(run.path) for run in runs[:3])
-        answer(f"{summary_text(scores)}\nruns: {shown}{', …' if len(runs) > 3 else ''}")
-        next_step("report", experiment.out, "--html", "report.html")
-
-
-def _print_settings(name: str, as_json: bool, own: Mapping[str, Any], file: str) -> None:
-    """All settings of a fusion, or of both that `audio` or `text` is, and the `own` defaults of
-    options in a `file`.
-    """
-    from ser.errors import unknown
-    from ser.train.listed_settings import list_settings
-    from ser.train.models import FUSIONS
-
-    alone = name in ("audio", "text")
-    fusions = [
-        fusion for fusion in FUSIONS if fusion == name or (alone and fusion.startswith(f"{name}:"))
-    ]
-    if not fusions:
-        raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
-    described = []
-    for fusion in fusions:
-        source, listed = FUSIONS[fusion].source, list_settings(FUSIONS[fusion])
-        described.append(
-            {"fusion": fusion, "source": source, "settings": [*map(vars, listed)], "defaults": own}
-        )
-        rows = [
-            [one.name, one.default, one.source, f"{one.help} ({one.range})".removesuffix(" ()")]
-            for one in listed
-        ]
-        if not as_json:
-            answer(f"{fusion}: {source}")
-            answer(
-                table(
-                    rows,
-                    ["setting", "default", "source", "what"],
-                    maxcolwidths=[None, None, 32, 56],
-                )
-            )
-    if as_json:
-        answer(described if alone else described[0])
+        results = [{"path": str(run.path), **to_json(run.result)} for run in runs]
+        answer({"scores": scores_as_json(scores), "runs": results})
         return
-    for option, value in own.items():
-        for one in value if isinstance(value, list) else [value]:
-            given = "" if one is True else f" {one}"  # a flag has no value
-            answer(f"--{option.replace('_', '-')}{given} (default of {file})")
+
+    folders = ", ".join(str(run.path) for run in runs[:3])
+    if len(runs) > 3:
+        folders += ", …"
+    answer(f"{summary_text(scores)}\nruns: {folders}")

@@ -1,4 +1,4 @@
-"""`ser …` in this process, and functions of tests in one of their own."""
+"""`ser …` in this process, and functions of tests in a process of their own."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def ser(*words: object) -> Result:
 
 
 def printed(*words: object) -> str:
-    """What a command that works prints."""
+    """What a command prints on standard output; it must work."""
     done = ser(*words)
     assert done.exit_code == 0, (done.output, done.exception)
     return str(done.stdout)
@@ -27,12 +27,12 @@ def in_a_process(
     function: Callable[..., None], *words: object, cwd: Path | None = None, **env: str
 ) -> str:
     """What a function of a file of tests prints in a process of its own."""
-    name, module = function.__name__, Path(function.__code__.co_filename).stem
+    name = function.__name__
+    module = Path(function.__code__.co_filename).stem
     code = f"import sys; from ser.tests.{module} import {name}; {name}(*sys.argv[1:])"
     command = [sys.executable, "-c", code, *map(str, words)]
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | paths | env
-    )
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -160,7 +160,7 @@ def test_only_runs_are_removed_and_none_that_is_trained(
 
     trains = threading.Thread(target=train)
     with monkeypatch.context() as patch:
-        patch.setattr("ser.train.runs.remove_folder", removed_meanwhile)
+        patch.setattr("ser.train.remove_runs.remove_folder", removed_meanwhile)
         assert "removed other" in ser("runs", "prune", "other", "--days", "0").stdout
     trains.join()
     assert began == [True] and [path.name for path in waits.iterdir()] == ["lock"]

@@ -159,7 +159,7 @@ def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
         # Each would take a third of a second or more of CPU.
         (
             "import torch; from ser.train.fit import Adam; "
-            "from ser.train.experiment import Experiment, estimate, prepare; "
+            "from ser.train.estimate import estimate; from ser.train.experiment import Experiment, prepare; "
             "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store')))); "
             "adam = Adam([torch.nn.Parameter(torch.ones(3))], fused=True); adam.load_state_dict(adam.state_dict())",
             HEAVY - {"torch"} | {"torch._dynamo", "sympy", "soundfile", "distributed"},

@@ -24,8 +24,9 @@ from ser.tests.command_line import printed
 from ser.tests.plain_layers import without
 from ser.tests.spoken_store import spoken_manifest
 from ser.tests.tiny_store import add_feature, new_store
-from ser.train.experiment import Experiment, Job, count_flops, prepare, run_experiment
+from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
+from ser.train.flops import count_flops
 from ser.train.models import FUSIONS
 from ser.train.models.ragged import Batch
 from ser.train.run_folder import Run

@@ -24,7 +24,8 @@ from ser.train import run
 from ser.train.data.loading import load_dataset
 from ser.train.data.memory import DataCache
 from ser.train.data.streamed import Streamed
-from ser.train.experiment import Experiment, estimate, prepare, run_experiment
+from ser.train.estimate import estimate
+from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit import fit_standardizers
 from ser.train.run_folder import LOG, STATE, Run, find_runs
 

@@ -31,7 +31,8 @@ from ser.errors import CorruptStore, Diverged, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
 from ser.train import run as training
-from ser.train.experiment import Experiment, estimate, prepare, run_experiment
+from ser.train.estimate import estimate
+from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit import Fitted
 from ser.train.models import FUSIONS
 from ser.train.records import Epoch, to_json

@@ -1,8 +1,10 @@
 """Settings: listed with their sources, parsed with types, refused with the nearest name."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ from ser.train.models.fusion import Count
 from ser.train.options import Experiment
 from ser.train.settings import parse_settings
 
-SIZES = {
+CACHE = DataCache()
+# Sizes of a small model.
+SMALL = {
     "d_model": 8,
     "heads": 2,
     "frames": 8,
@@ -30,162 +34,222 @@ SIZES = {
     "hidden": 4,
     "queries": 3,
     "dense": 4,
+    "gru_hidden": 4,
+    "lstm_hidden": 4,
+    "encoder_depth": 1,
+    "cross_depth": 1,
+    "last_depth": 1,
 }
-SIZES |= {"gru_hidden": 4, "lstm_hidden": 4, "encoder_depth": 1, "cross_depth": 1, "last_depth": 1}
-CACHE = DataCache()
 
 
 def small(name: str) -> dict[str, object]:
-    """Sizes of a small model of that fusion."""
-    kept = FUSIONS[name].settings.__dataclass_fields__.keys() - FUSIONS[name].unused
-    return {key: n for key, n in SIZES.items() if key in kept}
+    """The sizes of a small model of that fusion, as far as it has them."""
+    fusion = FUSIONS[name]
+    used = fusion.settings.__dataclass_fields__.keys() - fusion.unused
+    return {setting: value for setting, value in SMALL.items() if setting in used}
+
+
+def texts(settings: Mapping[str, object]) -> list[str]:
+    """Settings in the form of `--set`."""
+    return [f"{name}={value}" for name, value in settings.items()]
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
-    fusion, listed = FUSIONS[name], list_settings(FUSIONS[name])
-    names = {line.name for line in listed}
-    assert names >= set(fusion.fixed) and not names & set(fusion.unused)
-    assert all(
-        (f"standardise_{modality}" in names) == (modality in fusion.inputs)
-        for modality in ("audio", "text")
-    )
-    assert {"epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"} <= {
-        s.name for s in listed
-    }
-    for line in listed:
-        assert line.source and line.help and line.kind, line.name
+    fusion = FUSIONS[name]
+    listed = list_settings(fusion)
+    names = {setting.name for setting in listed}
 
-
-def test_the_papers_values_are_the_defaults() -> None:
-    mit, _ = parse_settings(FUSIONS["mit"], ())
-    assert (mit.lr, mit.batch_size, mit.epochs, mit.d_model, mit.heads, mit.queries) == (
-        2e-5,
-        8,
-        100,
-        768,
-        8,
-        30,
-    )
-    assert (mit.feed_forward, mit.encoder_depth, mit.decoder_depth, mit.dropout) == (4, 1, 1, 0.1)
-    concat, _ = parse_settings(FUSIONS["concat"], ())
-    assert concat.rmm_start == 0.8, (
-        "in the configs, and so the names, of runs that have no use for it"
-    )
-    lgf, _ = parse_settings(FUSIONS["lgf-add"], ())
-    assert (lgf.lr, lgf.lr_decay, lgf.batch_size, lgf.epochs) == (1e-3, 1e-5, 20, 150)
-    assert (lgf.weight_decay, lgf.dropout, lgf.d_model, lgf.gru_hidden, lgf.heads) == (
-        1e-5,
-        0.2,
-        100,
-        50,
-        4,
-    )
-    cnn, _ = parse_settings(FUSIONS["cnn"], ())
-    assert (cnn.lr, cnn.epochs, cnn.weight_decay, cnn.dropout) == (1.5e-4, 15, 1e-3, 0.6)
+    assert names >= set(fusion.fixed)
+    assert not names & set(fusion.unused)
+    for modality in ("audio", "text"):
+        assert (f"standardise_{modality}" in names) == (modality in fusion.inputs)
+    for common in ("epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"):
+        assert common in names
+    for setting in listed:
+        assert setting.source and setting.help and setting.kind, setting.name
 
 
 @pytest.mark.parametrize(
-    ("assignment", "says"),
+    ("fusion", "expected"),
     [
-        ("querys=3", "did you mean queries"),
-        ("queries=3.5", "whole number"),
-        ("lr=fast", "must be a number"),
-        ("standardise_text=yes", "true or false"),
-        ("select_score=accuracy", "must be ua"),
-        ("queries", "must be key=value"),
-        ("epochs=0", "at least 1"),
-        ("positions=none", "fusion mit has it fixed at sinusoidal"),
-        ("concat queries=8", "fusion concat has no use for it"),
-        ("concat querys=8", "'querys'; known"),  # no hint at what would be refused
-        ("audio:utterance standardise_text=true", "no use for it"),
-        ("ef-add released=true", "no use for it"),
-        ("cnn finetune_layers=1", "no use for it"),
-        ("lr=nan", "a number above 0"),
-        ("dropout=5", "at least 0 and below 1"),
-        ("rmm_start=2", "at most 1"),
-        ("ks-transformer feed_forward=1e30", "above 0 and at most 1,000"),
-        ("cme d_model=1", "at least 2 and at most 1,000,000 and a multiple of 2"),
+        pytest.param(
+            "mit",
+            {
+                "lr": 2e-5,
+                "batch_size": 8,
+                "epochs": 100,
+                "d_model": 768,
+                "heads": 8,
+                "queries": 30,
+                "feed_forward": 4,
+                "encoder_depth": 1,
+                "decoder_depth": 1,
+                "dropout": 0.1,
+            },
+            id="mit",
+        ),
+        # In the configs, and so the names, of runs that have no use for it.
+        pytest.param("concat", {"rmm_start": 0.8}, id="concat"),
+        pytest.param(
+            "lgf-add",
+            {
+                "lr": 1e-3,
+                "lr_decay": 1e-5,
+                "batch_size": 20,
+                "epochs": 150,
+                "weight_decay": 1e-5,
+                "dropout": 0.2,
+                "d_model": 100,
+                "gru_hidden": 50,
+                "heads": 4,
+            },
+            id="lgf-add",
+        ),
+        pytest.param(
+            "cnn",
+            {"lr": 1.5e-4, "epochs": 15, "weight_decay": 1e-3, "dropout": 0.6},
+            id="cnn",
+        ),
     ],
 )
-def test_wrong_values(assignment: str, says: str) -> None:
-    fusion, _, setting = assignment.rpartition(" ")
+def test_the_papers_values_are_the_defaults(fusion: str, expected: dict[str, object]) -> None:
+    settings, _ = parse_settings(FUSIONS[fusion], ())
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("fusion", "text", "says"),
+    [
+        pytest.param("mit", "querys=3", "did you mean queries", id="misspelt"),
+        pytest.param("mit", "queries=3.5", "whole number", id="a fraction"),
+        pytest.param("mit", "lr=fast", "must be a number", id="a word for a number"),
+        pytest.param("mit", "standardise_text=yes", "true or false", id="yes for true"),
+        pytest.param("mit", "select_score=accuracy", "must be ua", id="not one of the choices"),
+        pytest.param("mit", "queries", "must be key=value", id="no value"),
+        pytest.param("mit", "epochs=0", "at least 1", id="no epochs"),
+        pytest.param(
+            "mit", "positions=none", "fusion mit has it fixed at sinusoidal", id="what is fixed"
+        ),
+        pytest.param("concat", "queries=8", "fusion concat has no use for it", id="of its parent"),
+        # No hint at what would be refused.
+        pytest.param("concat", "querys=8", "'querys'; known", id="misspelt and without use"),
+        pytest.param(
+            "audio:utterance", "standardise_text=true", "no use for it", id="the other modality"
+        ),
+        pytest.param("ef-add", "released=true", "no use for it", id="of the paper's other fusion"),
+        pytest.param(
+            "cnn", "finetune_layers=1", "no use for it", id="an encoder that is not there"
+        ),
+        pytest.param("mit", "lr=nan", "a number above 0", id="not a number"),
+        pytest.param("mit", "dropout=5", "at least 0 and below 1", id="above a share"),
+        pytest.param("mit", "rmm_start=2", "at most 1", id="above one"),
+        pytest.param(
+            "ks-transformer",
+            "feed_forward=1e30",
+            "above 0 and at most 1,000",
+            id="far too large",
+        ),
+        pytest.param(
+            "cme",
+            "d_model=1",
+            "at least 2 and at most 1,000,000 and a multiple of 2",
+            id="odd where even",
+        ),
+    ],
+)
+def test_wrong_values(fusion: str, text: str, says: str) -> None:
     with pytest.raises(WrongUse, match=says):
-        parse_settings(FUSIONS[fusion or "mit"], (setting,))
+        parse_settings(FUSIONS[fusion], (text,))
+
+
+def test_values_have_types() -> None:
+    given = ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True")
+    settings, training = parse_settings(FUSIONS["lgf-add"], given, epochs=3)
+
+    assert settings.lr == 1e-4
+    assert settings.d_model == 40
+    assert settings.standardise_text is True
+    assert settings.epochs == 3
+    assert training.dev == "0.2"
+    assert training.soft_labels is True
 
 
 @dataclass(frozen=True)
 class Postponed(CommonSettings):
-    width: "Count" = field(
-        default=3
-    )  # as every annotation is after `from __future__ import annotations`
+    # A text, as every annotation is after `from __future__ import annotations`.
+    width: "Count" = field(default=3)
 
 
-def test_values_have_types_and_so_have_postponed_annotations() -> None:
-    asked = ("lr=1e-4", "d_model=40", "standardise_text=true", "dev=0.2", "soft_labels=True")
-    own, training = parse_settings(FUSIONS["lgf-add"], asked, epochs=3)
-    assert (own.lr, own.d_model, own.standardise_text, own.epochs) == (1e-4, 40, True, 3)
-    assert (training.dev, training.soft_labels) == ("0.2", True)
+def test_postponed_annotations_have_types() -> None:
     fusion = replace(FUSIONS["mit"], settings=Postponed)
-    assert parse_settings(fusion, ("width=4",))[0].width == 4
+    settings, _ = parse_settings(fusion, ("width=4",))
+    assert settings.width == 4
     with pytest.raises(WrongUse, match="width=0: must be a whole number at least 1"):
         parse_settings(fusion, ("width=0",))
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_number_has_a_range_and_what_is_in_it_builds_a_model(name: str) -> None:
-    own = FUSIONS[name].settings.__dataclass_fields__
-    numbers = [
-        one.name
-        for one in list_settings(FUSIONS[name])
-        if one.kind in ("int", "float") and one.name in own
-    ]
-    for key, value in product(
-        numbers, ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)
-    ):
+    fusion = FUSIONS[name]
+    of_fusion = fusion.settings.__dataclass_fields__
+    numbers = []
+    for setting in list_settings(fusion):
+        if setting.kind in ("int", "float") and setting.name in of_fusion:
+            numbers.append(setting.name)
+
+    values = ("-1", "nan", "inf", "-inf", "0", "1e-3", "1", "5", "1e40", "9" * 5000)
+    for number, value in product(numbers, values):
         try:
-            chosen, _ = parse_settings(
-                FUSIONS[name], [f"{k}={v}" for k, v in {**small(name), key: value}.items()]
-            )
-            model = FUSIONS[name].build(chosen, dict.fromkeys(FUSIONS[name].inputs, 8), 4)
+            settings, _ = parse_settings(fusion, texts({**small(name), number: value}))
+            model = fusion.build(settings, dict.fromkeys(fusion.inputs, 8), 4)
         except WrongUse:
-            assert value != "5" or key not in ("epochs", "batch_size", "lr", "weight_decay")
+            allowed = number in ("epochs", "batch_size", "lr", "weight_decay")
+            assert value != "5" or not allowed, f"{number}={value}"
         else:
-            assert value in ("0", "1e-3", "1", "5") and getattr(chosen, key) == float(value)
-            assert all(weights.numel() for weights in model.parameters()), f"{key}={value}"
+            assert value in ("0", "1e-3", "1", "5"), f"{number}={value}"
+            assert getattr(settings, number) == float(value)
+            assert all(weights.numel() for weights in model.parameters()), f"{number}={value}"
+
+
+Fit = Callable[..., Fitted]
+
+
+@pytest.fixture
+def fit_small(store: Path) -> Callable[[str], Fit]:
+    """Of a fusion, a function that trains it at a small size on a few utterances."""
+
+    def of_fusion(name: str) -> Fit:
+        fusion = FUSIONS[name]
+
+        def fitted(*settings: str, hop: str = "", select: str = "last") -> Fitted:
+            features = {"audio": f"hubert{hop}", "text": "bert"}
+            joined = "+".join(features[modality] for modality in fusion.inputs)
+            data, _ = load_dataset(Experiment(joined, name, store, limit=30), CACHE)
+            cut = Cut(dev="next" if select == "val" else "none")
+            [fold, *_] = make_folds("session-out", data.utterances, cut)
+
+            short = texts({**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01})
+            of_model, training = parse_settings(fusion, [*short, *settings])
+            return fit(data, fold, TrainConfig(fusion, of_model, training, select=select))
+
+        return fitted
+
+    return of_fusion
+
+
+def weights(fitted: Fitted) -> torch.Tensor:
+    """All weights in one vector."""
+    return torch.cat([weight.flatten() for weight in fitted.model.state_dict().values()])
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(
-    store: Path, name: str
+    name: str, fit_small: Callable[[str], Fit]
 ) -> None:
-    fusion, stages = FUSIONS[name], len(FUSIONS[name].stages)
-
-    def fitted(*more: str, hop: str = "", select: str = "last") -> Fitted:
-        features = "+".join(
-            {"audio": f"hubert{hop}", "text": "bert"}[modality] for modality in fusion.inputs
-        )
-        data, _ = load_dataset(Experiment(features, name, store, limit=30), CACHE)
-        [fold, *_] = make_folds(
-            "session-out", data.utterances, Cut(dev="next" if select == "val" else "none")
-        )
-        options = [
-            f"{k}={v}" for k, v in {**small(name), "epochs": 1, "batch_size": 4, "lr": 0.01}.items()
-        ]
-        return fit(
-            data,
-            fold,
-            TrainConfig(fusion, *parse_settings(fusion, [*options, *more]), select=select),
-        )
-
-    def weights(found: Fitted) -> torch.Tensor:
-        return torch.cat([weight.flatten() for weight in found.model.state_dict().values()])
-
-    still = fitted(
-        "epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val"
-    )  # none is better than the first
-    assert len(still.history) == (2 + 1) * stages, "two epochs, of which the first is refitted"
-    asked = [
+    fusion = FUSIONS[name]
+    fitted = fit_small(name)
+    changes = [
         "class_weights=inverse soft_labels=true",
         "focal_gamma=2",
         "soft_labels=true",
@@ -195,15 +259,35 @@ def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(
         with pytest.raises(WrongUse, match=f"fusion {name} has no use for it"):
             fitted("sampler=balanced")
     else:
-        asked.append("sampler=balanced")
-    found = {setting: weights(fitted(*setting.split())) for setting in asked}
-    found |= {"hop": weights(fitted(hop=":hop=0.06"))} if "audio" in fusion.inputs else {}
+        changes.append("sampler=balanced")
+
+    learnt = {change: weights(fitted(*change.split())) for change in changes}
+    if "audio" in fusion.inputs:
+        learnt["hop"] = weights(fitted(hop=":hop=0.06"))
     plain = weights(fitted())
-    for setting, learnt in found.items():
-        assert learnt.isfinite().all() and not torch.equal(learnt, plain), setting
+    for change, changed in learnt.items():
+        assert changed.isfinite().all(), change
+        assert not torch.equal(changed, plain), change
 
 
-def test_settings_from_python_are_a_tuple() -> None:
-    for wrong in ("lr=1", ["lr=1"], ("lr=1", 2)):
-        with pytest.raises(WrongUse, match="must be a tuple of texts, such as "):
-            prepare(Experiment("is13", "audio", set=wrong))  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_patience_ends_a_stage_and_refit_starts_anew(
+    name: str, fit_small: Callable[[str], Fit]
+) -> None:
+    # So small a rate that no epoch is better than the first.
+    still = fit_small(name)("epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val")
+    epochs_of_a_stage = 2 + 1  # two, and the first again on train + dev
+    assert len(still.history) == epochs_of_a_stage * len(FUSIONS[name].stages)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param("lr=1", id="a text"),
+        pytest.param(["lr=1"], id="a list"),
+        pytest.param(("lr=1", 2), id="a number in it"),
+    ],
+)
+def test_settings_from_python_are_a_tuple(settings: Any) -> None:
+    with pytest.raises(WrongUse, match="must be a tuple of texts, such as "):
+        prepare(Experiment("is13", "audio", set=settings))

@@ -24,15 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ser.errors import Diverged, SerError, WrongUse
 from ser.train import fit_many as fit_many_module
 from ser.train import run as run_module
-from ser.train.experiment import (
-    Experiment,
-    Job,
-    estimate,
-    fit_groups,
-    prepare,
-    run_experiment,
-    train_jobs,
-)
+from ser.train.estimate import estimate
+from ser.train.experiment import Experiment, Job, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import fit, learning_rate, make_optimiser
 from ser.train.fit_many import MOST, NO_LABEL, Graphs, Stack, can_train_together, fit_many
 from ser.train.models import FUSIONS

@@ -1,31 +1,46 @@
 """How long a sweep takes, before it starts."""
 
+import math
 from dataclasses import replace
 from itertools import groupby
-from operator import attrgetter
 from statistics import fmean
 
-from ..experiment import Estimate, estimate, fit_groups
-from .tasks import Sweep, prepare_once
+from ..estimate import Estimate, estimate
+from ..experiment import fit_groups
+from .tasks import Sweep, SweepTask, prepare_once
 
-TIMED = 5  # candidates of a search that are timed for an estimate
+# Candidates of a search that are timed for an estimate, at most.
+TIMED_CANDIDATES = 5
 
 
 def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimate]]:
-    """Seconds of the open tasks with so many workers, and the estimate of each cell that is the
-    first to need one.
+    """Seconds of the open tasks with so many workers, and the estimate of each cell.
 
-    Of a search's candidates, a few are timed, evenly spread; of all that a GPU fits together, the
-    first.
+    A cell whose tasks another needs too is estimated with the first of them. Of a search's
+    candidates a few are timed, evenly spread; of all that a GPU fits together, the first.
     """
     prepared = prepare_once()
-    cells: dict[str, Estimate] = {}
+    by_cell: dict[str, Estimate] = {}
     paces: dict[str, float] = {}
-    for name, tasks in groupby(sweep.open_tasks, key=attrgetter("cell")):
+    for cell, tasks in groupby(sweep.open_tasks, key=_cell_of):
         experiments = list(dict.fromkeys(task.experiment for task in tasks))
-        timed = map(prepared, experiments[:: -(-len(experiments) // TIMED)])
-        estimates = [estimate(fit_groups(jobs)[0], paces) for jobs in timed]
-        cells[name] = replace(estimates[0], seconds=fmean(each.seconds for each in estimates))
-    ahead = [cells[task.cell] for task in sweep.open_tasks]
-    seconds = sum(each.seconds / each.runs for each in ahead)
-    return seconds / (min(workers, sweep.gpus) if sweep.precisions else workers), cells
+        step = math.ceil(len(experiments) / TIMED_CANDIDATES)
+        estimates = []
+        for experiment in experiments[::step]:
+            group = fit_groups(prepared(experiment))[0]
+            estimates.append(estimate(group, paces))
+
+        mean_seconds = fmean(candidate.seconds for candidate in estimates)
+        by_cell[cell] = replace(estimates[0], seconds=mean_seconds)
+
+    seconds = 0.0
+    for task in sweep.open_tasks:
+        of_cell = by_cell[task.cell]
+        seconds += of_cell.seconds / of_cell.runs
+
+    at_once = min(workers, sweep.gpus) if sweep.precisions else workers
+    return seconds / at_once, by_cell
+
+
+def _cell_of(task: SweepTask) -> str:
+    return task.cell

@@ -1,29 +1,34 @@
-"""Recipes: sets of cells, such as a paper's table, as TOML files, and the searches that some of
-their cells are.
+"""Recipes: sets of cells, such as a paper's table, as TOML files.
 
-    title, source, note      what it is, where its numbers come from, what to know
-    [models]                 feature = "checkpoint": the encoders behind the numbers
-    [experiment]             options of `ser train` for all cells
-    [search]                 for cells that are searches: draws, seed, at_most
-    [[cell]]                 name, options that differ, `set` as a table (added to that of all), `test` (how the trained
-                             model is tested), `paper`: the paper's numbers in percent, how many `utterances` they are
-                             of, and in what the cell `differs` from what they are of
-    [[quoted]]               name, `paper` and perhaps `footnote`: what the paper quotes of other systems
-    tested                   the cell whose seeds are tested against each quoted number, if the paper does so
+    title, source, note   what it is, where its numbers come from, what to know
+    [models]              feature = "checkpoint": the encoders behind the numbers
+    [experiment]          options of `ser train` for all cells
+    [search]              for cells that are searches: draws, seed, at_most
+    [[cell]]              one configuration:
+        name, test        `test` is how the trained model is tested, one of `TESTS`
+        …                 options of `ser train` that differ from those of all cells
+        set               settings as a table, added to those of all cells
+        paper             the paper's numbers in percent
+        utterances        how many utterances these numbers are of
+        differs           in what the cell differs from what they are of
+    [[quoted]]            name, paper, footnote: what the paper quotes of another system
+    tested                the cell whose seeds are tested against each quoted number
 
 `paper` holds ua, wa, or recalls by class, each with its `_std` where the paper gives one.
 
 A cell is a search if its `set` holds several values of a setting. Each fold and seed counts with
 the best one on dev.
 
-    set = { lr = [1e-4, 3e-4], dropout = [0.1, 0.2] }           a grid: every combination is a candidate
-    set = { lr = { from = 1e-5, to = 1e-3, log = true } }       a range, of which `[search]` draws candidates
+    set = { lr = [1e-4, 3e-4], dropout = [0.1, 0.2] }
+        a grid: every combination is a candidate
+    set = { lr = { from = 1e-5, to = 1e-3, log = true } }
+        a range, of which `[search]` draws candidates
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -34,61 +39,80 @@ from ..options import Experiment, setting_texts
 from .search import Range, Scalar, SearchBudget, candidates
 
 FOLDER = Path(__file__).parent.parent / "recipes"
+# How a trained model is tested: as it is, with the other modality hidden, or one of its heads.
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
+# What a cell's table says beside the options of its experiment.
+NOT_OPTIONS = ("name", "test", "paper", "utterances", "differs")
+
+# Scores by metric: "ua", "wa", a class for its recall, each perhaps with "ua_std" and so on.
+Percents = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
 
 
-def shape(texts: str, **others: Any) -> Any:
-    """A type of JSON object with at least these keys: `texts`, and `others` by kind; (kind,
-    default) is optional.
-    """
-    kinds = [(key, *(kind if isinstance(kind, tuple) else (kind,))) for key, kind in others.items()]
-    return msgspec.defstruct("Record", [*((key, str) for key in texts.split()), *kinds])
+class QuotedSystem(msgspec.Struct, frozen=True):
+    """`[[quoted]]`: what a paper quotes of another system."""
+
+    name: str
+    paper: Percents
+    footnote: str | None = None
 
 
-PAPER = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
-RECIPE_SHAPE = shape(
-    "",
-    cell=Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)],
-    **dict.fromkeys(("title", "source", "note"), (str, "")),
-    tested=(str | None, None),
-    search=(SearchBudget, SearchBudget()),
-    models=(dict[str, str], {}),
-    experiment=(dict[str, Any], {}),
-    quoted=(list[shape("name", paper=PAPER, footnote=(str | None, None))], []),  # type: ignore[misc]
-)
-CELL_SHAPE = shape(
-    "name features fusion",
-    test=(str, "both"),
-    paper=(PAPER | None, None),
-    set=(dict[str, Scalar | Annotated[list[Scalar], msgspec.Meta(min_length=1)] | Range], {}),
-    model=(tuple[str, ...], ()),
-    utterances=(int | None, None),
-    differs=(str, ""),
-    **{
-        one.name: (Scalar, "")
-        for one in fields(Experiment)
-        if one.name not in ("features", "fusion", "set", "model")
-    },
-)
+class RecipeTable(msgspec.Struct, frozen=True):
+    """A recipe's file. Its cells are read one by one, as `CellTable`."""
+
+    cell: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    title: str = ""
+    source: str = ""
+    note: str = ""
+    tested: str | None = None
+    search: SearchBudget = SearchBudget()
+    models: dict[str, str] = {}
+    experiment: dict[str, Any] = {}
+    quoted: list[QuotedSystem] = []
+
+
+class CellTable(msgspec.Struct, frozen=True):
+    """One `[[cell]]`, with what `[experiment]` says for all."""
+
+    name: str
+    features: str
+    fusion: str
+    test: str = "both"
+    paper: Percents | None = None
+    set: dict[str, Scalar | Annotated[list[Scalar], msgspec.Meta(min_length=1)] | Range] = {}
+    model: tuple[str, ...] = ()
+    utterances: int | None = None
+    differs: str = ""
+
+
+# The other options of `ser train` may stand in a cell too. Their values are checked with those of
+# the command line (`options.check_options`); here only that they are no tables.
+_OTHER_OPTIONS = [
+    (field.name, Scalar, "")
+    for field in fields(Experiment)
+    if field.name not in CellTable.__struct_fields__
+]
+_CELL_WITH_OPTIONS = msgspec.defstruct("CellWithOptions", _OTHER_OPTIONS, bases=(CellTable,))
 
 
 @dataclass(frozen=True)
 class RecipeCell:
-    """One configuration of a recipe; `written` is the experiment as the recipe has it, whatever a
-    command asks for.
-    """
+    """One configuration of a recipe."""
 
     name: str
     experiment: Experiment
+    """What is trained: as the recipe has it, but for what a command asks for."""
     written: Experiment
+    """As the recipe has it."""
     test: str = "both"
     paper: Mapping[str, float] | None = None
-    utterances: int | None = (
-        None  # that the paper's numbers are of, in all parts, if the recipe says it
-    )
-    differs: str = ""  # in what the recipe's own cell is not what the paper's numbers are of, such as "features"
-    over: tuple[str, ...] = ()  # the settings that are searched
-    candidates: tuple[tuple[str, ...], ...] = ((),)  # their values, as `--set` takes them
+    utterances: int | None = None
+    """That the paper's numbers are of, in all parts, if the recipe says it."""
+    differs: str = ""
+    """In what this cell is not what the paper's numbers are of, such as "features"."""
+    over: tuple[str, ...] = ()
+    """The settings that are searched, by name."""
+    candidates: tuple[tuple[str, ...], ...] = ((),)
+    """The values that they are tried at, each as `--set` takes them; one without any if none is."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +123,12 @@ class Recipe:
     title: str
     note: str
     cells: tuple[RecipeCell, ...]
-    quoted: Sequence[Any]  # each with its name, paper and footnote
+    quoted: Sequence[QuotedSystem]
     tested: str | None
-    models: Mapping[str, str]  # by feature
-    budget: SearchBudget  # of each cell's search
+    models: Mapping[str, str]
+    """Feature → checkpoint."""
+    budget: SearchBudget
+    """Of each cell's search."""
     file: str
 
 
@@ -112,90 +138,136 @@ def recipe_names() -> list[str]:
 
 
 def list_recipes() -> dict[str, dict[str, Any]]:
-    """What `ser sweep --list --json` prints: the cells of each recipe and the paper's numbers, in
-    percent.
-    """
-    return {
-        recipe.name: {
+    """What `ser sweep --list --json` prints: each recipe's cells with the paper's percentages."""
+    listed = {}
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        listed[name] = {
             "cells": len(recipe.cells),
             "title": recipe.title,
             "paper": {cell.name: dict(cell.paper or {}) for cell in recipe.cells},
-            "quoted": {quoted.name: quoted.paper for quoted in recipe.quoted},
+            "quoted": {system.name: system.paper for system in recipe.quoted},
         }
-        for recipe in map(read_recipe, recipe_names())
-    }
+    return listed
 
 
 def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -> Recipe:
-    """A recipe by name, or from a TOML file, or its `named` cells; `options` of `Experiment`
-    override those of all.
+    """A recipe by name, or from a TOML file, with all its cells or the `named` ones.
 
-    An option `set` goes to the cells whose fusion has that setting. Raises `WrongUse`, saying what
-    is wrong.
+    `options` of `Experiment` go before what the recipe says. Those of `set` go to the cells whose
+    fusion has that setting. Raises `WrongUse`, saying what is wrong.
     """
-    path = Path(name)
-    if path.suffix != ".toml":
-        if str(name) not in recipe_names():
-            raise unknown("recipe", str(name), [*recipe_names(), "FILE.toml"])
-        path = FOLDER / f"{name}.toml"
+    path = _find_recipe(name)
     table = read_toml(path, "[[cell]]")
-    if strange := table.keys() - set(RECIPE_SHAPE.__struct_fields__):
+    strange = table.keys() - set(RecipeTable.__struct_fields__)
+    if strange:
         raise WrongUse(f"{path}: unknown key '{min(strange)}' in the recipe")
-    read = _shaped(path, table, RECIPE_SHAPE)
+    read = _convert(path, table, RecipeTable)
+
+    cells = []
     for line in read.cell:
-        if isinstance(common := read.experiment.get("set"), dict) and isinstance(
-            own := line.get("set"), dict
-        ):
-            line["set"] = common | own
-    cells = tuple(
-        _cell(path, {**read.experiment, **line}, options, read.search) for line in read.cell
-    )
-    if len({len(cell.candidates) for cell in cells}) > 1:
-        tried = ", ".join(f"'{cell.name}' {len(cell.candidates)}" for cell in cells)
-        raise WrongUse(
-            f"{path}: its cells must try as many candidates each, and these do not: {tried}"
-        )
+        cells.append(_read_cell(path, _joined(read.experiment, line), options, read.search))
+    _check_cells(path, cells)
+
     names = [cell.name for cell in cells]
-    if twice := {cell for cell in names if names.count(cell) > 1}:
-        raise WrongUse(f"{path}: two cells are called '{min(twice)}'")
-    if strange := set(named) - set(names):
-        raise unknown(f"cell of {path.stem}", min(strange), names)
-    cells = tuple(cell for cell in cells if not named or cell.name in named)
+    unknown_cells = set(named) - set(names)
+    if unknown_cells:
+        raise unknown(f"cell of {path.stem}", min(unknown_cells), names)
     if read.tested is not None and read.tested not in names:
         raise unknown(f"cell to be tested in {path}", read.tested, names)
-    about = read.quoted, read.tested, read.models, read.search, str(path)
-    return Recipe(path.stem, read.title or path.stem, read.note, cells, *about)
+
+    return Recipe(
+        name=path.stem,
+        title=read.title or path.stem,
+        note=read.note,
+        cells=tuple(cell for cell in cells if not named or cell.name in named),
+        quoted=read.quoted,
+        tested=read.tested,
+        models=read.models,
+        budget=read.search,
+        file=str(path),
+    )
 
 
-def _shaped(path: Path, table: Mapping[str, Any], expected: Any) -> Any:
-    """The table as a record of the `expected` shape. Raises `WrongUse` saying where it is something
-    else.
-    """
+def _find_recipe(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix == ".toml":
+        return path
+
+    names = recipe_names()
+    if str(name) not in names:
+        raise unknown("recipe", str(name), [*names, "FILE.toml"])
+    return FOLDER / f"{name}.toml"
+
+
+def _joined(common: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's table with what is said for all; of `set` each setting by itself."""
+    joined = {**common, **line}
+    common_settings = common.get("set")
+    own_settings = line.get("set")
+    if isinstance(common_settings, dict) and isinstance(own_settings, dict):
+        joined["set"] = {**common_settings, **own_settings}
+    return joined
+
+
+Shape = TypeVar("Shape")
+
+
+def _convert(path: Path, table: Mapping[str, Any], shape: type[Shape]) -> Shape:
+    """The table as a record. Raises `WrongUse`, naming the cell, for a value of another type."""
     try:
-        return msgspec.convert(table, expected)
+        return msgspec.convert(table, shape)
     except msgspec.ValidationError as fault:
         cell = f"cell {table['name']}: " if "name" in table else ""
         raise WrongUse(f"{path}: {cell}{fault}") from None
 
 
-def _cell(
+def _read_cell(
     path: Path, line: Mapping[str, Any], overriding: Mapping[str, Any], budget: SearchBudget
 ) -> RecipeCell:
-    options = {
-        key: line[key]
-        for key in line
-        if key not in ("name", "test", "paper", "utterances", "differs")
-    }
+    options = {key: value for key, value in line.items() if key not in NOT_OPTIONS}
     known = [field.name for field in fields(Experiment) if field.name != "also_set"]
-    if strange := [key for key in options if key not in known]:
-        raise unknown(f"option for cell '{line.get('name')}' in {path}", strange[0], known)
-    read = _shaped(path, line, CELL_SHAPE)
+    for name in options:
+        if name not in known:
+            raise unknown(f"option for cell '{line.get('name')}' in {path}", name, known)
+
+    read = _convert(path, line, _CELL_WITH_OPTIONS)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
-    searched = {key: value for key, value in read.set.items() if isinstance(value, list | Range)}
-    fixed = {key: value for key, value in read.set.items() if key not in searched}
-    written = Experiment(**options | {"set": setting_texts(fixed), "model": read.model})
-    others = {key: value for key, value in overriding.items() if key != "set"}
+
+    fixed = {}
+    searched = {}
+    for name, value in read.set.items():
+        if isinstance(value, list | Range):
+            searched[name] = value
+        else:
+            fixed[name] = value
+
+    written = Experiment(**{**options, "set": setting_texts(fixed), "model": read.model})
+    others = {name: value for name, value in overriding.items() if name != "set"}
     experiment = replace(written, **others, also_set=tuple(overriding.get("set", ())))
-    about = read.utterances, read.differs, tuple(searched), candidates(searched, budget, path)
-    return RecipeCell(read.name, experiment, written, read.test, read.paper, *about)
+    return RecipeCell(
+        name=read.name,
+        experiment=experiment,
+        written=written,
+        test=read.test,
+        paper=read.paper,
+        utterances=read.utterances,
+        differs=read.differs,
+        over=tuple(searched),
+        candidates=candidates(searched, budget, path),
+    )
+
+
+def _check_cells(path: Path, cells: Sequence[RecipeCell]) -> None:
+    """Raise `WrongUse` for cells of one name, or with searches of different sizes."""
+    if len({len(cell.candidates) for cell in cells}) > 1:
+        tried = ", ".join(f"'{cell.name}' {len(cell.candidates)}" for cell in cells)
+        raise WrongUse(
+            f"{path}: its cells must try as many candidates each, and these do not: {tried}"
+        )
+
+    names = [cell.name for cell in cells]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise WrongUse(f"{path}: two cells are called '{min(twice)}'")

@@ -1,4 +1,4 @@
-"""Run a recipe: every fold and seed of every cell once, in parallel, resumable at any moment."""
+"""Run a sweep: its open tasks, in parallel, here or on a cluster, resumable at any moment."""
 
 import os
 import threading
@@ -11,97 +11,134 @@ from ser.disk.leftovers import remove_leftovers
 from ser.disk.workspace import workspace
 from ser.errors import Diverged
 
-from ..experiment import Experiment, fit_groups, train_jobs
+from ..experiment import fit_groups
+from ..options import Experiment
+from ..run import train_jobs
 from ..run_folder import SHARED, Run
 from .tasks import EndedTask, Sweep, SweepTask, prepare_once
+
+# A dask worker may have several threads, and torch's seeds are the whole process's.
+_one_at_a_time = threading.Lock()
 
 
 def run_sweep(
     sweep: Sweep, workers: int = 1, scheduler: str | None = None, insecure: bool = False
 ) -> Iterator[EndedTask]:
-    """Train the open tasks, here or on the dask cluster at `scheduler`, yielding each run as it is
-    finished.
+    """Train the open tasks, here or on the dask cluster at `scheduler`, yielding each as it ends.
 
-    A run whose loss diverges is an outcome with a fault: the others go on. So is one that kills its
+    A task whose loss diverges ends with a fault, and the others go on. So does one that kills its
     dask worker.
     """
     for out, record in sweep.searches:
         record.write(out)
+
     tasks = sweep.open_tasks
     if not tasks:
         return
+
     if scheduler is not None:
-        with engines.Cluster(scheduler, insecure) as cluster:
-            gpu = {"GPU": 1.0} if any("GPU" in kind for kind in cluster.kinds) else {}
-            tasks = [
-                replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks
-            ]
-            if (
-                not gpu
-            ):  # each is trained alone, so each is a task, but for those that ask for a GPU
-                tasks = [
-                    replace(t, group=t.name) if t.experiment.device == "auto" else t for t in tasks
-                ]
-            for outcomes in cluster.run(
-                train_group,
-                fit_groups(tasks),
-                needs=lambda group: {} if group[0].experiment.device == "cpu" else gpu,
-                split=lambda group: [[task] for task in group] if len(group) > 1 else None,
-                lost=lambda group, reason: [(task, reason) for task in group],
-            ):
-                yield from outcomes
-    elif workers <= 1:
+        yield from _run_on_cluster(tasks, scheduler, insecure)
+    elif workers > 1:
+        yield from _run_in_processes(tasks, workers)
+    else:
         for group in fit_groups(tasks):
             yield from train_group(group)
-    else:
-        out = Path(tasks[0].experiment.out) / SHARED
-        remove_leftovers(out)
-        with workspace(out) as folder:
-            tasks = [replace(task, shared=folder, workers=workers) for task in tasks]
-            for outcomes in engines.run(train_group, fit_groups(tasks), workers):
-                os.utime(folder)  # still in use
-                yield from outcomes
 
 
-_alone = (
-    threading.Lock()
-)  # a dask worker may have several threads, and torch's seeds are the whole process's
+def _run_in_processes(tasks: Sequence[SweepTask], workers: int) -> Iterator[EndedTask]:
+    """Train the tasks in processes of this machine, which share the features they have loaded."""
+    out = Path(tasks[0].experiment.out) / SHARED
+    remove_leftovers(out)
+    with workspace(out) as folder:
+        tasks = [replace(task, shared=folder, workers=workers) for task in tasks]
+        for ended in engines.run(train_group, fit_groups(tasks), workers):
+            # It is still in use, and no leftover.
+            os.utime(folder)
+            yield from ended
+
+
+def _run_on_cluster(
+    tasks: Sequence[SweepTask], scheduler: str, insecure: bool
+) -> Iterator[EndedTask]:
+    """Train the tasks on a dask cluster. What asks for a GPU goes to workers that have one."""
+    with engines.Cluster(scheduler, insecure) as cluster:
+        gpu = {"GPU": 1.0} if any("GPU" in kind for kind in cluster.kinds) else {}
+        tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
+        if not gpu:
+            tasks = [_alone_on_a_cpu(task) for task in tasks]
+
+        def needs(group: Sequence[SweepTask]) -> dict[str, float]:
+            return {} if group[0].experiment.device == "cpu" else gpu
+
+        # A group that kills its worker is tried task by task.
+        for ended in cluster.run(
+            train_group, fit_groups(tasks), needs=needs, split=_split, lost=_lost
+        ):
+            yield from ended
+
+
+def _alone_on_a_cpu(task: SweepTask) -> SweepTask:
+    """A CPU fits no tasks together, so each that may run on one is a group of its own."""
+    if task.experiment.device != "auto":
+        return task
+    return replace(task, group=task.name)
+
+
+def _split(group: Sequence[SweepTask]) -> list[list[SweepTask]] | None:
+    return [[task] for task in group] if len(group) > 1 else None
+
+
+def _lost(group: Sequence[SweepTask], reason: str) -> list[EndedTask]:
+    return [(task, reason) for task in group]
 
 
 def train_group(tasks: Sequence[SweepTask]) -> Sequence[EndedTask]:
-    """Fit the tasks of one group, together if this device does so. What they read is kept for the
-    next tasks.
+    """Fit the tasks of one group, together if this device does so.
+
+    What they read is kept for the next tasks of this process.
     """
     first = tasks[0]
     reader = engines.cached(
         ("sweep", first.shared), lambda: prepare_once(first.shared, first.workers)
     )
-    with _alone, reader as prepared:
-        jobs, runs = (
-            [prepared(task.experiment)[task.number] for task in tasks],
-            list[Run | Diverged](),
-        )
+    runs: list[Run | Diverged] = []
+    with _one_at_a_time, reader as prepared:
+        jobs = [prepared(task.experiment)[task.number] for task in tasks]
         for group in fit_groups(jobs):
             runs += train_jobs(group, Path(first.experiment.out), resume=True)
-    return [
-        (task, str(run) if isinstance(run, Diverged) else None)
-        for task, run in zip(tasks, runs, strict=True)
-    ]
+
+    ended: list[EndedTask] = []
+    for task, run in zip(tasks, runs, strict=True):
+        ended.append((task, str(run) if isinstance(run, Diverged) else None))
+    return ended
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The experiment for a process that works in another folder. The names of its runs stay the
-    same.
+    """The experiment for a process that works in another folder.
+
+    The names of its runs stay the same.
     """
-    labels, (kind, _, file) = Path(experiment.labels), experiment.protocol.partition(":")
-    models = (entry.partition("=") for entry in experiment.model)
+    labels = experiment.labels
+    if Path(labels).is_file():
+        labels = str(Path(labels).absolute())
+
+    protocol = experiment.protocol
+    if protocol.startswith("folds:"):
+        file = Path(protocol.removeprefix("folds:"))
+        protocol = f"folds:{file.absolute()}"
+
+    models = []
+    for entry in experiment.model:
+        name, _, place = entry.partition("=")
+        if Path(place).is_dir():
+            place = str(Path(place).absolute())
+        models.append(f"{name}={place}")
+
     return replace(
         experiment,
         store=Path(experiment.store).absolute(),
         out=Path(experiment.out).absolute(),
-        labels=str(labels.absolute()) if labels.is_file() else experiment.labels,
-        protocol=f"{kind}:{Path(file).absolute()}" if kind == "folds" else experiment.protocol,
-        model=tuple(
-            f"{name}={Path(at).absolute() if Path(at).is_dir() else at}" for name, _, at in models
-        ),
+        labels=labels,
+        protocol=protocol,
+        model=tuple(models),
     )

@@ -1,4 +1,7 @@
-"""A search: what a cell of a recipe tries, and which of it counts for each fold and seed."""
+"""A search: the candidates that a cell of a recipe tries, and which of them counts.
+
+Each fold and seed counts with the candidate that has the best score on its own dev part.
+"""
 
 import math
 import random
@@ -16,13 +19,16 @@ from ..run_folder import Run
 from ..scores.measures import SCORED
 
 Scalar = str | int | float | bool
+# The largest end of a range: beyond it the numbers between the ends are no longer finite.
+LARGEST = 1e300
 
 
 class Range(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"low": "from", "high": "to"}
 ):
-    """Numbers to draw from, evenly or in their logarithm: whole if both ends are, else of four
-    digits.
+    """Numbers to draw from, evenly or in their logarithm: `{ from = 1e-5, to = 1e-3, log = true }`.
+
+    Whole if both ends are, else rounded to four digits.
     """
 
     low: int | float
@@ -30,111 +36,150 @@ class Range(
     log: bool = False
 
     def __post_init__(self) -> None:
-        if not -1e300 <= self.low < self.high <= 1e300 or (self.log and self.low <= 0):
+        ordered = -LARGEST <= self.low < self.high <= LARGEST
+        if not ordered or (self.log and self.low <= 0):
             raise ValueError(
                 "a range goes from a number to a larger one, and with log from above 0"
             )
 
     def at(self, share: float) -> Scalar:
         """The number at this share, from 0 to 1, of the way from `low` to `high`."""
-        low, high = self.low, self.high
-        value = low * (high / low) ** share if self.log else low + (high - low) * share
-        return (
-            round(value)
-            if isinstance(low, int) and isinstance(high, int)
-            else float(f"{value:.4g}")
-        )
+        if self.log:
+            value = self.low * (self.high / self.low) ** share
+        else:
+            value = self.low + (self.high - self.low) * share
+
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return round(value)
+        return float(f"{value:.4g}")
 
 
 class SearchBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A recipe's `[search]`: how many candidates each cell draws, with which seed, and the most
-    runs allowed.
-    """
+    """A recipe's `[search]`."""
 
     draws: int | None = None
+    """How many candidates each cell draws; None for all combinations of lists."""
     seed: int = 0
+    """Of these draws."""
     at_most: int = 10_000
+    """The most runs allowed, so that none are started by a slip."""
 
     def check(self, runs: int, file: Path | str) -> None:
         """Raise `WrongUse` for more runs than are meant, naming the recipe's file."""
         if runs > self.at_most:
-            remedy = f"if they are meant, write `at_most = {runs}` under [search]"
-            raise WrongUse(f"{file}: the search has {runs:,} runs; {remedy}")
+            raise WrongUse(
+                f"{file}: the search has {runs:,} runs; if they are meant, write "
+                f"`at_most = {runs}` under [search]"
+            )
 
 
 def candidates(
     searched: Mapping[str, Any], budget: SearchBudget, file: Path
 ) -> tuple[tuple[str, ...], ...]:
-    """The candidates of a cell, each as the setting_texts of `--set`: one without any if nothing is
-    searched.
+    """The candidates of a cell, each as texts of `--set`: one without any if nothing is searched.
 
-    Each setting that is has a list of values, or a `Range`. The same settings and seed give the
-    same draws. Raises `WrongUse` if there are no such candidates, or too many.
+    `searched` has by setting a list of values, or a `Range`. Raises `WrongUse` if there are no such
+    candidates, or too many.
     """
-    lists = {key: values for key, values in searched.items() if not isinstance(values, Range)}
     if budget.draws is None:
-        if ranges := searched.keys() - lists.keys():
-            remedy = "write `draws = 20` under [search], or a list of values"
-            raise WrongUse(f"{file}: {min(ranges)} is a range: {remedy}")
-        budget.check(math.prod(map(len, lists.values())), file)
-        return tuple(
-            setting_texts(dict(zip(lists, values, strict=True)))
-            for values in product(*lists.values())
+        return _grid(searched, budget, file)
+    return _draw(searched, budget.draws, budget, file)
+
+
+def _grid(
+    searched: Mapping[str, Any], budget: SearchBudget, file: Path
+) -> tuple[tuple[str, ...], ...]:
+    """Every combination of the lists, the last setting's values changing fastest."""
+    ranges = [name for name, values in searched.items() if isinstance(values, Range)]
+    if ranges:
+        raise WrongUse(
+            f"{file}: {min(ranges)} is a range: write `draws = 20` under [search], or a list of "
+            "values"
         )
-    budget.check(budget.draws, file)
-    share = random.Random(budget.seed).random
+
+    budget.check(math.prod(len(values) for values in searched.values()), file)
+    grid = []
+    for values in product(*searched.values()):
+        grid.append(setting_texts(dict(zip(searched, values, strict=True))))
+    return tuple(grid)
+
+
+def _draw(
+    searched: Mapping[str, Any], count: int, budget: SearchBudget, file: Path
+) -> tuple[tuple[str, ...], ...]:
+    """So many different draws; the same settings and seed give the same ones."""
+    budget.check(count, file)
+    generator = random.Random(budget.seed)
+    # A draw that was made before is not counted. So many attempts find all that there are.
+    attempts = 100 * count if searched else 0
     distinct: dict[tuple[str, ...], None] = {}
-    for _ in range(100 * budget.draws if searched else 0):
+    for _ in range(attempts):
         draw = {}
-        for key, values in searched.items():
-            draw[key] = (
-                values.at(share())
-                if isinstance(values, Range)
-                else values[int(share() * len(values))]
-            )
+        for name, values in searched.items():
+            share = generator.random()
+            if isinstance(values, Range):
+                draw[name] = values.at(share)
+            else:
+                draw[name] = values[int(share * len(values))]
+
         distinct[setting_texts(draw)] = None
-        if len(distinct) == budget.draws:
+        if len(distinct) == count:
             return tuple(distinct)
+
     raise WrongUse(
-        f"{file}: [search] draws {budget.draws} candidates, and there are not so many; leave draws out"
+        f"{file}: [search] draws {count} candidates, and there are not so many; leave draws out"
     )
 
 
 def choose(columns: Iterable[Sequence[Run]]) -> list[Run]:
-    """Of each column, one fold's and seed's runs in the order of the candidates, the first with the
-    best dev score.
+    """Of each column, the run with the best dev score; of equal ones the first.
 
-    A column waits until all its runs are finished, or have diverged: those have lost.
+    A column holds the runs of one fold and seed, in the order of the candidates. It waits until all
+    of them are finished, or have diverged: those have lost.
     """
-    ended = [column for column in columns if all(run.finished or run.diverged for run in column)]
-    finished = [[run for run in column if run.finished] for column in ended]
-    return [max(column, key=dev_score) for column in finished if column]
+    chosen = []
+    for column in columns:
+        if not all(run.finished or run.diverged for run in column):
+            continue
+        finished = [run for run in column if run.finished]
+        if finished:
+            chosen.append(max(finished, key=dev_score))
+    return chosen
 
 
 def dev_score(run: Run) -> float:
-    """The dev score of the epoch that a finished run kept, by the score that it selects on: in
-    percent, but CCC not.
+    """The dev score of the epoch that a finished run kept, by the score that it selects on.
+
+    In percent, but CCC not; −∞ if no epoch has a score.
     """
-    name = run.config.training["select_score"]
+    metric = run.config.training["select_score"]
     kept = -math.inf
     for epoch in run.result.history:
-        score = epoch.score(name)
+        score = epoch.score(metric)
         if epoch.kept and score is not None:
             kept = score
 
-    return kept if name == "ccc" else 100 * kept
+    return kept if metric == "ccc" else 100 * kept
 
 
 def chosen_rows(
-    cell: str, tried: int, over: Sequence[str], runs: Iterable[Run]
+    cell: str, tried: int, searched: Sequence[str], runs: Iterable[Run]
 ) -> list[dict[str, Any]]:
-    """A table's lines: the values that each fold and seed of a cell chose, and by which dev score."""
+    """A table's lines: the values that each fold and seed of a cell chose, by which dev score."""
     rows = []
     for run in runs:
         settings = {**run.config.settings, **run.config.training}
-        row = {"cell": cell, "seed": run.config.seed, "fold": run.config.fold, "tried": tried}
-        row |= {key: settings.get(key, "default") for key in over}
-        rows.append(
-            {**row, f"dev {SCORED[settings['select_score']]}": dev_score(run), "run": run.name}
-        )
+        row: dict[str, Any] = {
+            "cell": cell,
+            "seed": run.config.seed,
+            "fold": run.config.fold,
+            "tried": tried,
+        }
+        for name in searched:
+            row[name] = settings.get(name, "default")
+
+        metric = SCORED[settings["select_score"]]
+        row[f"dev {metric}"] = dev_score(run)
+        row["run"] = run.name
+        rows.append(row)
     return rows

@@ -11,14 +11,17 @@ from ser.errors import MissingRows, WrongUse
 
 from ..config import TrainConfig
 from ..data.memory import DataCache
-from ..experiment import Experiment, Job, fit_groups, prepare
+from ..experiment import fit_groups, prepare
+from ..options import Experiment
+from ..run import Job
 from ..run_folder import Run
 from ..settings import has_setting
 from .other_features import features_to_extract
-from .recipe import Recipe
+from .recipe import Recipe, RecipeCell
 from .search_record import SearchRecord, cell_name
 
-GPU_WORKERS = 5  # on one GPU: some lay batches out, read and write while others train
+# On one GPU: some lay batches out, read and write while others train.
+GPU_WORKERS = 5
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,16 @@ class SweepTask:
     """One run to train: job number `number` of that experiment, in the folder `<out>/<name>`."""
 
     name: str
-    cell: str  # the first cell that needs it
+    cell: str
+    """The first cell that needs it."""
     experiment: Experiment
     number: int
-    group: str = ""  # the same for tasks that are fitted together, or would be on a GPU elsewhere
-    shared: Path | None = (
-        None  # where processes of one machine share the features that they have loaded
-    )
-    workers: int = 1  # how many these are; they share one budget of memory
+    group: str = ""
+    """The same for tasks that are fitted together, or would be on a GPU elsewhere."""
+    shared: Path | None = None
+    """Where processes of one machine share the features that they have loaded."""
+    workers: int = 1
+    """How many these are; they share one budget of memory."""
 
     @property
     def run(self) -> Run:
@@ -41,26 +46,32 @@ class SweepTask:
         return Run(Path(self.experiment.out) / self.name)
 
 
-EndedTask = tuple[SweepTask, str | None]  # a task that has ended, and its fault, if any
+# A task that has ended, and its fault, if any.
+EndedTask = tuple[SweepTask, str | None]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A recipe's runs: `tasks` are all that this shard trains, `runs` the folders that each cell
-    needs.
-    """
+    """A recipe's runs."""
 
     recipe: Recipe
     tasks: tuple[SweepTask, ...]
+    """All that this shard trains."""
     runs: dict[str, tuple[Run, ...]]
-    precisions: tuple[str, ...] = ()  # of the models that a GPU here trains
-    searches: tuple[tuple[Path, SearchRecord], ...] = ()  # what to write where
+    """The folders that each cell needs, in whatever shard they are trained."""
+    precisions: tuple[str, ...] = ()
+    """Of the models that a GPU here trains."""
+    searches: tuple[tuple[Path, SearchRecord], ...] = ()
+    """What to write into which folder of runs."""
 
     def workers(self, cores: int) -> int:
-        """How many processes suit it: one per core, a few that share a GPU, or one on each of
-        several GPUs.
+        """How many processes suit it.
+
+        One per core, a few that share a GPU, or one on each of several GPUs.
         """
-        return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS) if self.precisions else cores
+        if not self.precisions:
+            return cores
+        return min(cores, self.gpus if self.gpus > 1 else GPU_WORKERS)
 
     @property
     def gpus(self) -> int:
@@ -73,96 +84,166 @@ class Sweep:
         return [task for task in self.tasks if not task.run.finished]
 
 
-def prepare_once(shared: Path | None = None, workers: int = 1) -> Callable[[Experiment], list[Job]]:
+Prepare = Callable[[Experiment], list[Job]]
+
+
+def prepare_once(shared: Path | None = None, workers: int = 1) -> Prepare:
     """`prepare`, which prepares each experiment once and keeps what it reads, see `DataCache`."""
     return cache(partial(prepare, cache=DataCache(shared, workers)))
 
 
 def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False) -> Sweep:
-    """Every run of the recipe, each once however many cells need it; `shard` "3/16" keeps every
-    16th from the third.
+    """Every run of the recipe, each once however many cells need it.
 
-    With `elsewhere` other machines train the runs, and this one need not have their device. Reads
-    the store's records but loads no feature, and checks the runs that are finished. Raises
+    `shard` "3/16" keeps every 16th from the third. With `elsewhere` other machines train the runs,
+    and this one need not have their device.
+
+    Reads the store's records but loads no feature, and checks the runs that are finished. Raises
     `WrongUse` naming the cell that cannot be run, and `CorruptStore` for a run that was altered.
     """
     prepared = prepare_once()
     tasks: dict[str, SweepTask] = {}
     runs: dict[str, tuple[Run, ...]] = {}
-    plans: list[TrainConfig] = []
     searches: list[tuple[Path, SearchRecord]] = []
+    configs: list[TrainConfig] = []
     for cell in recipe.cells:
-        needed, columns = list[SweepTask](), list[list[Job]]()
         try:
-            for candidate in cell.candidates:
-                experiment = replace(
-                    cell.experiment, set=(*cell.experiment.set, *candidate), resume=True
-                )
-                if (
-                    elsewhere and experiment.precision == "auto"
-                ):  # a run's name must not depend on who trains it
-                    experiment = replace(experiment, precision="float32")
-                device = choose_device(experiment.device, here=not elsewhere)
-                jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
-                if cell.over and not needed:
-                    recipe.budget.check(
-                        len(jobs) * len(cell.candidates) * len(recipe.cells), recipe.file
-                    )
-                plans.append(jobs[0].plan)
-                columns.append(jobs)
-                if elsewhere and experiment.device != "cpu":  # perhaps a GPU fits some together
-                    jobs = [replace(job, plan=replace(job.plan, device="cuda")) for job in jobs]
-                bundles = [f"{experiment.out}/{job.group}" for job in jobs]
-                needed += [
-                    SweepTask(job.name, cell.name, experiment, at, bundles[at])
-                    for at, job in enumerate(jobs)
-                ]
-            if cell.test.startswith("only") and plans[-1].fusion.hide is None:
-                raise WrongUse(f"fusion {plans[-1].fusion.name} cannot hide a modality")
-            if cell.over:
-                check_search(columns)
-                record = SearchRecord(
-                    recipe.file, list(cell.over), [cell_name(jobs[0].config) for jobs in columns]
-                )
-                searches.append((Path(cell.experiment.out), record))
+            planned = _plan_cell(recipe, cell, prepared, elsewhere)
         except (WrongUse, LookupError) as fault:
-            command = f"ser features CORPUS --features {','.join(features_to_extract(recipe))} --store {cell.experiment.store}"
-            remedy = f"; for all cells: `{command}`" if isinstance(fault, MissingRows) else ""
-            raise type(fault)(f"cell '{cell.name}': {fault}{remedy}") from None
-        runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in needed)
-    for assignment in recipe.cells[0].experiment.also_set:
-        if not any(has_setting(plan.fusion, assignment) for plan in plans):
-            raise WrongUse(
-                f"--set {assignment}: no fusion of this recipe has that setting; see ser train --settings"
-            )
-    groups = [[task] for task in tasks.values()] if elsewhere else fit_groups(tasks.values())
-    if shard is not None:
-        first, slash, of = shard.partition("/")
-        if not (slash and first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
-            raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
-        groups = groups[int(first) - 1 :: int(of)]
-    chosen = tuple(task for group in groups for task in group)
+            raise type(fault)(
+                f"cell '{cell.name}': {fault}{_remedy(fault, recipe, cell)}"
+            ) from None
+
+        configs += planned.configs
+        if planned.search is not None:
+            searches.append((Path(cell.experiment.out), planned.search))
+        # Of a run that several cells need, the first one's task.
+        runs[cell.name] = tuple(tasks.setdefault(task.name, task).run for task in planned.tasks)
+    _check_also_set(recipe, configs)
+
+    groups = [[task] for task in tasks.values()]
+    if not elsewhere:
+        groups = fit_groups(tasks.values())
+    chosen = [task for group in _take_shard(groups, shard) for task in group]
     for task in chosen:
         if task.run.finished:
             task.run.checked()
-    precisions = tuple(dict.fromkeys(plan.precision for plan in plans if plan.device != "cpu"))
-    return Sweep(recipe, chosen, runs, precisions, tuple(searches))
+
+    on_gpu = [config.precision for config in configs if config.device != "cpu"]
+    return Sweep(
+        recipe=recipe,
+        tasks=tuple(chosen),
+        runs=runs,
+        precisions=tuple(dict.fromkeys(on_gpu)),
+        searches=tuple(searches),
+    )
+
+
+@dataclass(frozen=True)
+class _PlannedCell:
+    tasks: list[SweepTask]
+    """Candidate by candidate."""
+    configs: list[TrainConfig]
+    """Of each candidate's first job."""
+    search: SearchRecord | None
+
+
+def _plan_cell(
+    recipe: Recipe, cell: RecipeCell, prepared: Prepare, elsewhere: bool
+) -> _PlannedCell:
+    tasks: list[SweepTask] = []
+    by_candidate: list[list[Job]] = []
+    for candidate in cell.candidates:
+        experiment = replace(cell.experiment, set=(*cell.experiment.set, *candidate), resume=True)
+        if elsewhere and experiment.precision == "auto":
+            # A run's name must not depend on who trains it.
+            experiment = replace(experiment, precision="float32")
+
+        device = choose_device(experiment.device, here=not elsewhere)
+        jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
+        if cell.over and not by_candidate:
+            all_runs = len(jobs) * len(cell.candidates) * len(recipe.cells)
+            recipe.budget.check(all_runs, recipe.file)
+        by_candidate.append(jobs)
+        tasks += _tasks_of(cell, experiment, jobs, elsewhere)
+
+    configs = [jobs[0].plan for jobs in by_candidate]
+    fusion = configs[-1].fusion
+    if cell.test.startswith("only") and fusion.hide is None:
+        raise WrongUse(f"fusion {fusion.name} cannot hide a modality")
+
+    search = None
+    if cell.over:
+        check_search(by_candidate)
+        names = [cell_name(jobs[0].config) for jobs in by_candidate]
+        search = SearchRecord(recipe.file, list(cell.over), names)
+    return _PlannedCell(tasks, configs, search)
+
+
+def _tasks_of(
+    cell: RecipeCell, experiment: Experiment, jobs: Sequence[Job], elsewhere: bool
+) -> list[SweepTask]:
+    """The jobs of one candidate as tasks."""
+    tasks = []
+    for number, job in enumerate(jobs):
+        grouped = job
+        if elsewhere and experiment.device != "cpu":
+            # Perhaps a GPU there fits some of them together.
+            grouped = replace(job, plan=replace(job.plan, device="cuda"))
+        group = f"{experiment.out}/{grouped.group}"
+        tasks.append(SweepTask(job.name, cell.name, experiment, number, group))
+    return tasks
 
 
 def check_search(candidates: Sequence[Sequence[Job]]) -> None:
-    """Raise `WrongUse` if the dev score cannot choose between the candidates, given by the jobs of
-    each.
+    """Raise `WrongUse` if the dev score cannot choose between the candidates.
+
+    Each is given by its jobs, in the same order of folds and seeds.
     """
-    jobs = [job for column in candidates for job in column]
+    jobs = [job for candidate in candidates for job in candidate]
     if jobs[0].plan.select != "val":
         raise WrongUse("a search chooses by the score on dev, which needs --select val")
-    if len(
-        {(job.plan.seed, job.config.cut, job.plan.training.select_score) for job in jobs}
-    ) > len(candidates[0]):
+
+    # One for each fold and seed, if all candidates have the same dev part and score.
+    ways_to_score = {
+        (job.plan.seed, job.config.cut, job.plan.training.select_score) for job in jobs
+    }
+    if len(ways_to_score) > len(candidates[0]):
         raise WrongUse(
             "its candidates are not scored alike on dev; search neither dev nor select_score"
         )
+
     if len({job.name for job in jobs}) < len(jobs):
         raise WrongUse(
             "two candidates are one run; leave out a value that is there twice, or --set"
         )
+
+
+def _remedy(fault: Exception, recipe: Recipe, cell: RecipeCell) -> str:
+    """The command that computes what the recipe needs, if that is what a cell lacks."""
+    if not isinstance(fault, MissingRows):
+        return ""
+    features = ",".join(features_to_extract(recipe))
+    command = f"ser features CORPUS --features {features} --store {cell.experiment.store}"
+    return f"; for all cells: `{command}`"
+
+
+def _check_also_set(recipe: Recipe, configs: Sequence[TrainConfig]) -> None:
+    """Raise `WrongUse` for a setting of the command line that no cell's fusion has."""
+    for text in recipe.cells[0].experiment.also_set:
+        if not any(has_setting(config.fusion, text) for config in configs):
+            raise WrongUse(
+                f"--set {text}: no fusion of this recipe has that setting; see ser train --settings"
+            )
+
+
+def _take_shard(groups: list[list[SweepTask]], shard: str | None) -> list[list[SweepTask]]:
+    """The groups that `--shard I/N` names: every N-th from the I-th."""
+    if shard is None:
+        return groups
+
+    first, slash, count = shard.partition("/")
+    numbers = slash and first.isdecimal() and count.isdecimal()
+    if not (numbers and 1 <= int(first) <= int(count)):
+        raise WrongUse(f"--shard {shard}: must be I/N with I from 1 to N, such as 3/16")
+    return groups[int(first) - 1 :: int(count)]
