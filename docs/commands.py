@@ -12,8 +12,10 @@ from ser.cli import main
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Every command
 
-Written by `docs/commands.py` from the commands' own help. Exit codes: 0 done · 1 failed · 2 wrong use ·
-3 finished, with quarantined utterances. `--json` prints one JSON value on standard output; progress goes to standard
+Written by `docs/commands.py` from the commands' own help. Exit codes: 0 done · 1 failed · \
+2 wrong use ·
+3 finished, with quarantined utterances. `--json` prints one JSON value on standard output; \
+progress goes to standard
 error.
 """
 
@@ -24,32 +26,45 @@ def page() -> str:
 
 
 def sections(command: click.Command, name: str) -> Iterator[str]:
-    """The section of a command, or those of the commands in a group: usage, help, and a table of
-    the options.
-    """
+    """The section of a command, or those of the commands in a group."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             yield from sections(inner, f"{name} {inner.name}")
         return
+
     context = click.Context(
         command, info_name=name, terminal_width=10_000, max_content_width=10_000
     )
-    yield f"## `{' '.join([name, *command.collect_usage_pieces(context)])}`\n"
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    yield f"## `{usage}`\n"
+    yield _help(command)
+
+    rows = []
+    for option in command.params:
+        record = option.get_help_record(context)
+        if record is not None:
+            rows.append(_table_row(*record))
+    if rows:
+        yield "| option | |\n|---|---|"
+        yield from rows
+        yield ""
+
+
+def _help(command: click.Command) -> str:
+    """What a command does, and its examples as text: they name corpora and runs that tests lack."""
     # The examples end the help; click keeps the lines of several as they are, for a backspace
-    # before them. They name corpora and runs that the tests lack.
+    # before them.
     text, examples = re.split(
         r"\n(?:\x08\n)?Examples?:\s*", inspect.cleandoc(command.help or ""), maxsplit=1
     )
     lines = [line.strip() for line in examples.splitlines()]
-    yield "\n".join([text.strip(), "```text", *lines, "```", ""])
-    rows = [row for option in command.params if (row := option.get_help_record(context))]
-    if rows:
-        yield "| option | |\n|---|---|"
-        for option, help_ in (
-            (" ".join(cell.split()).replace("|", "\\|") for cell in row) for row in rows
-        ):
-            yield f"| `{option}` | {help_} |"
-        yield ""
+    return "\n".join([text.strip(), "```text", *lines, "```", ""])
+
+
+def _table_row(option: str, help_: str) -> str:
+    option = " ".join(option.split()).replace("|", "\\|")
+    help_ = " ".join(help_.split()).replace("|", "\\|")
+    return f"| `{option}` | {help_} |"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def make_run_config(
             asked=_options_record(experiment),
             device=config.device,
             package=FUSIONS.package(config.fusion.name) or None,
-            versions={"python": platform.python_version(), "torch": torch.__version__},
+            versions={"python": platform.python_version(), "torch": str(torch.__version__)},
         ),
     )
 
