@@ -84,8 +84,8 @@ def sweep(
         raise click.UsageError("name a recipe, or a TOML file; --list shows the recipes")
 
     from ser import engines
-    from ser.engines.cluster import check_scheduler
-    from ser.engines.processes import start_fork_server
+    from ser.engines.fork_server import start_fork_server
+    from ser.engines.scheduler import check_scheduler
 
     workers = options["workers"]
     scheduler = options["scheduler"]
