@@ -1,8 +1,8 @@
-"""`ser predict` and `ser export`: a trained run on new speech, and as a folder that needs no ser."""
+"""`ser predict` and `ser export`: a trained run on new speech, and as a folder for others."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from ser.extract.config import ExtractionConfig
 
 from .options import FILE, config_options, json_option
 from .output import answer, say, table
+
+if TYPE_CHECKING:
+    from ser.predict import Prediction
 
 
 @click.command()
@@ -20,7 +23,8 @@ from .output import answer, say, table
     "--table",
     type=FILE,
     metavar="FILE",
-    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; paths are relative to it.",
+    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; "
+    "paths are relative to it.",
 )
 @config_options(ExtractionConfig, "models", "device")
 @click.option(
@@ -28,7 +32,8 @@ from .output import answer, say, table
     type=click.FloatRange(0, 1),
     default=0.0,
     metavar="P",
-    help="Give no answer where the highest probability is below P; says what that meant on the run's test part.",
+    help="Give no answer where the highest probability is below P; says what that meant on the "
+    "run's test part.",
 )
 @json_option
 @click.pass_context
@@ -53,17 +58,7 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
     if as_json:
         answer({"run": str(run), **asdict(found)})
     else:
-        first, rows = found.predictions[0], []
-        for one in found.predictions:
-            emotion = ["abstained" if one.abstained else one.label] if one.label else []
-            without = f"without {', '.join(one.without)}" if one.without else None
-            rows.append(
-                [one.id, *emotion, *one.probabilities.values(), *one.ratings.values(), without]
-            )
-        headings = ["", *(["emotion"] if first.label else []), *first.probabilities, *first.ratings]
-        if any(one.without for one in found.predictions):
-            headings.append("")
-        answer(table([row[: len(headings)] for row in rows], headings, floatfmt=".3f"))
+        answer(predictions_table(found.predictions))
         for id_, reason in found.unusable.items():
             say(f"cannot be used: {id_}: {reason}", err=True)
         for note in found.notes:
@@ -71,21 +66,45 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
     ctx.exit(3 if found.unusable else 0)
 
 
+def predictions_table(predictions: "list[Prediction]") -> str:
+    """One line for each utterance: its label, probabilities and ratings, and what it lacks."""
+    first = predictions[0]
+    headings = [""]
+    if first.label:
+        headings.append("emotion")
+    headings += [*first.probabilities, *first.ratings]
+    some_lack = any(prediction.without for prediction in predictions)
+    if some_lack:
+        headings.append("")
+
+    rows: list[list[str | float | None]] = []
+    for prediction in predictions:
+        row: list[str | float | None] = [prediction.id]
+        if prediction.label:
+            row.append("abstained" if prediction.abstained else prediction.label)
+        row += [*prediction.probabilities.values(), *prediction.ratings.values()]
+        if some_lack:
+            lacks = ", ".join(prediction.without)
+            row.append(f"without {lacks}" if lacks else None)
+        rows.append(row)
+    return table(rows, headings, floatfmt=".3f")
+
+
 @click.command()
 @click.argument("run", type=FILE)
 @click.argument("folder", type=FILE)
 @config_options(ExtractionConfig, "models")
 def export(run: Path, folder: Path, **options: Any) -> None:
-    """Write the trained RUN to FOLDER, a new one, so that it runs without ser.
+    """Write the trained RUN to FOLDER, a new one, for people without ser.
 
-    It holds the weights (model.safetensors), the model written plainly (model.py and
-    plain_layers.py), the decoder (audio.py), a script that computes the features and calls it
-    (run.py), a model card, and model.onnx where onnx and onnxruntime are installed and the fusion
-    can be written so. Encoder weights stay where they are: run.py checks them.
+    It holds model.onnx, the trained weights (model.safetensors), a record (config.json) and a model
+    card (README.md). Of a run on one audio encoder, model.onnx takes the waveform at 16 kHz,
+    encoder included; of any other one the features, and the card says how each is made. It gives
+    the numbers of `ser predict`, which takes FOLDER as it takes a run. Needs ser-fusion[onnx].
 
     Example: ser export runs/3f2a91c07b5d4e68 my-model
     """
     from ser.export import export as write
 
     say(write(run, folder, **options), err=True)
-    answer(f"wrote {folder}; python {folder / 'run.py'} --help")
+    answer(f"wrote {folder}: {folder / 'README.md'} says how to use it")

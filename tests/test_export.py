@@ -1,246 +1,282 @@
-"""An exported run gives what `ser predict` gives, in a process that cannot import ser."""
+"""An exported run gives what `ser predict` gives, in a process that does not import ser."""
 
-import importlib
 import json
 import shutil
 import subprocess
 import sys
-import types
-from dataclasses import fields, replace
-from functools import partial
-from importlib.util import find_spec
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+import transformers
 
-from ser.errors import CorpusError, CorruptStore, WrongUse
-from ser.export import export, plain_layers, source_of
+from ser import export as export_room
+from ser.cache.store import open_store
+from ser.cache.tools.tables import pooled
+from ser.errors import CorruptStore, SerError, WrongUse
+from ser.export import WITHOUT_GRAPH, export
+from ser.export.graph import Outputs
+from ser.export.inputs import GraphInput
+from ser.export.trace import OnnxModel, write_graph
 from ser.extract.run import ExtractionConfig, extract, plan
-from ser.predict import Predictor, Turn, predict
-from ser.tests.command_line import ser
-from ser.tests.newcomer import RUNS, run_of
-from ser.tests.plain_layers import DIMS, LONG, TINY, build, make_batch, without
+from ser.predict import Predictor, Turn
+from ser.tests.command_line import printed, ser
+from ser.tests.newcomer import run_of
+from ser.tests.plain_layers import DIMS, build
+from ser.tests.test_extract_encoders import SPEECH
 from ser.tests.test_predict import turns_of
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS
-from ser.train.models.ragged import Batch
+from ser.train.models.ragged import Batch, Sequences
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
-# Runs exported scripts where `import ser` fails: of each what it prints, its exit code, and its
-# standard error.
-WITHOUT_SER = """
-import contextlib, io, json, runpy, sys
-sys.modules["ser"], sys.path[0], done = None, "", []
-for folder, *arguments in json.load(sys.stdin):
-    sys.argv, sys.path[0], fault = ["run.py", *arguments], folder, None
-    for name in ("model", "audio"):
-        sys.modules.pop(name, None)
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
-        try:
-            runpy.run_path(f"{folder}/run.py", run_name="__main__")
-        except SystemExit as exit:
-            fault = exit.code
-    done.append([json.loads(out.getvalue() or "null"), fault, errors.getvalue()])
-print(json.dumps(done))
+TOLERANCE = 1e-4
+# Reads model.onnx of a folder, and of each file of inputs in it prints the outputs by name.
+CHILD = """
+import json, sys
+from pathlib import Path
+import numpy, onnxruntime, soundfile
+
+folder = Path(sys.argv[1])
+session = onnxruntime.InferenceSession(folder / "model.onnx")
+names = [output.name for output in session.get_outputs()]
+answers = []
+for path in sys.argv[2:]:
+    if path.endswith(".wav"):
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        assert rate == 16000
+        inputs = {"waveform": samples.mean(1)[None]}
+    else:
+        inputs = dict(numpy.load(path))
+    outputs = session.run(None, inputs)
+    answers.append({name: values.tolist() for name, values in zip(names, outputs)})
+assert not {"ser", "torch", "transformers"} & set(sys.modules)
+print(json.dumps(answers))
 """
 
 
-def without_ser(calls: list[list[str]]) -> Any:
-    """The answers of exported scripts if any, their exit codes, and their standard errors."""
-    command = [sys.executable, "-B", "-c", WITHOUT_SER]
-    done = subprocess.run(
-        command, input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=True
-    )
-    return zip(*json.loads(done.stdout), strict=True)
+def outputs_in_a_child(folder: Path, inputs: list[Path]) -> list[dict[str, np.ndarray]]:
+    """What model.onnx says of each file, computed where ser is not imported."""
+    command = [sys.executable, "-c", CHILD, str(folder), *map(str, inputs)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    return [{name: np.array(values) for name, values in each.items()} for each in answers]
 
 
-def told(answers: Any) -> np.ndarray:
-    return np.array(
-        [[*one["probabilities"].values(), *one.get("ratings", {}).values()] for one in answers]
-    )
+def predicted(prediction: Any) -> np.ndarray:
+    """Probabilities and ratings in one row."""
+    return np.array([*prediction.probabilities.values(), *prediction.ratings.values()])
 
 
-def test_every_run_gives_what_predict_gives_without_ser(newcomer: Path, tmp_path: Path) -> None:
-    calls, wanted = [], []
-    for name in [*RUNS, "mit without text"]:
-        predictor = Predictor(run_of(newcomer, name.split()[0]).path)
-        turns = [
-            replace(one, dialogue="a", turn=i)
-            for i, one in enumerate(turns_of(newcomer, predictor.run)[:2])
-        ]
-        if "without" in name:
-            turns = [replace(turn, text=None) for turn in turns]
-        else:
-            said = export(predictor.run.path, tmp_path / name)
-            if find_spec("onnx") and find_spec("onnxruntime"):
-                known = {
-                    "mit": "gives torch's numbers within",
-                    "icon": "icon cannot be written as ONNX (a graph of it",
-                }
-                assert known.get(name, "") in said
-                assert (tmp_path / name / "model.onnx").is_file() == ("cannot" not in said)
-            assert "model.onnx" in said and said in (tmp_path / name / "README.md").read_text()
-            assert len((tmp_path / name / "run.py").read_text().splitlines()) < 70
-        inputs, spoken = predictor.fusion.inputs, predictor.fusion.unit == "dialogue"
-        words = [str(turn.audio) for turn in turns if "audio" in inputs]
-        words += [
-            word
-            for turn in turns
-            if "text" in inputs and turn.text
-            for word in ("--text", turn.text)
-        ]
-        words += [word for turn in turns if spoken for word in ("--speaker", turn.speaker)]
-        calls.append([str(tmp_path / name.split()[0]), *words])
-        wanted.append(
-            [
-                [*one.probabilities.values(), *one.ratings.values()]
-                for one in predictor(turns).predictions
-            ]
-        )
-    other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
-    calls += [
-        [*calls[0], "--model", f"hubert={other}"],
-        calls[0][:1],
-        [calls[2][0], *calls[2][1:3]],
-    ]
-    bad = {name: tmp_path / f"{name}.wav" for name in ("short", "cut", "nan", "page")}
-    sf.write(bad["short"], np.zeros(160), 16000)
-    sf.write(bad["cut"], np.zeros(16000), 16000)
-    bad["cut"].write_bytes(bad["cut"].read_bytes()[:9000])
-    sf.write(bad["nan"], np.full(16000, np.nan), 16000, subtype="FLOAT")
-    bad["page"].write_text("<html>")
-    for name, file in product(("mit", "lgf-add", "superb"), bad.values()):
-        predictor = Predictor(run_of(newcomer, name).path)
-        said = "Hello." if "text" in predictor.fusion.inputs else None
-        calls.append([str(tmp_path / name), str(file), *(["--text", said] if said else [])])
-        with pytest.raises(CorpusError):
-            predictor([Turn("1", file, said)])
-    found, faults, errors = without_ser(calls)
-    assert set(faults[: len(wanted)]) == {None}
-    for answers, values in zip(found, wanted, strict=False):
-        assert np.abs(told(answers) - values).max() < 1e-6
-    refused, none, lacking, *unusable = faults[len(wanted) :]
-    assert "is not what the features were computed with; give --model hubert=FOLDER" in refused
-    assert none == lacking == 2
-    assert "give each utterance its audio and text" in "".join(
-        errors
-    ) and "required: --text" in "".join(errors)
-    assert (
-        "+" not in (tmp_path / "mit" / "requirements.txt").read_text()
-    )  # a build of torch that no index has
-    assert len(unusable) == 12 and all(
-        fault.startswith("run.py: utterance 1: ") for fault in unusable
+def told(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The same of a graph, `[n, …]`."""
+    parts = [outputs[name] for name in ("probabilities", "ratings") if name in outputs]
+    return np.concatenate(parts, 1)
+
+
+SMALL = ("d_model=16", "heads=2", "lr=1e-3")
+# By what it shows: the checkpoint, what `--features` names behind the encoder's name, and how it is
+# trained.
+ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "hubert's frames": ("hubert", "", {"fusion": "audio", "set": SMALL}),
+    "layers of a large hubert": ("hubert-large", ":layers=all,pool=mean", {"fusion": "superb"}),
+    "averaged frames of wav2vec2": (
+        "wav2vec2",
+        ":hop=0.1",
+        {"fusion": "audio", "set": (*SMALL, "standardise_audio=true")},
+    ),
+    "mean and deviation of wavlm": ("wavlm", ":pool=meanstd", {"fusion": "audio:utterance"}),
+    "data2vec as an image": (
+        "data2vec",
+        "",
+        {"fusion": "cnn", "set": ("channels=2", "frames=40", "hidden=8")},
+    ),
+    "ratings by unispeech-sat": (
+        "unispeech-sat",
+        "",
+        {"fusion": "audio", "set": SMALL, "target": "class+vad"},
+    ),
+    "whisper in windows": ("whisper", "", {"fusion": "audio", "set": SMALL}),
+}
+# Whisper's windows are of 10 s here.
+SECONDS = (0.03, 0.5, 1.7, 4.2, 23.0)
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_a_run_on_one_encoder_takes_the_waveform(case: str, newcomer: Path, tmp_path: Path) -> None:
+    checkpoint, variant, options = ENCODERS[case]
+    architecture, settings = SPEECH[checkpoint]
+    weights = write_random_checkpoint(tmp_path / "weights", architecture, **settings)
+    if architecture == "whisper":
+        transformers.WhisperFeatureExtractor(chunk_length=10).save_pretrained(weights)
+
+    feature = checkpoint.removesuffix("-large")
+    read_by_training = ("hop", "pool=meanstd")
+    stored = feature if variant.strip(":").startswith(read_by_training) else feature + variant
+    corpus = newcomer / "corpus"
+    store = tmp_path / "features"
+    models = {feature: str(weights)}
+    extract(plan(ExtractionConfig(corpus, stored, store=store, models=models)))
+    experiment = Experiment(
+        feature + variant, store=store, out=tmp_path / "runs", epochs=2, folds=1, **options
     )
-    card = (tmp_path / "class+vad" / "README.md").read_text()
-    assert (
-        "Trained on synthetic speech" in card
-        and "random weights" in card
-        and "| CCC of valence" in card
-    )
+    [run] = run_experiment(experiment)
+
+    sentence = export(run.path, tmp_path / "out")
+    assert "model.onnx takes a waveform at 16 kHz" in sentence
+
+    generator = np.random.default_rng(1)
+    recordings = [next(corpus.rglob("wav/*/*.wav"))]
+    for seconds in SECONDS:
+        path = tmp_path / f"{seconds}.wav"
+        sf.write(path, generator.uniform(-0.3, 0.3, int(16000 * seconds)), 16000)
+        recordings.append(path)
+
+    answer = Predictor(run.path)([Turn(str(path), path) for path in recordings])
+    outputs = outputs_in_a_child(tmp_path / "out", recordings)
+    for prediction, output in zip(answer.predictions, outputs, strict=True):
+        assert output["logits"].shape == (1, 4)
+        assert np.abs(told(output) - predicted(prediction)).max() < TOLERANCE, prediction.id
+
+
+@pytest.fixture(scope="module")
+def exported(newcomer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a newcomer's run, exported when it is first asked for."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def export_once(name: str) -> Path:
+        if not (folder / name).exists():
+            export(run_of(newcomer, name).path, folder / name)
+        return folder / name
+
+    return export_once
+
+
+def test_others_take_one_input_per_feature(
+    exported: Callable[[str], Path], newcomer: Path, tmp_path: Path
+) -> None:
+    """As the store holds them."""
+    run = run_of(newcomer, "class+vad")
+    store = open_store(newcomer / "features")
+    turns = turns_of(newcomer, run)[:3]
+
+    files: list[Path] = []
+    for turn in turns:
+        path = tmp_path / f"{turn.id}.npz"
+        rows = {name: store[name][turn.id].astype(np.float32) for name in ("hubert", "mpnet")}
+        np.savez(path, **rows)
+        files.append(path)
+
+    outputs = outputs_in_a_child(exported("class+vad"), files)
+    answer = Predictor(run.path)(turns)
+    for prediction, output in zip(answer.predictions, outputs, strict=True):
+        assert output["ratings"].shape == (1, 3)
+        assert np.abs(told(output) - predicted(prediction)).max() < TOLERANCE
+
+
+def test_a_model_of_dialogues_takes_their_turns(
+    exported: Callable[[str], Path], newcomer: Path, tmp_path: Path
+) -> None:
+    run = run_of(newcomer, "lgf-add")
+    store = open_store(newcomer / "features")
+    turns = turns_of(newcomer, run)[:5]
+
+    tables = {name: pooled(store[name], store.manifest()) for name in ("logmel", "bert")}
+    ids = [turn.id for turn in turns]
+    rows = {name: table.loc[ids].to_numpy(np.float32) for name, table in tables.items()}
+    np.savez(tmp_path / "dialogue.npz", **rows)
+    np.savez(tmp_path / "turn.npz", **{name: values[:1] for name, values in rows.items()})
+
+    several = [tmp_path / "dialogue.npz", tmp_path / "turn.npz"]
+    dialogue, alone = outputs_in_a_child(exported("lgf-add"), several)
+    predictor = Predictor(run.path)
+    for outputs, given in ((dialogue, turns), (alone, turns[:1])):
+        expected = [predicted(each) for each in predictor(given).predictions]
+        assert np.abs(told(outputs) - expected).max() < TOLERANCE
+
+
+def test_the_card_says_what_it_is_and_how_inputs_are_made(exported: Callable[[str], Path]) -> None:
+    folder = exported("class+vad")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Trained on synthetic speech" in card and "random weights" in card
+    assert "| CCC of valence" in card and "| UA of the test part |" in card
     assert "session-out, session 1: this is the model of one fold" in card
+    assert "- input `hubert`: float32 [audio_rows, 64]" in card
+    assert "layer 2 of 2" in card and "mono at 16000 Hz" in card and "rounded to float16" in card
+
+    code = card.partition("```python\n")[2].partition("```")[0]
+    command = [sys.executable, "-c", f"{code}\nassert probabilities.shape == (1, 4)"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", FUSIONS)
-def test_the_plain_source_of_every_fusion_gives_the_same_numbers(
-    name: str, monkeypatch: pytest.MonkeyPatch
+def test_predict_takes_the_folder_as_it_takes_a_run(
+    exported: Callable[[str], Path], newcomer: Path
 ) -> None:
-    fusion, plain = FUSIONS[name], types.ModuleType("exported")
-    monkeypatch.setitem(sys.modules, "exported", plain)
-    monkeypatch.setitem(sys.modules, "plain_layers", plain_layers)
-    root = fusion.build.func if isinstance(fusion.build, partial) else fusion.build
-    text = source_of([Batch, fusion.settings, root])
-    assert "\nimport ser" not in text and "\nfrom ser" not in text
-    exec(text, vars(plain))
-    settings = {one.name: TINY[one.name] for one in fields(fusion.settings) if one.name in TINY}
-    dims, keywords = {m: DIMS[m] for m in fusion.inputs}, getattr(fusion.build, "keywords", {})
-    model = getattr(plain, root.__name__)(
-        getattr(plain, fusion.settings.__name__)(**settings), dims, 4, **keywords
-    )
-    torch.manual_seed(0)
-    fast = build(name).eval()
-    model.load_state_dict(fast.state_dict())
-    whole = make_batch(name, LONG)
-    hidden = {"text": torch.tensor([False, True, False, True])}
-    both = len(fusion.inputs) == 2 and fusion.level == "sequence"
-    for batch in (whole, without(whole, hidden)) if both else (whole,):
-        given = plain.Batch(batch.inputs, batch.dialogues, batch.speakers)
-        for head, logits in model.eval()(given).items():
-            torch.testing.assert_close(logits, fast(batch)[head], rtol=0, atol=1e-6)
+    run = run_of(newcomer, "class+vad")
+    turns = turns_of(newcomer, run)[:2]
+    assert Predictor(exported("class+vad"))(turns) == Predictor(run.path)(turns)
+
+    words = (turns[0].audio, "--text", turns[0].text, "--abstain-below", "0.9", "--json")
+    answer = json.loads(printed("predict", exported("class+vad"), *words))
+    [prediction] = answer["predictions"]
+    assert prediction["abstained"]
 
 
-def test_constants_of_one_name_stand_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "old", "new", "says"),
+    [
+        ("config.json", b'"seed": 0', b'"seed": 1', "altered or cut short; export the run again"),
+        ("config.json", b'"sha256"', b'"sha257"', "export the run again"),
+        ("model.safetensors", b"model.", b"modem.", "is not the file that config.json names"),
+    ],
+    ids=["a number of the config", "a key of the seal", "a name of the weights"],
+)
+def test_an_altered_folder_is_refused(
+    name: str,
+    old: bytes,
+    new: bytes,
+    says: str,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / "own_model.py").write_text(
-        "from ser.train.models.usc import CnnBert\nBOTH = ['mine']\nSTAGES: int = 3\n\n\n"
-        "class Own(CnnBert):\n    def inputs(self):\n        return BOTH\n\n\nclass Cnn(Own):\n    pass\n\n\n"
-        "class Hiding(CnnBert):\n    def inputs(self, BOTH=BOTH):\n        return BOTH\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    own, exported = importlib.import_module("own_model"), types.ModuleType("exported")
-    monkeypatch.setitem(sys.modules, "exported", exported)
-    monkeypatch.setitem(sys.modules, "plain_layers", plain_layers)
-    exec(source_of([Batch, own.Own]), vars(exported))
-    assert exported.BOTH == ("audio", "text") and exported.Own.inputs(None) == ["mine"]
-    with pytest.raises(
-        WrongUse, match=r"Cnn: another Cnn would stand beside it in one file; rename one of them"
-    ):
-        source_of([own.Cnn])
-    with pytest.raises(
-        WrongUse, match=r"own_model.Hiding: a parameter is called BOTH, as two constants are"
-    ):
-        source_of([Batch, own.Hiding])
+    copy = tmp_path / "copy"
+    shutil.copytree(exported("class+vad"), copy)
+    content = (copy / name).read_bytes()
+    assert old in content
+    (copy / name).write_bytes(content.replace(old, new, 1))
+    with pytest.raises(CorruptStore, match=says):
+        Predictor(copy)
 
 
-def test_a_large_encoder_opensmile_and_classes_of_any_name(newcomer: Path, tmp_path: Path) -> None:
-    """The encoder ends in a LayerNorm, before which transformers takes the last of its hidden
-    states.
-    """
-    large = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
-    models = {"hubert": str(write_random_checkpoint(tmp_path / "large", "hubert", **large))}
-    extract(
-        plan(
-            ExtractionConfig(
-                newcomer / "corpus", "hubert,is13", store=tmp_path / "features", models=models
-            )
-        )
-    )
-    (tmp_path / "labels.toml").write_text('"a|*b*" = ["ang", "sad"]\n"<i>c" = ["hap", "neu"]\n')
-    options = {
-        "store": tmp_path / "features",
-        "out": tmp_path / "runs",
-        "labels": str(tmp_path / "labels.toml"),
-    }
-    [run] = run_experiment(
-        Experiment("hubert+is13", "audio:utterance", epochs=1, folds=1, **options)
-    )
-    export(run.path, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert r"a\|\*b\*, &lt;i&gt;c" in card and "<i>" not in card
-    wav = next((newcomer / "corpus").rglob("wav/*/*.wav"))
-    [one] = predict(run.path, [wav]).predictions
-    sf.write(tmp_path / "short.wav", np.zeros(450), 16000)  # long enough for HuBERT
-    altered = {"config.json": b"1", "model.safetensors": b"\0"}
-    calls = [[str(tmp_path / "out"), str(file)] for file in (wav, tmp_path / "short.wav")]
-    for name, old in altered.items():
-        folder = shutil.copytree(tmp_path / "out", tmp_path / f"out of another {name}")
-        kept = (folder / name).read_bytes()
-        (folder / name).write_bytes(kept[: (at := kept.rindex(old))] + b"2" + kept[at + 1 :])
-        calls.append([str(folder), str(wav)])
-    (found, *_), (_, short, *refused), _ = without_ser(calls)
-    assert np.abs(told(found) - [*one.probabilities.values()]).max() < 1e-6
-    assert (
-        "utterance 1: its audio gives no rows, or values that cannot be; it may be too short"
-        in short
-    )
-    for name, said in zip(altered, refused, strict=True):
-        assert f"{name} was altered or cut short; export the run again" in said
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("icon", "icon cannot be written as ONNX; these can: mit, .*lgf-add"),
+        ("finetuned", "bert with finetune_layers holds a text encoder of its own"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_name(
+    name: str, says: str, newcomer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(WrongUse, match=says):
+        export(run_of(newcomer, name).path, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_the_packages_it_says_what_to_install(
+    newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_room, "find_spec", lambda name: None)
+    with pytest.raises(SerError, match=r"needs onnx, .*: pip install 'ser-fusion\[onnx\]'"):
+        export(run_of(newcomer, "text").path, tmp_path / "out")
 
 
 def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
@@ -251,18 +287,72 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "is there already and not an empty folder" in done.stderr
     (tmp_path / "loop").symlink_to("loop")
     assert "Not a directory" in ser("export", run.path, tmp_path / "loop").stderr
-    copies = {
-        kind: Path(shutil.copytree(run.path, tmp_path / kind / run.name))
-        for kind in ("open", "altered")
-    }
-    (copies["open"] / RESULT).unlink()
+
+    unfinished = Path(shutil.copytree(run.path, tmp_path / "open" / run.name))
+    (unfinished / RESULT).unlink()
     with pytest.raises(WrongUse, match="not finished"):
-        export(copies["open"], tmp_path / "out")
-    weights = bytearray((copies["altered"] / "model.safetensors").read_bytes())
+        export(unfinished, tmp_path / "out")
+
+    altered = Path(shutil.copytree(run.path, tmp_path / "altered" / run.name))
+    weights = bytearray((altered / "model.safetensors").read_bytes())
     weights[-1] ^= 1
-    (copies["altered"] / "model.safetensors").write_bytes(weights)
-    with pytest.raises(
-        CorruptStore, match=r"model.safetensors: is not the file that result.json names"
-    ):
-        export(copies["altered"], tmp_path / "out")
+    (altered / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CorruptStore, match=r"model.safetensors: is not the file that result.json"):
+        export(altered, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# One of each kind of layers; the others are traced by `make test-slow`.
+TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "ks-transformer")
+FUSIONS_TO_TRACE = [
+    pytest.param(name, marks=() if name in TRACED else pytest.mark.slow)
+    for name in FUSIONS
+    if name not in WITHOUT_GRAPH
+]
+
+
+@pytest.mark.parametrize("name", FUSIONS_TO_TRACE)
+def test_every_fusion_is_traced_for_any_length(name: str, tmp_path: Path) -> None:
+    fusion = FUSIONS[name]
+    torch.manual_seed(0)
+    model = build(name).eval().requires_grad_(False)
+    predictor: Any = SimpleNamespace(
+        fusion=fusion,
+        fitted=SimpleNamespace(model=model, scaling={}),
+        classes=("a", "b", "c", "d"),
+        temperature=None,
+        config=SimpleNamespace(target="class"),
+    )
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outputs = Outputs(predictor)
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.outputs(dict(zip(fusion.inputs, inputs, strict=True)))
+
+    by_vectors = fusion.level == "vector"
+    inputs = [
+        GraphInput(m, ("rows" if by_vectors else f"{m}_rows", DIMS[m]), "") for m in fusion.inputs
+    ]
+    path = tmp_path / "model.onnx"
+    counts = {"rows": 30, "audio_rows": 30, "text_rows": 23}
+    used = {axis: n for axis, n in counts.items() if any(axis in each.shape for each in inputs)}
+    write_graph(Graph(), predictor, inputs, ["logits", "probabilities"], used, path)
+
+    graph = OnnxModel(path)
+    for rows, text_rows in ((30, 23), (57, 5), (3, 60), (1, 1)):
+        counts = {"rows": rows, "audio_rows": rows, "text_rows": text_rows}
+        given = {each.name: torch.randn(each.sized(counts)) for each in inputs}
+        found = graph({name: values.numpy() for name, values in given.items()})["logits"]
+
+        sequences: dict[str, Sequences] = {}
+        for modality, values in given.items():
+            lengths = torch.ones(rows, dtype=torch.int64)
+            if not by_vectors:
+                lengths = torch.tensor([len(values)])
+            sequences[modality] = Sequences(values, lengths)
+        dialogues = torch.tensor([rows if by_vectors else 1])
+        expected = model(Batch(sequences, dialogues))["logits"]
+        assert np.abs(found - expected.numpy()).max() < TOLERANCE

@@ -24,6 +24,7 @@ ROOMS = (
     "engines",
     "export",
     "extract",
+    "predict",
     "train",
     "weights",
 )
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "weights": {"weights", "cache", *BELOW_CACHE},
     "extract": {"extract", *STAGES},
     "train": {"train", *STAGES},
-    "predict": {"extract", "train", *STAGES},
+    "predict": {"extract", "predict", "train", *STAGES},
     "export": {"export", "extract", "predict", "train", *STAGES},
     "doctor": {"extract", "train", *STAGES},
     "commands": {"commands", "doctor", "export", "extract", "predict", "train", *STAGES},

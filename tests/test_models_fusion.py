@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser.errors import WrongUse
-from ser.export import plain_layers
+from ser.export.one_sequence import replaced
+from ser.tests import one_by_one
 from ser.tests.plain_layers import CASES, FRAMES, LONG, build, make_batch, parts, widths, without
-from ser.train.models import ragged
+from ser.train.models import FUSIONS, ragged
 from ser.train.models.layers import bigru
 from ser.train.models.ragged import RaggedLayout, recurrent
 
@@ -156,7 +157,7 @@ def test_layers_and_their_gradients_are_the_plain_ones(longest):
     lengths, others = [2, 3, 0, 1], [longest, 0, 4, 1]
     x, y = (torch.randn(sum(sizes), 2, 5, requires_grad=True) for sizes in (lengths, others))
     (ours, laid), (plain, wanted) = (
-        outcomes(of, x, y, lengths, others) for of in (ragged, plain_layers)
+        outcomes(of, x, y, lengths, others) for of in (ragged, one_by_one)
     )
     assert torch.equal(laid, wanted)
     for one, other in zip(ours, plain, strict=True):
@@ -193,3 +194,22 @@ def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
     for a, b, c in zip(gradients(ours), gradients(theirs), gradients(packed), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_fusion_gives_the_same_numbers_on_plain_layers(name: str) -> None:
+    """One sequence after the other, also where an utterance lacks its text."""
+    torch.manual_seed(0)
+    model = build(name).eval()
+    whole = make_batch(name, LONG)
+    batches = [whole]
+    if len(FUSIONS[name].inputs) == 2 and FUSIONS[name].level == "sequence":
+        batches.append(without(whole, {"text": torch.tensor([False, True, False, True])}))
+
+    names = ("RaggedLayout", "attention", "recurrent", "bigru", "max_rows", "concatenate")
+    plain = {name: getattr(one_by_one, name) for name in names}
+    for batch in batches:
+        with torch.no_grad(), replaced(plain, model):
+            expected = model(batch)
+        for head, logits in model(batch).items():
+            torch.testing.assert_close(logits, expected[head], rtol=0, atol=1e-6)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser.benchmarks.train import PlainMsmser, PlainPerspective, sinusoids
 from ser.errors import WrongUse
-from ser.export import plain_layers
+from ser.tests import one_by_one
 from ser.tests.plain_layers import DIMS, FRAMES, LONG, TINY, build, make_batch, parts, without
 from ser.train.models import FUSIONS
 from ser.train.models.msmser import MsmserSettings, random_modality_masking
@@ -103,8 +103,8 @@ def attend(layer: nn.Module, x: Tensor, memory: Tensor, values: Tensor | None = 
     rows = x, memory, memory if values is None else values
     of_each = zip(rows, layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
     q, k, v = (F.linear(x, w, b).unflatten(1, (layer.heads, -1)) for x, w, b in of_each)
-    layouts = (plain_layers.RaggedLayout(torch.tensor([len(one)])) for one in (x, memory))
-    found = plain_layers.attention(q, k, v, *layouts, keep=layer.keep)
+    layouts = (one_by_one.RaggedLayout(torch.tensor([len(one)])) for one in (x, memory))
+    found = one_by_one.attention(q, k, v, *layouts, keep=layer.keep)
     return layer.out_proj(found.flatten(1))
 
 

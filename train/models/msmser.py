@@ -119,7 +119,7 @@ class ModalityInteraction(nn.Module):
         w = w + positions(text, w) + self.types[1]
         memory = concatenate(a, audio, w, text)
         n, tokens = len(audio.lengths), len(self.queries)
-        layout = RaggedLayout(torch.full_like(audio.lengths, tokens), audio.device)
+        layout = audio.of_length(tokens)
         q = self.queries.repeat(n, 1)  # [n L, d_e]
         for layer in self.decoder:
             q = layer(q, layout, memory)

@@ -203,6 +203,10 @@ class RaggedLayout:
             return self.pad(x).sum(1)
         return x.new_zeros(len(self.lengths), x.shape[1]).index_add(0, self.owner, x)
 
+    def of_length(self, rows: int) -> "RaggedLayout":
+        """The layout of as many sequences, of so many rows each."""
+        return RaggedLayout(torch.full_like(self.lengths, rows), self.device)
+
     @cached_property
     def steps(self) -> tuple[Tensor, Tensor, list[int]]:
         """Rows in the order in which recurrent layers take them, and how many sequences are alive

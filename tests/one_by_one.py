@@ -1,10 +1,7 @@
 """Layers that see where a sequence ends, written plainly: one sequence after the other.
 
-`ser export` copies this file into the folder of a run, whose model.py has these in the place of
-what is called so in `train/models/ragged.py` and `layers.py`, where all sequences of a batch are
-computed at once. Shapes and numbers are the same: tests hold the two against each other. What does
-not see an end, or only by a layout, is plain already, and copied as it is. ser itself never runs
-this file, and this file never imports ser.
+What is called so in `train/models/ragged.py` and `layers.py` computes all sequences of a batch at
+once. Shapes and numbers are the same: tests hold the two against each other.
 """
 
 import math
@@ -67,6 +64,10 @@ class RaggedLayout:
         """`[n, longest, …]` → rows `[r, …]`."""
         return x[0, : self.lengths[0]] if len(self.lengths) == 1 else x[self.owner, self.position]
 
+    def of_length(self, rows: int) -> "RaggedLayout":
+        """The layout of as many sequences, of so many rows each."""
+        return RaggedLayout(torch.full_like(self.lengths, rows))
+
     def total(self, x: Tensor) -> Tensor:
         """The sum of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
         return torch.stack([part.sum(0) for part in self.each(x)])
@@ -127,7 +128,7 @@ def max_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
 def concatenate(
     a: Tensor, of_a: RaggedLayout, b: Tensor, of_b: RaggedLayout
 ) -> tuple[Tensor, RaggedLayout]:
-    """The rows of a and b concatenated utterance by utterance, `[r_a + r_b, d]`, and their layout."""
+    """The rows of a and b utterance by utterance, `[r_a + r_b, d]`, and their layout."""
     pairs = zip(of_a.each(a), of_b.each(b), strict=True)
     return torch.cat([part for pair in pairs for part in pair]), RaggedLayout(
         of_a.lengths + of_b.lengths

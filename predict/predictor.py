@@ -1,0 +1,340 @@
+"""A trained run, opened once for many calls."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser.cache.spec import Spec
+from ser.corpus.manifest import Manifest
+from ser.disk.records import to_record
+from ser.engines.machine import choose_device
+from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
+from ser.extract.extractor import Extractor, ResolvedFeature
+from ser.extract.resolve import load_extractors, resolve_again
+from ser.extract.single import extract_utterance
+from ser.train.data.dataset import Dataset
+from ser.train.data.inputs import Inputs
+from ser.train.data.labelling import apply_policy
+from ser.train.data.labels import UNLABELLED
+from ser.train.data.sources import as_read
+from ser.train.data.utterances import DIMENSIONS
+from ser.train.report.cell_scores import CellScores
+from ser.train.report.certainty import abstaining
+from ser.train.run import load_model, one_thread
+from ser.train.run_folder import CONFIG
+from ser.train.scores.calibration import tempered
+from ser.train.targets import TARGETS, rated_as
+from ser.weights.find import parse_models
+
+from .trained import ExportedRun, open_trained
+from .turns import Answer, Prediction, Turn
+
+# Modalities of a turn: the names of its fields.
+MODALITIES = ("audio", "text")
+# How many utterances are asked whether training would hide one of their modalities.
+HIDDEN_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A turn that can be read."""
+
+    turn: Turn
+    # The modalities that it lacks.
+    without: tuple[str, ...]
+    # By modality `[rows, dim]`, as the run takes them; no rows of one that the turn lacks.
+    rows: dict[str, Tensor]
+
+
+class Predictor:
+    """A trained run, given by its folder, or one that holds it alone, or what `ser export` wrote.
+
+    Raises `WrongUse` if this machine cannot compute its features.
+    """
+
+    def __init__(
+        self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto"
+    ) -> None:
+        self.run = open_trained(run)
+        calibration = self.run.result.calibration
+        self.temperature = None if calibration is None else calibration.temperature
+        self.fitted, self.config = load_model(self.run, choose_device(device))
+        self.fusion = self.config.fusion
+        self.classes: tuple[str, ...] = tuple(self.run.config.labels.classes)
+
+        # By modality, what the run records of each feature, and what computes it.
+        self.records = {
+            modality: record.parts for modality, record in self.run.config.features.items()
+        }
+        self.features = self._resolve(parse_models(models))
+        # By modality, loaded when a turn first has it.
+        self._extractors: dict[str, list[Extractor]] = {}
+
+    def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
+        """What computes each modality, by the very specs that the run records."""
+        where = str(self.run.path / CONFIG)
+        specs: dict[str, list[Spec]] = {}
+        for modality, records in self.records.items():
+            written = self.run.config.provenance.feature_specs(modality)
+            specs[modality] = [to_record(spec, Spec, where) for spec in written]
+
+            recorded = [record.fingerprint for record in records]
+            if [spec.fingerprint for spec in specs[modality]] != recorded:
+                name = self.run.config.features[modality].feature
+                raise CorruptStore(
+                    f"{where}: its spec of {name} was altered, or is not there; train the run again"
+                )
+
+        known: list[str] = []
+        for of_modality in specs.values():
+            known += [spec.feature for spec in of_modality if spec.feature not in known]
+        for name in sorted(models.keys() - known):
+            raise unknown("feature of this run in --model", name, known)
+
+        return {
+            modality: resolve_again(of_modality, models) for modality, of_modality in specs.items()
+        }
+
+    def extractors(self, modality: str) -> list[Extractor]:
+        """What computes the features of a modality, loaded once."""
+        if modality not in self._extractors:
+            features = self.features[modality]
+            self._extractors[modality] = load_extractors(features, self.config.device)
+        return self._extractors[modality]
+
+    def may_lack(self) -> list[str]:
+        """The modalities that training hid from the model at times, so that an utterance may lack
+        one of them.
+        """
+        if self.fusion.hide is None:
+            return []
+        generator = torch.Generator().manual_seed(0)
+        hidden = self.fusion.hide(self.config.settings, HIDDEN_SAMPLES, 0, generator)
+        return [modality for modality, utterances in hidden.items() if utterances.any()]
+
+    def __call__(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
+        """Classify the turns. `unusable` has the reason for each turn that cannot be read, as in
+        extraction.
+
+        A prediction whose highest probability is below `abstain_below` is marked as `abstained`.
+        Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
+        """
+        self._check_bound(abstain_below)
+        turns = [self._without_blanks(turn) for turn in turns]
+        self._check_modalities(turns)
+
+        notes = self._notes(turns)
+        if abstain_below > 0:
+            notes += self._abstaining(abstain_below)
+
+        # One thread, as extraction and training compute.
+        with one_thread():
+            usable, unusable, warnings = self._read(turns)
+            notes += warnings
+            if not usable:
+                reasons = [f"{id_}: {reason}" for id_, reason in unusable.items()]
+                raise CorpusError("; ".join(reasons))
+            predicted = self.predict_rows(
+                [each.turn for each in usable], [each.rows for each in usable]
+            )
+
+        is_finite = np.isfinite(predicted).all(1)
+        if not is_finite.all():
+            first = usable[int(is_finite.argmin())].turn
+            raise SerError(
+                f"{first.id}: the model's predictions of it became nan; train another run"
+            )
+
+        predictions: list[Prediction] = []
+        for each, values in zip(usable, predicted, strict=True):
+            predictions.append(self._prediction(each, values, abstain_below))
+        return Answer(predictions, unusable, notes)
+
+    def _check_bound(self, abstain_below: float) -> None:
+        """Raise `WrongUse` for a bound that is no probability, or for a run without classes."""
+        if not 0 <= abstain_below <= 1:
+            raise WrongUse(f"--abstain-below {abstain_below:g}: must be a probability, from 0 to 1")
+        if abstain_below > 0 and not self.classes:
+            raise WrongUse(
+                f"--abstain-below is for classes, and {self.run.path} learnt none; leave it out"
+            )
+
+    def _without_blanks(self, turn: Turn) -> Turn:
+        """The turn with its audio as a path, and no text where there are only blanks."""
+        audio = None if turn.audio is None else Path(turn.audio)
+        text = turn.text if turn.text and turn.text.strip() else None
+        return replace(turn, audio=audio, text=text)
+
+    def _lacking(self, turn: Turn) -> tuple[str, ...]:
+        """The modalities that the fusion takes and the turn does not have."""
+        return tuple(m for m in self.fusion.inputs if getattr(turn, m) is None)
+
+    def _check_modalities(self, turns: Sequence[Turn]) -> None:
+        """Raise `WrongUse` for a turn without anything, or without what was never hidden."""
+        may_lack = self.may_lack()
+        for turn in turns:
+            lacking = self._lacking(turn)
+            if len(lacking) == len(self.fusion.inputs):
+                missing = " and no ".join(lacking)
+                raise WrongUse(
+                    f"{turn.id}: has no {missing}, and {self.fusion.name} takes nothing else"
+                )
+
+            never_hidden = [modality for modality in lacking if modality not in may_lack]
+            if never_hidden:
+                raise WrongUse(
+                    f"{turn.id}: has no {never_hidden[0]}, and {self.fusion.name} was trained "
+                    "without random modality masking, so it has never seen an utterance without "
+                    "it; give its audio file, and its transcript by --text or a column text in the "
+                    "table"
+                )
+
+    def _notes(self, turns: Sequence[Turn]) -> list[str]:
+        """What is to be known of the run, and of what the turns have in vain."""
+        notes: list[str] = []
+        result = self.run.result
+        if result.synthetic:
+            notes.append(
+                "trained on synthetic speech: shows that the pipeline works, and says nothing "
+                "about people"
+            )
+        if result.random_weights:
+            notes.append(f"computed with random weights: {', '.join(result.random_weights)}")
+
+        by_corpus = [scale for scale in self.fitted.scaling.values() if scale.mean.ndim > 1]
+        if by_corpus:
+            notes.append(
+                "z-scored by the statistics of the whole training part: in training each corpus "
+                "was by its own statistics, and new speech has none that are known"
+            )
+
+        for modality in MODALITIES:
+            is_given = any(getattr(turn, modality) for turn in turns)
+            if is_given and modality not in self.fusion.inputs:
+                taken = self.fusion.inputs[0]
+                notes.append(f"{modality} not used: {self.fusion.name} takes {taken} alone")
+        return notes
+
+    def _abstaining(self, bound: float) -> list[str]:
+        """What the bound meant on the run's test part; nothing of an exported run, which has no
+        predictions.
+        """
+        if isinstance(self.run, ExportedRun):
+            return []
+        (answered, *_), right = abstaining(CellScores([self.run]), bound)
+        rightly = f", and {right[0]:.1f} % of those rightly" if right else ""
+        share = f"on its test part the run answered {answered:.1f} %{rightly}"
+        return [f"below {bound:g} no answer: {share}"]
+
+    def _read(self, turns: Sequence[Turn]) -> tuple[list[Usable], dict[str, str], list[str]]:
+        """The turns that can be read, why each other cannot, by id, and what is odd about them."""
+        usable: list[Usable] = []
+        unusable: dict[str, str] = {}
+        notes: list[str] = []
+        for turn in turns:
+            warnings: list[str] = []
+            try:
+                usable.append(Usable(turn, self._lacking(turn), self._rows(turn, warnings)))
+            except UtteranceError as fault:
+                unusable[turn.id] = str(fault)
+            notes += [f"{turn.id}: {warning}" for warning in warnings]
+        return usable, unusable, notes
+
+    def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, Tensor]:
+        """The rows of each modality `[rows, dim]` as the run takes them.
+
+        Adds what is odd about the turn to `warnings`. Raises `UtteranceError` if it cannot be used.
+        """
+        rows: dict[str, Tensor] = {}
+        for modality, features in self.features.items():
+            source = turn.audio if modality == "audio" else turn.text
+            # Token ids, if the run trained the encoder.
+            extra = self.run.config.features[modality].extra
+            if source is None:
+                columns = self.run.config.dims[modality] if extra is None else 1
+                rows[modality] = torch.empty(0, columns)
+                continue
+
+            computed = extract_utterance(self.extractors(modality), source, warnings)
+            stored: list[np.ndarray] = []
+            for feature in features:
+                of_feature = computed[feature.spec.fingerprint]
+                values = of_feature.values if extra is None else of_feature.extras[extra][:, None]
+                stored.append(np.atleast_2d(values))
+            rows[modality] = self.rows_as_read(modality, stored)
+        return rows
+
+    def rows_as_read(self, modality: str, stored: Sequence[np.ndarray]) -> Tensor:
+        """One utterance's rows of a modality, from those of each feature as a store holds them:
+        averaged, pooled and side by side, as the run read them; `[rows, dim]`.
+        """
+        by_vectors = self.fusion.level == "vector"
+        columns: list[Tensor] = []
+        for feature, record, values in zip(
+            self.features[modality], self.records[modality], stored, strict=True
+        ):
+            inputs = Inputs(torch.from_numpy(values), np.array([0, len(values)]))
+            columns.append(as_read(inputs, record, feature.spec, by_vectors).values)
+        return torch.cat(columns, 1)
+
+    def predict_rows(
+        self, turns: Sequence[Turn], rows: Sequence[Mapping[str, Tensor]]
+    ) -> np.ndarray:
+        """What the target predicts for the turns, `[n, …]`: probabilities before the temperature,
+        and ratings from -1 to 1.
+
+        A turn without a modality has no rows of it, as when it is hidden.
+        """
+        inputs: dict[str, Inputs] = {}
+        for modality in self.features:
+            pieces = [of_turn[modality] for of_turn in rows]
+            lengths = [len(piece) for piece in pieces]
+            offsets = np.cumsum([0, *lengths], dtype=np.int64)
+            inputs[modality] = Inputs(torch.cat(pieces), offsets)
+
+        table = [
+            {
+                "id": str(number),
+                "dialogue": turn.dialogue,
+                "turn": turn.turn,
+                "speaker": turn.speaker,
+            }
+            for number, turn in enumerate(turns)
+        ]
+        utterances = apply_policy(UNLABELLED, Manifest.from_rows("new", table))
+        data = Dataset(utterances, self.run.config.dims, lambda: inputs, {})
+        return self.fitted.predict(data, np.arange(len(turns)), self.config)["logits"]
+
+    def shares_and_ratings(self, values: np.ndarray) -> tuple[list[float], list[float]]:
+        """What the target predicts for one turn, `[…]`, as a user sees it: the probabilities after
+        the temperature, and ratings on the corpus's scale.
+        """
+        shares = values[None, : len(self.classes)]
+        if self.temperature is not None:
+            shares = tempered(shares, self.temperature)
+
+        ratings: list[float] = []
+        if TARGETS[self.config.target].rated:
+            ratings = rated_as(values[None], self.config.training)[0].tolist()
+        return shares[0].tolist(), ratings
+
+    def _prediction(self, each: Usable, values: np.ndarray, abstain_below: float) -> Prediction:
+        """What the target predicts for a turn, `[…]`, by names."""
+        shares, ratings = self.shares_and_ratings(values)
+        label = None
+        if self.classes:
+            # Before the temperature, which may round to equals.
+            label = self.classes[values[: len(self.classes)].argmax()]
+
+        return Prediction(
+            id=each.turn.id,
+            label=label,
+            probabilities=dict(zip(self.classes, shares, strict=True)),
+            without=each.without,
+            ratings=dict(zip(DIMENSIONS, ratings, strict=False)),
+            abstained=bool(shares) and max(shares) < abstain_below,
+        )
