@@ -38,8 +38,8 @@ from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.fit import fit
 from ser.train.models import FUSIONS
-from ser.train.run import one_thread
 from ser.train.settings import parse_settings
+from ser.train.train_jobs import one_thread
 
 LABELS = ("ang", "hap", "neu", "sad")
 PR_SET_CHILD_SUBREAPER = 36

@@ -90,7 +90,7 @@ def measure(
             )
             [job] = prepare(asked)
             ends = list[float]()
-            fit(job.data, job.fold, job.plan, partial(note, ends))
+            fit(job.data, job.fold, job.config, partial(note, ends))
             least[how] = min(least[how], ends[1] - ends[0])
             assert any(one.streamed for one in job.data.inputs.values()) == (how == "streamed")
     return {"MB": size, **{f"{how}, s": seconds for how, seconds in least.items()}}

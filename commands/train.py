@@ -14,8 +14,8 @@ from .output import answer, duration, next_step, plural, progress, safe, say
 
 if TYPE_CHECKING:
     from ser.train.estimate import Estimate
+    from ser.train.job import Job
     from ser.train.records import Epoch
-    from ser.train.run import Job
     from ser.train.run_folder import Run
 
 # What `--resume` by itself goes on with.
@@ -126,7 +126,7 @@ def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") ->
         f"{plural(ahead.updates, 'update')}, {most}about {duration(ahead.seconds)}"
     )
 
-    config = job.plan
+    config = job.config
     if config.device.startswith("cuda"):
         words += f", in {config.precision} on {config.device}"
         if config.precision != "bf16":
@@ -143,7 +143,7 @@ def _print_dry_run(jobs: Sequence["Job"], ahead: "Estimate", summary: str, as_js
     from ser.train.flops import count_flops, product_rates
 
     flops = count_flops(jobs, ahead.epochs)
-    rates = product_rates(jobs[0].plan)
+    rates = product_rates(jobs[0].config)
     if as_json:
         answer({**vars(ahead), "flops": flops, "flops_per_second": rates})
         return

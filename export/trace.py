@@ -17,7 +17,7 @@ from torch import nn
 from ser.errors import WrongUse
 from ser.extract.speech import RATE
 from ser.predict import Predictor, Turn
-from ser.train.run import one_thread
+from ser.train.train_jobs import one_thread
 
 from .inputs import GraphInput
 from .one_sequence import ONE_SEQUENCE, replaced

@@ -22,12 +22,13 @@ from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import UNLABELLED
 from ser.train.data.sources import as_read
 from ser.train.data.utterances import DIMENSIONS
+from ser.train.model_file import load_model
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.certainty import abstaining
-from ser.train.run import load_model, one_thread
 from ser.train.run_folder import CONFIG
 from ser.train.scores.calibration import tempered
 from ser.train.targets import TARGETS, rated_as
+from ser.train.train_jobs import one_thread
 from ser.weights.find import parse_models
 
 from .trained import ExportedRun, open_trained

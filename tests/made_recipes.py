@@ -29,7 +29,7 @@ def tiny(
 
     fusions = []
     for cell in read_recipe(name, **options).cells:
-        fusions.append(prepare(cell.experiment, CACHE)[0].plan.fusion)
+        fusions.append(prepare(cell.experiment, CACHE)[0].config.fusion)
 
     used = []
     for setting in known:

@@ -87,7 +87,9 @@ def prepared(folder: Path, features: str, layers: object, fusion: str = "bert", 
 
 def build(job: Job) -> Any:
     torch.manual_seed(0)
-    return job.plan.fusion.build(job.plan.settings, job.data.dims, len(job.data.utterances.classes))
+    return job.config.fusion.build(
+        job.config.settings, job.data.dims, len(job.data.utterances.classes)
+    )
 
 
 def batch_of(job: Job, n: int = 7) -> Batch:
@@ -133,7 +135,7 @@ def changed(job: Job) -> set[str]:
     """The weights of the encoder that one epoch of training moves, under the checkpoint's names."""
     before = {name: value.clone() for name, value in build(job).state_dict().items()}
     torch.manual_seed(0)
-    after = fit(job.data, job.fold, job.plan).model.state_dict()
+    after = fit(job.data, job.fold, job.config).model.state_dict()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert "linear.1.weight" in moved
     return {name.removeprefix("encoder.model.") for name in moved if name.startswith("encoder.")}
@@ -166,7 +168,7 @@ def test_only_the_top_layers_train_or_all_with_the_embeddings(made: Path, encode
 def test_only_its_own_stage_and_the_last_train_the_encoder_of_both(made: Path) -> None:
     job = prepared(made, "logmel+bert:layer=2", 1, fusion="cnn+bert", select="last")
     model, batch = build(job).train(), batch_of(job)
-    for stage, reached in zip(job.plan.fusion.stages, (False, True, True), strict=True):
+    for stage, reached in zip(job.config.fusion.stages, (False, True, True), strict=True):
         model.zero_grad()
         model(batch)[stage.output].square().sum().backward()
         weight = model.text.encoder.model.encoder.layer[0].output.dense.weight
@@ -340,6 +342,6 @@ def test_bfloat16_is_close(made: Path, features: str, layers: object) -> None:
     model, batch = build(job).eval(), batch_of(job)
     with torch.inference_mode():
         exact = model(batch)["logits"]
-        with job.plan.autocast():
+        with job.config.autocast():
             rough = model(batch)["logits"].float()
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()

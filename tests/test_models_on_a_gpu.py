@@ -21,11 +21,11 @@ from ser.tests.plain_layers import CASES, DIFFERENT, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
 from ser.train import experiment, fit_many
 from ser.train.config import TrainConfig
+from ser.train.cuda_graphs import Graphs
 from ser.train.data.folds import Fold
 from ser.train.data.loading import load_dataset
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
-from ser.train.fit_many import Graphs
 from ser.train.models.ragged import Batch, on_device
 from ser.train.options import Experiment
 from ser.train.settings import parse_settings
@@ -204,7 +204,7 @@ def test_many_runs_give_the_numbers_of_the_cpu(
 def test_what_is_computed_in_bf16_by_default(store: Path) -> None:
     def precision(features: str, fusion: str, asked: str = "auto", device: str = "auto") -> str:
         asked_for = Experiment(features, fusion, store, precision=asked, device=device)
-        return prepare(asked_for)[0].config.precision
+        return prepare(asked_for)[0].record.precision
 
     assert precision("hubert+mpnet", "mit") == "float32"
     with Gpu():

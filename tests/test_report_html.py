@@ -25,6 +25,7 @@ from ser.errors import WrongUse
 from ser.tests.chromium import MISSING, Browser, open_browser
 from ser.tests.spoken_store import EVIL, spoken_manifest, spoken_store
 from ser.train.experiment import prepare, run_experiment
+from ser.train.model_file import load_model
 from ser.train.models.msmser import MsmserSettings
 from ser.train.options import Experiment
 from ser.train.records import Epoch, FeatureRecord, RunConfig, Scores, SplitCorpus
@@ -61,7 +62,6 @@ from ser.train.report.sections.what_was_run import (
 from ser.train.report.svg import to_svg
 from ser.train.report.table import Column, Table
 from ser.train.report.terminal import report_text
-from ser.train.run import load_model
 from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
 from ser.train.scores.classes import scores
 
@@ -275,7 +275,7 @@ def test_the_command_runs_the_cell_again(report: Any) -> None:
         options = train.make_context("train", shlex.split(command(cell))[2:]).params
         known = {field.name for field in fields(Experiment)} - {"resume"}
         options = {name: value for name, value in options.items() if name in known}
-        names = {run_name(job.config) for job in prepare(Experiment(**options))}
+        names = {run_name(job.record) for job in prepare(Experiment(**options))}
         assert names == {run.path.name for run in cell.runs}
 
 

@@ -29,7 +29,6 @@ from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit_standardizers
 from ser.train.report.conditions import conditions
 from ser.train.report.paper import differences
-from ser.train.run import load_model
 from ser.train.run_folder import find_runs
 from ser.train.sweep.recipe import RecipeCell
 

@@ -20,7 +20,7 @@ from ser.engines.machine import memory_budget
 from ser.errors import CorruptStore, WrongUse
 from ser.tests.command_line import in_a_process
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
-from ser.train import run
+from ser.train import training
 from ser.train.data.loading import load_dataset
 from ser.train.data.memory import DataCache
 from ser.train.data.streamed import Streamed
@@ -117,7 +117,7 @@ def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> No
         [job, *_] = prepare(
             Experiment("logmel", "audio", store=store.path, memory=memory, set=settings)
         )
-        found.append(fit_standardizers(job.data, job.fold, job.plan.settings)["audio"])
+        found.append(fit_standardizers(job.data, job.fold, job.config.settings)["audio"])
         sums.append(job.data.inputs["audio"].moments(job.fold.train))
     wide = job.data.inputs["audio"].take(job.fold.train).values.double()
     assert found[0].mean.equal(found[1].mean) and found[0].std.equal(found[1].std)
@@ -209,7 +209,7 @@ def stopped(store: str, out: str) -> None:
     """Runs that are killed, or interrupted, within the epoch after their first state, each in a
     fork.
     """
-    run.STATE_SECONDS = 0.0
+    training.STATE_SECONDS = 0.0
     window, check, after = Streamed.window, blocks.check_block, []
 
     def slow(*asked: Any) -> None:

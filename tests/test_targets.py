@@ -129,8 +129,8 @@ def test_every_fusion_learns_every_target(store: Path, name: str) -> None:
         job = prepare(asked(store, name, target, limit=40), CACHE)[0]
         classes, heads = len(job.data.utterances.classes), []
         torch.manual_seed(0)
-        start = of.build(job.plan.fusion, job.plan.settings, job.data.dims, classes)
-        fitted = fit(job.data, job.fold, replace(job.plan, select="last"))
+        start = of.build(job.config.fusion, job.config.settings, job.data.dims, classes)
+        fitted = fit(job.data, job.fold, replace(job.config, select="last"))
         for (weight, before), after in zip(
             start.named_parameters(), fitted.model.parameters(), strict=True
         ):
@@ -333,7 +333,7 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
         return prepare(asked(store.path, "audio:utterance", "vad", corpus=corpora, set=settings))[0]
 
     def scale(corpora: str, *settings: str) -> str:
-        return job(corpora, *settings).plan.training.vad_scale
+        return job(corpora, *settings).config.training.vad_scale
 
     both = job("tiny+podcast").data.utterances
     for corpus, high in (("tiny", 5), ("podcast", 7)):
@@ -382,7 +382,7 @@ def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:
     job = prepare(
         asked(store, "audio:utterance", "class+vad", set=("shuffle_labels=true",)), CACHE
     )[0]
-    mixed, plain = shuffled(job.data, job.fold, job.plan).utterances, job.data.utterances
+    mixed, plain = shuffled(job.data, job.fold, job.config).utterances, job.data.utterances
     pairs = [
         {(k, *row) for k, row in zip(one.labels, one.dimensions.tolist(), strict=True)}
         for one in (mixed, plain)

@@ -22,10 +22,10 @@ from ser.train.data.standardizer import Standardizer
 from ser.train.data.views import with_views
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit_many import can_train_together
+from ser.train.model_file import load_model
 from ser.train.report.grouping import group_runs
 from ser.train.report.page import make_page
 from ser.train.report.sections.what_was_run import command
-from ser.train.run import load_model
 
 LAYERS: dict[str, Any] = {
     "checkpoint": {"digest": "a", "random": True},
@@ -381,7 +381,7 @@ def test_features_of_a_modality_are_joined_each_standardised_by_itself(
     )
     [job] = prepare(asked)
     assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12} and not can_train_together(
-        job.data, job.plan
+        job.data, job.config
     )
     columns = job.data.inputs["audio"].values.split([12, 12, 12, 24], 1)
     whole = Standardizer.of(job.data.inputs["audio"], job.fold.train)

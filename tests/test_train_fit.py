@@ -19,6 +19,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from ser.errors import WrongUse
 from ser.tests.tiny_store import make_store
+from ser.train.checkpoint import restore_state, snapshot, write_state
 from ser.train.config import TrainConfig
 from ser.train.data.dataset import Dataset
 from ser.train.data.dev_part import Cut
@@ -28,18 +29,17 @@ from ser.train.data.loading import load_dataset
 from ser.train.data.protocols import make_folds
 from ser.train.fit import (
     Adam,
-    Epoch,
     Fitted,
     fit,
     fit_standardizers,
     learning_rate,
     shuffled,
-    snapshot,
     training_loss,
 )
 from ser.train.fit_many import fit_many
 from ser.train.models import Stage
 from ser.train.options import Experiment
+from ser.train.records import Epoch
 from ser.train.run_folder import Run
 from ser.train.settings import TrainingSettings, parse_settings
 from ser.train.targets import TARGETS
@@ -141,9 +141,9 @@ def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyP
     )
 
     def keep_and_restore(epoch: Epoch, state: Callable[[], bytes]) -> None:
-        selection, (_, _, *rest) = state.func.__self__, state.args
-        selection.config = replace(config, device="cuda:1")
-        selection.restore(load(state()), *rest)
+        *arguments, _ = state.args
+        written = load(write_state(*arguments, "cuda:1"))
+        restore_state(written, *arguments[2:], "cuda:1")
 
     fit(data, fold, config, keep_and_restore)
     assert found == [(1, "cuda:1")] * 2

@@ -30,17 +30,18 @@ from ser.disk.locks import locked
 from ser.errors import CorruptStore, Diverged, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
-from ser.train import run as training
+from ser.train import training
 from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit import Fitted
+from ser.train.job import Job
+from ser.train.model_file import load_model, write_model
 from ser.train.models import FUSIONS
 from ser.train.records import Epoch, to_json
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.conditions import conditions
 from ser.train.report.grouping import group_runs
 from ser.train.report.terminal import report_text
-from ser.train.run import Job, load_model, write_model
 from ser.train.run_folder import (
     CONFIG,
     LOG,
@@ -124,7 +125,7 @@ def test_a_run_folder_is_complete_and_readable_without_us(store: Path, tmp_path:
         and plan.settings.d_model == 16
         and set(fitted.scaling) == {"audio"}
     )
-    found = fitted.predict(job.data, job.fold.test, job.plan)
+    found = fitted.predict(job.data, job.fold.test, job.config)
     assert np.array_equal(found["logits"], probabilities)
     assert np.array_equal(found["text"], np.stack(table["probabilities head text"]))
 
@@ -189,15 +190,15 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
         *({"set": (*SMALL, one)} for one in settings),
         *({key: value} for key, value in others.items()),
     ]
-    names = [run_name(prepare(replace(plain, **change))[0].config) for change in changes]
+    names = [run_name(prepare(replace(plain, **change))[0].record) for change in changes]
     assert len(set(names)) == len(names)
     # What cannot change the numbers does not change the name.
     moved = replace(plain, out=tmp_path / "elsewhere", resume=True, seeds=2)
-    assert run_name(prepare(moved)[0].config) == names[0]
-    assert run_name(prepare(replace(plain, features="bert+is13"))[0].config) == names[0]
+    assert run_name(prepare(moved)[0].record) == names[0]
+    assert run_name(prepare(replace(plain, features="bert+is13"))[0].record) == names[0]
     # What came later is not in the config of a run that does not use it, so that older runs keep
     # their names.
-    config = prepare(replace(plain, select="last"))[0].config
+    config = prepare(replace(plain, select="last"))[0].record
     assert (
         "only" not in to_json(config)
         and "refit" not in config.training
@@ -223,7 +224,7 @@ def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
         assert drawn == [
             (line.epoch, pytest.approx(line.score(name))) for line in run.result.history
         ]
-    assert run.path.name == run_name(prepare(replace(asked, log=None))[0].config)
+    assert run.path.name == run_name(prepare(replace(asked, log=None))[0].record)
 
 
 def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
@@ -392,12 +393,12 @@ def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:
     assert len(runs) == 3 and runs[0].result.protocol == "folds:mine.csv"
     # The same folds from elsewhere are the same runs; other folds under the same name are not.
     moved = lgf(store, tmp_path / "runs", protocol=f"folds:{tmp_path / 'b' / 'mine.csv'}")
-    assert [run_name(job.config) for job in prepare(moved)] == [run.path.name for run in runs]
+    assert [run_name(job.record) for job in prepare(moved)] == [run.path.name for run in runs]
     lines[0] = lines[0].replace(",1", ",2")
     (tmp_path / "b" / "mine.csv").write_text("id,fold\n" + "".join(lines))
     # But for the one fold that has the changed utterance in training before and after.
     assert (
-        len({run_name(job.config) for job in prepare(moved)} & {run.path.name for run in runs}) == 1
+        len({run_name(job.record) for job in prepare(moved)} & {run.path.name for run in runs}) == 1
     )
     # Which moved one utterance of a speaker to a fold of its own, and the manifest knows whose it
     # is.

@@ -23,16 +23,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ser.errors import Diverged, SerError, WrongUse
 from ser.train import fit_many as fit_many_module
-from ser.train import run as run_module
+from ser.train import stacked_runs as stacked_runs_module
+from ser.train import train_jobs as train_jobs_module
+from ser.train.cuda_graphs import Graphs
 from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, Job, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import fit, learning_rate, make_optimiser
-from ser.train.fit_many import MOST, NO_LABEL, Graphs, Stack, can_train_together, fit_many
+from ser.train.fit_many import MAX_RUNS, NO_LABEL, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.models.ragged import Batch, Sequences
 from ser.train.records import Epoch, to_json
 from ser.train.run_folder import Run, run_name
+from ser.train.stacked_runs import StackedRuns
 from ser.train.sweep.run import run_sweep, train_group
 from ser.train.sweep.tasks import plan_sweep
 
@@ -88,15 +91,15 @@ def loss_of(outputs, labels, heads=("logits", "audio", "text")):
 
 def stack_of(models, values, generators):
     states = [generator.clone_state() for generator in generators]
-    return Stack(copy.deepcopy(models[0]), models, values, states)
+    return StackedRuns(copy.deepcopy(models[0]), models, values, states)
 
 
 def trained(stack, groups, chosen, labels):
     """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R,
     r]`, what is real.
     """
-    turns = fit_many_module.table(groups)
-    batch, generators = fit_many_module.batch_of(turns, torch.tensor(chosen)), stack.generators
+    turns = stacked_runs_module.table(groups)
+    batch, generators = stacked_runs_module.batch_of(turns, torch.tensor(chosen)), stack.generators
     if stack.kept is None:
         stack.generators = [torch.Generator() for _ in generators]
         stack.draw(turns, *batch)
@@ -225,7 +228,7 @@ def test_seeds_and_losses_trained_at_once_give_what_each_gives_alone(store, tmp_
     options = {"losses": False, **options}
     both = options.pop("losses")
     jobs = prepare(experiment(store, tmp_path, "dropout=0", *options.pop("more", ()), **options))
-    data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
+    data, fold, plans = jobs[0].data, jobs[0].fold, [job.config for job in jobs]
     plans[1] = replace(plans[1], loss="perspective") if both else plans[1]
     assert can_train_together(data, plans[0]) and len(plans) == 3
     loose = 2e-2 if plans[0].precision == "bf16" else 1e-4
@@ -265,14 +268,14 @@ def test_seeds_and_losses_trained_at_once_give_what_each_gives_alone(store, tmp_
 
 def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_path):
     jobs = prepare(experiment(store, tmp_path, "dropout=0.4"))
-    plans, drawn, original = [job.plan for job in jobs], [], Stack.draw
+    plans, drawn, original = [job.config for job in jobs], [], StackedRuns.draw
 
     def draw(stack, *args):
         original(stack, *args)
         drawn.append(stack.kept.clone())
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Stack, "draw", draw)
+        patched.setattr(StackedRuns, "draw", draw)
         together = fit_many(jobs[0].data, jobs[0].fold, plans)
         [alone] = fit_many(jobs[0].data, jobs[0].fold, plans[1:2])
     epochs = plans[0].settings.epochs
@@ -291,16 +294,16 @@ def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_p
 def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, tmp_path):
     """Streamed ones too: their values are not there to be taken from."""
     jobs = prepare(experiment(store, tmp_path, memory="0.025MB"))
-    data, fold, plans = jobs[0].data, jobs[0].fold, [job.plan for job in jobs]
+    data, fold, plans = jobs[0].data, jobs[0].fold, [job.config for job in jobs]
     assert any(one.streamed for one in data.inputs.values()) and fit_many(data, fold, plans) == []
     wild = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
     told = {job.name: [] for job in jobs}
-    changed = [jobs[0], replace(jobs[1], plan=wild), jobs[2]]
+    changed = [jobs[0], replace(jobs[1], config=wild), jobs[2]]
     first, diverged, last = train_jobs(
         changed, tmp_path, on_epoch=lambda job, line: told[job.name].append(line.loss)
     )
     for job, run in ((jobs[0], first), (jobs[2], last)):
-        alone = fit(data, fold, job.plan).history[-1].loss
+        alone = fit(data, fold, job.config).history[-1].loss
         assert run.result.history[-1].loss == alone == told[job.name][-1]
     assert isinstance(diverged, Diverged) and Run(tmp_path / jobs[1].name).diverged
     [again] = train_jobs([jobs[1]], tmp_path)
@@ -310,7 +313,7 @@ def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, 
 def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     def jobs(*more, on="cuda:0", **options):
         asked = experiment(store, tmp_path, *more, **{"folds": "all", "seeds": 2} | options)
-        return [replace(job, plan=replace(job.plan, device=on)) for job in prepare(asked)]
+        return [replace(job, config=replace(job.config, device=on)) for job in prepare(asked)]
 
     def grouped(jobs):
         numbers = {id(job): number for number, job in enumerate(jobs)}
@@ -324,9 +327,9 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
     assert grouped([*jobs(), *jobs("lr=0.5")]) == [
         [i + j, i + j + 5] for j in (0, 10) for i in range(5)
     ]
-    assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MOST + 3))] == [
-        MOST,
-        MOST,
+    assert [len(group) for group in fit_groups(jobs(folds=1, seeds=2 * MAX_RUNS + 3))] == [
+        MAX_RUNS,
+        MAX_RUNS,
         3,
     ]
     for setting in (
@@ -342,7 +345,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
 def test_run_folders_are_those_of_single_runs(store, tmp_path):
     """Also where one was begun by itself: nothing goes on from its state."""
     jobs = prepare(experiment(store, tmp_path / "together", "dropout=0"))
-    names = [run_name(job.config) for job in jobs]
+    names = [run_name(job.record) for job in jobs]
     (tmp_path / "together" / names[0]).mkdir(parents=True)
     for file in ("state.safetensors", "log"):
         (tmp_path / "together" / names[0] / file).write_text("of a run alone")
@@ -375,12 +378,12 @@ def test_run_folders_are_those_of_single_runs(store, tmp_path):
 
 def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
     jobs = prepare(experiment(store, tmp_path, "lr=1e38", "weight_decay=1e30"))
-    alone = fit(jobs[0].data, jobs[0].fold, jobs[0].plan)
+    alone = fit(jobs[0].data, jobs[0].fold, jobs[0].config)
     faults = train_jobs(jobs, tmp_path, True)
     assert all(isinstance(fault, Diverged) for fault in faults)
     where = alone.fault.partition(" in ")[2]
     assert str(faults[0]).endswith(where), "the same epoch and batch"
-    folder = tmp_path / run_name(jobs[0].config)
+    folder = tmp_path / run_name(jobs[0].record)
     assert str(faults[0]).startswith(str(folder))
     assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
     assert not (folder / "result.json").exists() and where in (folder / "log").read_text()
@@ -417,7 +420,7 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return fit_many(data, fold, plans, on_epoch)
 
-    monkeypatch.setattr(run_module, "fit_many", small_gpu)
+    monkeypatch.setattr(train_jobs_module, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
     most = 1
     runs = train_jobs(jobs, tmp_path, False)
@@ -434,13 +437,13 @@ def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(
     plain, exact = (
         prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True)
     )
-    assert plain.name == exact.name and exact.plan.deterministic
-    assert [job.config.provenance.asked["deterministic"] for job in (plain, exact)] == [
+    assert plain.name == exact.name and exact.config.deterministic
+    assert [job.record.provenance.asked["deterministic"] for job in (plain, exact)] == [
         False,
         True,
     ]
     refused = RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
-    monkeypatch.setattr(run_module, "fit", Mock(side_effect=refused))
+    monkeypatch.setattr(train_jobs_module, "fit", Mock(side_effect=refused))
     with pytest.raises(
         WrongUse,
         match="--deterministic: lgf-add has an operation without a deterministic form on cpu",
@@ -452,7 +455,7 @@ def test_apples_gpu_trains_in_float32(store, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     [job, *_] = prepare(experiment(store, tmp_path, device="auto"))
     assert (
-        job.plan.device == "mps"
+        job.config.device == "mps"
         and not job.stacked
         and job.name == prepare(experiment(store, tmp_path))[0].name
     )
@@ -541,7 +544,7 @@ def updated(store, out, fusion, *more, runs=3, **options):
     asked = {"fusion": fusion, "seeds": runs, "select": "best-test", **options}
     jobs = prepare(experiment(store, out, *more, **asked))
     both = ("single", "perspective") if "-" in fusion else ("single",)
-    plans = [replace(job.plan, loss=both[i % len(both)]) for i, job in enumerate(jobs)]
+    plans = [replace(job.config, loss=both[i % len(both)]) for i, job in enumerate(jobs)]
     told = []
     return fit_many(jobs[0].data, jobs[0].fold, plans, [told.append] * len(plans)), told
 

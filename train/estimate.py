@@ -11,8 +11,9 @@ import torch
 from .experiment import fit_groups
 from .fit import Fitted, fit, rows_to_evaluate
 from .fit_many import fit_many, runs_at_once
-from .run import Job, one_thread, oom_as_error
+from .job import Job
 from .targets import TARGETS
+from .train_jobs import one_thread, oom_as_error
 
 # Epochs that are timed, of so many batches each. The first epoch warms up.
 TIMED_EPOCHS = 4
@@ -51,7 +52,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     """
     first = jobs[0]
     data = first.data
-    config = first.plan
+    config = first.config
 
     epochs = config.settings.epochs * len(config.fusion.stages)
     if config.training.refit:
@@ -98,7 +99,7 @@ def rows_per_epoch(job: Job) -> float:
         rows_of_utterance += np.diff(inputs.offsets)[: len(data.utterances)]
 
     trained = rows_of_utterance[job.fold.train].sum() * (len(data.views) + 1)
-    evaluated = rows_of_utterance[rows_to_evaluate(job.fold, job.plan)].sum()
+    evaluated = rows_of_utterance[rows_to_evaluate(job.fold, job.config)].sum()
     return float(trained + evaluated / 3)
 
 
@@ -108,7 +109,7 @@ def trial_job(job: Job, epochs: int, batches: int) -> Job:
     As large a share of the other parts is evaluated. The learning rate is 0: a run itself tells
     that its loss diverges.
     """
-    config = job.plan
+    config = job.config
     share = min(1, batches * config.settings.batch_size / _training_units(job))
 
     parts = {}
@@ -124,17 +125,17 @@ def trial_job(job: Job, epochs: int, batches: int) -> Job:
         settings=replace(config.settings, epochs=epochs, lr=0.0),
         training=replace(config.training, refit=False),
     )
-    return replace(job, fold=replace(job.fold, **parts), plan=config)
+    return replace(job, fold=replace(job.fold, **parts), config=config)
 
 
 def _training_units(job: Job) -> int:
     """What an epoch's batches are made of, dialogues or utterances, each once for each view."""
-    units = job.data.groups(job.fold.train, job.plan.fusion.unit)
+    units = job.data.groups(job.fold.train, job.config.fusion.unit)
     return len(units) * (len(job.data.views) + 1)
 
 
 def _count_parameters(job: Job) -> int:
-    config = job.plan
+    config = job.config
     target = TARGETS[config.target]
     classes = len(job.data.utterances.classes)
     model = target.build(config.fusion, config.settings, job.data.dims, classes)
@@ -160,10 +161,10 @@ def _time_rows(jobs: Sequence[Job]) -> float:
 
 def _fit_trials(trial: Job, jobs: Sequence[Job]) -> list[Fitted]:
     """The trial trained as the jobs will be: all at once where they are stacked, else one alone."""
-    configs = [replace(trial.plan, seed=job.plan.seed, loss=job.plan.loss) for job in jobs]
+    configs = [replace(trial.config, seed=job.config.seed, loss=job.config.loss) for job in jobs]
     first = jobs[0]
     if first.stacked:
-        at_once = runs_at_once(first.data, first.fold, first.plan)
+        at_once = runs_at_once(first.data, first.fold, first.config)
         fitted = fit_many(first.data, trial.fold, configs[:at_once])
         if fitted:
             return fitted

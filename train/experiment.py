@@ -24,14 +24,15 @@ from .data.memory import DataCache
 from .data.protocols import make_folds
 from .finetune import with_encoder
 from .fit import rows_to_evaluate
-from .fit_many import MOST
+from .fit_many import MAX_RUNS
+from .job import Job, OnProgress
 from .models import Fusion
 from .options import Experiment, check_options
-from .run import Job, OnProgress, train_jobs
 from .run_config import make_run_config
 from .run_folder import CONFIG, Run, load_run
 from .settings import TrainingSettings, has_setting, parse_settings
 from .targets import TARGETS
+from .train_jobs import train_jobs
 
 __all__ = ["run_experiment"]
 
@@ -228,13 +229,13 @@ Grouped = TypeVar("Grouped", bound=HasGroup)
 
 
 def fit_groups(runs: Iterable[Grouped]) -> list[list[Grouped]]:
-    """Jobs or tasks, cut into those that are fitted together: of one group, at most `MOST`."""
+    """Jobs or tasks, cut into those that are fitted together: of one group, at most `MAX_RUNS`."""
     by_group: dict[str, list[Grouped]] = {}
     for run in runs:
         by_group.setdefault(run.group, []).append(run)
 
     cut = []
     for group in by_group.values():
-        for first in range(0, len(group), MOST):
-            cut.append(group[first : first + MOST])
+        for first in range(0, len(group), MAX_RUNS):
+            cut.append(group[first : first + MAX_RUNS])
     return cut

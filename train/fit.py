@@ -6,7 +6,6 @@ resumed.
 """
 
 import inspect
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,25 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from msgspec import convert, to_builtins
-from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
 from ser.engines import exact_arithmetic
 from ser.errors import WrongUse
 
+from .checkpoint import Progress, read_progress, restore_state, snapshot, write_state
 from .config import TrainConfig
-from .data.dataset import Dataset
+from .data.dataset import Dataset, Hide
 from .data.folds import Fold
 from .data.standardizer import Standardizer
 from .data.views import with_views
 from .models import Stage
 from .models.ragged import Heads
-from .records import Epoch, Scores
+from .records import Epoch
+from .selection import Selection
 from .targets import TARGETS
 
 NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
-Random = Mapping[str, Generator]  # that of torch, and those of a training's own draws
+OnEpoch = Callable[[Epoch, Callable[[], bytes]], None]
+State = tuple[Mapping[str, Tensor], Mapping[str, str]]  # tensors and metadata of a checkpoint
 EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
 
 
@@ -71,156 +71,218 @@ class Fitted:
         exact_arithmetic(config.device, config.deterministic)
         self.model.eval()
         target = TARGETS[config.target]
-        predictions: dict[str, list[Tensor]] = {}
-        predicted_rows, size = list[Tensor](), config.settings.batch_size
-        if config.fusion.unit == "utterance" and torch.device(config.device).type == "cuda":
+        unit = config.fusion.unit
+        size = config.settings.batch_size
+        if unit == "utterance" and torch.device(config.device).type == "cuda":
             size = max(size, EVALUATED)
         hidden = (lambda n: {hide: torch.ones(n, dtype=torch.bool)}) if hide else None
-        for batch in data.on(config.device).batches(
-            rows, config.fusion.unit, size, self.scaling, hide=hidden
-        ):
+
+        predicted_rows: list[Tensor] = []
+        predictions: dict[str, list[Tensor]] = {}
+        batches = data.on(config.device).batches(rows, unit, size, self.scaling, hide=hidden)
+        for batch in batches:
             batch.heads = heads
             with config.autocast():
                 outputs = self.model(batch)
             predicted_rows.append(batch.utterances)
             for head, logits in outputs.items():
                 predictions.setdefault(head, []).append(target.predictions(logits.float()))
-        place = torch.empty(len(data.utterances), dtype=torch.int64)  # of each row's prediction
+
+        # Batches come in the order of dialogues; the predictions go back into that of the rows.
+        place = torch.empty(len(data.utterances), dtype=torch.int64)
         place[torch.cat(predicted_rows or [place[:0]])] = torch.arange(len(rows))
         order = place[torch.from_numpy(rows)]
         # Here we wait for the GPU.
         return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in predictions.items()}
 
 
-@torch.random.fork_rng(devices=[])
 def fit(
     data: Dataset,
     fold: Fold,
     config: TrainConfig,
-    on_epoch: Callable[[Epoch, Callable[[], bytes]], None] | None = None,
-    resume: tuple[Mapping[str, Tensor], Mapping[str, str]] | None = None,
-    chosen: Sequence[Epoch] = (),
+    on_epoch: OnEpoch | None = None,
+    resume: State | None = None,
 ) -> Fitted:
     """Train one model on one fold; with `refit` then another on train + dev, for as many epochs as
     dev chose.
 
-    `on_epoch` gets every epoch, and a function that makes the `state` after it; `resume` is what
-    such a file holds, tensors and metadata, to go on from. `chosen` is the history of the model
-    before, whose kept epoch is the last of each stage. If the loss is no longer a number, the
-    training ends with a `fault` naming epoch and batch.
+    `on_epoch` gets every epoch, and a function that makes the state after it
+    (`checkpoint.write_state`); `resume` is what such a file holds, tensors and metadata, to go on
+    from. If the loss is no longer a number, the training ends with a `fault` naming epoch and batch.
     """
-    if config.training.refit:
-        once = replace(config, training=replace(config.training, refit=False))
-        if not (chosen := read_state(resume[1])["chosen"] if resume else []):
-            first_model = fit(data, fold, once, on_epoch, resume)
-            if first_model.fault:
-                return first_model
-            chosen, resume = first_model.history, None
-        return fit(data, fold.refitted, replace(once, select="last"), on_epoch, resume, chosen)
+    if not config.training.refit:
+        return fit_once(data, fold, config, on_epoch, resume)
+
+    once = replace(config, training=replace(config.training, refit=False))
+    chosen = read_progress(resume[1]).chosen if resume else []
+    if not chosen:
+        first_model = fit_once(data, fold, once, on_epoch, resume)
+        if first_model.fault:
+            return first_model
+        chosen = first_model.history
+        resume = None
+
+    last = replace(once, select="last")
+    return fit_once(data, fold.refitted, last, on_epoch, resume, chosen)
+
+
+@torch.random.fork_rng(devices=[])
+def fit_once(
+    data: Dataset,
+    fold: Fold,
+    config: TrainConfig,
+    on_epoch: OnEpoch | None = None,
+    resume: State | None = None,
+    chosen: Sequence[Epoch] = (),
+) -> Fitted:
+    """Train one model: stage by stage, epoch by epoch, batch by batch.
+
+    `chosen` is the history of the model before, whose kept epoch is the last of each stage.
+    """
     exact_arithmetic(config.device, config.deterministic)
-    fusion, settings, target = config.fusion, config.settings, TARGETS[config.target]
+    fusion = config.fusion
+    settings = config.settings
+    target = TARGETS[config.target]
+
+    # What it learns from: scaled, on the device, with the views behind the utterances.
     eval_rows = rows_to_evaluate(fold, config)
     scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
     per_batch = scaling
-    if fusion.level == "vector":  # small enough to be scaled once, instead of in every epoch
-        data, per_batch = data.scaled(scaling), {}
+    if fusion.level == "vector":
+        # Small enough to be scaled once, instead of in every epoch.
+        data = data.scaled(scaling)
+        per_batch = {}
     data = data.on(config.device)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
     truth = target.truth(train_data, config.training, fold.train)
-    updates = -(
-        -len(train_data.groups(train_rows, fusion.unit)) // settings.batch_size
-    )  # per epoch
+    units = len(train_data.groups(train_rows, fusion.unit))
+    updates_per_epoch = -(-units // settings.batch_size)
 
-    torch.manual_seed(config.seed)  # initial weights, and dropout from here on
+    # The model. From here on torch's generator draws initial weights, then dropout.
+    torch.manual_seed(config.seed)
     classes = len(data.utterances.classes)
-    model, width = (
-        target.build(fusion, settings, data.dims, classes).to(config.device),
-        target.width(classes),
-    )
-    random = {name: Generator().manual_seed(config.seed) for name in ("shuffling", "hiding")}
-    random["torch"] = torch.default_generator
+    model = target.build(fusion, settings, data.dims, classes).to(config.device)
+    width = target.width(classes)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    selection = Selection(config, snapshot(model.state_dict()), chosen=list(chosen))
-    about: dict[str, Any] = read_state(resume[1]) if resume else {"stage": 0}
+    random = {
+        "shuffling": Generator().manual_seed(config.seed),
+        "hiding": Generator().manual_seed(config.seed),
+        "torch": torch.default_generator,
+    }
 
-    def hide(n: int) -> dict[str, Tensor]:
-        return fusion.hide(settings, n, epoch, random["hiding"]) if fusion.hide else {}
+    selection = Selection(config, chosen=list(chosen))
+    kept = snapshot(model.state_dict())
+    resumed = read_progress(resume[1]) if resume else None
+    first_stage = resumed.stage if resumed else 0
+    fault: str | None = None
 
-    for number, stage in enumerate(fusion.stages[about["stage"] :], about["stage"]):
+    for number, stage in enumerate(fusion.stages[first_stage:], first_stage):
+        # A stage trains some of the weights, with an Adam of its own.
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
-        selection.best, first, fault = -math.inf, 0, None
-        if resume and number == about["stage"]:
-            first, selection.best, selection.history = (
-                about["epoch"],
-                float(about["best_score"]),
-                about["history"],
-            )
-            selection.restore(resume[0], model, optimiser, random)
-        for epoch in range(first, selection.epochs(stage)):
+        selection.best = -math.inf
+        first_epoch = 0
+        if resume and resumed and number == first_stage:
+            first_epoch = resumed.epoch
+            selection.best = resumed.best_score
+            selection.history = list(resumed.history)
+            kept = restore_state(resume[0], model, optimiser, random, config.device)
+
+        for epoch in range(first_epoch, selection.epochs(stage)):
             if selection.stopped(stage):
                 break
             started = time.perf_counter()
-            losses, sizes = [], []
+
+            # One epoch of updates.
             model.train()
-            options = (
+            losses = []
+            sizes = []
+            batches = train_data.batches(
+                train_rows,
+                fusion.unit,
                 settings.batch_size,
                 per_batch,
                 random["shuffling"],
                 truth,
                 config.training.sampler,
-                hide,
+                hiding(config, epoch, random["hiding"]),
             )
-            for update, batch in enumerate(
-                train_data.batches(train_rows, fusion.unit, *options), epoch * updates
-            ):
+            for update, batch in enumerate(batches, epoch * updates_per_epoch):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
+
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     returned = model(batch)
-                if not isinstance(returned, Mapping) or {
-                    x.shape[1:] for x in returned.values()
-                } != {(width,)}:
-                    raise WrongUse(
-                        f"the model must return a dict of heads [n, {width}], 'logits' among them"
-                    )
-                outputs = {head: logits.float() for head, logits in returned.items()}
+                outputs = checked_outputs(returned, width)
                 loss = training_loss(outputs, batch.truth, config, stage)
+
                 losses.append(loss.detach())
                 sizes.append(1 if config.reduction == "sum" else len(batch))
-                if loss.is_cpu and not math.isfinite(
-                    loss.item()
-                ):  # a GPU would have to wait for every loss
+                # A GPU would have to wait for every loss: there it is looked at after the epoch.
+                if loss.is_cpu and not math.isfinite(loss.item()):
                     break
+
                 optimiser.zero_grad()
                 loss.backward()
                 if config.training.clip_norm:
                     nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
                 optimiser.step()
+
             values = torch.stack(losses).tolist()
-            if fault := divergence(values, stage, epoch):
+            fault = divergence(values, stage, epoch)
+            if fault:
                 break
-            mean = sum(value * size for value, size in zip(values, sizes, strict=True)) / len(
-                train_rows
-            )
-            scores, head = None, stage.output
+            total = sum(value * size for value, size in zip(values, sizes, strict=True))
+            mean_loss = total / len(train_rows)
+
+            # The scores of the part that selects.
+            scores = None
             if len(eval_rows):
-                predicted = Fitted(model, per_batch).predict(
-                    data, eval_rows, config, heads=frozenset({head})
-                )[head]
-                scores = target.scored(data.utterances, eval_rows, predicted, config)
-            line = selection.add(stage, epoch, mean, scores, time.perf_counter() - started)
+                heads = frozenset({stage.output})
+                predicted = Fitted(model, per_batch).predict(data, eval_rows, config, heads=heads)
+                scores = target.scored(data.utterances, eval_rows, predicted[stage.output], config)
+
+            # Keep the weights if this epoch is the best yet.
+            seconds = time.perf_counter() - started
+            line = selection.add(stage, epoch, mean_loss, scores, seconds)
             if line.kept:
-                selection.kept = snapshot(model.state_dict())
+                kept = snapshot(model.state_dict())
+
             if on_epoch:
-                on_epoch(
-                    line, partial(selection.state, number, epoch + 1, model, optimiser, random)
+                progress = Progress(
+                    number, epoch + 1, selection.best, selection.history, selection.chosen
                 )
-        model.load_state_dict(selection.kept)
-        if fault := fault or (NO_NUMBERS if selection.best == -math.inf else None):
+                make_state = partial(
+                    write_state, progress, kept, model, optimiser, random, config.device
+                )
+                on_epoch(line, make_state)
+
+        model.load_state_dict(kept)
+        if not fault and selection.best == -math.inf:
+            fault = NO_NUMBERS
+        if fault:
             break
+
     return Fitted(model, scaling, selection.chosen + selection.history, fault)
+
+
+def hiding(config: TrainConfig, epoch: int, generator: Generator) -> Hide:
+    """Which of n utterances of a batch do without a modality in an epoch, drawn by the fusion."""
+
+    def hide(n: int) -> dict[str, Tensor]:
+        if config.fusion.hide is None:
+            return {}
+        return config.fusion.hide(config.settings, n, epoch, generator)
+
+    return hide
+
+
+def checked_outputs(returned: Any, width: int) -> dict[str, Tensor]:
+    """What a model returned, in float32. Raises `WrongUse` unless it is heads `[n, width]`."""
+    if not isinstance(returned, Mapping) or {x.shape[1:] for x in returned.values()} != {(width,)}:
+        raise WrongUse(f"the model must return a dict of heads [n, {width}], 'logits' among them")
+    return {head: logits.float() for head, logits in returned.items()}
 
 
 def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:
@@ -257,22 +319,25 @@ def fit_standardizers(
     By "corpus" of each corpus by itself; a corpus that does not train by its dev and test part,
     without their labels.
     """
-    standardizers, rows = {}, [fold.train]
-    numbers, used = (
-        data.utterances.corpus_numbers,
-        np.concatenate([fold.train, fold.dev, fold.test]),
-    )
-    for number in range(1, numbers.max() + 1) if by == "corpus" else ():
-        in_training, anywhere = (part[numbers[part] == number] for part in (fold.train, used))
-        rows.append(next(part for part in (in_training, anywhere, fold.train) if len(part)))
+    # Row 0 of the statistics is the whole training part's, row c that of corpus c.
+    rows_of_statistics = [fold.train]
+    if by == "corpus":
+        corpora = data.utterances.corpus_numbers
+        used = np.concatenate([fold.train, fold.dev, fold.test])
+        for number in range(1, corpora.max() + 1):
+            rows = fold.train[corpora[fold.train] == number]
+            if not len(rows):
+                rows = used[corpora[used] == number]
+            rows_of_statistics.append(rows if len(rows) else fold.train)
+
+    standardizers = {}
     for modality, inputs in data.inputs.items():
-        if getattr(settings, f"standardise_{modality}", False):
-            each = [Standardizer.of(inputs, part) for part in rows]
-            mean, std = (
-                torch.stack([one.mean for one in each]),
-                torch.stack([one.std for one in each]),
-            )
-            standardizers[modality] = Standardizer(mean.squeeze(0), std.squeeze(0))
+        if not getattr(settings, f"standardise_{modality}", False):
+            continue
+        fitted = [Standardizer.of(inputs, rows) for rows in rows_of_statistics]
+        mean = torch.stack([standardizer.mean for standardizer in fitted])
+        std = torch.stack([standardizer.std for standardizer in fitted])
+        standardizers[modality] = Standardizer(mean.squeeze(0), std.squeeze(0))
     return standardizers
 
 
@@ -350,131 +415,3 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
                 f"the loss became {loss} in {where}; the best weights before it are kept; {advice}"
             )
     return None
-
-
-def read_state(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the metadata of a `Selection.state` holds."""
-    state = json.loads(metadata["state"])
-    for key in ("history", "chosen"):
-        state[key] = convert(state[key], list[Epoch])
-    return state
-
-
-def snapshot(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of a model's weights, or of other tensors, on the CPU, as safetensors files take them."""
-    return {
-        name: value.detach().to("cpu", copy=True).contiguous() for name, value in values.items()
-    }
-
-
-@dataclass
-class Selection:
-    """The epochs of one model so far, and the weights of the one to keep; `chosen` is the history
-    of one before it.
-    """
-
-    config: TrainConfig
-    kept: dict[str, Tensor]
-    best: float = -math.inf  # score of this stage's epochs
-    history: list[Epoch] = field(default_factory=list)
-    chosen: list[Epoch] = field(default_factory=list)
-
-    def epochs(self, stage: Stage) -> int:
-        """How many a stage has: as many as were chosen for it before, or as are set."""
-        kept = {line.stage: line.epoch for line in self.chosen if line.kept}
-        return kept.get(stage.name, self.config.settings.epochs)
-
-    def stopped(self, stage: Stage) -> bool:
-        """Whether `patience` epochs of the stage have passed since the one to keep."""
-        ends = (
-            n
-            for n, line in enumerate(reversed(self.history))
-            if line.kept or line.stage != stage.name
-        )
-        return 0 < self.config.training.patience <= next(ends, 0)
-
-    def add(
-        self, stage: Stage, epoch: int, loss: float, scored: Scores | None, seconds: float
-    ) -> Epoch:
-        """Add an epoch (from 0) with the scores of the evaluated part; `kept` of it says whether it
-        is the best yet.
-        """
-        scores: dict[str, float | None] = dict.fromkeys(("wa", "ua", "macro_f1", "ccc"))
-        if scored is not None:
-            for metric in ("wa", "ua", "macro_f1"):
-                scores[metric] = scored.score(metric)
-            if scored.ccc is not None:
-                scores["ccc"] = float(np.mean(list(scored.ccc.values())))
-        score = (
-            float(epoch)
-            if self.config.select == "last"
-            else scores[self.config.training.select_score]
-        )
-        kept = score is not None and score > self.best
-        self.best = score if score is not None and kept else self.best
-        name = f"{stage.name} again" if self.chosen else stage.name
-        line = Epoch(
-            stage=name,
-            epoch=epoch + 1,
-            epochs=self.epochs(stage),
-            loss=loss,
-            seconds=seconds,
-            kept=kept,
-            **scores,
-        )
-        self.history.append(line)
-        return line
-
-    def state(
-        self, stage: int, epoch: int, model: nn.Module, optimiser: torch.optim.Adam, random: Random
-    ) -> bytes:
-        """Where an unfinished run stands after so many epochs of a stage, as a safetensors file.
-
-        The model, the weights kept so far, Adam's moments and every random generator: `model.*`,
-        `kept.*`, `adam.<n>.*` and `random.*`; stage, epoch and the scores so far in the metadata.
-        """
-        adam = {
-            f"{n}.{name}": x
-            for n, of in optimiser.state_dict()["state"].items()
-            for name, x in of.items()
-        }
-        generators = {name: generator.get_state() for name, generator in random.items()}
-        if (kind := (device := torch.device(self.config.device)).type) != "cpu":
-            generators[kind] = torch.get_device_module(kind).get_rng_state(device)
-        parts = {"model": model.state_dict(), "kept": self.kept, "adam": adam, "random": generators}
-        tensors = {
-            f"{part}.{name}": x
-            for part, values in parts.items()
-            for name, x in snapshot(values).items()
-        }
-        about = {
-            "stage": stage,
-            "epoch": epoch,
-            "best_score": repr(self.best),
-            "history": to_builtins(self.history),
-        }
-        about["chosen"] = to_builtins(self.chosen)
-        return save(tensors, {"state": json.dumps(about)})
-
-    def restore(
-        self,
-        tensors: Mapping[str, Tensor],
-        model: nn.Module,
-        optimiser: torch.optim.Adam,
-        random: Random,
-    ) -> None:
-        """Put everything back as `state` found it."""
-
-        def below(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-
-        generators, numbers = below("random."), {int(name.split(".")[0]) for name in below("adam.")}
-        self.kept = below("kept.")
-        model.load_state_dict(below("model."))
-        optimiser.load_state_dict(
-            {**optimiser.state_dict(), "state": {n: below(f"adam.{n}.") for n in numbers}}
-        )
-        for name, generator in random.items():
-            generator.set_state(generators[name])
-        if (kind := (device := torch.device(self.config.device)).type) in generators:
-            torch.get_device_module(kind).set_rng_state(generators[kind], device)

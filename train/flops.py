@@ -11,7 +11,8 @@ from ser.engines.machine import exact_arithmetic
 from .config import TrainConfig
 from .estimate import rows_per_epoch, trial_job
 from .fit import fit
-from .run import Job, one_thread, oom_as_error
+from .job import Job
+from .train_jobs import one_thread, oom_as_error
 
 # Rows and columns of the matrices that a GPU is timed on, and how often they are multiplied.
 SIZE = 4096
@@ -26,10 +27,10 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     trial = trial_job(jobs[0], epochs=1, batches=1)
-    config = trial.plan
+    config = trial.config
     config = replace(config, fusion=replace(config.fusion, hide=None), select="last")
     fold = replace(trial.fold, dev=trial.fold.dev[:0])
-    trial = replace(trial, fold=fold, plan=config)
+    trial = replace(trial, fold=fold, config=config)
 
     # The counter knows products: attention made of products, and recurrent layers step by step.
     attention = sdpa_kernel(SDPBackend.MATH)

@@ -28,7 +28,7 @@ from .config import TrainConfig
 from .data.dataset import Dataset
 from .data.utterances import DIMENSIONS, IEMOCAP_ID, Utterances
 from .models import Fusion
-from .records import Scores
+from .records import Calibration, Scores
 from .run_folder import column
 from .scores.calibration import ece, fit_temperature, reliability, tempered
 from .scores.classes import scores
@@ -268,7 +268,7 @@ class Target:
         utterances: Utterances,
         dev: tuple[np.ndarray, np.ndarray],
         test: tuple[np.ndarray, np.ndarray],
-    ) -> dict[str, Any] | None:
+    ) -> Calibration | None:
         """The temperature of the probabilities, fitted on dev, and what it does to the ECE of the
         test part.
 
@@ -282,12 +282,9 @@ class Target:
         truth, untempered = utterances.labels[test_rows], on_test[:, :k]
         before = ece(reliability(truth, untempered))
         after = ece(reliability(truth, tempered(untempered, temperature)))
-        return {
-            "temperature": temperature,
-            "n_dev": len(dev_rows),
-            "ece": before,
-            "ece_tempered": after,
-        }
+        return Calibration(
+            temperature=temperature, n_dev=len(dev_rows), ece=before, ece_tempered=after
+        )
 
     def columns(
         self,

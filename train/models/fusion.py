@@ -100,7 +100,7 @@ class Fusion:
     "logits". Most models have one.
 
     `stacks(settings)`, where there is one, says whether many runs can be trained at once
-    (`fit_many.Stack`): the model takes vectors of whole dialogues, may be given their layout, is
+    (`stacked_runs.StackedRuns`): the model takes vectors of whole dialogues, may be given their layout, is
     deterministic but for `nn.Dropout`, has one stage and no `hide`.
 
     `unused` names the settings of its class that this fusion has no use for, and which cannot be

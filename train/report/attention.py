@@ -19,9 +19,9 @@ from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import UNLABELLED
 from ser.train.data.select import select_features
 from ser.train.data.sources import modality_source
+from ser.train.model_file import load_model
 from ser.train.models.layers import DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
-from ser.train.run import load_model
 from ser.train.run_folder import Run
 
 

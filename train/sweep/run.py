@@ -13,8 +13,8 @@ from ser.errors import Diverged
 
 from ..experiment import fit_groups
 from ..options import Experiment
-from ..run import train_jobs
 from ..run_folder import SHARED, Run
+from ..train_jobs import train_jobs
 from .tasks import EndedTask, Sweep, SweepTask, prepare_once
 
 # A dask worker may have several threads, and torch's seeds are the whole process's.

@@ -12,8 +12,8 @@ from ser.errors import MissingRows, WrongUse
 from ..config import TrainConfig
 from ..data.memory import DataCache
 from ..experiment import fit_groups, prepare
+from ..job import Job
 from ..options import Experiment
-from ..run import Job
 from ..run_folder import Run
 from ..settings import has_setting
 from .other_features import features_to_extract
@@ -167,7 +167,7 @@ def _plan_cell(
         by_candidate.append(jobs)
         tasks += _tasks_of(cell, experiment, jobs, elsewhere)
 
-    configs = [jobs[0].plan for jobs in by_candidate]
+    configs = [jobs[0].config for jobs in by_candidate]
     fusion = configs[-1].fusion
     if cell.test.startswith("only") and fusion.hide is None:
         raise WrongUse(f"fusion {fusion.name} cannot hide a modality")
@@ -175,7 +175,7 @@ def _plan_cell(
     search = None
     if cell.over:
         check_search(by_candidate)
-        names = [cell_name(jobs[0].config) for jobs in by_candidate]
+        names = [cell_name(jobs[0].record) for jobs in by_candidate]
         search = SearchRecord(recipe.file, list(cell.over), names)
     return _PlannedCell(tasks, configs, search)
 
@@ -189,7 +189,7 @@ def _tasks_of(
         grouped = job
         if elsewhere and experiment.device != "cpu":
             # Perhaps a GPU there fits some of them together.
-            grouped = replace(job, plan=replace(job.plan, device="cuda"))
+            grouped = replace(job, config=replace(job.config, device="cuda"))
         group = f"{experiment.out}/{grouped.group}"
         tasks.append(SweepTask(job.name, cell.name, experiment, number, group))
     return tasks
@@ -201,12 +201,12 @@ def check_search(candidates: Sequence[Sequence[Job]]) -> None:
     Each is given by its jobs, in the same order of folds and seeds.
     """
     jobs = [job for candidate in candidates for job in candidate]
-    if jobs[0].plan.select != "val":
+    if jobs[0].config.select != "val":
         raise WrongUse("a search chooses by the score on dev, which needs --select val")
 
     # One for each fold and seed, if all candidates have the same dev part and score.
     ways_to_score = {
-        (job.plan.seed, job.config.cut, job.plan.training.select_score) for job in jobs
+        (job.config.seed, job.record.cut, job.config.training.select_score) for job in jobs
     }
     if len(ways_to_score) > len(candidates[0]):
         raise WrongUse(

@@ -1,0 +1,125 @@
+"""The state on disk of an unfinished run: all that a training needs to go on as if never stopped."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from msgspec import convert, to_builtins
+from safetensors.torch import save
+from torch import Generator, Tensor, nn
+
+from .records import Epoch
+
+Random = Mapping[str, Generator]  # that of torch, and those of a training's own draws
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come: what a state's metadata holds."""
+
+    stage: int
+    """The number of the stage, from 0."""
+    epoch: int
+    """How many epochs of it are done."""
+    best_score: float
+    """The best of them."""
+    history: Sequence[Epoch]
+    """All epochs of this training."""
+    chosen: Sequence[Epoch]
+    """With `refit`, those of the training before."""
+
+
+def snapshot(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a model's weights, or of other tensors, on the CPU, as safetensors files take them."""
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in values.items()
+    }
+
+
+def write_state(
+    progress: Progress,
+    kept: Mapping[str, Tensor],
+    model: nn.Module,
+    optimiser: torch.optim.Adam,
+    random: Random,
+    device: str,
+) -> bytes:
+    """A state as a safetensors file.
+
+    The model, the weights kept so far, Adam's moments and every random generator: `model.*`,
+    `kept.*`, `adam.<n>.*` and `random.*`; stage, epoch and the scores so far in the metadata.
+    """
+    moments = {}
+    for number, of_weight in optimiser.state_dict()["state"].items():
+        for name, moment in of_weight.items():
+            moments[f"{number}.{name}"] = moment
+
+    generators = {name: generator.get_state() for name, generator in random.items()}
+    own_device = torch.device(device)
+    if own_device.type != "cpu":
+        module = torch.get_device_module(own_device.type)
+        generators[own_device.type] = module.get_rng_state(own_device)
+
+    tensors = {}
+    parts = {"model": model.state_dict(), "kept": kept, "adam": moments, "random": generators}
+    for part, values in parts.items():
+        for name, value in snapshot(values).items():
+            tensors[f"{part}.{name}"] = value
+
+    metadata = {
+        "stage": progress.stage,
+        "epoch": progress.epoch,
+        "best_score": repr(progress.best_score),
+        "history": to_builtins(progress.history),
+        "chosen": to_builtins(progress.chosen),
+    }
+    return save(tensors, {"state": json.dumps(metadata)})
+
+
+def read_progress(metadata: Mapping[str, str]) -> Progress:
+    """How far the training of a state had come."""
+    values = json.loads(metadata["state"])
+    return Progress(
+        stage=values["stage"],
+        epoch=values["epoch"],
+        best_score=float(values["best_score"]),
+        history=convert(values["history"], list[Epoch]),
+        chosen=convert(values["chosen"], list[Epoch]),
+    )
+
+
+def restore_state(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimiser: torch.optim.Adam,
+    random: Random,
+    device: str,
+) -> dict[str, Tensor]:
+    """Put everything back as `write_state` found it. Returns the weights that were kept."""
+    model.load_state_dict(_under("model.", tensors))
+
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, moment in _under("adam.", tensors).items():
+        number, _, key = name.partition(".")
+        moments.setdefault(int(number), {})[key] = moment
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+
+    generators = _under("random.", tensors)
+    for name, generator in random.items():
+        generator.set_state(generators[name])
+    own_device = torch.device(device)
+    if own_device.type in generators:
+        module = torch.get_device_module(own_device.type)
+        module.set_rng_state(generators[own_device.type], own_device)
+
+    return _under("kept.", tensors)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

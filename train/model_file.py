@@ -1,0 +1,106 @@
+"""model.safetensors of a run: the trained weights and the scaling, written and opened again."""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import save
+
+from ser.errors import CorruptStore, SerError, WrongUse
+from ser.plugins import not_installed
+
+from .config import TrainConfig
+from .data.standardizer import Standardizer
+from .finetune import reopened
+from .fit import Fitted
+from .models import FUSIONS, Fusion, with_layer_sums
+from .records import RunConfig
+from .run_folder import CONFIG, MODEL, Files, Run
+from .seal import AGAIN
+from .settings import TrainingSettings, settings_from_record
+from .targets import TARGETS
+
+
+def write_model(
+    run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]
+) -> Files:
+    """Write `model.safetensors`. Returns its entry in the result's `files`."""
+    tensors = {f"model.{name}": weight.contiguous() for name, weight in weights.items()}
+    for modality, standardizer in scaling.items():
+        tensors[f"scaling.{modality}.mean"] = standardizer.mean
+        tensors[f"scaling.{modality}.std"] = standardizer.std
+    return run.write_tensors(MODEL, save(tensors))
+
+
+def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
+    """The trained model of a run with its scaling, on a device, and a config to predict with there.
+
+    Loss, selection, seed and precision of that config are the defaults, not the run's. Raises
+    `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights
+    that are NaN.
+    """
+    if not (run.path / MODEL).exists():
+        raise WrongUse(
+            f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`"
+        )
+
+    record = run.config
+    fusion = _known_fusion(run, record)
+    where = str(run.path / CONFIG)
+    settings = settings_from_record(fusion.settings, record.settings, where)
+    training = settings_from_record(TrainingSettings, record.training, where)
+
+    tensors, _ = run.tensors(MODEL)
+    faulty = CorruptStore(
+        f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}', or they are NaN; {AGAIN}"
+    )
+    weights = _under("model.", tensors)
+    try:
+        whole = reopened(fusion, settings, record)
+        classes = len(record.labels.classes)
+        model = TARGETS[record.target].build(whole, settings, record.dims, classes)
+        model.load_state_dict(weights)
+        scaling = _read_scaling(_under("scaling.", tensors), record.dims)
+    except SerError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
+        raise faulty from None
+    if not weights or not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise faulty
+
+    config = TrainConfig(fusion, settings, training, target=record.target, device=device)
+    return Fitted(model.eval().to(device), scaling), config
+
+
+def _known_fusion(run: Run, record: RunConfig) -> Fusion:
+    """The fusion of a run, with its learnt sums. Raises `WrongUse` for one that is not known here,
+    and for such a target.
+    """
+    if record.target not in TARGETS:
+        raise WrongUse(
+            f"{run.path}: was trained with target '{record.target}', which this ser does not know"
+        )
+    if record.fusion not in FUSIONS:
+        what = f"was trained with the fusion '{record.fusion}'"
+        raise WrongUse(f"{run.path}: {not_installed(what, record.provenance.package)}")
+    return with_layer_sums(FUSIONS[record.fusion], record.layer_sums)
+
+
+def _read_scaling(
+    moments: Mapping[str, torch.Tensor], dims: Mapping[str, int]
+) -> dict[str, Standardizer]:
+    """By modality, from "<modality>.mean" and "<modality>.std", `[dim]` or `[1 + C, dim]`."""
+    scaling = {}
+    for modality in sorted({name.partition(".")[0] for name in moments}):
+        mean = moments[f"{modality}.mean"].view(-1, dims[modality]).squeeze(0)
+        std = moments[f"{modality}.std"].view(-1, dims[modality]).squeeze(0)
+        scaling[modality] = Standardizer(mean, std)
+    return scaling
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

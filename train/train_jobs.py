@@ -1,0 +1,161 @@
+"""Training jobs: one, or many of one fold at once, each into its run's folder."""
+
+import contextlib
+import gc
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ser.engines import is_out_of_memory
+from ser.errors import Diverged, SerError, WrongUse
+
+from .checkpoint import snapshot
+from .config import TrainConfig
+from .evaluate import finish
+from .fit import Fitted, fit
+from .fit_many import fit_many, runs_at_once
+from .job import Job, OnProgress
+from .model_file import write_model
+from .run_folder import FAULT, STATE, Run, claimed
+from .training import Training
+
+
+def train_jobs(
+    jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: OnProgress | None = None
+) -> list[Run | Diverged]:
+    """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it
+    is.
+
+    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half
+    as many, down to one; if their inputs do not fit on the GPU, one after the other. They keep no
+    states. Any other job does, and continues from its last with `resume`; without states it starts
+    anew. For a job that diverged the list holds the fault, and its folder the weights of the last
+    good epoch. Raises `SerError`, with the remedy, if memory runs out.
+    """
+    first = jobs[0]
+    together = len(jobs) > 1 or first.stacked
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(oom_as_error(first.config))
+
+        # In the same order in all processes, so that none waits for ever.
+        runs: dict[str, Run] = {}
+        for job in sorted(jobs, key=lambda job: job.name):
+            runs[job.name] = stack.enter_context(claimed(out / job.name))
+
+        ended: dict[str, Run | Diverged] = {}
+        for name, run in runs.items():
+            if run.finished:
+                ended[name] = run.checked()
+
+        waiting: list[Training] = []
+        for job in jobs:
+            if job.name in ended:
+                continue
+            run = runs[job.name]
+            if together or not resume:
+                (run.path / STATE).unlink(missing_ok=True)
+            waiting.append(Training(job, run, stack, not together, on_epoch))
+
+        stack.enter_context(one_thread())
+        at_once = 1
+        if together:
+            # First, so that what the data takes on the GPU does not count as free.
+            first.data.on(first.config.device)
+            at_once = runs_at_once(first.data, first.fold, first.config)
+
+        while waiting:
+            batch = waiting[:at_once]
+            started = time.monotonic()
+            # The models of the last batch are gone before the next are made.
+            models: list[Fitted] = []
+            torch.cuda.empty_cache()
+            try:
+                if together:
+                    configs = [training.job.config for training in batch]
+                    models = fit_many(first.data, first.fold, configs, batch)
+                if not models:
+                    together = False
+                    at_once = 1
+                    batch = waiting[:1]
+                    models = [fit_alone(batch[0])]
+            except (MemoryError, RuntimeError) as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                for training in batch:
+                    training(
+                        f"memory ran out with {len(batch)} runs at once; started anew with half as many"
+                    )
+                at_once = len(batch) // 2
+                # The frames hold the models, in which a module and its hooks know each other.
+                traceback.clear_frames(error.__traceback__)
+                gc.collect()
+                continue
+
+            seconds = (time.monotonic() - started) / len(batch)
+            for training, model in zip(batch, models, strict=True):
+                ended[training.run.name] = end(training, model, seconds)
+            waiting = waiting[at_once:]
+
+        return [ended[job.name] for job in jobs]
+
+
+def fit_alone(training: Training) -> Fitted:
+    """The model of one job, from its state if there is one."""
+    job = training.job
+    state = None
+    if (training.run.path / STATE).exists():
+        state = training.run.tensors(STATE)
+    return fit(job.data, job.fold, job.config, training, state)
+
+
+def end(training: Training, model: Fitted, seconds: float) -> Run | Diverged:
+    """Write what a training has come to: the run's result, or its fault and the last good weights."""
+    run = training.run
+    if model.fault:
+        write_model(run, snapshot(model.model.state_dict()), model.scaling)
+
+    fault = model.fault or finish(run, training.job, model, seconds)
+    if not fault:
+        return run
+
+    training(fault)
+    run.write_json(FAULT, {"fault": fault})
+    return Diverged(f"{run.path}: {fault}")
+
+
+@contextlib.contextmanager
+def oom_as_error(config: TrainConfig) -> Iterator[None]:
+    """Raise `SerError`, with the remedy, if an allocation fails, and `WrongUse` for what cannot be
+    deterministic.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if "deterministic implementation" in str(fault):
+            what = f"{config.fusion.name} has an operation without a deterministic form on {config.device}"
+            raise WrongUse(f"--deterministic: {what}; leave it out") from fault
+        if not is_out_of_memory(fault):
+            raise
+        size = f"--set batch_size={max(1, config.settings.batch_size // 2)}"
+        raise SerError(
+            f"the memory of {config.device} ran out while training {config.fusion.name} in batches of "
+            f"{config.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
+            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
+        ) from fault
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch: the same numbers on any load, and one process per core is faster than
+    threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
