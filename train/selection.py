@@ -34,11 +34,9 @@ class Selection:
         if not patience:
             return False
 
-        waited = 0
-        for epoch in reversed(self.history):
+        for waited, epoch in enumerate(reversed(self.history)):
             if epoch.kept or epoch.stage != stage.name:
                 return waited >= patience
-            waited += 1
         return False
 
     def add(
