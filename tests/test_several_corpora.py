@@ -27,6 +27,7 @@ from ser.train.data.protocols import make_folds
 from ser.train.data.utterances import Utterances
 from ser.train.experiment import Experiment, prepare
 from ser.train.fit import fit_standardizers
+from ser.train.model_file import load_model
 from ser.train.report.conditions import conditions
 from ser.train.report.paper import differences
 from ser.train.run_folder import find_runs
