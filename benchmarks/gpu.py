@@ -66,10 +66,10 @@ class Asked:
 _NUMBERS, _TIMES = "ser.benchmarks.gpu_numbers", "ser.benchmarks.gpu_times"
 STAGES = {
     "versions": Stage("ser.benchmarks.gpu:versions", 15, "engines/machine.py"),
-    "float64": Stage(f"{_NUMBERS}:float64", 20, "train/models/ragged.py"),
+    "float64": Stage(f"{_NUMBERS}:float64", 20, "train/models/layers/"),
     "float32": Stage(f"{_NUMBERS}:float32", 35, "engines/machine.py (TF32), train/fit_many.py"),
-    "bf16": Stage(f"{_NUMBERS}:bf16", 15, "train/models/ragged.py"),
-    "waits": Stage(f"{_NUMBERS}:waits", 15, "train/data/dataset.py, train/models/ragged.py"),
+    "bf16": Stage(f"{_NUMBERS}:bf16", 15, "train/models/layers/"),
+    "waits": Stage(f"{_NUMBERS}:waits", 15, "train/data/dataset.py, train/models/batch.py"),
     "encoders": Stage(f"{_NUMBERS}:encoders", 20, "extract/encoder.py, extract/speech.py"),
     "same seed": Stage(f"{_TIMES}:same_seed", 20, "train/fit.py, engines/machine.py"),
     "hubert": Stage(f"{_TIMES}:hubert", 35, "extract/worker.py, cache/part.py"),

@@ -27,7 +27,7 @@ from ser.train.data.folds import Fold
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import can_train_together, fit_many
 from ser.train.models import FUSIONS, Stage
-from ser.train.models.ragged import Batch, Sequences, on_device
+from ser.train.models.batch import Batch, Sequences, on_device
 from ser.train.settings import has_setting
 
 TINY = [

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from ser.benchmarks.compare import compare
 from ser.train.data.inputs import Inputs
 from ser.train.models import FUSIONS, with_layer_sums
+from ser.train.models.batch import Batch
 from ser.train.models.msmser import MsmserSettings
 from ser.train.models.perspective import PerspectiveSettings
-from ser.train.models.ragged import Batch
 
 
 class PlainPerspective(nn.Module):

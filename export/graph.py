@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ser.cache.spec import Spec
 from ser.predict import Predictor
-from ser.train.models.ragged import Batch, Sequences
+from ser.train.models.batch import Batch, Sequences
 from ser.train.records import FeatureRecord
 from ser.train.targets import TARGETS, scale_of
 

@@ -1,6 +1,6 @@
 """What is traced in the place of packed rows: a single sequence, whose length is a shape.
 
-The models work on the packed rows of many sequences (`train/models/ragged.py`), and read the
+The models work on the packed rows of many sequences (`train/models/layers/`), and read the
 sequences' lengths as numbers. A graph of ONNX has no such numbers while it is traced: its length is
 the shape of what it will be given. One sequence needs no packing, so everything here is plainer
 than what it replaces, and gives the same numbers; `export` compares them before it writes anything.
@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ser.train.models.ragged import Batch, RaggedLayout
+from ser.train.models.batch import Batch
+from ser.train.models.layers.layout import RaggedLayout
 
 # In ONNX's order of the gates (GRU: z, r, h; LSTM: i, o, f, c), the number of the gate in torch's
 # (GRU: r, z, n; LSTM: i, f, g, o).
@@ -65,7 +66,7 @@ class OneSequence(RaggedLayout):
         return OneSequence(rows)
 
 
-def layout_of(lengths: Any, device: object = None, there: object = None) -> RaggedLayout:
+def layout_of(lengths: Any, device: object = None, device_lengths: object = None) -> RaggedLayout:
     """In the place of `RaggedLayout`: a layout that stands where a batch has the lengths of its
     dialogues is taken as it is.
     """

@@ -1,7 +1,7 @@
 """Layers that see where a sequence ends, written plainly: one sequence after the other.
 
-What is called so in `train/models/ragged.py` and `layers.py` computes all sequences of a batch at
-once. Shapes and numbers are the same: tests hold the two against each other.
+What is called so in `train/models/layers/` computes all sequences of a batch at once. Shapes and
+numbers are the same: tests hold the two against each other.
 """
 
 import math
@@ -19,7 +19,7 @@ class RaggedLayout:
     """
 
     def __init__(self, lengths: Tensor, device: torch.device | None = None) -> None:
-        self.lengths = self.there = lengths  # int64 [n]
+        self.lengths = self.device_lengths = lengths  # int64 [n]
         self.device = device or lengths.device
 
     def each(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ser.train.models import FUSIONS, Fusion, with_layer_sums
-from ser.train.models.ragged import Batch, Sequences
+from ser.train.models.batch import Batch, Sequences
 
 DIMS = {"audio": 9, "text": 7}
 LAYERS = 3
@@ -42,7 +42,7 @@ TINY |= {
     "hidden": 5,
 }
 FRAMES, TOKENS = [5, 1, 9, 4], [3, 2, 1, 6]
-LONG = [5, 50, 1, 20]  # more frames than ragged.LONG: attention goes utterance by utterance
+LONG = [5, 50, 1, 20]  # more frames than attention.MAX_PADDED: attention goes utterance by utterance
 
 
 def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:

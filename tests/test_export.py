@@ -32,7 +32,7 @@ from ser.tests.test_extract_encoders import SPEECH
 from ser.tests.test_predict import turns_of
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS
-from ser.train.models.ragged import Batch, Sequences
+from ser.train.models.batch import Batch, Sequences
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 

@@ -28,7 +28,7 @@ from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit
 from ser.train.flops import count_flops
 from ser.train.models import FUSIONS
-from ser.train.models.ragged import Batch
+from ser.train.models.batch import Batch
 from ser.train.run_folder import Run
 from ser.train.scores.calibration import tempered
 from ser.train.settings import has_setting

@@ -2,6 +2,8 @@
 all share.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,12 @@ from ser.errors import WrongUse
 from ser.export.one_sequence import replaced
 from ser.tests import one_by_one
 from ser.tests.plain_layers import CASES, FRAMES, LONG, build, make_batch, parts, widths, without
-from ser.train.models import FUSIONS, ragged
-from ser.train.models.layers import bigru
-from ser.train.models.ragged import RaggedLayout, recurrent
+from ser.train.models import FUSIONS
+from ser.train.models.layers.attention import attention
+from ser.train.models.layers.gru import bigru
+from ser.train.models.layers.layout import RaggedLayout, concatenate
+from ser.train.models.layers.pooling import SelfAttentionPooling, max_rows, mean_rows
+from ser.train.models.layers.rnn import recurrent
 
 in_float64 = pytest.mark.usefixtures("double")
 every_fusion = pytest.mark.parametrize("name", CASES)
@@ -133,6 +138,15 @@ def test_heads_that_do_not_split_are_one_sentence(name):
 # ------------------------------------------
 
 
+PACKED = SimpleNamespace(
+    RaggedLayout=RaggedLayout,
+    attention=attention,
+    concatenate=concatenate,
+    max_rows=max_rows,
+    recurrent=recurrent,
+)
+
+
 def outcomes(of, x, y, lengths, others):
     """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]` in sequences, some of
     them empty.
@@ -141,13 +155,13 @@ def outcomes(of, x, y, lengths, others):
     a, b = of.RaggedLayout(torch.tensor(lengths)), of.RaggedLayout(torch.tensor(others))
     rows, pool, lstm = (
         x.flatten(1),
-        ragged.SelfAttentionPooling(10),
+        SelfAttentionPooling(10),
         nn.LSTM(10, 3, bidirectional=True),
     )
     joined, layout = of.concatenate(rows, a, y.flatten(1), b)
     found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
     found += [a.total(rows), of.max_rows(rows, a), of.recurrent(lstm, rows, a), joined]
-    found += [ragged.mean_rows(rows, a), pool(rows, a)]  # which see the ends by the layout alone
+    found += [mean_rows(rows, a), pool(rows, a)]  # which see the ends by the layout alone
     return [*found, a.pad(x, -1.0), a.unpad(a.pad(x)), x[a.position], x[a.owner]], layout.lengths
 
 
@@ -157,7 +171,7 @@ def test_layers_and_their_gradients_are_the_plain_ones(longest):
     lengths, others = [2, 3, 0, 1], [longest, 0, 4, 1]
     x, y = (torch.randn(sum(sizes), 2, 5, requires_grad=True) for sizes in (lengths, others))
     (ours, laid), (plain, wanted) = (
-        outcomes(of, x, y, lengths, others) for of in (ragged, one_by_one)
+        outcomes(of, x, y, lengths, others) for of in (PACKED, one_by_one)
     )
     assert torch.equal(laid, wanted)
     for one, other in zip(ours, plain, strict=True):

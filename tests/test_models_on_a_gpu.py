@@ -26,7 +26,7 @@ from ser.train.data.folds import Fold
 from ser.train.data.loading import load_dataset
 from ser.train.experiment import prepare
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
-from ser.train.models.ragged import Batch, on_device
+from ser.train.models.batch import Batch, on_device
 from ser.train.options import Experiment
 from ser.train.settings import parse_settings
 

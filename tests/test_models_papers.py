@@ -18,9 +18,9 @@ from ser.errors import WrongUse
 from ser.tests import one_by_one
 from ser.tests.plain_layers import DIMS, FRAMES, LONG, TINY, build, make_batch, parts, without
 from ser.train.models import FUSIONS
+from ser.train.models.batch import Batch, Sequences
 from ser.train.models.msmser import MsmserSettings, random_modality_masking
 from ser.train.models.perspective import PerspectiveSettings
-from ser.train.models.ragged import Batch, Sequences
 from ser.train.models.usc import UscSettings
 
 pytestmark = pytest.mark.usefixtures("double")

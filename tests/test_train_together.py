@@ -31,8 +31,8 @@ from ser.train.experiment import Experiment, Job, fit_groups, prepare, run_exper
 from ser.train.fit import fit, learning_rate, make_optimiser
 from ser.train.fit_many import MAX_RUNS, NO_LABEL, can_train_together, fit_many
 from ser.train.models import FUSIONS
+from ser.train.models.batch import Batch, Sequences
 from ser.train.models.perspective import PerspectiveSettings
-from ser.train.models.ragged import Batch, Sequences
 from ser.train.records import Epoch, to_json
 from ser.train.run_folder import Run, run_name
 from ser.train.stacked_runs import StackedRuns

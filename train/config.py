@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from .models import Fusion, Stage
-from .models.ragged import Heads
+from .models.batch import Heads
 from .settings import TrainingSettings
 
 

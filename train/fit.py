@@ -27,7 +27,7 @@ from .data.folds import Fold
 from .data.standardizer import Standardizer
 from .data.views import with_views
 from .models import Stage
-from .models.ragged import Heads
+from .models.batch import Heads
 from .records import Epoch
 from .selection import Selection
 from .targets import TARGETS

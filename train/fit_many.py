@@ -10,7 +10,7 @@ leading axis. Vmap needs the same shapes for all, so batches are padded to commo
 dialogue of one turn takes the surplus rows and steps, and has no part in any loss. Few shapes
 occur, so that a GPU captures each once: there an update is one CUDA graph, and so is an evaluation.
 What is left to do one by one is to say which dialogues a batch has, and once per epoch each run's
-dropout. Axis letters beside those of `models.ragged`:
+dropout. Axis letters beside those of `models.layers`:
 
     R  runs
 """

@@ -3,7 +3,7 @@ leading axis.
 
 Vmap needs the same shapes for all, so batches are padded to common ones: a dummy last dialogue of
 one turn takes the surplus rows and steps, and has no part in any loss. Axis letters beside those of
-`models.ragged`:
+`models.layers`:
 
     R  runs
 """
@@ -19,7 +19,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
-from .models.ragged import Batch, RaggedLayout, Sequences
+from .models.batch import Batch, Sequences
+from .models.layers.layout import RaggedLayout, Steps
 
 ROWS = 128  # r is a multiple of it, so that few shapes occur
 # Logits `[R, r, K]` by head, of which row of the dataset each is, and whether of any `[R, r]`.
@@ -65,7 +66,11 @@ def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, Ragg
     layout = RaggedLayout(there.sum(1).clamp(min=1))
     back = place.gather(1, (layout.lengths[:, None] - 1 - cell[0]) % t)
     layout.fixed, layout.longest, layout.cells = True, t, cells
-    layout.steps = place.T.flatten(), torch.where(there, back, r - 1).T.flatten(), [m] * t
+    layout.steps = Steps(
+        forwards=place.T.flatten(),
+        backwards=torch.where(there, back, r - 1).T.flatten(),
+        alive=[m] * t,
+    )
     return turns.flatten()[cells].clamp(min=0), cells < none, layout
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.ragged import Batch, on_device
+from ..models.batch import Batch, on_device
 from .inputs import Inputs
 from .read_ahead import Dialogues, Reading, read_ahead
 from .standardizer import Standardizer

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.ragged import Sequences
+from ..models.batch import Sequences
 
 Pool = Literal["mean", "meanstd"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.ragged import send
+from ..models.layers.device import send
 from .inputs import Inputs
 
 # Utterances whose rows are added up at once.

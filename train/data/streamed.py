@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.ragged import Sequences
+from ..models.batch import Sequences
 from .inputs import FITS, Inputs, Standardize
 
 

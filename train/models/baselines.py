@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch import Batch, vectors, visible
 from .fusion import (
     BOTH,
     OURS,
@@ -26,8 +27,11 @@ from .fusion import (
     Weight,
     setting,
 )
-from .layers import Attention, classifier
-from .ragged import Batch, RaggedLayout, mean_rows, recurrent, vectors, visible
+from .layers.attention import Attention
+from .layers.classifier import classifier
+from .layers.layout import RaggedLayout
+from .layers.pooling import mean_rows
+from .layers.rnn import recurrent
 
 
 @dataclass(frozen=True)

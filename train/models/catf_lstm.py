@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from .baselines import HIERARCHY, BcLstm, HierarchySettings
 from .fusion import BOTH, OURS, Count, Dims, Fusion, setting
+from .layers.layout import RaggedLayout
+from .layers.rnn import recurrent
 from .perspective import Fuse
-from .ragged import RaggedLayout, recurrent
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch, visible
 from .fusion import (
     BOTH,
     CommonSettings,
@@ -34,7 +35,10 @@ from .fusion import (
     Weight,
     setting,
 )
-from .ragged import Batch, RaggedLayout, max_rows, mean_rows, recurrent, send, visible
+from .layers.device import send
+from .layers.layout import RaggedLayout
+from .layers.pooling import max_rows, mean_rows
+from .layers.rnn import recurrent
 
 CODE = "the authors' code, tal-ai/FG_CME"
 

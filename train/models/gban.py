@@ -23,9 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch, visible
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
-from .layers import classifier
-from .ragged import Batch, RaggedLayout, Rows, max_rows, mean_rows, recurrent, send, visible
+from .layers.classifier import classifier
+from .layers.device import send
+from .layers.layout import RaggedLayout, Rows
+from .layers.pooling import max_rows, mean_rows
+from .layers.rnn import recurrent
 
 CODE = "the authors' code, ppfliu/emotion-recognition"
 

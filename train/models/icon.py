@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch, vectors
 from .fusion import (
     BOTH,
     OURS,
@@ -32,7 +33,9 @@ from .fusion import (
     Weight,
     setting,
 )
-from .ragged import Batch, RaggedLayout, recurrent, send, vectors, without_autocast
+from .layers.device import send, without_autocast
+from .layers.layout import RaggedLayout
+from .layers.rnn import recurrent
 
 CODE = "the authors' code, declare-lab/conv-emotion"
 

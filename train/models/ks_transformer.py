@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch, visible
 from .fusion import (
     BOTH,
     OURS,
@@ -36,9 +37,12 @@ from .fusion import (
     Share,
     setting,
 )
-from .layers import Attention, EncoderLayer, classifier
+from .layers.attention import Attention
+from .layers.classifier import classifier
+from .layers.layout import RaggedLayout, Rows
+from .layers.pooling import mean_rows
+from .layers.transformer import EncoderLayer
 from .msmser import positions
-from .ragged import Batch, RaggedLayout, Rows, mean_rows, visible
 
 CODE = "the authors' code, HappyColor/Key-Sparse-Transformer"
 

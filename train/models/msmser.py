@@ -5,7 +5,7 @@ Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines
 lets L emotion query tokens gather from both what tells the emotion, and §2.3 hides one modality of
 some training samples.
 
-Everything runs on packed rows (`ragged.py`). A hidden modality has no rows in the batch, which has
+Everything runs on packed rows (`layers`). A hidden modality has no rows in the batch, which has
 the effect of an attention mask of zero: nothing that it holds reaches the result or a gradient.
 """
 
@@ -16,6 +16,7 @@ from functools import cache, partial
 import torch
 from torch import Generator, Tensor, nn
 
+from .batch import Batch, visible
 from .fusion import (
     BOTH,
     OURS,
@@ -29,8 +30,10 @@ from .fusion import (
     Share,
     setting,
 )
-from .layers import DecoderLayer, EncoderLayer, classifier
-from .ragged import Batch, RaggedLayout, SelfAttentionPooling, concatenate, visible
+from .layers.classifier import classifier
+from .layers.layout import RaggedLayout, concatenate
+from .layers.pooling import SelfAttentionPooling
+from .layers.transformer import DecoderLayer, EncoderLayer
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
+from .batch import Batch, vectors
 from .fusion import (
     BOTH,
     OURS,
@@ -44,8 +45,10 @@ from .fusion import (
     Weight,
     setting,
 )
-from .layers import Attention, bigru
-from .ragged import Batch, RaggedLayout, vectors, without_autocast
+from .layers.attention import Attention
+from .layers.device import without_autocast
+from .layers.gru import bigru
+from .layers.layout import RaggedLayout
 
 CODE = "the authors' released code; not stated in the paper"
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..records import FeatureRecord
+from .batch import Batch, vectors, visible
 from .fusion import CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
-from .ragged import Batch, vectors, visible
 
 Sums = Sequence[tuple[int, int]]  # (layers that are added up, their dimension) of each sum
 SUMS = "layer_sums"  # the name of the front in a model, and so the beginning of its weights' names

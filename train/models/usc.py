@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
+from .batch import Batch, visible
 from .fusion import (
     BOTH,
     OURS,
@@ -34,8 +35,8 @@ from .fusion import (
     Weight,
     setting,
 )
-from .layers import classifier
-from .ragged import Batch, RaggedLayout, visible
+from .layers.classifier import classifier
+from .layers.layout import RaggedLayout
 
 Layers = int | Literal["all"]  # of an encoder: so many at its top
 

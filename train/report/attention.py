@@ -20,7 +20,7 @@ from ser.train.data.labels import UNLABELLED
 from ser.train.data.select import select_features
 from ser.train.data.sources import modality_source
 from ser.train.model_file import load_model
-from ser.train.models.layers import DecoderLayer
+from ser.train.models.layers.transformer import DecoderLayer
 from ser.train.models.msmser import ModalityInteraction
 from ser.train.run_folder import Run
 
