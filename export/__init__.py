@@ -99,7 +99,7 @@ def _write_model(predictor: Predictor, folder: Path) -> tuple[list[GraphInput], 
         inputs = [waveform_input(predictor)]
         # Of Whisper several windows, so that one window is no special case.
         counts = {"samples": 80 * 16000 + 123}
-        write_graph(graph, predictor, inputs, graph.outputs.names, counts, path)
+        write_graph(graph, predictor, inputs, graph.outputs.names, counts, path, extractor.shortest)
         worst = compare_on_waveforms(path, predictor, frames)
         taken = "a waveform at 16 kHz"
     else:

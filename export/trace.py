@@ -37,14 +37,16 @@ def write_graph(
     outputs: Sequence[str],
     counts: dict[str, int],
     path: Path,
+    shortest: int = 1,
 ) -> None:
-    """Trace the graph with inputs of these counts, and write it; every axis with a name stays free.
+    """Trace the graph with inputs of these counts, and write it; every axis with a name stays free,
+    from `shortest` on.
 
     Raises `WrongUse` if torch's exporter cannot.
     """
     examples = [torch.zeros(each.sized(counts)) for each in inputs]
     # Where an axis has the same name, the graph may rely on the same size.
-    dims = {axis: torch.export.Dim(axis) for axis in counts}
+    dims = {axis: torch.export.Dim(axis, min=shortest) for axis in counts}
     shapes: list[dict[int, Any]] = []
     for each in inputs:
         named = {i: dims[axis] for i, axis in enumerate(each.shape) if isinstance(axis, str)}
