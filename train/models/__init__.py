@@ -31,8 +31,18 @@ __all__ = [
 ]
 
 _PAPERS = (msmser, perspective, usc, baselines, icon, catf_lstm, gban, cme, ks_transformer, superb)
-_OWN = {fusion.name: fusion for paper in _PAPERS for fusion in paper.FUSIONS}
-FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _OWN)
+
+
+def _fusions_of_papers() -> dict[str, Fusion]:
+    """Ser's own fusions, by name."""
+    fusions = {}
+    for paper in _PAPERS:
+        for fusion in paper.FUSIONS:
+            fusions[fusion.name] = fusion
+    return fusions
+
+
+FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _fusions_of_papers())
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
@@ -51,17 +61,22 @@ def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
         if name not in levels:
             raise WrongUse(f"--fusion {name} needs one {name} feature, and --features names none")
         name = f"{name}:{levels[name]}"
+
     if name not in FUSIONS:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
     fusion = FUSIONS[name]
+
     if set(levels) != set(fusion.inputs):
-        wanted, given = " and ".join(fusion.inputs), " and ".join(sorted(levels)) or "nothing"
-        raise WrongUse(f"--fusion {name} takes {wanted}, and --features gives {given}")
+        taken = " and ".join(fusion.inputs)
+        given = " and ".join(sorted(levels)) or "nothing"
+        raise WrongUse(f"--fusion {name} takes {taken}, and --features gives {given}")
+
     for modality in fusion.inputs:
         if fusion.level == "sequence" and levels[modality] == "utterance":
             rows = "frames" if modality == "audio" else "tokens"
             raise WrongUse(
-                f"--fusion {name} takes {modality} {rows}, and the {modality} feature has one vector per utterance; "
-                "choose a frame- or token-level feature, or a fusion of vectors such as lgf-add"
+                f"--fusion {name} takes {modality} {rows}, and the {modality} feature has one "
+                "vector per utterance; choose a frame- or token-level feature, or a fusion of "
+                "vectors such as lgf-add"
             )
     return fusion

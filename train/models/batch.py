@@ -81,7 +81,7 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
         return batch
 
     # The truth is last: all others are int64, so that each is where its dtype can be read.
-    small = {}
+    small: dict[str, Tensor] = {}
     for modality, sequences in batch.inputs.items():
         small[f"{modality} lengths"] = sequences.lengths
         if sequences.rows is not None:

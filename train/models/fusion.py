@@ -1,5 +1,6 @@
-"""What the trainer knows of a model: what it takes, its settings with their sources, how it is
-built and trained.
+"""What the trainer knows of a model.
+
+What it takes, its settings with their sources, how it is built and trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +12,10 @@ from torch import Generator, Tensor, nn
 
 OURS = "ours: not taken from the paper or its code"
 BOTH = ("audio", "text")
-Dims = Mapping[str, int]  # by modality, the values of a row
+
+# By modality, the values of a row.
+Dims = Mapping[str, int]
+
 # What a setting may be: `--set` and the runs that are opened again are held to it, and `--settings`
 # shows it.
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -46,8 +50,9 @@ def setting(
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """What every fusion's settings hold. A subclass says again what its source, or its kind of
-    batch, has otherwise.
+    """What every fusion's settings hold.
+
+    A subclass says again what its source, or its kind of batch, has otherwise.
     """
 
     epochs: Count = setting(100, OURS, "epochs")
@@ -63,66 +68,70 @@ class CommonSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a part of the model, for `settings.epochs` epochs with a fresh optimiser.
-
-    `output` names the head whose loss is trained and whose scores select the epoch to keep:
-    "logits", "audio" or "text". `trains` holds prefixes of parameter names: the optimiser gets the
-    parameters that start with one of them ("" is all), and the others stay as the stage before left
-    them.
-    """
+    """One training of a part of the model, for `settings.epochs` epochs with a fresh optimiser."""
 
     name: str
     output: str = "logits"
+    """The head whose loss is trained and whose scores select the epoch to keep: "logits", "audio"
+    or "text"."""
     trains: tuple[str, ...] = ("",)
+    """Prefixes of parameter names: the optimiser gets the parameters that start with one of them
+    ("" is all), and the others stay as the stage before left them."""
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """An entry of `FUSIONS`.
-
-    `settings` is a frozen dataclass whose every field is made by `setting`, and which has those of
-    `CommonSettings`: `batch_size` counts `unit`s, and features are z-scored by the training part's
-    statistics. Where there is a property `decay`, the update t = 0, 1, … has the rate lr / (1 +
-    decay t).
-
-    `build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to its
-    dimension. Its `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has
-    unimodal heads, "audio" and "text" `[n, K]`, before the softmax; it may run under
-    `torch.autocast`. Raises `WrongUse` if the settings contradict each other. Where a setting
-    `finetune_layers` is not 0, a text encoder is given last, a `usc.Encoder` to train with it.
-
-    `hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances of
-    a training batch do without which modality, modality → bool `[n]`, in an epoch counted from 0:
-    they then have no rows of it.
-
-    `stages` are trained one after the other on the same module, each starting from the weights that
-    the one before it kept; the model of the run is that of the last, and its scores are those of
-    "logits". Most models have one.
-
-    `stacks(settings)`, where there is one, says whether many runs can be trained at once
-    (`stacked_runs.StackedRuns`): the model takes vectors of whole dialogues, may be given their layout, is
-    deterministic but for `nn.Dropout`, has one stage and no `hide`.
-
-    `unused` names the settings of its class that this fusion has no use for, and which cannot be
-    set for it; they stay in a run's config. That it does not standardise what it does not take, and
-    that whole dialogues cannot be drawn by class, is added here. `fixed` says what no paper states
-    and no setting changes: name → value and help.
-    """
+    """An entry of `FUSIONS`: a model of a paper, and how it is built and trained."""
 
     name: str
-    source: str  # "MSMSER §2.2"
+    """What `--fusion` calls it."""
+    source: str
+    """The paper's section, such as "MSMSER §2.2"."""
     settings: type
-    inputs: tuple[str, ...]  # modalities taken
-    level: Literal["sequence", "vector"]  # frames or tokens, or one vector per utterance
+    """A frozen dataclass whose every field is made by `setting`, and which has those of
+    `CommonSettings`: `batch_size` counts `unit`s, and features are z-scored by the training part's
+    statistics. Where there is a property `decay`, the update t = 0, 1, … has the rate
+    lr / (1 + decay t)."""
+    inputs: tuple[str, ...]
+    """The modalities that it takes."""
+    level: Literal["sequence", "vector"]
+    """Frames or tokens, or one vector per utterance."""
     build: Callable[..., nn.Module]
-    unit: Literal["utterance", "dialogue"] = "utterance"  # what a batch counts
+    """`build(settings, dims, classes)` makes the module; `dims` maps each modality of `inputs` to
+    its dimension. Raises `WrongUse` if the settings contradict each other.
+
+    The module's `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has
+    unimodal heads, "audio" and "text" `[n, K]`, before the softmax; it may run under
+    `torch.autocast`. Where a setting `finetune_layers` is not 0, a text encoder to train with the
+    module is given last."""
+    unit: Literal["utterance", "dialogue"] = "utterance"
+    """What a batch counts."""
     hide: Callable[[Any, int, int, Generator], dict[str, Tensor]] | None = None
+    """`hide(settings, n, epoch, generator)`, where there is one, chooses which of the n utterances
+    of a training batch do without which modality, modality → bool `[n]`, in an epoch counted from
+    0: they then have no rows of it."""
     stages: tuple[Stage, ...] = (Stage("train"),)
+    """They are trained one after the other on the same module, each starting from the weights that
+    the one before it kept; the model of the run is that of the last, and its scores are those of
+    "logits". Most models have one."""
     stacks: Callable[[Any], bool] | None = None
+    """`stacks(settings)`, where there is one, says whether many runs can be trained at once
+    (`stacked_runs.StackedRuns`): the model takes vectors of whole dialogues, may be given their
+    layout, is deterministic but for `nn.Dropout`, has one stage and no `hide`."""
     unused: tuple[str, ...] = ()
+    """The settings of its class that this fusion has no use for, and which cannot be set for it;
+    they stay in a run's config. That it does not standardise what it does not take, and that whole
+    dialogues cannot be drawn by class, is added here."""
     fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """What no paper states and no setting changes: name → value and help."""
 
     def __post_init__(self) -> None:
-        absent = {f"standardise_{modality}" for modality in BOTH if modality not in self.inputs}
-        absent |= {"sampler"} if self.unit == "dialogue" else set()
-        object.__setattr__(self, "unused", (*self.unused, *sorted(absent.difference(self.unused))))
+        absent: set[str] = set()
+        for modality in BOTH:
+            if modality not in self.inputs:
+                absent.add(f"standardise_{modality}")
+        if self.unit == "dialogue":
+            absent.add("sampler")
+
+        added = sorted(absent.difference(self.unused))
+        object.__setattr__(self, "unused", (*self.unused, *added))

@@ -1,5 +1,6 @@
-"""MSMSER: Wang, Ma & Ding, "Exploring complementary features in multi-modal speech emotion
-recognition", ICASSP 2023.
+"""MSMSER (Wang, Ma & Ding, ICASSP 2023).
+
+"Exploring complementary features in multi-modal speech emotion recognition".
 
 Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines each modality, §2.2
 lets L emotion query tokens gather from both what tells the emotion, and §2.3 hides one modality of
@@ -66,10 +67,10 @@ class MsmserSettings(CommonSettings):
 
 
 class Refinement(nn.Module):
-    """§2.1 of one modality: a linear map to d_e, a transformer encoder, and self-attention, which
-    scales the frames.
+    """§2.1 of one modality: a linear map to d_e, an encoder, and self-attention.
 
-    `encoder` and `self_attention` leave them out where false (§4.2, w/o Encoder and w/o SelfAtt).
+    The encoder is a transformer, and the self-attention scales the frames. `encoder` and
+    `self_attention` leave them out where false (§4.2, w/o Encoder and w/o SelfAtt).
     """
 
     def __init__(
@@ -77,80 +78,108 @@ class Refinement(nn.Module):
     ) -> None:
         super().__init__()
         d = settings.d_model
-        depth = settings.encoder_depth if encoder else 0
         self.project = nn.Linear(dim, d)
-        self.encoder = nn.ModuleList(
-            EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
-            for _ in range(depth)
-        )
+
+        self.encoder = nn.ModuleList()
+        depth = settings.encoder_depth if encoder else 0
+        for _ in range(depth):
+            self.encoder.append(
+                EncoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
+            )
+
         # "a two-layer Multilayer Perceptron (MLP) and a Sigmoid to obtain the scales for each
         # frame"
-        mlp = (
-            nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
-            if self_attention
-            else None
-        )
-        self.scales = mlp
+        self.scales: nn.Module | None = None
+        if self_attention:
+            self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
         """a_{1:T} → a'_{1:T} (or w → w'); rows `[r, dim]` → `[r, d_e]`."""
         x = self.project(x)
+
         for layer in self.encoder:
             x = layer(x, layout)
-        return x if self.scales is None else self.scales(x) * x
+
+        if self.scales is None:
+            return x
+        return self.scales(x) * x
 
 
 class ModalityInteraction(nn.Module):
-    """§2.2, the modality interaction transformer (MIT), with the pooling that merges its L tokens
-    into one.
+    """§2.2, the modality interaction transformer (MIT), with the pooling behind it.
+
+    The pooling merges its L tokens into one.
     """
 
     def __init__(self, settings: MsmserSettings) -> None:
         super().__init__()
         d = settings.d_model
-        self.queries = nn.Parameter(torch.randn(settings.queries, d) * 0.02)  # q
-        self.types = nn.Parameter(torch.randn(2, d) * 0.02)  # the type codes of audio and text
-        self.decoder = nn.ModuleList(
-            DecoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
-            for _ in range(settings.decoder_depth)
-        )
+        # q, and the type codes of audio and text.
+        self.queries = nn.Parameter(torch.randn(settings.queries, d) * 0.02)
+        self.types = nn.Parameter(torch.randn(2, d) * 0.02)
+
+        self.decoder = nn.ModuleList()
+        for _ in range(settings.decoder_depth):
+            self.decoder.append(
+                DecoderLayer(d, settings.heads, settings.feed_forward * d, settings.dropout)
+            )
+
         self.pool = SelfAttentionPooling(d)
 
     def forward(self, a: Tensor, audio: RaggedLayout, w: Tensor, text: RaggedLayout) -> Tensor:
         """Rows a' `[r_a, d_e]` and w' `[r_w, d_e]` of n utterances → `[n, d_e]`."""
+        # What the tokens gather from: both modalities, with positions and types.
         a = a + positions(audio, a) + self.types[0]
         w = w + positions(text, w) + self.types[1]
         memory = concatenate(a, audio, w, text)
-        n, tokens = len(audio.lengths), len(self.queries)
-        layout = audio.of_length(tokens)
-        q = self.queries.repeat(n, 1)  # [n L, d_e]
+
+        # The same L query tokens for each utterance.
+        layout = audio.of_length(len(self.queries))
+        q = self.queries.repeat(len(audio.lengths), 1)  # [n L, d_e]
         for layer in self.decoder:
             q = layer(q, layout, memory)
+
         return self.pool(q, layout)
 
 
 def positions(layout: RaggedLayout, like: Tensor) -> Tensor:
-    """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows, `[r, d]` as `like`."""
-    kind = like.shape[1], like.dtype, like.device
-    if like.is_cuda:  # mostly one table for all batches
-        table = _cached_sinusoids(max(2048, 1 << layout.longest.bit_length()), *kind)
+    """Sinusoidal position encodings (Vaswani et al. 2017, §3.5) of packed rows.
+
+    `[r, d]`, of the width, dtype and device of `like`.
+    """
+    d = like.shape[1]
+    if like.is_cuda:
+        # Mostly one table for all batches.
+        rows = max(2048, 1 << layout.longest.bit_length())
+        table = _cached_sinusoids(rows, d, like.dtype, like.device)
     else:
-        table = _sinusoids(layout.longest, *kind)
+        table = _sinusoids(layout.longest, d, like.dtype, like.device)
     return table.index_select(0, layout.position)
 
 
 def _sinusoids(rows: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    place = device if device.type != "mps" else "cpu"  # Apple's GPU has no float64
+    """The encodings of positions from 0; `[rows, d]`.
+
+    Column 2 i is sin(t / 10000^(2 i / d)), column 2 i + 1 its cosine. Computed in float64.
+    """
+    # Apple's GPU has no float64.
+    place = torch.device("cpu") if device.type == "mps" else device
     t = torch.arange(rows, device=place, dtype=torch.float64)[:, None]
-    angle = t * torch.exp(
-        torch.arange(0, d, 2, device=place, dtype=torch.float64) * (-math.log(10000.0) / d)
-    )
-    return torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d].to(dtype).to(device)
+    even_columns = torch.arange(0, d, 2, device=place, dtype=torch.float64)
+
+    angle = t * torch.exp(even_columns * (-math.log(10000.0) / d))
+    table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
+    return table.to(dtype).to(device)
 
 
-_cached_sinusoids = cache(
-    torch.inference_mode(False)(_sinusoids)
-)  # on GPUs, where a table is a dozen operations
+@cache
+@torch.inference_mode(False)
+def _cached_sinusoids(rows: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`_sinusoids`, kept: on a GPU a table is a dozen operations.
+
+    Whoever asks first, training must be able to use it: so never in inference mode.
+    """
+    return _sinusoids(rows, d, dtype, device)
 
 
 class Msmser(nn.Module):
@@ -162,86 +191,161 @@ class Msmser(nn.Module):
         super().__init__()
         d = settings.d_model
         self.dims = dict(dims)
-        self.audio, self.text = (Refinement(settings, dims[m], **ablation) for m in BOTH)
+        self.audio = Refinement(settings, dims["audio"], **ablation)
+        self.text = Refinement(settings, dims["text"], **ablation)
         self.interaction = ModalityInteraction(settings)
-        self.classifier = classifier(
-            settings.dropout, d, d, classes
-        )  # "a 2-layer MLP for classification"
+        # "a 2-layer MLP for classification"
+        self.classifier = classifier(settings.dropout, d, d, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        (a, audio), (w, text) = (visible(batch, m, self.dims[m]) for m in BOTH)
-        z = self.interaction(self.audio(a, audio), audio, self.text(w, text), text)
+        a, audio = visible(batch, "audio", self.dims["audio"])
+        w, text = visible(batch, "text", self.dims["text"])
+
+        a = self.audio(a, audio)
+        w = self.text(w, text)
+        z = self.interaction(a, audio, w, text)
         return {"logits": self.classifier(z)}
 
 
 class Pooled(nn.Module):
-    """The models without MIT (§4.2): refined, pooled by self-attention, and the pooled vectors
-    concatenated.
+    """The models without MIT (§4.2): refined and pooled by self-attention.
 
-    With both modalities w/o MIT; with one, Text or Audio. A hidden modality's vector is zero.
+    With both modalities w/o MIT, which concatenates the pooled vectors; with one, Text or Audio. A
+    hidden modality's vector is zero.
     """
 
     def __init__(self, settings: MsmserSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         d = settings.d_model
-        self.dims = {m: dims[m] for m in BOTH if m in dims}
-        self.refine = nn.ModuleDict({m: Refinement(settings, dim) for m, dim in self.dims.items()})
-        self.pool = nn.ModuleDict({m: SelfAttentionPooling(d) for m in self.dims})
+        self.dims = {modality: dims[modality] for modality in BOTH if modality in dims}
+
+        self.refine = nn.ModuleDict()
+        for modality, dim in self.dims.items():
+            self.refine[modality] = Refinement(settings, dim)
+
+        self.pool = nn.ModuleDict()
+        for modality in self.dims:
+            self.pool[modality] = SelfAttentionPooling(d)
+
         self.classifier = classifier(settings.dropout, len(dims) * d, d, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
-        pooled = [
-            self.pool[m](self.refine[m](rows, layout), layout) for m, (rows, layout) in x.items()
-        ]
-        return {"logits": self.classifier(torch.cat(pooled, 1))}
+        pooled = []
+        for modality, dim in self.dims.items():
+            x, layout = visible(batch, modality, dim)
+            x = self.refine[modality](x, layout)
+            pooled.append(self.pool[modality](x, layout))
+
+        z = torch.cat(pooled, 1)
+        return {"logits": self.classifier(z)}
 
 
 def random_modality_masking(
     settings: MsmserSettings, n: int, epoch: int, generator: Generator
 ) -> dict[str, Tensor]:
-    """§2.3: masks each of n training samples with probability p, and then hides its text or its
-    audio, never both.
+    """§2.3: masks each of n training samples with probability p, and then hides its text or audio.
 
-    p falls linearly to 0, which it reaches after `rmm_end` of the epochs. Modality → bool `[n]`,
-    true where hidden.
+    Never both. p falls linearly to 0, which it reaches after `rmm_end` of the epochs. Modality →
+    bool `[n]`, true where hidden.
     """
-    end = settings.rmm_end * settings.epochs
-    p = settings.rmm_start * max(0.0, 1 - epoch / end) if end > 0 else 0.0
+    last_epoch = settings.rmm_end * settings.epochs
+    p = 0.0
+    if last_epoch > 0:
+        p = settings.rmm_start * max(0.0, 1 - epoch / last_epoch)
+
     masked = torch.rand(n, generator=generator) < p
     text = torch.rand(n, generator=generator) < settings.rmm_text
     return {"audio": masked & ~text, "text": masked & text}
 
 
 POOLING = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
-POSITIONS = {
+MIT_FIXED = {
+    **POOLING,
     "positions": (
         "sinusoidal",
         "codes of both modalities before MIT; there are none in the encoders",
-    )
+    ),
 }
-OF_MIT = ("decoder_depth", "queries")  # settings, unused without it
+
+# Settings, unused without MIT and without random modality masking.
+OF_MIT = ("decoder_depth", "queries")
 OF_RMM = ("rmm_start", "rmm_end", "rmm_text")
-_with = partial(Fusion, settings=MsmserSettings, level="sequence")
-_mit = partial(_with, inputs=BOTH, hide=random_modality_masking, fixed=POOLING | POSITIONS)
-_pooled = partial(_with, build=Pooled, fixed=POOLING)
+
 FUSIONS = [
-    _mit("mit", "MSMSER §2", build=Msmser),
-    _mit(
-        "mit:no-encoder",
-        "MSMSER §4.2",
+    Fusion(
+        name="mit",
+        source="MSMSER §2",
+        settings=MsmserSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=Msmser,
+        hide=random_modality_masking,
+        fixed=MIT_FIXED,
+    ),
+    Fusion(
+        name="mit:no-encoder",
+        source="MSMSER §4.2",
+        settings=MsmserSettings,
+        inputs=BOTH,
+        level="sequence",
         build=partial(Msmser, encoder=False),
+        hide=random_modality_masking,
         unused=("encoder_depth",),
+        fixed=MIT_FIXED,
     ),
-    _mit("mit:no-selfatt", "MSMSER §4.2", build=partial(Msmser, self_attention=False)),
+    Fusion(
+        name="mit:no-selfatt",
+        source="MSMSER §4.2",
+        settings=MsmserSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=partial(Msmser, self_attention=False),
+        hide=random_modality_masking,
+        fixed=MIT_FIXED,
+    ),
     # §2.3 masks by MIT's attention mask, and does not say whether the model without MIT is trained
-    # so.
-    _pooled("concat", "MSMSER §4.2", inputs=BOTH, unused=(*OF_MIT, *OF_RMM)),
-    _pooled(
-        "concat:rmm", "MSMSER §4.2, §2.3", inputs=BOTH, unused=OF_MIT, hide=random_modality_masking
+    # so: here are both.
+    Fusion(
+        name="concat",
+        source="MSMSER §4.2",
+        settings=MsmserSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=Pooled,
+        unused=(*OF_MIT, *OF_RMM),
+        fixed=POOLING,
     ),
-    _pooled("audio:frame", "MSMSER §4.2", inputs=("audio",), unused=(*OF_MIT, *OF_RMM)),
-    _pooled("text:token", "MSMSER §4.2", inputs=("text",), unused=(*OF_MIT, *OF_RMM)),
+    Fusion(
+        name="concat:rmm",
+        source="MSMSER §4.2, §2.3",
+        settings=MsmserSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=Pooled,
+        hide=random_modality_masking,
+        unused=OF_MIT,
+        fixed=POOLING,
+    ),
+    Fusion(
+        name="audio:frame",
+        source="MSMSER §4.2",
+        settings=MsmserSettings,
+        inputs=("audio",),
+        level="sequence",
+        build=Pooled,
+        unused=(*OF_MIT, *OF_RMM),
+        fixed=POOLING,
+    ),
+    Fusion(
+        name="text:token",
+        source="MSMSER §4.2",
+        settings=MsmserSettings,
+        inputs=("text",),
+        level="sequence",
+        build=Pooled,
+        unused=(*OF_MIT, *OF_RMM),
+        fixed=POOLING,
+    ),
 ]

@@ -1,5 +1,6 @@
-"""Perspective: Wu, Lu & Dai, "An empirical study and improvement for speech emotion recognition",
-ICASSP 2023.
+"""Perspective (Wu, Lu & Dai, ICASSP 2023).
+
+"An empirical study and improvement for speech emotion recognition".
 
 One vector per utterance goes through the unimodal framework of §2.2 (Fig. 1), once for audio and
 once for text:
@@ -52,6 +53,19 @@ from .layers.layout import RaggedLayout
 
 CODE = "the authors' released code; not stated in the paper"
 
+POSITIONS = ("ef", "mf", "lf", "lgf")
+METHODS = ("add", "concat", "at")
+
+# The layers that stand behind the fusion, and so are there for the fused vectors too (Fig. 1). By
+# position; "" is that of one modality alone, where nothing is fused.
+BEHIND_FUSION: dict[str, tuple[str, ...]] = {
+    "": (),
+    "ef": ("gru", "attention", "logits"),
+    "mf": ("attention", "logits"),
+    "lf": ("logits",),
+    "lgf": (),
+}
+
 
 @dataclass(frozen=True)
 class PerspectiveSettings(CommonSettings):
@@ -91,7 +105,8 @@ class Fuse(nn.Module):
 
     add     z = a + t (eq. 1)
     concat  z = W_f · [a; t] (eq. 2)
-    at      with B = [t; a] as columns, P = tanh(W B), α = softmax(wᵀ P), z = B αᵀ (Poria et al., ICDM 2017)
+    at      with B = [t; a] as columns, P = tanh(W B), α = softmax(wᵀ P), z = B αᵀ
+            (Poria et al., ICDM 2017)
     """
 
     def __init__(self, method: str, width: int) -> None:
@@ -107,10 +122,13 @@ class Fuse(nn.Module):
         """`[n, width]` twice → `[n, width]`."""
         if self.method == "add":
             return a + t
+
         if self.method == "concat":
             return self.w_f(torch.cat([a, t], 1))
-        b = torch.stack([t, a], 1)
-        alpha = self.w_vector(self.w_matrix(b).tanh()).softmax(1)  # [n, 2, 1]
+
+        b = torch.stack([t, a], 1)  # [n, 2, width]
+        p = self.w_matrix(b).tanh()
+        alpha = self.w_vector(p).softmax(1)  # [n, 2, 1]
         return (alpha * b).sum(1)
 
 
@@ -124,23 +142,27 @@ class Perspective(nn.Module):
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
         super().__init__()
-        d, states = settings.d_model, 2 * settings.gru_hidden
-        self.dims = {m: dims[m] for m in BOTH if m in dims}
+        self.dims = {modality: dims[modality] for modality in BOTH if modality in dims}
         self.position, _, method = name.rpartition("-")
+        d = settings.d_model
+        states = 2 * settings.gru_hidden
 
-        def streams(*positions: str) -> tuple[str, ...]:
-            return (*self.dims, "fused") if self.position in positions else (*self.dims,)
+        self.features = nn.ModuleDict()
+        for modality, dim in self.dims.items():
+            self.features[modality] = nn.Linear(dim, d)
 
-        self.features = nn.ModuleDict({m: nn.Linear(dim, d) for m, dim in self.dims.items()})
-        self.gru = nn.ModuleDict(
-            {s: nn.GRU(d, settings.gru_hidden, bidirectional=True) for s in streams("ef")}
-        )
-        self.attention = nn.ModuleDict(
-            {s: Attention(states, settings.heads) for s in streams("ef", "mf")}
-        )
-        self.logits = nn.ModuleDict(
-            {s: nn.Linear(states, classes) for s in streams("ef", "mf", "lf")}
-        )
+        self.gru = nn.ModuleDict()
+        for stream in self.streams_of("gru"):
+            self.gru[stream] = nn.GRU(d, settings.gru_hidden, bidirectional=True)
+
+        self.attention = nn.ModuleDict()
+        for stream in self.streams_of("attention"):
+            self.attention[stream] = Attention(states, settings.heads)
+
+        self.logits = nn.ModuleDict()
+        for stream in self.streams_of("logits"):
+            self.logits[stream] = nn.Linear(states, classes)
+
         self.dropout = nn.Dropout(settings.dropout)
         if self.position:
             width = {"ef": d, "mf": states, "lf": states, "lgf": classes}[self.position]
@@ -148,40 +170,72 @@ class Perspective(nn.Module):
         self.activation: nn.Module = nn.ReLU()
         self.hidden = nn.ModuleDict()  # of the released code
 
+    def streams_of(self, layer: str) -> list[str]:
+        """The streams that pass through a layer, "gru", "attention" or "logits"."""
+        streams = [*self.dims]
+        if layer in BEHIND_FUSION[self.position]:
+            streams.append("fused")
+        return streams
+
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
-        """Logits `[n, K]`: "logits" of the fusion (or of the one modality), and those of "audio"
-        and "text".
+        """Logits `[n, K]` of "logits", "audio" and "text".
 
-        `layout` says where the turns of the dialogues lie, where that is known already.
+        "logits" are those of the fusion, or of the one modality. `layout` says where the turns of
+        the dialogues lie, where that is known already.
         """
-        layout = layout or RaggedLayout(batch.dialogues, batch.device)
-        alone = self.position != "lgf" and not batch.wants("audio", "text")
+        if layout is None:
+            layout = RaggedLayout(batch.dialogues, batch.device)
 
-        def fuse(position: str, x: dict[str, Tensor]) -> dict[str, Tensor]:
-            if position != self.position:
-                return x
-            return ({} if alone else x) | {"fused": self.fusion(x["audio"], x["text"])}
+        x: dict[str, Tensor] = {}
+        for modality, dim in self.dims.items():
+            features = self.features[modality]
+            reduced = self.activation(features(vectors(batch, modality, dim)))
+            # Behind the first FC everything is too small to gain by autocast.
+            x[modality] = reduced.to(features.weight.dtype)
 
-        x = {
-            m: self.activation(self.features[m](vectors(batch, m, dim)))
-            for m, dim in self.dims.items()
-        }
-        # Behind the first FC everything is too small to gain by autocast.
-        x = {m: rows.to(self.features[m].weight.dtype) for m, rows in x.items()}
         with without_autocast(batch.device.type):
-            x = bigru(self.gru, fuse("ef", x), layout)
-            x = fuse("mf", {s: self.dropout(rows) for s, rows in x.items()})
-            x = {s: self.attention[s](rows, layout) for s, rows in x.items()}
-            x |= {s: hidden(x[s]).relu() for s, hidden in self.hidden.items()}
-            x = fuse("lf", {s: self.dropout(rows) for s, rows in x.items()})
-            x = fuse("lgf", {s: self.logits[s](rows) for s, rows in x.items()})
-        x["logits"] = x.pop("fused" if self.position else next(iter(self.dims)))
+            # ① early fusion, Bi-GRU
+            x = self.fuse_at("ef", x, batch)
+            x = bigru(self.gru, x, layout)
+            x = {stream: self.dropout(rows) for stream, rows in x.items()}
+
+            # ② middle fusion, self-attention
+            x = self.fuse_at("mf", x, batch)
+            x = {stream: self.attention[stream](rows, layout) for stream, rows in x.items()}
+            for stream, hidden in self.hidden.items():
+                x[stream] = hidden(x[stream]).relu()
+            x = {stream: self.dropout(rows) for stream, rows in x.items()}
+
+            # ③ late fusion, FC to the classes
+            x = self.fuse_at("lf", x, batch)
+            x = {stream: self.logits[stream](rows) for stream, rows in x.items()}
+
+            # ④ fusion of the logits
+            x = self.fuse_at("lgf", x, batch)
+
+        scored = "fused" if self.position else next(iter(self.dims))
+        x["logits"] = x.pop(scored)
         return x
+
+    def fuse_at(self, position: str, x: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The streams `[n, width]`, and "fused" where this model fuses at `position`.
+
+        What stands behind the fusion in the two branches is only computed where their logits are
+        wanted.
+        """
+        if position != self.position:
+            return x
+
+        fused = self.fusion(x["audio"], x["text"])
+        if position != "lgf" and not batch.wants("audio", "text"):
+            return {"fused": fused}
+        return {**x, "fused": fused}
 
 
 class ReleasedAtFusion(nn.Module):
-    """The released code's AT-Fusion: the mapped vectors are summed, and the score vector keeps its
-    random start.
+    """The released code's AT-Fusion.
+
+    The mapped vectors are summed, and the score vector keeps its random start.
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -192,14 +246,15 @@ class ReleasedAtFusion(nn.Module):
 
     def forward(self, a: Tensor, t: Tensor) -> Tensor:
         """`[n, width]` twice → `[n, width]`."""
-        mapped = self.w_matrix(torch.stack([t, a], 1))
-        alpha = (self.dropout(mapped.relu()) @ self.w_vector).softmax(1)
+        mapped = self.w_matrix(torch.stack([t, a], 1))  # [n, 2, width]
+        alpha = (self.dropout(mapped.relu()) @ self.w_vector).softmax(1)  # [n, 2]
         return (alpha[:, :, None] * mapped).sum(1)
 
 
 class Released(Perspective):
-    """LGF as the authors' released code computes it at commit 17036b9. Raises `WrongUse` for a rate
-    that falls.
+    """LGF as the authors' released code computes it at commit 17036b9.
+
+    Raises `WrongUse` for a rate that falls.
     """
 
     def __init__(self, settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> None:
@@ -207,50 +262,63 @@ class Released(Perspective):
             raise WrongUse("released=true trains at a constant rate; leave lr_decay out")
         super().__init__(settings, dims, classes, name)
         self.activation = nn.Identity()
+
         width = 2 * settings.gru_hidden
-        self.hidden.update({m: nn.Linear(width, width) for m in self.dims})
-        for m in self.dims:
-            cast(Attention, self.attention[m]).dropout = settings.dropout
+        for modality in self.dims:
+            self.hidden[modality] = nn.Linear(width, width)
+            cast(Attention, self.attention[modality]).dropout = settings.dropout
+
         if name == "lgf-at":
             self.fusion = ReleasedAtFusion(classes, settings.dropout)
 
     def forward(self, batch: Batch, layout: RaggedLayout | None = None) -> dict[str, Tensor]:
-        """Probabilities `[n, K]` in the place of logits: the loss that follows applies its softmax
-        to them again.
+        """Probabilities `[n, K]` in the place of logits.
+
+        The loss that follows applies its softmax to them again.
         """
-        return {head: logits.softmax(1) for head, logits in super().forward(batch, layout).items()}
+        heads = super().forward(batch, layout)
+        return {head: logits.softmax(1) for head, logits in heads.items()}
 
 
 def build(settings: PerspectiveSettings, dims: Dims, classes: int, name: str) -> nn.Module:
-    """The model of that name: of one modality (§2.2), or a position and a method such as "lgf-add"
-    (§2.3).
+    """The model of that name.
+
+    Of one modality (§2.2), or a position and a method such as "lgf-add" (§2.3).
     """
-    return (Released if settings.released else Perspective)(settings, dims, classes, name)
+    if settings.released:
+        return Released(settings, dims, classes, name)
+    return Perspective(settings, dims, classes, name)
 
 
-FUSIONS = [
-    Fusion(
+def can_be_stacked(settings: PerspectiveSettings) -> bool:
+    """Whether many runs can be trained at once: the released code drops attention weights."""
+    return not settings.released
+
+
+def describe_fusion(name: str, source: str, inputs: tuple[str, ...]) -> Fusion:
+    """The entry of one model."""
+    can_run_in_released_code = name in ("lgf-add", "lgf-at")
+    return Fusion(
         name=name,
-        source="Perspective §2.3" if len(inputs) > 1 else "Perspective §2.2",
+        source=source,
         settings=PerspectiveSettings,
         inputs=inputs,
         level="vector",
         build=partial(build, name=name),
         unit="dialogue",
-        stacks=lambda settings: not settings.released,  # the released code drops attention weights
-        unused=() if name in ("lgf-add", "lgf-at") else ("released",),
+        stacks=can_be_stacked,
+        unused=() if can_run_in_released_code else ("released",),
         fixed={
             "residual": ("none", "around the self-attention"),
             "norm": ("none", "of the self-attention"),
         },
     )
-    for name, inputs in (
-        ("audio:utterance", ("audio",)),
-        ("text:utterance", ("text",)),
-        *(
-            (f"{p}-{method}", BOTH)
-            for p in ("ef", "mf", "lf", "lgf")
-            for method in ("add", "concat", "at")
-        ),
-    )
+
+
+FUSIONS = [
+    describe_fusion("audio:utterance", "Perspective §2.2", ("audio",)),
+    describe_fusion("text:utterance", "Perspective §2.2", ("text",)),
 ]
+for _position in POSITIONS:
+    for _method in METHODS:
+        FUSIONS.append(describe_fusion(f"{_position}-{_method}", "Perspective §2.3", BOTH))

@@ -65,7 +65,10 @@ class Attention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, queries: RaggedLayout, keys: RaggedLayout
     ) -> Tensor:
-        """Queries `[r, h, d / h]`, keys and values `[r_k, h, d / h]`, with their layouts → `[r, d]`."""
+        """Attention of what `project` gives, and the last linear map.
+
+        Queries `[r, h, d / h]`, keys and values `[r_k, h, d / h]` → `[r, d]`.
+        """
         dropout = self.dropout if self.training else 0.0
         attended = attention(q, k, v, queries, keys, dropout, self.keep)
         return self.out_proj(attended.flatten(1))

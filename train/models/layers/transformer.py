@@ -47,7 +47,7 @@ class DecoderLayer(EncoderLayer):
         self.norm3 = nn.LayerNorm(d)
 
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows) -> Tensor:  # type: ignore[override]
-        """Rows `[r, d]` attend to each other, then to the rows `[r_k, d]` of the `memory`; `[r, d]`."""
+        """Rows `[r, d]` attend to each other, then to rows `[r_k, d]` of the `memory`; `[r, d]`."""
         x = self.norm1(x + self.dropout(self.self_attn(x, layout)))
         x = self.norm2(x + self.dropout(self.multihead_attn(x, layout, memory)))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
