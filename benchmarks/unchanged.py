@@ -554,7 +554,9 @@ def start_anew(both: Comparison, part: str) -> None:
     """Remove what the new checkout wrote in this part, and copy what it lacks of those before."""
     if both.new is both.old:
         return
-    for name in WRITES.get(part, []):
+    # Reports and predictions are made of the same runs, since each run has its own seconds.
+    same = ["runs"] if part in ("report", "predict") else []
+    for name in [*WRITES.get(part, []), *same]:
         shutil.rmtree(both.new.folder / name, ignore_errors=True)
     for name in NEEDS.get(part, []):
         if not (both.old.folder / name).exists():

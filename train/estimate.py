@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def trial_job(job: Job, epochs: int, batches: int) -> Job:
     config = job.config
     share = min(1, batches * config.settings.batch_size / _training_units(job))
 
-    parts = {}
+    parts: dict[str, Any] = {}
     for part, rows in job.fold.parts.items():
         units = job.data.groups(rows, config.fusion.unit)
         count = math.ceil(share * len(units))

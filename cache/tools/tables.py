@@ -1,6 +1,7 @@
 """Features and manifests as pandas tables."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def pooled(
     if feature.spec.level == "utterance":
         return pd.DataFrame(packed.values.astype(np.float32), ids, columns)
 
-    statistics = {"mean": np.mean}
+    statistics: dict[str, Callable[..., Any]] = {"mean": np.mean}
     if pool == "meanstd":
         statistics["std"] = np.std
 

@@ -137,9 +137,9 @@ def _join(
         key = fill(table.of, recording.fields) or ""
 
         if file not in rows_by_table:
-            path = _find_file(file, paths_by_name)
-            if path is not None:
-                rows_by_table[file] = _read_rows(table, path, layout, reading)
+            file_of_table = _find_file(file, paths_by_name)
+            if file_of_table is not None:
+                rows_by_table[file] = _read_rows(table, file_of_table, layout, reading)
             else:
                 rows_by_table[file] = {}
                 if file:
@@ -167,9 +167,9 @@ def _join(
         reading.warnings.append(f"{missing} files are left out: in no row of {table.file}")
 
     for fields in unused.values():
-        path = fill(table.audio, fields)
-        if path:
-            joined.append(Recording(path, {"stem": PurePosixPath(path).stem, **fields}))
+        audio = fill(table.audio, fields)
+        if audio:
+            joined.append(Recording(audio, {"stem": PurePosixPath(audio).stem, **fields}))
     return joined
 
 

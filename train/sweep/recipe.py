@@ -86,7 +86,7 @@ class CellTable(msgspec.Struct, frozen=True):
 
 # The other options of `ser train` may stand in a cell too. Their values are checked with those of
 # the command line (`options.check_options`); here only that they are no tables.
-_OTHER_OPTIONS = [
+_OTHER_OPTIONS: list[tuple[str, Any, Any]] = [
     (field.name, Scalar, "")
     for field in fields(Experiment)
     if field.name not in CellTable.__struct_fields__
@@ -231,7 +231,7 @@ def _read_cell(
         if name not in known:
             raise unknown(f"option for cell '{line.get('name')}' in {path}", name, known)
 
-    read = _convert(path, line, _CELL_WITH_OPTIONS)
+    read: CellTable = _convert(path, line, _CELL_WITH_OPTIONS)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
 
