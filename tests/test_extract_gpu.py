@@ -1,15 +1,15 @@
-"""Extraction on a machine with a GPU, tried without one: stand-ins are told that they compute on
-it.
+"""Extraction on a machine with a GPU, tried without one.
+
+Stand-ins are told that they compute on it.
 """
 
 import os
 import threading
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from ser.extract.cluster import run_on_cluster
 from ser.extract.mel import MelExtractor
 from ser.extract.pipeline import AHEAD
 from ser.extract.run import ExtractionConfig, ExtractionRun, plan
+from ser.extract.tasks import ExtractionTask
 from ser.extract.worker import GPU_WRITERS
 from ser.tests.dask_processes import listening
 from ser.tests.stand_in import StandInExtractor
@@ -35,67 +36,103 @@ from ser.tests.store_samples import spec_of
 from ser.weights.checkpoint import Checkpoint
 
 TEXTS = [f"words {number:02d}" for number in range(16)]
-EACH = {"part_seconds": 0.05}  # a part for each of them
+# A part for each of them.
+PART_SECONDS = 0.05
 
 
 class StandingDisk:
-    """Takes nothing before `most` parts are computed; `peak` is how many were computed and not yet
-    written, at most.
-    """
+    """A disk that takes nothing before `limit` parts are computed."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-        self.most, self.held, self.peak, self.threads = most, 0, 0, set[int]()
-        self.lock, self.goes_on = threading.Lock(), threading.Event()
-        self.extract, self.publish = StandInExtractor.extract, pipeline.publish_part
-        monkeypatch.setattr(StandInExtractor, "batched", True)  # as an encoder
-        monkeypatch.setattr(StandInExtractor, "extract", lambda one, item: self.computed(one, item))
-        monkeypatch.setattr(pipeline, "publish_part", self.written)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+        self.limit = limit
+        # How many parts are computed and not yet written: now, and at most.
+        self.waiting = 0
+        self.peak = 0
+        # How many torch threads each part was computed with.
+        self.torch_threads: set[int] = set()
+        self.lock = threading.Lock()
+        self.goes_on = threading.Event()
 
-    def computed(self, extractor: StandInExtractor, item: str) -> list[np.ndarray]:
+        compute = StandInExtractor.extract
+        publish = pipeline.publish_part
+
+        def extract(extractor: StandInExtractor, item: str) -> list[np.ndarray]:
+            self.count_computed()
+            return compute(extractor, item)
+
+        def publish_later(*part: Any) -> str | None:
+            message = f"no more than {self.peak} parts were computed while the disk stood still"
+            assert self.goes_on.wait(120), message
+            name = publish(*part)
+            with self.lock:
+                self.waiting -= 1
+            return name
+
+        # As an encoder.
+        monkeypatch.setattr(StandInExtractor, "batched", True)
+        monkeypatch.setattr(StandInExtractor, "extract", extract)
+        monkeypatch.setattr(pipeline, "publish_part", publish_later)
+
+    def count_computed(self) -> None:
         with self.lock:
-            self.held += 1
-            self.peak = max(self.peak, self.held)
-            self.threads.add(torch.get_num_threads())
-            if self.held == self.most:
+            self.waiting += 1
+            self.peak = max(self.peak, self.waiting)
+            self.torch_threads.add(torch.get_num_threads())
+            if self.waiting == self.limit:
                 self.goes_on.set()
-        return self.extract(extractor, item)
 
-    def written(self, *part: Any) -> str | None:
-        assert self.goes_on.wait(120), (
-            f"no more than {self.peak} parts were computed while the disk stood still"
-        )
-        name = self.publish(*part)
-        with self.lock:
-            self.held -= 1
-        return name
+
+@pytest.fixture
+def four_torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_gpu_goes_on_while_the_disk_stands_still(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, four_torch_threads: None
 ) -> None:
-    """As long as memory is for: no more parts are held than there are writers, and two. One torch
-    thread in each.
+    """As long as memory is for: no more parts wait than there are writers, and two.
+
+    Each is computed with one torch thread.
     """
     disk = StandingDisk(monkeypatch, GPU_WRITERS + AHEAD)
-    mel, threads = MelExtractor.extract, disk.threads
-    monkeypatch.setattr(
-        MelExtractor, "extract", lambda *a: threads.add(torch.get_num_threads()) or mel(*a)
-    )
+    compute_mel = MelExtractor.extract
+
+    def note_threads(extractor: MelExtractor, clip: Any) -> Any:
+        disk.torch_threads.add(torch.get_num_threads())
+        return compute_mel(extractor, clip)
+
+    monkeypatch.setattr(MelExtractor, "extract", note_threads)
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        for features in ("standin", "logmel"):
-            with ExtractionRun(
-                plan(ExtractionConfig(corpus, features, store=tmp_path / "store", **EACH))
-            ) as run:
-                run.worker.__init__(replace(run.worker.config, device="cuda", threads=2))  # type: ignore[misc]
-                assert run.extract().features[features]["computed"] == len(TEXTS)
-            disk.held = 0
-        assert torch.get_num_threads() == 4 and threads == {1}
-    finally:
-        torch.set_num_threads(before)
+
+    for name in ("standin", "logmel"):
+        config = ExtractionConfig(corpus, name, store=tmp_path / "store", part_seconds=PART_SECONDS)
+        with ExtractionRun(plan(config)) as run:
+            on_gpu = replace(run.worker.config, device="cuda", threads=2)
+            run.worker.__init__(on_gpu)  # type: ignore[misc]
+            summary = run.extract()
+        assert summary.features[name]["computed"] == len(TEXTS)
+        disk.waiting = 0
+
+    assert torch.get_num_threads() == 4
+    assert disk.torch_threads == {1}
     assert disk.peak == GPU_WRITERS + AHEAD
+
+
+def tasks_with_a_model(corpus: Path, store: Path) -> list[ExtractionTask]:
+    """The tasks of a corpus, of a feature that has a checkpoint."""
+    config = ExtractionConfig(corpus, "standin", store=store, part_seconds=PART_SECONDS)
+    planned = plan(config)
+    open_store(store, create=True).put_manifest(planned.manifest)
+
+    checkpoint = Checkpoint(Path("weights"), "a model", "digest")
+    feature = replace(planned.features[0], checkpoint=checkpoint)
+    tasks = []
+    for task in planned.tasks():
+        tasks.append(replace(task, config=replace(task.config, features=(feature,))))
+    return tasks
 
 
 def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(
@@ -106,69 +143,106 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(
     for module in ("plan", "tasks"):
         monkeypatch.setattr(f"ser.extract.{module}.choose_device", lambda name, here=True: "cuda")
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
-    made = plan(ExtractionConfig(corpus, "standin", store=tmp_path / "store", **EACH))
-    open_store(tmp_path / "store", create=True).put_manifest(made.manifest)
-    modelled = replace(
-        made.features[0], checkpoint=Checkpoint(Path("weights"), "a model", "digest")
+    tasks = tasks_with_a_model(corpus, tmp_path / "store")
+
+    cluster_of_one = distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        resources={"GPU": 1},
+        worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
     )
-    tasks = [
-        replace(task, config=replace(task.config, features=(modelled,))) for task in made.tasks()
-    ]
-    one = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "resources": {"GPU": 1}}
-    here = {
-        "worker_dashboard_address": "127.0.0.1:0",
-        "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
-    }
-    with distributed.LocalCluster(**one, **here) as cluster:
+    with cluster_of_one as cluster:
         assert listening([os.getpid()]) <= {"127.0.0.1"}
         results = list(run_on_cluster(tasks, cluster.scheduler_address, False))
-    assert sum(sum(result.computed.values()) for result in results) == len(tasks) == len(TEXTS)
-    assert 3 <= disk.peak <= 4 and len(writers(tmp_path / "store")) == len(TEXTS)
+
+    assert len(tasks) == len(TEXTS)
+    assert sum(sum(result.computed.values()) for result in results) == len(TEXTS)
+    assert len(writers(tmp_path / "store")) == len(TEXTS)
+    assert 3 <= disk.peak <= 4
+
+
+class PassesOverRows:
+    """Counts the bytes of rows that each step of publishing reads.
+
+    What both checksums and `write` get in a row is in the processor's cache: of `rows`, one pass.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, arrays: list[np.ndarray]) -> None:
+        self.addresses = [
+            range(array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays
+        ]
+        self.bytes: Counter[str] = Counter()
+        self.last_address = 0
+
+        crc32c = blocks.crc32c.crc32c
+        write_to_file = write.os.write
+
+        def count_check(array: Any) -> None:
+            self.bytes["checked"] += np.asarray(array).nbytes
+
+        def count_crc32c(view: Any, *start: int) -> int:
+            self.count("crc32c", view)
+            return crc32c(view, *start)
+
+        def count_write(file: int, view: Any) -> int:
+            self.count("write", view)
+            return write_to_file(file, view)
+
+        monkeypatch.setattr(np, "isfinite", count_check)
+        monkeypatch.setattr(write.hashlib, "sha256", self.counting_sha256(write.hashlib.sha256))
+        monkeypatch.setattr(blocks.crc32c, "crc32c", count_crc32c)
+        monkeypatch.setattr(write.os, "write", count_write)
+
+    def count(self, step: str, view: Any) -> None:
+        address = np.frombuffer(view, np.uint8).ctypes.data
+        is_of_rows = any(address in addresses for addresses in self.addresses)
+        is_in_cache = address == self.last_address
+        self.last_address = address
+
+        self.bytes[step] += len(view)
+        if is_of_rows and not is_in_cache:
+            self.bytes["rows"] += len(view)
+
+    def counting_sha256(self, sha256: Callable[..., Any]) -> Callable[..., Any]:
+        passes = self
+
+        class CountingSha256:
+            def __init__(self, data: bytes = b"") -> None:
+                self.hash = sha256(data)
+                self.digest = self.hash.digest
+                self.hexdigest = self.hash.hexdigest
+
+            def update(self, view: Any) -> None:
+                passes.count("sha256", view)
+                self.hash.update(view)
+
+        return CountingSha256
 
 
 def test_passes_over_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the cast, four. What both checksums and `write` get in a row is in the processor's
-    cache: one pass.
-    """
+    """With the cast, four."""
     rng = np.random.default_rng(0)
-    rows = [rng.normal(size=(n, 768)).astype("f2") for n in (700, 300, 900, 2000, 501)]
-    size = sum(one.nbytes for one in rows)
-    places = [range(one.ctypes.data, one.ctypes.data + one.nbytes) for one in rows]
-    given, last = Counter[str](), [0]
-    monkeypatch.setattr(
-        np, "isfinite", lambda array: given.update(checked=np.asarray(array).nbytes)
-    )
-
-    def counted(what: str, view: Any, *more: Any, then: Any) -> Any:
-        address, length = np.frombuffer(view, np.uint8).ctypes.data, len(view)
-        again = address == last[0] or not any(address in place for place in places)
-        given.update({what: length, "rows": 0 if again else length})
-        last[0] = address
-        return then(view, *more)
-
-    def sha256(data: bytes = b"") -> SimpleNamespace:
-        made = real_sha256(data)
-        update = partial(counted, "sha256", then=made.update)
-        return SimpleNamespace(update=update, digest=made.digest, hexdigest=made.hexdigest)
-
-    real_sha256, real_crc, real_write = (
-        write.hashlib.sha256,
-        blocks.crc32c.crc32c,
-        write.os.write,
-    )
+    lengths = (700, 300, 900, 2000, 501)
+    arrays = [rng.normal(size=(length, 768)).astype("f2") for length in lengths]
+    size = sum(array.nbytes for array in arrays)
     store = open_store(tmp_path / "store", create=True)
-    made = store.add(spec_of("frame", dim=768, dtype="float16"))
-    monkeypatch.setattr(write.hashlib, "sha256", sha256)
-    monkeypatch.setattr(blocks.crc32c, "crc32c", partial(counted, "crc32c", then=real_crc))
-    monkeypatch.setattr(
-        write.os, "write", lambda file, x: counted("write", x, then=partial(real_write, file))
-    )
+    feature = store.add(spec_of("frame", dim=768, dtype="float16"))
+    part = PartRows("corpus", [*"abcde"], ["d"] * 5, arrays, finite=True)
+
+    passes = PassesOverRows(monkeypatch, arrays)
     tracemalloc.start()
-    publish_part(made, PartRows("corpus", [*"abcde"], ["d"] * 5, rows, finite=True), "zarr", {})
+    publish_part(feature, part, "zarr", {})
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     monkeypatch.undo()
-    nearly = pytest.approx(size, rel=0.02)
-    assert given["rows"] == nearly and given["write"] == nearly and given["checked"] == 0
-    assert given["sha256"] / 2 == nearly, "of what was written, and of what was read back"
-    assert peak < size / 4 and not [one for one in verify(store) if one.problem]
+
+    about_size = pytest.approx(size, rel=0.02)
+    assert passes.bytes["rows"] == about_size
+    assert passes.bytes["write"] == about_size
+    assert passes.bytes["checked"] == 0
+    # Of what was written, and of what was read back.
+    assert passes.bytes["sha256"] / 2 == about_size
+    assert peak < size / 4
+    assert not [check for check in verify(store) if check.problem]
