@@ -1,5 +1,4 @@
-"""A text feature whose extractor is cheap, and may be told by a transcript to wait or to kill its
-process.
+"""A text feature whose extractor is cheap, and obeys transcripts that tell it to wait or to die.
 
 Importing this module registers it, and so does unpickling a task that names it: dask workers need
 no more. Where the environment says SER_STAND_IN_SPARED, nobody is killed; where SER_STAND_IN_GO
@@ -9,6 +8,7 @@ names a file, who waits goes on with it.
 import gc
 import hashlib
 import os
+import re
 import signal
 import time
 import weakref
@@ -24,9 +24,9 @@ from ser.extract.extractor import Extractor
 from ser.extract.registry import FEATURES, FeatureKind
 
 DIM = 8
-OPEN: "weakref.WeakSet[object]" = (
-    weakref.WeakSet()
-)  # extractors that this process has and nobody let go
+
+# Extractors that this process has and nobody let go.
+OPEN: "weakref.WeakSet[object]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,14 @@ class StandInConfig:
 
 
 class StandInExtractor(Extractor):
-    """Numbers made from the sha256 of a transcript; "[kill]", "[sleep 0.5]", "[wait]" and "[bad]"
-    in it are obeyed.
+    """Numbers made from the sha256 of a transcript.
+
+    It obeys "[kill]", "[sleep 0.5]", "[wait]" and "[bad]" in the transcript.
     """
 
-    name, version, Config = "standin", 1, StandInConfig
+    name = "standin"
+    version = 1
+    Config = StandInConfig
     packages = ("numpy",)
 
     @classmethod
@@ -55,26 +58,32 @@ class StandInExtractor(Extractor):
         _note("opened")
 
     def extract(self, item: str) -> list[np.ndarray]:
-        """One row per transcript."""
+        """One row `[1, DIM]` per transcript."""
         if "[kill]" in item and "SER_STAND_IN_SPARED" not in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
         if "[bad]" in item:
             raise UtteranceError("it says [bad]")
-        _, slow, seconds = item.partition("[sleep ")
-        if slow:
-            time.sleep(float(seconds.partition("]")[0]))
-        while "[wait]" in item and not Path(os.environ.get("SER_STAND_IN_GO", "/")).exists():
+
+        nap = re.search(r"\[sleep ([^\]]+)\]", item)
+        if nap is not None:
+            time.sleep(float(nap[1]))
+
+        go = Path(os.environ.get("SER_STAND_IN_GO", "/"))
+        while "[wait]" in item and not go.exists():
             time.sleep(0.02)
+
         _note("computed")
         digest = hashlib.sha256(item.encode()).digest()[:DIM]
-        return [np.frombuffer(digest, np.uint8).astype(np.float32)[None] + self.config.shift]
+        values = np.frombuffer(digest, np.uint8).astype(np.float32)
+        return [values[None] + self.config.shift]
 
 
-def _note(what: str) -> None:
-    """One line per event in the file that the environment names: how often, and in which process."""
-    if (log := os.environ.get("SER_STAND_IN_LOG")) is not None:
+def _note(event: str) -> None:
+    """Add a line to the file that the environment names: what happened, and in which process."""
+    log = os.environ.get("SER_STAND_IN_LOG")
+    if log is not None:
         with Path(log).open("a") as lines:
-            lines.write(f"{what} {os.getpid()}\n")
+            lines.write(f"{event} {os.getpid()}\n")
 
 
 for _name in ("standin", "standin2"):
@@ -118,5 +127,5 @@ def loaded() -> tuple[int, int]:
     """How many things this worker keeps for sweeps, and how many features their caches hold."""
     from ser.train.data.memory import DataCache
 
-    caches = [found for found in gc.get_objects() if isinstance(found, DataCache)]
+    caches = [thing for thing in gc.get_objects() if isinstance(thing, DataCache)]
     return len(kept), sum(len(cache.inputs) for cache in caches)

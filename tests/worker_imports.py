@@ -1,5 +1,6 @@
-"""What takes seconds to import, and the tests' worker processes use: see `fork_server` in
-conftest.py.
+"""What takes seconds to import, and the tests' worker processes use.
+
+See `fork_server` in conftest.py.
 """
 
 import importlib
