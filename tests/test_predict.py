@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ser.cache.store import open_store
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict
 from ser.tests.command_line import printed, ser
-from ser.tests.newcomer import RUNS, run_of
+from ser.tests.newcomer import RUNS, run_of, tested_turns
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
@@ -24,80 +25,88 @@ from ser.train.scores.calibration import tempered
 from ser.weights.demo import write_random_checkpoint
 
 
-def turns_of(folder: Path, run: Run) -> list[Turn]:
-    """The utterances of the run's test part, as somebody would bring them."""
-    rows = {row["id"]: row for row in open_store(folder / "features").manifest().table.to_pylist()}
-    tested = [rows[i] for i in run.predictions().column("id").to_pylist()]
-    return [
-        Turn(
-            row["id"],
-            folder / "corpus" / row["audio"],
-            row["text"],
-            row["dialogue"],
-            row["turn"],
-            row["speaker"],
-        )
-        for row in tested
-    ]
+def tested_probabilities(run: Run, column: str = "probabilities") -> np.ndarray:
+    """The probabilities [turns, classes] that a run was tested with, after its temperature."""
+    untempered = np.array(run.predictions().column(column).to_pylist())
+    return tempered(untempered, run.result.calibration.temperature)
 
 
-def far_from(predictions: list[Prediction], run: Run, column: str = "probabilities") -> np.ndarray:
-    """How far the probabilities of each are from those that the run was tested with, after its
-    temperature.
-    """
-    found = np.array([list(one.probabilities.values()) for one in predictions])
-    return np.abs(found - told(run, column)).max(axis=1)
-
-
-def told(run: Run, column: str = "probabilities") -> np.ndarray:
-    """The probabilities that a run was tested with, after its temperature."""
-    return tempered(
-        np.array(run.predictions().column(column).to_pylist()),
-        run.result.calibration.temperature,
+def deviations(
+    predictions: Sequence[Prediction], run: Run, column: str = "probabilities"
+) -> np.ndarray:
+    """How far each prediction's probabilities are from those that the run was tested with."""
+    probabilities = np.array(
+        [list(prediction.probabilities.values()) for prediction in predictions]
     )
+    return np.abs(probabilities - tested_probabilities(run, column)).max(axis=1)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
-    """Ratings are on the scale of the corpus."""
     run = run_of(newcomer, name)
     tested = run.predictions()
-    answer = Predictor(run.path)(turns_of(newcomer, run))
-    assert [one.id for one in answer.predictions] == tested.column("id").to_pylist()
-    for which in DIMENSIONS if "vad" in name else ():
-        rated = [one.ratings[which] for one in answer.predictions]
-        assert (
-            np.abs(np.subtract(rated, tested.column(f"predicted {which}").to_pylist())).max() < 1e-5
-        )
+    answer = Predictor(run.path)(tested_turns(newcomer, run))
+    predictions = answer.predictions
+    assert [prediction.id for prediction in predictions] == tested.column("id").to_pylist()
+
     if name == "vad":
-        assert {(one.label, *one.probabilities) for one in answer.predictions} == {(None,)}
+        for prediction in predictions:
+            assert prediction.label is None
+            assert not prediction.probabilities
     else:
-        assert [one.label for one in answer.predictions] == tested.column("predicted").to_pylist()
-        assert far_from(answer.predictions, run).max() < 2e-6
-        assert list(answer.predictions[0].probabilities) == run.result.classes
+        labels = [prediction.label for prediction in predictions]
+        assert labels == tested.column("predicted").to_pylist()
+        assert deviations(predictions, run).max() < 2e-6
+        assert list(predictions[0].probabilities) == run.result.classes
+
     assert any("synthetic" in note for note in answer.notes)
     assert any("random weights" in note for note in answer.notes)
 
 
+@pytest.mark.parametrize("name", [name for name in RUNS if "vad" in name])
+def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path, name: str) -> None:
+    run = run_of(newcomer, name)
+    tested = run.predictions()
+    predictions = Predictor(run.path)(tested_turns(newcomer, run)).predictions
+    for dimension in DIMENSIONS:
+        ratings = [prediction.ratings[dimension] for prediction in predictions]
+        expected = tested.column(f"predicted {dimension}").to_pylist()
+        assert np.abs(np.subtract(ratings, expected)).max() < 1e-5
+
+
 def test_attention_is_over_the_averaged_frames(newcomer: Path) -> None:
-    run, store = run_of(newcomer, "mit-no-rmm"), open_store(newcomer / "features")
-    predicted = run.predictions()
-    [one] = attend(run, store, store.manifest(), [predicted["id"][0].as_py()])
-    assert one.hop == 0.1 and one.frames.shape[1] == -(-len(store["hubert"][one.utterance]) // 5)
-    assert np.allclose(one.probabilities, predicted["probabilities"][0].as_py(), atol=1e-6)
+    run = run_of(newcomer, "mit-no-rmm")
+    store = open_store(newcomer / "features")
+    tested = run.predictions()
+    [attended] = attend(run, store, store.manifest(), [tested["id"][0].as_py()])
+
+    assert attended.hop == 0.1
+    frames_of_20_ms = len(store["hubert"][attended.utterance])
+    assert attended.frames.shape[1] == -(-frames_of_20_ms // 5)
+    expected = tested["probabilities"][0].as_py()
+    assert np.allclose(attended.probabilities, expected, atol=1e-6)
 
 
-def test_without_a_modality_equals_the_test_with_the_other_alone(newcomer: Path) -> None:
+def test_without_text_equals_the_test_with_audio_alone(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    predictor, turns = Predictor(run.path), turns_of(newcomer, run)
-    bare = [replace(turn, text=None) if number % 2 else turn for number, turn in enumerate(turns)]
-    bare[1] = replace(bare[1], text="  \n")
-    found = predictor(bare).predictions
-    assert far_from(found, run, "probabilities only audio")[1::2].max() < 1e-5
-    assert far_from(found, run)[::2].max() < 1e-5
-    assert [one.without for one in found[:2]] == [(), ("text",)]
-    mute = predictor([replace(turn, audio=None) for turn in turns]).predictions
-    assert far_from(mute, run, "probabilities only text").max() < 1e-5
+    turns = tested_turns(newcomer, run)
+    for number in range(1, len(turns), 2):
+        turns[number] = replace(turns[number], text=None)
+    # Blank text is none.
+    turns[1] = replace(turns[1], text="  \n")
+
+    predictions = Predictor(run.path)(turns).predictions
+    assert predictions[0].without == ()
+    assert predictions[1].without == ("text",)
+    assert deviations(predictions, run)[::2].max() < 1e-5
+    assert deviations(predictions, run, "probabilities only audio")[1::2].max() < 1e-5
+
+
+def test_without_audio_equals_the_test_with_text_alone(newcomer: Path) -> None:
+    run = run_of(newcomer, "mit")
+    turns = [replace(turn, audio=None) for turn in tested_turns(newcomer, run)]
+    predictions = Predictor(run.path)(turns).predictions
+    assert deviations(predictions, run, "probabilities only text").max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["mit-no-rmm", "lgf-add"])
@@ -105,7 +114,7 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(
     newcomer: Path, name: str
 ) -> None:
     run = run_of(newcomer, name)
-    turn = replace(turns_of(newcomer, run)[0], text=None)
+    turn = replace(tested_turns(newcomer, run)[0], text=None)
     with pytest.raises(WrongUse, match=r"has no text.*without random modality masking.*--text"):
         Predictor(run.path)([turn])
 
@@ -116,125 +125,182 @@ def test_dialogues_come_from_a_table_in_any_order(
 ) -> None:
     run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
-    turns, table = pandas.DataFrame(turns_of(newcomer, run)[::-1]), tmp_path / "corpus/turns.csv"
-    turns["audio"] = [audio.relative_to(newcomer / "corpus") for audio in turns["audio"]]
-    turns.to_csv(table, index=False)
+    table = tmp_path / "corpus" / "turns.csv"
+    backwards = pandas.DataFrame(tested_turns(newcomer, run)[::-1])
+    backwards["audio"] = [path.relative_to(newcomer / "corpus") for path in backwards["audio"]]
+    backwards.to_csv(table, index=False)
+
     answer = json.loads(printed("predict", run.path, "--table", table, "--json"))
-    tested = run.predictions()
-    assert [one["id"] for one in answer["predictions"]] == tested.column("id").to_pylist()[::-1]
-    found = np.array([list(one["probabilities"].values()) for one in answer["predictions"]])
-    assert np.abs(found - told(run)[::-1]).max() < 1e-5
+    predictions = answer["predictions"]
+    ids = [prediction["id"] for prediction in predictions]
+    assert ids == run.predictions().column("id").to_pylist()[::-1]
+
+    probabilities = [list(prediction["probabilities"].values()) for prediction in predictions]
+    assert np.abs(np.array(probabilities) - tested_probabilities(run)[::-1]).max() < 1e-5
 
 
 def test_a_file_on_the_command_line(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    turn = turns_of(newcomer, run)[0]
+    turn = tested_turns(newcomer, run)[0]
     done = ser("predict", run.path, turn.audio, "--text", turn.text)
-    assert done.exit_code == 0 and run.predictions().column("predicted")[0].as_py() in done.stdout
+    assert done.exit_code == 0
+    assert run.predictions().column("predicted")[0].as_py() in done.stdout
     assert "note: trained on synthetic speech" in done.stderr
-    silent = json.loads(ser("predict", run.path, turn.audio, turn.audio, "--json").stdout)[
-        "predictions"
-    ]
-    assert [one["without"] for one in silent] == [["text"], ["text"]]
-    assert abs(sum(silent[0]["probabilities"].values()) - 1) < 1e-5
-    assert printed("predict", run_of(newcomer, "text").path, "--text", "I am so happy for you")
-    long = ser("predict", run_of(newcomer, "text").path, "--text", "so happy " * 600)
-    assert long.exit_code == 0 and "is cut to 512" in long.stderr, long.output
-    assert (
-        ser(
-            "predict", run_of(newcomer, "lgf-add").path, turn.audio, "--text", "hello there"
-        ).exit_code
-        == 0
-    )
-    rated = ("predict", run_of(newcomer, "vad").path, turn.audio, "--text", turn.text)
-    assert "dominance" in printed(*rated) and "emotion" not in printed(*rated)
-    [line] = json.loads(printed(*rated, "--json"))["predictions"]
-    assert line["label"] is None and len(line["ratings"]) == 3
+
+
+def test_files_without_text_on_the_command_line(newcomer: Path) -> None:
+    run = run_of(newcomer, "mit")
+    audio = tested_turns(newcomer, run)[0].audio
+    done = ser("predict", run.path, audio, audio, "--json")
+    predictions = json.loads(done.stdout)["predictions"]
+    assert [prediction["without"] for prediction in predictions] == [["text"], ["text"]]
+    assert abs(sum(predictions[0]["probabilities"].values()) - 1) < 1e-5
+
+
+def test_text_alone_on_the_command_line(newcomer: Path) -> None:
+    path = run_of(newcomer, "text").path
+    assert printed("predict", path, "--text", "I am so happy for you")
+
+    long = ser("predict", path, "--text", "so happy " * 600)
+    assert long.exit_code == 0
+    assert "is cut to 512" in long.stderr, long.output
+
+
+def test_a_file_alone_for_a_model_of_dialogues(newcomer: Path) -> None:
+    run = run_of(newcomer, "lgf-add")
+    audio = tested_turns(newcomer, run)[0].audio
+    assert ser("predict", run.path, audio, "--text", "hello there").exit_code == 0
+
+
+def test_ratings_on_the_command_line(newcomer: Path) -> None:
+    run = run_of(newcomer, "vad")
+    turn = tested_turns(newcomer, run)[0]
+    words = ("predict", run.path, turn.audio, "--text", turn.text)
+    text = printed(*words)
+    assert "dominance" in text
+    assert "emotion" not in text
+
+    [prediction] = json.loads(printed(*words, "--json"))["predictions"]
+    assert prediction["label"] is None
+    assert len(prediction["ratings"]) == 3
 
 
 def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "mit")
-    turn = turns_of(newcomer, run)[0]
-    (tmp_path / "cut.wav").write_bytes(turn.audio.read_bytes()[:3000])
-    done = ser("predict", run.path, turn.audio, tmp_path / "cut.wav")
-    assert (
-        done.exit_code == 3
-        and "cut.wav: is cut short" in done.stderr
-        and str(turn.audio) in done.stdout
-    )
-    alone = ser("predict", run.path, tmp_path / "cut.wav")
-    assert alone.exit_code == 1 and "is cut short" in alone.output
-    assert "cannot be opened" in ser("predict", run.path, tmp_path / "none.wav").output
+    whole = tested_turns(newcomer, run)[0].audio
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(whole.read_bytes()[:3000])
+
+    both = ser("predict", run.path, whole, cut)
+    assert both.exit_code == 3
+    assert "cut.wav: is cut short" in both.stderr
+    assert str(whole) in both.stdout
+
+    alone = ser("predict", run.path, cut)
+    assert alone.exit_code == 1
+    assert "is cut short" in alone.output
+
+    missing = ser("predict", run.path, tmp_path / "none.wav")
+    assert "cannot be opened" in missing.output
 
 
 def test_other_weights_are_refused(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "mit")
     other = write_random_checkpoint(tmp_path / "other", "hubert", seed=7)
-    with pytest.raises(
-        WrongUse, match=r"is not the checkpoint that hubert was computed with.*--model hubert=PATH"
-    ):
+    says = r"is not the checkpoint that hubert was computed with.*--model hubert=PATH"
+    with pytest.raises(WrongUse, match=says):
         Predictor(run.path, {"hubert": str(other)})
-    same = tmp_path / "moved"
-    shutil.copytree(newcomer / "checkpoints" / "hubert-random", same)
-    Predictor(run.path, {"hubert": str(same)})
+
+
+def test_weights_may_be_elsewhere(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "mit")
+    moved = str(tmp_path / "moved")
+    shutil.copytree(newcomer / "checkpoints" / "hubert-random", moved)
+    Predictor(run.path, {"hubert": moved})
+
     with pytest.raises(WrongUse, match=r"did you mean hubert\?"):
-        Predictor(run.path, {"huber": str(same)})
+        Predictor(run.path, {"huber": moved})
 
 
-@pytest.mark.parametrize(
-    ("modality", "change", "message"),
-    [
-        (
-            "audio",
-            {"provenance": {"folder": "/nowhere/hubert"}},
-            r"/nowhere/hubert: no such folder.*--model hubert=",
-        ),
-        ("text", {"dim": 17}, "mpnet was altered"),
-    ],
-)
-def test_weights_that_are_gone_and_an_altered_spec_are_refused(
-    newcomer: Path, tmp_path: Path, modality: str, change: dict[str, Any], message: str
-) -> None:
-    whole = run_of(newcomer, "mit")
-    run = Run(Path(shutil.copytree(whole.path, tmp_path / whole.name)))
+def altered_run(newcomer: Path, folder: Path, modality: str, change: dict[str, Any]) -> Run:
+    """A copy of a run in which a feature's spec is altered, and which is sealed again."""
+    original = run_of(newcomer, "mit")
+    run = Run(Path(shutil.copytree(original.path, folder / original.name)))
     run.config.provenance.specs[modality].update(change)
-    files = run.result.files | run.write_json(CONFIG, run.config)  # sealed again
+    files = run.result.files | run.write_json(CONFIG, run.config)
     run.write_json(RESULT, structs.replace(run.result, files=files))
-    with pytest.raises(WrongUse if modality == "audio" else CorruptStore, match=message):
+    return Run(run.path)
+
+
+def test_weights_that_are_gone_are_refused(newcomer: Path, tmp_path: Path) -> None:
+    nowhere = {"provenance": {"folder": "/nowhere/hubert"}}
+    run = altered_run(newcomer, tmp_path, "audio", nowhere)
+    with pytest.raises(WrongUse, match=r"/nowhere/hubert: no such folder.*--model hubert="):
         Predictor(run.path)
 
 
-def test_contradictions_are_refused(newcomer: Path) -> None:
-    two, table = {"audio": ["a.wav", "b.wav"]}, {"table": "t.csv"}
+def test_an_altered_spec_is_refused(newcomer: Path, tmp_path: Path) -> None:
+    run = altered_run(newcomer, tmp_path, "text", {"dim": 17})
+    with pytest.raises(CorruptStore, match="mpnet was altered"):
+        Predictor(run.path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"audio": ["a.wav", "b.wav"], "text": "x"}, id="two files and a text"),
+        pytest.param({"table": "t.csv", "text": "x"}, id="a table and a text"),
+        pytest.param({"table": "t.csv", "audio": ["a.wav", "b.wav"]}, id="a table and files"),
+    ],
+)
+def test_contradictions_are_refused(newcomer: Path, arguments: dict[str, Any]) -> None:
     says = r"give audio files .*, or a table of turns with a column text, and not both"
-    for arguments in ({}, {**two, "text": "x"}, {**table, "text": "x"}, {**table, **two}):
-        with pytest.raises(WrongUse, match=says):
-            predict(run_of(newcomer, "mit").path, **arguments)
+    with pytest.raises(WrongUse, match=says):
+        predict(run_of(newcomer, "mit").path, **arguments)
 
 
-def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
-    assert (
-        Predictor(newcomer / "runs" / "mit").run.path == run_of(newcomer, "mit").path
-    )  # the only one inside
+def test_a_folder_that_holds_one_run_is_that_run(newcomer: Path, tmp_path: Path) -> None:
+    assert Predictor(newcomer / "runs" / "mit").run.path == run_of(newcomer, "mit").path
+
     for name in ("mit", "text"):
         shutil.copytree(run_of(newcomer, name).path, tmp_path / "both" / name)
     with pytest.raises(WrongUse, match=r"both: holds 2 runs; name one of them, such as .*both/mit"):
         predict(tmp_path / "both", ["a.wav"])
+
+
+def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "mit").path
     with pytest.raises(WrongUse, match="is not a run folder"):
         predict(tmp_path, ["a.wav"])
-    with pytest.raises(CorpusError, match=r"both: cannot be opened \(is a directory"):
-        predict(run_of(newcomer, "mit").path, [tmp_path / "both"])
-    (tmp_path / "turns.csv").write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(CorpusError, match=r"folder: cannot be opened \(is a directory"):
+        predict(run, [folder])
+
+    table = tmp_path / "turns.csv"
+    table.write_text("audio,text\n../../etc/passwd,hello\na.wav,there\n")
     with pytest.raises(SerError, match=r"line 2.*leaves the corpus"):
-        predict(run_of(newcomer, "mit").path, table=tmp_path / "turns.csv")
+        predict(run, table=table)
 
 
 @pytest.mark.parametrize(
-    "words", ["--device foo: must be auto, cpu,", "--model hubert: write --model NAME="]
+    ("option", "value", "says"),
+    [
+        pytest.param("--device", "foo", "--device foo: must be auto, cpu,", id="device"),
+        pytest.param(
+            "--model", "hubert", "--model hubert: write --model NAME=", id="model without a path"
+        ),
+    ],
 )
-def test_a_wrong_device_or_model_is_one_sentence(newcomer: Path, words: str) -> None:
-    done = ser("predict", run_of(newcomer, "mit").path, "a.wav", *words.partition(":")[0].split())
-    assert done.exit_code == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_wrong_device_or_model_is_one_sentence(
+    newcomer: Path, option: str, value: str, says: str
+) -> None:
+    done = ser("predict", run_of(newcomer, "mit").path, "a.wav", option, value)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_probabilities_that_are_no_numbers_are_no_answer(newcomer: Path) -> None:
