@@ -30,7 +30,7 @@ from ser.train.models.msmser import MsmserSettings
 from ser.train.options import Experiment
 from ser.train.records import Epoch, FeatureRecord, RunConfig, Scores, SplitCorpus
 from ser.train.report.attention import attend
-from ser.train.report.cell import Cell
+from ser.train.report.cell import Cell, Origin
 from ser.train.report.conditions import cautions, conditions
 from ser.train.report.csv_file import to_csv
 from ser.train.report.figures import dots, lines
@@ -51,7 +51,7 @@ from ser.train.report.latex import to_latex
 from ser.train.report.markdown import to_markdown
 from ser.train.report.page import make_page, write_html
 from ser.train.report.paper import claimed_better
-from ser.train.report.sections.errors import agreement
+from ser.train.report.sections.errors import agreement, errors
 from ser.train.report.sections.significance import papers_tests_table
 from ser.train.report.sections.what_was_run import (
     command,
@@ -352,11 +352,36 @@ def test_agreement_counts_every_rater_and_ids_tell_the_style(report: Any) -> Non
     assert styles == {"improvised": (~scripted).sum(), "scripted": scripted.sum()}
 
 
+def test_groups_that_are_too_many_for_a_plot_stand_in_the_table_alone(
+    report: Any, tmp_path: Path, undrawn: None
+) -> None:
+    """Nothing is known but the speakers: the store is away, and the ids are not IEMOCAP's."""
+    cell = Cell("many speakers", report.cells["audio:utterance · is13"].runs)
+    cell.__dict__["origin"] = Origin(lack="the store is away")
+    predictions = cell.scores.predictions
+    table = predictions.table
+    speakers = [f"speaker {number % 13}" for number in range(len(table))]
+    predictions.table = table.assign(id="u" + table.id, speaker=speakers)
+
+    section = errors([cell], first_of_several=False)
+
+    assert section is not None
+    [groups] = [table for table in section.tables if table.name == "groups"]
+    assert {row["by"] for row in groups.rows} == {"speaker"}
+    assert len(groups.rows) == 13
+    write_html(make_page([cell], []), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Errors by group" in text
+
+
 def made_up(label: str, run: Run, configs: Sequence[RunConfig], **result: Any) -> Cell:
     """A cell of runs with these configs, and the run's own result but for what is given."""
-    runs = [Run(run.path) for _ in configs]
-    for one, config in zip(runs, configs, strict=True):
-        one.__dict__.update(config=config, result=structs.replace(run.result, **result))
+    runs = []
+    for config in configs:
+        made_up_run = Run(run.path)
+        made_up_run.__dict__["config"] = config
+        made_up_run.__dict__["result"] = structs.replace(run.result, **result)
+        runs.append(made_up_run)
     return Cell(label, runs)
 
 

@@ -12,7 +12,7 @@ from ser.train.data.votes import ballots
 from ser.train.scores.classes import metrics
 from ser.train.scores.intervals import FEWEST, average
 
-from ..blocks import Block, Paragraph, Plot, Section, side_by_side, table_blocks
+from ..blocks import Block, Paragraph, Plot, Section, TableBlock, side_by_side, table_blocks
 from ..cell import Cell, Cells
 from ..figures import Points, dots, lines
 from ..formats import COUNT, DIFFERENCE, NUMBER, PERCENT, PERCENT_WITH_INTERVAL, TEXT
@@ -48,7 +48,7 @@ def errors(cells: Cells, first_of_several: bool) -> Section | None:
         return None
     best = cells[0]
     blocks: list[Block] = [
-        *side_by_side(_groups_plot(best), _agreement_plot(best)),
+        *side_by_side(_groups(best), _agreement_plot(best)),
         *table_blocks(hardest_table(cells)),
     ]
     if not blocks:
@@ -67,8 +67,12 @@ def errors(cells: Cells, first_of_several: bool) -> Section | None:
     return Section("errors", "Where the errors are", [*words, *blocks])
 
 
-def _groups_plot(cell: Cell) -> Plot | None:
-    """The share of wrong predictions in each group; None where no group is known."""
+def _groups(cell: Cell) -> Plot | TableBlock | None:
+    """The share of wrong predictions in each group; None where no group is known.
+
+    A plot of the groupings of at most `MAX_GROUPS` groups, with all groups in its table; the table
+    alone where every grouping has more.
+    """
     predictions = _with_groups(cell)
     rows: list[Row] = []
     for grouping in ("session", "speaker", "gender", "duration", "scripted or improvised"):
@@ -87,11 +91,25 @@ def _groups_plot(cell: Cell) -> Plot | None:
     if not rows:
         return None
 
+    table = Table(
+        name="groups",
+        caption="Errors by group",
+        columns=[
+            *columns_of(TEXT, ["by", "group"]),
+            Column("utterances", COUNT),
+            Column("wrong %", PERCENT_WITH_INTERVAL),
+            Column("UA %", PERCENT),
+        ],
+        rows=rows,
+    )
+
     sizes = Counter(row["by"] for row in rows)
     points: Points = []
     for row in rows:
         if sizes[row["by"]] <= MAX_GROUPS:
             points.append(("wrong", (row["by"], row["group"]), row["wrong %"]))
+    if not points:
+        return TableBlock(table)
 
     wrong = 100 * (1 - predictions.right.mean())
     note = (
@@ -101,17 +119,7 @@ def _groups_plot(cell: Cell) -> Plot | None:
     if len(points) < len(rows):
         note += f" Groupings of more than {MAX_GROUPS} groups are only in the numbers."
     return Plot(
-        table=Table(
-            name="groups",
-            caption="Errors by group",
-            columns=[
-                *columns_of(TEXT, ["by", "group"]),
-                Column("utterances", COUNT),
-                Column("wrong %", PERCENT_WITH_INTERVAL),
-                Column("UA %", PERCENT),
-            ],
-            rows=rows,
-        ),
+        table=table,
         title="Errors by group",
         draw=partial(dots, points, xlabel="wrong %", xbound=0, baseline=wrong),
         note=note,
