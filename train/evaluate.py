@@ -13,7 +13,7 @@ from .data.protocols import UNDECIDED
 from .fit import NO_NUMBERS, Fitted
 from .job import Job
 from .model_file import write_model
-from .models.superb import layer_shares
+from .models.layer_sums import layer_shares
 from .records import (
     Calibration,
     CorpusRecord,

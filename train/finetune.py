@@ -21,7 +21,7 @@ from ser.weights.load import load_encoder
 
 from .data.dataset import Dataset
 from .models import Fusion
-from .models.usc import Encoder, Layers, untrained
+from .models.transformer_encoder import TopLayers, TransformerEncoder, untrained
 from .records import RunConfig
 
 TOKENS = "token"  # the extra of a text feature that holds token ids
@@ -37,7 +37,7 @@ def with_encoder(
     Raises `WrongUse` for a feature that these layers cannot start from, naming the one that they
     can.
     """
-    layers: Layers = settings.finetune_layers
+    layers: TopLayers = settings.finetune_layers
     if settings.standardise_text:
         raise WrongUse(
             "finetune_layers needs the text features as the encoder gave them; use standardise_text=false"
@@ -82,7 +82,10 @@ def with_encoder(
     config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
     data = replace(data, notes={**data.notes, "encoders": {"text": config}})
     return replace(
-        fusion, build=lambda *asked: fusion.build(*asked, Encoder(load_encoder(checkpoint), layers))
+        fusion,
+        build=lambda *asked: fusion.build(
+            *asked, TransformerEncoder(load_encoder(checkpoint), layers)
+        ),
     ), data
 
 
@@ -90,7 +93,7 @@ def reopened(fusion: Fusion, settings: Any, config: RunConfig) -> Fusion:
     """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in
     the run.
     """
-    layers: Layers = getattr(settings, "finetune_layers", 0)
+    layers: TopLayers = getattr(settings, "finetune_layers", 0)
     if layers == 0:
         return fusion
     encoders = config.provenance.encoders or {}

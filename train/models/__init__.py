@@ -18,7 +18,7 @@ from . import (
     usc,
 )
 from .fusion import CommonSettings, Fusion, Stage, setting
-from .superb import with_layer_sums
+from .layer_sums import with_layer_sums
 
 __all__ = [
     "FUSIONS",

@@ -29,7 +29,7 @@ from .fusion import (
 )
 from .layers.attention import Attention
 from .layers.classifier import classifier
-from .layers.layout import RaggedLayout
+from .layers.layout import RaggedLayout, Rows
 from .layers.pooling import mean_rows
 from .layers.rnn import recurrent
 
@@ -65,14 +65,16 @@ class ContextualLstm(nn.Module):
 
     def forward(self, x: Tensor, layout: RaggedLayout) -> tuple[Tensor, Tensor]:
         """Rows `[n, dim]` → features z `[n, dense]` and logits `[n, K]`."""
-        z = F.relu(self.dense(self.dropout(recurrent(self.lstm, x, layout))))
+        h = recurrent(self.lstm, x, layout)  # [n, 2 lstm_hidden]
+        z = F.relu(self.dense(self.dropout(h)))
         return z, self.logits(self.dropout(z))
 
 
 class BcLstm(nn.Module):
     """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in
-    user-generated videos", ACL 2017, §3.2. Level 1: a contextual bi-LSTM per modality, trained
-    alone; level 2: one over their features z.
+    user-generated videos", ACL 2017, §3.2.
+
+    Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
     """
 
     def __init__(self, settings: BcLstmSettings, dims: Dims, classes: int) -> None:
@@ -81,17 +83,29 @@ class BcLstm(nn.Module):
         self.audio: nn.Module = ContextualLstm(settings, dims["audio"], classes)
         self.text: nn.Module = ContextualLstm(settings, dims["text"], classes)
         self.fusion: nn.Module = ContextualLstm(settings, 2 * settings.dense, classes)
-        self.fuse: Callable[[Tensor, Tensor], Tensor] = lambda a, t: torch.cat([a, t], 1)
+        self.fuse: Callable[[Tensor, Tensor], Tensor] = concatenate_features
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of level 2, and of the two of level 1."""
         layout = RaggedLayout(batch.dialogues, batch.device)
-        asked = {m: dim for m, dim in self.dims.items() if batch.wants("logits", m)}
-        found = {m: getattr(self, m)(vectors(batch, m, dim), layout) for m, dim in asked.items()}
-        heads = {m: logits for m, (_, logits) in found.items()}
-        if batch.wants("logits"):  # and not only what the stages that train one branch do
-            heads["logits"] = self.fusion(self.fuse(found["audio"][0], found["text"][0]), layout)[1]
+        features: dict[str, Tensor] = {}
+        heads: dict[str, Tensor] = {}
+        for modality, dim in self.dims.items():
+            if batch.wants("logits", modality):
+                level_1 = getattr(self, modality)
+                x = vectors(batch, modality, dim)
+                features[modality], heads[modality] = level_1(x, layout)
+
+        # A stage that trains one branch needs no level 2.
+        if batch.wants("logits"):
+            fused = self.fuse(features["audio"], features["text"])
+            _, heads["logits"] = self.fusion(fused, layout)
         return heads
+
+
+def concatenate_features(audio: Tensor, text: Tensor) -> Tensor:
+    """Features z `[n, dense]` of both modalities → `[n, 2 dense]`."""
+    return torch.cat([audio, text], 1)
 
 
 @dataclass(frozen=True)
@@ -107,8 +121,7 @@ class ConcatSettings(CommonSettings):
 
 
 class Concat(nn.Module):
-    """Concatenation baseline: both vectors of an utterance, one after the other, into a two-layer
-    perceptron.
+    """Concatenation baseline: a two-layer perceptron on both vectors of an utterance, side by side.
 
     The "early fusion" that e.g. Poria et al., ACL 2017, compare with, there with an SVM; no
     context.
@@ -117,16 +130,15 @@ class Concat(nn.Module):
     def __init__(self, settings: ConcatSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.dims = {m: dims[m] for m in BOTH}
-        layers = classifier(settings.dropout, sum(self.dims.values()), settings.hidden, classes)
+        width = dims["audio"] + dims["text"]
+        layers = classifier(settings.dropout, width, settings.hidden, classes)
         self.layers = nn.Sequential(nn.Dropout(settings.dropout), *layers)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        return {
-            "logits": self.layers(
-                torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1)
-            )
-        }
+        audio = vectors(batch, "audio", self.dims["audio"])
+        text = vectors(batch, "text", self.dims["text"])
+        return {"logits": self.layers(torch.cat([audio, text], 1))}
 
 
 @dataclass(frozen=True)
@@ -156,28 +168,46 @@ class Cma(nn.Module):
         self.encoder = nn.ModuleDict(
             {m: nn.LSTM(dims[m], settings.lstm_hidden, bidirectional=True) for m in BOTH}
         )
-        self.attention = nn.ModuleDict({m: Attention(d, settings.heads) for m in self.dims})
+        self.attention = nn.ModuleDict({m: Attention(d, settings.heads) for m in BOTH})
         self.dropout = nn.Dropout(settings.dropout)
         self.logits = nn.Linear(4 * d, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`. Where one modality is hidden nothing is seen: the other has nothing to
-        attend to.
+        """Logits `[n, K]`.
+
+        Where one modality is hidden nothing is seen: the other has nothing to attend to.
         """
-        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
-        x = {m: (self.dropout(recurrent(self.encoder[m], *rows)), rows[1]) for m, rows in x.items()}
-        statistics: list[Tensor] = []
-        for m, other in (BOTH, BOTH[::-1]):
-            rows, layout = self.attention[m](*x[m], x[other]), x[m][1]
-            centre = mean_rows(rows, layout)
-            variance = mean_rows((rows - centre[layout.owner]).square(), layout)
-            statistics += centre, (variance + 1e-8).sqrt()  # the root's slope at zero is infinite
+        audio = self._encode(batch, "audio")
+        text = self._encode(batch, "text")
+
+        statistics = [
+            *self._attend_across("audio", audio, text),
+            *self._attend_across("text", text, audio),
+        ]
         return {"logits": self.logits(self.dropout(torch.cat(statistics, 1)))}
+
+    def _encode(self, batch: Batch, modality: str) -> Rows:
+        """The states of a modality's encoder, `[r, d]`, and their layout."""
+        x, layout = visible(batch, modality, self.dims[modality])
+        states = recurrent(self.encoder[modality], x, layout)
+        return self.dropout(states), layout
+
+    def _attend_across(self, modality: str, states: Rows, memory: Rows) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation over time, `[n, d]`, of what a modality sees of the other."""
+        x, layout = states
+        attended = self.attention[modality](x, layout, memory)
+
+        mean = mean_rows(attended, layout)
+        variance = mean_rows((attended - mean[layout.owner]).square(), layout)
+        # The root's slope at zero is infinite.
+        deviation = (variance + 1e-8).sqrt()
+        return mean, deviation
 
 
 # Level 1 first, each modality alone, and then level 2 on what they have become.
 HIERARCHY = (
-    *(Stage(m, output=m, trains=(f"{m}.",)) for m in BOTH),
+    Stage("audio", output="audio", trains=("audio.",)),
+    Stage("text", output="text", trains=("text.",)),
     Stage("fusion", trains=("fusion.", "fuse.")),
 )
 

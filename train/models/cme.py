@@ -4,8 +4,12 @@ NeoMeanMaxExcite_v2), but for the alignment.
 
 For each word with its vector w, and the frames a_1 … a_T that are spoken during it:
 
-    a = [mean_i W_a a_i; max_i W_a a_i]     s = W_s w              temporal alignment mean-max pooling
-    s' = s + s ⊙ σ(W a + b)                 a' = a + a ⊙ σ(W' w + b')       cross modality excitement
+    temporal alignment mean-max pooling:
+        a = [mean_i W_a a_i; max_i W_a a_i]
+        s = W_s w
+    cross modality excitement:
+        s' = s + s ⊙ σ(W a + b)
+        a' = a + a ⊙ σ(W' w + b')
 
 then a bi-directional LSTM over the [s'; a'] of the words, the maxima over the words, and the
 classes.
@@ -65,32 +69,52 @@ class Cme(nn.Module):
 
     def __init__(self, settings: CmeSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        self.dims, d = {m: dims[m] for m in BOTH}, settings.d_model
-        self.audio, self.text = nn.Linear(dims["audio"], d // 2), nn.Linear(dims["text"], d)
-        self.excite_audio, self.excite_text = nn.Linear(dims["text"], d), nn.Linear(d, d)
+        d = settings.d_model
+        self.dims = {m: dims[m] for m in BOTH}
+
+        self.audio = nn.Linear(dims["audio"], d // 2)
+        self.text = nn.Linear(dims["text"], d)
+        self.excite_audio = nn.Linear(dims["text"], d)
+        self.excite_text = nn.Linear(d, d)
         self.lstm = nn.LSTM(2 * d, settings.lstm_hidden, bidirectional=True)
         self.dropout = nn.Dropout(settings.dropout)
         self.logits = nn.Linear(2 * settings.lstm_hidden, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]`. Where the text is hidden nothing is seen: no token is there to have
-        frames.
+        """Logits `[n, K]`.
+
+        Where the text is hidden nothing is seen: no token is there to have frames.
         """
         frames, audio = visible(batch, "audio", self.dims["audio"])
         w, text = visible(batch, "text", self.dims["text"])
-        heard = (text.lengths > 0)[RaggedLayout(audio.lengths).owner].nonzero()[
-            :, 0
-        ]  # the others are no token's
-        a = self.audio(frames.index_select(0, send(heard, frames.device)))
-        # Token j of N has an even share of the T frames, from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋.
-        tokens = RaggedLayout(text.lengths)
-        j, (t, n) = tokens.position, (x.lengths[tokens.owner] for x in (audio, text))
-        shares = RaggedLayout((j + 1) * t // n - j * t // n, text.device)
-        a = torch.cat([mean_rows(a, shares), max_rows(a, shares)], 1)  # [r_w, d]
-        s = self.text(w)
-        s, a = s + s * self.excite_text(a).sigmoid(), a + a * self.excite_audio(w).sigmoid()
-        z = max_rows(recurrent(self.lstm, torch.cat([s, a], 1), text), text)
+
+        # The frames of an utterance without tokens are no token's.
+        has_tokens = text.lengths > 0
+        heard = has_tokens[RaggedLayout(audio.lengths).owner].nonzero()[:, 0]
+        frames = self.audio(frames.index_select(0, send(heard, frames.device)))
+
+        shares = frames_of_tokens(audio, text)
+        a = torch.cat([mean_rows(frames, shares), max_rows(frames, shares)], 1)  # [r_w, d]
+        s = self.text(w)  # [r_w, d]
+
+        excited_s = s + s * self.excite_text(a).sigmoid()
+        excited_a = a + a * self.excite_audio(w).sigmoid()
+
+        words = torch.cat([excited_s, excited_a], 1)
+        z = max_rows(recurrent(self.lstm, words, text), text)
         return {"logits": self.logits(self.dropout(z))}
+
+
+def frames_of_tokens(audio: RaggedLayout, text: RaggedLayout) -> RaggedLayout:
+    """The layout of the frames by token: how many each of the r_w tokens has.
+
+    Token j of N has an even share of the T frames, from ⌊j T / N⌋ to ⌊(j + 1) T / N⌋.
+    """
+    tokens = RaggedLayout(text.lengths)
+    j = tokens.position
+    t = audio.lengths[tokens.owner]
+    n = text.lengths[tokens.owner]
+    return RaggedLayout((j + 1) * t // n - j * t // n, text.device)
 
 
 FUSIONS = [Fusion("cme", "Li et al., arXiv 2010.12733", CmeSettings, BOTH, "sequence", Cme)]

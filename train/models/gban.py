@@ -5,7 +5,8 @@ multimodal emotion recognition", Interspeech 2020 (arXiv 2201.06309), as in its 
 A bi-directional LSTM per modality; states s_1 … s_T of audio and w_1 … w_N of text. With a score of
 its own each way,
 
-    audio to text: Σ_j softmax_j(vᵀ tanh(s_i + w_j)) w_j, averaged over i; and text to audio likewise
+    audio to text: Σ_j softmax_j(vᵀ tanh(s_i + w_j)) w_j, averaged over i
+    text to audio: Σ_i softmax_i(vᵀ tanh(w_j + s_i)) s_i, averaged over j
 
 and group gated fusion of these two, x_1 and x_2, and of the two last states w_N and s_T, x_3 and
 x_4, without biases:
@@ -52,8 +53,11 @@ class Gban(nn.Module):
 
     def __init__(self, settings: GbanSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        self.dims, self.pool = {m: dims[m] for m in BOTH}, settings.pool
-        d, width = 2 * settings.lstm_hidden, settings.dense
+        d = 2 * settings.lstm_hidden
+        width = settings.dense
+        self.dims = {m: dims[m] for m in BOTH}
+        self.pool = settings.pool
+
         self.lstm = nn.ModuleDict(
             {m: nn.LSTM(dims[m], settings.lstm_hidden, bidirectional=True) for m in BOTH}
         )
@@ -64,46 +68,59 @@ class Gban(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. What is made of a hidden modality is zero."""
-        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
-        x["audio"] = pooled(*x["audio"], self.pool)
-        x = {m: (recurrent(self.lstm[m], *rows), rows[1]) for m, rows in x.items()}
-        x_3, x_4 = last_rows(*x["text"]), last_rows(*x["audio"])
-        x_1, x_2 = (
-            mean_rows(self._aligned(m, *x[m], *x[other]), x[m][1])
-            for m, other in (BOTH, BOTH[::-1])
-        )
+        frames, frame_layout = visible(batch, "audio", self.dims["audio"])
+        words, text = visible(batch, "text", self.dims["text"])
+
+        frames, audio = pool_windows(frames, frame_layout, self.pool)
+        s = recurrent(self.lstm["audio"], frames, audio)  # [r_s, d]
+        w = recurrent(self.lstm["text"], words, text)  # [r_w, d]
+
+        x_3 = last_rows(w, text)
+        x_4 = last_rows(s, audio)
+        x_1 = mean_rows(self._align("audio", s, audio, w, text), audio)
+        x_2 = mean_rows(self._align("text", w, text, s, audio), text)
+
         z = self.gates[0](torch.cat([x_1, x_2], 1)).sigmoid()
         z_ = self.gates[1](torch.cat([x_3, x_4], 1)).sigmoid()
-        y = [w(one).tanh() for w, one in zip(self.maps, (x_1, x_2, x_3, x_4), strict=True)]
-        h = z * y[0] + (1 - z) * y[1] + z_ * y[2] + (1 - z_) * y[3]
+        y_1 = self.maps[0](x_1).tanh()
+        y_2 = self.maps[1](x_2).tanh()
+        y_3 = self.maps[2](x_3).tanh()
+        y_4 = self.maps[3](x_4).tanh()
+        h = z * y_1 + (1 - z) * y_2 + z_ * y_3 + (1 - z_) * y_4
         return {"logits": self.logits(h)}
 
-    def _aligned(
-        self, m: str, q: Tensor, queries: RaggedLayout, k: Tensor, keys: RaggedLayout
+    def _align(
+        self, modality: str, q: Tensor, queries: RaggedLayout, k: Tensor, keys: RaggedLayout
     ) -> Tensor:
+        """What the states q `[r_q, d]` of a modality attend to of the other's, k `[r_k, d]`.
+
+        `[r_q, d]`.
+        """
         memory = keys.pad(k)
-        scores = self.score[m]((queries.pad(q)[:, :, None] + memory[:, None]).tanh())[
-            ..., 0
-        ]  # [n, t_q, t_k]
+        pairs = queries.pad(q)[:, :, None] + memory[:, None]  # [n, t_q, t_k, d]
+        scores = self.score[modality](pairs.tanh())[..., 0]  # [n, t_q, t_k]
+
         alpha = scores.masked_fill(~keys.attended[:, None], -torch.inf).softmax(2)
         return queries.unpad(alpha.to(memory.dtype) @ memory)
 
 
 def last_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
     """The last of each sequence's rows `[r, d]`; `[n, d]`, zeros for a sequence without rows."""
+    # One row more, of zeros, is the last row of a sequence without rows.
     ends = torch.where(layout.lengths > 0, layout.lengths.cumsum(0) - 1, len(x))
-    return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, send(ends, x.device))
+    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    return padded.index_select(0, send(ends, x.device))
 
 
-def pooled(x: Tensor, layout: RaggedLayout, size: int) -> Rows:
-    """The maxima of every `size` rows of a sequence, the last of fewer where they do not go in; and
-    their layout.
+def pool_windows(x: Tensor, layout: RaggedLayout, size: int) -> Rows:
+    """The maxima of every `size` rows of a sequence, and their layout.
+
+    The last window has fewer rows where they do not go in.
     """
-    windows = RaggedLayout(-(-layout.lengths // size))
-    sizes = (layout.lengths[windows.owner] - windows.position * size).clamp(max=size)
-    return max_rows(x, RaggedLayout(sizes, layout.device)), RaggedLayout(
-        windows.lengths, layout.device
-    )
+    windows = RaggedLayout(-(-layout.lengths // size))  # rounded up
+    rows_left = layout.lengths[windows.owner] - windows.position * size
+    window_rows = RaggedLayout(rows_left.clamp(max=size), layout.device)
+    return max_rows(x, window_rows), RaggedLayout(windows.lengths, layout.device)
 
 
 FUSIONS = [Fusion("gban", "Liu, Li & Meng, Interspeech 2020", GbanSettings, BOTH, "sequence", Gban)]

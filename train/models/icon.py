@@ -4,11 +4,18 @@ network for multimodal emotion detection", EMNLP 2018, as in its authors' code
 
 To classify an utterance u_i of speaker P, with h the features of its modalities, concatenated:
 
-    q = tanh(W h_i + b)                                               the query
-    own_k or other_k = GRU over the earlier turns of P, or over those of everybody else      self-influence module
-    M¹ = GRU(tanh(own_k or other_k)) over all earlier turns k < i     dynamic global influence module
-    q ← tanh(q + Σ_k softmax_k(tanh(q · M_k)) M_k), M ← GRU(M)        one hop: read, then write
-    logits = W q + b                                                  after the last hop's read
+    the query:
+        q = tanh(W h_i + b)
+    self-influence module:
+        own_k = GRU over the earlier turns of P
+        other_k = GRU over the earlier turns of everybody else
+    dynamic global influence module, over all earlier turns k < i:
+        M = GRU(tanh(own_k or other_k))
+    one hop, which reads and then writes:
+        q ← tanh(q + Σ_k softmax_k(tanh(q · M_k)) M_k)
+        M ← GRU(M)
+    after the last hop's read:
+        logits = W q + b
 
 No state looks ahead, so all turns of P in a dialogue share their histories, which are computed once
 per speaker. The code looks back over 40 turns; here the whole dialogue before u_i counts, as far as
@@ -16,6 +23,7 @@ it is in the data, which is its labelled turns.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,81 +66,117 @@ class IconSettings(CommonSettings):
     hops: Count = setting(3, CODE, "reads of the memory")
 
 
+class Histories(NamedTuple):
+    """Each dialogue once per speaker in it, v rows in all."""
+
+    turns: Tensor
+    """int64 `[v]`: the turn's row in the batch."""
+    is_own: Tensor
+    """bool `[v]`: whether the speaker whose history this is speaks the turn."""
+    lengths: Tensor
+    """int64 `[histories]`: the turns of each."""
+
+
 class Icon(nn.Module):
-    """The equations above, for whole dialogues at once. Where nobody is named, a dialogue is one
-    person's.
+    """The equations above, for whole dialogues at once.
+
+    Where nobody is named, a dialogue is one person's.
     """
 
     def __init__(self, settings: IconSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        self.dims, self.hops, d = (
-            {m: dims[m] for m in BOTH if m in dims},
-            settings.hops,
-            settings.d_model,
-        )
+        d = settings.d_model
+        self.dims = {m: dims[m] for m in BOTH if m in dims}
+        self.hops = settings.hops
+
         width = sum(self.dims.values())
-        self.query, self.logits = nn.Linear(width, d), nn.Linear(d, classes)
-        self.own, self.other = nn.GRU(width, d), nn.GRU(width, d)
-        self.influence, self.memory = nn.GRU(d, d), nn.GRU(d, d)
+        self.query = nn.Linear(width, d)
+        self.logits = nn.Linear(d, classes)
+        self.own = nn.GRU(width, d)
+        self.other = nn.GRU(width, d)
+        self.influence = nn.GRU(d, d)
+        self.memory = nn.GRU(d, d)
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        h = torch.cat([vectors(batch, m, dim) for m, dim in self.dims.items()], 1).to(
-            self.query.weight.dtype
-        )
-        rows, mine, lengths = histories(batch)
-        layout = RaggedLayout(lengths, batch.device)
+        modalities = [vectors(batch, m, dim) for m, dim in self.dims.items()]
+        h = torch.cat(modalities, 1).to(self.query.weight.dtype)  # [n, Σ dim]
+        histories = speaker_histories(batch)
+        layout = RaggedLayout(histories.lengths, batch.device)
+
         with without_autocast(batch.device.type):
-            q, m = self.query(h).tanh(), h.new_zeros(len(rows), self.query.out_features)
-            for gru, said in ((self.own, mine), (self.other, ~mine)):
-                if (
-                    not said.any()
-                ):  # nobody else speaks: then nothing is to move the weights of that GRU
-                    continue
-                turns = torch.stack([part.sum() for part in said.split(lengths.tolist())])
-                heard = h.index_select(0, send(rows[said], h.device))
-                states = recurrent(gru, heard, RaggedLayout(turns, batch.device))
-                m = m.index_copy(0, send(said.nonzero()[:, 0], h.device), self.dropout(states))
-            m, q = m.tanh(), q.index_select(0, send(rows, h.device))
-            earlier = torch.ones(
-                layout.longest, layout.longest, dtype=torch.bool, device=h.device
-            ).tril(-1)
+            q = self.query(h).tanh()
+            m = self._self_influence(h, histories).tanh()
+            q = q.index_select(0, send(histories.turns, h.device))  # [v, d]
+
+            square = torch.ones(layout.longest, layout.longest, dtype=torch.bool, device=h.device)
+            is_earlier = square.tril(-1)  # [t, t]
             for hop in range(self.hops):
-                m = recurrent(self.memory if hop else self.influence, m, layout)
-                memory = layout.pad(m)
-                scores = (
-                    (layout.pad(q) @ memory.transpose(1, 2))
-                    .tanh()
-                    .masked_fill(~earlier, torch.finfo(m.dtype).min)
-                )
-                q = (q + layout.unpad((self.dropout(scores.softmax(2)) * earlier) @ memory)).tanh()
-            answers = self.logits(q.index_select(0, send(mine.nonzero()[:, 0], h.device)))
-            return {
-                "logits": torch.empty_like(answers).index_copy(
-                    0, send(rows[mine], h.device), answers
-                )
-            }
+                # The first memory comes from the global influence module, each later one from the
+                # write of the hop before.
+                gru = self.influence if hop == 0 else self.memory
+                m = recurrent(gru, m, layout)
+                q = self._read(q, m, layout, is_earlier)
+
+            # Each turn's answer is the one in the history of whoever speaks it.
+            own_rows = histories.is_own.nonzero()[:, 0]
+            own_turns = histories.turns[histories.is_own]
+            answers = self.logits(q.index_select(0, send(own_rows, h.device)))
+            logits = torch.empty_like(answers).index_copy(0, send(own_turns, h.device), answers)
+        return {"logits": logits}
+
+    def _self_influence(self, h: Tensor, histories: Histories) -> Tensor:
+        """own_k or other_k of every turn in every history; `[n, Σ dim]` → `[v, d]`."""
+        states = h.new_zeros(len(histories.turns), self.query.out_features)
+
+        for gru, is_spoken in ((self.own, histories.is_own), (self.other, ~histories.is_own)):
+            # Where nobody else speaks, nothing is to move the weights of that GRU.
+            if not is_spoken.any():
+                continue
+
+            parts = is_spoken.split(histories.lengths.tolist())
+            lengths = torch.stack([part.sum() for part in parts])
+            turns = h.index_select(0, send(histories.turns[is_spoken], h.device))
+            influence = recurrent(gru, turns, RaggedLayout(lengths, h.device))
+
+            rows = is_spoken.nonzero()[:, 0]
+            states = states.index_copy(0, send(rows, h.device), self.dropout(influence))
+        return states
+
+    def _read(self, q: Tensor, m: Tensor, layout: RaggedLayout, is_earlier: Tensor) -> Tensor:
+        """The query of every turn in every history, after it has read the memory.
+
+        Of that, the turns before: `is_earlier` is bool `[t, t]`. `[v, d]` twice → `[v, d]`.
+        """
+        memory = layout.pad(m)  # [histories, t, d]
+        scores = (layout.pad(q) @ memory.transpose(1, 2)).tanh()
+        scores = scores.masked_fill(~is_earlier, torch.finfo(m.dtype).min)
+        # The first turn has no earlier one, and a softmax is never zero.
+        weights = self.dropout(scores.softmax(2)) * is_earlier
+        return (q + layout.unpad(weights @ memory)).tanh()
 
 
-def histories(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Each dialogue once per speaker in it: rows of the batch, int64 `[v]`, which are that
-    speaker's, and lengths.
-    """
-    speakers = (
-        torch.zeros(len(batch), dtype=torch.int64) if batch.speakers is None else batch.speakers
-    )
-    groups = torch.arange(len(speakers)).split(batch.dialogues.tolist())
-    views = [
-        (group, speakers[group] == one) for group in groups for one in speakers[group].unique()
-    ]
-    rows, mine = (torch.cat(part) for part in zip(*views, strict=True))
-    return rows, mine, torch.tensor([len(group) for group, _ in views])
+def speaker_histories(batch: Batch) -> Histories:
+    """The histories that the turns of a batch share, on the CPU."""
+    speakers = batch.speakers
+    if speakers is None:
+        speakers = torch.zeros(len(batch), dtype=torch.int64)
+
+    turns = []
+    is_own = []
+    for dialogue in torch.arange(len(speakers)).split(batch.dialogues.tolist()):
+        for speaker in speakers[dialogue].unique():
+            turns.append(dialogue)
+            is_own.append(speakers[dialogue] == speaker)
+
+    lengths = torch.tensor([len(dialogue) for dialogue in turns])
+    return Histories(torch.cat(turns), torch.cat(is_own), lengths)
 
 
+PAPER = "Hazarika et al., EMNLP 2018"
 FUSIONS = [
-    Fusion(
-        name, "Hazarika et al., EMNLP 2018", IconSettings, inputs, "vector", Icon, unit="dialogue"
-    )
-    for name, inputs in (("icon", BOTH), ("icon:audio", ("audio",)), ("icon:text", ("text",)))
+    Fusion("icon", PAPER, IconSettings, BOTH, "vector", Icon, unit="dialogue"),
+    Fusion("icon:audio", PAPER, IconSettings, ("audio",), "vector", Icon, unit="dialogue"),
+    Fusion("icon:text", PAPER, IconSettings, ("text",), "vector", Icon, unit="dialogue"),
 ]

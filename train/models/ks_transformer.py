@@ -5,8 +5,10 @@ emotion recognition", ICASSP 2022, as its authors' code computes it
 For audio and for text, x and y being the one and the other:
 
     x = transformer over itself, `encoder_depth` layers
-    z = x through `cross_depth` cascaded cross-attention blocks: a key-sparse layer that attends to y, one to itself
-    x' = key-sparse transformer over 2 x + z, `last_depth` layers       (z + x behind the blocks, + x once more)
+    z = x through `cross_depth` cascaded cross-attention blocks,
+        each a key-sparse layer that attends to y, and one that attends to itself
+    x' = key-sparse transformer over 2 x + z, `last_depth` layers
+        (z + x behind the blocks, + x once more)
 
 and the means of both x' over time, concatenated, through a perceptron of three layers. In a
 key-sparse layer each head keeps the share `keep` of the keys that all queries together give most
@@ -74,30 +76,48 @@ class KeySparse(Attention):
 
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
         """Rows `[r, d]` attend to the rows `[r_k, d]` of a `memory`, or to each other; `[r, d]`."""
-        x = x + positions(layout, x)
-        v, keys = memory or (x, layout)
-        k = v + positions(keys, v) if memory else x
-        q, k, v = (self.project(rows, slice(i, i + 1))[:, 0] for i, rows in enumerate((x, k, v)))
-        return self.attend(q, k, v, layout, keys)
+        queries = x + positions(layout, x)
+        if memory is None:
+            values = queries
+            keys = queries
+            key_layout = layout
+        else:
+            values, key_layout = memory
+            keys = values + positions(key_layout, values)
+
+        q = self.project(queries, slice(0, 1))[:, 0]
+        k = self.project(keys, slice(1, 2))[:, 0]
+        v = self.project(values, slice(2, 3))[:, 0]
+        return self.attend(q, k, v, layout, key_layout)
 
 
-class Stack(nn.Module):
-    """A layer norm and `depth` layers, which attend to their own rows or, with `cross`, to those of
-    a memory.
+class CrossModalStack(nn.Module):
+    """A layer norm and `depth` layers.
+
+    They attend to their own rows or, with `cross`, to those of a memory. `keep` is the share of the
+    keys that they keep.
     """
 
     def __init__(self, settings: KsSettings, depth: int, keep: float, cross: bool = False) -> None:
         super().__init__()
-        d, heads, dropout = settings.d_model, settings.heads, settings.dropout
-        self.norm, self.memory_norm = nn.LayerNorm(d), nn.LayerNorm(d) if cross else nn.Identity()
-        sizes = d, heads, max(1, int(settings.feed_forward * d)), dropout
-        self.layers = nn.ModuleList(
-            EncoderLayer(*sizes, KeySparse(d, heads, dropout, keep)) for _ in range(depth)
-        )
+        d = settings.d_model
+        feed_forward = max(1, int(settings.feed_forward * d))
+
+        self.norm = nn.LayerNorm(d)
+        self.memory_norm = nn.LayerNorm(d) if cross else nn.Identity()
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = KeySparse(d, settings.heads, settings.dropout, keep)
+            layer = EncoderLayer(d, settings.heads, feed_forward, settings.dropout, attention)
+            self.layers.append(layer)
 
     def forward(self, x: Tensor, layout: RaggedLayout, memory: Rows | None = None) -> Tensor:
-        """Rows `[r, d]` → `[r, d]`."""
-        x, memory = self.norm(x), memory and (self.memory_norm(memory[0]), memory[1])
+        """Rows `[r, d]`, and those of a memory `[r_k, d]` → `[r, d]`."""
+        x = self.norm(x)
+        if memory is not None:
+            memory_rows, memory_layout = memory
+            memory = (self.memory_norm(memory_rows), memory_layout)
+
         for layer in self.layers:
             x = layer(x, layout, memory)
         return x
@@ -108,30 +128,57 @@ class KsTransformer(nn.Module):
 
     def __init__(self, settings: KsSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        d, keep, self.dims = settings.d_model, settings.keep, {m: dims[m] for m in BOTH}
+        d = settings.d_model
+        self.dims = {m: dims[m] for m in BOTH}
+
         self.classifier = classifier(settings.dropout_classifier, 2 * d, d, d // 2, classes)
         self.project = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in BOTH})
-        self.own = nn.ModuleDict({m: Stack(settings, settings.encoder_depth, 1.0) for m in BOTH})
-        ways = (True, False) * settings.cross_depth
-        self.cross = nn.ModuleDict(
-            {m: nn.ModuleList(Stack(settings, 1, keep, way) for way in ways) for m in BOTH}
+        self.own = nn.ModuleDict(
+            {m: CrossModalStack(settings, settings.encoder_depth, keep=1.0) for m in BOTH}
         )
-        self.last = nn.ModuleDict({m: Stack(settings, settings.last_depth, keep) for m in BOTH})
+        self.cross = nn.ModuleDict({m: cross_blocks(settings) for m in BOTH})
+        self.last = nn.ModuleDict(
+            {m: CrossModalStack(settings, settings.last_depth, settings.keep) for m in BOTH}
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. To a hidden modality nothing attends, and its mean is zero."""
-        x = {m: visible(batch, m, dim) for m, dim in self.dims.items()}
-        x = {
-            m: (self.own[m](self.project[m](rows), layout), layout)
-            for m, (rows, layout) in x.items()
-        }
-        means = []
-        for m, other in (BOTH, BOTH[::-1]):
-            z, layout = x[m]
-            for i, stack in enumerate(cast(nn.ModuleList, self.cross[m])):
-                z = stack(z, layout, None if i % 2 else x[other])
-            means.append(mean_rows(self.last[m](2 * x[m][0] + z, layout), layout))
-        return {"logits": self.classifier(torch.cat(means, 1))}
+        audio = self._encode(batch, "audio")
+        text = self._encode(batch, "text")
+
+        audio_mean = self._attend_across("audio", audio, text)
+        text_mean = self._attend_across("text", text, audio)
+        return {"logits": self.classifier(torch.cat([audio_mean, text_mean], 1))}
+
+    def _encode(self, batch: Batch, modality: str) -> Rows:
+        """The x of a modality, `[r, d]`, and its layout."""
+        rows, layout = visible(batch, modality, self.dims[modality])
+        x = self.own[modality](self.project[modality](rows), layout)
+        return x, layout
+
+    def _attend_across(self, modality: str, x_rows: Rows, other_rows: Rows) -> Tensor:
+        """The mean over time of the x' of a modality, `[n, d]`."""
+        x, layout = x_rows
+        z = x
+        blocks = cast(nn.ModuleList, self.cross[modality])
+        for number, stack in enumerate(blocks):
+            attends_to_other = number % 2 == 0
+            z = stack(z, layout, other_rows if attends_to_other else None)
+
+        x_last = self.last[modality](2 * x + z, layout)
+        return mean_rows(x_last, layout)
+
+
+def cross_blocks(settings: KsSettings) -> nn.ModuleList:
+    """The cross-attention blocks of a modality, two stacks of one layer each.
+
+    The first of a block attends to the other modality, the second to its own rows.
+    """
+    stacks = nn.ModuleList()
+    for _ in range(settings.cross_depth):
+        stacks.append(CrossModalStack(settings, 1, settings.keep, cross=True))
+        stacks.append(CrossModalStack(settings, 1, settings.keep))
+    return stacks
 
 
 FUSIONS = [

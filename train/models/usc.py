@@ -6,14 +6,13 @@ combines the class probabilities of the two trained models and trains the whole 
 
 §5.1 fine-tunes BERT. Here the encoder stays frozen by default, and the classifier works on cached
 token features; `finetune_layers` trains its top layers, or all of it, from the cached rows of the
-layer below (`ser.train.finetune`).
+layer below (`ser.train.finetune`, `transformer_encoder`).
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +36,7 @@ from .fusion import (
 )
 from .layers.classifier import classifier
 from .layers.layout import RaggedLayout
-
-Layers = int | Literal["all"]  # of an encoder: so many at its top
+from .transformer_encoder import TopLayers, TransformerEncoder
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,11 @@ class UscSettings(CommonSettings):
         16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times"
     )
     hidden: Count = setting(128, OURS, "width between the two linear layers")
-    finetune_layers: Layers = setting(
+    finetune_layers: TopLayers = setting(
         0,
         "ours: frozen; USC §5.1 fine-tunes BERT",
-        "top layers of the text encoder to train, from tokens of the layer below; all: the embeddings too",
+        "top layers of the text encoder to train, from tokens of the layer below; "
+        "all: the embeddings too",
     )
 
 
@@ -71,114 +70,77 @@ class Cnn(nn.Module):
 
     def __init__(self, settings: UscSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        self.bands, self.frames = dims["audio"], settings.frames
-        channels = [1, *(settings.channels * times for times in (1, 2, 4, 8, 8))]
+        self.bands = dims["audio"]
+        self.frames = settings.frames
+
         self.convolutions = nn.Sequential()
-        for pair in pairwise(channels):
-            pool = nn.MaxPool2d(2, ceil_mode=True)  # so that 13 MFCCs are enough for five
-            self.convolutions.extend([nn.Conv2d(*pair, 3, padding=1), nn.LeakyReLU(), pool])
-        flat = (
-            channels[-1] * -(-self.bands // 32) * -(-self.frames // 32)
-        )  # five halvings, rounded up
+        channels = 1
+        for factor in (1, 2, 4, 8, 8):
+            next_channels = factor * settings.channels
+            convolution = nn.Conv2d(channels, next_channels, 3, padding=1)
+            # Rounded up, so that 13 MFCCs are enough for five.
+            pool = nn.MaxPool2d(2, ceil_mode=True)
+            self.convolutions.extend([convolution, nn.LeakyReLU(), pool])
+            channels = next_channels
+
+        # Five halvings, rounded up.
+        places = math.ceil(self.bands / 32) * math.ceil(self.frames / 32)
         linear = classifier(
-            settings.dropout, flat, settings.hidden, classes, activation=nn.LeakyReLU
+            settings.dropout,
+            channels * places,
+            settings.hidden,
+            classes,
+            activation=nn.LeakyReLU,
         )
         self.linear = nn.Sequential(nn.Dropout(settings.dropout), *linear)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits `[n, K]` of clips that are cropped, or padded with the training part's mean, to
-        one length.
+        """Logits `[n, K]` of clips of one length.
+
+        They are cropped, or padded with the training part's mean.
         """
         x, layout = visible(batch, "audio", self.bands)
         clips = to_one_length(x, layout, self.frames)  # [n, frames, bands]
-        return {"logits": self.linear(self.convolutions(clips[:, None]).flatten(1))}
+
+        maps = self.convolutions(clips[:, None])  # [n, channels, frames / 32, bands / 32]
+        return {"logits": self.linear(maps.flatten(1))}
 
 
 def to_one_length(x: Tensor, layout: RaggedLayout, frames: int) -> Tensor:
-    """Packed rows `[r, dim]` → `[n, frames, dim]`: the first frames of each sequence, then zeros
-    (§4).
+    """Packed rows `[r, dim]` → `[n, frames, dim]`.
+
+    The first frames of each sequence, then zeros (§4).
     """
-    n, cells = len(layout.lengths), layout.owner * frames + layout.position
-    cells = torch.where(
-        layout.position < frames, cells, n * frames
-    )  # one more, for what is cropped
-    return (
-        x.new_zeros(n * frames + 1, x.shape[1])
-        .index_copy(0, cells, x)[:-1]
-        .unflatten(0, (n, frames))
-    )
+    n = len(layout.lengths)
+    places = layout.owner * frames + layout.position
+    # What is cropped goes to one place more, which is dropped.
+    places = torch.where(layout.position < frames, places, n * frames)
 
-
-class Encoder(nn.Module):
-    """The top layers of BERT or MPNet, or all of it, which compute what they compute within the
-    whole model.
-
-    Takes over `model`, a `BertModel` or `MPNetModel` without a pooler. Only what stays of it has
-    gradients, and MPNet's relative positions, which all layers share, only if all of them are
-    trained.
-    """
-
-    def __init__(self, model: Any, layers: Layers) -> None:
-        super().__init__()
-        self.takes_tokens = layers == "all"
-        if layers != "all":
-            model.embeddings = _Given()
-            model.encoder.layer = model.encoder.layer[len(model.encoder.layer) - layers :]
-        self.model = model.requires_grad_(False)
-        (model if self.takes_tokens else model.encoder.layer).requires_grad_(True)
-
-    def forward(self, x: Tensor, layout: RaggedLayout) -> Tensor:
-        """Rows of the layer below `[r, d]`, or token ids `[r, 1]`, → rows of the last layer `[r,
-        d]`.
-        """
-        if self.takes_tokens:
-            given = {"input_ids": layout.pad(x[:, 0].long(), self.model.config.pad_token_id)}
-        else:
-            given = {"inputs_embeds": layout.pad(x)}
-        return layout.unpad(
-            self.model(**given, attention_mask=layout.attended.long()).last_hidden_state
-        )
-
-
-class _Given(nn.Module):
-    """In place of the embeddings: the hidden states of the layer below, as they are."""
-
-    def forward(self, inputs_embeds: Tensor, **_: Any) -> Tensor:
-        return inputs_embeds
-
-
-def untrained(config: Mapping[str, Any], layers: Layers) -> Encoder:
-    """The encoder of a checkpoint's config.json with any weights, to be overwritten by those of a
-    trained run.
-    """
-    import transformers
-
-    made = transformers.AutoConfig.for_model(**config)
-    if layers != "all":
-        made.num_hidden_layers = layers
-    with torch.random.fork_rng(devices=[]):
-        model = transformers.AutoModel.from_config(
-            made, trust_remote_code=False, add_pooling_layer=False
-        )
-    return Encoder(model, layers)
+    clips = x.new_zeros(n * frames + 1, x.shape[1]).index_copy(0, places, x)
+    return clips[:-1].unflatten(0, (n, frames))
 
 
 class Bert(nn.Module):
     """§5.1: text classification from BERT's first token, [CLS].
 
-    Raises `WrongUse` if BERT itself is to be trained and is not there.
+    Raises `WrongUse` if BERT itself is to be trained and no `encoder` is there.
     """
 
     def __init__(
-        self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None
+        self,
+        settings: UscSettings,
+        dims: Dims,
+        classes: int,
+        encoder: TransformerEncoder | None = None,
     ) -> None:
         super().__init__()
         if settings.finetune_layers and encoder is None:
             raise WrongUse(
-                f"finetune_layers={settings.finetune_layers} trains an encoder, and none was given; "
-                "get the fusion from ser.train.finetune.with_encoder"
+                f"finetune_layers={settings.finetune_layers} trains an encoder, "
+                "and none was given; get the fusion from ser.train.finetune.with_encoder"
             )
-        self.dim = 1 if encoder is not None and encoder.takes_tokens else dims["text"]
+        takes_tokens = encoder is not None and encoder.takes_tokens
+        self.dim = 1 if takes_tokens else dims["text"]
         self.encoder = encoder
         self.linear = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(dims["text"], classes))
 
@@ -187,8 +149,9 @@ class Bert(nn.Module):
         x, layout = visible(batch, "text", self.dim)
         if self.encoder is not None:
             x = self.encoder(x, layout)
-        first = to_one_length(x, layout, 1)[:, 0]
-        return {"logits": self.linear(first)}
+
+        first_tokens = to_one_length(x, layout, 1)[:, 0]  # [n, dim]
+        return {"logits": self.linear(first_tokens)}
 
 
 class CnnBert(nn.Module):
@@ -197,38 +160,77 @@ class CnnBert(nn.Module):
     """
 
     def __init__(
-        self, settings: UscSettings, dims: Dims, classes: int, encoder: Encoder | None = None
+        self,
+        settings: UscSettings,
+        dims: Dims,
+        classes: int,
+        encoder: TransformerEncoder | None = None,
     ) -> None:
         super().__init__()
-        self.audio, self.text = Cnn(settings, dims, classes), Bert(settings, dims, classes, encoder)
+        self.audio = Cnn(settings, dims, classes)
+        self.text = Bert(settings, dims, classes, encoder)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in BOTH})
-        # Of another target: see `Target.build`.
+        # What a target makes of logits; another target puts its own here (`Target.build`).
         self.predictions: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]` of the sum, and of the two models."""
-        found = {m: getattr(self, m)(batch)["logits"] for m in BOTH if batch.wants("logits", m)}
-        if not batch.wants("logits"):  # but the stages that train one branch
-            return found
-        summed = [self.linear[modality](self.predictions(own)) for modality, own in found.items()]
-        return {"logits": torch.stack(summed).sum(0), **found}
+        branches = {}
+        if batch.wants("logits", "audio"):
+            branches["audio"] = self.audio(batch)["logits"]
+        if batch.wants("logits", "text"):
+            branches["text"] = self.text(batch)["logits"]
+
+        # A stage that trains one branch needs no sum.
+        if not batch.wants("logits"):
+            return branches
+
+        mapped = []
+        for modality, logits in branches.items():
+            mapped.append(self.linear[modality](self.predictions(logits)))
+        return {"logits": torch.stack(mapped).sum(0), **branches}
 
 
 STAGES = (
     Stage("cnn", output="audio", trains=("audio.",)),
     Stage("bert", output="text", trains=("text.",)),
-    Stage("cnn+bert"),  # "This multimodal architecture is trained again"
+    # "This multimodal architecture is trained again"
+    Stage("cnn+bert"),
 )
-_CNN = ("frames", "channels", "hidden")
-_BERT = {
+
+CNN_SETTINGS = ("frames", "channels", "hidden")
+FIXED_IN_BERT = {
     "pooler": ("not used", "BERT's own pooler: [CLS] is classified as the last layer gives it")
 }
+
 FUSIONS = [
     Fusion(
-        "cnn", "USC §5.2", UscSettings, ("audio",), "sequence", Cnn, unused=("finetune_layers",)
+        "cnn",
+        "USC §5.2",
+        UscSettings,
+        ("audio",),
+        "sequence",
+        Cnn,
+        unused=("finetune_layers",),
     ),
-    Fusion("bert", "USC §5.1", UscSettings, ("text",), "sequence", Bert, unused=_CNN, fixed=_BERT),
     Fusion(
-        "cnn+bert", "USC §5.3", UscSettings, BOTH, "sequence", CnnBert, stages=STAGES, fixed=_BERT
+        "bert",
+        "USC §5.1",
+        UscSettings,
+        ("text",),
+        "sequence",
+        Bert,
+        unused=CNN_SETTINGS,
+        fixed=FIXED_IN_BERT,
+    ),
+    Fusion(
+        "cnn+bert",
+        "USC §5.3",
+        UscSettings,
+        BOTH,
+        "sequence",
+        CnnBert,
+        stages=STAGES,
+        fixed=FIXED_IN_BERT,
     ),
 ]
