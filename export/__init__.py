@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ser.disk.faults import explain_disk_errors
 from ser.disk.read import read_small
@@ -92,9 +93,10 @@ def _write_model(predictor: Predictor, folder: Path) -> tuple[list[GraphInput], 
     """Write model.onnx. Returns its inputs, the names of its outputs, and what is to be said."""
     path = folder / GRAPH
     if is_on_one_encoder(predictor):
+        extractor: Any
         [extractor] = predictor.extractors("audio")
         kind = WhisperStates if extractor.name == "whisper" else EncoderFrames
-        frames = kind(extractor)  # type: ignore[arg-type]
+        frames = kind(extractor)
         graph = FromWaveform(predictor, frames)
         inputs = [waveform_input(predictor)]
         # Of Whisper several windows, so that one window is no special case.

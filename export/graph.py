@@ -59,16 +59,16 @@ class Outputs(nn.Module):
         n = next(iter(columns.values())).shape[0] if self.by_vectors else 1
         # The models make a layout of `dialogues`; it is one already: see `one_sequence.layout_of`.
         batch = Batch(inputs, OneSequence(n), heads=frozenset({"logits"}))  # type: ignore[arg-type]
-        outputs = self.model(batch)["logits"]
+        of_head = self.model(batch)["logits"]
 
-        values: list[Tensor] = []
+        outputs: list[Tensor] = []
         if self.n_classes:
-            logits = outputs[:, : self.n_classes]
-            values += [logits, (logits / self.temperature).softmax(1)]
+            logits = of_head[:, : self.n_classes]
+            outputs += [logits, (logits / self.temperature).softmax(1)]
         if self.is_rated:
             low, high = self.scale
-            values.append(low + (high - low) * (outputs[:, self.n_classes :] + 1) / 2)
-        return tuple(values)
+            outputs.append(low + (high - low) * (of_head[:, self.n_classes :] + 1) / 2)
+        return tuple(outputs)
 
     def sequences(self, values: Tensor) -> Sequences:
         """Rows of one utterance, or a vector of each of n."""

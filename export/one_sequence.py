@@ -28,24 +28,24 @@ class OneSequence(RaggedLayout):
 
     # On these two hangs that attention takes the padded form, without a mask.
     fixed = True
-    even = True  # type: ignore[assignment]
+    even = True
 
     def __init__(self, rows: int) -> None:
         super().__init__(torch.full((1,), rows), torch.device("cpu"))
-        self.longest = rows  # type: ignore[misc]
+        self.longest = rows
 
     @property
-    def owner(self) -> Tensor:  # type: ignore[override]
+    def owner(self) -> Tensor:
         """Row by row the number of its sequence, which is 0; int64 `[r]`."""
         return torch.zeros(self.longest, dtype=torch.int64)
 
     @property
-    def position(self) -> Tensor:  # type: ignore[override]
+    def position(self) -> Tensor:
         """The place of each row, from 0; int64 `[r]`."""
         return torch.arange(self.longest)
 
     @property
-    def attended(self) -> Tensor:  # type: ignore[override]
+    def attended(self) -> Tensor:
         """Every cell of the padded form; bool `[1, r]`."""
         return torch.ones(1, self.longest, dtype=torch.bool)
 

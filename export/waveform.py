@@ -59,6 +59,10 @@ class WhisperStates(EncoderFrames):
     its ends reflected; mel bands; log10, at least 8 below the window's maximum; (x + 4) / 4.
     """
 
+    cosines: Tensor
+    sines: Tensor
+    mel: Tensor
+
     def __init__(self, extractor: Any) -> None:
         super().__init__(extractor)
         made = extractor.features

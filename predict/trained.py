@@ -69,7 +69,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ExportedRun(Run):
     """A run as `ser export` wrote it: its config, result and model, without its predictions."""
 
-    finished = True  # type: ignore[assignment]
+    finished = True
 
     @cached_property
     def record(self) -> ExportRecord:
@@ -87,7 +87,7 @@ class ExportedRun(Run):
             raise CorruptStore(f"{path}: altered or cut short; {AGAIN}") from None
 
     @cached_property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The name of the run that was exported, whatever the folder is called."""
         return str(msgspec.json.decode(read_small(self.path / CONFIG, AGAIN), type=dict)["run"])
 
