@@ -15,26 +15,40 @@ def compare(
     clock: Callable[[], float] = time.process_time,
     unit: str = "s CPU",
 ) -> dict[str, Any]:
-    """Run both in interleaved rounds and keep each one's least cost.
+    """The row of two ways, of each the least cost in interleaved rounds.
+
+    The default clock counts the CPU time of this process and its threads, which other users of a
+    shared machine disturb least; pass `children_time` when the work runs in child processes.
+    """
+    least_plain = float("inf")
+    least_ours = float("inf")
+
+    for _ in range(max(rounds, 1)):
+        least_plain = min(least_plain, cost(plain, clock))
+        least_ours = min(least_ours, cost(ours, clock))
+
+    return row(what, least_plain, least_ours, unit, target)
+
+
+def cost(work: Callable[[], Any], clock: Callable[[], float]) -> float:
+    """What `work` takes by this clock."""
+    start = clock()
+    work()
+    return clock() - start
+
+
+def row(what: str, plain: float, ours: float, unit: str, target: float | None) -> dict[str, Any]:
+    """A row of `make bench`, as bench.json holds it.
 
     `ratio` is plain / ours: above 1, ours is cheaper. `target` is the least ratio that passes, None
-    where the row is only for information. The default clock counts the CPU time of this process and
-    its threads, which other users of a shared machine disturb least; pass `children_time` when the
-    work runs in child processes.
+    where the row is only for information.
     """
-    costs: dict[str, list[float]] = {"plain": [], "ours": []}
-    for _ in range(max(rounds, 1)):
-        for name, way in (("plain", plain), ("ours", ours)):
-            start = clock()
-            way()
-            costs[name].append(clock() - start)
-    best = {name: min(times) for name, times in costs.items()}
     return {
         "what": what,
-        "plain": best["plain"],
-        "ours": best["ours"],
+        "plain": plain,
+        "ours": ours,
         "unit": unit,
-        "ratio": best["plain"] / best["ours"],
+        "ratio": plain / ours,
         "target": target,
     }
 

@@ -1,5 +1,4 @@
-"""A GPU owner's first five minutes: are ser's numbers right there, and how long do the papers'
-tables take?
+"""A GPU owner's first five minutes: are ser's numbers right, and how long do tables take?
 
     python -m benchmarks.gpu [--device cuda] [--small] [--out gpu.json] [--only STAGE]…
 
@@ -18,6 +17,7 @@ import contextlib
 import json
 import os
 import pkgutil
+import platform
 import re
 import signal
 import subprocess
@@ -31,31 +31,39 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS, ERRORS = "rows.jsonl", "stderr"
-ALL = 300.0  # seconds for all stages on a GPU
-CPU_TIMES = 4  # as long for a stage, where a CPU does the GPU's work
+ROWS = "rows.jsonl"
+ERRORS = "stderr"
+
+# Seconds for all stages on a GPU; a CPU that does the GPU's work has so many times as long.
+ALL = 300.0
+CPU_TIMES = 4
+
 UNKNOWN = "needs CUDA: not measured"
-Row = dict[str, Any]  # what, found, limit, holds (None where nothing is asked), detail
+
+# what, found, limit, holds (None where nothing is asked), detail
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One group of checks: a function of `Asked` that yields rows, its seconds, the file to look at
-    if it fails.
-    """
+    """One group of checks."""
 
-    work: str  # "module:function"
+    work: str
+    """"module:function": it takes a `Request`, in a process of its own, and yields rows."""
     seconds: float
+    """At most so many, on a GPU."""
     look: str
+    """The file to look at if it fails."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What a stage is given."""
 
     device: str
     small: bool
-    folder: Path  # of its own
+    folder: Path
+    """Its own."""
 
     @property
     def on_gpu(self) -> bool:
@@ -63,7 +71,8 @@ class Asked:
         return self.device.startswith("cuda")
 
 
-_NUMBERS, _TIMES = "ser.benchmarks.gpu_numbers", "ser.benchmarks.gpu_times"
+_NUMBERS = "ser.benchmarks.gpu_numbers"
+_TIMES = "ser.benchmarks.gpu_times"
 STAGES = {
     "versions": Stage("ser.benchmarks.gpu:versions", 15, "engines/machine.py"),
     "float64": Stage(f"{_NUMBERS}:float64", 20, "train/models/layers/"),
@@ -79,81 +88,115 @@ STAGES = {
 }
 
 
-def told(what: str, found: Any, **detail: Any) -> Row:
+def fact(what: str, found: Any, **detail: Any) -> Row:
     """A row that asks for nothing."""
     return {"what": what, "found": found, "limit": None, "holds": None, "detail": detail}
 
 
-def most(what: str, found: float, limit: float, **detail: Any) -> Row:
+def at_most(what: str, found: float, limit: float, **detail: Any) -> Row:
     """A row that holds if `found` is at most `limit`; NaN is not."""
     return {"what": what, "found": found, "limit": limit, "holds": found <= limit, "detail": detail}
 
 
-def none_of(what: str, faults: list[str] | Mapping[str, str]) -> Row:
+def no_faults(what: str, faults: list[str] | Mapping[str, str]) -> Row:
     """A row that holds if there are no faults, and else names the first three."""
-    named = (
-        [f"{name}: {why}" for name, why in faults.items()]
-        if isinstance(faults, Mapping)
-        else faults
-    )
-    shown = "; ".join(named[:3]) + f"; and {len(named) - 3} more" * (len(named) > 3)
+    if isinstance(faults, Mapping):
+        names = [f"{name}: {why}" for name, why in faults.items()]
+    else:
+        names = faults
+
+    shown = "; ".join(names[:3]) or "none"
+    if len(names) > 3:
+        shown += f"; and {len(names) - 3} more"
+
     return {
         "what": what,
-        "found": shown or "none",
+        "found": shown,
         "limit": "none",
-        "holds": not named,
-        "detail": {"all": named},
+        "holds": not names,
+        "detail": {"all": names},
     }
 
 
-def place(trace: str) -> str:
+def raised_at(trace: str) -> str:
     """The last line of ser that a traceback names, such as " (train/fit.py:12)"."""
-    named = re.findall(r'File ".*?/ser/([\w/]+\.py)", line (\d+)', trace)
-    ours = [found for found in named if not found[0].startswith("benchmarks")]
-    return f" ({':'.join(ours[-1])})" if ours else ""
+    place = ""
+    for file, line in re.findall(r'File ".*?/ser/([\w/]+\.py)", line (\d+)', trace):
+        if not file.startswith("benchmarks"):
+            place = f" ({file}:{line})"
+
+    return place
 
 
-def versions(asked: Asked) -> Iterator[Row]:
+def versions(request: Request) -> Iterator[Row]:
     """What is here, and whether training leaves TF32 on."""
-    import platform
-
     import torch
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        yield told(
-            "commit",
-            subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip(),
-        )
+        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+        yield fact("commit", subprocess.check_output(command, text=True).strip())
+
+    python = platform.python_version()
     built = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    yield told(
-        "software", f"Python {platform.python_version()}, torch {torch.__version__} ({built})"
-    )
-    if asked.on_gpu:
-        card = torch.cuda.get_device_properties(asked.device)
-        yield told(
-            "GPU",
-            f"{card.name}, {card.total_memory / 1e9:.0f} GB, compute {card.major}.{card.minor}",
-        )
-        yield told("bfloat16", torch.cuda.is_bf16_supported(including_emulation=False))
-        ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    yield fact("software", f"Python {python}, torch {torch.__version__} ({built})")
+
+    if request.on_gpu:
+        card = torch.cuda.get_device_properties(request.device)
+        gigabytes = card.total_memory / 1e9
+        yield fact("GPU", f"{card.name}, {gigabytes:.0f} GB, compute {card.major}.{card.minor}")
+        yield fact("bfloat16", torch.cuda.is_bf16_supported(including_emulation=False))
+
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            yield told("driver", subprocess.check_output(ask, text=True).split("\n")[0])
-    yield told("cores", os.cpu_count())
-    if not asked.on_gpu:
-        yield told("TF32 while training", UNKNOWN)
+            command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            yield fact("driver", subprocess.check_output(command, text=True).split("\n")[0])
+
+    yield fact("cores", os.cpu_count())
+
+    if not request.on_gpu:
+        yield fact("TF32 while training", UNKNOWN)
         return
+
     from ser.benchmarks.gpu_numbers import flags_in_training
 
-    yield none_of(
-        "TF32 while training", [name for name, on in flags_in_training(asked.device).items() if on]
-    )
+    flags = flags_in_training(request.device)
+    yield no_faults("TF32 while training", [name for name, on in flags.items() if on])
 
 
 def main(words: list[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
     """Run the stages, print the table and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0]
-    )
+    options = parse_options(words, stages)
+
+    if options.device != "cpu" and not has_gpu(options.device):
+        print(
+            f"no GPU that torch sees as {options.device}: nothing is measured; "
+            "--device cpu --small tries this page without one"
+        )
+        return 1
+
+    # Five minutes later is too late.
+    try:
+        options.out.touch()
+    except OSError as fault:
+        print(
+            f"{options.out}: cannot be written ({fault.strerror}); "
+            "run it elsewhere, or name another file by --out"
+        )
+        return 1
+
+    chosen = {}
+    for name, stage in stages.items():
+        if not options.only or name in options.only:
+            chosen[name] = stage
+
+    found = run(chosen, options.device, options.small, options.out)
+    print(table(found), f"\nall of it: {options.out}")
+    return 0 if found["holds"] else 1
+
+
+def parse_options(words: list[str] | None, stages: Mapping[str, Stage]) -> argparse.Namespace:
+    """The options of this page."""
+    description, _, _ = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=description)
     parser.add_argument(
         "--device", default="cuda", help="cuda (the default), cuda:N, or cpu for a trial"
     )
@@ -166,30 +209,16 @@ def main(words: list[str] | None = None, stages: Mapping[str, Stage] = STAGES) -
     parser.add_argument(
         "--only", action="append", choices=stages, help="this stage alone; repeatable"
     )
-    asked = parser.parse_args(words)
-    if asked.device != "cpu":
-        import torch
+    return parser.parse_args(words)
 
-        name, _, number = asked.device.partition(":")
-        if (
-            name != "cuda"
-            or not (number or "0").isdecimal()
-            or int(number or 0) >= torch.cuda.device_count()
-        ):
-            why = f"no GPU that torch sees as {asked.device}: nothing is measured"
-            print(f"{why}; --device cpu --small tries this page without one")
-            return 1
-    try:
-        asked.out.touch()  # five minutes later is too late
-    except OSError as fault:
-        print(
-            f"{asked.out}: cannot be written ({fault.strerror}); run it elsewhere, or name another file by --out"
-        )
-        return 1
-    chosen = {name: stage for name, stage in stages.items() if name in (asked.only or stages)}
-    found = run(chosen, asked.device, asked.small, asked.out)
-    print(table(found), f"\nall of it: {asked.out}")
-    return 0 if found["holds"] else 1
+
+def has_gpu(device: str) -> bool:
+    """Whether torch sees that device, such as "cuda" or "cuda:1"."""
+    import torch
+
+    kind, _, number = device.partition(":")
+    number = number or "0"
+    return kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()
 
 
 def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dict[str, Any]:
@@ -201,84 +230,99 @@ def run(stages: Mapping[str, Stage], device: str, small: bool, out: Path) -> dic
         "stages": {},
     }
     times = CPU_TIMES if device == "cpu" else 1
+    # A stage sees one GPU, whatever its number here.
+    kind, _, _ = device.partition(":")
     started = time.monotonic()
+
     with tempfile.TemporaryDirectory(prefix="ser-gpu-", ignore_cleanup_errors=True) as name:
         env = environment(Path(name), device)
+
         for number, (what, stage) in enumerate(stages.items()):
             print(f"gpu: {what} …", file=sys.stderr, flush=True)
-            begun = time.monotonic()
-            limit = min(stage.seconds * times, ALL * times - (begun - started))
             folder = Path(name) / str(number)
             folder.mkdir()
-            fault = in_a_process(stage.work, device.partition(":")[0], small, folder, limit, env)
-            rows = [
-                json.loads(line) for line in read(folder / ROWS).splitlines() if line.endswith("}")
-            ]
+
+            begun = time.monotonic()
+            limit = min(stage.seconds * times, ALL * times - (begun - started))
+            fault = in_a_process(stage.work, kind, small, folder, limit, env)
+            rows = read_rows(folder / ROWS)
             if fault:
-                rows.append(
-                    {
-                        "what": "all of it",
-                        "found": fault,
-                        "limit": None,
-                        "holds": False,
-                        "detail": {},
-                    }
-                )
-            seconds = round(time.monotonic() - begun, 1)
-            about = {
-                "seconds": seconds,
+                row = {**fact("all of it", fault), "holds": False}
+                rows.append(row)
+
+            found["stages"][what] = {
+                "seconds": round(time.monotonic() - begun, 1),
                 "limit": limit,
                 "look": stage.look,
                 "stderr": read(folder / ERRORS)[-4000:],
+                "rows": rows,
             }
-            found["stages"][what] = {**about, "rows": rows}
             found["seconds"] = round(time.monotonic() - started, 1)
-            every = [row for one in found["stages"].values() for row in one["rows"]]
-            found["holds"] = len(found["stages"]) == len(stages) and all(
-                row["holds"] is not False for row in every
-            )
-            written = out.with_name(f".{out.name}.tmp")
-            written.write_text(json.dumps(found, indent=1) + "\n")
-            written.replace(out)
+            found["holds"] = len(found["stages"]) == len(stages) and all_hold(found["stages"])
+            write_json(out, found)
+
     return found
 
 
+def read_rows(file: Path) -> list[Row]:
+    """The rows that a stage wrote; a stage that was killed may have written half a line."""
+    return [json.loads(line) for line in read(file).splitlines() if line.endswith("}")]
+
+
+def all_hold(stages: Mapping[str, Any]) -> bool:
+    """Whether there is no row that does not hold."""
+    rows = [row for stage in stages.values() for row in stage["rows"]]
+    return all(row["holds"] is not False for row in rows)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file, whole or not at all."""
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(file)
+
+
 def environment(folder: Path, device: str) -> dict[str, str]:
-    """That of the stages: `ser` is this checkout, installed or not, they see one GPU, and nothing
-    is fetched.
+    """That of the stages.
+
+    `ser` is this checkout, installed or not, they see one GPU, and nothing is fetched.
     """
     (folder / "ser").symlink_to(ROOT)
+
+    # `version` asks for the distribution.
     try:
         distribution("ser-fusion")
-    except PackageNotFoundError:  # which `version` asks for
-        about = folder / "ser_fusion-0.dist-info" / "METADATA"
-        about.parent.mkdir()
-        about.write_text("Metadata-Version: 2.1\nName: ser-fusion\nVersion: 0\n")
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    except PackageNotFoundError:
+        metadata = folder / "ser_fusion-0.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text("Metadata-Version: 2.1\nName: ser-fusion\nVersion: 0\n")
+
+    path = str(folder)
+    if os.environ.get("PYTHONPATH"):
+        path += os.pathsep + os.environ["PYTHONPATH"]
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+
     if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        env["CUDA_VISIBLE_DEVICES"] = gpus[number] if gpus[0] else str(number)
+        _, _, digits = device.partition(":")
+        number = int(digits or 0)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        env["CUDA_VISIBLE_DEVICES"] = visible[number] if visible[0] else str(number)
+
     return env
 
 
 def in_a_process(
     work: str, device: str, small: bool, folder: Path, limit: float, env: Mapping[str, str]
 ) -> str | None:
-    """Run a stage with all that it starts, and kill what is left of it; why it failed, or None."""
+    """Run a stage with all that it starts, and kill what is left of it.
+
+    Returns why it failed, or None.
+    """
     if limit < 1:
         return "not begun: the time for all stages is over"
-    command = [
-        sys.executable,
-        "-m",
-        "ser.benchmarks.gpu",
-        "stage",
-        work,
-        device,
-        str(small),
-        str(folder),
-    ]
+
+    command = [sys.executable, "-m", "ser.benchmarks.gpu", "stage"]
+    command += [work, device, str(small), str(folder)]
     with (folder / ERRORS).open("w") as errors:
         child = subprocess.Popen(
             command, env=env, stdout=errors, stderr=errors, start_new_session=True
@@ -288,32 +332,41 @@ def in_a_process(
         except subprocess.TimeoutExpired:
             return f"stopped after {limit:.0f} s, its limit"
         finally:
-            if sys.platform == "win32":
-                child.kill()
-            else:
-                with contextlib.suppress(OSError):  # nobody is left
-                    os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    if not code:
+            kill_session(child)
+
+    if code == 0:
         return None
-    said = read(folder / ERRORS)
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "") + place(
-        said
-    )
-    return (
-        last
-        if code == 1
-        else f"killed by {signal.Signals(-code).name}"
-        if code < 0
-        else f"exit code {code}: {last}"
-    )
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+
+    errors_text = read(folder / ERRORS)
+    reason = last_line(errors_text) + raised_at(errors_text)
+    return reason if code == 1 else f"exit code {code}: {reason}"
+
+
+def kill_session(child: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and all that it started."""
+    if sys.platform == "win32":
+        child.kill()
+    else:
+        # Nobody may be left.
+        with contextlib.suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+    child.wait()
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank, "" if there is none."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def stage(work: str, device: str, small: str, folder: str) -> None:
     """In a process of its own: write each row of a stage as it comes."""
-    asked = Asked(device, small == "True", Path(folder))
-    with (asked.folder / ROWS).open("a") as file:
-        for row in pkgutil.resolve_name(work)(asked):
+    request = Request(device, small == "True", Path(folder))
+    with (request.folder / ROWS).open("a") as file:
+        for row in pkgutil.resolve_name(work)(request):
             print(json.dumps(row), file=file, flush=True)
 
 
@@ -326,22 +379,18 @@ def table(found: Mapping[str, Any]) -> str:
     """All rows, and which file to look at for those that do not hold."""
     from tabulate import tabulate
 
-    lines, look = [], []
-    for name, about in found["stages"].items():
-        for row in about["rows"]:
-            cells = [
-                f"{value:.3g}" if isinstance(value, float) else value
-                for value in (row["found"], row["limit"])
-            ]
-            lines.append(
-                [
-                    f"{name}: {row['what']}",
-                    *cells,
-                    {True: "yes", False: "NO", None: ""}[row["holds"]],
-                ]
-            )
-        if any(row["holds"] is False for row in about["rows"]):
-            look.append(f"{name} failed: look at {about['look']}")
+    answers = {True: "yes", False: "NO", None: ""}
+    lines = []
+    look = []
+    for name, stage in found["stages"].items():
+        for row in stage["rows"]:
+            what = f"{name}: {row['what']}"
+            holds = answers[row["holds"]]
+            lines.append([what, cell(row["found"]), cell(row["limit"]), holds])
+
+        if not all_hold({name: stage}):
+            look.append(f"{name} failed: look at {stage['look']}")
+
     shown = tabulate(
         lines,
         ["what", "found", "limit", "holds"],
@@ -349,6 +398,11 @@ def table(found: Mapping[str, Any]) -> str:
         maxcolwidths=[56, 72, 12, 5],
     )
     return "\n".join([shown, *look, f"{found['seconds']:.0f} s in all"])
+
+
+def cell(value: Any) -> Any:
+    """A value as the table shows it."""
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ in each function.
 """
 
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -17,34 +18,49 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ser.benchmarks.gpu import UNKNOWN, Asked, Row, most, told
+from ser.benchmarks.gpu import UNKNOWN, Request, Row, at_most, fact
+from ser.benchmarks.iemocap_sizes import (
+    HOURS,
+    LABELLED,
+    LABELLED_HOURS,
+    UTTERANCES,
+    durations_of_share,
+    frame_counts,
+    sequence_lengths,
+    token_counts,
+)
 
-HOURS, UTTERANCES, LABELLED = 12.44, 10_039, 5_531  # of IEMOCAP
-LABELLED_HOURS = 25_130 / 3600
 TINY = ("--set", "d_model=16", "--set", "heads=2")
-TARGETS = {"hubert": 60.0, "perspective": 180.0, "mit": 600.0}  # seconds on one H100 with 16 cores
+
+# Seconds on one H100 with 16 cores.
+TARGETS = {"hubert": 60.0, "perspective": 180.0, "mit": 600.0}
 
 
-def start(asked: Asked, *words: object) -> "subprocess.Popen[str]":
+def start(request: Request, *words: object) -> "subprocess.Popen[str]":
     """A command of ser, on the device that the page was asked for."""
-    device = [] if asked.on_gpu else ["--device", asked.device]  # a GPU is found by default
-    command = [sys.executable, "-m", "ser", *map(str, words), *device]
+    command = [sys.executable, "-m", "ser", *map(str, words)]
+    # A GPU is found by default.
+    if not request.on_gpu:
+        command += ["--device", request.device]
+
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=asked.folder
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=request.folder
     )
 
 
-def timed(asked: Asked, *words: object) -> tuple[float, str]:
-    """Seconds of a command, and all that it said. Raises `RuntimeError` with its last line if it
-    fails.
+def timed(request: Request, *words: object) -> tuple[float, str]:
+    """Seconds of a command, and all that it said.
+
+    Raises `RuntimeError` with its last line if it fails.
     """
     begun = time.perf_counter()
-    said = finished(start(asked, *words))
-    return time.perf_counter() - begun, said
+    output = finished(start(request, *words))
+    return time.perf_counter() - begun, output
 
 
 def finished(command: "subprocess.Popen[str]") -> str:
@@ -53,135 +69,100 @@ def finished(command: "subprocess.Popen[str]") -> str:
     if command.returncode:
         last = (errors.strip() or "nothing is said").splitlines()[-1]
         raise RuntimeError(f"{command.args!r}: {last}")
+
     return f"{errors}\n{output}"
 
 
-def predicted(asked: Asked, what: str, whole: float, limit: float, **detail: Any) -> Row:
+def predicted(request: Request, what: str, whole: float, limit: float, **detail: Any) -> Row:
     """The row of a time, which at small sizes says nothing."""
-    return (
-        told(f"{what} (small sizes: it ran)", "–")
-        if asked.small
-        else most(f"{what}, s", whole, limit, **detail)
-    )
+    if request.small:
+        return fact(f"{what} (small sizes: it ran)", "–")
+    return at_most(f"{what}, s", whole, limit, **detail)
 
 
-def lengths(seconds: np.ndarray) -> dict[str, np.ndarray]:
-    """HuBERT's frames and MPNet's tokens of utterances that last so long."""
-    return {
-        "hubert": np.ceil(seconds * 50 - 1).astype(int),
-        "mpnet": np.ceil(seconds * 3.2 + 2).astype(int),
-    }
+def same_seed(request: Request) -> Iterator[Row]:
+    """Each seed twice: on a CPU the same bytes.
 
-
-def lasting(n: int, hours: float, whole: int) -> np.ndarray:
-    """Seconds of n utterances, of `whole` that last so many hours."""
-    from ser.benchmarks.train import durations
-
-    seconds = durations(n, np.random.default_rng(0))
-    return seconds * (hours * 3600 * n / whole / seconds.sum())
-
-
-def same_seed(asked: Asked) -> Iterator[Row]:
-    """Each seed twice: on a CPU the same bytes; on a GPU with --deterministic, and without it that
-    is told.
+    On a GPU with --deterministic, and without it that is told.
     """
     from ser.benchmarks.costs import SEQUENCES, VECTORS, write_store
-    from ser.train.options import Experiment
 
-    sequences, vectors = lasting(200, LABELLED_HOURS, LABELLED), np.ones(200, int)
-    store = write_store(asked.folder / "vectors", VECTORS, dict.fromkeys(VECTORS, vectors))
-    other = write_store(asked.folder / "sequences", SEQUENCES, lengths(sequences))
-    small = ("--epochs", 2, "--folds", 1, *(TINY if asked.small else ()))
-    cells = {"lgf-add": ("is13+bert", store), "mit": ("hubert+mpnet", other)}
-    flags = {"": (), " with --deterministic": ("--deterministic",)}
-    if "deterministic" not in Experiment.__dataclass_fields__:
-        yield told("--deterministic", "this ser has none")
-        del flags[" with --deterministic"]
-    running = {}
-    for flag, words in flags.items():  # all at once: what is compared is not a time
-        for fusion, (features, where) in cells.items():
+    n = 200
+    vectors = write_store(
+        request.folder / "vectors", VECTORS, dict.fromkeys(VECTORS, np.ones(n, int))
+    )
+    lengths = sequence_lengths(durations_of_share(n, LABELLED_HOURS, LABELLED))
+    sequences = write_store(request.folder / "sequences", SEQUENCES, lengths)
+
+    commands = {
+        "lgf-add": ["--features", "is13+bert", "--store", vectors],
+        "mit": ["--features", "hubert+mpnet", "--store", sequences],
+    }
+    flags: dict[str, list[str]] = {"": [], " with --deterministic": ["--deterministic"]}
+    small = ["--epochs", 2, "--folds", 1, *(TINY if request.small else ())]
+
+    # All at once: what is compared is not a time.
+    running: dict[tuple[str, str], list[tuple[Path, subprocess.Popen[str]]]] = {}
+    for flag, flag_words in flags.items():
+        for fusion, words in commands.items():
+            running[flag, fusion] = []
             for turn in (1, 2):
-                out = asked.folder / f"{fusion}{flag}{turn}".replace(" ", "")
-                asks = (
-                    "--features",
-                    features,
-                    "--fusion",
-                    fusion,
-                    "--store",
-                    where,
-                    "--out",
-                    out,
-                    *small,
-                    *words,
-                )
-                running[fusion, flag, turn] = out, start(asked, "train", *asks)
-    for flag in flags:
-        for fusion in cells:
-            found = set()
-            for out, command in (running[fusion, flag, turn] for turn in (1, 2)):
-                try:
-                    finished(command)
-                    [file] = out.glob("*/model.safetensors")
-                    found.add(sha256(file.read_bytes()).hexdigest())
-                except RuntimeError as fault:
-                    found |= {str(fault), ""}
-            holds = len(found) == 1 if flag or not asked.on_gpu else None
-            same = next((one for one in found if " " in one), len(found) == 1)
-            yield {**told(f"{fusion} twice{flag}: the same bytes", same), "holds": holds}
+                out = request.folder / f"{fusion}{flag}{turn}".replace(" ", "")
+                options = ["--fusion", fusion, *words, "--out", out, *small, *flag_words]
+                running[flag, fusion].append((out, start(request, "train", *options)))
+
+    for (flag, fusion), twice in running.items():
+        digests = set()
+        faults = []
+        for out, command in twice:
+            try:
+                finished(command)
+                [file] = out.glob("*/model.safetensors")
+                digests.add(sha256(file.read_bytes()).hexdigest())
+            except RuntimeError as fault:
+                faults.append(str(fault))
+
+        same = len(digests) == 1 and not faults
+        asked = bool(flag) or not request.on_gpu
+        row = fact(f"{fusion} twice{flag}: the same bytes", faults[0] if faults else same)
+        yield {**row, "holds": same if asked else None}
 
 
-def hubert(asked: Asked) -> Iterator[Row]:
-    """`ser features` with HuBERT base, random weights, and IS13 beside it, over 20 batches of real
-    lengths.
+def hubert(request: Request) -> Iterator[Row]:
+    """`ser features` with HuBERT base, random weights, and IS13 beside it, over 20 batches.
 
-    What the command takes beside extracting, such as imports and the model, is counted once, and
-    all else as often as IEMOCAP is longer.
+    They are of real lengths. What the command takes beside extracting, such as imports and the
+    model, is counted once, and all else as often as IEMOCAP is longer.
     """
     from ser.benchmarks.extract import BASE
     from ser.weights.demo import write_random_checkpoint
 
-    model = write_random_checkpoint(
-        asked.folder / "base", "hubert", **({} if asked.small else BASE)
-    )
-    seconds = lasting(
-        8 if asked.small else round(20 * 300 * UTTERANCES / HOURS / 3600), HOURS, UTTERANCES
-    )
-    corpus = asked.folder / "corpus"
-    corpus.mkdir()
-    noise = np.random.default_rng(0).normal(0, 3000, 16000 * 40).astype("<i2")
-    for number, lasts in enumerate(seconds):
-        with wave.open(str(corpus / f"{number}.wav"), "wb") as file:
-            file.setparams((1, 2, 16000, 0, "NONE", "not compressed"))
-            file.writeframes(np.roll(noise, 997 * number)[: int(lasts * 16000)].tobytes())
-    rows = [f"u{number:05},{number}.wav,hello" for number in range(len(seconds))]
-    (corpus / "corpus.csv").write_text("\n".join(["id,audio,text", *rows]) + "\n")
+    sizes = {} if request.small else BASE
+    model = write_random_checkpoint(request.folder / "base", "hubert", **sizes)
+
+    count = 8 if request.small else round(20 * 300 * UTTERANCES / HOURS / 3600)
+    seconds = durations_of_share(count, HOURS, UTTERANCES)
+    corpus = write_noise(request.folder / "corpus", seconds)
+
     features = "hubert,is13" if find_spec("opensmile") else "hubert"
     if features == "hubert":
-        yield told("IS13 beside it", "opensmile is not installed: not measured")
-    store = asked.folder / "store"
-    asks = (
-        "features",
-        corpus / "corpus.csv",
-        "--features",
-        features,
-        "--model",
-        f"hubert={model}",
-        "--store",
-        store,
-    )
-    took, said = timed(asked, *asks)
-    found = re.search(r"of audio in ([\d.]+) s: (\d+)× real time(?:; limited by (\w+))?", said)
-    if found is None:
-        raise RuntimeError(f"`ser features` no longer ends with its speed: {said[-200:]}")
-    extracting = float(found[1])
+        yield fact("IS13 beside it", "opensmile is not installed: not measured")
+
+    words = ["features", corpus, "--features", features, "--model", f"hubert={model}"]
+    took, output = timed(request, *words, "--store", request.folder / "store")
+    speed = re.search(r"of audio in ([\d.]+) s: (\d+)× real time(?:; limited by (\w+))?", output)
+    if speed is None:
+        raise RuntimeError(f"`ser features` no longer ends with its speed: {output[-200:]}")
+
+    extracting = float(speed[1])
     share = HOURS * 3600 / seconds.sum()
     whole = max(0.0, took - extracting) + extracting * share
-    yield told(
+    yield fact(
         f"{features} over {seconds.sum() / 60:.0f} min",
-        f"{found[2]}× real time, limited by {found[3]}",
+        f"{speed[2]}× real time, limited by {speed[3]}",
     )
     yield predicted(
-        asked,
+        request,
         f"{features} over {HOURS} h",
         whole,
         TARGETS["hubert"],
@@ -190,56 +171,79 @@ def hubert(asked: Asked) -> Iterator[Row]:
     )
 
 
-def perspective(asked: Asked) -> Iterator[Row]:
+def write_noise(folder: Path, seconds: np.ndarray) -> Path:
+    """The table of a corpus of noise, of utterances that last so long."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).normal(0, 3000, 16000 * 40).astype("<i2")
+    lines = ["id,audio,text"]
+
+    for number, length in enumerate(seconds):
+        samples = np.roll(noise, 997 * number)[: int(length * 16000)]
+        with wave.open(str(folder / f"{number}.wav"), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", "not compressed"))
+            file.writeframes(samples.tobytes())
+        lines.append(f"u{number:05},{number}.wav,hello")
+
+    table = folder / "corpus.csv"
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+def perspective(request: Request) -> Iterator[Row]:
     """`ser sweep perspective-table2`, all 480 runs for a few epochs; see `of_table`."""
     from ser.benchmarks.costs import VECTORS, write_store
     from ser.train.models import FUSIONS
 
-    n, labelled = (400, 400) if asked.small else (UTTERANCES, LABELLED)
-    store = write_store(
-        asked.folder / "store", VECTORS, dict.fromkeys(VECTORS, np.ones(n, int)), labelled=labelled
-    )
+    n = 400 if request.small else UTTERANCES
+    labelled = 400 if request.small else LABELLED
+    lengths = dict.fromkeys(VECTORS, np.ones(n, int))
+    store = write_store(request.folder / "store", VECTORS, lengths, labelled=labelled)
+
     recipe: object = "perspective-table2"
-    if asked.small:
-        recipe = asked.folder / "two.toml"
-        cell = '[[cell]]\nname = "{0}"\nfeatures = "is13+bert"\nfusion = "lgf-add"\nloss = "{0}"\nseeds = 2\n'
-        recipe.write_text(
-            'title = "two cells"\n' + cell.format("single") + cell.format("perspective")
-        )
-    asks = ("sweep", recipe, "--store", store, "--epochs", 4, *(TINY if asked.small else ()))
-    yield from of_table(asked, "perspective", asks, 480, FUSIONS["lgf-add"].settings().epochs)
+    if request.small:
+        recipe = write_two_cells(request.folder / "two.toml")
+
+    words = ["sweep", recipe, "--store", store, "--epochs", 4, *(TINY if request.small else ())]
+    epochs = FUSIONS["lgf-add"].settings().epochs
+    yield from of_table(request, "perspective", words, 480, epochs)
 
 
-def mit(asked: Asked) -> Iterator[Row]:
+def write_two_cells(recipe: Path) -> Path:
+    """A recipe of two cells, two seeds each: one for each loss."""
+    lines = ['title = "two cells"']
+    for loss in ("single", "perspective"):
+        lines += [
+            "[[cell]]",
+            f'name = "{loss}"',
+            'features = "is13+bert"',
+            'fusion = "lgf-add"',
+            f'loss = "{loss}"',
+            "seeds = 2",
+        ]
+
+    recipe.write_text("\n".join(lines) + "\n")
+    return recipe
+
+
+def mit(request: Request) -> Iterator[Row]:
     """`ser train --fusion mit`, two of the five folds for two epochs; see `of_table`."""
     from ser.benchmarks.costs import SEQUENCES, write_store
     from ser.train.models import FUSIONS
 
-    n = 200 if asked.small else LABELLED
+    n = 200 if request.small else LABELLED
     begun = time.perf_counter()
-    sizes = lengths(lasting(n, LABELLED_HOURS, LABELLED))
-    store = write_store(asked.folder / "store", SEQUENCES, sizes, writers=8)
-    yield told("writing the stand-in store, s (not counted)", time.perf_counter() - begun)
-    asks = (
-        "train",
-        "--features",
-        "hubert+mpnet",
-        "--fusion",
-        "mit",
-        "--store",
-        store,
-        "--folds",
-        2,
-        "--epochs",
-        2,
-    )
-    yield from of_table(
-        asked, "mit", (*asks, *(TINY if asked.small else ())), 5, FUSIONS["mit"].settings().epochs
-    )
+    lengths = sequence_lengths(durations_of_share(n, LABELLED_HOURS, LABELLED))
+    store = write_store(request.folder / "store", SEQUENCES, lengths, writers=8)
+    yield fact("writing the stand-in store, s (not counted)", time.perf_counter() - begun)
+
+    words = ["train", "--features", "hubert+mpnet", "--fusion", "mit", "--store", store]
+    words += ["--folds", 2, "--epochs", 2, *(TINY if request.small else ())]
+    epochs = FUSIONS["mit"].settings().epochs
+    yield from of_table(request, "mit", words, 5, epochs)
 
 
 def of_table(
-    asked: Asked, what: str, words: Sequence[object], runs: int, epochs: int
+    request: Request, what: str, words: Sequence[object], runs: int, epochs: int
 ) -> Iterator[Row]:
     """The seconds of a table of so many runs and epochs, from a command that trains some of each.
 
@@ -247,69 +251,101 @@ def of_table(
     median of those after the first, which warms up, and as many run side by side as there are
     workers.
     """
-    out = asked.folder / "runs"
-    took, said = timed(asked, *words, "--out", out)
-    side = int(found[1]) if (found := re.search(r"with (\d+) workers", said)) else 1
-    histories = [json.loads(file.read_text())["history"] for file in out.glob("*/result.json")]
-    training = sum(line["seconds"] for lines in histories for line in lines) / side
-    steady = statistics.mean(
-        statistics.median(line["seconds"] for line in lines[1:]) for lines in histories
-    )
-    about = next((line.strip() for line in said.splitlines() if " about " in line), "")
-    yield told("what the command said ahead", about)
-    yield told(
+    out = request.folder / "runs"
+    took, output = timed(request, *words, "--out", out)
+    told_workers = re.search(r"with (\d+) workers", output)
+    workers = int(told_workers[1]) if told_workers else 1
+
+    # Seconds of each epoch, by the run.
+    histories = []
+    for file in out.glob("*/result.json"):
+        history = json.loads(file.read_text())["history"]
+        histories.append([line["seconds"] for line in history])
+    training = sum(sum(seconds) for seconds in histories) / workers
+    steady = statistics.mean(statistics.median(seconds[1:]) for seconds in histories)
+
+    estimates = [line.strip() for line in output.splitlines() if " about " in line]
+    yield fact("what the command said ahead", estimates[0] if estimates else "")
+    yield fact(
         f"{len(histories)} runs of {len(histories[0])} epochs took, s",
         took,
-        workers=side,
+        workers=workers,
         steady=steady,
     )
-    yield told("of which is no epoch, s", max(0.0, took - training))
-    whole = max(0.0, took - training) + runs * epochs * steady / side
-    yield predicted(asked, f"the table: {runs} runs × {epochs} epochs", whole, TARGETS[what])
+
+    no_epoch = max(0.0, took - training)
+    yield fact("of which is no epoch, s", no_epoch)
+
+    whole = no_epoch + runs * epochs * steady / workers
+    yield predicted(request, f"the table: {runs} runs × {epochs} epochs", whole, TARGETS[what])
 
 
-def launches(asked: Asked) -> Iterator[Row]:
-    """Kernels and copies that an update of each table launches, and the share of the time that the
-    GPU is busy.
+def launches(request: Request) -> Iterator[Row]:
+    """Kernels and copies that an update of each table launches.
+
+    And the share of the time that the GPU is busy.
     """
-    if not asked.on_gpu:
-        yield told("launches per update, GPU-busy share", UNKNOWN)
+    if not request.on_gpu:
+        yield fact("launches per update, GPU-busy share", UNKNOWN)
         return
+
+    yield from launches_of_perspective(request)
+    yield from launches_of_mit(request)
+
+
+def launches_of_perspective(request: Request) -> Iterator[Row]:
+    """Forty runs at once, in float32, as vectors are by default."""
+    from ser.benchmarks.costs import made_up
+    from ser.train.fit_many import fit_many
+
+    # Labelled, in four of the five sessions.
+    n = 400 if request.small else 4290
+    vectors = np.ones(n, int)
+    inputs = {"audio": (6373, vectors), "text": (768, vectors)}
+    data, fold, config = made_up("lgf-add", inputs, "epochs=3")
+    config = replace(config, device=request.device)
+    configs = [
+        replace(config, loss=loss, seed=seed)
+        for seed in range(20)
+        for loss in ("single", "perspective")
+    ]
+
+    def train(on_epoch: Callable[[Any], None]) -> None:
+        fit_many(data, fold, configs, [on_epoch] * len(configs))
+
+    dialogues = len(data.groups(fold.train, "dialogue"))
+    batches = math.ceil(dialogues / config.settings.batch_size)
+    yield from profiled("Perspective, 40 runs at once", batches, train)
+
+
+def launches_of_mit(request: Request) -> Iterator[Row]:
+    """A quarter of an epoch, in bfloat16 where the GPU has it."""
     import torch
 
     from ser.benchmarks.costs import made_up
     from ser.train.fit import fit
-    from ser.train.fit_many import fit_many
 
-    n = 400 if asked.small else 4290  # labelled, in four of the five sessions
-    precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    once = {"audio": (6373, np.ones(n, int)), "text": (768, np.ones(n, int))}
-    data, fold, plan = made_up("lgf-add", once, "epochs=3")
-    plan = replace(plan, device=asked.device)  # in float32, as vectors are by default
-    plans = [
-        replace(plan, loss=loss, seed=seed)
-        for seed in range(20)
-        for loss in ("single", "perspective")
-    ]
-    batches = -(-len(data.groups(fold.train, "dialogue")) // plan.settings.batch_size)
-    yield from profiled(
-        "Perspective, 40 runs at once", batches, lambda on: fit_many(data, fold, plans, [on] * 40)
-    )
-    sizes = lengths(lasting(n // 4, LABELLED_HOURS, 4 * LABELLED))  # a quarter of an epoch
-    rows = {"audio": (768, sizes["hubert"]), "text": (768, sizes["mpnet"])}
-    sequences, all_of, mine = made_up("mit", rows, "epochs=3")
-    mine = replace(mine, device=asked.device, precision=precision)
-    batches = -(-len(all_of.train) // mine.settings.batch_size)
-    yield from profiled(
-        "MIT", batches, lambda on: fit(sequences, all_of, mine, lambda line, _: on(line))
-    )
+    n = 400 if request.small else 4290
+    seconds = durations_of_share(n // 4, LABELLED_HOURS, 4 * LABELLED)
+    inputs = {"audio": (768, frame_counts(seconds)), "text": (768, token_counts(seconds))}
+    data, fold, config = made_up("mit", inputs, "epochs=3")
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = "bf16" if has_bfloat16 else "float32"
+    config = replace(config, device=request.device, precision=precision)
+
+    def train(on_epoch: Callable[[Any], None]) -> None:
+        fit(data, fold, config, lambda line, _: on_epoch(line))
+
+    batches = math.ceil(len(fold.train) / config.settings.batch_size)
+    yield from profiled("MIT", batches, train)
 
 
 def profiled(
     what: str, updates: int, train: Callable[[Callable[[Any], None]], object]
 ) -> Iterator[Row]:
-    """The third of three epochs under torch's profiler, its time against that of the second, which
-    is without.
+    """The third of three epochs under torch's profiler.
+
+    Its time on the GPU against that of the second, which is without.
     """
     import torch
 
@@ -317,22 +353,31 @@ def profiled(
     profiler = torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA])
     ends: dict[int, float] = {}
 
-    def on_epoch(line: Any) -> None:  # of many runs, each tells of its own
+    def on_epoch(line: Any) -> None:
         torch.cuda.synchronize()
-        if line.epoch not in ends:
-            ends[line.epoch] = time.perf_counter()
-            {2: profiler.start, 3: profiler.stop}.get(line.epoch, bool)()
+        # Of many runs, each tells of its own.
+        if line.epoch in ends:
+            return
+
+        ends[line.epoch] = time.perf_counter()
+        if line.epoch == 2:
+            profiler.start()
+        elif line.epoch == 3:
+            profiler.stop()
 
     train(on_epoch)
-    events, asks = (
-        profiler.key_averages(),
-        re.compile("cu.*(LaunchKernel|GraphLaunch|Memcpy|Memset)"),
-    )
-    on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    busy = (
-        sum(event.self_device_time_total for event in on_gpu if not event.is_user_annotation) / 1e6
-    )
-    launched = {event.key: event.count for event in events if asks.match(event.key)}
-    yield told(f"{what}: launches an update", sum(launched.values()) / updates, **launched)
-    yield told(f"{what}: ms an update", 1e3 * (ends[2] - ends[1]) / updates)
-    yield told(f"{what}: share of the time that the GPU is busy", busy / (ends[2] - ends[1]))
+    second_epoch = ends[2] - ends[1]
+
+    calls = re.compile("cu.*(LaunchKernel|GraphLaunch|Memcpy|Memset)")
+    launched = {}
+    busy = 0.0
+    for event in profiler.key_averages():
+        if calls.match(event.key):
+            launched[event.key] = event.count
+        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_gpu and not event.is_user_annotation:
+            busy += event.self_device_time_total / 1e6
+
+    yield fact(f"{what}: launches an update", sum(launched.values()) / updates, **launched)
+    yield fact(f"{what}: ms an update", 1e3 * second_epoch / updates)
+    yield fact(f"{what}: share of the time that the GPU is busy", busy / second_epoch)

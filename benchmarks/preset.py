@@ -1,7 +1,8 @@
-"""The CPU preset of MIT in docs/scaling.md on a store of IEMOCAP's full size: what a sweep says and
-what it takes.
+"""The CPU preset of MIT in docs/scaling.md on a store of IEMOCAP's full size: estimate and truth.
 
-    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.preset FOLDER [ser sweep's options, such as --folds 1]
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.preset FOLDER [OPTIONS]
+
+OPTIONS are those of `ser sweep`, such as --folds 1.
 
 The store has 10,039 utterances, 12.4 h, of which 5,531 are labelled: HuBERT base's frames (768 × 50
 a second, float16) and MPNet's tokens. Values are random, since they do not change the work; so no
@@ -14,71 +15,88 @@ import json
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 from ser.benchmarks.compare import children_time
 from ser.benchmarks.costs import SEQUENCES, timed, write_store
-from ser.benchmarks.train import durations
+from ser.benchmarks.iemocap_sizes import (
+    HOURS,
+    LABELLED,
+    UTTERANCES,
+    durations_of_share,
+    sequence_lengths,
+)
 from ser.train.sweep.estimate import estimate_sweep
 from ser.train.sweep.recipe import read_recipe
 from ser.train.sweep.tasks import plan_sweep
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
-UTTERANCES, LABELLED, HOURS = 10_039, 5_531, 12.44
+NO_PATIENCE = "patience=0"
 
 
 def main(folder: Path, *options: str) -> None:
     """Make the store if it is not there, then estimate and measure."""
-    store, out = folder / "store", folder / f"runs-{int(time.time())}"
+    store = folder / "store"
     if not store.exists():
-        lasts = durations(UTTERANCES, np.random.default_rng(0))
-        lasts *= HOURS * 3600 / lasts.sum()
-        lengths = {
-            "hubert": np.ceil(lasts * 50 - 1).astype(int),
-            "mpnet": np.ceil(lasts * 3.2 + 2).astype(int),
-        }
-        write_store(store, SEQUENCES, lengths, labelled=LABELLED)
-    asked = dict(zip(options[::2], options[1::2], strict=True))
-    folds = int(asked.get("--folds", 5))
-    off = ("patience=0",)
+        seconds = durations_of_share(UTTERANCES, HOURS, UTTERANCES)
+        write_store(store, SEQUENCES, sequence_lengths(seconds), labelled=LABELLED)
+
     recipe = folder / "mit-cpu.toml"
-    recipe.write_text(
-        PAGE.read_text().partition("`mit-cpu.toml`:\n```toml\n")[2].partition("```")[0]
+    recipe.write_text(preset_of_the_page())
+    out = folder / f"runs-{int(time.time())}"
+    by_name = dict(zip(options[::2], options[1::2], strict=True))
+    folds = int(by_name.get("--folds", 5))
+
+    estimated = print_estimate(recipe, store, out, folds)
+
+    command = ["sweep", str(recipe), "--store", str(store), "--out", str(out), "--device", "cpu"]
+    command += ["--set", NO_PATIENCE, *options]
+    wall, used = timed([command])
+    print(
+        f"measured: {used:.0f} s CPU for {folds} folds, all of `ser sweep`; "
+        f"{wall:.0f} s by the clock"
     )
-    planned = plan_sweep(
-        read_recipe(recipe, store=store, out=out, device="cpu", folds=folds, set=off)
+
+    runs = 0
+    epochs: list[float] = []
+    for file in out.glob("*/result.json"):
+        runs += 1
+        epochs += [line["seconds"] for line in json.loads(file.read_text())["history"]]
+
+    print(
+        f"{runs} runs, {len(epochs)} epochs, {np.mean(epochs):.1f} s each by the clock; "
+        f"ratio {estimated / used:.2f}"
     )
-    clock, time.perf_counter = time.perf_counter, time.process_time  # of the timed steps
+
+
+def preset_of_the_page() -> str:
+    """The recipe that docs/scaling.md prints below "`mit-cpu.toml`:"."""
+    _, _, after = PAGE.read_text().partition("`mit-cpu.toml`:\n```toml\n")
+    recipe, _, _ = after.partition("```")
+    return recipe
+
+
+def print_estimate(recipe: Path, store: Path, out: Path, folds: int) -> float:
+    """Print what `ser sweep` says ahead, and return its CPU seconds."""
+    sweep = plan_sweep(
+        read_recipe(recipe, store=store, out=out, device="cpu", folds=folds, set=(NO_PATIENCE,))
+    )
+
     before = children_time()
-    seconds, cells = estimate_sweep(planned, workers=1)
+    # The clock of the timed steps.
+    with mock.patch.object(time, "perf_counter", time.process_time):
+        seconds, cells = estimate_sweep(sweep, workers=1)
+    took = children_time() - before
+
+    parameters = cells["mit"].parameters
     print(
-        f"estimate: {seconds:.0f} s CPU for {folds} folds ({cells['mit'].parameters:,} parameters);",
-        end=" ",
+        f"estimate: {seconds:.0f} s CPU for {folds} folds ({parameters:,} parameters); "
+        f"it took {took:.1f} s with loading",
+        flush=True,
     )
-    time.perf_counter = clock
-    print(f"it took {children_time() - before:.1f} s with loading", flush=True)
-    command = [
-        "sweep",
-        str(recipe),
-        "--store",
-        str(store),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--set",
-        off[0],
-    ]
-    wall, used = timed([[*command, *options]])
-    print(
-        f"measured: {used:.0f} s CPU for {folds} folds, all of `ser sweep`; {wall:.0f} s by the clock"
-    )
-    runs = [json.loads(path.read_text()) for path in out.glob("*/result.json")]
-    epochs = [line["seconds"] for run in runs for line in run["history"]]
-    print(
-        f"{len(runs)} runs, {len(epochs)} epochs, {np.mean(epochs):.1f} s each by the clock; ratio {seconds / used:.2f}"
-    )
+    return seconds
 
 
 if __name__ == "__main__":

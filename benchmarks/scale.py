@@ -1,8 +1,10 @@
-"""The real planner, window and publisher at a size that no corpus here has, with an extractor that
-costs nothing.
+"""The real planner, window and publisher at a size that no corpus here has.
 
-    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]      by default 250000 500000 1000000
-    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale --train [UTTERANCES …]     what training takes, see `train`
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale [UTTERANCES …]
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.scale --train [UTTERANCES …]
+
+The first is by default of 250000 500000 1000000 utterances, with an extractor that costs nothing;
+the second is what training takes, see `train`.
 
 For each size: how long the planner takes and how much memory; then a process of its own plans, and
 hands tasks to a cluster of two workers (each computes and publishes a real part, with fsync and
@@ -47,11 +49,20 @@ from ser.extract.registry import FEATURES, FeatureKind
 from ser.extract.resolve import resolve
 
 SIZES = (250_000, 500_000, 1_000_000)
-PART_SECONDS = 47.0  # of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio
+TRAINING_SIZES = (100_000, 1_000_000)
 DIM = 8
-SHARE = 8  # one part in eight is published: minutes instead of an hour
 LOOKS = 20
-SLACK = 1.35  # what an utterance costs may be that many times what it costs in the smallest corpus
+
+# Of the text's own reckoning: 138 utterances a part, close to 133 of 4.5 s in 600 s of audio.
+PART_SECONDS = 47.0
+# One part in eight is published: minutes instead of an hour.
+SHARE = 8
+# What an utterance costs may be that many times what it costs in the smallest corpus.
+SLACK = 1.35
+
+# What training reads: vectors in parts of so many rows.
+VECTOR_DIM = 64
+ROWS_PER_PART = 2000
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,9 @@ class NothingConfig:
 class Nothing(Extractor):
     """One row of zeros for each transcript."""
 
-    name, version, Config = "nothing", 1, NothingConfig
+    name = "nothing"
+    version = 1
+    Config = NothingConfig
     batched = True
 
     @classmethod
@@ -92,16 +105,20 @@ def manifest(count: int) -> Manifest:
         "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
         "duration": [4.5] * count,
     }
-    arrays = [
-        pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type)
-        for f in SCHEMA
-    ]
+
+    arrays = []
+    for field in SCHEMA:
+        if field.name in columns:
+            arrays.append(pa.array(columns[field.name], field.type))
+        else:
+            arrays.append(pa.nulls(count, field.type))
+
     return Manifest("million", pa.table(arrays, schema=SCHEMA))
 
 
-def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan]:
+def request(count: int, folder: Path) -> tuple[ExtractionConfig, Scan]:
     """What would be read from the command line and the corpus."""
-    request = ExtractionConfig(
+    config = ExtractionConfig(
         Path("nowhere"),
         "nothing",
         store=folder / "store",
@@ -109,249 +126,307 @@ def asked(count: int, folder: Path) -> tuple[ExtractionConfig, Scan]:
         batch_seconds=PART_SECONDS,
         on_error="skip",
     )
-    return request, Scan(manifest(count), folder, "table")
+    return config, Scan(manifest(count), folder, "table")
 
 
 def measure(count: int, folder: Path) -> dict[str, float]:
-    """One size, in this process: plan; have a share of the parts published by another, kill it, and
-    plan again.
+    """One size, in this process: plan, have a share of the parts published, and plan again.
+
+    Another process publishes, and is killed.
     """
-    request, scan = asked(count, folder)
-    [wanted] = resolve(["nothing"], {}, "float16")[0]
-    store = open_store(request.store, create=True)
+    config, scan = request(count, folder)
+    [resolved] = resolve(["nothing"], {}, "float16")[0]
+    store = open_store(config.store, create=True)
     store.put_manifest(scan.manifest)
-    store.add(wanted.spec)
+    store.add(resolved.spec)
+
     me = psutil.Process()
-    idle, begun = me.memory_info().rss, time.process_time()
-    parts = plan(request, scan).tasks()
-    planned = time.process_time() - begun
-    found = {
+    idle = me.memory_info().rss
+    begun = time.process_time()
+    parts = len(plan(config, scan).tasks())
+    figures = {
         "utterances": count,
-        "parts": len(parts),
-        "plan s": planned,
-        "plan MB": _more(me, idle),
+        "parts": parts,
+        "plan s": time.process_time() - begun,
+        "plan MB": megabytes_more(me, idle),
     }
 
-    done = {"there": 0.0}
+    figures |= publish_and_kill(count, folder, parts / SHARE)
+    # With those that were published while it died.
+    published = len(part_names(store.path / "nothing" / resolved.spec.fingerprint))
+    figures["there"] = published
+
+    begun = time.process_time()
+    missing = len(plan(config, scan).tasks())
+    figures["resume s"] = time.process_time() - begun
+    if missing != parts - published:
+        raise SystemExit(
+            f"{published} of {parts} parts are published, and {missing} are planned again"
+        )
+
+    figures["look ms"] = look(parts, folder / "full")
+    return figures
+
+
+def publish_and_kill(count: int, folder: Path, enough: float) -> dict[str, float]:
+    """The last figures of a process that publishes, killed as soon as enough parts are there."""
     command = [sys.executable, "-m", "benchmarks.scale", "--publish", str(count), str(folder)]
-    quiet = {
-        **os.environ,
-        "PYTHONWARNINGS": "ignore",
-    }  # of semaphores that whoever is killed cannot clean up
+    # Who is killed cannot clean up its semaphores: no warnings of them.
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    figures = {"there": 0.0}
+
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as publisher:
         assert publisher.stdout is not None
         for line in publisher.stdout:
-            done = json.loads(line)
-            if done["there"] >= len(parts) / SHARE:
+            figures = json.loads(line)
+            if figures["there"] >= enough:
                 break
         workers = psutil.Process(publisher.pid).children(recursive=True)
         publisher.kill()
-    if (
-        left := psutil.wait_procs(workers, timeout=60)[1]
-    ) or publisher.returncode != -signal.Signals["SIGKILL"]:
-        raise SystemExit(
-            f"it ended with {publisher.returncode}, and left {len(left)} of {len(workers)} processes behind"
-        )
-    found |= done
-    # With those that were published while it died.
-    found["there"] = len(part_names(store.path / "nothing" / wanted.spec.fingerprint))
 
-    begun = time.process_time()
-    missing = plan(request, scan).tasks()
-    found["resume s"] = time.process_time() - begun
-    if len(missing) != len(parts) - found["there"]:
+    _, left = psutil.wait_procs(workers, timeout=60)
+    if left or publisher.returncode != -signal.Signals["SIGKILL"]:
         raise SystemExit(
-            f"{found['there']} of {len(parts)} parts are published, and {len(missing)} are planned again"
+            f"it ended with {publisher.returncode}, "
+            f"and left {len(left)} of {len(workers)} processes behind"
         )
-    found["look ms"] = look(len(parts), folder / "full")
-    return found
+    return figures
 
 
 def look(parts: int, folder: Path) -> float:
-    """Milliseconds of a task's two looks at a folder that has so many parts, and one more at the
-    second look.
+    """Milliseconds of a task's two looks at a folder that has so many parts.
+
+    At the second look there is one more.
     """
     for number in range(parts):
-        (folder / "parts" / hashlib.sha256(str(number).encode()).hexdigest()).mkdir(parents=True)
+        name = hashlib.sha256(str(number).encode()).hexdigest()
+        (folder / "parts" / name).mkdir(parents=True)
+
     begun = time.process_time()
     for number in range(LOOKS):
         known = part_names(folder)
         (folder / "parts" / f"{number}").mkdir()
         assert part_names(folder) - known == {f"{number}"}
+
     return 1e3 * (time.process_time() - begun) / LOOKS
 
 
 def publish(count: int, folder: Path) -> None:
-    """As `ser features --scheduler local:2`, until somebody kills it; a line of figures every now
-    and then.
+    """As `ser features --scheduler local:2`, until somebody kills it.
+
+    It prints a line of figures every now and then.
     """
     me = psutil.Process()
-    tasks = plan(*asked(count, folder)).tasks()
-    idle, begun, busy, worked = 0, time.perf_counter(), time.process_time(), 0.0
+    config, scan = request(count, folder)
+    tasks = plan(config, scan).tasks()
     peak = 0.0
+
     for done, _ in enumerate(run_on_cluster(tasks, "local:2", False)):
+        # What all cost is counted from the end of the first task: there is a cluster then.
         if not done:
-            idle, begun, busy, worked = (
-                me.memory_info().rss,
-                time.perf_counter(),
-                time.process_time(),
-                _spent(me),
-            )
-        elif done % 20 == 0:
-            peak = max(peak, _more(me, idle))
-            figures = {
-                "tasks/s": done / (time.perf_counter() - begun),
-                "scheduler ms/task": 1e3 * (time.process_time() - busy) / done,
-                "scheduler MB": peak,
-                "worker ms/task": 1e3 * (_spent(me) - worked) / done,
-            }
-            print(json.dumps({**figures, "there": done}), flush=True)
+            idle = me.memory_info().rss
+            begun = time.perf_counter()
+            used_at_begin = time.process_time()
+            worked_at_begin = seconds_of_children(me)
+            continue
+
+        if done % 20:
+            continue
+        peak = max(peak, megabytes_more(me, idle))
+        used = time.process_time() - used_at_begin
+        worked = seconds_of_children(me) - worked_at_begin
+        figures = {
+            "tasks/s": done / (time.perf_counter() - begun),
+            "scheduler ms/task": 1e3 * used / done,
+            "scheduler MB": peak,
+            "worker ms/task": 1e3 * worked / done,
+            "there": done,
+        }
+        print(json.dumps(figures), flush=True)
 
 
-def _spent(process: psutil.Process) -> float:
+def seconds_of_children(process: psutil.Process) -> float:
     """Seconds of CPU that the processes under this one have taken."""
-    return sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
+    seconds = 0.0
+    for child in process.children(recursive=True):
+        times = child.cpu_times()
+        seconds += times.user + times.system
+
+    return seconds
 
 
-def _more(process: psutil.Process, than: int) -> float:
-    return (process.memory_info().rss - than) / 1e6
+def megabytes_more(process: psutil.Process, before: int) -> float:
+    """How much more memory a process has than these bytes."""
+    return (process.memory_info().rss - before) / 1e6
 
 
 def train(count: int, folder: Path) -> dict[str, float]:
-    """Training's share of one size: seconds and memory of opening, joining and planning, and of
-    reading an epoch.
+    """Training's share of one size: opening, joining, planning, and reading an epoch.
 
-    Vectors of 64 float32 in parts of 2,000; half of them is the budget of memory, so that they are
-    streamed.
+    Seconds and memory. Vectors of 64 float32 in parts of 2,000; half of them is the budget of
+    memory, so that they are streamed.
     """
-    plain, number = manifest(count), np.arange(count)
-    columns = {
-        "label": [("ang", "hap", "neu", "sad")[one] for one in number % 4],
-        "session": [str(one) for one in number % 5],
-        "dialogue": [f"d{one}" for one in number // 20],
-        "speaker": [f"s{one}" for one in number % 10],
-        "turn": number % 20,
-    }
-    table = plain.table
-    for name, values in columns.items():
-        field = SCHEMA.field(name)
-        table = table.set_column(SCHEMA.get_field_index(name), field, pa.array(values, field.type))
-    made, inputs = Manifest("million", table), plain.inputs("text")
+    labelled = with_labels(manifest(count))
     store = open_store(folder / "store", create=True)
-    store.put_manifest(made)
-    feature = store.add(Spec("vector", "text", "utterance", 64, "float32", "made-up", 1))
-    values = np.random.default_rng(0).normal(size=(2000, 1, 64)).astype(np.float32)
-    for start in range(0, count, len(values)):
-        ids = plain.ids[start : start + len(values)]
-        publish_part(
-            feature,
-            PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)])),
-        )
-    bytes_ = count * 64 * 4
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.scale",
-        "--read",
-        str(folder / "store"),
-        f"{bytes_ / 2e6:.3f}MB",
-    ]
+    store.put_manifest(labelled)
+    spec = Spec("vector", "text", "utterance", VECTOR_DIM, "float32", "made-up", 1)
+    feature = store.add(spec)
+
+    inputs = labelled.inputs("text")
+    random = np.random.default_rng(0)
+    values = random.normal(size=(ROWS_PER_PART, 1, VECTOR_DIM)).astype(np.float32)
+    for start in range(0, count, ROWS_PER_PART):
+        ids = labelled.ids[start : start + ROWS_PER_PART]
+        rows = PartRows("million", ids, inputs[start : start + len(ids)], list(values[: len(ids)]))
+        publish_part(feature, rows)
+
+    megabytes = count * VECTOR_DIM * 4 / 1e6
+    command = [sys.executable, "-m", "benchmarks.scale"]
+    command += ["--read", str(folder / "store"), f"{megabytes / 2:.3f}MB"]
     child = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return {"utterances": count, **json.loads(child.stdout)}
 
 
+def with_labels(plain: Manifest) -> Manifest:
+    """The same utterances with all that training asks of them."""
+    numbers = np.arange(len(plain))
+    labels = ("ang", "hap", "neu", "sad")
+    columns = {
+        "label": [labels[number] for number in numbers % 4],
+        "session": [str(number) for number in numbers % 5],
+        "dialogue": [f"d{number}" for number in numbers // 20],
+        "speaker": [f"s{number}" for number in numbers % 10],
+        "turn": numbers % 20,
+    }
+
+    table = plain.table
+    for name, values in columns.items():
+        field = SCHEMA.field(name)
+        position = SCHEMA.get_field_index(name)
+        table = table.set_column(position, field, pa.array(values, field.type))
+
+    return Manifest("million", table)
+
+
 def read(store: str, memory: str) -> None:
-    """Open, join, plan, take the first batch and read an epoch, and print what each took."""
+    """Open, join, plan, take the first batch and read an epoch; print what each took."""
     from ser.train.experiment import Experiment, prepare
 
-    me, found, begun = psutil.Process(), dict[str, float](), time.process_time()
+    figures: dict[str, float] = {}
+    me = psutil.Process()
+    begun = time.process_time()
     idle = me.memory_info().rss
 
     def note(what: str) -> None:
         nonlocal begun
-        found[f"{what} s"], begun = time.process_time() - begun, time.process_time()
+        figures[f"{what} s"] = time.process_time() - begun
+        begun = time.process_time()
 
     opened = open_store(store)
-    corpus, feature = opened.manifest(), opened.feature("vector")
+    corpus = opened.manifest()
+    feature = opened.feature("vector")
     note("open")
+
     feature.places(corpus, range(len(corpus)))
     note("join")
+
     [job] = prepare(Experiment("vector", "text", store=store, folds=1, device="cpu", memory=memory))
     note("plan")
-    rows = job.data.batches(job.fold.train, "utterance", 40, {}, torch.Generator().manual_seed(0))
-    next(rows)
+
+    generator = torch.Generator().manual_seed(0)
+    batches = job.data.batches(job.fold.train, "utterance", 40, {}, generator)
+    next(batches)
     note("first batch")
-    batches = 1 + sum(1 for _ in rows)
+
+    count = 1 + sum(1 for _ in batches)
     note("epoch")
-    assert job.data.inputs["text"].streamed and batches == -(-len(job.fold.train) // 40)
-    found["MB"] = _more(me, idle)
-    found["B per utterance, beside the budget"] = (
-        1e6 * (found["MB"] - float(memory[:-2])) / len(corpus)
-    )
-    print(json.dumps(found))
+
+    assert job.data.inputs["text"].streamed
+    assert count == -(-len(job.fold.train) // 40)
+
+    megabytes = megabytes_more(me, idle)
+    budget = float(memory.removesuffix("MB"))
+    figures["MB"] = megabytes
+    figures["B per utterance, beside the budget"] = 1e6 * (megabytes - budget) / len(corpus)
+    print(json.dumps(figures))
 
 
-def compare(sizes: Sequence[int]) -> int:
+def compare_training(sizes: Sequence[int]) -> int:
     """Print what training takes at each size. 1 if anything grows faster than the corpus."""
     rows = []
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="ser-scale-") as folder:
             rows.append(train(size, Path(folder)))
+
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
-    times = rows[-1]["utterances"] / rows[0]["utterances"]
-    faults = [
-        key
-        for key in rows[0]
-        if key.endswith(" s") and rows[-1][key] > SLACK * times * max(rows[0][key], 0.1)
-    ]
-    for key in faults:
-        print(f"{key}: grows faster than the corpus")
-    return 1 if faults else 0
+    first = rows[0]
+    last = rows[-1]
+    times = last["utterances"] / first["utterances"]
+
+    faults = []
+    for key in first:
+        if key.endswith(" s") and last[key] > SLACK * times * max(first[key], 0.1):
+            faults.append(key)
+
+    return tell_faults(faults)
 
 
 def main(sizes: Sequence[int]) -> int:
-    """Measure each size in a process of its own, and print the table. 1 if something grows faster
-    than the corpus.
+    """Measure each size in a process of its own, and print the table.
+
+    1 if something grows faster than the corpus.
     """
     rows = []
     for size in sizes:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.scale", "--one", str(size)], stdout=subprocess.PIPE
-        )
+        command = [sys.executable, "-m", "benchmarks.scale", "--one", str(size)]
+        child = subprocess.run(command, stdout=subprocess.PIPE)
         if child.returncode:
             return 1
         rows.append(json.loads(child.stdout))
         print(tabulate(rows[-1:], headers="keys", floatfmt=".3g"), file=sys.stderr)
+
     print(tabulate(rows, headers="keys", floatfmt=".3g", tablefmt="github"))
-    first, last = rows[0], rows[-1]
+    return tell_faults(grown_too_fast(rows[0], rows[-1]))
+
+
+def grown_too_fast(first: dict[str, float], last: dict[str, float]) -> list[str]:
+    """The figures that grow faster than the corpus; those of a task, that grow at all."""
     times = last["utterances"] / first["utterances"]
-    faults = [
-        key for key in ("plan s", "plan MB", "resume s") if last[key] > SLACK * times * first[key]
-    ]
-    faults += [
-        key for key in ("scheduler ms/task", "worker ms/task") if last[key] > SLACK * first[key]
-    ]
-    faults += [key for key in ("scheduler MB",) if last[key] > SLACK * times * max(first[key], 10)]
-    faults += [key for key in ("look ms",) if last[key] > SLACK * times * max(first[key], 1)]
+    allowed = {
+        "plan s": times * first["plan s"],
+        "plan MB": times * first["plan MB"],
+        "resume s": times * first["resume s"],
+        "scheduler ms/task": first["scheduler ms/task"],
+        "worker ms/task": first["worker ms/task"],
+        "scheduler MB": times * max(first["scheduler MB"], 10),
+        "look ms": times * max(first["look ms"], 1),
+    }
+    return [key for key, limit in allowed.items() if last[key] > SLACK * limit]
+
+
+def tell_faults(faults: Sequence[str]) -> int:
+    """Print the figures that grow too fast; the exit code."""
     for key in faults:
         print(f"{key}: grows faster than the corpus")
+
     return 1 if faults else 0
 
 
-def one(size: int) -> None:
+def measure_one(size: int) -> None:
     """Measure in a folder that is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="ser-scale-") as folder:
         print(json.dumps(measure(size, Path(folder))))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(int(sys.argv[2]))
-    elif sys.argv[1:2] == ["--publish"]:
-        publish(int(sys.argv[2]), Path(sys.argv[3]))
-    elif sys.argv[1:2] == ["--read"]:
-        read(sys.argv[2], sys.argv[3])
-    elif sys.argv[1:2] == ["--train"]:
-        sys.exit(compare([int(size) for size in sys.argv[2:]] or (100_000, 1_000_000)))
-    else:
-        sys.exit(main([int(size) for size in sys.argv[1:]] or SIZES))
+    match sys.argv[1:]:
+        case ["--one", size]:
+            measure_one(int(size))
+        case ["--publish", size, folder]:
+            publish(int(size), Path(folder))
+        case ["--read", store, memory]:
+            read(store, memory)
+        case ["--train", *sizes]:
+            sys.exit(compare_training([int(size) for size in sizes] or TRAINING_SIZES))
+        case sizes:
+            sys.exit(main([int(size) for size in sizes] or SIZES))

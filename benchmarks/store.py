@@ -1,8 +1,7 @@
-"""The store against one packed .npy, copied from a memory map: the fastest way there is, and
-without any checks.
+"""The store against one packed .npy, copied from a memory map.
 
-Wall time, since the store reads with threads. The page cache is warm; each way fills memory of its
-own.
+That is the fastest way there is, and without any checks. Wall time, since the store reads with
+threads. The page cache is warm; each way fills memory of its own.
 """
 
 import tempfile
@@ -16,7 +15,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
-from ser.benchmarks.compare import compare
+from ser.benchmarks.compare import compare, row
 from ser.cache import blocks
 from ser.cache.feature import Feature
 from ser.cache.publish import publish_part
@@ -26,7 +25,10 @@ from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
 
 BACKENDS = ("zarr", "hdf5")
-# IEMOCAP's lengths, 0.6 to 34 s, mostly short: frames of 20 ms. The second is is13's shape.
+FRAMES_PER_PART = 30_000
+
+# Rows of each utterance, dim and dtype. The first has IEMOCAP's lengths, 0.6 to 34 s, mostly short:
+# frames of 20 ms. The second is is13's shape.
 SHAPES = {
     "hubert, 768 × float16": (
         np.random.default_rng(0).gamma(2.2, 100, 700).clip(30, 1700).astype(int),
@@ -39,52 +41,45 @@ SHAPES = {
 
 def cases(rounds: int) -> list[dict[str, Any]]:
     """The rows of `make bench` for the store."""
+    rows = []
     with tempfile.TemporaryDirectory(prefix="ser-bench-") as folder:
-        rows = []
         for name, (lengths, dim, dtype) in SHAPES.items():
-            rows += _shape(Path(folder) / dtype, name, lengths, dim, dtype, rounds)
-        return rows
+            rows += cases_of_shape(Path(folder) / dtype, name, lengths, dim, dtype, rounds)
+
+    return rows
 
 
-def _shape(
+def cases_of_shape(
     folder: Path, name: str, lengths: npt.NDArray[Any], dim: int, dtype: Any, rounds: int
 ) -> list[dict[str, Any]]:
-    manifest, features = _write(folder, lengths, dim, dtype)
+    """The rows of one shape: loading, one utterance, the size on disk, batches from memory."""
+    manifest, features = write_features(folder, lengths, dim, dtype)
     memory = features["zarr"].load(manifest)
-    np.save(folder / "packed.npy", memory.values)
+    packed = folder / "packed.npy"
+    np.save(packed, memory.values)
+
     rows = []
     for backend, feature in features.items():
         what = f"store, {backend}, {name}"
-        rows.append(
-            _compare(
-                f"{what}: load all, checked",
-                _copy(folder),
-                partial(feature.load, manifest),
-                0.6,
-                rounds,
-            )
-        )
-        rows.append(
-            _compare(
-                f"{what}: load all, checks off",
-                _copy(folder),
-                _unchecked(feature, manifest),
-                None,
-                rounds,
-            )
-        )
-        rows.append(_one_utterance(what, feature, manifest))
-        rows.append(_size(what, feature, memory.values.nbytes))
-    random = np.random.default_rng(1)
-    order = random.permutation(len(memory))
-    offsets, plain = memory.offsets, np.load(folder / "packed.npy")
+        copy = partial(copy_of, packed)
+        load = partial(feature.load, manifest)
+        unchecked = partial(load_unchecked, feature, manifest)
+
+        rows.append(compare_warm(f"{what}: load all, checked", copy, load, 0.6, rounds))
+        rows.append(compare_warm(f"{what}: load all, checks off", copy, unchecked, None, rounds))
+        rows.append(one_utterance(what, feature, manifest))
+        rows.append(size_on_disk(what, feature, memory.values.nbytes))
+
+    order = np.random.default_rng(1).permutation(len(memory))
+    offsets = memory.offsets
+    plain = np.load(packed)
 
     def batches(take: Callable[[int], npt.NDArray[Any]]) -> None:
         for start in range(0, len(order), 32):
             np.concatenate([take(i) for i in order[start : start + 32]])
 
     rows.append(
-        _compare(
+        compare_warm(
             f"store, {name}: batches of 32 from memory",
             lambda: batches(lambda i: plain[offsets[i] : offsets[i + 1]]),
             lambda: batches(lambda i: memory[i]),
@@ -96,7 +91,7 @@ def _shape(
     return rows
 
 
-def _compare(
+def compare_warm(
     what: str,
     plain: Callable[[], Any],
     ours: Callable[[], Any],
@@ -104,87 +99,89 @@ def _compare(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    for way in (plain, ours):
-        way()  # fills the page cache
+    """The row of two ways of reading, with the page cache filled."""
+    plain()
+    ours()
+
     unit = "s" if clock is time.perf_counter else "s CPU"
     # Rounds are short: many of them find a moment when nobody else uses the machine's cores.
     return compare(what, plain, ours, target, 5 * max(rounds, 3), clock, unit)
 
 
-def _write(
+def write_features(
     folder: Path, lengths: npt.NDArray[Any], dim: int, dtype: Any
 ) -> tuple[Manifest, dict[str, Feature]]:
-    """A store with the same feature in each backend, parts cut from the length-sorted manifest as
-    extraction does.
+    """A store with the same feature in each backend.
+
+    Parts are cut from the manifest sorted by length, as extraction does.
     """
     store = open_store(folder / "store", create=True)
-    ids = [f"utterance-{i:05d}" for i in range(len(lengths))]
-    manifest = Manifest.from_rows(
-        "bench", [{"id": id_, "audio_sha256": f"{i:064x}"} for i, id_ in enumerate(ids)]
-    )
+    lines = [{"id": f"utterance-{i:05d}", "audio_sha256": f"{i:064x}"} for i in range(len(lengths))]
+    manifest = Manifest.from_rows("bench", lines)
     store.put_manifest(manifest)
     digests = manifest.inputs("audio")
+
     level = "utterance" if lengths.max() == 1 else "frame"
+    features = {}
+    for backend in BACKENDS:
+        spec = Spec(backend, "audio", level, dim, dtype, "bench", 1)  # type: ignore[arg-type]
+        features[backend] = store.add(spec)
+
     random = np.random.default_rng(2)
-    order = np.argsort(-lengths, kind="stable")
-    features = {b: store.add(Spec(b, "audio", level, dim, dtype, "bench", 1)) for b in BACKENDS}  # type: ignore[arg-type]
-    per_part = np.searchsorted(
-        np.cumsum(lengths[order]), np.arange(30_000, lengths.sum() + 30_000, 30_000)
-    )
-    for part in np.split(order, np.unique(per_part[per_part < len(order)])):
-        arrays = [random.standard_normal((lengths[i], dim), np.float32).astype(dtype) for i in part]
-        rows = PartRows("bench", [ids[i] for i in part], [digests[i] for i in part], arrays)
+    for part in parts_by_length(lengths):
+        arrays = []
+        for i in part:
+            arrays.append(random.standard_normal((lengths[i], dim), np.float32).astype(dtype))
+        ids = [manifest.ids[i] for i in part]
+        inputs = [digests[i] for i in part]
+        rows = PartRows("bench", ids, inputs, arrays)
+
         for backend, feature in features.items():
             publish_part(feature, rows, backend)
+
     return manifest, features
 
 
-def _copy(folder: Path) -> Callable[[], npt.NDArray[Any]]:
-    def copy() -> npt.NDArray[Any]:
-        mapped = np.load(folder / "packed.npy", mmap_mode="r")
-        out = np.empty(mapped.shape, mapped.dtype)
-        out[:] = mapped
-        return out
+def parts_by_length(lengths: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """The utterances of each part, the longest first."""
+    order = np.argsort(-lengths, kind="stable")
+    frames = np.cumsum(lengths[order])
+    ends = np.searchsorted(
+        frames, np.arange(FRAMES_PER_PART, lengths.sum() + FRAMES_PER_PART, FRAMES_PER_PART)
+    )
+    return np.split(order, np.unique(ends[ends < len(order)]))
 
-    return copy
+
+def copy_of(packed: Path) -> npt.NDArray[Any]:
+    """The array in that file, copied from a memory map."""
+    mapped = np.load(packed, mmap_mode="r")
+    out = np.empty(mapped.shape, mapped.dtype)
+    out[:] = mapped
+    return out
 
 
-def _unchecked(feature: Feature, manifest: Manifest) -> Callable[[], Any]:
+def load_unchecked(feature: Feature, manifest: Manifest) -> Any:
     """The same reading, believing every checksum: what the checks cost is the difference."""
-
-    def load() -> Any:
-        with mock.patch.object(blocks, "check_block", lambda *_: None):
-            return feature.load(manifest)
-
-    return load
+    with mock.patch.object(blocks, "check_block", lambda *_: None):
+        return feature.load(manifest)
 
 
-def _one_utterance(what: str, feature: Feature, manifest: Manifest) -> dict[str, Any]:
+def one_utterance(what: str, feature: Feature, manifest: Manifest) -> dict[str, Any]:
     """The median of 200 utterances at random, against 1.5 ms."""
+    # The first one opens the feature.
     feature[manifest.ids[0]]
-    costs = []
-    for row in np.random.default_rng(3).integers(0, len(manifest), 200):
+
+    milliseconds = []
+    for number in np.random.default_rng(3).integers(0, len(manifest), 200):
         start = time.perf_counter()
-        feature[manifest.ids[row]]
-        costs.append(1000 * (time.perf_counter() - start))
-    median = float(np.median(costs))
-    return {
-        "what": f"{what}: one utterance (plain = the allowance)",
-        "plain": 1.5,
-        "ours": median,
-        "unit": "ms",
-        "ratio": 1.5 / median,
-        "target": 1.0,
-    }
+        feature[manifest.ids[number]]
+        milliseconds.append(1000 * (time.perf_counter() - start))
+
+    median = float(np.median(milliseconds))
+    return row(f"{what}: one utterance (plain = the allowance)", 1.5, median, "ms", 1.0)
 
 
-def _size(what: str, feature: Feature, raw: int) -> dict[str, Any]:
-    held = sum(path.stat().st_size for path in feature.path.rglob("*") if path.is_file())
-    return {
-        "what": f"{what}: size on disk",
-        "plain": raw / 1e6,
-        "ours": held / 1e6,
-        "unit": "MB",
-        "ratio": raw / held,
-        "target": 0.98,  # size ≤ 1.02 × the raw bytes
-    }
+def size_on_disk(what: str, feature: Feature, raw_bytes: int) -> dict[str, Any]:
+    """All files of a feature, against the raw bytes: at most 1.02 times as many."""
+    on_disk = sum(path.stat().st_size for path in feature.path.rglob("*") if path.is_file())
+    return row(f"{what}: size on disk", raw_bytes / 1e6, on_disk / 1e6, "MB", 0.98)

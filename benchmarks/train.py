@@ -1,9 +1,8 @@
-"""Training packed against training the plain way: padded batches, torch's own modules, a
-DataLoader.
+"""Training packed against training the plain way.
 
-The plain models have the parameter names of ours, so that the tests load one's weights into the
-other and use them as an oracle. Sizes are IEMOCAP's; features are random, since they do not change
-the work.
+The plain way is padded batches, torch's own modules, and a DataLoader. Its models have the
+parameter names of ours, so that the tests load one's weights into the other and use them as an
+oracle. Sizes are IEMOCAP's; features are random, since they do not change the work.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from torch.utils.data import DataLoader
 
 from ser.benchmarks.compare import compare
+from ser.benchmarks.iemocap_sizes import (
+    LABELLED,
+    dialogue_lengths,
+    durations,
+    frame_counts,
+    token_counts,
+)
 from ser.train.data.inputs import Inputs
 from ser.train.models import FUSIONS, with_layer_sums
 from ser.train.models.batch import Batch
@@ -25,33 +31,47 @@ from ser.train.models.perspective import PerspectiveSettings
 
 
 class PlainPerspective(nn.Module):
-    """LGF-ADD on padded dialogues, with torch's modules and the parameter names of `Perspective`."""
+    """LGF-ADD on padded dialogues, with torch's modules.
+
+    The parameters have the names of `Perspective`.
+    """
 
     def __init__(self, settings: PerspectiveSettings, dims: dict[str, int], classes: int) -> None:
         super().__init__()
-        d, hidden = settings.d_model, settings.gru_hidden
-        self.features = nn.ModuleDict({m: nn.Linear(dims[m], d) for m in ("audio", "text")})
-        self.gru = nn.ModuleDict(
-            {m: nn.GRU(d, hidden, bidirectional=True, batch_first=True) for m in dims}
-        )
-        self.attention = nn.ModuleDict(
-            {m: nn.MultiheadAttention(2 * hidden, settings.heads, batch_first=True) for m in dims}
-        )
-        self.logits = nn.ModuleDict({m: nn.Linear(2 * hidden, classes) for m in dims})
+        d = settings.d_model
+        hidden = settings.gru_hidden
+        features = {}
+        gru = {}
+        attention = {}
+        logits = {}
+
+        for m, dim in dims.items():
+            features[m] = nn.Linear(dim, d)
+            gru[m] = nn.GRU(d, hidden, bidirectional=True, batch_first=True)
+            attention[m] = nn.MultiheadAttention(2 * hidden, settings.heads, batch_first=True)
+            logits[m] = nn.Linear(2 * hidden, classes)
+
+        self.features = nn.ModuleDict(features)
+        self.gru = nn.ModuleDict(gru)
+        self.attention = nn.ModuleDict(attention)
+        self.logits = nn.ModuleDict(logits)
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
         """Padded vectors `[m, S, dim]` → padded logits `[m, S, K]`."""
         heads = {}
+
         for m, values in x.items():
             packed = pack_padded_sequence(
                 F.relu(self.features[m](values)), lengths, batch_first=True, enforce_sorted=False
             )
-            h = self.dropout(pad_packed_sequence(self.gru[m](packed)[0], batch_first=True)[0])
+            h, _ = pad_packed_sequence(self.gru[m](packed)[0], batch_first=True)
+            h = self.dropout(h)
+
             padding = torch.arange(h.shape[1]) >= lengths[:, None]
-            heads[m] = self.logits[m](
-                self.dropout(self.attention[m](h, h, h, key_padding_mask=padding)[0])
-            )
+            attended, _ = self.attention[m](h, h, h, key_padding_mask=padding)
+            heads[m] = self.logits[m](self.dropout(attended))
+
         return {"logits": heads["audio"] + heads["text"], **heads}
 
 
@@ -62,6 +82,7 @@ class PlainRefinement(nn.Module):
         super().__init__()
         d = settings.d_model
         shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
+
         self.project = nn.Linear(dim, d)
         self.encoder = nn.ModuleList(
             nn.TransformerEncoderLayer(*shape, batch_first=True)
@@ -74,6 +95,7 @@ class PlainRefinement(nn.Module):
         x = self.project(x)
         for layer in self.encoder:
             x = layer(x, src_key_padding_mask=padding)
+
         return self.scales(x) * x
 
 
@@ -84,6 +106,7 @@ class PlainInteraction(nn.Module):
         super().__init__()
         d = settings.d_model
         shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
+
         self.queries = nn.Parameter(torch.zeros(settings.queries, d))
         self.types = nn.Parameter(torch.zeros(2, d))
         self.decoder = nn.ModuleList(
@@ -94,27 +117,32 @@ class PlainInteraction(nn.Module):
 
     def forward(self, parts: list[Tensor], paddings: list[Tensor]) -> Tensor:
         """Padded audio and text `[n, t, d]` → `[n, d]`."""
-        parts = [
-            x + sinusoids(x.shape[1], x.shape[2]).to(x) + self.types[i] for i, x in enumerate(parts)
-        ]
-        q = self.queries.expand(len(parts[0]), -1, -1)
+        placed = []
+        for i, x in enumerate(parts):
+            _, t, d = x.shape
+            placed.append(x + sinusoids(t, d).to(x) + self.types[i])
+
+        q = self.queries.expand(len(placed[0]), -1, -1)
         for layer in self.decoder:
-            q = layer(q, torch.cat(parts, 1), memory_key_padding_mask=torch.cat(paddings, 1))
-        return (self.pool["score"](q).softmax(1) * q).sum(1)
+            memory = torch.cat(placed, 1)
+            padding = torch.cat(paddings, 1)
+            q = layer(q, memory, memory_key_padding_mask=padding)
+
+        shares = self.pool["score"](q).softmax(1)
+        return (shares * q).sum(1)
 
 
 class PlainMsmser(nn.Module):
-    """MSMSER Full on padded utterances, with torch's transformer layers and the parameter names of
-    `Msmser`.
+    """MSMSER Full on padded utterances, with torch's transformer layers.
+
+    The parameters have the names of `Msmser`.
     """
 
     def __init__(self, settings: MsmserSettings, dims: dict[str, int], classes: int) -> None:
         super().__init__()
         d = settings.d_model
-        self.audio, self.text = (
-            PlainRefinement(settings, dims["audio"]),
-            PlainRefinement(settings, dims["text"]),
-        )
+        self.audio = PlainRefinement(settings, dims["audio"])
+        self.text = PlainRefinement(settings, dims["text"])
         self.interaction = PlainInteraction(settings)
         self.classifier = nn.Sequential(
             nn.Linear(d, d), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(d, classes)
@@ -122,53 +150,41 @@ class PlainMsmser(nn.Module):
 
     def forward(self, x: dict[str, Tensor], lengths: dict[str, Tensor]) -> dict[str, Tensor]:
         """Padded sequences `[n, t, dim]` and their lengths `[n]` → logits `[n, K]`."""
-        paddings = {m: torch.arange(x[m].shape[1]) >= lengths[m][:, None] for m in x}
-        refined = [
-            self.audio(x["audio"], paddings["audio"]),
-            self.text(x["text"], paddings["text"]),
-        ]
-        return {
-            "logits": self.classifier(
-                self.interaction(refined, [paddings["audio"], paddings["text"]])
-            )
-        }
+        audio_padding = torch.arange(x["audio"].shape[1]) >= lengths["audio"][:, None]
+        text_padding = torch.arange(x["text"].shape[1]) >= lengths["text"][:, None]
+
+        audio = self.audio(x["audio"], audio_padding)
+        text = self.text(x["text"], text_padding)
+        fused = self.interaction([audio, text], [audio_padding, text_padding])
+        return {"logits": self.classifier(fused)}
 
 
 def sinusoids(length: int, d: int) -> Tensor:
-    """Position encodings (Vaswani et al. 2017, §3.5), float64 `[length, d]`, one position at a
-    time.
+    """Position encodings, float64 `[length, d]` (Vaswani et al. 2017, §3.5).
+
+    They are computed one position and dimension at a time, as the paper writes them.
     """
-    angles = [[t / 10000 ** (2 * (i // 2) / d) for i in range(d)] for t in range(length)]
+    angles = []
+    for t in range(length):
+        angles.append([t / 10000 ** (2 * (i // 2) / d) for i in range(d)])
+
     table = torch.tensor(angles, dtype=torch.float64)
     return torch.where(torch.arange(d) % 2 == 0, table.sin(), table.cos())
 
 
-def dialogue_lengths(utterances: int, generator: np.random.Generator) -> list[int]:
-    """Labelled utterances of each dialogue: some 37 of them, as in the four-class IEMOCAP, 5,531 in
-    151.
-    """
-    lengths: list[int] = []
-    while sum(lengths) < utterances:
-        lengths.append(int(np.clip(generator.lognormal(np.log(33), 0.45), 8, 110)))
-    return lengths
-
-
-def durations(n: int, generator: np.random.Generator) -> np.ndarray:
-    """Seconds of n utterances, distributed as IEMOCAP's: median 3.52, 95th percentile 10.53, 0.585
-    to 34.14.
-    """
-    return np.clip(generator.lognormal(np.log(3.52), 0.666, n), 0.585, 34.14)
-
-
 def typical_batches(seconds: np.ndarray, size: int, steps: int) -> np.ndarray:
-    """Of an epoch's shuffled batches, `steps` following ones that are padded as much as the whole
-    epoch is.
+    """Of an epoch's shuffled batches, `steps` that follow each other and are typically padded.
+
+    Their share of padding is nearest to that of the whole epoch.
     """
+    # [batches, size] and [groups, steps, size]: what does not fill one is left out.
     batches = seconds[: len(seconds) // size * size].reshape(-1, size)
     groups = batches[: len(batches) // steps * steps].reshape(-1, steps, size)
-    padded = size * groups.max(2).sum(1) / groups.sum((1, 2))
-    epoch = size * batches.max(1).sum() / batches.sum()
-    return groups[np.abs(padded - epoch).argmin()].reshape(-1)
+
+    padding = size * groups.max(2).sum(1) / groups.sum((1, 2))
+    padding_of_epoch = size * batches.max(1).sum() / batches.sum()
+    typical = np.abs(padding - padding_of_epoch).argmin()
+    return groups[typical].reshape(-1)
 
 
 def cases(rounds: int) -> list[dict[str, Any]]:
@@ -182,19 +198,20 @@ def cases(rounds: int) -> list[dict[str, Any]]:
 
 
 def perspective_cases(rounds: int) -> list[dict[str, Any]]:
-    """One seed-epoch of LGF-ADD with the perspective loss on four sessions, 20 dialogues a batch,
-    dropout off.
+    """One seed-epoch of LGF-ADD with the perspective loss.
+
+    Four sessions, 20 dialogues a batch, dropout off.
     """
     random = np.random.default_rng(0)
     lengths = dialogue_lengths(4290, random)
-    n, dims = sum(lengths), {"audio": 6373, "text": 768}
-    values = {
-        m: torch.from_numpy(random.standard_normal((n, dim), dtype=np.float32))
-        for m, dim in dims.items()
-    }
+    n = sum(lengths)
+    dims = {"audio": 6373, "text": 768}
+    values = {}
+    for m, dim in dims.items():
+        values[m] = torch.from_numpy(random.standard_normal((n, dim), dtype=np.float32))
     labels = torch.from_numpy(random.integers(4, size=n))
-    settings = PerspectiveSettings(dropout=0.0)
     dialogues = np.split(np.arange(n), np.cumsum(lengths)[:-1])
+    settings = PerspectiveSettings(dropout=0.0)
 
     inputs = {m: Inputs(x, np.arange(n + 1)) for m, x in values.items()}
     model = FUSIONS["lgf-add"].build(settings, dims, 4)
@@ -205,9 +222,9 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
     def ours() -> None:
         order = torch.randperm(len(dialogues)).tolist()
         for start in range(0, len(order), settings.batch_size):
-            batch = take(
-                inputs, labels, [dialogues[i] for i in order[start : start + settings.batch_size]]
-            )
+            chosen = [dialogues[i] for i in order[start : start + settings.batch_size]]
+            batch = take(inputs, labels, chosen)
+
             optimiser.zero_grad()
             losses = [
                 F.cross_entropy(logits, batch.truth, reduction="sum")
@@ -219,8 +236,13 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
     plain = PlainPerspective(settings, dims, 4)
     plain.load_state_dict(model.state_dict())
     adam = torch.optim.Adam(plain.parameters(), settings.lr, weight_decay=settings.weight_decay)
+
+    items = []
+    for rows in dialogues:
+        vectors = {m: x[rows] for m, x in values.items()}
+        items.append((vectors, labels[rows]))
     loader: DataLoader[Any] = DataLoader(
-        [({m: x[rows] for m, x in values.items()}, labels[rows]) for rows in dialogues],  # type: ignore[arg-type]
+        items,  # type: ignore[arg-type]
         batch_size=settings.batch_size,
         shuffle=True,
         collate_fn=pad_dialogues,
@@ -244,26 +266,25 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
 def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
     """A few updates of MSMSER Full in float32, 8 utterances a batch, dropout off."""
     random = np.random.default_rng(0)
-    settings, dims = MsmserSettings(dropout=0.0), {"audio": 768, "text": 768}
-    seconds = typical_batches(durations(5531, random), settings.batch_size, steps)
-    lengths = {
-        "audio": np.ceil(seconds * 50 - 1).astype(int),
-        "text": np.ceil(seconds * 3.2 + 2).astype(int),
-    }
-    values = {
-        m: [
-            torch.from_numpy(random.standard_normal((count, dims[m]), dtype=np.float32))
-            for count in counts
-        ]
-        for m, counts in lengths.items()
-    }
+    settings = MsmserSettings(dropout=0.0)
+    dims = {"audio": 768, "text": 768}
+    seconds = typical_batches(durations(LABELLED, random), settings.batch_size, steps)
+    lengths = {"audio": frame_counts(seconds), "text": token_counts(seconds)}
+
+    values: dict[str, list[Tensor]] = {}
+    for m, counts in lengths.items():
+        values[m] = []
+        for count in counts:
+            rows = random.standard_normal((count, dims[m]), dtype=np.float32)
+            values[m].append(torch.from_numpy(rows))
+
     labels = torch.from_numpy(random.integers(4, size=len(seconds)))
     batches = np.split(np.arange(len(seconds)), steps)
 
-    inputs = {
-        m: Inputs(torch.cat(x), np.concatenate([[0], lengths[m].cumsum()]))
-        for m, x in values.items()
-    }
+    inputs = {}
+    for m, sequences in values.items():
+        offsets = np.concatenate([[0], lengths[m].cumsum()])
+        inputs[m] = Inputs(torch.cat(sequences), offsets)
     model = FUSIONS["mit"].build(settings, dims, 4)
     optimiser = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
 
@@ -280,8 +301,12 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
 
     def theirs() -> None:
         for rows in batches:
-            x = {m: pad_sequence([v[i] for i in rows], batch_first=True) for m, v in values.items()}
-            count = {m: torch.from_numpy(lengths[m][rows]) for m in values}
+            x = {}
+            count = {}
+            for m, sequences in values.items():
+                x[m] = pad_sequence([sequences[i] for i in rows], batch_first=True)
+                count[m] = torch.from_numpy(lengths[m][rows])
+
             adam.zero_grad()
             F.cross_entropy(plain(x, count)["logits"], labels[torch.from_numpy(rows)]).backward()
             adam.step()
@@ -290,24 +315,32 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
 
 
 def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
-    """A few updates of SUPERB's emotion head, 32 utterances of HuBERT base's 13 layers: on frames,
-    and on their means.
+    """A few updates of SUPERB's emotion head, on frames, and on their means.
 
-    Both begin with the features in memory in float16 frames and float32 means, as the store has
-    them, and end with Adam's step; the plain way pads, as s3prl does.
+    32 utterances a batch of HuBERT base's 13 layers. Both begin with the features in memory in
+    float16 frames and float32 means, as the store has them, and end with Adam's step; the plain way
+    pads, as s3prl does.
     """
-    random, (layers, dim), size = np.random.default_rng(0), (13, 768), 32
-    lengths = np.ceil(typical_batches(durations(5531, random), size, steps) * 50 - 1).astype(int)
+    random = np.random.default_rng(0)
+    layers = 13
+    dim = 768
+    size = 32
+    lengths = frame_counts(typical_batches(durations(LABELLED, random), size, steps))
     frames = [torch.randn(count, layers, dim).half() for count in lengths]
     labels = torch.from_numpy(random.integers(4, size=len(lengths)))
     batches = np.split(np.arange(len(lengths)), steps)
+
+    means = torch.stack([utterance.float().mean(0).flatten() for utterance in frames])
+    inputs = {"audio": Inputs(means, np.arange(len(means) + 1))}
+
     fusion = with_layer_sums(FUSIONS["superb"], {"audio": [(layers, dim)]})
-    means = torch.stack([one.float().mean(0).flatten() for one in frames])
-    inputs, settings = {"audio": Inputs(means, np.arange(len(means) + 1))}, fusion.settings()
-    model, plain = (fusion.build(settings, {"audio": layers * dim}, 4) for _ in range(2))
-    adams = [torch.optim.Adam(one.parameters(), settings.lr, fused=True) for one in (model, plain)]
-    projector, last = plain.projector, plain.logits
-    shares = plain.get_parameter("layer_sums.weights.audio 0")
+    settings = fusion.settings()
+    dims = {"audio": layers * dim}
+    model = fusion.build(settings, dims, 4)
+    plain = fusion.build(settings, dims, 4)
+    our_adam = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
+    their_adam = torch.optim.Adam(plain.parameters(), settings.lr, fused=True)
+    weights = plain.get_parameter("layer_sums.weights.audio 0")
 
     def step(adam: torch.optim.Adam, logits: Tensor, truth: Tensor) -> None:
         adam.zero_grad()
@@ -317,19 +350,21 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
     def ours() -> None:
         for rows in batches:
             batch = take(inputs, labels, list(rows[:, None]))
-            step(adams[0], model(batch)["logits"], batch.truth)
+            step(our_adam, model(batch)["logits"], batch.truth)
 
     def theirs() -> None:
         for rows in batches:
-            x = pad_sequence(
-                [frames[i] for i in rows], batch_first=True
-            ).float()  # [n, t, layers, dim]
-            summed = (x * shares.softmax(0)[:, None]).sum(2)
-            projected = projector(summed)  # type: ignore[operator]
-            pooled = torch.stack(
-                [one[:count].mean(0) for one, count in zip(projected, lengths[rows], strict=True)]
-            )
-            step(adams[1], last(pooled), labels[torch.from_numpy(rows)])  # type: ignore[operator]
+            # [n, t, layers, dim]
+            x = pad_sequence([frames[i] for i in rows], batch_first=True).float()
+            summed = (x * weights.softmax(0)[:, None]).sum(2)
+            projected = plain.projector(summed)  # type: ignore[operator]
+
+            means = [
+                sequence[:count].mean(0)
+                for sequence, count in zip(projected, lengths[rows], strict=True)
+            ]
+            logits = plain.logits(torch.stack(means))  # type: ignore[operator]
+            step(their_adam, logits, labels[torch.from_numpy(rows)])
 
     return compare(
         f"SUPERB's emotion head, {steps} updates of {size}, on means of layers",
@@ -347,18 +382,26 @@ def compare_both(
     targets: tuple[float, float],
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """Ours in float32 and, where the CPU multiplies bfloat16 itself, in bfloat16, each against
-    plain in float32.
-    """
+    """Ours in float32 and in bfloat16, each against plain in float32.
 
-    def rounded() -> None:
+    The target of bfloat16 holds where the CPU multiplies it itself.
+    """
+    float32_target, bfloat16_target = targets
+
+    def ours_in_bfloat16() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             ours()
 
-    bf16 = targets[1] if torch.cpu._is_avx512_bf16_supported() else None
+    in_hardware = torch.cpu._is_avx512_bf16_supported()
     return [
-        compare(f"{what}, float32", plain, ours, targets[0], rounds),
-        compare(f"{what}, bfloat16", plain, rounded, bf16, rounds),
+        compare(f"{what}, float32", plain, ours, float32_target, rounds),
+        compare(
+            f"{what}, bfloat16",
+            plain,
+            ours_in_bfloat16,
+            bfloat16_target if in_hardware else None,
+            rounds,
+        ),
     ]
 
 
@@ -366,19 +409,22 @@ def take(inputs: dict[str, Inputs], labels: Tensor, groups: list[np.ndarray]) ->
     """The packed batch of the given dialogues or utterances, as `Dataset.batch` cuts it."""
     rows = np.concatenate(groups)
     utterances = torch.from_numpy(rows)
-    taken = {m: x.take(rows) for m, x in inputs.items()}
+    sequences = {m: x.take(rows) for m, x in inputs.items()}
     dialogues = torch.tensor([len(group) for group in groups])
-    return Batch(taken, dialogues, truth=labels[utterances], utterances=utterances)
+    return Batch(sequences, dialogues, truth=labels[utterances], utterances=utterances)
 
 
 def pad_dialogues(items: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Padded vectors `[m, S, dim]`, padded labels (-1 where there is none) and lengths, as a
-    DataLoader gives them.
+    """Padded vectors `[m, S, dim]`, padded labels and lengths, as a DataLoader gives them.
+
+    Labels are -1 where there is none.
     """
-    xs, truths = zip(*items, strict=True)
-    x = {m: pad_sequence([each[m] for each in xs], batch_first=True) for m in xs[0]}
-    return (
-        x,
-        pad_sequence(list(truths), batch_first=True, padding_value=-1),
-        torch.tensor([len(t) for t in truths]),
-    )
+    vectors, truths = zip(*items, strict=True)
+
+    x = {}
+    for m in vectors[0]:
+        x[m] = pad_sequence([dialogue[m] for dialogue in vectors], batch_first=True)
+
+    truth = pad_sequence(list(truths), batch_first=True, padding_value=-1)
+    lengths = torch.tensor([len(labels) for labels in truths])
+    return x, truth, lengths

@@ -26,33 +26,38 @@ from ser.train.sweep.recipe import read_recipe, recipe_names
 
 
 def test_the_interval_of_a_paired_difference() -> None:
-    plain, ours = [50.0, 52.0, 51.0, 49.0, 55.0], [53.0, 54.0, 55.0, 50.0, 59.0]
+    plain = [50.0, 52.0, 51.0, 49.0, 55.0]
+    ours = [53.0, 54.0, 55.0, 50.0, 59.0]
     row = difference("x", plain, ours)
+
     interval = stats.ttest_rel(ours, plain).confidence_interval(0.95)
     assert row["difference"]["low"] == pytest.approx(interval.low)
     assert row["difference"]["high"] == pytest.approx(interval.high)
-    assert row["difference"]["mean"] == pytest.approx(2.8) and row["what"].endswith("holds")
+    assert row["difference"]["mean"] == pytest.approx(2.8)
+    assert row["what"].endswith("holds")
+
     assert difference("x", ours, plain)["what"].endswith("does not hold")
-    assert difference("x", plain, [51.0, 50.0, 52.0, 48.0, 56.0])["what"].endswith(
-        "cannot be decided"
-    )
+    near = [51.0, 50.0, 52.0, 48.0, 56.0]
+    assert difference("x", plain, near)["what"].endswith("cannot be decided")
 
 
 def test_intervals_and_tests_keep_what_they_promise() -> None:
     """The simulation in small; what ser printed before, and McNemar's test, fail it."""
     rows = {row["row"]: row for row in statistics.cases(1, n=600, groups=(8,))}
-    assert all(abs(row["ours"] - row["plain"]) < 4 for row in rows.values() if row["own"])
+    for row in rows.values():
+        assert not row["own"] or abs(row["ours"] - row["plain"]) < 4
+
     assert rows["coverage of the percentile bootstrap, UA, speakers"]["ours"] < 91
-    assert (
-        rows["type I, McNemar, dialogues"]["ours"] > 10
-        and rows["coverage, RMSE, speakers"]["ours"] < 93
-    )
-    assert {f"coverage, {name}, speakers" for name in ("UA", "WA", "MACRO_F1", "CCC")} <= {*rows}
-    drawn = statistics.draw_ratings(
-        np.random.default_rng(0), 30, 2000
-    )  # their truth, from very many speakers
-    found = {name: float(value) for name, value in concordance(drawn.sum((0, 1))).items()}
-    assert found == pytest.approx(statistics.rated_truth(), abs=3e-3)
+    assert rows["type I, McNemar, dialogues"]["ours"] > 10
+    assert rows["coverage, RMSE, speakers"]["ours"] < 93
+    for name in ("UA", "WA", "MACRO_F1", "CCC"):
+        assert f"coverage, {name}, speakers" in rows
+
+
+def test_the_truth_of_ratings_is_that_of_very_many_speakers() -> None:
+    ratings = statistics.draw_ratings(np.random.default_rng(0), 30, 2000)
+    scores = {name: float(value) for name, value in concordance(ratings.sum((0, 1))).items()}
+    assert scores == pytest.approx(statistics.rated_truth(), abs=3e-3)
 
 
 def test_the_table_ends_with_what_it_found(
@@ -70,42 +75,42 @@ def test_the_table_ends_with_what_it_found(
 def test_the_page_for_gpus_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # As long for a stage, on a machine that is busy too.
+    monkeypatch.setattr(gpu, "CPU_TIMES", 20)
     out = tmp_path / "gpu.json"
-    monkeypatch.setattr(gpu, "CPU_TIMES", 20)  # as long for a stage, on a machine that is busy too
-    assert (
-        gpu.main(
-            [
-                "--device",
-                "cpu",
-                "--small",
-                "--out",
-                str(out),
-                "--only",
-                "float64",
-                "--only",
-                "waits",
-            ]
-        )
-        == 0
-    )
-    found, shown = json.loads(out.read_text()), capsys.readouterr().out
-    step, wait = found["stages"]["float64"]["rows"][1], found["stages"]["waits"]["rows"][0]
-    assert found["holds"] and all(row["what"][:20] in shown for row in (step, wait))
-    assert wait["found"] == gpu.UNKNOWN and step["found"] == 0
+    words = ["--device", "cpu", "--small", "--out", str(out)]
+    assert gpu.main([*words, "--only", "float64", "--only", "waits"]) == 0
+
+    found = json.loads(out.read_text())
+    shown = capsys.readouterr().out
+    step = found["stages"]["float64"]["rows"][1]
+    wait = found["stages"]["waits"]["rows"][0]
+    assert found["holds"]
+    assert step["what"][:20] in shown
+    assert wait["what"][:20] in shown
+    assert wait["found"] == gpu.UNKNOWN
+    assert step["found"] == 0
     assert step["detail"]["each"].keys() == gpu_numbers.FUSIONS.keys()
+
+
+def test_all_stages_together_fit_the_time_of_the_page() -> None:
     assert sum(stage.seconds for stage in gpu.STAGES.values()) <= gpu.ALL
 
 
 BROKEN = """
 import os, signal, subprocess, sys, time
-from ser.benchmarks.gpu import most
-def raises(asked):
-    yield most("not a number", float("nan"), 2.0)
+from ser.benchmarks.gpu import at_most
+
+def raises(request):
+    yield at_most("not a number", float("nan"), 2.0)
     import no_such_package
-def hangs(asked):
-    yield most("its child", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, 1e9)
+
+def hangs(request):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield at_most("its child", child.pid, 1e9)
     time.sleep(600)
-def dies(asked):
+
+def dies(request):
     os.kill(os.getpid(), signal.SIGSEGV)
 """
 
@@ -116,98 +121,114 @@ def test_a_stage_that_fails_is_reported_and_the_next_goes_on(
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
-    for limit in (0.5, 5, 50):  # in which a busy machine may not start it
-        limits = {"raises": 50, "hangs": limit, "dies": 50}
+
+    # A busy machine may not start the stage that hangs within the shorter limits.
+    for limit in (0.5, 5, 50):
         stages = {
-            name: gpu.Stage(f"broken:{name}", limit, "cli.py") for name, limit in limits.items()
+            "raises": gpu.Stage("broken:raises", 50, "cli.py"),
+            "hangs": gpu.Stage("broken:hangs", limit, "cli.py"),
+            "dies": gpu.Stage("broken:dies", 50, "cli.py"),
         }
         assert gpu.main(["--device", "cpu"], stages) == 1
-        told = capsys.readouterr().out
-        found = {
-            name: about["rows"]
-            for name, about in json.loads(Path("gpu.json").read_text())["stages"].items()
-        }
-        if len(found["hangs"]) == 2:
+        shown = capsys.readouterr().out
+        found = json.loads(Path("gpu.json").read_text())["stages"]
+        rows = {name: stage["rows"] for name, stage in found.items()}
+        if len(rows["hangs"]) == 2:
             break
-    assert found["raises"][1]["found"] == "ModuleNotFoundError: No module named 'no_such_package'"
-    assert found["hangs"][1]["found"] == f"stopped after {4 * limit:.0f} s, its limit"
-    assert found["dies"][0]["found"] == "killed by SIGSEGV"
-    with contextlib.suppress(
-        psutil.NoSuchProcess
-    ):  # what a stage started ends with it, whoever waits for it
-        assert psutil.Process(found["hangs"][0]["found"]).status() == psutil.STATUS_ZOMBIE
-    assert told.count("failed: look at cli.py") == 3
+
+    assert rows["raises"][1]["found"] == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert rows["hangs"][1]["found"] == f"stopped after {4 * limit:.0f} s, its limit"
+    assert rows["dies"][0]["found"] == "killed by SIGSEGV"
+    assert shown.count("failed: look at cli.py") == 3
+
+    # What a stage started ends with it, whoever waits for it.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child = psutil.Process(rows["hangs"][0]["found"])
+        assert child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_checks_of_a_gpu_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update, sides = gpu_numbers.update, count()
+    update = gpu_numbers.update
+    calls = count()
 
-    def other(*given: Any) -> dict[str, Any]:
-        """What a GPU might do: a gradient of the first batch that is none, and others that are a
-        little larger.
+    def as_a_gpu_might(*arguments: Any) -> dict[str, Any]:
+        """A gradient of the first batch is None, and others are a little larger.
+
+        Every second call is the GPU's.
         """
-        done, side = update(*given), next(sides)
-        done["gradient"]["classifier.3.bias"] *= 1 + 1e-7 * (side % 2)
-        return {
-            **done,
-            "gradient": done["gradient"] | ({"audio.project.bias": None} if side == 1 else {}),
-        }
+        done = update(*arguments)
+        call = next(calls)
+        if call % 2:
+            done["gradient"]["classifier.3.bias"] *= 1 + 1e-7
+        if call == 1:
+            done["gradient"]["audio.project.bias"] = None
+        return done
 
     monkeypatch.setattr(gpu_numbers, "FUSIONS", {"mit": gpu_numbers.FUSIONS["mit"]})
-    monkeypatch.setattr(gpu_numbers, "update", other)
-    rows = list(gpu_numbers.float64(gpu.Asked("cpu", True, tmp_path)))
+    monkeypatch.setattr(gpu_numbers, "update", as_a_gpu_might)
+    rows = list(gpu_numbers.float64(gpu.Request("cpu", True, tmp_path)))
     assert [row["holds"] for row in rows] == [True, False, False]
     assert rows[2]["found"] == "mit, hidden 0: audio.project.bias"
-    with gpu_numbers.Halves() as seen:
+
+
+def test_operations_in_float16_are_noted() -> None:
+    with gpu_numbers.Halves() as halves:
         torch.ones(2) + torch.ones(2).half()
-    assert "aten.add.Tensor" in seen.seen
+    assert "aten.add.Tensor" in halves.seen
+
+
+def test_nan_is_the_largest_difference() -> None:
+    ours = {"a": torch.tensor([1.0]), "b": torch.tensor([torch.nan]), "c": None}
+    theirs = {"a": torch.tensor([2.0]), "b": torch.tensor([1.0]), "c": None}
+    distance = gpu_numbers.distance(ours, theirs)
+    assert np.isnan(distance)
+    assert np.isnan(gpu_numbers.larger(0.0, distance))
+    assert not gpu_numbers.worst("an update", {"x": 0.5, "y": distance}, 1.0)["holds"]
 
 
 def test_the_papers_tables_are_written_and_gone_on_with(
     demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, page = demo_store.parent, tmp_path / "page.md"
+    made = demo_store.parent
+    page = tmp_path / "page.md"
 
-    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run_here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         """The command in this process, which need not be started."""
         assert command[:3] == [sys.executable, "-m", "ser"]
         done = ser(*command[3:])
         return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
 
-    monkeypatch.setattr(papers, "subprocess", SimpleNamespace(run=here, PIPE=subprocess.PIPE))
-    words = [
-        str(made / "corpus"),
-        "--store",
-        str(demo_store),
-        "--out",
-        str(tmp_path / "runs"),
-        "--page",
-        str(page),
-    ]
-    words += [
-        "--only",
-        "perspective-table1",
-        "--model",
-        f"bert={made / 'checkpoints' / 'bert-random'}",
-    ]
+    monkeypatch.setattr(papers, "subprocess", SimpleNamespace(run=run_here, PIPE=subprocess.PIPE))
+    words = [str(made / "corpus"), "--store", str(demo_store), "--out", str(tmp_path / "runs")]
+    words += ["--page", str(page), "--only", "perspective-table1"]
+    words += ["--model", f"bert={made / 'checkpoints' / 'bert-random'}"]
     words += ["--select", "last", "--epochs", "1", "--seeds", "1", "--workers", "1"]
+
     times = []
     for _ in range(2):
         done = CliRunner().invoke(papers.main, words)
         assert done.exit_code == 0, done.output
-        times.append(
-            [
-                path.stat().st_mtime_ns
-                for path in sorted((tmp_path / "runs").glob("*/model.safetensors"))
-            ]
-        )
+        weights = sorted((tmp_path / "runs").glob("*/model.safetensors"))
+        times.append([path.stat().st_mtime_ns for path in weights])
     assert len(times[0]) == 2 and times[0] == times[1], "two cells, each trained once"
+
     text = page.read_text()
-    assert (
-        text.count("1 of 1") == 2 and "not measured" in text and "synthetic corpus (demo)" in text
-    )
-    assert "ser sweep perspective-table1 --select last" in text and "ser features" in text
-    titles = [read_recipe(name).title for name in recipe_names()]
-    assert all(title.replace("-", "\\-") in text or title in text for title in titles)
-    assert all(title in papers.PAGE.read_text() for title in titles)
-    assert "unknown recipe" in str(CliRunner().invoke(papers.main, ["--only", "nothing"]).exception)
+    assert text.count("1 of 1") == 2
+    assert "not measured" in text
+    assert "synthetic corpus (demo)" in text
+    assert "ser sweep perspective-table1 --select last" in text
+    assert "ser features" in text
+    for name in recipe_names():
+        title = read_recipe(name).title
+        assert title.replace("-", "\\-") in text or title in text
+
+
+def test_the_page_of_the_papers_has_every_recipe() -> None:
+    page = papers.PAGE.read_text()
+    for name in recipe_names():
+        assert read_recipe(name).title in page
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    done = CliRunner().invoke(papers.main, ["--only", "nothing"])
+    assert "unknown recipe" in str(done.exception)
