@@ -42,6 +42,8 @@ VARIES = [
     (r"seconds \d+(\.\d+)?", "seconds <time>"),
     (r'"seconds": [\d.e-]+', '"seconds": <time>'),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
+    # The folder that a run's provenance names.
+    (r"\S*/(old|new)/features", "<here>/features"),
     (r"\d+(\.\d+)? GB/s", "<speed>"),
     (r"\d+(\.\d+)? GB free", "<room> free"),
     (r"\d+(\.\d+)?× real time; limited by \S+;", "<speed>"),
