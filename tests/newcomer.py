@@ -119,7 +119,7 @@ def run_of(folder: Path, name: str) -> Run:
     return run
 
 
-def tested_turns(folder: Path, run: Run) -> list[Turn]:
+def turns_of_test_part(folder: Path, run: Run) -> list[Turn]:
     """The utterances of the run's test part, as somebody would bring them."""
     manifest = open_store(folder / "features").manifest()
     rows = {row["id"]: row for row in manifest.table.to_pylist()}

@@ -26,7 +26,7 @@ from ser.export.trace import OnnxModel, write_graph
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed, ser
-from ser.tests.newcomer import run_of, tested_turns
+from ser.tests.newcomer import run_of, turns_of_test_part
 from ser.tests.plain_layers import DIMS, build
 from ser.tests.test_extract_encoders import SPEECH
 from ser.train.experiment import Experiment, run_experiment
@@ -164,7 +164,7 @@ def test_others_take_one_input_per_feature(
     """As the store holds them."""
     run = run_of(newcomer, "class+vad")
     store = open_store(newcomer / "features")
-    turns = tested_turns(newcomer, run)[:3]
+    turns = turns_of_test_part(newcomer, run)[:3]
 
     files: list[Path] = []
     for turn in turns:
@@ -185,7 +185,7 @@ def test_a_model_of_dialogues_takes_their_turns(
 ) -> None:
     run = run_of(newcomer, "lgf-add")
     store = open_store(newcomer / "features")
-    turns = tested_turns(newcomer, run)[:5]
+    turns = turns_of_test_part(newcomer, run)[:5]
 
     tables = {name: pooled(store[name], store.manifest()) for name in ("logmel", "bert")}
     ids = [turn.id for turn in turns]
@@ -220,7 +220,7 @@ def test_predict_takes_the_folder_as_it_takes_a_run(
     exported: Callable[[str], Path], newcomer: Path
 ) -> None:
     run = run_of(newcomer, "class+vad")
-    turns = tested_turns(newcomer, run)[:2]
+    turns = turns_of_test_part(newcomer, run)[:2]
     assert Predictor(exported("class+vad"))(turns) == Predictor(run.path)(turns)
 
     words = (turns[0].audio, "--text", turns[0].text, "--abstain-below", "0.9", "--json")

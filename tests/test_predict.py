@@ -17,7 +17,7 @@ from ser.cache.store import open_store
 from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict
 from ser.tests.command_line import printed, ser
-from ser.tests.newcomer import RUNS, run_of, tested_turns
+from ser.tests.newcomer import RUNS, run_of, turns_of_test_part
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.attention import attend
 from ser.train.run_folder import CONFIG, RESULT, Run
@@ -25,7 +25,7 @@ from ser.train.scores.calibration import tempered
 from ser.weights.demo import write_random_checkpoint
 
 
-def tested_probabilities(run: Run, column: str = "probabilities") -> np.ndarray:
+def expected_probabilities(run: Run, column: str = "probabilities") -> np.ndarray:
     """The probabilities [turns, classes] that a run was tested with, after its temperature."""
     untempered = np.array(run.predictions().column(column).to_pylist())
     return tempered(untempered, run.result.calibration.temperature)
@@ -38,14 +38,14 @@ def deviations(
     probabilities = np.array(
         [list(prediction.probabilities.values()) for prediction in predictions]
     )
-    return np.abs(probabilities - tested_probabilities(run, column)).max(axis=1)
+    return np.abs(probabilities - expected_probabilities(run, column)).max(axis=1)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
     tested = run.predictions()
-    answer = Predictor(run.path)(tested_turns(newcomer, run))
+    answer = Predictor(run.path)(turns_of_test_part(newcomer, run))
     predictions = answer.predictions
     assert [prediction.id for prediction in predictions] == tested.column("id").to_pylist()
 
@@ -67,7 +67,7 @@ def test_round_trip_equals_what_the_run_was_tested_with(newcomer: Path, name: st
 def test_ratings_are_on_the_scale_of_the_corpus(newcomer: Path, name: str) -> None:
     run = run_of(newcomer, name)
     tested = run.predictions()
-    predictions = Predictor(run.path)(tested_turns(newcomer, run)).predictions
+    predictions = Predictor(run.path)(turns_of_test_part(newcomer, run)).predictions
     for dimension in DIMENSIONS:
         ratings = [prediction.ratings[dimension] for prediction in predictions]
         expected = tested.column(f"predicted {dimension}").to_pylist()
@@ -89,7 +89,7 @@ def test_attention_is_over_the_averaged_frames(newcomer: Path) -> None:
 
 def test_without_text_equals_the_test_with_audio_alone(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    turns = tested_turns(newcomer, run)
+    turns = turns_of_test_part(newcomer, run)
     for number in range(1, len(turns), 2):
         turns[number] = replace(turns[number], text=None)
     # Blank text is none.
@@ -104,7 +104,7 @@ def test_without_text_equals_the_test_with_audio_alone(newcomer: Path) -> None:
 
 def test_without_audio_equals_the_test_with_text_alone(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    turns = [replace(turn, audio=None) for turn in tested_turns(newcomer, run)]
+    turns = [replace(turn, audio=None) for turn in turns_of_test_part(newcomer, run)]
     predictions = Predictor(run.path)(turns).predictions
     assert deviations(predictions, run, "probabilities only text").max() < 1e-5
 
@@ -114,7 +114,7 @@ def test_missing_text_is_refused_where_the_model_never_saw_it_missing(
     newcomer: Path, name: str
 ) -> None:
     run = run_of(newcomer, name)
-    turn = replace(tested_turns(newcomer, run)[0], text=None)
+    turn = replace(turns_of_test_part(newcomer, run)[0], text=None)
     with pytest.raises(WrongUse, match=r"has no text.*without random modality masking.*--text"):
         Predictor(run.path)([turn])
 
@@ -126,7 +126,7 @@ def test_dialogues_come_from_a_table_in_any_order(
     run = run_of(newcomer, name)
     shutil.copytree(newcomer / "corpus", tmp_path / "corpus")
     table = tmp_path / "corpus" / "turns.csv"
-    backwards = pandas.DataFrame(tested_turns(newcomer, run)[::-1])
+    backwards = pandas.DataFrame(turns_of_test_part(newcomer, run)[::-1])
     backwards["audio"] = [path.relative_to(newcomer / "corpus") for path in backwards["audio"]]
     backwards.to_csv(table, index=False)
 
@@ -136,12 +136,12 @@ def test_dialogues_come_from_a_table_in_any_order(
     assert ids == run.predictions().column("id").to_pylist()[::-1]
 
     probabilities = [list(prediction["probabilities"].values()) for prediction in predictions]
-    assert np.abs(np.array(probabilities) - tested_probabilities(run)[::-1]).max() < 1e-5
+    assert np.abs(np.array(probabilities) - expected_probabilities(run)[::-1]).max() < 1e-5
 
 
 def test_a_file_on_the_command_line(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    turn = tested_turns(newcomer, run)[0]
+    turn = turns_of_test_part(newcomer, run)[0]
     done = ser("predict", run.path, turn.audio, "--text", turn.text)
     assert done.exit_code == 0
     assert run.predictions().column("predicted")[0].as_py() in done.stdout
@@ -150,7 +150,7 @@ def test_a_file_on_the_command_line(newcomer: Path) -> None:
 
 def test_files_without_text_on_the_command_line(newcomer: Path) -> None:
     run = run_of(newcomer, "mit")
-    audio = tested_turns(newcomer, run)[0].audio
+    audio = turns_of_test_part(newcomer, run)[0].audio
     done = ser("predict", run.path, audio, audio, "--json")
     predictions = json.loads(done.stdout)["predictions"]
     assert [prediction["without"] for prediction in predictions] == [["text"], ["text"]]
@@ -168,13 +168,13 @@ def test_text_alone_on_the_command_line(newcomer: Path) -> None:
 
 def test_a_file_alone_for_a_model_of_dialogues(newcomer: Path) -> None:
     run = run_of(newcomer, "lgf-add")
-    audio = tested_turns(newcomer, run)[0].audio
+    audio = turns_of_test_part(newcomer, run)[0].audio
     assert ser("predict", run.path, audio, "--text", "hello there").exit_code == 0
 
 
 def test_ratings_on_the_command_line(newcomer: Path) -> None:
     run = run_of(newcomer, "vad")
-    turn = tested_turns(newcomer, run)[0]
+    turn = turns_of_test_part(newcomer, run)[0]
     words = ("predict", run.path, turn.audio, "--text", turn.text)
     text = printed(*words)
     assert "dominance" in text
@@ -187,7 +187,7 @@ def test_ratings_on_the_command_line(newcomer: Path) -> None:
 
 def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "mit")
-    whole = tested_turns(newcomer, run)[0].audio
+    whole = turns_of_test_part(newcomer, run)[0].audio
     cut = tmp_path / "cut.wav"
     cut.write_bytes(whole.read_bytes()[:3000])
 
