@@ -71,13 +71,15 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ser.extract.corpora.demo import write_demo
     from ser.tests.newcomer import once
 
-    return once(tmp_path_factory, "corpus", lambda folder: write_demo(folder / "corpus")) / "corpus"
+    folder = once(tmp_path_factory, "corpus", lambda folder: write_demo(folder / "corpus"))
+    return folder / "corpus"
 
 
 @pytest.fixture(scope="session")
 def newcomer(tmp_path_factory: pytest.TempPathFactory, demo_corpus: Path) -> Path:
-    """A folder with a corpus, checkpoints, features and runs, not to be written to; see
-    tests/newcomer.py.
+    """A folder with a corpus, checkpoints, features and runs, not to be written to.
+
+    See tests/newcomer.py.
     """
     from ser.tests.newcomer import make_newcomer, once
 
@@ -89,9 +91,8 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
     """The features of every recipe, beside their corpus and checkpoints, not to be written to."""
     from ser.tests.newcomer import make_recipes_store, once
 
-    return (
-        once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer)) / "features"
-    )
+    folder = once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer))
+    return folder / "features"
 
 
 @pytest.fixture(params=["zarr", "hdf5"])
@@ -113,21 +114,20 @@ def double() -> Iterator[None]:
 
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Those of a dask cluster: none yet, and none afterwards. On a busy machine a worker may take
-    minutes to start.
-    """
+    """Those of a dask cluster: none yet, and none afterwards."""
     from ser.engines.cluster import Cluster
     from ser.tests.dask_processes import DaskProcesses
 
+    # On a busy machine a worker may take minutes to start.
     monkeypatch.setattr(Cluster, "__init__", partialmethod(Cluster.__init__, patience=200.0))
-    made = DaskProcesses(tmp_path)
-    yield made
-    made.stop()
+    started = DaskProcesses(tmp_path)
+    yield started
+    started.stop()
 
 
 @pytest.fixture
 def fork_server() -> None:
-    """What forks the worker processes of this process has imported for all of them what takes long."""
+    """The process that forks workers has imported for all of them what takes long."""
     from ser.engines.fork_server import start_fork_server
 
     start_fork_server("ser.tests.worker_imports")
@@ -162,7 +162,9 @@ class RootAsFolder:
         self, path: Path, parent: pytest.Collector
     ) -> pytest.Collector | None:
         """The root as a `Dir`, in place of a `Package`."""
-        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+        if path == ROOT:
+            return pytest.Dir.from_parent(parent, path=path)
+        return None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -172,39 +174,46 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files that are heavy as a whole are not even imported where nothing heavy is asked for."""
-    return (
-        "not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES)
-    ) or None
+    if "not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES):
+        return True
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Mark what is heavy, by name or because it starts processes."""
     for item in items:
-        named = item.path.name.startswith(HEAVY_FILES) or item.originalname in HEAVY_TESTS
-        if (
-            named
-            or HEAVY_FIXTURES & set(item.fixturenames)
-            or starts_processes(item.function, set())
-        ):
+        is_named = item.path.name.startswith(HEAVY_FILES) or item.originalname in HEAVY_TESTS
+        has_heavy_fixture = not HEAVY_FIXTURES.isdisjoint(item.fixturenames)
+        if is_named or has_heavy_fixture or starts_processes(item.function, set()):
             item.add_marker(pytest.mark.heavy)
 
 
 def starts_processes(function: Callable[..., Any], seen: set[str]) -> bool:
-    """Whether a test, or a function of its own module that it calls, names one of `PROCESSES`, if
-    only as a keyword.
+    """Whether a test names one of `PROCESSES`, if only as a keyword.
+
+    Or a function of its own module that it calls, and that is not among those `seen`.
     """
     seen.add(function.__name__)
-    names, codes = set(), [function.__code__]
-    while codes:
-        code = codes.pop()
-        keywords = [
-            name for constant in code.co_consts if isinstance(constant, tuple) for name in constant
-        ]
-        names |= {*code.co_names, *code.co_varnames, *keywords}
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    called = [
-        one for name in names - seen if inspect.isfunction(one := function.__globals__.get(name))
-    ]
-    own = [one for one in called if one.__module__ == function.__module__]
-    return bool(names & PROCESSES) or any(starts_processes(one, seen) for one in own)
+    names = names_in(function.__code__)
+    if names & PROCESSES:
+        return True
+
+    for name in names - seen:
+        called = function.__globals__.get(name)
+        is_own = inspect.isfunction(called) and called.__module__ == function.__module__
+        if is_own and starts_processes(called, seen):
+            return True
+    return False
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The names and the keywords of a function's code, and of the functions within."""
+    names = {*code.co_names, *code.co_varnames}
+    for constant in code.co_consts:
+        if isinstance(constant, tuple):
+            # The keywords of a call.
+            names |= set(constant)
+        elif isinstance(constant, CodeType):
+            names |= names_in(constant)
+    return names

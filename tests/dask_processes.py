@@ -12,12 +12,10 @@ from pathlib import Path
 
 import psutil
 
-HERE = (
-    "--host",
-    "127.0.0.1",
-    "--dashboard-address",
-    "127.0.0.1:0",
-)  # with --no-dashboard it listens on 0.0.0.0
+# The dashboard too: with --no-dashboard it listens on 0.0.0.0.
+HERE = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+# Seconds: a scheduler may take minutes to start on a busy machine.
+PATIENCE = 200
 
 
 class DaskProcesses:
@@ -26,17 +24,20 @@ class DaskProcesses:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[bytes]] = []
-        self.log, self.go = (
-            folder / "log",
-            folder / "go",
-        )  # what stand-ins have done, and what they wait for
-        self.log.touch()
-        stand_in = {"SER_STAND_IN_LOG": str(self.log), "SER_STAND_IN_GO": str(self.go)}
-        blame = {
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"
-        }  # soon: dask's own are 3 deaths
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **stand_in, **blame}
+        # Where the scheduler listens.
         self.address = ""
+        # What stand-ins have done, and what they wait for.
+        self.log = folder / "log"
+        self.go = folder / "go"
+        self.log.touch()
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "SER_STAND_IN_LOG": str(self.log),
+            "SER_STAND_IN_GO": str(self.go),
+            # A task is given up soon: dask's own are 3 deaths.
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+        }
 
     def _start(self, *words: str) -> tuple[subprocess.Popen[bytes], Path]:
         log = self.folder / f"dask{len(self.started)}.log"
@@ -51,16 +52,21 @@ class DaskProcesses:
     def scheduler(self, *words: str) -> subprocess.Popen[bytes]:
         """Start one on a free port; `address` is then where it listens."""
         process, log = self._start("scheduler", *HERE, "--port", "0", *words)
-        deadline = time.monotonic() + 200
-        while not (found := re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            listens = re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())
+            if listens is not None:
+                self.address = listens[0]
+                return process
+
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        self.address = found[0]
-        return process
 
     def worker(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start one of one thread; `--scheduler-file` among the words takes the place of the
-        address.
+        """Start one of one thread.
+
+        `--scheduler-file` among the words takes the place of the address.
         """
         here = (*HERE, "--nthreads", "1", "--memory-limit", "0", "--name", name)
         address = () if "--scheduler-file" in words else (self.address,)
@@ -68,20 +74,23 @@ class DaskProcesses:
         return process
 
     def stop(self) -> None:
-        """Kill all that is left, children first seen and then parents; nobody else could have
-        reached any of it.
+        """Kill all that is left, children first and then parents.
 
         But for multiprocessing's resource trackers: each ends after the others, and removes their
-        semaphores.
+        semaphores. Fails if anybody from elsewhere could have reached any of it.
         """
-        there = listening([one.pid for process in self.started for one in tree(process.pid)])
-        for process in self.started:
-            for one in tree(process.pid):
-                if not runs(one, "resource_tracker"):
-                    send(one)
-        for process in self.started:
-            process.wait(60)
-        assert there <= {"127.0.0.1", "::1"}, f"dask listens on {there}"
+        processes = []
+        for started in self.started:
+            processes += tree(started.pid)
+        addresses = listening([process.pid for process in processes])
+
+        for started in self.started:
+            for process in tree(started.pid):
+                if not runs(process, "resource_tracker"):
+                    send(process)
+        for started in self.started:
+            started.wait(60)
+        assert addresses <= {"127.0.0.1", "::1"}, f"dask listens on {addresses}"
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -105,30 +114,33 @@ def worker_of(nanny: subprocess.Popen[bytes]) -> psutil.Process | None:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The living processes that multiprocessing has started under this one, to compute or to fork
-    those that do.
+    """The living processes that multiprocessing has started under this one.
+
+    They compute, or fork those that do.
     """
-    return [one for one in tree(pid) if one.pid != pid and runs(one, "spawn_main|forkserver")]
+    workers = []
+    for process in tree(pid):
+        if process.pid != pid and runs(process, "spawn_main|forkserver"):
+            workers.append(process)
+    return workers
 
 
-def runs(process: psutil.Process, what: str) -> bool:
+def runs(process: psutil.Process, pattern: str) -> bool:
     """Whether a process's command line has this pattern; a zombie has none."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(re.search(what, " ".join(process.cmdline())))
+        return bool(re.search(pattern, " ".join(process.cmdline())))
     return False
 
 
 def listening(pids: Sequence[int]) -> set[str]:
     """The addresses on which these processes accept connections."""
-    found = set()
+    addresses = set()
     for pid in pids:
         try:
             connections = psutil.Process(pid).net_connections(kind="inet")
         except psutil.NoSuchProcess:
             continue
-        found |= {
-            connection.laddr.ip
-            for connection in connections
-            if connection.status == psutil.CONN_LISTEN
-        }
-    return found
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN:
+                addresses.add(connection.laddr.ip)
+    return addresses

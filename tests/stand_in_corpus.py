@@ -1,5 +1,6 @@
-"""Corpora of transcripts that the stand-in extractor obeys, runs over them, and what a store then
-holds.
+"""Corpora of transcripts that the stand-in extractor obeys.
+
+And runs over them, and what a store then holds.
 """
 
 import csv
@@ -12,6 +13,7 @@ import numpy as np
 import soundfile as sf
 
 import ser.tests.stand_in  # noqa: F401 (registers it)
+from ser.cache.part import Part
 from ser.cache.store import open_store
 from ser.cache.tools.verify import verify
 from ser.extract.batches import text_seconds
@@ -44,20 +46,27 @@ def slow_texts(count: int, seconds: float) -> list[str]:
 def part_seconds(corpus: Path, per_part: float) -> float:
     """`--part-seconds` for so many of the corpus's longest transcripts to a part."""
     with corpus.open() as file:
-        return per_part * 1.01 * max(text_seconds(row["text"]) for row in csv.DictReader(file))
+        longest = max(text_seconds(row["text"]) for row in csv.DictReader(file))
+    return per_part * 1.01 * longest
 
 
 def planned(
     corpus: Path, store: Path, features: str = "standin", per_part: float = 4, **options: object
 ) -> ExtractionPlan:
     """What `ser features` would do."""
-    asked = {"part_seconds": part_seconds(corpus, per_part), **options}
-    return plan(ExtractionConfig(corpus, features, store=store, **asked))
+    options = {"part_seconds": part_seconds(corpus, per_part), **options}
+    return plan(ExtractionConfig(corpus, features, store=store, **options))
 
 
-def run(*asked: object, on_progress: OnProgress | None = None, **options: object) -> Summary:
+def run(
+    corpus: Path,
+    store: Path,
+    *more: object,
+    on_progress: OnProgress | None = None,
+    **options: object,
+) -> Summary:
     """What is `planned` for these, done."""
-    return extract(planned(*asked, **options), on_progress)
+    return extract(planned(corpus, store, *more, **options), on_progress)
 
 
 def ser_features(corpus: Path, store: Path, per_part: float, *options: object) -> list[str]:
@@ -69,49 +78,64 @@ def ser_features(corpus: Path, store: Path, per_part: float, *options: object) -
 
 
 def contents(path: Path) -> dict[str, tuple[bytes, ...]]:
-    """Every row that every feature holds, and a proof that none appears twice and all files are
-    whole.
+    """Every row that every feature holds.
+
+    And a proof that none appears twice and all files are whole.
     """
     store = open_store(path)
-    found = {}
+    features = {}
     for feature in store.features():
-        ids = [id_ for part in feature.parts() for id_ in part.record.ids]
+        ids: list[str] = []
+        for part in feature.parts():
+            ids += part.record.ids
         assert len(ids) == len(set(ids)), "a row stands in two parts"
+
         packed = feature.load(store.manifest())
         arrays = {"values": packed.values, "offsets": packed.offsets, **packed.extras}
-        found[feature.spec.name] = (
+        bytes_of_arrays = [name.encode() + arrays[name].tobytes() for name in sorted(arrays)]
+        features[feature.spec.name] = (
             feature.fingerprint.encode(),
             " ".join(packed.ids).encode(),
-            *(name.encode() + array.tobytes() for name, array in sorted(arrays.items())),
+            *bytes_of_arrays,
         )
-    assert not [one for one in verify(store) if one.problem]
+
+    assert not [check for check in verify(store) if check.problem]
     assert not list((path / "tmp").glob("*"))
-    return found
+    return features
+
+
+def all_parts(path: Path) -> list[Part]:
+    """The parts of every feature."""
+    every_part = []
+    for feature in open_store(path).features():
+        every_part += feature.parts()
+    return every_part
 
 
 def writers(path: Path) -> list[str]:
     """The name of the worker that wrote each part."""
-    parts = [part for feature in open_store(path).features() for part in feature.parts()]
-    return [str(part.record.written_by["name"]) for part in parts]
+    return [str(part.record.written_by["name"]) for part in all_parts(path)]
 
 
 def parts(path: Path) -> dict[str, int]:
     """Each published part with the inode of its record: whoever rewrites one is found out."""
-    return {
-        str(file.relative_to(path).parent): file.stat().st_ino
-        for file in path.glob("*/*/parts/*/part.json")
-    }
+    inodes = {}
+    for record in path.glob("*/*/parts/*/part.json"):
+        inodes[str(record.parent.relative_to(path))] = record.stat().st_ino
+    return inodes
 
 
 def files(path: Path) -> dict[str, dict[str, object]]:
     """The size and sha256 of every file of every part."""
-    found = [part for feature in open_store(path).features() for part in feature.parts()]
-    return {str(part.folder.relative_to(path)): dict(part.record.files) for part in found}
+    return {str(part.folder.relative_to(path)): dict(part.record.files) for part in all_parts(path)}
 
 
-def wait_for(what: Callable[[], object]) -> None:
-    """Until it is so; not for ever, so that a thread that waits does not outlive its test."""
+def wait_for(happened: Callable[[], object]) -> None:
+    """Wait until it is so.
+
+    Not for ever, so that a thread that waits does not outlive its test.
+    """
     deadline = time.monotonic() + 200
-    while not what():
+    while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)

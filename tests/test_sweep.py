@@ -368,16 +368,17 @@ def test_several_gpus_are_used(
 
 @pytest.mark.slow
 def test_the_array_trains_every_run_once(store: Path, tmp_path: Path) -> None:
-    """The sbatch script of docs/scaling.md does what Slurm would have it do, with its variables and
-    without Slurm.
+    """The sbatch script of docs/scaling.md does what Slurm would have it do.
+
+    It is run with Slurm's variables, and without Slurm.
     """
     page = Path(__file__).parent.parent / "docs" / "scaling.md"
     text = page.read_text(encoding="utf-8")
-    found = re.search(r"`sweep\.sbatch`:\n```text\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    assert found[1].startswith("#!/bin/bash\n#SBATCH --array=1-16\n")
+    listing = re.search(r"`sweep\.sbatch`:\n```text\n(.*?)```", text, re.DOTALL)
+    assert listing is not None
+    assert listing[1].startswith("#!/bin/bash\n#SBATCH --array=1-16\n")
     script = tmp_path / "sweep.sbatch"
-    script.write_text(found[1])
+    script.write_text(listing[1])
 
     command = ["bash", str(script), "perspective-table1", "--store", str(store)]
     command += ["--seeds", "2", "--epochs", "1", "--set", "d_model=16"]
