@@ -90,8 +90,9 @@ HELP = [
             "predict",
             "report",
             "runs",
-            "runs diff",
+            "runs compare",
             "runs list",
+            "runs prune",
             "runs remove",
             "sweep",
             "train",
@@ -484,7 +485,7 @@ def compare_report(both: Comparison) -> None:
             both.texts(f"{name}.{suffix}", *contents)
         both.command("report", *folders, "--json")
     both.command("runs", "list", "runs/seeds", "runs/vad")
-    both.command("runs", "diff", "runs/lgf-add", "runs/lf-add")
+    both.command("runs", "compare", "runs/lgf-add", "runs/lf-add")
 
 
 FORMATS = {"html": "html", "latex": "tex", "markdown": "md", "csv": "csv"}
