@@ -1,9 +1,11 @@
-"""Fine-tuning of the text encoder: the plain Hugging Face model is the truth, from any layer and
-from token ids.
+"""Fine-tuning of the text encoder, from any layer and from token ids.
+
+The plain Hugging Face model is the truth.
 """
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,69 +43,80 @@ SMALL = ("frames=32", "channels=2", "hidden=4", "lr=1e-3", "dropout=0")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of three layers and a store of their real features, and of made-up log-mel
-    frames.
-    """
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of three layers, and a store of their real features and of random log-mel."""
     folder = tmp_path_factory.mktemp("finetune")
     manifest = spoken_manifest(4)
-    texts = manifest.column("text")
-    words = {word for text in texts for word in text.split()}
-    for name in ENCODERS:
-        write_random_checkpoint(folder / name, name, words=words, num_hidden_layers=DEPTH)
-    write_random_checkpoint(folder / "other", "bert", num_hidden_layers=DEPTH, seed=7)
-    unknown = shutil.copytree(folder / "bert", folder / "text") / "config.json"
-    unknown.write_text(unknown.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
+    write_checkpoints(folder, manifest.column("text"))
+
+    names = ["bert", "bert:layer=2,special=false", "text:layer=2"]
+    for encoder in ENCODERS:
+        names += [f"{encoder}:layer={layer}" for layer in range(DEPTH)]
+    models = {encoder: str(folder / encoder) for encoder in (*ENCODERS, "text")}
+    encoded, _ = resolve(names, models, "float32")
+    [logmel], _ = resolve(["logmel"], {}, "float32")
+
     store = new_store(folder / "features", manifest)
-    asked = [f"{name}:layer={layer}" for name in ENCODERS for layer in range(DEPTH)]
-    asked += ["bert", "bert:layer=2,special=false", "text:layer=2", "logmel"]
-    wanted = resolve(asked, {name: str(folder / name) for name in (*ENCODERS, "text")}, "float32")[
-        0
-    ]
-    for one in load_extractors([one for one in wanted if one.checkpoint], "cpu"):
-        outcomes = one.run(texts)
-        for spec in one.specs:
-            rows = [
-                outcome[spec.fingerprint]
-                for outcome in outcomes
-                if not isinstance(outcome, UtteranceError)
-            ]
+    for extractor in load_extractors(encoded, "cpu"):
+        outcomes = extractor.run(manifest.column("text"))
+        extracted = [outcome for outcome in outcomes if not isinstance(outcome, UtteranceError)]
+        for spec in extractor.specs:
+            rows = [features[spec.fingerprint] for features in extracted]
             extras = {name: [row.extras[name] for row in rows] for name in rows[0].extras}
             add_feature(store, manifest, spec, [row.values for row in rows], extras=extras)
-    frames = [
-        np.random.default_rng(n).normal(size=(20 + n, 80)).astype(np.float32)
-        for n in range(len(manifest))
-    ]
-    add_feature(store, manifest, wanted[-1].spec, frames)
+
+    frames = []
+    for n in range(len(manifest)):
+        random = np.random.default_rng(n)
+        frames.append(random.normal(size=(20 + n, 80)).astype(np.float32))
+    add_feature(store, manifest, logmel.spec, frames)
     return folder
 
 
-def prepared(folder: Path, features: str, layers: object, fusion: str = "bert", **more: Any) -> Job:
-    more["set"] = (f"finetune_layers={layers}", *more.pop("set", ()))
-    return prepare(
-        Experiment(features, fusion, store=folder / "features", also_set=SMALL, epochs=1, **more)
-    )[0]
+def write_checkpoints(folder: Path, texts: Sequence[str]) -> None:
+    """Write those of `ENCODERS`, another BERT as "other", and as "text" of an unknown kind."""
+    words = {word for text in texts for word in text.split()}
+    for encoder in ENCODERS:
+        write_random_checkpoint(folder / encoder, encoder, words=words, num_hidden_layers=DEPTH)
+    write_random_checkpoint(folder / "other", "bert", num_hidden_layers=DEPTH, seed=7)
+
+    shutil.copytree(folder / "bert", folder / "text")
+    config = folder / "text" / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "bert"', '"model_type": "ernie"'))
+
+
+def prepared(
+    folder: Path, features: str, layers: object, fusion: str = "bert", **options: Any
+) -> Job:
+    """The first run that trains so many `layers`, of one epoch at small sizes."""
+    settings = (f"finetune_layers={layers}", *options.pop("set", ()))
+    store = folder / "features"
+    experiment = Experiment(
+        features, fusion, store=store, set=settings, also_set=SMALL, epochs=1, **options
+    )
+    return prepare(experiment)[0]
 
 
 def build(job: Job) -> Any:
     torch.manual_seed(0)
-    return job.config.fusion.build(
-        job.config.settings, job.data.dims, len(job.data.utterances.classes)
-    )
+    classes = len(job.data.utterances.classes)
+    return job.config.fusion.build(job.config.settings, job.data.dims, classes)
 
 
 def batch_of(job: Job, n: int = 7) -> Batch:
     return job.data.batch(list(np.arange(n)[:, None]), {})
 
 
-def plain(folder: Path, texts: list[str]) -> list[torch.Tensor]:
-    """The last hidden states, by Hugging Face alone, one text at a time."""
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+def plain(checkpoint: Path, texts: list[str]) -> list[torch.Tensor]:
+    """The last hidden states `[t, d]`, by Hugging Face alone, one text at a time."""
+    model = transformers.AutoModel.from_pretrained(checkpoint).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    states = []
     with torch.inference_mode():
-        return [
-            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts
-        ]
+        for text in texts:
+            output = model(**tokenizer(text, return_tensors="pt"))
+            states.append(output.last_hidden_state[0])
+    return states
 
 
 def texts_of(folder: Path, ids: Any) -> list[str]:
@@ -113,61 +126,80 @@ def texts_of(folder: Path, ids: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "layers"), [("bert", 1), ("bert", DEPTH), ("mpnet", 2), ("mpnet", "all")]
+    ("encoder", "layers", "below"),
+    [
+        pytest.param("bert", 1, DEPTH - 1, id="bert's last layer"),
+        pytest.param("bert", DEPTH, 0, id="bert's layers"),
+        pytest.param("mpnet", 2, DEPTH - 2, id="mpnet's last two layers"),
+        # Token ids stand beside any layer.
+        pytest.param("mpnet", "all", 1, id="all of mpnet"),
+    ],
 )
-def test_the_last_hidden_state_is_the_plain_models(made: Path, encoder: str, layers: Any) -> None:
-    below = 1 if layers == "all" else DEPTH - layers  # token ids stand beside any layer
-    job = prepared(made, f"{encoder}:layer={below}", layers)
-    model, batch = build(job).eval(), batch_of(job)
-    expected = plain(made / encoder, texts_of(made, job.data.utterances.ids[:7]))
-    assert batch.inputs["text"].lengths.tolist() == [len(rows) for rows in expected]
-    assert len(set(batch.inputs["text"].lengths.tolist())) > 2  # there is padding to go wrong
-    seen: list[torch.Tensor] = []
-    model.encoder.register_forward_hook(lambda _module, _args, rows: seen.append(rows))
+def test_the_last_hidden_state_is_the_plain_models(
+    folder: Path, encoder: str, layers: Any, below: int
+) -> None:
+    job = prepared(folder, f"{encoder}:layer={below}", layers)
+    model = build(job).eval()
+    batch = batch_of(job)
+    expected = plain(folder / encoder, texts_of(folder, job.data.utterances.ids[:7]))
+
+    lengths = batch.inputs["text"].lengths.tolist()
+    assert lengths == [len(rows) for rows in expected]
+    assert len(set(lengths)) > 2, "there is padding to go wrong"
+
+    states: list[torch.Tensor] = []
+    model.encoder.register_forward_hook(lambda _module, _args, rows: states.append(rows))
     with torch.inference_mode():
         logits = model(batch)["logits"]
         classified = model.linear(torch.stack([rows[0] for rows in expected]))
-    torch.testing.assert_close(seen[0], torch.cat(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(states[0], torch.cat(expected), rtol=0, atol=1e-5)
     torch.testing.assert_close(logits, classified, rtol=0, atol=1e-5)
 
 
-def changed(job: Job) -> set[str]:
-    """The weights of the encoder that one epoch of training moves, under the checkpoint's names."""
+def trained_weights(job: Job) -> set[str]:
+    """The weights of the encoder that one epoch of training moves, by the checkpoint's names."""
     before = {name: value.clone() for name, value in build(job).state_dict().items()}
     torch.manual_seed(0)
     after = fit(job.data, job.fold, job.config).model.state_dict()
+
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert "linear.1.weight" in moved
     return {name.removeprefix("encoder.model.") for name in moved if name.startswith("encoder.")}
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_only_the_top_layers_train_or_all_with_the_embeddings(made: Path, encoder: str) -> None:
-    job = prepared(made, f"{encoder}:layer=1", 2, select="last")
+def test_only_the_top_layers_train(folder: Path, encoder: str) -> None:
+    job = prepared(folder, f"{encoder}:layer=1", 2, select="last")
     names = {name for name, _ in build(job).named_parameters()}
     assert not any("embeddings" in name for name in names)
-    moved = changed(job)
-    assert {name.split(".")[2] for name in moved} == {"0", "1"}
+
+    moved = trained_weights(job)
     assert all(name.startswith("encoder.layer.") for name in moved)
-    top = load_encoder(
-        resolve([encoder], {encoder: str(made / encoder)}, "float32")[0][0].checkpoint
-    ).encoder.layer
-    assert len(moved) >= sum(
-        not name.endswith(("key.bias", "k.bias")) for name, _ in top[-2:].named_parameters()
-    )
-    moved = changed(prepared(made, f"{encoder}:layer=2", "all", select="last"))
-    assert "embeddings.word_embeddings.weight" in moved and "embeddings.LayerNorm.weight" in moved
-    assert {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")} == {
-        "0",
-        "1",
-        "2",
-    }
+    assert {name.split(".")[2] for name in moved} == {"0", "1"}
+
+    # A softmax does not change with the bias of the keys, so it may stay where it is.
+    [feature], _ = resolve([encoder], {encoder: str(folder / encoder)}, "float32")
+    top_layers = load_encoder(feature.checkpoint).encoder.layer[-2:]
+    top_names = [name for name, _ in top_layers.named_parameters()]
+    assert len(moved) >= sum(not name.endswith(("key.bias", "k.bias")) for name in top_names)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_all_layers_train_with_the_embeddings(folder: Path, encoder: str) -> None:
+    moved = trained_weights(prepared(folder, f"{encoder}:layer=2", "all", select="last"))
+    assert "embeddings.word_embeddings.weight" in moved
+    assert "embeddings.LayerNorm.weight" in moved
+
+    layers = {name.split(".")[2] for name in moved if name.startswith("encoder.layer.")}
+    assert layers == {"0", "1", "2"}
     assert ("encoder.relative_attention_bias.weight" in moved) == (encoder == "mpnet")
 
 
-def test_only_its_own_stage_and_the_last_train_the_encoder_of_both(made: Path) -> None:
-    job = prepared(made, "logmel+bert:layer=2", 1, fusion="cnn+bert", select="last")
-    model, batch = build(job).train(), batch_of(job)
+def test_only_its_own_stage_and_the_last_train_the_encoder_of_both(folder: Path) -> None:
+    job = prepared(folder, "logmel+bert:layer=2", 1, fusion="cnn+bert", select="last")
+    model = build(job).train()
+    batch = batch_of(job)
+
     for stage, reached in zip(job.config.fusion.stages, (False, True, True), strict=True):
         model.zero_grad()
         model(batch)[stage.output].square().sum().backward()
@@ -175,171 +207,236 @@ def test_only_its_own_stage_and_the_last_train_the_encoder_of_both(made: Path) -
         assert (weight.grad is not None) == reached
 
 
-def test_hidden_text_has_no_influence(made: Path) -> None:
-    for features, layers in (("bert:layer=2", 1), ("bert", "all")):
-        job = prepared(made, features, layers)
-        model, batch = build(job).eval(), batch_of(job)
-        whole = model(batch)["logits"]
-        hidden = torch.tensor([False, True, False, True, False, False, False])
-        part = model(without(batch, {"text": hidden}))["logits"]
-        torch.testing.assert_close(part[0], whole[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(part[1], model.linear[1].bias, rtol=0, atol=0)
-        out = model(without(batch, {"text": torch.ones(7, dtype=torch.bool)}))["logits"]
-        out.square().sum().backward()
-        assert out.isfinite().all() and all(
-            p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
-        )
+@pytest.mark.parametrize(
+    ("features", "layers"),
+    [
+        pytest.param("bert:layer=2", 1, id="top layer"),
+        pytest.param("bert", "all", id="all layers"),
+    ],
+)
+def test_hidden_text_has_no_influence(folder: Path, features: str, layers: object) -> None:
+    job = prepared(folder, features, layers)
+    model = build(job).eval()
+    batch = batch_of(job)
+
+    whole = model(batch)["logits"]
+    some_hidden = torch.tensor([False, True, False, True, False, False, False])
+    part = model(without(batch, {"text": some_hidden}))["logits"]
+    torch.testing.assert_close(part[0], whole[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(part[1], model.linear[1].bias, rtol=0, atol=0)
+
+    all_hidden = torch.ones(7, dtype=torch.bool)
+    logits = model(without(batch, {"text": all_hidden}))["logits"]
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    for parameter in model.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("features", "layers", "more", "says"),
+    ("features", "layers", "options", "says"),
     [
-        (
-            "bert@",
+        pytest.param(
+            "bert",
             1,
             {},
             r"starts from layer 2 of bert's 3, and bert is layer 3.*--features bert:layer=2`",
+            id="last layer",
         ),
-        (
+        pytest.param(
             "bert:layer=1",
             1,
             {},
             r"bert:layer=1 is layer 1; run `ser features CORPUS --features bert:layer=2`",
+            id="too low a layer",
         ),
-        ("bert:layer=2", 4, {}, "has layers 1 to 3, or all"),
-        ("bert:layer=2", -1, {}, "has layers 1 to 3, or all"),
-        ("bert:layer=2", "some", {}, "must be int.all"),
-        (
+        pytest.param("bert:layer=2", 4, {}, "has layers 1 to 3, or all", id="more than there are"),
+        pytest.param("bert:layer=2", -1, {}, "has layers 1 to 3, or all", id="negative"),
+        pytest.param("bert:layer=2", "some", {}, "must be int.all", id="a word"),
+        pytest.param(
             "bert:layer=2,special=false",
             1,
             {},
             "bert or mpnet, on special tokens too, and bert:layer=2,special=false",
+            id="without special tokens",
         ),
-        ("text:layer=2", 1, {}, "bert or mpnet, .* and text:layer=2 is none of these"),
-        ("logmel", 1, {"fusion": "cnn"}, "finetune_layers=1: fusion cnn has no use for it"),
-        ("bert:layer=2", 1, {"set": ("standardise_text=true",)}, "standardise_text=false"),
-        (
+        pytest.param(
+            "text:layer=2",
+            1,
+            {},
+            "bert or mpnet, .* and text:layer=2 is none of these",
+            id="another architecture",
+        ),
+        pytest.param(
+            "logmel",
+            1,
+            {"fusion": "cnn"},
+            "finetune_layers=1: fusion cnn has no use for it",
+            id="fusion of audio",
+        ),
+        pytest.param(
+            "bert:layer=2",
+            1,
+            {"set": ("standardise_text=true",)},
+            "standardise_text=false",
+            id="standardised text",
+        ),
+        pytest.param(
             "bert:layer=2",
             1,
             {"model": ("bert=other",)},
             "not the checkpoint that bert:layer=2 .*--model bert=PATH",
+            id="another checkpoint",
         ),
-        ("bert:layer=2", 1, {"model": ("bert",)}, "write --model NAME=ID_OR_PATH"),
+        pytest.param(
+            "bert:layer=2",
+            1,
+            {"model": ("bert",)},
+            "write --model NAME=ID_OR_PATH",
+            id="model without a path",
+        ),
     ],
 )
 def test_what_does_not_go_together(
-    made: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     features: str,
     layers: object,
-    more: dict[str, Any],
+    options: dict[str, Any],
     says: str,
 ) -> None:
-    monkeypatch.chdir(made)
+    monkeypatch.chdir(folder)
     with pytest.raises(WrongUse, match=says):
-        prepared(made, features.rstrip("@"), layers, **more)
+        prepared(folder, features, layers, **options)
 
 
-def test_rows_of_an_earlier_version_without_token_ids_are_named(made: Path, tmp_path: Path) -> None:
-    old = open_store(made / "features")
-    manifest, feature = old.manifest(), old.feature("bert")
-    store = new_store(tmp_path / "features", manifest)
+def test_rows_of_an_earlier_version_without_token_ids_are_named(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole = open_store(folder / "features")
+    manifest = whole.manifest()
+    feature = whole.feature("bert")
     packed = feature.load(manifest)
     del packed.extras["token"]
-    publish_part(
-        store.add(feature.spec),
-        PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed),
-    )
+
+    store = new_store(tmp_path / "features", manifest)
+    rows = PartRows.from_packed(manifest.corpus, manifest.inputs("text"), packed)
+    publish_part(store.add(feature.spec), rows)
+
     job = prepared(tmp_path, "bert", "all")
     with pytest.raises(MissingRows, match=r"without 'token'; run `ser cache remove bert@"):
         _ = job.data.inputs
 
 
 @pytest.mark.parametrize(
-    ("features", "fusion", "layers"),
-    [("bert:layer=2", "bert", 1), ("logmel+mpnet:layer=1", "cnn+bert", 2)],
+    ("audio", "text", "fusion", "layers"),
+    [
+        pytest.param("", "bert:layer=2", "bert", 1, id="bert"),
+        pytest.param("logmel+", "mpnet:layer=1", "cnn+bert", 2, id="cnn+bert"),
+    ],
 )
 def test_from_the_command_line_and_back(
-    made: Path, tmp_path: Path, features: str, fusion: str, layers: object
+    folder: Path, tmp_path: Path, audio: str, text: str, fusion: str, layers: object
 ) -> None:
-    used = [one for one in SMALL if has_setting(FUSIONS[fusion], one)]
-    settings = [part for one in (*used, f"finetune_layers={layers}") for part in ("--set", one)]
-    where = ["--store", str(made / "features"), "--out", str(tmp_path / "runs")]
-    encoder = features.rpartition("+")[2].partition(":")[0]
-    moved = shutil.copytree(
-        made / encoder, tmp_path / "elsewhere"
-    )  # where a checkpoint may lie too
-    where += ["--model", f"{encoder}={moved}"]
-    asked = [
-        "train",
-        "--features",
-        features,
-        "--fusion",
-        fusion,
-        "--folds",
-        "1",
-        "--epochs",
-        "2",
-        "--json",
-    ]
-    [result] = json.loads(printed(*asked, *where, *settings))["runs"]
+    # A checkpoint may lie elsewhere than when its features were extracted.
+    encoder = text.partition(":")[0]
+    moved = shutil.copytree(folder / encoder, tmp_path / "elsewhere")
+
+    command = ["train", "--features", audio + text, "--fusion", fusion, "--json"]
+    command += ["--store", str(folder / "features"), "--out", str(tmp_path / "runs")]
+    command += ["--model", f"{encoder}={moved}", "--folds", "1", "--epochs", "2"]
+    for setting in SMALL:
+        if has_setting(FUSIONS[fusion], setting):
+            command += ["--set", setting]
+    command += ["--set", f"finetune_layers={layers}"]
+
+    [result] = json.loads(printed(*command))["runs"]
     run = Run(Path(result["path"]))
-    spec = open_store(made / "features").feature(features.rpartition("+")[2]).spec
+    spec = open_store(folder / "features").feature(text).spec
     assert run.config.provenance.specs["text"]["checkpoint"]["digest"] == spec.checkpoint["digest"]
     assert run.config.settings["finetune_layers"] == layers
+
     if fusion == "bert":
-        tested = run.predictions()
-        ids = tested.column("id").to_pylist()
-        turns = [Turn(i, None, text) for i, text in zip(ids, texts_of(made, ids), strict=True)]
-        found = [list(one.probabilities.values()) for one in Predictor(run.path)(turns).predictions]
-        told = tempered(
-            np.array(tested.column("probabilities").to_pylist()),
-            run.result.calibration.temperature,
-        )
-        assert np.abs(np.array(found) - told).max() < 2e-6
+        check_predictor(run, folder)
 
 
-@pytest.mark.parametrize(("layers", "memory"), [(1, "0.25MB"), ("all", "0.2MB")])
+def check_predictor(run: Run, folder: Path) -> None:
+    """The predictor gives the calibrated probabilities of the run's own test."""
+    tested = run.predictions()
+    ids = tested.column("id").to_pylist()
+    turns = []
+    for utterance_id, text in zip(ids, texts_of(folder, ids), strict=True):
+        turns.append(Turn(utterance_id, None, text))
+
+    predictions = Predictor(run.path)(turns).predictions
+    predicted = np.array([list(prediction.probabilities.values()) for prediction in predictions])
+    uncalibrated = np.array(tested.column("probabilities").to_pylist())
+    expected = tempered(uncalibrated, run.result.calibration.temperature)
+    assert np.abs(predicted - expected).max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("layers", "memory", "is_streamed"),
+    [
+        pytest.param(1, "0.25MB", True, id="top layer"),
+        pytest.param("all", "0.2MB", False, id="all layers"),
+    ],
+)
 def test_the_same_seed_gives_the_same_bytes(
-    made: Path, tmp_path: Path, layers: object, memory: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    layers: object,
+    memory: str,
+    is_streamed: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where what the encoder starts from is read from the store when a batch needs it, and
-    within the budget.
-    """
-    asked = {"folds": 1, "epochs": 2, "set": (f"finetune_layers={layers}", "batch_size=2")}
-    plain = Experiment("bert:layer=2", "bert", store=made / "features", out=tmp_path / "a", **asked)
-    small, read, load = (
-        replace(plain, out=tmp_path / "b", memory=memory),
-        list[int](),
-        Feature.gather,
-    )
+    """Also where the encoder's input is read from the store when a batch needs it.
 
-    def watched(feature: Feature, *asked: Any) -> Any:
-        packed = load(feature, *asked)
-        read.append(packed.values.nbytes)
+    Reading keeps within the budget. Token ids take little, so they stay in memory.
+    """
+    in_memory = Experiment(
+        "bert:layer=2",
+        "bert",
+        store=folder / "features",
+        out=tmp_path / "a",
+        folds=1,
+        epochs=2,
+        set=(f"finetune_layers={layers}", "batch_size=2"),
+    )
+    within_budget = replace(in_memory, out=tmp_path / "b", memory=memory)
+    [first] = run_experiment(in_memory)
+
+    bytes_read: list[int] = []
+    gather = Feature.gather
+
+    def gather_and_count(feature: Feature, *arguments: Any) -> Any:
+        packed = gather(feature, *arguments)
+        bytes_read.append(packed.values.nbytes)
         return packed
 
-    [first] = run_experiment(plain)
-    monkeypatch.setattr(Feature, "gather", watched)
-    [job] = prepare(small)
-    assert (
-        any(one.streamed for one in job.data.inputs.values()) == (layers == 1)
-        and count_flops([job], 2) > 0
-    )
-    [second] = run_experiment(small)
+    monkeypatch.setattr(Feature, "gather", gather_and_count)
+    [job] = prepare(within_budget)
+    assert any(values.streamed for values in job.data.inputs.values()) == is_streamed
+    assert count_flops([job], 2) > 0
+
+    [second] = run_experiment(within_budget)
     assert first.path.name == second.path.name
-    assert (first.path / "model.safetensors").read_bytes() == (
-        second.path / "model.safetensors"
-    ).read_bytes()
-    assert max(read) < 100_000 < sum(read), (
-        "token ids take little, but the rows beside them are read too"
-    )
+    first_weights = (first.path / "model.safetensors").read_bytes()
+    assert first_weights == (second.path / "model.safetensors").read_bytes()
+    assert max(bytes_read) < 100_000 < sum(bytes_read), "the rows beside token ids are read too"
 
 
-@pytest.mark.parametrize(("features", "layers"), [("bert:layer=2", 1), ("mpnet:layer=0", "all")])
-def test_bfloat16_is_close(made: Path, features: str, layers: object) -> None:
-    job = prepared(made, features, layers, precision="bf16")
-    model, batch = build(job).eval(), batch_of(job)
+@pytest.mark.parametrize(
+    ("features", "layers"),
+    [
+        pytest.param("bert:layer=2", 1, id="bert's last layer"),
+        pytest.param("mpnet:layer=0", "all", id="all of mpnet"),
+    ],
+)
+def test_bfloat16_is_close(folder: Path, features: str, layers: object) -> None:
+    job = prepared(folder, features, layers, precision="bf16")
+    model = build(job).eval()
+    batch = batch_of(job)
     with torch.inference_mode():
         exact = model(batch)["logits"]
         with job.config.autocast():
