@@ -9,6 +9,7 @@ import string
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import audformat
@@ -29,12 +30,12 @@ from ser.train.data.protocols import make_folds
 def tree(root: Path, *names: str) -> Path:
     """A recording for each name: the same one, since a corpus of 7,442 is slow to write."""
     root.mkdir(exist_ok=True)
-    one = root / ".one"
-    if not one.exists():
-        soundfile.write(one, [0.1] * 160, 16000, subtype="PCM_16", format="WAV")
+    recording = root / ".one"
+    if not recording.exists():
+        soundfile.write(recording, [0.1] * 160, 16000, subtype="PCM_16", format="WAV")
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(one, root / name)
+        os.link(recording, root / name)
     return root
 
 
@@ -44,38 +45,49 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> None:
 
 
 def row(scan: Scan, id: str) -> dict:
-    """The columns that this row has."""
-    found = dict(zip(scan.manifest.ids, scan.manifest.table.to_pylist(), strict=True))[id]
-    return {
-        name: value for name, value in found.items() if value is not None and "sha256" not in name
-    }
+    """The columns that this row has, but for digests."""
+    position = scan.manifest.ids.index(id)
+    columns = {}
+    for name, value in scan.manifest.table.to_pylist()[position].items():
+        if value is not None and "sha256" not in name:
+            columns[name] = value
+    return columns
 
 
 def ravdess() -> Iterator[str]:
     for actor, emotion, intensity, text, take in itertools.product(
         range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2)
     ):
+        # There is no strong neutral.
         if (emotion, intensity) != (1, 2):
-            yield f"Actor_{actor:02d}/03-01-{emotion:02d}-{intensity:02d}-{text:02d}-{take:02d}-{actor:02d}.wav"
+            numbers = (3, 1, emotion, intensity, text, take, actor)
+            stem = "-".join(f"{number:02d}" for number in numbers)
+            yield f"Actor_{actor:02d}/{stem}.wav"
 
 
 def crema() -> Iterator[str]:
     sentences = ["TIE", "IOM", "IWW", "TAI", "MTI", "IWL", "ITH", "DFA", "ITS", "TSI", "WSI"]
     for actor in range(1001, 1092):
         for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
-            yield from (f"AudioWAV/{actor}_{sentence}_{emotion}_XX.wav" for sentence in sentences)
+            for sentence in sentences:
+                yield f"AudioWAV/{actor}_{sentence}_{emotion}_XX.wav"
             levels = ("XX",) if emotion == "NEU" else ("LO", "MD", "HI")
-            yield from (f"AudioWAV/{actor}_IEO_{emotion}_{level}.wav" for level in levels)
+            for level in levels:
+                yield f"AudioWAV/{actor}_IEO_{emotion}_{level}.wav"
+
+
+def published_crema() -> Iterator[str]:
+    """As many as the release has."""
+    return itertools.islice(crema(), 7442)
 
 
 def savee() -> Iterator[str]:
-    for speaker, emotion in itertools.product(
-        ("DC", "JE", "JK", "KL"), ("a", "d", "f", "h", "n", "sa", "su")
-    ):
-        yield from (
-            f"AudioData/{speaker}/{emotion}{n:02d}.wav"
-            for n in range(1, 31 if emotion == "n" else 16)
-        )
+    speakers = ("DC", "JE", "JK", "KL")
+    emotions = ("a", "d", "f", "h", "n", "sa", "su")
+    for speaker, emotion in itertools.product(speakers, emotions):
+        count = 30 if emotion == "n" else 15
+        for number in range(1, count + 1):
+            yield f"AudioData/{speaker}/{emotion}{number:02d}.wav"
 
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
@@ -84,106 +96,127 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 def tess() -> Iterator[str]:
     words = ["".join(pair) for pair in itertools.product(string.ascii_lowercase[:20], "abcdefghij")]
     for speaker, emotion in itertools.product(("OAF", "YAF"), EMOTIONS):
-        names = [f"{speaker}_{emotion}/{speaker}_{word}_{emotion}.wav" for word in words]
-        yield from (name.replace("/OAF_ab_neutral", "/OA_ab_neutral") for name in names)
+        for word in words:
+            name = f"{speaker}_{emotion}/{speaker}_{word}_{emotion}.wav"
+            # As the release misspells it.
+            yield name.replace("/OAF_ab_neutral", "/OA_ab_neutral")
 
 
-@pytest.mark.parametrize(
-    ("format", "names", "id", "said"),
-    [
-        ("ravdess", ravdess, "03-01-06-01-02-01-12", "12 fearful Dogs are sitting by the door."),
-        (
-            "crema-d",
-            lambda: itertools.islice(crema(), 7442),
-            "1001_IEO_HAP_HI",
-            "1001 happy It's eleven o'clock.",
-        ),
-        ("savee", savee, "DC_sa03", "DC sad"),
-        ("tess", tess, "OAF_ab_neutral", "OAF neutral Say the word ab."),
-    ],
-)
-def test_a_whole_release_has_its_published_counts(
-    tmp_path: Path, format: str, names: Callable[[], Iterator[str]], id: str, said: str
-) -> None:
-    scan = read_corpus(tree(tmp_path / "release", *names()))
-    assert (scan.format, scan.manifest.corpus, scan.problems, summary(scan)["differences"]) == (
-        format,
-        format,
-        [],
-        [],
-    )
-    found = row(scan, id)
-    assert [found.get(name, "") for name in ("speaker", "label", "text")] == [
-        *said.split(maxsplit=2),
-        "",
-    ][:3]
-    assert (found["session"], found["dialogue"], found["turn"]) == (found["speaker"], id, 0)
-    assert format == "crema-d" or found["gender"] == ("M" if format == "savee" else "F")
+@dataclass(frozen=True)
+class Release:
+    """The files of a release, and one of its utterances."""
+
+    names: Callable[[], Iterator[str]]
+    id: str
+    speaker: str
+    label: str
+    text: str | None
+    gender: str | None
+
+
+RELEASES = {
+    "ravdess": Release(
+        ravdess,
+        "03-01-06-01-02-01-12",
+        "12",
+        "fearful",
+        "Dogs are sitting by the door.",
+        "F",
+    ),
+    # Its genders stand in a table.
+    "crema-d": Release(
+        published_crema, "1001_IEO_HAP_HI", "1001", "happy", "It's eleven o'clock.", None
+    ),
+    "savee": Release(savee, "DC_sa03", "DC", "sad", None, "M"),
+    "tess": Release(tess, "OAF_ab_neutral", "OAF", "neutral", "Say the word ab.", "F"),
+}
+
+
+@pytest.mark.parametrize("format", RELEASES)
+def test_a_whole_release_has_its_published_counts(tmp_path: Path, format: str) -> None:
+    release = RELEASES[format]
+
+    scan = read_corpus(tree(tmp_path / "release", *release.names()))
+
+    assert scan.format == format
+    assert scan.manifest.corpus == format
+    assert scan.problems == []
+    assert summary(scan)["differences"] == []
     assert scan.known["utterances"] == len(scan.manifest)
+
+    utterance = row(scan, release.id)
+    assert utterance["speaker"] == release.speaker
+    assert utterance["label"] == release.label
+    assert utterance.get("text") == release.text
+    assert utterance["session"] == release.speaker
+    assert utterance["dialogue"] == release.id
+    assert utterance["turn"] == 0
+    if release.gender is not None:
+        assert utterance["gender"] == release.gender
 
 
 def test_counts_that_are_not_met_and_files_that_are_left_out(tmp_path: Path) -> None:
-    tree(tmp_path, *(f"{name}-01-02-01-12.wav" for name in ("03-01-06", "03-02-06", "03-01-09")))
+    for name in ("03-01-06", "03-02-06", "03-01-09"):
+        tree(tmp_path, f"{name}-01-02-01-12.wav")
     tree(tmp_path, "01-01-06-01-02-01-12.mp4")
+
     shown = ser("corpus", "show", tmp_path, "--format", "ravdess")
+
     assert shown.exit_code == 1
-    for said in (
+    for sentence in (
         "utterances: 1 here, 1440 in the release (-1439)",
         "warnings     1 files are left out: video, with the same sound; 1 files are left out: song",
         "4class 0",
-        "03-01-09-01-02-01-12.wav: the name does not follow the convention of RAVDESS (modality-channel-",
+        "03-01-09-01-02-01-12.wav: the name does not follow the convention of RAVDESS "
+        "(modality-channel-",
     ):
-        assert said in shown.output, said
+        assert sentence in shown.output, sentence
 
 
 def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
     tree(tmp_path, "AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1002_DFA_SAD_XX.wav")
-    tree(
-        tmp_path, *(f"AudioMP3/{actor}_DFA_ANG_XX.mp3" for actor in range(1001, 1602))
-    )  # before all others
-    header = '"","localid","queryType","clipName","respEmo"\n'
-    votes = [
-        ("1", "1001_DFA_ANG_XX", "A"),
-        ("1", "1001_DFA_ANG_XX", "N"),
-        ("3", "1001_DFA_ANG_XX", "H"),
+    # Before all others.
+    for actor in range(1001, 1602):
+        tree(tmp_path, f"AudioMP3/{actor}_DFA_ANG_XX.mp3")
+    responses = [
+        '"","localid","queryType","clipName","respEmo"',
+        '"0","7","1","1001_DFA_ANG_XX","A"',
+        '"1","7","1","1001_DFA_ANG_XX","N"',
+        # Of another kind of question.
+        '"2","7","3","1001_DFA_ANG_XX","H"',
     ]
-    lines = "".join(
-        f'"{n}","7","{kind}","{clip}","{vote}"\n' for n, (kind, clip, vote) in enumerate(votes)
-    )
-    write(tmp_path / "finishedResponses.csv", header + lines)
+    write(tmp_path / "finishedResponses.csv", "\n".join(responses) + "\n")
+
     scan = read_corpus(tmp_path)
+
     assert scan.warnings == [
         "VideoDemographics.csv is not here, and nothing is taken from it",
         "nothing gives {Sex}, which a column names",
         "601 files are left out: copies as MP3",
     ]
     assert scan.manifest.column("votes") == [[["angry"], ["neutral"]], None]
-    write(
-        tmp_path / "VideoDemographics.csv",
-        "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n",
-    )
+
+    people = "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n"
+    write(tmp_path / "VideoDemographics.csv", people)
     assert read_corpus(tmp_path).manifest.column("gender") == ["M", "F"]
 
 
 def test_texts_in_any_encoding(tmp_path: Path) -> None:
-    names = [
+    tree(
+        tmp_path,
         "0001/Neutral/0001_000001.wav",
         "0011/Angry/train/0011_000351.wav",
         "0011/Sad/test/0011_001051.wav",
-    ]
-    tree(tmp_path, *names)
-    write(
-        tmp_path / "0001" / "0001.txt",
-        "0001_000001  打远一看，它们的确很是美丽， 中立\r\n",
-        "gb18030",
     )
-    write(
-        tmp_path / "0011" / "0011.txt",
-        "\ufeff0011_000351\tThe nine the eggs, I keep.\tAngry\r\n",
-        "utf-16-le",
-    )
+    chinese = "0001_000001  打远一看，它们的确很是美丽， 中立\r\n"
+    write(tmp_path / "0001" / "0001.txt", chinese, "gb18030")
+    english = "\ufeff0011_000351\tThe nine the eggs, I keep.\tAngry\r\n"
+    write(tmp_path / "0011" / "0011.txt", english, "utf-16-le")
+
     scan = read_corpus(tmp_path)
-    assert (scan.format, scan.manifest.column("label")) == ("esd", ["neutral", "angry", "sad"])
+
+    assert scan.format == "esd"
+    assert scan.manifest.column("label") == ["neutral", "angry", "sad"]
     assert scan.manifest.column("text") == [
         "打远一看，它们的确很是美丽，",
         "The nine the eggs, I keep.",
@@ -261,44 +294,46 @@ def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> Non
 
 def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
     lines = ["FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set"]
-    sets = ["Train", "Train", "Development", "Test1", "Test2"]
-    for n, part in enumerate(sets):
-        speaker = "Unknown" if n == 0 else n
-        lines.append(
-            f"MSP-PODCAST_0001_{n:04d}.wav,{'AH'[n % 2]},2.2,6.5,2.6,{speaker},Male,{part}"
-        )
+    for number, part in enumerate(["Train", "Train", "Development", "Test1", "Test2"]):
+        file = f"MSP-PODCAST_0001_{number:04d}.wav"
+        emotion = "AH"[number % 2]
+        speaker = "Unknown" if number == 0 else number
+        lines.append(f"{file},{emotion},2.2,6.5,2.6,{speaker},Male,{part}")
     write(tmp_path / "Labels" / "labels_consensus.csv", "\n".join(lines))
-    detailed = "FileName,Workers,EmoClass_Major\n" + "".join(
-        f"MSP-PODCAST_0001_0003.wav,WORKER{n},{vote}\n"
-        for n, vote in enumerate(("Happy", "Neutral", "Other-hm"))
-    )
-    write(tmp_path / "Labels" / "labels_detailed.csv", detailed)
+
+    lines = ["FileName,Workers,EmoClass_Major"]
+    for number, vote in enumerate(("Happy", "Neutral", "Other-hm")):
+        lines.append(f"MSP-PODCAST_0001_0003.wav,WORKER{number},{vote}")
+    write(tmp_path / "Labels" / "labels_detailed.csv", "\n".join(lines) + "\n")
+
     write(tmp_path / "Transcripts" / "MSP-PODCAST_0001_0003.txt", 'So, "you" know.\n')
-    tree(tmp_path, *(f"Audios/MSP-PODCAST_0001_{n:04d}.wav" for n in range(6)))
+    tree(tmp_path, *(f"Audios/MSP-PODCAST_0001_{number:04d}.wav" for number in range(6)))
+
     scan = read_corpus(tmp_path)
-    assert (scan.format, len(scan.manifest), scan.problems) == ("msp-podcast", 5, [])
-    found = row(scan, "MSP-PODCAST_0001_0003")
-    assert (found["valence"], found["arousal"], found["dominance"], found["gender"]) == (
-        6.5,
-        2.2,
-        2.6,
-        "M",
-    )
-    assert (found["votes"], found["text"]) == (
-        [["Happy"], ["Neutral"], ["Other-hm"]],
-        'So, "you" know.',
-    )
+
+    assert scan.format == "msp-podcast"
+    assert len(scan.manifest) == 5
+    assert scan.problems == []
     assert scan.manifest.column("speaker")[:2] == [None, "1"]
+    utterance = row(scan, "MSP-PODCAST_0001_0003")
+    assert utterance["valence"] == 6.5
+    assert utterance["arousal"] == 2.2
+    assert utterance["dominance"] == 2.6
+    assert utterance["gender"] == "M"
+    assert utterance["votes"] == [["Happy"], ["Neutral"], ["Other-hm"]]
+    assert utterance["text"] == 'So, "you" know.'
+
     utterances = apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest)
     assert utterances.classes == ("ang", "hap")
     folds = make_folds("official", utterances)
-    assert [(f.name, *map(len, f.parts.values())) for f in folds] == [
-        ("test1", 2, 1, 1),
-        ("test2", 2, 1, 1),
-    ]
-    assert [list(f.left_out) for f in folds] == [["in another part of the split"]] * 2
+    assert [fold.name for fold in folds] == ["test1", "test2"]
+    for fold in folds:
+        assert [len(rows) for rows in fold.parts.values()] == [2, 1, 1]
+        assert list(fold.left_out) == ["in another part of the split"]
+
     [fold] = make_folds("official", utterances.take([0, 1, 3]), Cut("none"))
-    assert len(fold.dev) == 0 and fold.dev_by == "none"
+    assert len(fold.dev) == 0
+    assert fold.dev_by == "none"
     with pytest.raises(WrongUse, match="needs sessions called train and test"):
         make_folds("official", utterances.take([0, 1, 2]))
 
