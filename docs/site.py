@@ -1,5 +1,6 @@
-"""What mkdocs adds to the pages of docs/: files that lie elsewhere in the project, and tables made
-from the code.
+"""What mkdocs adds to the pages of docs/.
+
+Files that lie elsewhere in the project, and tables made from the code.
 """
 
 import posixpath
@@ -22,34 +23,41 @@ OUTSIDE = (
 
 
 def on_startup(**_: Any) -> None:
-    """Give mkdocstrings the package as links to its rooms: in the root it would read all of .venv,
-    for a minute.
+    """Give mkdocstrings the package as links to its rooms.
+
+    In the root it would read all of .venv, for a minute.
     """
     package = ROOT / ".links" / "docs" / "ser"
     package.mkdir(parents=True, exist_ok=True)
-    for path in (*ROOT.glob("*.py"), *(init.parent for init in ROOT.glob("*/__init__.py"))):
-        if not (link := package / path.name).is_symlink():
+    modules = list(ROOT.glob("*.py"))
+    rooms = [init.parent for init in ROOT.glob("*/__init__.py")]
+
+    for path in [*modules, *rooms]:
+        link = package / path.name
+        if not link.is_symlink():
             link.symlink_to(Path("../../..", path.name), target_is_directory=path.is_dir())
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that do not lie in docs/."""
     pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in OUTSIDE}
-    pages |= {"settings.md": "\n".join(settings_page()), "recipes.md": "\n".join(recipes_page())}
+    pages["settings.md"] = "\n".join(settings_page())
+    pages["recipes.md"] = "\n".join(recipes_page())
+
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
+
     return files
 
 
 def on_page_read_source(page: Any, config: Any) -> str | None:
-    """The site begins with the project's README: its menu lists the pages that docs/README.md
-    lists.
+    """The site begins with the project's README.
+
+    Its menu lists the pages that docs/README.md lists.
     """
-    return (
-        (ROOT / "README.md").read_text(encoding="utf-8")
-        if page.file.src_uri == "README.md"
-        else None
-    )
+    if page.file.src_uri == "README.md":
+        return (ROOT / "README.md").read_text(encoding="utf-8")
+    return None
 
 
 def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
@@ -63,11 +71,10 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
         if path in OUTSIDE or path.startswith("docs/"):
             inside = path.removeprefix("docs/")
             return f"]({posixpath.relpath(inside, posixpath.dirname(here) or '.')}{hash_}{anchor})"
-        return (
-            f"]({config['repo_url']}/blob/main/{path}{hash_}{anchor})"
-            if (ROOT / path).exists()
-            else found[0]
-        )
+
+        if (ROOT / path).exists():
+            return f"]({config['repo_url']}/blob/main/{path}{hash_}{anchor})"
+        return found[0]
 
     return re.sub(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", moved, text)
 
@@ -77,12 +84,14 @@ def settings_page() -> Iterator[str]:
     from ser.train.listed_settings import list_settings
     from ser.train.models import FUSIONS
 
-    yield "# Settings\n\nWhat `--set` takes, by fusion; written from the code when this site is built.\n"
+    yield "# Settings\n"
+    yield "What `--set` takes, by fusion; written from the code when this site is built.\n"
     for name, fusion in FUSIONS.items():
-        yield f"## `{name}`\n\n{fusion.source}\n\n| setting | default | source | what |\n|---|---|---|---|"
-        for one in list_settings(fusion):
-            about = f"{one.help} ({one.range})" if one.range else one.help
-            cells = [f"`{one.name}`", f"`{one.default}`", one.source, about]
+        yield f"## `{name}`\n\n{fusion.source}\n"
+        yield "| setting | default | source | what |\n|---|---|---|---|"
+        for setting in list_settings(fusion):
+            help_ = f"{setting.help} ({setting.range})" if setting.range else setting.help
+            cells = [f"`{setting.name}`", f"`{setting.default}`", setting.source, help_]
             yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
         yield ""
 
@@ -97,7 +106,8 @@ def recipes_page() -> Iterator[str]:
         metrics = list(
             dict.fromkeys(metric for paper in facts["paper"].values() for metric in paper)
         )
-        yield f"## `{name}`\n\n{facts['title']}\n\n| cell | {' | '.join(metrics)} |\n|---|{'---|' * len(metrics)}"
+        yield f"## `{name}`\n\n{facts['title']}\n"
+        yield f"| cell | {' | '.join(metrics)} |\n|---|{'---|' * len(metrics)}"
         for cell, paper in facts["paper"].items():
             yield f"| {cell} | {' | '.join(str(paper.get(metric, '')) for metric in metrics)} |"
         yield ""

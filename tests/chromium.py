@@ -1,5 +1,6 @@
-"""A real headless Chromium, driven over chromedriver's HTTP protocol with nothing but the standard
-library.
+"""A real headless Chromium, driven over chromedriver's HTTP protocol.
+
+It needs nothing but the standard library.
 """
 
 import contextlib
@@ -20,16 +21,17 @@ MISSING = (
     None if CHROMIUM and DRIVER else "no Chromium here: apt-get install chromium chromium-driver"
 )
 
-FLAGS = ["--headless=new", "--no-sandbox", "--no-first-run", "--hide-scrollbars"] + [
-    f"--disable-{what}"
-    for what in (
-        "gpu",
-        "quic",
-        "background-networking",
-        "component-update",
-        "sync",
-        "dev-shm-usage",
-    )
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
 ]
 
 
@@ -77,7 +79,10 @@ class Browser:
         )
         self.call("POST", f"{self.session}/url", {"url": path.resolve().as_uri()})
         # On a busy machine the page may be there in part.
-        whole = "const [done] = arguments; document.readyState === 'complete' ? done() : onload = () => done()"
+        whole = (
+            "const [done] = arguments; "
+            "document.readyState === 'complete' ? done() : onload = () => done()"
+        )
         self.call("POST", f"{self.session}/execute/async", {"script": whole, "args": []})
 
     def evaluate(self, script: str) -> Any:
@@ -85,18 +90,21 @@ class Browser:
         return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        """Entries since the last call, of the console ("browser") or the network ("performance")."""
+        """Entries since the last call: of the console, "browser", or the network, "performance"."""
         return self.call("POST", f"{self.session}/se/log", {"type": kind})
 
     def requests(self) -> list[str]:
         """Every address that the page asked for since `show`."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        sent = [
-            m["params"]["request"]["url"]
-            for m in messages
-            if m["method"] == "Network.requestWillBeSent"
-        ]
-        return [url for url in sent if not url.startswith("data:")]
+        urls = []
+        for entry in self.log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] != "Network.requestWillBeSent":
+                continue
+            url = message["params"]["request"]["url"]
+            if not url.startswith("data:"):
+                urls.append(url)
+
+        return urls
 
 
 @contextlib.contextmanager

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The request time differs too much</Message></Error>"
+SKEWED = (
+    b"<Error><Code>RequestTimeTooSkewed</Code>"
+    b"<Message>The request time differs too much</Message></Error>"
+)
 
 
 class Faulty:
-    """`fault(method, path)`, if set, says what happens to a request; `done` lists what the server
-    has done.
+    """`fault(method, path)`, if set, says what happens to a request.
+
+    `done` lists what the server has done.
 
     "500" and "skewed" are answers, "cut" one whose body ends too early, "short" one that says that
     its half is all, "lost" is none, and "slow" comes late.
@@ -25,19 +29,25 @@ class Faulty:
         from moto.server import DomainDispatcherApplication, create_backend_app
 
         self._app = DomainDispatcherApplication(create_backend_app)
-        self.done, self.port = list[tuple[str, str]](), 0
+        self.done: list[tuple[str, str]] = []
+        self.port = 0
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         """One request."""
         from werkzeug.wrappers import Response
 
-        asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        fault = self.fault and self.fault(*asked)
-        if fault in ("500", "skewed"):
-            return Response(SKEWED, 500 if fault == "500" else 403)(environ, start)
+        method = environ["REQUEST_METHOD"]
+        path = environ["PATH_INFO"]
+        fault = self.fault(method, path) if self.fault else None
+        if fault == "500":
+            return Response(SKEWED, 500)(environ, start)
+        if fault == "skewed":
+            return Response(SKEWED, 403)(environ, start)
+
         answer = Response.from_app(self._app, environ)
         if answer.status_code < 300:
-            self.done.append(asked)
+            self.done.append((method, path))
+
         if fault == "slow":
             time.sleep(0.1)
         if fault == "lost":
@@ -47,6 +57,7 @@ class Faulty:
             answer.set_data(content[: len(content) // 2])
             if fault == "cut":
                 answer.headers["Content-Length"] = str(len(content))
+
         return answer(environ, start)
 
 
@@ -58,7 +69,8 @@ def s3_server() -> Iterator[Faulty]:
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     faulty = Faulty()
     server = make_server("127.0.0.1", 0, faulty, threaded=True)
-    server.daemon_threads, faulty.port = True, server.server_port
+    server.daemon_threads = True
+    faulty.port = server.server_port
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield faulty

@@ -1,5 +1,6 @@
-"""`--scheduler` with processes that die, freeze and wake: nothing lost, nothing twice, nothing
-wrong.
+"""`--scheduler` with processes that die, freeze and wake.
+
+Nothing is lost, nothing is twice, nothing is wrong.
 """
 
 import contextlib
@@ -37,9 +38,8 @@ from ser.train.sweep.recipe import read_recipe
 from ser.train.sweep.run import run_sweep
 from ser.train.sweep.tasks import plan_sweep
 
-MISSED_SOON = {
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"
-}  # a worker that is silent; dask's own are 5 minutes
+# A worker that is silent; dask's own are 5 minutes.
+MISSED_SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}
 pytest.importorskip("distributed")
 
 
@@ -56,32 +56,35 @@ def meanwhile(harm: Callable[[], None]) -> Iterator[None]:
 
 def with_waits(count: int, *numbers: int) -> list[str]:
     """Texts of one length, at these numbers such as the stand-in waits at."""
-    return [
-        f"words {number:03d} [{'wait' if number in numbers else 'stay'}]" for number in range(count)
-    ]
+    texts = []
+    for number in range(count):
+        mark = "wait" if number in numbers else "stay"
+        texts.append(f"words {number:03d} [{mark}]")
+
+    return texts
 
 
 def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(
     processes: DaskProcesses, tmp_path: Path
 ) -> None:
-    corpus = write_corpus(
-        tmp_path / "corpus", with_waits(20, *range(2, 20, 4))
-    )  # each part in its middle
+    # Each part waits in its middle.
+    corpus = write_corpus(tmp_path / "corpus", with_waits(20, *range(2, 20, 4)))
     run(corpus, tmp_path / "near")
     processes.environment |= MISSED_SOON
     processes.scheduler()
-    nanny, frozen = processes.worker("killed"), processes.worker("frozen", "--no-nanny")
+    nanny = processes.worker("killed")
+    frozen = processes.worker("frozen", "--no-nanny")
     far = tmp_path / "far"
 
     def computed(pid: int) -> int:
         return processes.log.read_text().count(f"computed {pid}\n")
 
+    def both_are_in_a_part() -> bool:
+        worker = worker_of(nanny)
+        return worker is not None and computed(worker.pid) == computed(frozen.pid) == 2
+
     def harm() -> None:
-        wait_for(
-            lambda: (
-                (worker := worker_of(nanny)) and computed(worker.pid) == computed(frozen.pid) == 2
-            )
-        )
+        wait_for(both_are_in_a_part)
         frozen.send_signal(signal.SIGSTOP)
         worker = worker_of(nanny)
         worker.kill()
@@ -90,14 +93,18 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(
     with meanwhile(harm):
         summary = run(corpus, far, scheduler=processes.address)
     assert summary.features["standin"]["rows"] == 20 and summary.whole
-    before, whole = parts(far), contents(tmp_path / "near")
-    frozen.send_signal(signal.SIGCONT)  # it goes on with a lease that another has fulfilled
+    before = parts(far)
+    whole = contents(tmp_path / "near")
+
+    # It goes on with a lease that another has fulfilled.
+    frozen.send_signal(signal.SIGCONT)
     wait_for(lambda: computed(frozen.pid) == 4)
     time.sleep(1)
-    wait_for(
-        lambda: not list((far / "tmp").iterdir())
-    )  # on a busy machine it may still write what nobody needs
-    assert contents(far) == whole and parts(far) == before
+    # On a busy machine it may still write what nobody needs.
+    wait_for(lambda: not list((far / "tmp").iterdir()))
+    assert contents(far) == whole
+    assert parts(far) == before
+
     opened = [line for line in processes.log.read_text().splitlines() if line.startswith("opened")]
     assert len(opened) == len(set(opened)) >= 3, (
         "each process opens the extractor once, also the one that came later"
@@ -106,9 +113,8 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(
 
 def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_path: Path) -> None:
     """The command is killed, and run again while its worker still publishes."""
-    corpus = write_corpus(
-        tmp_path / "corpus", with_waits(12, 3)
-    )  # at the second of the second part
+    # It waits at the second of the second part.
+    corpus = write_corpus(tmp_path / "corpus", with_waits(12, 3))
     far = tmp_path / "far"
     processes.scheduler()
     processes.worker("a", "--no-nanny")
@@ -118,21 +124,23 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
         return processes.log.read_text().count("computed")
 
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(lambda: done() == 3)  # one part is there, and the worker is in the middle of the next
+    # One part is there, and the worker is in the middle of the next.
+    wait_for(lambda: done() == 3)
     killed.kill()
     killed.wait()
-    again, seen = (
-        planned(corpus, far, per_part=2, scheduler=processes.address),
-        list[tuple[int, int]](),
-    )
+    again = planned(corpus, far, per_part=2, scheduler=processes.address)
+    seen: list[tuple[int, int]] = []
 
     def goes_on() -> None:
-        time.sleep(1)  # in which the command begins
+        # The command begins meanwhile.
+        time.sleep(1)
         processes.go.touch()
 
     with meanwhile(goes_on):
         summary = extract(again, lambda stage, done, total: seen.append((done, total)))
-    assert seen == sorted(seen) and {total for _, total in seen} == {10} and seen[-1] == (10, 10)
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {10}
+    assert seen[-1] == (10, 10)
     assert summary.features["standin"]["computed"] == 8, (
         "two of the ten were published by what the dead one left"
     )
@@ -161,10 +169,8 @@ def test_the_scheduler_dies_and_the_command_runs_again(
     there = parts(far)
     assert there
     summary = run(corpus, far, per_part=2)
-    assert (
-        summary.features["standin"]["rows"] == 10
-        and 0 < summary.features["standin"]["computed"] < 10
-    )
+    assert summary.features["standin"]["rows"] == 10
+    assert 0 < summary.features["standin"]["computed"] < 10
     assert there.items() <= parts(far).items()
     run(corpus, tmp_path / "near", per_part=2)
     assert contents(far) == contents(tmp_path / "near")
@@ -216,10 +222,8 @@ def test_the_only_worker_with_a_resource_dies_and_comes_back(
     ):
         run(corpus, tmp_path / "store", scheduler=processes.address)
     store = open_store(tmp_path / "store")
-    assert (
-        store["standin"].quarantined(store.manifest()) == {}
-        and store["standin"].rows(store.manifest()) == 1
-    )
+    assert store["standin"].quarantined(store.manifest()) == {}
+    assert store["standin"].rows(store.manifest()) == 1
 
 
 def test_what_is_not_there_is_waited_for(
@@ -260,15 +264,14 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     """A terminal tells every process of the group, also a worker that was started again; and people
     press it twice.
     """
-    corpus = write_corpus(
-        tmp_path / "corpus", slow_texts(800, 0.3), [0.02] * 800
-    )  # of which most are never reached
-    command, pipe = (
-        ser_features(corpus, tmp_path / "store", 2, "--scheduler", "local:2"),
-        subprocess.PIPE,
-    )
+    # Of these most are never reached.
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(800, 0.3), [0.02] * 800)
     process = subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ser_features(corpus, tmp_path / "store", 2, "--scheduler", "local:2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
     def workers() -> set[psutil.Process]:
@@ -284,18 +287,19 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.2)
-    told, _ = process.communicate(timeout=60)  # half as long as all that was left
-    lines = [
-        line
-        for line in told.replace("\r", "\n").splitlines()
-        if line and not line.startswith("standin ")
-    ]
-    assert process.returncode == 1 and len(lines) == 4, (
-        told
-    )  # what will be computed, in three, and:
-    assert (
-        lines[-1]
-        == "ser: interrupted; what was finished is kept, and the same command goes on from there"
+
+    # Half as long as all that was left.
+    output, _ = process.communicate(timeout=60)
+    lines = []
+    for line in output.replace("\r", "\n").splitlines():
+        if line and not line.startswith("standin "):
+            lines.append(line)
+
+    # Three lines say what will be computed.
+    assert process.returncode == 1, output
+    assert len(lines) == 4, output
+    assert lines[-1] == (
+        "ser: interrupted; what was finished is kept, and the same command goes on from there"
     )
     gone, alive = psutil.wait_procs(left, timeout=60)
     assert not alive and len(gone) > 2
@@ -333,16 +337,16 @@ def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_p
 
     with meanwhile(harm):
         outcomes = list(run_sweep(sweep, scheduler=processes.address))
-    assert {task.name for task, _ in outcomes} == {task.name for task in sweep.tasks} and len(
-        outcomes
-    ) == 12
-    assert not any(fault for _, fault in outcomes) and 0 < len(stamps) < 12
+    assert {task.name for task, _ in outcomes} == {task.name for task in sweep.tasks}
+    assert len(outcomes) == 12
+    assert not any(fault for _, fault in outcomes)
+    assert 0 < len(stamps) < 12
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
 
 
 @pytest.mark.slow
 def test_a_worker_of_local_that_freezes_is_missed() -> None:
-    """After a minute, and looked at every minute; dask's own five would be too long for this test."""
+    """After a minute, and looked at every minute; dask's own five would be too long here."""
     with Cluster("local:2") as cluster:
         running = cluster.run(with_thing, range(60))
         frozen = next(running)
@@ -417,6 +421,6 @@ def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
         finally:
             over.set()
     run(corpus, tmp_path / "near")
-    assert (
-        summary.whole and contents(far) == contents(tmp_path / "near") and counts["killed"] >= 3
-    ), counts
+    assert summary.whole, counts
+    assert contents(far) == contents(tmp_path / "near"), counts
+    assert counts["killed"] >= 3, counts
