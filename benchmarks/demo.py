@@ -103,7 +103,13 @@ def scores(folder: Path, system: Experiment, cache: DataCache) -> dict[str, list
 
 def mean_of_folds(runs: Sequence[Run], test: str, seed: int) -> float:
     """The mean UA of a seed's folds, in percent."""
-    scores = [run.result.tests[test].ua for run in runs if run.result.seed == seed]
+    scores = []
+    for run in runs:
+        if run.result.seed == seed:
+            ua = run.result.tests[test].ua
+            assert ua is not None, "runs of classes have a UA"
+            scores.append(ua)
+
     return 100 * float(np.mean(scores))
 
 
