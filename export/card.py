@@ -6,9 +6,8 @@ from ser.predict import Predictor
 from ser.predict.trained import ExportRecord, InputRecord
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.report.markdown import ESCAPES
+from ser.train.scores.measures import SHOWN
 from ser.train.targets import TARGETS
-
-SCORES = (("UA", "ua"), ("WA", "wa"), ("macro-F1", "macro_f1"))
 
 
 def model_card(predictor: Predictor, record: ExportRecord) -> str:
@@ -86,7 +85,7 @@ def facts(predictor: Predictor) -> str:
         ("epoch chosen by", result.select),
         ("seed", result.seed),
     ]
-    for name, score in SCORES:
+    for name, score in SHOWN.items():
         value = result.score(score)
         if value is not None:
             rows.append((f"{name} of the test part", f"{100 * value:.2f} %"))

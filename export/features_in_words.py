@@ -9,7 +9,7 @@ from ser.train.records import FeatureRecord
 FRAMES = "one frame every {:g} ms"
 
 
-def feature_in_words(spec: Spec, record: FeatureRecord) -> str:
+def feature_in_words(spec: Spec) -> str:
     """What a store holds of the feature, in sentences."""
     describe = BY_EXTRACTOR.get(spec.extractor, other)
     sentences = describe(spec)

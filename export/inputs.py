@@ -75,7 +75,7 @@ def feature_inputs(predictor: Predictor) -> list[GraphInput]:
             elif spec.level == "utterance":
                 shape = (dim,)
 
-            made = feature_in_words(spec, record)
+            made = feature_in_words(spec)
             reading = reading_in_words(spec, record, by_vectors)
             if reading:
                 who = "you give what is" if by_turns else "the graph takes the rows, which are"
@@ -87,7 +87,7 @@ def feature_inputs(predictor: Predictor) -> list[GraphInput]:
 def whole_way(predictor: Predictor, feature: ResolvedFeature, record: FeatureRecord) -> str:
     """How a feature is made and read, in words."""
     reading = reading_in_words(feature.spec, record, predictor.fusion.level == "vector")
-    return "; ".join(filter(None, [feature_in_words(feature.spec, record), reading]))
+    return "; ".join(filter(None, [feature_in_words(feature.spec), reading]))
 
 
 def _unique(name: str, before: list[GraphInput]) -> str:

@@ -11,9 +11,19 @@ Four things make padding leak into other rows, and each is closed here:
 - Hugging Face's batch normaliser averages over the padding too: `prepare` normalises each waveform
   alone, before padding.
 
-What this class takes from `Encoder`: `forward(inputs)` pads the inputs, runs the model once and
-gives for each input its layers, one per feature; `state.lengths` are the inputs' lengths during
-that pass.
+What this class takes from `Encoder` and `Extractor`:
+
+    configs, specs    of each feature that is computed in the same pass, such as two layers
+    config            the first of them, for what they have in common
+    batch_seconds     padded audio that a batch may hold; None: one utterance
+    forward(inputs)   pads the inputs, runs the model once, and gives for each input a `Layer` per
+                      feature: its frames, and as `peaks` the largest absolute value of each, by
+                      which `as_rows` refuses what float16 cannot hold
+    state.lengths     the inputs' lengths during that pass
+    as_rows(arrays)   one utterance's result, of an array or `Layer` per feature
+    label             the features' names, for messages
+
+`clip.at(rate)` is a decoded utterance, mono, float32 `[n]`, resampled to that rate.
 """
 
 import math

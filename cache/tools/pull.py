@@ -102,7 +102,8 @@ class Pull:
 
     def _check_part_here(self, folder: str, published: PublishedPart, pinned: bool) -> None:
         """Raise if a part that is here lacks a file, or is another than a digest names."""
-        Part.open(self._path / folder, folder.split("/")[1])
+        _feature, fingerprint, *_ = folder.split("/")
+        Part.open(self._path / folder, fingerprint)
         if not pinned:
             return
 

@@ -11,12 +11,13 @@ from .streamed import Streamed
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
-# Shares of the budget. So much may be held where everything fits,
-FILLED = 0.9
-# and so much else;
-HELD = 0.4
-# so much with the two windows, one that is read while one is trained on. Blocks are the rest.
-READ = 0.8
+# Shares of the budget of memory: that inputs may hold where all of them fit,
+ALL_HELD = 0.9
+# that they may hold where some are streamed,
+SOME_HELD = 0.4
+# and that these take with two windows of streamed ones, of which one is read while the other is
+# trained on. The blocks that are read take the rest.
+HELD_AND_WINDOWS = 0.8
 
 
 def share_budget(
@@ -37,14 +38,15 @@ def share_budget(
             size += 4 * int(stream.offsets[-1]) * stream.dim
         sizes.append(size)
 
-    share = FILLED if sum(sizes) <= FILLED * budget else HELD
+    share = ALL_HELD if sum(sizes) <= ALL_HELD * budget else SOME_HELD
     smallest_first = np.argsort(sizes, kind="stable")
     fits = np.cumsum(np.sort(sizes)) <= share * budget
     chosen = smallest_first[fits].tolist()
 
     held_bytes = sum(sizes[number] for number in chosen)
-    room = int(max(READ * budget - held_bytes, (1 - FILLED) * budget) / 2)
-    whole = int(sum(sizes) / FILLED)
+    for_windows = max(HELD_AND_WINDOWS * budget - held_bytes, (1 - ALL_HELD) * budget)
+    room = int(for_windows / 2)
+    whole = int(sum(sizes) / ALL_HELD)
 
     modalities = list(streams)
     limited = {}

@@ -16,8 +16,8 @@ Pool = Literal["mean", "meanstd"]
 # Standardised values [rows, dim] of utterances of such corpora [n] and lengths [n].
 Standardize = Callable[[Tensor, np.ndarray, Tensor], Tensor]
 
-# Of a GPU's free memory may be inputs that stay there.
-FITS = 0.5
+# The share of a GPU's free memory that inputs may take; larger ones stay in the CPU's.
+GPU_SHARE = 0.5
 
 # A block so wide sums bit for bit as it does within all columns: torch adds them up side by side.
 COLUMNS = 32
@@ -121,10 +121,12 @@ class Inputs:
     def on(self, device: torch.device) -> "Inputs":
         """The same with the values on `device`, in the stored dtype.
 
-        Where a GPU has no room, each batch travels.
+        Where a GPU has no room they stay where they are, and each batch travels.
         """
-        if device.type == "cuda" and self.values.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
-            return replace(self, pinned=True)
+        if device.type == "cuda":
+            free, _total = torch.cuda.mem_get_info(device)
+            if self.values.nbytes > GPU_SHARE * free:
+                return replace(self, pinned=True)
         return replace(self, values=self.values.to(device))
 
     def averaged(self, frames: int) -> "Inputs":

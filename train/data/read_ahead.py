@@ -13,7 +13,7 @@ import numpy as np
 from ser.cache.blocks import stop_reading
 from ser.errors import WrongUse
 
-from .budget import HELD, READ
+from .budget import HELD_AND_WINDOWS, SOME_HELD
 from .inputs import Inputs
 from .streamed import Streamed
 
@@ -88,11 +88,13 @@ def _check_room(
     streamed: Mapping[str, Streamed], costs: np.ndarray, size: int, dialogues: np.ndarray | None
 ) -> int:
     """The bytes that may be read at once. Raises `WrongUse` if the largest batch takes more."""
+    # Room, workers and the whole budget are the same of each.
     first = next(iter(streamed.values()))
     units = costs if dialogues is None else np.bincount(dialogues, costs)
     largest = float(np.sort(units)[-size:].sum())
     if largest > first.room:
-        budget = min(2 * largest / (READ - HELD), first.whole)
+        # With it `share_budget` gives a window at least so much room.
+        budget = min(2 * largest / (HELD_AND_WINDOWS - SOME_HELD), first.whole)
         enough = int(first.workers * budget / 1e6) + 1
         raise WrongUse(
             f"--memory is too small for the largest batch, which takes {largest / 1e6:.1f} MB "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.batch import Sequences
-from .inputs import FITS, Inputs, Standardize
+from .inputs import GPU_SHARE, Inputs, Standardize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Streamed(Inputs):
         """On a GPU where it fits there; else each batch travels, from pinned memory."""
         if device.type != "cuda":
             return self
-        if self.bytes <= FITS * torch.cuda.mem_get_info(device)[0]:
+        if self.bytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self.in_memory(device)
         return replace(self, pinned=True)
 

@@ -9,7 +9,8 @@ import numpy as np
 from .classes import METRICS, metrics
 from .ratings import concordance
 
-# The metrics that every table shows, by their headings.
+# The metrics that every table shows, by their headings. Each is a field of `Scores` and of
+# `RaterScores` in `train/records.py`.
 SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}
 
 # What a recipe may select by, and its heading with the unit.

@@ -21,6 +21,7 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
     """
     prepared = prepare_once()
     by_cell: dict[str, Estimate] = {}
+    # Of the groups that a GPU fits together the first is timed, and `estimate` scales the others.
     paces: dict[str, float] = {}
     for cell, tasks in groupby(sweep.open_tasks, key=_cell_of):
         experiments = list(dict.fromkeys(task.experiment for task in tasks))
@@ -35,9 +36,10 @@ def estimate_sweep(sweep: Sweep, workers: int) -> tuple[float, dict[str, Estimat
 
     seconds = 0.0
     for task in sweep.open_tasks:
-        of_cell = by_cell[task.cell]
-        seconds += of_cell.seconds / of_cell.runs
+        cell_estimate = by_cell[task.cell]
+        seconds += cell_estimate.seconds / cell_estimate.runs
 
+    # Where models train on GPUs, processes that share one count as one.
     at_once = min(workers, sweep.gpus) if sweep.precisions else workers
     return seconds / at_once, by_cell
 

@@ -60,7 +60,7 @@ class Sweep:
     runs: dict[str, tuple[Run, ...]]
     """The folders that each cell needs, in whatever shard they are trained."""
     precisions: tuple[str, ...] = ()
-    """Of the models that a GPU here trains."""
+    """Of the models that a GPU here trains, such as ("bf16",); none where all train on the CPU."""
     searches: tuple[tuple[Path, SearchRecord], ...] = ()
     """What to write into which folder of runs."""
 

@@ -10,7 +10,8 @@ from .draws import Random, choose, generator_of
 from .words import ODD, draw_text
 
 SESSIONS = range(1, 6)
-MEAN_TURNS = 14  # of a dialogue, plus or minus two
+# Of a dialogue, plus or minus two.
+MEAN_TURNS = 14
 
 # Where each scene goes, from its first turns to its last. Every session has them all.
 ARCS = {
@@ -71,12 +72,16 @@ class Dialogue:
 
 
 def draw_dialogues() -> Iterator[Dialogue]:
-    """All dialogues of the corpus."""
+    """All dialogues of the corpus, named as the release names them: Ses03F_impro01.
+
+    The letter is that of the speaker, F or M, who wears the markers of motion capture.
+    """
     for session in SESSIONS:
         for number, scene in enumerate(ARCS):
             rng = generator_of(session, number)
             marked = "M" if _man_is_marked(session, scene, rng) else "F"
-            name = f"Ses{session:02d}{marked}_{RENAMED.get((session, scene), scene)}"
+            scene_name = RENAMED.get((session, scene), scene)
+            name = f"Ses{session:02d}{marked}_{scene_name}"
             yield Dialogue(name, session, list(_draw_lines(name, session, number, scene, rng)))
 
 
