@@ -47,7 +47,7 @@ def read_iemocap(root: Path) -> Reading:
     if (root / DEMO_MARKER).exists():
         reading = Reading("demo", root, [], synthetic=True)
     else:
-        reading = Reading("iemocap", root, [], known=IEMOCAP)
+        reading = Reading("iemocap", root, [], known=dict(IEMOCAP))
 
     for number in range(1, 6):
         session = root / f"Session{number}"

@@ -1,6 +1,5 @@
 """What a reader returns: the rows of a corpus as it found them, and what is wrong with it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +44,7 @@ class Reading:
     synthetic: bool = False
     """Whether the speech is generated."""
     warnings: list[str] = field(default_factory=list)
-    known: Mapping[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
     """Published counts, by the names in `counts.py`, if the corpus ought to be whole."""
     paths: Literal["linked", "inside", "unopened"] = "linked"
     """Where audio may lie.
