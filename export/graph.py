@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ser.cache.spec import Spec
 from ser.predict import Predictor
 from ser.train.models.batch import Batch, Sequences
+from ser.train.rating_scales import scale_of
 from ser.train.records import FeatureRecord
-from ser.train.targets import TARGETS, scale_of
+from ser.train.targets import TARGETS
 
 from .one_sequence import OneSequence
 from .waveform import EncoderFrames

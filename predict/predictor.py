@@ -23,11 +23,12 @@ from ser.train.data.labels import UNLABELLED
 from ser.train.data.sources import as_read
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.model_file import load_model
+from ser.train.rating_scales import predicted_ratings
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.certainty import abstaining
 from ser.train.run_folder import CONFIG
 from ser.train.scores.calibration import tempered
-from ser.train.targets import TARGETS, rated_as
+from ser.train.targets import TARGETS
 from ser.train.train_jobs import one_thread
 from ser.weights.find import parse_models
 
@@ -320,7 +321,7 @@ class Predictor:
 
         ratings: list[float] = []
         if TARGETS[self.config.target].rated:
-            ratings = rated_as(values[None], self.config.training)[0].tolist()
+            ratings = predicted_ratings(values[None], self.config.training)[0].tolist()
         return shares[0].tolist(), ratings
 
     def _prediction(self, each: Usable, values: np.ndarray, abstain_below: float) -> Prediction:

@@ -28,6 +28,7 @@ from ser.train.data.memory import DataCache
 from ser.train.data.votes import rater_votes
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
+from ser.train.losses import concordance_loss
 from ser.train.models import FUSIONS
 from ser.train.records import to_json
 from ser.train.report.as_json import scores_as_json
@@ -44,7 +45,7 @@ from ser.train.scores.ratings import concordance, dimension_scores, moments
 from ser.train.seal import sealed_json
 from ser.train.settings import TrainingSettings
 from ser.train.sweep.search import chosen_rows
-from ser.train.targets import TARGETS, concordance_loss
+from ser.train.targets import TARGETS
 
 DIMENSIONS = ("valence", "arousal", "dominance")
 TINY = (

@@ -29,13 +29,14 @@ from ser.train.cuda_graphs import Graphs
 from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, Job, fit_groups, prepare, run_experiment, train_jobs
 from ser.train.fit import fit, learning_rate, make_optimiser
-from ser.train.fit_many import MAX_RUNS, NO_LABEL, can_train_together, fit_many
+from ser.train.fit_many import MAX_RUNS, can_train_together, fit_many
 from ser.train.models import FUSIONS
 from ser.train.models.batch import Batch, Sequences
 from ser.train.models.perspective import PerspectiveSettings
 from ser.train.records import Epoch, to_json
 from ser.train.run_folder import Run, run_name
 from ser.train.stacked_runs import StackedRuns
+from ser.train.stacked_updates import NO_LABEL
 from ser.train.sweep.run import run_sweep, train_group
 from ser.train.sweep.tasks import plan_sweep
 

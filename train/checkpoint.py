@@ -1,4 +1,7 @@
-"""The state on disk of an unfinished run: all that a training needs to go on as if never stopped."""
+"""The state on disk of an unfinished run.
+
+It is all that a training needs to go on as if it had never stopped.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,8 @@ from torch import Generator, Tensor, nn
 
 from .records import Epoch
 
-Random = Mapping[str, Generator]  # that of torch, and those of a training's own draws
+# Torch's generator, and those of a training's own draws, by name.
+Random = Mapping[str, Generator]
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ class Progress:
 
 
 def snapshot(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of a model's weights, or of other tensors, on the CPU, as safetensors files take them."""
-    return {
-        name: value.detach().to("cpu", copy=True).contiguous() for name, value in values.items()
-    }
+    """Copies of a model's weights, or of other tensors, on the CPU, as safetensors takes them."""
+    copies = {}
+    for name, value in values.items():
+        copies[name] = value.detach().to("cpu", copy=True).contiguous()
+    return copies
 
 
 def write_state(
@@ -56,10 +61,10 @@ def write_state(
             moments[f"{number}.{name}"] = moment
 
     generators = {name: generator.get_state() for name, generator in random.items()}
-    own_device = torch.device(device)
-    if own_device.type != "cpu":
-        module = torch.get_device_module(own_device.type)
-        generators[own_device.type] = module.get_rng_state(own_device)
+    accelerator = torch.device(device)
+    if accelerator.type != "cpu":
+        module = torch.get_device_module(accelerator.type)
+        generators[accelerator.type] = module.get_rng_state(accelerator)
 
     tensors = {}
     parts = {"model": model.state_dict(), "kept": kept, "adam": moments, "random": generators}
@@ -108,10 +113,10 @@ def restore_state(
     generators = _under("random.", tensors)
     for name, generator in random.items():
         generator.set_state(generators[name])
-    own_device = torch.device(device)
-    if own_device.type in generators:
-        module = torch.get_device_module(own_device.type)
-        module.set_rng_state(generators[own_device.type], own_device)
+    accelerator = torch.device(device)
+    if accelerator.type in generators:
+        module = torch.get_device_module(accelerator.type)
+        module.set_rng_state(generators[accelerator.type], accelerator)
 
     return _under("kept.", tensors)
 

@@ -16,29 +16,39 @@ class Graphs:
     """
 
     def __init__(self, enabled: bool, logs: Sequence[Callable[[str], None]] = ()) -> None:
-        self.enabled, self.logs = enabled, logs
+        self.enabled = enabled
+        self.logs = logs
+        # By key, the graph and the tensor that it fills; None of what has run but once.
         self._known: dict[Hashable, tuple[Any, Tensor] | None] = {}
-        self._pool: Any = None  # one for all: none needs what another has left there
+        # One pool for all: none needs what another has left there.
+        self._pool: Any = None
 
     def __call__(self, key: Hashable, function: Callable[[], Tensor]) -> Tensor:
         """What `function` returns: of one key always the same function of the same tensors."""
         if self.enabled and key in self._known and self._known[key] is None:
-            try:
-                self._known[key] = self.captured(function)
-            except RuntimeError as fault:
-                self.enabled = False
-                why = str(fault.__context__ or fault).partition("\n")[
-                    0
-                ]  # the end of a broken capture fails too
-                for log in self.logs:
-                    log(
-                        f"updates cannot be captured as CUDA graphs here, and each takes longer ({why})"
-                    )
-        if found := self._known.setdefault(key):
-            graph, result = found
-            graph.replay()
-            return result.clone()
-        return function().clone()
+            self._try_to_capture(key, function)
+
+        known = self._known.setdefault(key)
+        if known is None:
+            return function().clone()
+
+        graph, result = known
+        graph.replay()
+        return result.clone()
+
+    def _try_to_capture(self, key: Hashable, function: Callable[[], Tensor]) -> None:
+        """Capture the function; where that fails, say so once, and try no other."""
+        try:
+            self._known[key] = self.captured(function)
+        except RuntimeError as fault:
+            self.enabled = False
+            # The end of a broken capture fails too: what came before it is the reason.
+            reason, _, _ = str(fault.__context__ or fault).partition("\n")
+            for log in self.logs:
+                log(
+                    "updates cannot be captured as CUDA graphs here, and each takes longer "
+                    f"({reason})"
+                )
 
     def captured(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
         """The calls as a CUDA graph, and the tensor that it fills on replay. Nothing is computed

@@ -42,8 +42,8 @@ def predict_all_ways(model: Fitted, job: Job) -> dict[str, np.ndarray]:
 
     if job.config.fusion.hide is not None:
         for shown, hidden in (("audio", "text"), ("text", "audio")):
-            of_one = model.predict(job.data, job.fold.test, job.config, hide=hidden)
-            predictions[f"only {shown}"] = of_one["logits"]
+            by_head_of_shown = model.predict(job.data, job.fold.test, job.config, hide=hidden)
+            predictions[f"only {shown}"] = by_head_of_shown["logits"]
 
     for head, values in by_head.items():
         predictions[f"head {head}"] = values
@@ -174,13 +174,15 @@ def make_result(
 def score_test(job: Job, predicted: np.ndarray) -> Scores:
     """All scores of one way of testing."""
     target = TARGETS[job.config.target]
-    return target.scored(job.data.utterances, job.fold.test, predicted, job.config)
+    return target.score(job.data.utterances, job.fold.test, predicted, job.config)
 
 
 def score_raters(job: Job) -> RaterScores | None:
     """What the raters of the test part score themselves; None without votes."""
-    scored = job.data.raters(job.fold.test)
-    return None if scored is None else RaterScores(**scored)
+    scores = job.data.raters(job.fold.test)
+    if scores is None:
+        return None
+    return RaterScores(**scores)
 
 
 def calibrate(job: Job, on_dev: Predictions, on_test: Predictions) -> Calibration | None:
@@ -190,7 +192,7 @@ def calibrate(job: Job, on_dev: Predictions, on_test: Predictions) -> Calibratio
     target = TARGETS[job.config.target]
     dev = (job.fold.dev, on_dev["both"])
     test = (job.fold.test, on_test["both"])
-    return target.calibrated(job.data.utterances, dev, test)
+    return target.calibrate(job.data.utterances, dev, test)
 
 
 def split_corpora(job: Job) -> dict[str, SplitCorpus] | None:
@@ -202,8 +204,8 @@ def split_corpora(job: Job) -> dict[str, SplitCorpus] | None:
     names = np.array(job.data.utterances.corpora)
     split = {}
     for name, corpus in corpora.items():
-        sizes: dict[str, Any] = {
-            part: int(np.sum(names[rows] == name)) for part, rows in job.fold.parts.items()
-        }
+        sizes: dict[str, Any] = {}
+        for part, rows in job.fold.parts.items():
+            sizes[part] = int(np.sum(names[rows] == name))
         split[name] = SplitCorpus(synthetic=corpus.synthetic, classes=corpus.classes, **sizes)
     return split

@@ -53,7 +53,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
 
     data, fusion = load_dataset(experiment, cache)
     settings, training = _parse_settings(experiment, fusion)
-    training, data = TARGETS[experiment.target].settled(fusion, settings, training, data)
+    training, data = TARGETS[experiment.target].prepare(fusion, settings, training, data)
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, experiment.model)
     _check_standardising(settings, training, data)

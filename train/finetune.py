@@ -5,16 +5,18 @@ the layer below, with `all` the whole encoder from the cached token ids; their f
 those of the feature's own checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from msgspec import structs
+from torch import nn
 
 from ser.cache.spec import Spec
 from ser.disk.records import to_record
 from ser.errors import CorruptStore, WrongUse
+from ser.weights.checkpoint import Checkpoint
 from ser.weights.digest import INCIDENTAL
 from ser.weights.find import parse_models, recorded_checkpoint
 from ser.weights.load import load_encoder
@@ -24,7 +26,11 @@ from .models import Fusion
 from .models.transformer_encoder import TopLayers, TransformerEncoder, untrained
 from .records import RunConfig
 
-TOKENS = "token"  # the extra of a text feature that holds token ids
+# The extra of a text feature that holds token ids.
+TOKENS = "token"
+
+# The architectures that can be trained.
+ARCHITECTURES = ("bert", "mpnet")
 
 
 def with_encoder(
@@ -38,69 +44,107 @@ def with_encoder(
     can.
     """
     layers: TopLayers = settings.finetune_layers
-    if settings.standardise_text:
-        raise WrongUse(
-            "finetune_layers needs the text features as the encoder gave them; use standardise_text=false"
-        )
-    if "text" in data.views:
-        raise WrongUse(
-            "finetune_layers trains on one text feature, and --views names another; name audio views alone"
-        )
-    if "joined" in data.notes["specs"]["text"]:
-        raise WrongUse(
-            "finetune_layers trains the encoder of one text feature; name one, and no layers=…"
-        )
+    _check_text_inputs(settings, data)
     spec = to_record(data.notes["specs"]["text"], Spec, str(data.notes["store"]))
-    whole = spec.extractor == "text" and spec.checkpoint and spec.config["special"]
-    checkpoint = recorded_checkpoint(spec, parse_models(models)) if whole else None
-    if checkpoint is None or checkpoint.architecture not in ("bert", "mpnet"):
-        needed = "finetune_layers trains bert or mpnet, on special tokens too"
-        raise WrongUse(
-            f"{needed}, and {spec.name} is none of these; extract it without special=false"
-        )
-    depth, layer = checkpoint.setting("num_hidden_layers"), spec.config["layer"]
+    checkpoint = _find_checkpoint(spec, models)
+
     if layers == "all":
-        features = data.record["features"]
-        tokens = structs.replace(features["text"], extra=TOKENS)
-        record = {**data.record, "features": {**features, "text": tokens}}
-        data = replace(data, read=partial(data.read, text=TOKENS), record=record)
-    elif not 1 <= layers <= depth:
-        raise WrongUse(
-            f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all"
-        )
-    elif layer != (below := depth - layers):
-        options = [
-            option
-            for option in spec.variant.split(",")
-            if option and not option.startswith("layer=")
-        ]
-        name = f"{spec.feature}:{','.join(sorted([*options, f'layer={below}']))}"
-        raise WrongUse(
-            f"finetune_layers={layers} starts from layer {below} of {spec.feature}'s {depth}, and {spec.name} is layer "
-            f"{layer}; run `ser features CORPUS --features {name}`, and train on {name}"
-        )
-    config = {key: value for key, value in checkpoint.config.items() if key not in INCIDENTAL}
-    data = replace(data, notes={**data.notes, "encoders": {"text": config}})
-    return replace(
-        fusion,
-        build=lambda *asked: fusion.build(
-            *asked, TransformerEncoder(load_encoder(checkpoint), layers)
-        ),
-    ), data
+        data = _from_tokens(data)
+    else:
+        _check_layer(spec, layers, checkpoint.setting("num_hidden_layers"))
+
+    encoder_config = {}
+    for key, value in checkpoint.config.items():
+        if key not in INCIDENTAL:
+            encoder_config[key] = value
+    notes = {**data.notes, "encoders": {"text": encoder_config}}
+
+    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
+        encoder = TransformerEncoder(load_encoder(checkpoint), layers)
+        return fusion.build(settings, dims, classes, encoder)
+
+    return replace(fusion, build=build), replace(data, notes=notes)
 
 
-def reopened(fusion: Fusion, settings: Any, config: RunConfig) -> Fusion:
+def with_recorded_encoder(fusion: Fusion, settings: Any, record: RunConfig) -> Fusion:
     """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in
     the run.
     """
     layers: TopLayers = getattr(settings, "finetune_layers", 0)
     if layers == 0:
         return fusion
-    encoders = config.provenance.encoders or {}
+
+    encoders = record.provenance.encoders or {}
     if "text" not in encoders:
         raise CorruptStore(
-            "the run's config.json does not describe the encoder that it trained; train the run again"
+            "the run's config.json does not describe the encoder that it trained; "
+            "train the run again"
         )
-    return replace(
-        fusion, build=lambda *asked: fusion.build(*asked, untrained(encoders["text"], layers))
+
+    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
+        return fusion.build(settings, dims, classes, untrained(encoders["text"], layers))
+
+    return replace(fusion, build=build)
+
+
+def _check_text_inputs(settings: Any, data: Dataset) -> None:
+    """Raise `WrongUse` unless the text inputs are one feature, as its encoder gave it."""
+    if settings.standardise_text:
+        raise WrongUse(
+            "finetune_layers needs the text features as the encoder gave them; "
+            "use standardise_text=false"
+        )
+    if "text" in data.views:
+        raise WrongUse(
+            "finetune_layers trains on one text feature, and --views names another; "
+            "name audio views alone"
+        )
+    if "joined" in data.notes["specs"]["text"]:
+        raise WrongUse(
+            "finetune_layers trains the encoder of one text feature; name one, and no layers=…"
+        )
+
+
+def _find_checkpoint(spec: Spec, models: Sequence[str]) -> Checkpoint:
+    """The checkpoint that made the feature. Raises `WrongUse` if its encoder cannot be trained."""
+    checkpoint = None
+    if spec.extractor == "text" and spec.checkpoint and spec.config["special"]:
+        checkpoint = recorded_checkpoint(spec, parse_models(models))
+    if checkpoint is None or checkpoint.architecture not in ARCHITECTURES:
+        raise WrongUse(
+            f"finetune_layers trains bert or mpnet, on special tokens too, and {spec.name} is none "
+            "of these; extract it without special=false"
+        )
+    return checkpoint
+
+
+def _from_tokens(data: Dataset) -> Dataset:
+    """The data with token ids as its text inputs."""
+    features = data.record["features"]
+    tokens = structs.replace(features["text"], extra=TOKENS)
+    record = {**data.record, "features": {**features, "text": tokens}}
+    return replace(data, read=partial(data.read, text=TOKENS), record=record)
+
+
+def _check_layer(spec: Spec, layers: int, depth: int) -> None:
+    """Raise `WrongUse` unless the feature is the layer below the top `layers` of `depth`."""
+    if not 1 <= layers <= depth:
+        raise WrongUse(
+            f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all"
+        )
+
+    layer = spec.config["layer"]
+    layer_below = depth - layers
+    if layer == layer_below:
+        return
+
+    options = [f"layer={layer_below}"]
+    for option in spec.variant.split(","):
+        if option and not option.startswith("layer="):
+            options.append(option)
+    name = f"{spec.feature}:{','.join(sorted(options))}"
+    raise WrongUse(
+        f"finetune_layers={layers} starts from layer {layer_below} of {spec.feature}'s {depth}, "
+        f"and {spec.name} is layer {layer}; run `ser features CORPUS --features {name}`, "
+        f"and train on {name}"
     )

@@ -1,6 +1,18 @@
 """The training loop: Adam over the batches, evaluation after each epoch, the epoch that the
 selection names is kept.
 
+`fit` trains one model on one fold, `fit_once` is the loop itself, and what it calls stands below in
+the order in which it is called. The words:
+
+    unit       what a batch counts, by the fusion: single utterances, or whole dialogues
+    heads      the outputs of a model by name, each [n, width]: "logits", and with some fusions
+               "audio" and "text", which see one modality alone
+    target     what is learnt: classes, raters' votes or ratings. It says what a head's width is,
+               what the loss compares outputs with, and how predictions are scored
+    stage      a training of some of the weights by the loss of one head. Most fusions have one
+               stage, a few train their unimodal parts first
+    selection  says of each epoch whether it is the best of its stage yet
+
 One thread, one seed: the same seed gives the same bytes on one machine, also for a run that is
 resumed.
 """
@@ -33,9 +45,15 @@ from .selection import Selection
 from .targets import TARGETS
 
 NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
+
+# Utterances at once on a GPU, at least: an evaluation keeps no activations.
+EVALUATED = 64
+
+# Called with an epoch, and with a function that makes the state after it as a file's bytes.
 OnEpoch = Callable[[Epoch, Callable[[], bytes]], None]
-State = tuple[Mapping[str, Tensor], Mapping[str, str]]  # tensors and metadata of a checkpoint
-EVALUATED = 64  # utterances at once on a GPU, at least: an evaluation keeps no activations
+
+# The state of an unfinished training: tensors and metadata of such a file, see `checkpoint`.
+State = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
 
 @dataclass
@@ -46,13 +64,16 @@ class Fitted:
 
     model: nn.Module
     scaling: dict[str, Standardizer]
+    """By modality, the z-score of its inputs."""
     history: list[Epoch] = field(default_factory=list)
-    fault: str | None = None  # why it ended too early; the weights are the best before that
+    fault: str | None = None
+    """Why it ended too early; the weights are the best before that."""
 
     @property
     def epoch(self) -> int:
         """The epoch that was kept in the last stage, from 1."""
-        return [line.epoch for line in self.history if line.kept][-1]
+        kept = [line.epoch for line in self.history if line.kept]
+        return kept[-1]
 
     @torch.inference_mode()
     def predict(
@@ -75,11 +96,11 @@ class Fitted:
         size = config.settings.batch_size
         if unit == "utterance" and torch.device(config.device).type == "cuda":
             size = max(size, EVALUATED)
-        hidden = (lambda n: {hide: torch.ones(n, dtype=torch.bool)}) if hide else None
+        hide_from_all = hiding_everywhere(hide) if hide else None
 
         predicted_rows: list[Tensor] = []
         predictions: dict[str, list[Tensor]] = {}
-        batches = data.on(config.device).batches(rows, unit, size, self.scaling, hide=hidden)
+        batches = data.on(config.device).batches(rows, unit, size, self.scaling, hide=hide_from_all)
         for batch in batches:
             batch.heads = heads
             with config.autocast():
@@ -87,13 +108,19 @@ class Fitted:
             predicted_rows.append(batch.utterances)
             for head, logits in outputs.items():
                 predictions.setdefault(head, []).append(target.predictions(logits.float()))
+        if not predicted_rows:
+            return {}
 
         # Batches come in the order of dialogues; the predictions go back into that of the rows.
         place = torch.empty(len(data.utterances), dtype=torch.int64)
-        place[torch.cat(predicted_rows or [place[:0]])] = torch.arange(len(rows))
+        place[torch.cat(predicted_rows)] = torch.arange(len(rows))
         order = place[torch.from_numpy(rows)]
-        # Here we wait for the GPU.
-        return {head: torch.cat(parts).cpu()[order].numpy() for head, parts in predictions.items()}
+
+        in_order = {}
+        for head, parts in predictions.items():
+            # Here we wait for the GPU.
+            in_order[head] = torch.cat(parts).cpu()[order].numpy()
+        return in_order
 
 
 def fit(
@@ -108,13 +135,19 @@ def fit(
 
     `on_epoch` gets every epoch, and a function that makes the state after it
     (`checkpoint.write_state`); `resume` is what such a file holds, tensors and metadata, to go on
-    from. If the loss is no longer a number, the training ends with a `fault` naming epoch and batch.
+    from. If the loss is no longer a number, the training ends with a `fault` naming epoch and
+    batch.
     """
     if not config.training.refit:
         return fit_once(data, fold, config, on_epoch, resume)
 
     once = replace(config, training=replace(config.training, refit=False))
-    chosen = read_progress(resume[1]).chosen if resume else []
+
+    # The first model says after how many epochs dev is best.
+    chosen: Sequence[Epoch] = ()
+    if resume:
+        _, metadata = resume
+        chosen = read_progress(metadata).chosen
     if not chosen:
         first_model = fit_once(data, fold, once, on_epoch, resume)
         if first_model.fault:
@@ -122,6 +155,7 @@ def fit(
         chosen = first_model.history
         resume = None
 
+    # The second has as many, and no dev part to select by.
     last = replace(once, select="last")
     return fit_once(data, fold.refitted, last, on_epoch, resume, chosen)
 
@@ -142,27 +176,28 @@ def fit_once(
     exact_arithmetic(config.device, config.deterministic)
     fusion = config.fusion
     settings = config.settings
+    training = config.training
     target = TARGETS[config.target]
 
-    # What it learns from: scaled, on the device, with the views behind the utterances.
+    # What it learns from: scaled, on the device, with the augmented views behind the utterances.
     eval_rows = rows_to_evaluate(fold, config)
-    scaling = fit_standardizers(data, fold, settings, config.training.standardise_by)
-    per_batch = scaling
+    scaling = fit_standardizers(data, fold, settings, training.standardise_by)
+    batch_scaling = scaling
     if fusion.level == "vector":
         # Small enough to be scaled once, instead of in every epoch.
         data = data.scaled(scaling)
-        per_batch = {}
+        batch_scaling = {}
     data = data.on(config.device)
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
-    truth = target.truth(train_data, config.training, fold.train)
+    truth = target.truth(train_data, training, fold.train)
     units = len(train_data.groups(train_rows, fusion.unit))
     updates_per_epoch = -(-units // settings.batch_size)
 
     # The model. From here on torch's generator draws initial weights, then dropout.
     torch.manual_seed(config.seed)
     classes = len(data.utterances.classes)
-    model = target.build(fusion, settings, data.dims, classes).to(config.device)
     width = target.width(classes)
+    model = target.build(fusion, settings, data.dims, classes).to(config.device)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     random = {
         "shuffling": Generator().manual_seed(config.seed),
@@ -170,24 +205,30 @@ def fit_once(
         "torch": torch.default_generator,
     }
 
+    # Where it starts: at the first stage, or where the state of a stopped training stands.
     selection = Selection(config, chosen=list(chosen))
     kept = snapshot(model.state_dict())
-    resumed = read_progress(resume[1]) if resume else None
-    first_stage = resumed.stage if resumed else 0
     fault: str | None = None
+    first_stage = 0
+    resumed: Progress | None = None
+    saved_tensors: Mapping[str, Tensor] = {}
+    if resume:
+        saved_tensors, metadata = resume
+        resumed = read_progress(metadata)
+        first_stage = resumed.stage
 
-    for number, stage in enumerate(fusion.stages[first_stage:], first_stage):
+    for stage_number, stage in enumerate(fusion.stages[first_stage:], first_stage):
         # A stage trains some of the weights, with an Adam of its own.
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
         selection.best = -math.inf
         first_epoch = 0
-        if resume and resumed and number == first_stage:
+        if resumed and stage_number == first_stage:
             first_epoch = resumed.epoch
             selection.best = resumed.best_score
             selection.history = list(resumed.history)
-            kept = restore_state(resume[0], model, optimiser, random, config.device)
+            kept = restore_state(saved_tensors, model, optimiser, random, config.device)
 
         for epoch in range(first_epoch, selection.epochs(stage)):
             if selection.stopped(stage):
@@ -197,15 +238,15 @@ def fit_once(
             # One epoch of updates.
             model.train()
             losses = []
-            sizes = []
+            weights_of_losses = []
             batches = train_data.batches(
                 train_rows,
                 fusion.unit,
                 settings.batch_size,
-                per_batch,
+                batch_scaling,
                 random["shuffling"],
                 truth,
-                config.training.sampler,
+                training.sampler,
                 hiding(config, epoch, random["hiding"]),
             )
             for update, batch in enumerate(batches, epoch * updates_per_epoch):
@@ -218,30 +259,32 @@ def fit_once(
                 loss = training_loss(outputs, batch.truth, config, stage)
 
                 losses.append(loss.detach())
-                sizes.append(1 if config.reduction == "sum" else len(batch))
+                weights_of_losses.append(1 if config.reduction == "sum" else len(batch))
                 # A GPU would have to wait for every loss: there it is looked at after the epoch.
                 if loss.is_cpu and not math.isfinite(loss.item()):
                     break
 
                 optimiser.zero_grad()
                 loss.backward()
-                if config.training.clip_norm:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
+                if training.clip_norm:
+                    nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
                 optimiser.step()
 
+            # The mean loss of an utterance, as the weights were at each update.
             values = torch.stack(losses).tolist()
             fault = divergence(values, stage, epoch)
             if fault:
                 break
-            total = sum(value * size for value, size in zip(values, sizes, strict=True))
-            mean_loss = total / len(train_rows)
+            weighted = zip(values, weights_of_losses, strict=True)
+            mean_loss = sum(value * weight for value, weight in weighted) / len(train_rows)
 
             # The scores of the part that selects.
             scores = None
             if len(eval_rows):
                 heads = frozenset({stage.output})
-                predicted = Fitted(model, per_batch).predict(data, eval_rows, config, heads=heads)
-                scores = target.scored(data.utterances, eval_rows, predicted[stage.output], config)
+                so_far = Fitted(model, batch_scaling)
+                predicted = so_far.predict(data, eval_rows, config, heads=heads)
+                scores = target.score(data.utterances, eval_rows, predicted[stage.output], config)
 
             # Keep the weights if this epoch is the best yet.
             seconds = time.perf_counter() - started
@@ -249,15 +292,21 @@ def fit_once(
             if line.kept:
                 kept = snapshot(model.state_dict())
 
+            # Whoever listens may write the state down.
             if on_epoch:
                 progress = Progress(
-                    number, epoch + 1, selection.best, selection.history, selection.chosen
+                    stage=stage_number,
+                    epoch=epoch + 1,
+                    best_score=selection.best,
+                    history=selection.history,
+                    chosen=selection.chosen,
                 )
                 make_state = partial(
                     write_state, progress, kept, model, optimiser, random, config.device
                 )
                 on_epoch(line, make_state)
 
+        # The next stage, and the run, go on from the weights of the best epoch.
         model.load_state_dict(kept)
         if not fault and selection.best == -math.inf:
             fault = NO_NUMBERS
@@ -267,48 +316,18 @@ def fit_once(
     return Fitted(model, scaling, selection.chosen + selection.history, fault)
 
 
-def hiding(config: TrainConfig, epoch: int, generator: Generator) -> Hide:
-    """Which of n utterances of a batch do without a modality in an epoch, drawn by the fusion."""
-
-    def hide(n: int) -> dict[str, Tensor]:
-        if config.fusion.hide is None:
-            return {}
-        return config.fusion.hide(config.settings, n, epoch, generator)
-
-    return hide
-
-
-def checked_outputs(returned: Any, width: int) -> dict[str, Tensor]:
-    """What a model returned, in float32. Raises `WrongUse` unless it is heads `[n, width]`."""
-    if not isinstance(returned, Mapping) or {x.shape[1:] for x in returned.values()} != {(width,)}:
-        raise WrongUse(f"the model must return a dict of heads [n, {width}], 'logits' among them")
-    return {head: logits.float() for head, logits in returned.items()}
-
-
 def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:
     """The rows that are scored after each epoch. Raises `WrongUse` for a selection on a dev part
     that is empty.
     """
     if config.select == "val" and not len(fold.dev):
         raise WrongUse(
-            "--select val needs a dev part, and dev=none leaves none; use --select last or another dev"
+            "--select val needs a dev part, and dev=none leaves none; use --select last or "
+            "another dev"
         )
-    return fold.test if config.select == "best-test" else fold.dev
-
-
-def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
-    """With `shuffle_labels` the same utterances, the labels and ratings of the training part in
-    random order.
-    """
-    if not config.training.shuffle_labels:
-        return data
-    order = np.arange(len(data.utterances))
-    order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
-    mixed = data.utterances.take(order)
-    learnt = replace(
-        data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes
-    )
-    return replace(data, utterances=learnt, read=lambda: data.inputs)
+    if config.select == "best-test":
+        return fold.test
+    return fold.dev
 
 
 def fit_standardizers(
@@ -341,6 +360,22 @@ def fit_standardizers(
     return standardizers
 
 
+def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
+    """With `shuffle_labels` the same utterances, the labels and ratings of the training part in
+    random order.
+    """
+    if not config.training.shuffle_labels:
+        return data
+
+    order = np.arange(len(data.utterances))
+    order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
+    mixed = data.utterances.take(order)
+    relabelled = replace(
+        data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes
+    )
+    return replace(data, utterances=relabelled, read=lambda: data.inputs)
+
+
 class Adam(torch.optim.Adam):
     """The same Adam, which does not import torch's compiler: that takes each process most of a
     second of CPU.
@@ -360,13 +395,34 @@ def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -
     """Adam over the stage's parameters, with its L2 term in the gradient (Perspective §3.3, USC
     Table 2).
     """
-    chosen = [
-        weight
-        for name, weight in weights.items()
-        if weight.requires_grad and name.startswith(stage.trains)
-    ]
-    fused = chosen[0].device.type in ("cpu", "cuda")  # one kernel for all weights
-    return Adam(chosen, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    trained = []
+    for name, weight in weights.items():
+        if weight.requires_grad and name.startswith(stage.trains):
+            trained.append(weight)
+
+    # One kernel for all weights, where there is one.
+    fused = trained[0].device.type in ("cpu", "cuda")
+    return Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+
+
+def hiding(config: TrainConfig, epoch: int, generator: Generator) -> Hide:
+    """Which of n utterances of a batch do without a modality in an epoch, drawn by the fusion."""
+
+    def hide(n: int) -> dict[str, Tensor]:
+        if config.fusion.hide is None:
+            return {}
+        return config.fusion.hide(config.settings, n, epoch, generator)
+
+    return hide
+
+
+def hiding_everywhere(modality: str) -> Hide:
+    """All n utterances of a batch do without the modality."""
+
+    def hide(n: int) -> dict[str, Tensor]:
+        return {modality: torch.ones(n, dtype=torch.bool)}
+
+    return hide
 
 
 def learning_rate(settings: Any, update: int) -> float:
@@ -374,6 +430,16 @@ def learning_rate(settings: Any, update: int) -> float:
     else lr.
     """
     return settings.lr / (1 + getattr(settings, "decay", 0.0) * update)
+
+
+def checked_outputs(returned: Any, width: int) -> dict[str, Tensor]:
+    """What a model returned, in float32. Raises `WrongUse` unless it is heads `[n, width]`."""
+    shapes = set()
+    if isinstance(returned, Mapping):
+        shapes = {logits.shape[1:] for logits in returned.values()}
+    if shapes != {(width,)}:
+        raise WrongUse(f"the model must return a dict of heads [n, {width}], 'logits' among them")
+    return {head: logits.float() for head, logits in returned.items()}
 
 
 # The heads whose cross-entropies add up: L_s (Perspective eq. 3), and L_p = L_a + L_t + L_s (eq.
@@ -392,12 +458,17 @@ def training_loss(
     What each head adds, and the shapes of outputs and truth, is the target's: see `Target.loss`.
     Raises `WrongUse` for a model without the heads of the loss.
     """
-    heads = LOSSES[config.loss] if stage.output == "logits" else (stage.output,)
+    heads: tuple[str, ...] = (stage.output,)
+    if stage.output == "logits":
+        heads = LOSSES[config.loss]
     if not outputs.keys() >= set(heads):
         raise WrongUse(
-            f"--loss {config.loss} needs audio and text heads, as lgf-add has them; use --loss single"
+            f"--loss {config.loss} needs audio and text heads, as lgf-add has them; "
+            "use --loss single"
         )
-    losses = [TARGETS[config.target].loss(outputs[head], truth, config) for head in heads]
+
+    target = TARGETS[config.target]
+    losses = [target.loss(outputs[head], truth, config) for head in heads]
     return sum(losses[1:], start=losses[0])
 
 
@@ -406,12 +477,16 @@ def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
     None if all are.
     """
     for batch, loss in enumerate(losses, 1):
-        if not math.isfinite(loss):
-            advice = "try a lower lr or --set clip_norm=1"
-            if epoch + batch == 1:
-                advice = "no update came before it: look into the model, where an attention over no rows gives nan"
-            where = f"epoch {epoch + 1}, batch {batch} (stage {stage.name})"
-            return (
-                f"the loss became {loss} in {where}; the best weights before it are kept; {advice}"
+        if math.isfinite(loss):
+            continue
+        advice = "try a lower lr or --set clip_norm=1"
+        if epoch == 0 and batch == 1:
+            advice = (
+                "no update came before it: look into the model, where an attention over no rows "
+                "gives nan"
             )
+        return (
+            f"the loss became {loss} in epoch {epoch + 1}, batch {batch} (stage {stage.name}); "
+            f"the best weights before it are kept; {advice}"
+        )
     return None

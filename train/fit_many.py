@@ -20,13 +20,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
-from torch.func import vmap
+from torch import Generator, Tensor, nn
 
 from ser.engines import exact_arithmetic
 
@@ -36,28 +34,39 @@ from .cuda_graphs import Graphs
 from .data.dataset import Dataset
 from .data.folds import Fold
 from .fit import Fitted
+from .models.batch import Batch
 from .records import Epoch, Scores
 from .scores.classes import confusions, metrics
 from .selection import Selection
 from .stacked_runs import StackedRuns, batch_of, table
+from .stacked_updates import Loss, StackedUpdates
 
-MAX_RUNS = 64  # runs at once: beyond, even a large GPU has enough to do
-SHARE = 0.15  # of a GPU's free memory: five workers may ask at the same moment
-ALIGNED = 64  # what a vector's width is padded to: products over 6373 values are slow on a GPU
-GRAPHS = ("cuda",)  # devices whose updates are captured
-NO_LABEL = -100  # what torch's losses leave out
+# Runs at once: beyond, even a large GPU has enough to do.
+MAX_RUNS = 64
+# Of a GPU's free memory: five workers may ask at the same moment.
+SHARE = 0.15
+# What a vector's width is padded to: products over 6373 values are slow on a GPU.
+ALIGNED = 64
+# Devices whose updates are captured.
+GRAPHS = ("cuda",)
 
 
 def can_train_together(data: Dataset, config: TrainConfig) -> bool:
     """Whether this run can be trained with others of its kind at once: its fusion must say so."""
-    apart = (
-        config.training.soft_labels
-        or config.training.clip_norm
-        or config.training.refit
+    stacks = config.fusion.stacks
+    if stacks is None or not stacks(config.settings):
+        return False
+
+    training = config.training
+    needs_a_loop_of_its_own = (
+        training.soft_labels
+        or training.class_weights != "none"
+        or training.clip_norm
+        or training.refit
+        or config.target != "class"
         or data.views
     )
-    apart = apart or config.target != "class" or config.training.class_weights != "none"
-    return config.fusion.stacks is not None and config.fusion.stacks(config.settings) and not apart
+    return not needs_a_loop_of_its_own
 
 
 @torch.random.fork_rng(devices=[])
@@ -74,166 +83,198 @@ def fit_many(
     where the inputs do not fit on the GPU: the caller then trains one after the other. Raises
     `WrongUse` for a selection on a dev part that is empty.
     """
-    config, settings, device = configs[0], configs[0].settings, configs[0].device
+    # All of this config but seed and loss is that of every run.
+    config = configs[0]
+    device = config.device
+    fusion = config.fusion
+    settings = config.settings
+    [stage] = fusion.stages
+    classes = data.utterances.classes
     exact_arithmetic(device, config.deterministic)
-    [stage] = config.fusion.stages
+
+    # What they learn from: scaled, on the device, with zeros up to an aligned width.
     eval_rows = fit.rows_to_evaluate(fold, config)
     scaling = fit.fit_standardizers(data, fold, settings, config.training.standardise_by)
     scaled = data.scaled(scaling)
-    there = {
-        modality: inputs.on(torch.device(device)) for modality, inputs in scaled.inputs.items()
-    }
-    if any(inputs.streamed or inputs.pinned for inputs in there.values()):
+    values = aligned_values(scaled, device)
+    if values is None:
         return []
-    values = {modality: inputs.values for modality, inputs in there.items()}
-    dims = {m: x.shape[1] + -x.shape[1] % ALIGNED for m, x in values.items()}
-    values = {m: F.pad(x, (0, dims[m] - x.shape[1])) for m, x in values.items()}
-    groups = data.groups(fold.train, config.fusion.unit)
-    shuffled_labels = np.stack(
-        [fit.shuffled(data, fold, each).utterances.labels for each in configs]
-    )
-    labels = torch.from_numpy(shuffled_labels).to(device)  # [R, utterances]
+    aligned_dims = {modality: vectors.shape[1] for modality, vectors in values.items()}
+    labels = labels_by_run(data, fold, configs).to(device)
 
-    models, dropping = [], []
-    for each in configs:
-        torch.manual_seed(each.seed)
-        models.append(
-            config.fusion.build(settings, data.dims, len(data.utterances.classes)).to(device)
-        )
-        dropping.append(Generator(device).manual_seed(each.seed))
-    shuffling = [Generator().manual_seed(each.seed) for each in configs]
-    frame = config.fusion.build(settings, dims, len(data.utterances.classes))
+    # The dialogues to train on, and the batches to evaluate: the same for all runs and epochs.
+    train_groups = data.groups(fold.train, fusion.unit)
+    eval_groups = data.groups(eval_rows, fusion.unit)
+    turns = table(train_groups)
+    turns_on_device = turns.to(device)
+    eval_batches = batches_to_evaluate(eval_groups, config, len(configs))
+
+    # The models. Each run draws its weights, its batches and its dropout by its own seed.
+    models = []
+    dropping = []
+    for run_config in configs:
+        torch.manual_seed(run_config.seed)
+        models.append(fusion.build(settings, data.dims, len(classes)).to(device))
+        dropping.append(Generator(device).manual_seed(run_config.seed))
+    shuffling = [Generator().manual_seed(run_config.seed) for run_config in configs]
+    frame = fusion.build(settings, aligned_dims, len(classes))
     stack = StackedRuns(frame, models, values, dropping)
-    optimiser = fit.make_optimiser(stack.weights, stage, settings)
-    rate = torch.tensor(settings.lr, device=device)
-    optimiser.param_groups[0].update(lr=rate, capturable=True)
-    kinds = sorted({each.loss for each in configs})
-    kind = torch.tensor([[kinds.index(each.loss) for each in configs]], device=device)  # [1, R]
-    losses_of = [
-        partial(fit.training_loss, config=replace(config, loss=name), stage=stage) for name in kinds
-    ]
-    kept = {name: weight.detach().clone() for name, weight in stack.weights.items()}
-    selections = [Selection(each) for each in configs]
+    updates = StackedUpdates(stack, configs, stage, turns_on_device, labels)
+
+    selections = [Selection(run_config) for run_config in configs]
     faults: dict[int, str] = {}
-
     graphs = Graphs(torch.device(device).type in GRAPHS, on_epoch)
-    total, chosen = (
-        torch.zeros(len(configs), device=device),
-        torch.zeros_like(kind[0], dtype=torch.bool),
-    )
-    places: dict[tuple[int, ...], Tensor] = {}  # by shape: where the dialogues of a batch are named
-    eval_groups = data.groups(eval_rows, config.fusion.unit)
-    turns, held = table(groups), table(eval_groups)
-    turns_there, held_there = turns.to(device), held.to(device)
-    cuts = torch.arange(len(eval_groups)).split(settings.batch_size) if eval_groups else ()
-    laid = [
-        batch_of(held, some.expand(len(configs), -1)) for some in cuts
-    ]  # all runs and epochs evaluate alike
-    evaluated = [(held_there, some.to(device), r) for some, r in laid]
-
-    def step(batch: Tensor, r: int) -> Tensor:
-        """One update of all runs, of tensors alone; their losses `[R]`."""
-        with config.autocast():
-            outputs, rows, real = stack(turns_there, batch, r, training=True)
-            outputs = {head: x.float() for head, x in outputs.items()}
-        truth = torch.where(real, labels.gather(1, rows), NO_LABEL)
-        by_kind = [vmap(loss)(outputs, truth) for loss in losses_of]
-        losses = torch.stack(by_kind).gather(0, kind)[0]  # each run's own
-        total.add_(losses.detach() * (1 if config.reduction == "sum" else real.sum(1)))
-        optimiser.zero_grad()
-        losses.sum().backward()
-        optimiser.step()
-        return losses.detach()
-
-    @torch.no_grad()
-    def best(*batch: Any) -> Tensor:
-        """The most likely class of each row, int64 `[R, r]`; -1 where there is none."""
-        with config.autocast():
-            outputs, _, real = stack(*batch)
-        return torch.where(real, outputs["logits"].argmax(2), -1)
-
-    def keep() -> Tensor:
-        """The weights of the chosen runs in the place of what is kept of them."""
-        for name, weight in stack.weights.items():
-            of_run = chosen.view(-1, *[1] * (weight.ndim - 1))
-            kept[name].copy_(torch.where(of_run, weight.detach(), kept[name]))
-        return chosen
+    batch_starts = range(0, len(train_groups), settings.batch_size)
+    # By the shape of a batch: the tensor on the device that names its dialogues.
+    places: dict[tuple[int, int], Tensor] = {}
 
     for epoch in range(settings.epochs):
-        left = [
-            i
-            for i, selection in enumerate(selections)
-            if i not in faults and not selection.stopped(stage)
-        ]
-        if not left:
+        active = []
+        for run, selection in enumerate(selections):
+            if run not in faults and not selection.stopped(stage):
+                active.append(run)
+        if not active:
             break
         started = time.perf_counter()
-        order = torch.stack([torch.randperm(len(groups), generator=one) for one in shuffling])
-        starts, every = range(0, len(groups), settings.batch_size), list[Tensor]()
-        total.zero_()
-        for update, start in enumerate(starts, epoch * len(starts)):
-            some, r = batch_of(turns, order[:, start : start + settings.batch_size])
-            place = places.setdefault((r, some.shape[1]), torch.empty_like(some, device=device))
-            place.copy_(some.pin_memory() if torch.cuda.is_available() else some, non_blocking=True)
+
+        # One epoch of updates.
+        orders = [torch.randperm(len(train_groups), generator=random) for random in shuffling]
+        order = torch.stack(orders)  # [R, dialogues]
+        losses = []
+        updates.loss_sums.zero_()
+        for update, start in enumerate(batch_starts, epoch * len(batch_starts)):
+            dialogues, r = batch_of(turns, order[:, start : start + settings.batch_size])
+            shape = (r, dialogues.shape[1])
+            if shape not in places:
+                places[shape] = torch.empty_like(dialogues, device=device)
+            place = places[shape]
+            if torch.cuda.is_available():
+                dialogues = dialogues.pin_memory()
+            place.copy_(dialogues, non_blocking=True)
+
             if start == 0:
-                stack.draw(turns_there, place, r)
-            rate.fill_(fit.learning_rate(settings, update))
-            every.append(graphs((r, some.shape[1]), partial(step, place, r)))
+                stack.draw(turns_on_device, place, r)
+            updates.rate.fill_(fit.learning_rate(settings, update))
+            losses.append(graphs(shape, partial(updates.update, place, r)))
+
         # Checked once per epoch: after every batch the GPU would wait for the answer.
-        for i, of_run in enumerate(torch.stack(every, 1).tolist()):
-            if i in left and (fault := fit.divergence(of_run, stage, epoch)):
-                faults[i] = fault
-        means = (total / len(fold.train)).tolist()
-        scored = dict[str, np.ndarray]()
-        if evaluated:
-            classes = [graphs(i, partial(best, *each)) for i, each in enumerate(evaluated)]
-            truth, predicted = (
-                data.utterances.labels[np.concatenate(eval_groups)],
-                torch.cat(classes, 1).cpu(),
-            )
+        for run, losses_of_run in enumerate(torch.stack(losses, 1).tolist()):
+            fault = fit.divergence(losses_of_run, stage, epoch)
+            if fault and run in active:
+                faults[run] = fault
+        mean_losses = (updates.loss_sums / len(fold.train)).tolist()
+
+        # The scores of the part that selects.
+        scores: list[Scores] = []
+        if eval_batches:
+            best_classes = []
+            for number, eval_batch in enumerate(eval_batches):
+                best_classes.append(graphs(number, partial(updates.classify, *eval_batch)))
+            predicted = torch.cat(best_classes, 1).cpu()
             predicted = predicted[:, predicted[0] >= 0]
-            scored = metrics(confusions(truth, predicted.numpy(), len(data.utterances.classes)))
+            truth = data.utterances.labels[np.concatenate(eval_groups)]
+            scores = score_runs(truth, predicted.numpy(), len(classes))
+
+        # Keep the weights of the runs for which this epoch is the best yet.
         seconds = (time.perf_counter() - started) / len(configs)
-        better = [False] * len(configs)
-        for i, selection in enumerate(selections):
-            if i in left and i not in faults:
-                found = None
-                if scored:
-                    found = Scores(
-                        n=len(eval_rows),
-                        wa=float(scored["wa"][i]),
-                        ua=float(scored["ua"][i]),
-                        macro_f1=float(scored["macro_f1"][i]),
-                    )
-                line = selection.add(stage, epoch, means[i], found, seconds)
-                better[i] = line.kept
-                if on_epoch:
-                    on_epoch[i](line)
-        chosen.copy_(torch.tensor(better))
-        graphs("keep", keep)
+        improved = [False] * len(configs)
+        for run in active:
+            if run in faults:
+                continue
+            scores_of_run = scores[run] if scores else None
+            line = selections[run].add(stage, epoch, mean_losses[run], scores_of_run, seconds)
+            improved[run] = line.kept
+            if on_epoch:
+                on_epoch[run](line)
+        updates.improved.copy_(torch.tensor(improved))
+        graphs("keep", updates.keep)
 
     # What a run's own loss does not train stays as at the start: here the loss of another run may
     # have moved it.
-    idle, [batch] = dict[str, set[str]](), scaled.batches(groups[0], config.fusion.unit, 1, {})
-    for name, loss in zip(kinds, losses_of, strict=True):
-        alone, batch.heads = copy.deepcopy(models[0]).cpu(), replace(config, loss=name).heads(stage)
-        loss(alone(batch), batch.truth).backward()
-        idle[name] = {
-            weight_name for weight_name, weight in alone.named_parameters() if weight.grad is None
-        }
-    fitted = list[Fitted]()
-    for i, (each, model) in enumerate(zip(configs, models, strict=True)):
-        shapes = {
-            name: weight.shape
-            for name, weight in model.named_parameters()
-            if name not in idle[each.loss]
-        }
-        own_weights = {
-            name: kept[name][i][..., : sum(shape[-1:])] for name, shape in shapes.items()
-        }
-        model.load_state_dict(own_weights, strict=False)
-        fitted.append(Fitted(model, scaling, selections[i].history, faults.get(i)))
+    idle: dict[str, set[str]] = {}
+    [batch] = scaled.batches(train_groups[0], fusion.unit, 1, {})
+    for name, loss in updates.losses.items():
+        batch.heads = replace(config, loss=name).heads(stage)
+        idle[name] = idle_weights(models[0], batch, loss)
+
+    fitted = []
+    for run, model in enumerate(models):
+        load_weights(model, updates.kept, run, idle[configs[run].loss])
+        fitted.append(Fitted(model, scaling, selections[run].history, faults.get(run)))
     return fitted
+
+
+def aligned_values(scaled: Dataset, device: str) -> dict[str, Tensor] | None:
+    """All vectors on the device, `[utterances, dim]` by modality, with zeros up to a multiple of
+    `ALIGNED`; None where they do not fit there.
+    """
+    inputs_there = {}
+    for modality, inputs in scaled.inputs.items():
+        inputs_there[modality] = inputs.on(torch.device(device))
+    if any(inputs.streamed or inputs.pinned for inputs in inputs_there.values()):
+        return None
+
+    aligned = {}
+    for modality, inputs in inputs_there.items():
+        missing = -inputs.values.shape[1] % ALIGNED
+        aligned[modality] = F.pad(inputs.values, (0, missing))
+    return aligned
+
+
+def labels_by_run(data: Dataset, fold: Fold, configs: Sequence[TrainConfig]) -> Tensor:
+    """The classes that each run learns, int64 `[R, utterances]`: with `shuffle_labels` its own."""
+    labels = [fit.shuffled(data, fold, config).utterances.labels for config in configs]
+    return torch.from_numpy(np.stack(labels))
+
+
+def batches_to_evaluate(
+    groups: Sequence[np.ndarray], config: TrainConfig, runs: int
+) -> list[tuple[Tensor, Tensor, int]]:
+    """The dialogues that are scored, in batches: arguments of `StackedUpdates.classify`."""
+    if not groups:
+        return []
+    turns = table(groups)
+    turns_on_device = turns.to(config.device)
+
+    batches = []
+    for numbers in torch.arange(len(groups)).split(config.settings.batch_size):
+        dialogues, r = batch_of(turns, numbers.expand(runs, -1))
+        batches.append((turns_on_device, dialogues.to(config.device), r))
+    return batches
+
+
+def score_runs(truth: np.ndarray, predicted: np.ndarray, classes: int) -> list[Scores]:
+    """The scores of each run's predictions `[R, n]`."""
+    by_metric = metrics(confusions(truth, predicted, classes))
+    scores = []
+    for run in range(len(predicted)):
+        scores.append(
+            Scores(
+                n=len(truth),
+                wa=float(by_metric["wa"][run]),
+                ua=float(by_metric["ua"][run]),
+                macro_f1=float(by_metric["macro_f1"][run]),
+            )
+        )
+    return scores
+
+
+def idle_weights(model: nn.Module, batch: Batch, loss: Loss) -> set[str]:
+    """The names of the weights that a loss does not train."""
+    model = copy.deepcopy(model).cpu()
+    loss(model(batch), batch.truth).backward()
+    return {name for name, weight in model.named_parameters() if weight.grad is None}
+
+
+def load_weights(model: nn.Module, stacked: dict[str, Tensor], run: int, idle: set[str]) -> None:
+    """Give a model its own of the stacked weights `[R, …]`, without the padding, but for those that
+    are idle.
+    """
+    weights = {}
+    for name, weight in model.named_parameters():
+        if name not in idle:
+            weights[name] = stacked[name][run][..., : weight.shape[-1]]
+    model.load_state_dict(weights, strict=False)
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
@@ -242,17 +283,24 @@ def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
     """
     if torch.device(config.device).type != "cuda":
         return MAX_RUNS
+
+    settings = config.settings
     with torch.random.fork_rng(devices=[]):
-        model = config.fusion.build(config.settings, data.dims, len(data.utterances.classes))
+        model = config.fusion.build(settings, data.dims, len(data.utterances.classes))
     weights = sum(weight.numel() for weight in model.parameters())
-    turns = sorted(map(len, data.groups(fold.train, config.fusion.unit)))[
-        -config.settings.batch_size :
-    ]
-    inputs = sum(turns) * sum(data.dims.values())
-    attended = len(turns) * turns[-1] ** 2 * config.settings.heads * 3  # of up to three streams
+
+    turns = sorted(len(group) for group in data.groups(fold.train, config.fusion.unit))
+    largest_batch = turns[-settings.batch_size :]
+    inputs = sum(largest_batch) * sum(data.dims.values())
+    # Of up to three streams.
+    attended = len(largest_batch) * largest_batch[-1] ** 2 * settings.heads * 3
+
     # Weights, gradients, Adam's moments, what is kept, and room; what the way back holds beside the
-    # rest, twice, as a graph keeps its own; and what dropout keeps, of up to six layers.
-    dropped = len(data.utterances) * 6 * 2 * config.settings.gru_hidden
-    needed = 4 * (6 * weights + 2 * (3 * inputs + 4 * attended)) + dropped
+    # rest, twice, as a graph keeps its own.
+    floats = 6 * weights + 2 * (3 * inputs + 4 * attended)
+    # What dropout keeps, of up to six layers: a byte each.
+    dropout_bytes = len(data.utterances) * 6 * 2 * settings.gru_hidden
+    bytes_per_run = 4 * floats + dropout_bytes
+
     free, _ = torch.cuda.mem_get_info(config.device)
-    return max(1, min(MAX_RUNS, int(SHARE * free / needed)))
+    return max(1, min(MAX_RUNS, int(SHARE * free / bytes_per_run)))

@@ -41,7 +41,9 @@ class Job:
         """The same for jobs that are fitted together: those that are `stacked`, and differ in seed
         and loss alone.
         """
-        return run_name(self.record, without=("seed", "loss") if self.stacked else ())
+        if self.stacked:
+            return run_name(self.record, without=("seed", "loss"))
+        return self.name
 
 
 # After each epoch of a job; with None when its run is finished.

@@ -10,7 +10,7 @@ from ser.plugins import not_installed
 
 from .config import TrainConfig
 from .data.standardizer import Standardizer
-from .finetune import reopened
+from .finetune import with_recorded_encoder
 from .fit import Fitted
 from .models import FUSIONS, Fusion, with_layer_sums
 from .records import RunConfig
@@ -40,7 +40,8 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     """
     if not (run.path / MODEL).exists():
         raise WrongUse(
-            f"{run.path}: holds no trained model yet; finish the run with `ser train --resume {run.path}`"
+            f"{run.path}: holds no trained model yet; finish the run with "
+            f"`ser train --resume {run.path}`"
         )
 
     record = run.config
@@ -51,13 +52,15 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
 
     tensors, _ = run.tensors(MODEL)
     faulty = CorruptStore(
-        f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}', or they are NaN; {AGAIN}"
+        f"{run.path / MODEL}: does not hold the weights of fusion '{fusion.name}', "
+        f"or they are NaN; {AGAIN}"
     )
     weights = _under("model.", tensors)
     try:
-        whole = reopened(fusion, settings, record)
+        fusion_with_encoder = with_recorded_encoder(fusion, settings, record)
         classes = len(record.labels.classes)
-        model = TARGETS[record.target].build(whole, settings, record.dims, classes)
+        target = TARGETS[record.target]
+        model = target.build(fusion_with_encoder, settings, record.dims, classes)
         model.load_state_dict(weights)
         scaling = _read_scaling(_under("scaling.", tensors), record.dims)
     except SerError:

@@ -1,16 +1,18 @@
 """Run folders: one finished training each, named by the hash of its complete config, readable
 without us.
 
-<out>/<16 hex digits>/config.json          `records.RunConfig`: all that the name hashes, and `provenance`
-                      result.json          `records.RunResult`; there only when the run is finished
-                      predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
-                                           "truth valence", "predicted valence", … where these are learnt
-                                           of several corpora "corpus/id" and "corpus/speaker"
-                      dev.parquet          the same of the dev part, if there is one that the model was not trained on
-                      model.safetensors    model.<weight>, scaling.<modality>.<mean|std> [dim] or [1 + C, dim]
-                      state.safetensors    where an unfinished run stands
-                      diverged.json        what went wrong with a run whose loss is no longer a number
-                      log                  one line per epoch
+<out>/<16 hex digits>/
+    config.json          `records.RunConfig`: all that the name hashes, and `provenance`
+    result.json          `records.RunResult`; there only when the run is finished
+    predictions.parquet  id, speaker, dialogue (its number), truth, predicted, probabilities [K];
+                         "truth valence", "predicted valence", … where these are learnt;
+                         of several corpora "corpus/id" and "corpus/speaker"
+    dev.parquet          the same of the dev part, if there is one that the model was not
+                         trained on
+    model.safetensors    model.<weight>; scaling.<modality>.<mean|std> [dim] or [1 + C, dim]
+    state.safetensors    where an unfinished run stands
+    diverged.json        what went wrong with a run whose loss is no longer a number
+    log                  one line per epoch
 
 They are sealed, see `seal`; result.json says bytes and sha256 of the other files of a finished run
 (`files`). Whatever reads a file checks it. A folder whose config has another name is refused, and a
@@ -51,11 +53,17 @@ MODEL = "model.safetensors"
 STATE = "state.safetensors"
 FAULT = "diverged.json"
 LOG = "log"
-SHARED = ".tmp"  # in the folder of the runs: what the processes of a sweep share of the data
-Files = dict[str, FileRecord]  # by name
+# In the folder of the runs: what the processes of a sweep share of the data.
+SHARED = ".tmp"
+
+# What a run's result says of its files, by name.
+Files = dict[str, FileRecord]
+
 log = logging.getLogger("ser.train")
-# What bytes that are no such file make a reader raise.
-_FAULTS = (
+
+# What a reader raises for bytes that are no such file.
+_READING_FAULTS = (
+    OSError,
     ValueError,
     TypeError,
     KeyError,
@@ -70,7 +78,9 @@ def column(what: str, test: str) -> str:
     """The column of predictions.parquet with `what` was predicted when the model was given the
     modalities of `test`.
     """
-    return what if test == "both" else f"{what} {test}"
+    if test == "both":
+        return what
+    return f"{what} {test}"
 
 
 def run_name(config: RunConfig, without: Collection[str] = ()) -> str:
@@ -104,7 +114,9 @@ class Run:
         """
         values = self._json(CONFIG)
         config = self._record(CONFIG, RunConfig, values)
-        name = short_hash({key: value for key, value in values.items() if key != "provenance"})
+
+        values.pop("provenance", None)
+        name = short_hash(values)
         if name != self.name:
             raise CorruptStore(
                 f"{self.path}: holds run {name}; name the folder so, or, if it was altered, {AGAIN}"
@@ -126,7 +138,8 @@ class Run:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
             raise WrongUse(
-                f"{self.path}: this run is not finished; `ser train --resume {self.path}` continues it"
+                f"{self.path}: this run is not finished; `ser train --resume {self.path}` "
+                "continues it"
             )
         return self._record(RESULT, RunResult, self._json(RESULT))
 
@@ -141,7 +154,9 @@ class Run:
     @property
     def dev_predictions(self) -> pa.Table | None:
         """Predictions on the dev part; None without one."""
-        return self.predictions(DEV) if DEV in self.result.files else None
+        if DEV not in self.result.files:
+            return None
+        return self.predictions(DEV)
 
     def predictions(self, name: str = PREDICTIONS) -> pa.Table:
         """Predictions on the test part, or those of another file, one row per utterance."""
@@ -154,7 +169,8 @@ class Run:
         from safetensors.torch import load
 
         with self._content(name) as content:
-            header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+            size = int.from_bytes(content[:8], "little")
+            header = content[8 : 8 + size]
             metadata = msgspec.json.decode(header, type=dict).get("__metadata__", {})
             check_tensors(content, metadata, self.name, self.path / name)
             return load(content), metadata
@@ -163,8 +179,9 @@ class Run:
         """Write one JSON file of a run that this process has claimed, whole or not at all, for
         people to read too.
         """
-        values = value if isinstance(value, Mapping) else to_json(value)
-        return self._write(name, *sealed_json(values, self.name))
+        if not isinstance(value, Mapping):
+            value = to_json(value)
+        return self._write(name, *sealed_json(value, self.name))
 
     def write_tensors(self, name: str, content: bytes) -> Files:
         """Write one safetensors file."""
@@ -177,6 +194,7 @@ class Run:
         return self._write(name, sink.getvalue().to_pybytes())
 
     def _write(self, name: str, *pieces: Buffer) -> Files:
+        """Write a file of these pieces, whole or not at all. Returns its entry of `Files`."""
         size, digest = write_whole(self.path / name, *pieces)
         return {name: FileRecord(bytes=size, sha256=digest)}
 
@@ -185,7 +203,10 @@ class Run:
         with self._content(name) as content:
             values = msgspec.json.decode(content, type=dict)
             check_json(content, values, self.name, self.path / name)
-            return {key: value for key, value in values.items() if key not in SEAL}
+
+            for key in SEAL:
+                values.pop(key, None)
+            return values
 
     def _record(self, name: str, kind: type[Record], values: Mapping[str, Any]) -> Record:
         """The values of a JSON file as its record."""
@@ -216,7 +237,7 @@ class Run:
             yield
         except SerError:
             raise
-        except (OSError, *_FAULTS) as error:
+        except _READING_FAULTS as error:
             raise CorruptStore(f"{self.path / name}: cannot be read ({error}); {AGAIN}") from None
 
 
@@ -236,33 +257,37 @@ def find_runs(*paths: Path | str) -> list[Run]:
 
     Warns of a copy with other predictions. Raises `WrongUse` where there is none.
     """
-    found: dict[str, Run] = {}
-    for path in map(Path, paths):
-        here = (
-            [path]
-            if (path / CONFIG).is_file()
-            else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
-        )
-        if not here:
-            raise WrongUse(
-                f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them"
-            )
-        for folder in here:
+    runs: dict[str, Run] = {}
+    for path in paths:
+        for folder in _run_folders(Path(path)):
             run = Run(folder.resolve())
-            first = found.setdefault(run.name, run)
-            if first is run or not run.finished:
+            known = runs.setdefault(run.name, run)
+            if known is run or not run.finished:
                 continue
-            if not first.finished:
-                found[run.name] = run
-                continue
+            if known.finished:
+                _warn_of_other_predictions(run, known)
+            else:
+                runs[run.name] = run
+    return list(runs.values())
 
-            ours = run.result.files.get(PREDICTIONS)
-            theirs = first.result.files.get(PREDICTIONS)
-            if ours != theirs:
-                log.warning(
-                    "%s: has other predictions than %s, which alone is read", run.path, first.path
-                )
-    return list(found.values())
+
+def _run_folders(path: Path) -> list[Path]:
+    """The run folders in that folder, or itself. Raises `WrongUse` where there is none."""
+    if (path / CONFIG).is_file():
+        return [path]
+
+    folders = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+    if not folders:
+        raise WrongUse(
+            f"{path}: is not a run folder (no {CONFIG}) and holds no runs; `ser train` writes them"
+        )
+    return folders
+
+
+def _warn_of_other_predictions(copy: Run, known: Run) -> None:
+    """Warn if a finished copy of a run has other predictions than the one that is read."""
+    if copy.result.files.get(PREDICTIONS) != known.result.files.get(PREDICTIONS):
+        log.warning("%s: has other predictions than %s, which alone is read", copy.path, known.path)
 
 
 @contextlib.contextmanager
@@ -273,17 +298,27 @@ def claimed(path: Path) -> Iterator[Run]:
     A finished run needs neither a lock nor the right to write. What killed writers left is removed.
     Raises `StoreError` for a link or special file in the folder: no run is written through one.
     """
-    if Run(path).finished:
-        yield Run(path)
+    run = Run(path)
+    if run.finished:
+        yield run
         return
-    waiting = "waits for the process that trains this run"
-    with contextlib.nullcontext() if path.is_symlink() else locked(path / "lock", waiting):
+
+    # Before anything is written: the lock would be, behind a link.
+    if path.is_symlink():
         remove_leftovers(path.parent / SHARED)
-        for entry in (path, *(() if path.is_symlink() else path.iterdir())):
+        raise _not_written_through(path)
+
+    with locked(path / "lock", "waits for the process that trains this run"):
+        remove_leftovers(path.parent / SHARED)
+        for entry in (path, *path.iterdir()):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                raise StoreError(
-                    f"{entry}: is a link or a special file, and no run is written through one; remove it"
-                )
+                raise _not_written_through(entry)
             if entry.match(".*.part"):
                 entry.unlink()
-        yield Run(path)
+        yield run
+
+
+def _not_written_through(entry: Path) -> StoreError:
+    return StoreError(
+        f"{entry}: is a link or a special file, and no run is written through one; remove it"
+    )

@@ -13,11 +13,14 @@ from typing import Any
 from ser.disk.write import Buffer
 from ser.errors import CorruptStore
 
-SEAL = ("run", "sha256")  # the keys
+# The keys of the seal.
+SEAL = ("run", "sha256")
 AGAIN = "remove the run folder and train again"
 _ZEROS = b"0" * 64
-_BEHIND_DIGEST = b'"\n}\n'  # in a JSON file
-_BEFORE_DIGEST = b'{"__metadata__":{"sha256":"'  # in a safetensors file, after its first 8 bytes
+# Behind the digest of a JSON file, at its end.
+_BEHIND_DIGEST = b'"\n}\n'
+# Before the digest of a safetensors file, after its first 8 bytes.
+_BEFORE_DIGEST = b'{"__metadata__":{"sha256":"'
 
 
 def sealed_json(values: Mapping[str, Any], run: str) -> tuple[Buffer, ...]:
@@ -48,7 +51,7 @@ def sealed_tensors(content: bytes, run: str) -> tuple[Buffer, ...]:
 
 
 def check_json(content: bytes, values: Mapping[str, Any], run: str, where: object) -> None:
-    """Raise `CorruptStore` unless a JSON file, which holds these values, has the seal of that run."""
+    """Raise `CorruptStore` unless a JSON file, which holds these values, has that run's seal."""
     _check(content, _place_in_json(content), values.get("run"), run, where)
 
 
@@ -75,7 +78,7 @@ def _place_in_tensors() -> int:
 
 
 def _digest(content: bytes, place: int, rest: Buffer = b"") -> bytes:
-    """The sha256 in hex of a file, `content` and then `rest`, with zeros where its digest stands."""
+    """The sha256 in hex of a file, `content` and `rest`, with zeros where its digest stands."""
     digest = hashlib.sha256(content[:place] + _ZEROS)
     digest.update(memoryview(content)[place + len(_ZEROS) :])
     digest.update(rest)

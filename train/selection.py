@@ -19,7 +19,8 @@ class Selection:
     """The epochs of one model so far; `chosen` is the history of one before it, with `refit`."""
 
     config: TrainConfig
-    best: float = -math.inf  # score of this stage's epochs
+    best: float = -math.inf
+    """The best score of this stage's epochs."""
     history: list[Epoch] = field(default_factory=list)
     chosen: list[Epoch] = field(default_factory=list)
 

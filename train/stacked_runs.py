@@ -22,18 +22,20 @@ from torch.nn.utils.rnn import pad_sequence
 from .models.batch import Batch, Sequences
 from .models.layers.layout import RaggedLayout, Steps
 
-ROWS = 128  # r is a multiple of it, so that few shapes occur
-# Logits `[R, r, K]` by head, of which row of the dataset each is, and whether of any `[R, r]`.
+# r, the rows of a batch, is a multiple of it, so that few shapes occur.
+ROWS = 128
+
+# Logits `[R, r, K]` by head, the dataset's row of each `[R, r]`, and whether it is one `[R, r]`.
 Outputs = tuple[dict[str, Tensor], Tensor, Tensor]
 
 
 def table(groups: Sequence[np.ndarray]) -> Tensor:
-    """The dataset's rows of each dialogue's turns, padded with -1; the last line, the dummy
-    dialogue, is all -1.
+    """The dataset's rows of each dialogue's turns, int64 `[g + 1, t]`, padded with -1.
 
-    int64 `[g + 1, t]`.
+    The last line, the dummy dialogue, is all -1.
     """
-    turns = [*map(torch.from_numpy, groups), torch.empty(0, dtype=torch.int64)]
+    turns = [torch.from_numpy(group) for group in groups]
+    turns.append(torch.empty(0, dtype=torch.int64))
     return pad_sequence(turns, batch_first=True, padding_value=-1)
 
 
@@ -41,10 +43,14 @@ def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
     """The chosen dialogues of a `table` for each run `[R, m - 1]`, with the dummy one `[R, m]`; and
     r for all runs.
 
-    r is one more than any run needs, and a multiple of `ROWS`.
+    r is one more than any run needs, rounded up to a multiple of `ROWS`.
     """
-    chosen = F.pad(chosen, (0, 1), value=len(turns) - 1)
-    return chosen, -(-(int((turns[chosen] >= 0).sum((1, 2)).max()) + 1) // ROWS) * ROWS
+    dummy = len(turns) - 1
+    dialogues = F.pad(chosen, (0, 1), value=dummy)
+
+    utterances = (turns[dialogues] >= 0).sum((1, 2))  # [R]
+    needed = int(utterances.max()) + 1
+    return dialogues, -(-needed // ROWS) * ROWS
 
 
 def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, RaggedLayout]:
@@ -56,27 +62,40 @@ def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, Ragg
     those of as many dialogues and rows have the same shapes, and nobody has to wait for a number.
     """
     turns = turns[chosen]  # [m, t]
-    (m, t), there = turns.shape, turns >= 0
-    cell, none = torch.arange(m * t, device=turns.device).view(m, t), (m - 1) * t
-    place = torch.where(
-        there, there.flatten().cumsum(0).view(m, t) - 1, r - 1
-    )  # the row of each cell, or the last
-    cells = torch.where(there, cell, none).flatten()
-    cells = cells.new_full((r,), none).scatter(0, place.flatten(), cells)
-    layout = RaggedLayout(there.sum(1).clamp(min=1))
-    back = place.gather(1, (layout.lengths[:, None] - 1 - cell[0]) % t)
-    layout.fixed, layout.longest, layout.cells = True, t, cells
+    m, t = turns.shape
+    is_turn = turns >= 0
+    cell = torch.arange(m * t, device=turns.device).view(m, t)
+    dummy_cell = (m - 1) * t
+    dummy_row = r - 1
+
+    # The row of each cell, the dummy's where there is no turn; and back, the cell of each row.
+    turns_before = is_turn.flatten().cumsum(0).view(m, t) - 1
+    row = torch.where(is_turn, turns_before, dummy_row)
+    cells_of_turns = torch.where(is_turn, cell, dummy_cell).flatten()
+    cells = cells_of_turns.new_full((r,), dummy_cell)
+    cells = cells.scatter(0, row.flatten(), cells_of_turns)
+
+    # The layout, with what it would compute by itself: `r` rows in `m` dialogues of `t` steps.
+    layout = RaggedLayout(is_turn.sum(1).clamp(min=1))
+    turn_from_the_end = (layout.lengths[:, None] - 1 - cell[0]) % t
+    row_from_the_end = row.gather(1, turn_from_the_end)
+    layout.fixed = True
+    layout.longest = t
+    layout.cells = cells
     layout.steps = Steps(
-        forwards=place.T.flatten(),
-        backwards=torch.where(there, back, r - 1).T.flatten(),
+        forwards=row.T.flatten(),
+        backwards=torch.where(is_turn, row_from_the_end, dummy_row).T.flatten(),
         alive=[m] * t,
     )
-    return turns.flatten()[cells].clamp(min=0), cells < none, layout
+
+    dataset_rows = turns.flatten()[cells].clamp(min=0)
+    return dataset_rows, cells < dummy_cell, layout
 
 
 class DrawnDropout(nn.Module):
-    """Dropout by given masks, in the order of the calls; where none is left, it notes the width
-    that is asked.
+    """Dropout by masks that are drawn already, in the order of the calls.
+
+    Where none is left, it notes the width that a call needs.
     """
 
     def __init__(self) -> None:
@@ -85,10 +104,11 @@ class DrawnDropout(nn.Module):
         self.widths: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.masks:
+        if not self.training:
+            return x
+        if self.masks:
             return x * self.masks.pop(0)
-        if self.training:
-            self.widths.append(x.shape[-1])
+        self.widths.append(x.shape[-1])
         return x
 
 
@@ -109,18 +129,25 @@ class StackedRuns:
         values: dict[str, Tensor],
         generators: list[Generator],
     ) -> None:
-        weights, buffers = stack_module_state(models)
-        self.model, self.values = frame, values
-        wide = {name: weight.shape[-1:] for name, weight in self.model.named_parameters()}
-        self.weights: dict[str, Tensor] = {
-            name: F.pad(w.detach(), [0, sum(wide[name]) - sum(w.shape[1:][-1:])]).requires_grad_()
-            for name, w in weights.items()
-        }
-        self.buffers, self.generators, self._drawn = buffers, generators, DrawnDropout()
+        self.model = frame
+        self.values = values
+        self.generators = generators
+
+        weights, self.buffers = stack_module_state(models)
+        self.weights: dict[str, Tensor] = {}
+        for name, frame_weight in frame.named_parameters():
+            stacked = weights[name].detach()
+            missing = frame_weight.shape[-1] - stacked.shape[-1]
+            self.weights[name] = F.pad(stacked, [0, missing]).requires_grad_()
+
         self.dropout = 0.0  # the one that all have
-        self.kept: Tensor | None = (
-            None  # what dropout keeps, bool [R, utterances, widths of its calls]
-        )
+        # What dropout keeps, bool [R, utterances, the sum of its calls' widths].
+        self.kept: Tensor | None = None
+        self._drawn = DrawnDropout()
+        self._replace_dropout()
+
+    def _replace_dropout(self) -> None:
+        """Put the one of drawn masks in the place of each dropout of the model."""
         for module in list(self.model.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
@@ -128,34 +155,39 @@ class StackedRuns:
                     setattr(module, name, self._drawn)
 
     def __call__(self, turns: Tensor, chosen: Tensor, r: int, training: bool = False) -> Outputs:
-        """Logits `[R, r, K]` by head, of which row of the dataset each is `[R, r]`, and whether of
-        any, bool `[R, r]`.
+        """Logits `[R, r, K]` by head, the dataset's row of each `[R, r]`, and whether it is one,
+        bool `[R, r]`.
 
         Of a `batch_of` the `table` turns, on the models' device. In training dropout is by `kept`,
         if that is drawn.
         """
         self.model.train(training)
         kept = self.kept if training else None
-        in_dims = None, None, 0, 0, 0, None if kept is None else 0
-        with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows on every device
-            return vmap(self._one, in_dims)(turns, r, self.weights, self.buffers, chosen, kept)
+        axis_of_kept = None if kept is None else 0
+        forward = vmap(self._forward_one_run, in_dims=(None, None, 0, 0, 0, axis_of_kept))
 
-    def _one(
+        # The attention that vmap knows on every device.
+        with sdpa_kernel(SDPBackend.MATH):
+            return forward(turns, r, self.weights, self.buffers, chosen, kept)
+
+    def _forward_one_run(
         self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None
     ) -> Outputs:
         """One run, as it is under vmap."""
         rows, real, layout = lay_out(turns, chosen, r)
         if kept is not None:
-            self._drawn.masks = [
-                mask / (1.0 - self.dropout) for mask in kept[rows].split(self._drawn.widths, 1)
-            ]
-        dtype, ones = next(iter(weights.values())).dtype, torch.ones_like(rows)
-        inputs = {
-            modality: Sequences(whole[rows].to(dtype), ones)
-            for modality, whole in self.values.items()
-        }
+            masks = kept[rows].split(self._drawn.widths, 1)
+            self._drawn.masks = [mask / (1.0 - self.dropout) for mask in masks]
+
+        dtype = next(iter(weights.values())).dtype
+        one_row_each = torch.ones_like(rows)
+        inputs = {}
+        for modality, vectors in self.values.items():
+            inputs[modality] = Sequences(vectors[rows].to(dtype), one_row_each)
         batch = Batch(inputs, dialogues=layout.lengths)
-        return functional_call(self.model, (weights, buffers), (batch, layout)), rows, real
+
+        outputs = functional_call(self.model, (weights, buffers), (batch, layout))
+        return outputs, rows, real
 
     def draw(self, turns: Tensor, chosen: Tensor, r: int) -> None:
         """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was
@@ -167,7 +199,8 @@ class StackedRuns:
             with torch.no_grad():
                 self(turns, chosen, r, training=True)
             values = next(iter(self.values.values()))
-            shape = len(self.generators), len(values), sum(self._drawn.widths)
+            shape = (len(self.generators), len(values), sum(self._drawn.widths))
             self.kept = torch.empty(shape, dtype=torch.bool, device=values.device)
-        for kept, generator in zip(self.kept.unbind(0), self.generators, strict=True):
-            kept.bernoulli_(1.0 - self.dropout, generator=generator)
+
+        for kept_of_run, generator in zip(self.kept.unbind(0), self.generators, strict=True):
+            kept_of_run.bernoulli_(1.0 - self.dropout, generator=generator)

@@ -40,17 +40,15 @@ def train_jobs(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(oom_as_error(first.config))
+        runs = claim_all(jobs, out, stack)
 
-        # In the same order in all processes, so that none waits for ever.
-        runs: dict[str, Run] = {}
-        for job in sorted(jobs, key=lambda job: job.name):
-            runs[job.name] = stack.enter_context(claimed(out / job.name))
-
+        # What is finished already.
         ended: dict[str, Run | Diverged] = {}
         for name, run in runs.items():
             if run.finished:
                 ended[name] = run.checked()
 
+        # What is left to train.
         waiting: list[Training] = []
         for job in jobs:
             if job.name in ended:
@@ -74,25 +72,18 @@ def train_jobs(
             models: list[Fitted] = []
             torch.cuda.empty_cache()
             try:
-                if together:
-                    configs = [training.job.config for training in batch]
-                    models = fit_many(first.data, first.fold, configs, batch)
-                if not models:
-                    together = False
-                    at_once = 1
-                    batch = waiting[:1]
-                    models = [fit_alone(batch[0])]
+                models = fit_together(batch) if together else [fit_alone(batch[0])]
             except (MemoryError, RuntimeError) as error:
                 if len(batch) == 1 or not is_out_of_memory(error):
                     raise
-                for training in batch:
-                    training(
-                        f"memory ran out with {len(batch)} runs at once; started anew with half as many"
-                    )
                 at_once = len(batch) // 2
-                # The frames hold the models, in which a module and its hooks know each other.
-                traceback.clear_frames(error.__traceback__)
-                gc.collect()
+                free_memory(batch, error)
+                continue
+
+            if not models:
+                # Their inputs do not fit on the GPU: one after the other.
+                together = False
+                at_once = 1
                 continue
 
             seconds = (time.monotonic() - started) / len(batch)
@@ -101,6 +92,32 @@ def train_jobs(
             waiting = waiting[at_once:]
 
         return [ended[job.name] for job in jobs]
+
+
+def claim_all(jobs: Sequence[Job], out: Path, stack: contextlib.ExitStack) -> dict[str, Run]:
+    """The jobs' run folders by name, with nobody else at work in them until the stack is closed."""
+    runs = {}
+    # In the same order in all processes, so that none waits for ever.
+    for name in sorted(job.name for job in jobs):
+        runs[name] = stack.enter_context(claimed(out / name))
+    return runs
+
+
+def fit_together(batch: Sequence[Training]) -> list[Fitted]:
+    """The models of some jobs of one group; none where their inputs do not fit on the GPU."""
+    first = batch[0].job
+    configs = [training.job.config for training in batch]
+    return fit_many(first.data, first.fold, configs, batch)
+
+
+def free_memory(batch: Sequence[Training], error: BaseException) -> None:
+    """Give back what a try to train a batch took before memory ran out, and say so in the logs."""
+    for training in batch:
+        training(f"memory ran out with {len(batch)} runs at once; started anew with half as many")
+
+    # The frames hold the models, in which a module and its hooks know each other.
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
 
 
 def fit_alone(training: Training) -> Fitted:
@@ -113,7 +130,7 @@ def fit_alone(training: Training) -> Fitted:
 
 
 def end(training: Training, model: Fitted, seconds: float) -> Run | Diverged:
-    """Write what a training has come to: the run's result, or its fault and the last good weights."""
+    """Write what a training has come to: the result, or the fault and the last good weights."""
     run = training.run
     if model.fault:
         write_model(run, snapshot(model.model.state_dict()), model.scaling)
@@ -136,15 +153,18 @@ def oom_as_error(config: TrainConfig) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as fault:
         if "deterministic implementation" in str(fault):
-            what = f"{config.fusion.name} has an operation without a deterministic form on {config.device}"
-            raise WrongUse(f"--deterministic: {what}; leave it out") from fault
+            raise WrongUse(
+                f"--deterministic: {config.fusion.name} has an operation without a deterministic "
+                f"form on {config.device}; leave it out"
+            ) from fault
         if not is_out_of_memory(fault):
             raise
-        size = f"--set batch_size={max(1, config.settings.batch_size // 2)}"
+        size = config.settings.batch_size
         raise SerError(
-            f"the memory of {config.device} ran out while training {config.fusion.name} in batches of "
-            f"{config.settings.batch_size}; what was finished is kept: run again while less else is running there (a "
-            f"sweep: fewer --workers), or with --precision bf16 or {size}, which change the numbers"
+            f"the memory of {config.device} ran out while training {config.fusion.name} in batches "
+            f"of {size}; what was finished is kept: run again while less else is running there "
+            f"(a sweep: fewer --workers), or with --precision bf16 or "
+            f"--set batch_size={max(1, size // 2)}, which change the numbers"
         ) from fault
 
 

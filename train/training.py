@@ -11,8 +11,11 @@ from .job import Job, OnProgress
 from .records import Epoch
 from .run_folder import CONFIG, FAULT, LOG, STATE, Run
 
-STATE_SECONDS = 30.0  # between two states of an unfinished run: what a kill costs at most
-CURVES = ("loss", "wa", "ua", "macro_f1", "ccc")  # for TensorBoard
+# Between two states of an unfinished run: what a kill costs at most.
+STATE_SECONDS = 30.0
+
+# What TensorBoard draws of each stage.
+CURVES = ("loss", "wa", "ua", "macro_f1", "ccc")
 
 
 class Training:
@@ -59,11 +62,14 @@ class Training:
             self._take_epoch(event, state)
 
     def _take_epoch(self, epoch: Epoch, state: Callable[[], bytes] | None) -> None:
-        values = {name: value for name, value in structs.asdict(epoch).items() if value is not None}
-        words = [
-            f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in values.items()
-        ]
+        values = {}
+        words = []
+        for name, value in structs.asdict(epoch).items():
+            if value is None:
+                continue
+            values[name] = value
+            shown = f"{value:.4f}" if isinstance(value, float) else value
+            words.append(f"{name} {shown}")
         self._write_line(" · ".join(words))
 
         if self.curves is not None:
