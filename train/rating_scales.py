@@ -8,7 +8,7 @@ corpus's scale. Nothing is clipped: raters' means and predictions may lie beyond
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +97,7 @@ def use_one_scale(
     return replace(training, vad_scale="-1..1"), replace(data, utterances=on_one_scale)
 
 
-def _scale_by_ids(ids: Sequence[str]) -> str | None:
+def _scale_by_ids(ids: np.ndarray) -> str | None:
     """The scale of the corpus that all these ids show; None where they show none."""
     for form, scale in SCALES.items():
         if all(re.fullmatch(form, id_) for id_ in ids):
