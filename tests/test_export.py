@@ -27,7 +27,7 @@ from ser.extract.run import ExtractionConfig, extract, plan
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import run_of, turns_of_test_part
-from ser.tests.plain_layers import DIMS, build
+from ser.tests.small_models import DIMS, build
 from ser.tests.test_extract_encoders import SPEECH
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS

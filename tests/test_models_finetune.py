@@ -23,7 +23,7 @@ from ser.errors import MissingRows, UtteranceError, WrongUse
 from ser.extract.resolve import load_extractors, resolve
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed
-from ser.tests.plain_layers import without
+from ser.tests.small_models import without
 from ser.tests.spoken_store import spoken_manifest
 from ser.tests.tiny_store import add_feature, new_store
 from ser.train.experiment import Experiment, Job, prepare, run_experiment

@@ -1,8 +1,7 @@
-"""The contract that every entry of FUSIONS keeps, whichever paper it is from, and the layers that
-all share.
-"""
+"""The contract that every entry of FUSIONS keeps, and the layers that all share."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 from ser.export.one_sequence import replaced
 from ser.tests import one_by_one
-from ser.tests.plain_layers import CASES, FRAMES, LONG, build, make_batch, parts, widths, without
+from ser.tests.small_models import CASES, FRAMES, LONG, build, make_batch, parts, widths, without
 from ser.train.models import FUSIONS
 from ser.train.models.layers.attention import attention
 from ser.train.models.layers.gru import bigru
@@ -22,57 +21,87 @@ from ser.train.models.layers.rnn import recurrent
 
 in_float64 = pytest.mark.usefixtures("double")
 every_fusion = pytest.mark.parametrize("name", CASES)
-every_length = pytest.mark.parametrize(
-    ("name", "frames"),
-    [
-        (name, frames)
-        for name, one in CASES.items()
-        for frames in (FRAMES, LONG)[: 1 + (one.level == "sequence")]
-    ],
-)
+
 HIDDEN = {
     "audio": torch.tensor([True, False, False, True]),
     "text": torch.tensor([False, True, False, False]),
 }
 
 
+def fusions_and_lengths() -> list[Any]:
+    """Each case with short utterances, and where it takes sequences with long ones too."""
+    cases = []
+    for name, fusion in CASES.items():
+        cases.append(pytest.param(name, FRAMES, id=f"{name}, short"))
+        if fusion.level == "sequence":
+            cases.append(pytest.param(name, LONG, id=f"{name}, long"))
+    return cases
+
+
+def square_sum(outputs: dict[str, Tensor]) -> Tensor:
+    """A loss that all outputs take part in."""
+    return sum(logits.square().sum() for logits in outputs.values())
+
+
 @every_fusion
 @in_float64
-def test_heads_stages_and_gradients(name):
-    fusion, model, batch = CASES[name], build(name), make_batch(name)
-    assert fusion.name == name.removesuffix(" on layers") and fusion.source
+def test_heads_are_logits_in_training_and_inference(name):
+    fusion = CASES[name]
+    assert fusion.name == name.removesuffix(" on layers")
+    assert fusion.source
+
+    model = build(name)
+    batch = make_batch(name)
     outputs = model(batch)
     assert all(logits.shape == (4, 4) for logits in outputs.values())
-    for stage in fusion.stages:
-        assert stage.output in outputs
-        model.zero_grad()
-        F.cross_entropy(model(batch)[stage.output], batch.truth).backward()
-        reached = {
-            name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
-        }
-        trained = {name for name, _ in model.named_parameters() if name.startswith(stage.trains)}
-        behind = {
-            n
-            for n in trained
-            if name[:2] in ("ef", "mf", "lf") and n.split(".")[1] in ("audio", "text")
-        }
-        assert (
-            trained and reached >= trained - behind
-        )  # what is behind the fusion waits for the perspective loss
-    assert fusion.stages[-1].output == "logits"  # what the run is scored by
-    model.zero_grad()
-    sum(logits.square().sum() for logits in model(batch).values()).backward()
-    assert [
-        parameter
-        for parameter, p in model.named_parameters()
-        if p.grad is None or p.grad.abs().max() < 1e-12
-    ] == []
+
     model.eval()
     with torch.inference_mode():
         torch.testing.assert_close(model(batch)["logits"], outputs["logits"])
 
 
-@every_length
+@every_fusion
+@in_float64
+def test_each_stage_reaches_the_parameters_that_it_trains(name):
+    model = build(name)
+    batch = make_batch(name)
+    parameters = dict(model.named_parameters())
+    stages = CASES[name].stages
+    # What the run is scored by.
+    assert stages[-1].output == "logits"
+
+    for stage in stages:
+        model.zero_grad()
+        F.cross_entropy(model(batch)[stage.output], batch.truth).backward()
+
+        reached = set()
+        trained = set()
+        for parameter, weight in parameters.items():
+            if weight.grad is not None and weight.grad.any():
+                reached.add(parameter)
+            if parameter.startswith(stage.trains):
+                trained.add(parameter)
+
+        # What is behind Perspective's fusion waits for the perspective loss.
+        behind = set()
+        if name[:2] in ("ef", "mf", "lf"):
+            behind = {p for p in trained if p.split(".")[1] in ("audio", "text")}
+        assert trained
+        assert reached >= trained - behind
+
+
+@every_fusion
+@in_float64
+def test_all_heads_together_reach_all_parameters(name):
+    model = build(name)
+    square_sum(model(make_batch(name))).backward()
+
+    for parameter, weight in model.named_parameters():
+        assert weight.grad is not None, parameter
+        assert weight.grad.abs().max() >= 1e-12, parameter
+
+
+@pytest.mark.parametrize(("name", "frames"), fusions_and_lengths())
 @in_float64
 def test_a_batch_is_its_utterances_or_dialogues_one_at_a_time(name, frames):
     """Also where a modality is hidden, of whose rows there are none: from some, or from all.
@@ -80,52 +109,63 @@ def test_a_batch_is_its_utterances_or_dialogues_one_at_a_time(name, frames):
     Gradients are zeros and never None, which Adam would leave out: else a step would be another on
     another device.
     """
-    whole, inputs = make_batch(name, frames), CASES[name].inputs
-    every = torch.ones(4, dtype=torch.bool)
-    for hidden in (
-        {},
-        {m: HIDDEN[m] for m in inputs},
-        *({m: every} for m in inputs),
-        dict.fromkeys(inputs, every),
-    ):
-        model, batch = build(name), without(whole, hidden)
-        alone, outputs = (
-            [model(one) for one in parts(batch, batch.dialogues.tolist())],
-            model(batch),
-        )
+    whole = make_batch(name, frames)
+    inputs = CASES[name].inputs
+    everybody = torch.ones(4, dtype=torch.bool)
+
+    ways = [{}, {modality: HIDDEN[modality] for modality in inputs}]
+    for modality in inputs:
+        ways.append({modality: everybody})
+    ways.append(dict.fromkeys(inputs, everybody))
+
+    for hidden in ways:
+        model = build(name)
+        batch = without(whole, hidden)
+        alone = [model(part) for part in parts(batch, batch.dialogues.tolist())]
+        outputs = model(batch)
+
         for head, logits in outputs.items():
-            torch.testing.assert_close(
-                logits, torch.cat([one[head] for one in alone]), rtol=0, atol=1e-12
-            )
-        sum(logits.square().sum() for logits in outputs.values()).backward()
-        assert [
-            n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
-        ] == []
-        wholly = [
-            m for m, which in hidden.items() if which.all() and CASES[name].level == "sequence"
-        ]
-        own = tuple(
-            f"{part}.{m}" for m in wholly for part in ("lstm", "encoder", "refine", "project")
-        )
-        assert not any(p.grad.any() for n, p in model.named_parameters() if n.startswith(own))
+            expected = torch.cat([part[head] for part in alone])
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+        square_sum(outputs).backward()
+        for parameter, weight in model.named_parameters():
+            assert weight.grad is not None, parameter
+            assert weight.grad.isfinite().all(), parameter
+            if sees_only_hidden(name, parameter, hidden):
+                assert not weight.grad.any(), parameter
+
+
+def sees_only_hidden(name: str, parameter: str, hidden: dict[str, Tensor]) -> bool:
+    """Whether a parameter of a modality's own layers sees no rows at all."""
+    if CASES[name].level != "sequence":
+        return False
+    for modality, is_hidden in hidden.items():
+        layers = tuple(f"{p}.{modality}" for p in ("lstm", "encoder", "refine", "project"))
+        if is_hidden.all() and parameter.startswith(layers):
+            return True
+    return False
 
 
 @every_fusion
-def test_wrong_features_are_one_sentence(name):
-    fusion = CASES[name]
-    for modality in fusion.inputs:
-        with pytest.raises(
-            WrongUse,
-            match=f"built for {modality} features of {widths(name)[modality]} values, and got 3",
-        ):
-            build(name)(make_batch(name, dims={**widths(name), modality: 3}))
-    if fusion.level == "vector":
-        batch = make_batch(name)
-        batch.inputs[fusion.inputs[0]] = make_batch(name.replace(fusion.name, "cma")).inputs[
-            fusion.inputs[0]
-        ]
-        with pytest.raises(WrongUse, match=f"one {fusion.inputs[0]} vector per utterance"):
+def test_features_of_another_width_are_one_sentence(name):
+    for modality in CASES[name].inputs:
+        dims = widths(name)
+        fault = f"built for {modality} features of {dims[modality]} values, and got 3"
+        batch = make_batch(name, dims={**dims, modality: 3})
+        with pytest.raises(WrongUse, match=fault):
             build(name)(batch)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].level == "vector"])
+def test_frames_for_a_model_of_vectors_are_one_sentence(name):
+    modality = CASES[name].inputs[0]
+    on_frames = name.replace(CASES[name].name, "cma")
+    batch = make_batch(name)
+    batch.inputs[modality] = make_batch(on_frames).inputs[modality]
+
+    with pytest.raises(WrongUse, match=f"one {modality} vector per utterance"):
+        build(name)(batch)
 
 
 @pytest.mark.parametrize("name", ["mit", "lgf-add", "cma", "ks-transformer"])
@@ -135,7 +175,6 @@ def test_heads_that_do_not_split_are_one_sentence(name):
 
 
 # Packed rows, attention, pooling, and the GRU with its backward pass by hand
-# ------------------------------------------
 
 
 PACKED = SimpleNamespace(
@@ -147,67 +186,92 @@ PACKED = SimpleNamespace(
 )
 
 
-def outcomes(of, x, y, lengths, others):
-    """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]` in sequences, some of
-    them empty.
+def results_of_layers(
+    layers: Any, x: Tensor, y: Tensor, x_lengths: list[int], y_lengths: list[int]
+) -> list[Tensor]:
+    """What the layers of a module make of rows `[r, 2, 5]` and `[s, 2, 5]`.
+
+    Some of the sequences are empty.
     """
     torch.manual_seed(1)
-    a, b = of.RaggedLayout(torch.tensor(lengths)), of.RaggedLayout(torch.tensor(others))
-    rows, pool, lstm = (
-        x.flatten(1),
-        SelfAttentionPooling(10),
-        nn.LSTM(10, 3, bidirectional=True),
-    )
-    joined, layout = of.concatenate(rows, a, y.flatten(1), b)
-    found = [of.attention(x, y, y.flip(0), a, b, keep=keep) for keep in (1.0, 0.5)]
-    found += [a.total(rows), of.max_rows(rows, a), of.recurrent(lstm, rows, a), joined]
-    found += [mean_rows(rows, a), pool(rows, a)]  # which see the ends by the layout alone
-    return [*found, a.pad(x, -1.0), a.unpad(a.pad(x)), x[a.position], x[a.owner]], layout.lengths
+    pool = SelfAttentionPooling(10)
+    lstm = nn.LSTM(10, 3, bidirectional=True)
+    x_layout = layers.RaggedLayout(torch.tensor(x_lengths))
+    y_layout = layers.RaggedLayout(torch.tensor(y_lengths))
+    rows = x.flatten(1)
+    return [
+        layers.attention(x, y, y.flip(0), x_layout, y_layout),
+        layers.attention(x, y, y.flip(0), x_layout, y_layout, keep=0.5),
+        layers.max_rows(rows, x_layout),
+        layers.recurrent(lstm, rows, x_layout),
+        layers.concatenate(rows, x_layout, y.flatten(1), y_layout)[0],
+        # What sees the ends by the layout alone.
+        mean_rows(rows, x_layout),
+        pool(rows, x_layout),
+        x_layout.total(rows),
+        x_layout.pad(x, -1.0),
+        x_layout.unpad(x_layout.pad(x)),
+        x[x_layout.position],
+        x[x_layout.owner],
+    ]
 
 
 @in_float64
 @pytest.mark.parametrize("longest", [7, 200], ids=["padded", "one by one"])
 def test_layers_and_their_gradients_are_the_plain_ones(longest):
-    lengths, others = [2, 3, 0, 1], [longest, 0, 4, 1]
-    x, y = (torch.randn(sum(sizes), 2, 5, requires_grad=True) for sizes in (lengths, others))
-    (ours, laid), (plain, wanted) = (
-        outcomes(of, x, y, lengths, others) for of in (PACKED, one_by_one)
-    )
-    assert torch.equal(laid, wanted)
-    for one, other in zip(ours, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(sum((one**2).sum() for one in found), (x, y)) for found in (ours, plain)
-    ]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    x_lengths = [2, 3, 0, 1]
+    y_lengths = [longest, 0, 4, 1]
+    x = torch.randn(sum(x_lengths), 2, 5, requires_grad=True)
+    y = torch.randn(sum(y_lengths), 2, 5, requires_grad=True)
+
+    ours = results_of_layers(PACKED, x, y, x_lengths, y_lengths)
+    plain = results_of_layers(one_by_one, x, y, x_lengths, y_lengths)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+
+    our_gradients = torch.autograd.grad(sum((result**2).sum() for result in ours), (x, y))
+    plain_gradients = torch.autograd.grad(sum((result**2).sum() for result in plain), (x, y))
+    torch.testing.assert_close(our_gradients, plain_gradients, rtol=1e-10, atol=1e-10)
+
+
+def test_joined_sequences_are_as_long_as_both_together():
+    x = RaggedLayout(torch.tensor([2, 3, 0, 1]))
+    y = RaggedLayout(torch.tensor([7, 0, 4, 1]))
+    _, joined = concatenate(torch.randn(6, 2), x, torch.randn(12, 2), y)
+    assert joined.lengths.tolist() == [9, 3, 4, 2]
 
 
 @in_float64
-@pytest.mark.parametrize(("lengths", "count"), [([4, 1, 7, 4], 3), ([1, 1], 1)])
+@pytest.mark.parametrize(
+    ("lengths", "count"),
+    [
+        pytest.param([4, 1, 7, 4], 3, id="three streams"),
+        pytest.param([1, 1], 1, id="single turns"),
+    ],
+)
 def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
     layers = nn.ModuleDict({str(i): nn.GRU(5, 3, bidirectional=True) for i in range(count)})
-    plan = RaggedLayout(torch.tensor(lengths))
+    layout = RaggedLayout(torch.tensor(lengths))
     x = {name: torch.randn(sum(lengths), 5, requires_grad=True) for name in layers}
+    factors = {name: torch.randn(sum(lengths), 6) for name in x}
     leaves = [*layers.parameters(), *x.values()]
-    wanted = {name: torch.randn(sum(lengths), 6) for name in x}
 
-    def gradients(y: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            sum((wanted[name] * rows).sum() for name, rows in y.items()), leaves
-        )
+    def gradients(outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        loss = sum((factors[name] * rows).sum() for name, rows in outputs.items())
+        return torch.autograd.grad(loss, leaves)
 
-    def sequence_by_sequence(name: str) -> Tensor:
-        return torch.cat([layers[name](part[:, None])[0][:, 0] for part in x[name].split(lengths)])
+    together = bigru(layers, x, layout)
+    packed = {}
+    expected = {}
+    for name, rows in x.items():
+        packed[name] = recurrent(layers[name], rows, layout)
+        sequences = [layers[name](sequence)[0] for sequence in rows.split(lengths)]
+        expected[name] = torch.cat(sequences)
 
-    ours, theirs = bigru(layers, x, plan), {name: sequence_by_sequence(name) for name in x}
-    packed = {name: recurrent(layers[name], rows, plan) for name, rows in x.items()}
-    for name in x:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-14)
-        torch.testing.assert_close(packed[name], theirs[name], rtol=0, atol=1e-14)
-    for a, b, c in zip(gradients(ours), gradients(theirs), gradients(packed), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(c, b, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-14)
+    wanted = gradients(expected)
+    torch.testing.assert_close(gradients(together), wanted, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(gradients(packed), wanted, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", FUSIONS)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser.tests.command_line import ser
-from ser.tests.plain_layers import CASES, DIFFERENT, build, make_batch, without
 from ser.tests.pretend_device import DEVICE, Gpu
+from ser.tests.small_models import CASES, DIFFERENT, build, make_batch, without
 from ser.train import experiment, fit_many
 from ser.train.config import TrainConfig
 from ser.train.cuda_graphs import Graphs

@@ -20,7 +20,7 @@ from ser.commands.summary import summary_text
 from ser.corpus.manifest import Manifest
 from ser.errors import Diverged, WrongUse
 from ser.tests.command_line import ser
-from ser.tests.plain_layers import DIFFERENT
+from ser.tests.small_models import DIFFERENT
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.config import TrainConfig
 from ser.train.data.labels import get_policy

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ser.errors import WrongUse
-from ser.tests.plain_layers import DIFFERENT
+from ser.tests.small_models import DIFFERENT
 from ser.train.config import TrainConfig
 from ser.train.data.dev_part import Cut
 from ser.train.data.loading import load_dataset

@@ -1,0 +1,150 @@
+"""Small models and batches of each fusion, without dropout."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ser.train.models import FUSIONS, Fusion, with_layer_sums
+from ser.train.models.batch import Batch, Sequences
+
+DIMS = {"audio": 9, "text": 7}
+LAYERS = 3
+
+
+def _cases() -> dict[str, Fusion]:
+    """Each fusion as it is, and one of each kind of settings on a learned sum of layers.
+
+    The layers are of the audio, which the fusion itself does not see.
+    """
+    cases = dict(FUSIONS)
+
+    of_settings = {}
+    for fusion in FUSIONS.values():
+        if "audio" in fusion.inputs:
+            of_settings[fusion.settings] = fusion
+
+    for fusion in of_settings.values():
+        on_layers = with_layer_sums(fusion, {"audio": [(LAYERS, DIMS["audio"])]})
+        cases[f"{fusion.name} on layers"] = on_layers
+    return cases
+
+
+CASES = _cases()
+
+# Of Perspective's twelve, each position and each method: all of them share what is around their
+# fused rows.
+ALIKE = {"ef-concat", "ef-at", "mf-add", "mf-at", "lf-add", "lf-concat"}
+DIFFERENT = [name for name in FUSIONS if name not in ALIKE]
+
+# Small sizes, by the names that the fusions' settings share.
+TINY: dict[str, Any] = {
+    "dropout": 0.0,
+    "dropout_classifier": 0.0,
+    "d_model": 8,
+    "heads": 2,
+    "queries": 3,
+    "feed_forward": 2,
+    "encoder_depth": 2,
+    "decoder_depth": 2,
+    "cross_depth": 2,
+    "turns": 4,
+    "pool": 2,
+    "gru_hidden": 4,
+    "lstm_hidden": 4,
+    "dense": 4,
+    "frames": 40,
+    "channels": 2,
+    "hidden": 5,
+}
+
+# Rows of the four utterances of a batch.
+FRAMES = [5, 1, 9, 4]
+TOKENS = [3, 2, 1, 6]
+# More than attention.MAX_PADDED, so that attention goes utterance by utterance.
+LONG = [5, 50, 1, 20]
+
+
+def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:
+    """The fusion at small sizes, without dropout."""
+    fusion = CASES[name]
+    known = {field.name for field in dataclasses.fields(fusion.settings)}
+    sizes = {key: value for key, value in {**TINY, **settings}.items() if key in known}
+
+    model = fusion.build(
+        fusion.settings(**sizes), {modality: dims[modality] for modality in fusion.inputs}, classes
+    )
+    return model.to(torch.get_default_dtype())
+
+
+def widths(name: str) -> dict[str, int]:
+    """Columns of the rows that a case takes, by modality."""
+    if name in FUSIONS:
+        return DIMS
+    return {**DIMS, "audio": LAYERS * DIMS["audio"]}
+
+
+def make_batch(name: str, frames: list[int] = FRAMES, dims: dict[str, int] | None = None) -> Batch:
+    """Four random utterances of what the fusion takes.
+
+    Frames and tokens, or vectors in dialogues of 3 and 1 (of 4 for ICON).
+    """
+    fusion = CASES[name]
+    dims = dims or widths(name)
+    lengths = {"audio": frames, "text": TOKENS}
+    if fusion.level == "vector":
+        lengths = {"audio": [1] * 4, "text": [1] * 4}
+
+    inputs = {}
+    for modality in fusion.inputs:
+        rows = torch.randn(sum(lengths[modality]), dims[modality])
+        inputs[modality] = Sequences(rows, torch.tensor(lengths[modality]))
+
+    if fusion.unit == "utterance":
+        dialogues = [1, 1, 1, 1]
+    elif "icon" in name:
+        dialogues = [4]
+    else:
+        dialogues = [3, 1]
+
+    return Batch(
+        inputs,
+        dialogues=torch.tensor(dialogues),
+        # So that everybody's turns have a past of two.
+        speakers=torch.tensor([0, 0, 1, 0]),
+        truth=torch.randint(4, (4,)),
+        utterances=torch.arange(4),
+    )
+
+
+def parts(batch: Batch, sizes: list[int]) -> list[Batch]:
+    """The batch cut into batches of so many utterances."""
+    numbers = torch.arange(len(batch))
+    cut = []
+    for utterances in numbers.split(sizes):
+        inputs = {}
+        for modality, sequences in batch.inputs.items():
+            owner = numbers.repeat_interleave(sequences.lengths)
+            rows = sequences.values[torch.isin(owner, utterances)]
+            inputs[modality] = Sequences(rows, sequences.lengths[utterances])
+        cut.append(
+            Batch(
+                inputs,
+                dialogues=torch.tensor([len(utterances)]),
+                speakers=batch.speakers[utterances],
+                truth=batch.truth[utterances],
+                utterances=batch.utterances[utterances],
+            )
+        )
+    return cut
+
+
+def without(batch: Batch, hidden: dict[str, Tensor]) -> Batch:
+    """The batch whose utterances have no rows of what is hidden, bool `[n]` by modality."""
+    inputs = dict(batch.inputs)
+    for modality, is_hidden in hidden.items():
+        sequences = inputs[modality]
+        rows = sequences.values[~is_hidden.repeat_interleave(sequences.lengths)]
+        inputs[modality] = Sequences(rows, sequences.lengths * ~is_hidden)
+    return dataclasses.replace(batch, inputs=inputs)
