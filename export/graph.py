@@ -47,8 +47,10 @@ class Outputs(nn.Module):
         return names
 
     def forward(self, columns: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """By modality `[r, dim]`, or vectors `[n, dim]` → logits and probabilities `[n, K]`, and
-        ratings `[n, 3]` on the corpus's scale, as far as the run learnt them.
+        """Each modality's rows `[r, dim]`, or vectors `[n, dim]`, to the outputs of `names`.
+
+        Logits and probabilities `[n, K]`, and ratings `[n, 3]` on the corpus's scale, as far as the
+        run learnt them.
         """
         inputs: dict[str, Sequences] = {}
         for modality, values in columns.items():
@@ -131,8 +133,10 @@ class FromWaveform(nn.Module):
 
 
 def as_read(x: Tensor, record: FeatureRecord, spec: Spec, by_vectors: bool) -> Tensor:
-    """A feature's rows `[r, dim]` as the run takes them: averaged to its hop, and pooled into one
-    vector `[1, dim]`, or `[1, 2 dim]` of mean and standard deviation.
+    """A feature's rows `[r, dim]` as the run takes them.
+
+    Averaged to its hop, and `by_vectors` pooled into one vector: the mean `[1, dim]`, or mean and
+    standard deviation `[1, 2 dim]`.
     """
     if record.hop is not None and spec.hop:
         x = averaged(x, round(record.hop / spec.hop))

@@ -67,8 +67,9 @@ class OneSequence(RaggedLayout):
 
 
 def layout_of(lengths: Any, device: object = None, device_lengths: object = None) -> RaggedLayout:
-    """In the place of `RaggedLayout`: a layout that stands where a batch has the lengths of its
-    dialogues is taken as it is.
+    """In the place of `RaggedLayout`, whose parameters it takes.
+
+    A layout that stands where a batch has the lengths of its dialogues is taken as it is.
     """
     assert isinstance(lengths, OneSequence), "a layout of numbers cannot be traced"
     return lengths

@@ -133,8 +133,7 @@ def _cross_attention(layer: Any, inputs: tuple[Any, ...]) -> np.ndarray:
 def _by_word(
     weights: np.ndarray, word_of_token: np.ndarray, text: str, config: Mapping[str, Any]
 ) -> tuple[np.ndarray, list[str | None]]:
-    """The columns of tokens `[L, tokens]` summed into those of words `[L, N]`, and the words of the
-    transcript.
+    """The columns of tokens `[L, tokens]` summed into those of words `[L, N]`, and the words.
 
     The store's map counts what stands between spaces, without tags such as [LAUGHTER] where they
     were removed. Special tokens, and words that the transcript lacks, share one column without a

@@ -1,5 +1,6 @@
-"""The scores of a cell's runs, from those that each run keeps: every table, page and line takes
-them here, and `ser.train.scores` computes them.
+"""The scores of a cell's runs, from those that each run keeps.
+
+Every table, page and line takes them here, and `ser.train.scores` computes them.
 """
 
 from collections.abc import Sequence

@@ -35,10 +35,9 @@ def calibrated_probabilities(scores: CellScores) -> np.ndarray:
 
 
 def reliability(scores: CellScores, after: bool = False) -> tuple[float, np.ndarray]:
-    """The ECE in percent, pooled over the folds of a seed and the mean over the seeds, and the bins
-    of all runs.
+    """The ECE in percent, and the bins of all runs; `after` the temperature, or before it.
 
-    `after` the temperature, or before it.
+    The ECE is pooled over the folds of a seed, and the mean over the seeds.
     """
     predictions = scores.predictions
     probabilities = calibrated_probabilities(scores) if after else predictions.probabilities["both"]
@@ -60,11 +59,10 @@ def abstaining(scores: CellScores, below: float) -> tuple[Ends, Ends | None]:
 
 
 def conformal(scores: CellScores) -> tuple[Ends, float] | None:
-    """The share of the sets that hold the true class and their mean size, calibrated on each run's
-    dev part.
+    """The share of the sets that hold the true class, and the sets' mean size.
 
-    By the probabilities as they are, so that nothing but the epoch was chosen there. None where a
-    run has none.
+    Calibrated on each run's dev part. By the probabilities as they are, so that nothing but the
+    epoch was chosen there. None where a run has none.
     """
     thresholds = []
     for run in scores.runs:

@@ -14,8 +14,9 @@ NAMED = 4  # cells in a caution; of more, it says how many
 
 
 def conditions(runs: Sequence[Run]) -> str:
-    """Protocol, selection, labels and parts of a cell's finished runs, with a warning where a
-    number is easier to win.
+    """Protocol, selection, labels and parts of a cell's finished runs.
+
+    With a warning where a number is easier to win.
     """
     results = [run.result for run in runs]
     first = results[0]

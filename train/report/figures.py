@@ -277,8 +277,10 @@ class AttentionMap:
 
 
 def attention_map(shown: AttentionMap) -> Any:
-    """The attention over time above, with the energy in grey behind it; below it, that of each
-    query token to the spans of time and to the words.
+    """The attention over time, and below it that of each query token.
+
+    Above the energy stands in grey behind it; below, each token attends to spans of time and to
+    words.
     """
     upper_height = 0.7 if shown.energy is None else 1.0
     words_width = min(max(0.24 * len(shown.names), 0.7), 2.4)

@@ -106,8 +106,7 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
 def differences(
     runs: Sequence[Run], cell: RecipeCell, models: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What tells these finished runs of one configuration from a recipe's cell as it is written, by
-    name.
+    """What tells finished runs of one configuration from a recipe's cell as written, by name.
 
     The first bars a comparison: another fusion, feature, target, label policy, corpus, test part,
     or shuffled labels. The second is only named: selection, dev part, checkpoint (`models` has the
