@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ser.tests.command_line import ser
 from ser.tests.pretend_device import DEVICE, Gpu
 from ser.tests.small_models import CASES, DIFFERENT, build, make_batch, without
-from ser.train import experiment, fit_many
+from ser.train import fit_many, flops
 from ser.train.config import TrainConfig
 from ser.train.cuda_graphs import Graphs
 from ser.train.data.folds import Fold
@@ -228,7 +228,7 @@ def test_a_dry_run_says_what_the_arithmetic_alone_takes(
     """By what this GPU reaches in float32, and in bf16, in which it would train; of the paper's
     sizes but the depth.
     """
-    monkeypatch.setattr(experiment, "PRODUCT", 64)
+    monkeypatch.setattr(flops, "SIZE", 64)
     asked = [
         "train",
         "--features",
