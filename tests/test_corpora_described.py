@@ -224,74 +224,6 @@ def test_texts_in_any_encoding(tmp_path: Path) -> None:
     ]
 
 
-def test_dialogues_whose_clips_are_broken_or_still_videos(tmp_path: Path) -> None:
-    header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
-    said = {"train": ((0, 0), (0, 1), (125, 3)), "dev": ((0, 0), (110, 7)), "test": ((0, 0),)}
-    for part, turns in said.items():
-        lines = [
-            f'{n},"Well, {part}!",Joey,{"joy" if n else "anger"},x,{d},{u},4,7,a,b\n'
-            for n, (d, u) in enumerate(turns)
-        ]
-        write(tmp_path / f"{part}_sent_emo.csv", header + "".join(lines))
-    tree(
-        tmp_path,
-        "train_splits/dia0_utt0.wav",
-        "train_splits/dia0_utt0.mp4",
-        "train_splits/dia0_utt1.wav",
-    )
-    tree(tmp_path, "dev_splits_complete/dia0_utt0.wav", "dev_splits_complete/dia66_utt9.wav")
-    tree(
-        tmp_path,
-        *(f"output_repeated_splits_test/{name}dia0_utt0.wav" for name in ("", "final_videos_test")),
-    )
-    scan = read_corpus(tmp_path)
-    assert scan.manifest.corpus == "meld"
-    assert [p.id for p in scan.problems] == ["dev/dia110_utt7", "train/dia125_utt3"], scan.problems
-    assert {p.kind for p in scan.problems} == {"audio"}, "their words can be learnt from"
-    assert "1 files are left out: in no row of {split}_sent_emo.csv" in scan.warnings
-    assert "1 files are left out: other cuts of test clips" in scan.warnings
-    assert "known defect: dev/dia110_utt7: the release lacks the clip (issue 27)" in scan.warnings
-    found = row(scan, "train/dia0_utt1")
-    assert (found["dialogue"], found["turn"], found["session"], found["text"]) == (
-        "0",
-        1,
-        "train",
-        "Well, train!",
-    )
-    utterances = apply_policy(get_policy("4class"), scan.manifest)
-    with pytest.raises(WrongUse, match="use --protocol official"):
-        make_folds("session-out", utterances)
-    [fold] = make_folds("official", utterances)
-    parts = {part: [utterances.ids[n] for n in rows] for part, rows in fold.parts.items()}
-    assert parts == {
-        part: [f"{part}/dia{d}_utt{u}" for d, u in turns] for part, turns in said.items()
-    }
-    assert fold.dev_by == "the corpus's own"
-    for wav in [*tmp_path.rglob("*.wav")]:
-        wav.unlink()
-        wav.with_suffix(".mp4").unlink(missing_ok=True)
-        wav.with_suffix(".mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(99))
-    shutil.move(tmp_path / "dev_splits_complete", tmp_path.with_suffix(".disk"))
-    (tmp_path / "dev_splits_complete").symlink_to(tmp_path.with_suffix(".disk"))
-    (tmp_path / "train_splits" / "dia125_utt3.wav").write_bytes(b"\0\0\0\x20ftypisom" + bytes(99))
-    first, *others = read_corpus(tmp_path).problems
-    assert first.reason.startswith("no file here can be decoded as it is: convert them with `find ")
-    assert "convert it with `ffmpeg -i dia0_utt0.mp4 -vn dia0_utt0.wav`" in others[0].reason
-    write(
-        tmp_path / "bin" / "ffmpeg",
-        f'#!/bin/sh\ncmp -s "$2" "$4" && exit 1\ncp "{tmp_path}/.one" "$4"\n',
-    )
-    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
-    path = f"PATH={tmp_path}/bin:{os.environ['PATH']}"
-    subprocess.run(["env", path, "sh", "-c", first.reason.split("`")[1]], check=True)
-    assert [problem.id for problem in read_corpus(tmp_path).problems] == ["dev/dia110_utt7"]
-    (tmp_path / "dev_sent_emo.csv").unlink()
-    with pytest.raises(
-        WrongUse, match=r"has no dev_sent_emo\.csv, which lists the utterances of MELD"
-    ):
-        read_corpus(tmp_path)
-
-
 def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
     lines = ["FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set"]
     for number, part in enumerate(["Train", "Train", "Development", "Test1", "Test2"]):
@@ -383,11 +315,121 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
         read_corpus(tmp_path)
 
 
+MELD_HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,"
+    "StartTime,EndTime\n"
+)
+
+
+# By part, dialogue and number of each utterance that the tables list.
+MELD_TURNS = {
+    "train": ((0, 0), (0, 1), (125, 3)),
+    "dev": ((0, 0), (110, 7)),
+    "test": ((0, 0),),
+}
+
+
+@pytest.fixture
+def meld(tmp_path: Path) -> Path:
+    """MELD's tables, and clips of which two are missing and some are in no table."""
+    for part, turns in MELD_TURNS.items():
+        lines = [MELD_HEADER]
+        for number, (dialogue, turn) in enumerate(turns):
+            emotion = "joy" if number else "anger"
+            words = f'"Well, {part}!",Joey,{emotion},x'
+            lines.append(f"{number},{words},{dialogue},{turn},4,7,a,b\n")
+        write(tmp_path / f"{part}_sent_emo.csv", "".join(lines))
+
+    return tree(
+        tmp_path,
+        "train_splits/dia0_utt0.wav",
+        "train_splits/dia0_utt0.mp4",
+        "train_splits/dia0_utt1.wav",
+        "dev_splits_complete/dia0_utt0.wav",
+        "dev_splits_complete/dia66_utt9.wav",
+        "output_repeated_splits_test/dia0_utt0.wav",
+        "output_repeated_splits_test/final_videos_testdia0_utt0.wav",
+    )
+
+
+def test_dialogues_whose_clips_are_broken(meld: Path) -> None:
+    scan = read_corpus(meld)
+
+    assert scan.manifest.corpus == "meld"
+    missing = [problem.id for problem in scan.problems]
+    assert missing == ["dev/dia110_utt7", "train/dia125_utt3"], scan.problems
+    for problem in scan.problems:
+        assert problem.kind == "audio", "their words can be learnt from"
+    assert "1 files are left out: in no row of {split}_sent_emo.csv" in scan.warnings
+    assert "1 files are left out: other cuts of test clips" in scan.warnings
+    assert "known defect: dev/dia110_utt7: the release lacks the clip (issue 27)" in scan.warnings
+
+    utterance = row(scan, "train/dia0_utt1")
+    assert utterance["dialogue"] == "0"
+    assert utterance["turn"] == 1
+    assert utterance["session"] == "train"
+    assert utterance["text"] == "Well, train!"
+
+    (meld / "dev_sent_emo.csv").unlink()
+    fault = r"has no dev_sent_emo\.csv, which lists the utterances of MELD"
+    with pytest.raises(WrongUse, match=fault):
+        read_corpus(meld)
+
+
+def test_dialogues_have_an_official_split(meld: Path) -> None:
+    utterances = apply_policy(get_policy("4class"), read_corpus(meld).manifest)
+    with pytest.raises(WrongUse, match="use --protocol official"):
+        make_folds("session-out", utterances)
+
+    [fold] = make_folds("official", utterances)
+
+    assert fold.dev_by == "the corpus's own"
+    for part, rows in fold.parts.items():
+        ids = [utterances.ids[number] for number in rows]
+        turns = MELD_TURNS[part]
+        assert ids == [f"{part}/dia{dialogue}_utt{turn}" for dialogue, turn in turns]
+    assert fold.parts.keys() == MELD_TURNS.keys()
+
+
+def test_dialogues_whose_clips_are_still_videos(meld: Path) -> None:
+    video = b"\0\0\0\x20ftypisom" + bytes(99)
+    for wav in list(meld.rglob("*.wav")):
+        wav.unlink()
+        mp4 = wav.with_suffix(".mp4")
+        mp4.unlink(missing_ok=True)
+        mp4.write_bytes(video)
+    shutil.move(meld / "dev_splits_complete", meld.with_suffix(".disk"))
+    (meld / "dev_splits_complete").symlink_to(meld.with_suffix(".disk"))
+    (meld / "train_splits" / "dia125_utt3.wav").write_bytes(video)
+
+    first, *others = read_corpus(meld).problems
+
+    assert first.reason.startswith("no file here can be decoded as it is: convert them with `find ")
+    assert "convert it with `ffmpeg -i dia0_utt0.mp4 -vn dia0_utt0.wav`" in others[0].reason
+
+    # The command does it, with a program in ffmpeg's place that writes a recording.
+    program = f'#!/bin/sh\ncmp -s "$2" "$4" && exit 1\ncp "{meld}/.one" "$4"\n'
+    write(meld / "bin" / "ffmpeg", program)
+    (meld / "bin" / "ffmpeg").chmod(0o755)
+    path = f"PATH={meld}/bin:{os.environ['PATH']}"
+    subprocess.run(["env", path, "sh", "-c", first.reason.split("`")[1]], check=True)
+    assert [problem.id for problem in read_corpus(meld).problems] == ["dev/dia110_utt7"]
+
+
 def test_emodb_is_read_as_ever(tmp_path: Path) -> None:
+    # The download has them in wav/.
     tree(tmp_path, "wav/16b10Lb.wav", "wav/03a01Fa.wav", "wav/03a99Fa.wav")
     (tmp_path / "wav" / "._03a01Fa.wav").write_bytes(b"Mac OS X")
-    scan = read_corpus(tmp_path)  # the download has them in wav/
-    known = {
+
+    scan = read_corpus(tmp_path)
+
+    assert scan.format == "emodb"
+    assert scan.manifest.ids == ["03a01Fa", "16b10Lb"]
+    assert row(scan, "03a01Fa") == {
+        "id": "03a01Fa",
+        "audio": "wav/03a01Fa.wav",
+        "text": "Der Lappen liegt auf dem Eisschrank.",
+        "label": "hap",
         "dialogue": "03a01Fa",
         "turn": 0,
         "speaker": "03",
@@ -395,18 +437,9 @@ def test_emodb_is_read_as_ever(tmp_path: Path) -> None:
         "gender": "M",
         "duration": 0.01,
     }
-    text = {"text": "Der Lappen liegt auf dem Eisschrank.", "label": "hap"}
-    assert row(scan, "03a01Fa") == {"id": "03a01Fa", "audio": "wav/03a01Fa.wav", **known, **text}
-    assert (scan.format, scan.manifest.ids) == ("emodb", ["03a01Fa", "16b10Lb"])
-    assert [(p.path, p.reason) for p in scan.problems] == [
-        ("wav/03a99Fa.wav", "the text 'a99' is not among maps.text")
-    ]
-    real = read_corpus(emodb()[0].parent)
-    assert (
-        real.manifest.digest == "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
-    )
-    assert (real.problems, real.warnings) == ([], ["339 of EmoDB's 535 utterances are here"])
-    assert Counter(real.manifest.column("label")) == {"ang": 127, "neu": 79, "hap": 71, "sad": 62}
+    [problem] = scan.problems
+    assert problem.path == "wav/03a99Fa.wav"
+    assert problem.reason == "the text 'a99' is not among maps.text"
 
 
 MINE = """\
@@ -418,41 +451,60 @@ label = "{emotion}"
 """
 
 
+def test_the_real_emodb_is_read_as_ever() -> None:
+    scan = read_corpus(emodb()[0].parent)
+
+    digest = "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
+    assert scan.manifest.digest == digest
+    assert scan.problems == []
+    assert scan.warnings == ["339 of EmoDB's 535 utterances are here"]
+    assert Counter(scan.manifest.column("label")) == {"ang": 127, "neu": 79, "hap": 71, "sad": 62}
+
+
 def test_a_layout_of_ones_own(tmp_path: Path) -> None:
-    tree(tmp_path / "corpus", "anna-joy-1.flac", "sub/bob-rage-1.wav")
-    write(tmp_path / "mine.toml", MINE, "utf-8-sig")  # as some editors of Windows do
-    shown = ser("corpus", "show", tmp_path / "corpus", "--format", tmp_path / "mine.toml")
-    assert shown.exit_code == 0 and "joy 1 · rage 1" in shown.output and "4class 1" in shown.output
-    scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
-    assert (scan.manifest.corpus, scan.manifest.column("speaker")) == ("mine", ["anna", "bob"])
-    assert apply_policy(
-        get_policy("all", scan.manifest.column("label")), scan.manifest
-    ).classes == ("hap", "rage")
-    write(
-        tmp_path / "mine.toml", MINE.replace("[a-z]+", f"(?:[a-z]+|{'a' * 945})", 1)
-    )  # of 992 characters
-    assert read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).problems == []
-    (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
-    assert (
-        read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml")).manifest.ids
-        == scan.manifest.ids
-    )
+    corpus = tree(tmp_path / "corpus", "anna-joy-1.flac", "sub/bob-rage-1.wav")
+    layout = tmp_path / "mine.toml"
+    # As some editors of Windows do.
+    write(layout, MINE, "utf-8-sig")
+
+    shown = ser("corpus", "show", corpus, "--format", layout)
+    assert shown.exit_code == 0
+    assert "joy 1 · rage 1" in shown.output
+    assert "4class 1" in shown.output
+
+    scan = read_corpus(corpus, str(layout))
+    assert scan.manifest.corpus == "mine"
+    assert scan.manifest.column("speaker") == ["anna", "bob"]
+    policy = get_policy("all", scan.manifest.column("label"))
+    assert apply_policy(policy, scan.manifest).classes == ("hap", "rage")
+
+    # Of 992 characters.
+    write(layout, MINE.replace("[a-z]+", f"(?:[a-z]+|{'a' * 945})", 1))
+    assert read_corpus(corpus, str(layout)).problems == []
+    (corpus / "sub" / "loop").symlink_to(corpus)
+    assert read_corpus(corpus, str(layout)).manifest.ids == scan.manifest.ids
+
+
+def test_votes_of_a_layout_of_ones_own(tmp_path: Path) -> None:
+    corpus = tree(tmp_path / "corpus", "anna-joy-1.flac", "sub/bob-rage-1.wav")
+    layout = tmp_path / "mine.toml"
     votes = "[[tables]]\nfile = 'said.csv'\nof = '{stem}'\nkey = '{of}'\nvotes = '{said}'\n"
-    write(
-        tmp_path / "mine.toml",
-        MINE + "text = '{votes}'\n" + votes + "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n",
-    )
-    write(tmp_path / "corpus" / "said.csv", "of,said\nanna-joy-1,1\nanna-joy-1,7\n")
-    scan = read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
+    maps = "[maps.votes]\n1 = 'joy'\n'*' = 'other'\n"
+    write(layout, MINE + "text = '{votes}'\n" + votes + maps)
+    write(corpus / "said.csv", "of,said\nanna-joy-1,1\nanna-joy-1,7\n")
+
+    scan = read_corpus(corpus, str(layout))
+
     assert scan.manifest.column("votes") == [[["joy"], ["other"]], None]
-    assert scan.warnings == [
-        "nothing gives {votes}, which a column names"
-    ]  # as for a field that no pattern has
+    # As for a field that no pattern has.
+    assert scan.warnings == ["nothing gives {votes}, which a column names"]
+
+
+def test_a_format_that_is_not_known_names_those_that_are(tmp_path: Path) -> None:
     listed = ser("corpus", "show", tmp_path, "--format", "mien")
-    assert (
-        listed.exit_code == 2
-        and "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
-    )
+
+    assert listed.exit_code == 2
+    assert "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,17 @@ MEASURES = {
 
 def percent(metric: str, rows: pandas.DataFrame) -> float:
     """That of scikit-learn; each row weighs as much as its weight says, if any does."""
-    return 100 * float(
-        MEASURES[metric](rows.truth, rows.predicted, sample_weight=rows.get("weight"))
-    )
+    measure = MEASURES[metric]
+    return 100 * float(measure(rows.truth, rows.predicted, sample_weight=rows.get("weight")))
 
 
 def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]]:
+    """Classes, of which the first are more frequent, and predictions that are right more often than
+    not.
+    """
     rng = np.random.default_rng(seed)
-    truth = rng.choice(
-        classes, n, p=np.array([5, 2, 1, 1])[:classes] / np.sum(np.array([5, 2, 1, 1])[:classes])
-    )
+    shares = np.array([5, 2, 1, 1])[:classes]
+    truth = rng.choice(classes, n, p=shares / shares.sum())
     predicted = np.where(rng.random(n) < 0.6, truth, rng.integers(classes, size=n))
     return truth.tolist(), predicted.tolist()
 
@@ -148,21 +149,23 @@ def make_run(
 def test_scores_equal_scikit_learn_s(seed: int) -> None:
     """Also where a class occurs nowhere, is never predicted, or is predicted alone."""
     truth, predicted = made(seed, 5 + 3 * seed, 2 + seed % 3)
+
     found = scores(truth, predicted, CLASSES)
-    present = sorted(set(truth))
+
     matrix = confusion_matrix(truth, predicted, labels=range(4))
-    assert found["confusion"] == matrix.tolist() and found["n"] == len(truth)
+    assert found["confusion"] == matrix.tolist()
+    assert found["n"] == len(truth)
     assert found["wa"] == accuracy_score(truth, predicted)
     assert found["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-15)
+
+    present = sorted(set(truth))
     for name in ("macro", "weighted"):
         f1 = f1_score(truth, predicted, labels=present, average=name, zero_division=0)
         assert found[f"{name}_f1"] == pytest.approx(f1, abs=1e-15)
+
     recalls = recall_score(truth, predicted, labels=range(4), average=None, zero_division=np.nan)
-    assert list(found["per_class"].values()) == [
-        None if np.isnan(recall) else recall for recall in recalls
-    ]
-    both = confusions(np.array(truth), np.array([predicted, truth]), 4)
-    assert both.tolist() == [matrix.tolist(), np.diag(np.bincount(truth, minlength=4)).tolist()]
+    expected = [None if np.isnan(recall) else recall for recall in recalls]
+    assert list(found["per_class"].values()) == expected
 
 
 def test_the_examples_hold() -> None:
@@ -187,21 +190,36 @@ def cell(tmp_path: Path) -> Any:
     return SimpleNamespace(runs=runs, scores=CellScores([*runs.values()]))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_several_predictions_are_counted_at_once(seed: int) -> None:
+    truth, predicted = made(seed, 5 + 3 * seed, 2 + seed % 3)
+
+    both = confusions(np.array(truth), np.array([predicted, truth]), 4)
+
+    of_predicted = confusion_matrix(truth, predicted, labels=range(4))
+    of_truth = np.diag(np.bincount(truth, minlength=4))
+    assert both.tolist() == [of_predicted.tolist(), of_truth.tolist()]
+
+
 @pytest.mark.parametrize("metric", MEASURES)
 def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, metric: str) -> None:
-    found = cell.scores.score(metric)
-    by_seed, by_run = (
-        [percent(metric, rows) for _, rows in cell.scores.predictions.table.groupby(by)]
-        for by in ("seed", "run")
-    )
+    table = cell.scores.predictions.table
+    by_seed = [percent(metric, rows) for _, rows in table.groupby("seed")]
+    by_run = [percent(metric, rows) for _, rows in table.groupby("run")]
     by_fold = np.reshape(by_run, (2, 3)).mean(0)
-    assert found.pooled == pytest.approx(np.mean(by_seed))
-    assert found.over_seeds == pytest.approx((np.mean(by_seed), np.std(by_seed, ddof=1)))
-    assert found.over_folds == pytest.approx((np.mean(by_fold), np.std(by_fold, ddof=1)))
-    assert (found.seeds, found.folds) == (2, 3)
+
+    score = cell.scores.score(metric)
+
+    assert score.pooled == pytest.approx(np.mean(by_seed))
+    assert score.over_seeds == pytest.approx((np.mean(by_seed), np.std(by_seed, ddof=1)))
+    assert score.over_folds == pytest.approx((np.mean(by_fold), np.std(by_fold, ddof=1)))
+    assert score.seeds == 2
+    assert score.folds == 3
     assert cell.scores.score(metric, "only audio").pooled == 100
+
     alone = CellScores([cell.runs[1, 2]]).score(metric)
-    assert alone.over_seeds == alone.over_folds == (pytest.approx(by_run[-1]), None)
+    assert alone.over_seeds == (pytest.approx(by_run[-1]), None)
+    assert alone.over_folds == alone.over_seeds
 
 
 @pytest.mark.parametrize("metric", ["ua", "wa", "macro_f1"])
@@ -234,58 +252,103 @@ def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metri
 @pytest.mark.parametrize(
     ("speakers", "dialogues", "over"),
     [
-        (list("abcd"), None, "4 speakers"),
-        (list("abc"), list(range(12)), "no interval: 3 speakers"),
-        (["a"], None, "no interval: 1 speaker"),
-        ([None], list(range(12)), "12 dialogues"),
-        (["a", None], None, "60 utterances, too narrow"),
-        (
-            [None],
-            list(range(60)),
-            "60 utterances, too narrow",
-        ),  # a dialogue each, as where none is named
+        pytest.param(list("abcd"), None, "4 speakers", id="four speakers"),
+        pytest.param(list("abc"), list(range(12)), "no interval: 3 speakers", id="three speakers"),
+        pytest.param(["a"], None, "no interval: 1 speaker", id="one speaker"),
+        pytest.param([None], list(range(12)), "12 dialogues", id="dialogues"),
+        pytest.param(["a", None], None, "60 utterances, too narrow", id="some without a speaker"),
+        # As where none is named.
+        pytest.param([None], list(range(60)), "60 utterances, too narrow", id="a dialogue each"),
     ],
 )
 def test_groups_are_speakers_else_dialogues_else_utterances(
     tmp_path: Path, speakers: list[Any], dialogues: list[int] | None, over: str
 ) -> None:
-    numbers = [dialogues[i % len(dialogues)] for i in range(60)] if dialogues else None
-    people = [speakers[i % len(speakers)] for i in range(60)]
+    people = [speakers[number % len(speakers)] for number in range(60)]
+    numbers = None
+    if dialogues:
+        numbers = [dialogues[number % len(dialogues)] for number in range(60)]
+
     found = CellScores([make_run(tmp_path / "r", 0, 0, *made(0, 60), people, numbers)])
+
     assert found.interval_over == over
-    asked = [] if over.startswith("no") else ["ua", "wa", "macro_f1"]
-    shown = [f"{metric} over {over.split()[1].strip(',')}" for metric in asked]
-    assert list(scores_as_json(found)["intervals"]) == shown and (None in found.with_interval("ua")) == (
-        not shown
-    )
     assert over in summary_text(found)
+    shown = list(scores_as_json(found)["intervals"])
+    if over.startswith("no"):
+        assert shown == []
+        assert None in found.with_interval("ua")
+    else:
+        group = over.split()[1].strip(",")
+        assert shown == [f"{metric} over {group}" for metric in ("ua", "wa", "macro_f1")]
+        assert None not in found.with_interval("ua")
 
 
 def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
     found = cell.scores
-    assert found.classes == list(CLASSES) and found.tests == ["both", "only audio"]
+    assert found.classes == list(CLASSES)
+    assert found.tests == ["both", "only audio"]
     assert found.confusion().sum() == 2 * (20 + 51 + 82)
     assert conditions(found.runs) == "session-out · val · 4class · only scripted · dev none"
     assert left_out(found.results) == {"label xxx is not in 4class": 5, "--only scripted": 7}
     assert caveat(found.results) == "synthetic corpus (c): no comparison with the paper is meant"
-    told = scores_as_json(found)
-    assert (
-        told.keys() == {"wa", "ua", "macro_f1", "intervals", "calibration", "conformal"}
-        and told["ua"] == found.score("ua").pooled
-    )
-    assert told["intervals"]["ua over speakers"] == list(found.with_interval("ua")[1:])
-    absent = CellScores([make_run(tmp_path / "two", 0, 0, [0, 1], [0, 1], ["a", "b"])]).score("sad")
-    assert absent.folds == absent.seeds == 0 and np.isnan(absent.pooled)
+
+    record = scores_as_json(found)
+    keys = {"wa", "ua", "macro_f1", "intervals", "calibration", "conformal"}
+    assert record.keys() == keys
+    assert record["ua"] == found.score("ua").pooled
+    assert record["intervals"]["ua over speakers"] == list(found.with_interval("ua")[1:])
+
+
+def test_a_class_that_is_nowhere_has_no_score(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "two", 0, 0, [0, 1], [0, 1], ["a", "b"])
+
+    score = CellScores([run]).score("sad")
+
+    assert score.folds == 0
+    assert score.seeds == 0
+    assert np.isnan(score.pooled)
+
+
+def test_a_run_that_is_not_there_has_no_scores(tmp_path: Path) -> None:
     with pytest.raises(WrongUse):
         CellScores([Run(tmp_path)])
 
 
 @pytest.mark.parametrize(
-    ("b", "c", "p"), [(8, 2, 2 * (1 + 10 + 45) / 2**10), (1, 1, 1), (0, 6, 2 / 2**6), (0, 0, 1)]
+    ("b", "c", "p"),
+    [
+        pytest.param(8, 2, 2 * (1 + 10 + 45) / 2**10, id="eight against two"),
+        pytest.param(1, 1, 1, id="one against one"),
+        pytest.param(0, 6, 2 / 2**6, id="none against six"),
+        pytest.param(0, 0, 1, id="none against none"),
+    ],
 )
 def test_mcnemar_is_the_binomial_tail_summed(b: int, c: int, p: float) -> None:
-    first, second = [0] * b + [1] * c + [0] * 5, [1] * b + [0] * c + [0] * 5
+    first = [0] * b + [1] * c + [0] * 5
+    second = [1] * b + [0] * c + [0] * 5
+
     assert mcnemar([0] * (b + c + 5), first, second) == pytest.approx(p)
+
+
+def test_holm_corrects_a_family() -> None:
+    assert holm([]) == []
+    assert holm([0.6, 0.9]) == [1, 1]
+
+
+def test_a_share_counts_groups() -> None:
+    groups = ["a", "b", "c", "d"] * 5
+    counted = 100 * np.array([i % 4 == 0 or i % 7 == 0 for i in range(20)])
+
+    # Equal groups: the interval of their t-test.
+    by_group = [np.mean(counted[k::4]) for k in range(4)]
+    theirs = stats.ttest_1samp(by_group, 0).confidence_interval(0.95)
+    interval = (max(0, theirs.low), min(100, theirs.high))
+    assert average(counted, groups) == pytest.approx((np.mean(by_group), *interval))
+
+    three = [groups[i % 3] for i in range(20)]
+    assert average(counted, three)[1:] == (None, None)
+    assert average([100] * 20, groups) == (100, None, None)
+    assert average([100], ["a"]) == (100, None, None)
 
 
 def test_a_t_test_of_runs_is_scipys() -> None:
@@ -470,25 +533,6 @@ def test_a_recipes_runs_are_counted_where_folds_lack_a_class(
     recipe = read_recipe(tmp_path / "mine.toml")
     assert recipe_rows(recipe, {"ours": runs})[0].scores["sad"].folds == 9
     assert "10 × 1" in recipe_table(recipe, {"ours": runs})
-
-
-def test_holm_corrects_a_family_and_a_share_counts_groups() -> None:
-    assert holm([]) == [] and holm([0.6, 0.9]) == [1, 1]
-    groups = ["a", "b", "c", "d"] * 5
-    counted = 100 * np.array([i % 4 == 0 or i % 7 == 0 for i in range(20)])
-    by_group = [
-        np.mean(counted[k::4]) for k in range(4)
-    ]  # equal groups: the interval of their t-test
-    theirs = stats.ttest_1samp(by_group, 0).confidence_interval(0.95)
-    assert average(counted, groups) == pytest.approx(
-        (np.mean(by_group), max(0, theirs.low), min(100, theirs.high))
-    )
-    assert average(counted, [groups[i % 3] for i in range(20)])[1:] == (None, None)
-    assert average([100] * 20, groups) == (100, None, None) and average([100], ["a"]) == (
-        100,
-        None,
-        None,
-    )
 
 
 RECIPE = """

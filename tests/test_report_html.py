@@ -405,7 +405,8 @@ def made_up(label: str, run: Run, configs: Sequence[RunConfig], **result: Any) -
         (
             {"speaker_independent": False, "speakers": None},
             [
-                "Whether test speakers are heard in training is not known, so scores may be too high: two."
+                "Whether test speakers are heard in training is not known, so scores may be too "
+                "high: two."
             ],
         ),
         ({}, []),
@@ -694,8 +695,10 @@ const light = h => [1, 3, 5].map(i => parseInt(h.slice(i, i + 2), 16) / 255)
   .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
   .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
 const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-return Object.fromEntries(['ink','muted','accent','c1','c2','c3','c4','c5','c6','c7'].map(
-  n => [n, Math.min(...['--paper', '--raised'].map(p => ratio(light(hex('--' + n)), light(hex(p)))))]));
+const names = ['ink', 'muted', 'accent', 'c1', 'c2', 'c3', 'c4', 'c5', 'c6', 'c7'];
+const papers = ['--paper', '--raised'];
+return Object.fromEntries(names.map(
+  n => [n, Math.min(...papers.map(p => ratio(light(hex('--' + n)), light(hex(p)))))]));
 """
 
 
@@ -743,7 +746,8 @@ def test_pictures_and_tables_have_words_and_the_runs_their_scores(
     )
     assert browser.evaluate("return [...document.querySelectorAll('th')].every(t => t.scope)")
     lines = browser.evaluate(
-        "return [...document.querySelectorAll('#table-runs tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+        "return [...document.querySelectorAll('#table-runs tbody tr')].map("
+        "r => [...r.cells].map(c => c.textContent))"
     )
     scores = {
         run.path.name: [f"{100 * run.result.score(metric):.2f}" for metric in ("ua", "wa")]

@@ -53,8 +53,6 @@ CASES = {
     "views of vectors": ("is13", "audio", "0.03MB", ("batch_size=1",), "is13:view=pitch-1"),
 }
 
-LOGMELS = ("logmel:", "logmel:view=pitch-1")
-
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -75,9 +73,9 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(run: Run) -> bytes:
-    return (run.path / "model.safetensors").read_bytes() + (
-        run.path / "predictions.parquet"
-    ).read_bytes()
+    """What the run has learnt, and what it predicts."""
+    model = (run.path / "model.safetensors").read_bytes()
+    return model + (run.path / "predictions.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,11 +92,13 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
         views=views,
     )
     small = replace(plain, out=tmp_path / "b", memory=memory)
-    assert estimate(prepare(small)).streamed and not estimate(prepare(plain)).streamed
+    assert estimate(prepare(small)).streamed
+    assert not estimate(prepare(plain)).streamed
 
     [run] = run_experiment(plain)
     [streamed] = run_experiment(small)
-    assert run.path.name == streamed.path.name and weights(run) == weights(streamed)
+    assert run.path.name == streamed.path.name
+    assert weights(run) == weights(streamed)
 
 
 # Of 65 columns the last would stand alone in pieces of 32 or 64.
@@ -259,39 +259,52 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
 def test_a_budget_too_small_is_one_sentence_that_names_one_that_does(
     rich: Path, tmp_path: Path
 ) -> None:
-    asked = Experiment(**{**STREAMED, "memory": "0.001MB", "epochs": 1}, store=rich, out=tmp_path)
-    with pytest.raises(
-        WrongUse, match=r"too small for the largest batch.*--memory (\d+)MB is enough"
-    ) as told:
-        run_experiment(asked)
-    enough = re.search(r"--memory (\d+MB)", str(told.value))
-    assert enough and run_experiment(replace(asked, memory=enough[1]))
-    for wrong in ("8", "lots", "0GB", "-1GB", "8 KB"):
-        with pytest.raises(WrongUse, match=r"--memory .*such as 8GB"):
-            memory_budget(wrong)
-    assert (memory_budget("8GB"), memory_budget("1.5 mb")) == (8_000_000_000, 1_500_000)
+    options = {**STREAMED, "memory": "0.001MB", "epochs": 1}
+    experiment = Experiment(**options, store=rich, out=tmp_path)
+    fault = r"too small for the largest batch.*--memory (\d+)MB is enough"
+    with pytest.raises(WrongUse, match=fault) as caught:
+        run_experiment(experiment)
+
+    enough = re.search(r"--memory (\d+MB)", str(caught.value))
+    assert enough
+    assert run_experiment(replace(experiment, memory=enough[1]))
 
 
-def test_workers_share_a_budget_and_what_other_cells_hold_is_let_go(
-    rich: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("text", ["8", "lots", "0GB", "-1GB", "8 KB"])
+def test_what_is_no_size_is_no_budget(text: str) -> None:
+    with pytest.raises(WrongUse, match=r"--memory .*such as 8GB"):
+        memory_budget(text)
+
+
+def test_a_budget_is_in_bytes() -> None:
+    assert memory_budget("8GB") == 8_000_000_000
+    assert memory_budget("1.5 mb") == 1_500_000
+
+
+def test_workers_share_a_budget(rich: Path, tmp_path: Path) -> None:
     own = DataCache()
+    shared = DataCache(tmp_path, workers=4)
     alone, _ = load_dataset(Experiment("logmel", "audio", rich, memory="0.1MB"), own)
-    shared, _ = load_dataset(
-        Experiment("logmel", "audio", rich, memory="0.4MB"), DataCache(tmp_path, workers=4)
-    )
+    together, _ = load_dataset(Experiment("logmel", "audio", rich, memory="0.4MB"), shared)
+
     # Four map the same pages.
-    assert alone.inputs["audio"].streamed and not shared.inputs["audio"].streamed
-    roomy, _ = load_dataset(
-        Experiment("logmel", "audio", rich, memory="1GB", allow_missing=True), own
-    )
+    assert alone.inputs["audio"].streamed
+    assert not together.inputs["audio"].streamed
+
+    more = Experiment("logmel", "audio", rich, memory="1GB", allow_missing=True)
+    roomy, _ = load_dataset(more, own)
     assert not roomy.inputs["audio"].streamed, (
         "what another streams is not what this one has room for"
     )
+
+
+def test_what_other_cells_hold_is_let_go(rich: Path) -> None:
     cache = DataCache()
-    first, second = [
-        load_dataset(Experiment(name, "audio", rich, memory="0.55MB"), cache)[0] for name in LOGMELS
-    ]
-    held = first.inputs["audio"]
-    assert first.inputs["audio"] is held and not second.inputs["audio"].streamed
-    assert first.inputs["audio"] is not held
+    first, _ = load_dataset(Experiment("logmel:", "audio", rich, memory="0.55MB"), cache)
+    second_name = "logmel:view=pitch-1"
+    second, _ = load_dataset(Experiment(second_name, "audio", rich, memory="0.55MB"), cache)
+
+    audio = first.inputs["audio"]
+    assert first.inputs["audio"] is audio
+    assert not second.inputs["audio"].streamed
+    assert first.inputs["audio"] is not audio

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 import transformers
+from click.testing import Result
 
 from ser.cache.store import Store, open_store
 from ser.cache.tools.remove import remove_superseded
@@ -30,7 +32,8 @@ from ser.extract.corpora.word_errors import word_errors
 from ser.tests.command_line import printed, ser
 from ser.tests.stand_in_corpus import write_corpus  # and registers an extractor
 
-COUNT = 8  # utterances
+# Utterances.
+COUNT = 8
 SPECIAL = (
     "<|endoftext|>",
     "<|startoftranscript|>",
@@ -101,105 +104,125 @@ def table(tmp_path: Path) -> Path:
     return write_corpus(tmp_path, [f"so it is {number}" for number in range(COUNT)], [*seconds, 31])
 
 
+# Of a transcriber with these options, what fits nowhere.
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown language": ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
+    "transcripts that are there": ({"text": Path("corpus.csv")}, "give one"),
+    "the corpus itself": ({"corpus_name": "corpus"}, "is the corpus itself"),
+    "a name of no corpus": ({"corpus_name": "a+b"}, "cannot be called"),
+}
+
+
+def features(table: Path, whisper: Path, store: Path, *options: object) -> Result:
+    """`ser features` with transcripts by this checkpoint."""
+    words = ["features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}"]
+    return ser(*words, "--store", store, *options)
+
+
 def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_path: Path) -> None:
     sf.write(tmp_path / "0.wav", np.zeros(16000), 16000)
-    asked = [
-        table,
-        "--transcribe",
-        "whisper",
-        "--model",
-        f"whisper={whisper}",
-        "--store",
-        tmp_path / "s",
-        "--json",
-    ]
-    missing = json.loads(ser("features", *asked, "--language", "en", "--dry-run").stdout)[
-        "transcripts"
-    ]["missing"]
-    done = ser("features", *asked, "--language", "en", "--batch-seconds", 120)
-    assert missing == COUNT and done.exit_code == 0, done.output
-    manifest = open_store(tmp_path / "s").manifest()
+    store = tmp_path / "s"
+    english = ["--json", "--language", "en"]
+
+    planned = json.loads(features(table, whisper, store, *english, "--dry-run").stdout)
+    assert planned["transcripts"]["missing"] == COUNT
+
+    done = features(table, whisper, store, *english, "--batch-seconds", 120)
+    assert done.exit_code == 0, done.output
+    manifest = open_store(store).manifest()
     texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
-    expected = {
-        f"u{number:03d}": directly(whisper, tmp_path / f"{number}.wav")
-        for number in range(COUNT - 1)
-    }
-    assert {id_: texts[id_] for id_ in expected} == expected and len(set(expected.values())) > 3
-    samples, both = decode(tmp_path / f"{COUNT - 1}.wav").samples, []
+    expected = {}
+    for number in range(COUNT - 1):
+        expected[f"u{number:03d}"] = directly(whisper, tmp_path / f"{number}.wav")
+    assert {id_: texts[id_] for id_ in expected} == expected
+    assert len(set(expected.values())) > 3
+
+    # The last one is longer than Whisper's window of 30 s.
+    samples = decode(tmp_path / f"{COUNT - 1}.wav").samples
+    windows = []
     for window in (samples[:480_000], samples[480_000:]):
         sf.write(tmp_path / "window.wav", window, 16000, subtype="FLOAT")
-        both.append(directly(whisper, tmp_path / "window.wav"))
-    assert texts[f"u{COUNT - 1:03d}"] == " ".join(both)
-    # What is printed stands in the manifest; no transcript is made twice, and another language
-    # makes others.
-    about = manifest.parent.transcripts
-    assert (
-        json.loads(done.stdout) == {"transcripts": about}
-        and about["words"] == 4 * COUNT
-        and about["wer"] >= 1
-    )
-    assert (
-        f"{COUNT} of {COUNT} utterances transcribed now" in done.stderr
-        and "word error rate" in done.stderr
-    )
-    assert (
-        f"0 of {COUNT} utterances transcribed now"
-        in ser("features", *asked, "--language", "en").stderr
-    )
-    assert f"{COUNT} of {COUNT} utterances transcribed now" in ser("features", *asked).stderr
+        windows.append(directly(whisper, tmp_path / "window.wav"))
+    assert texts[f"u{COUNT - 1:03d}"] == " ".join(windows)
+
+    # What is printed stands in the manifest.
+    record = manifest.parent.transcripts
+    assert json.loads(done.stdout) == {"transcripts": record}
+    assert record["words"] == 4 * COUNT
+    assert record["wer"] >= 1
+    assert f"{COUNT} of {COUNT} utterances transcribed now" in done.stderr
+    assert "word error rate" in done.stderr
+
+    # No transcript is made twice, and another language makes others.
+    again = features(table, whisper, store, *english)
+    assert f"0 of {COUNT} utterances transcribed now" in again.stderr
+    other = features(table, whisper, store, "--json")
+    assert f"{COUNT} of {COUNT} utterances transcribed now" in other.stderr
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_options_that_do_not_fit_are_refused_before_anything_is_computed(
+    whisper: Path, table: Path, tmp_path: Path, kind: str
+) -> None:
+    options, fault = MISFITS[kind]
+    if "text" in options:
+        options = {"text": table}
+    models = {"whisper": str(whisper)}
+
+    with pytest.raises(WrongUse, match=fault):
+        Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options))
+
+    assert not list(tmp_path.glob("s/transcripts/*")), "none is asked for after the work"
+
+
+def test_a_checkpoint_that_cannot_transcribe_is_refused(
+    whisper: Path, table: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "no"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "hubert"}')
+    (other / "model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="no is not a Whisper model"):
+        Transcription(ExtractionConfig(table, models={"whisper": str(other)}))
+
+    # No word without its tokenizer.
+    half = tmp_path / "half"
+    shutil.copytree(whisper, half, ignore=shutil.ignore_patterns("tokenizer.json"))
+    config = ExtractionConfig(table, store=tmp_path / "s", models={"whisper": str(half)})
+    with pytest.raises(WeightsError, match="half: its tokenizer cannot be loaded: it has 6 tokens"):
+        Transcription(config).run()
 
 
 def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_path: Path) -> None:
-    models = {"whisper": str(whisper)}
-    for options, message in (
-        ({"language": "xx"}, "--language xx: whisper-random knows de, en"),
-        ({"text": table}, "give one"),
-        ({"corpus_name": "corpus"}, "is the corpus itself"),
-        ({"corpus_name": "a+b"}, "cannot be called"),
-    ):
-        with pytest.raises(WrongUse, match=message):  # before anything is computed
-            Transcription(ExtractionConfig(table, store=tmp_path / "s", models=models, **options))
-    assert not list(tmp_path.glob("s/transcripts/*")), "none is asked for after the work"
-    (tmp_path / "no").mkdir()
-    (tmp_path / "no/config.json").write_text('{"model_type": "hubert"}')
-    (tmp_path / "no/model.safetensors").write_bytes((whisper / "model.safetensors").read_bytes())
-    with pytest.raises(WeightsError, match="no is not a Whisper model"):
-        Transcription(ExtractionConfig(table, models={"whisper": str(tmp_path / "no")}))
-    shutil.copytree(
-        whisper, tmp_path / "half", ignore=shutil.ignore_patterns("tokenizer.json")
-    )  # no word without it
-    with pytest.raises(WeightsError, match="half: its tokenizer cannot be loaded: it has 6 tokens"):
-        Transcription(
-            ExtractionConfig(
-                table, store=tmp_path / "s", models={"whisper": str(tmp_path / "half")}
-            )
-        ).run()
+    store = tmp_path / "s"
     (tmp_path / "3.wav").write_bytes(b"RIFF")
-    asked = ExtractionConfig(table, store=tmp_path / "s", models=models)
-    with pytest.raises(
-        ExtractionStopped, match=r"1 problem with the corpus for whisper: u003 \(3\.wav\)"
-    ):
-        Transcription(asked)
+    config = ExtractionConfig(table, store=store, models={"whisper": str(whisper)})
+    fault = r"1 problem with the corpus for whisper: u003 \(3\.wav\)"
+    with pytest.raises(ExtractionStopped, match=fault):
+        Transcription(config)
+
     # An utterance that it hears nothing in is kept, and counted.
-    job = Transcription(replace(asked, on_error="skip"))
-    put_transcripts(tmp_path / "s", job.made_by, {job.utterances[5].digest: ""})
-    done = ser("features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}", "--store", tmp_path / "s",
-               "--on-error", "skip", "--features", "standin")  # fmt: skip
-    assert (
-        done.exit_code == 3
-        and "u003: not transcribed: " in done.output
-        and ", 1 have no word" in done.output
-    )
+    skipping = replace(config, on_error="skip")
+    job = Transcription(skipping)
+    put_transcripts(store, job.made_by, {job.utterances[5].digest: ""})
+    done = features(table, whisper, store, "--on-error", "skip", "--features", "standin")
+    assert done.exit_code == 3
+    assert "u003: not transcribed: " in done.output
+    assert ", 1 have no word" in done.output
     assert "quarantined in standin: u003: not transcribed" in done.output
-    texts = open_store(tmp_path / "s").manifest().column("text")
-    assert (texts[3], texts[5], len(texts)) == (None, "", COUNT)
-    for number in (0, 1):  # the same file twice, whose header is right
+    texts = open_store(store).manifest().column("text")
+    assert texts[3] is None
+    assert texts[5] == ""
+    assert len(texts) == COUNT
+
+    # The same file twice, whose header is right.
+    for number in (0, 1):
         sf.write(tmp_path / f"{number}.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
-    problems = Transcription(replace(asked, on_error="skip")).run().problems
-    assert [one.id for one in problems if "not transcribed: holds NaN" in one.reason] == [
-        "u000",
-        "u001",
-    ]
+    of_nan = []
+    for problem in Transcription(skipping).run().problems:
+        if "not transcribed: holds NaN" in problem.reason:
+            of_nan.append(problem.id)
+    assert of_nan == ["u000", "u001"]
 
 
 @pytest.mark.parametrize(
@@ -233,40 +256,34 @@ main(sys.argv[1:])
 
 
 def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Path) -> None:
-    asked = [
-        "features",
-        str(table),
-        "--transcribe",
-        "whisper",
-        "--model",
-        f"whisper={whisper}",
-        "--part-seconds",
-        "1",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPS, *asked, "--store", str(tmp_path / "s")]
-    )
+    words = ["features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}"]
+    words += ["--part-seconds", 1]
+    store = ["--store", tmp_path / "s"]
+    process = subprocess.Popen([sys.executable, "-c", STOPS, *map(str, [*words, *store])])
     kept = tmp_path / "s" / "transcripts"
     while len(list(kept.glob("*.json"))) < 3 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
     files = {path: path.stat().st_ino for path in kept.glob("*.json")}
+    assert 3 <= len(files) < COUNT
     altered = min(files)
     altered.write_bytes(altered.read_bytes().replace(b":", b";", 1))
-    assert (
-        f"{altered}: altered or cut short"
-        in ser("cache", "verify", "--store", tmp_path / "s").stderr
-    )
-    done = ser(*asked, "--store", tmp_path / "s")
+    assert f"{altered}: altered or cut short" in ser("cache", "verify", *store).stderr
+
+    done = ser(*words, *store)
     assert f"{COUNT - len(files) + 1} of {COUNT} utterances transcribed now" in done.output
-    assert 3 <= len(files) < COUNT
-    assert all(path.stat().st_ino == files[path] for path in files if path != altered)
-    assert ser(*asked, "--store", tmp_path / "whole").exit_code == 0
-    both = [open_store(tmp_path / name).manifest("corpus-asr") for name in ("s", "whole")]
-    assert (
-        both[0].same(both[1]) and ser("cache", "verify", "--store", tmp_path / "s").exit_code == 0
-    )
+    for path, inode in files.items():
+        if path != altered:
+            assert path.stat().st_ino == inode
+
+    # As if it had not been killed.
+    assert ser(*words, "--store", tmp_path / "whole").exit_code == 0
+    mended = open_store(tmp_path / "s").manifest("corpus-asr")
+    whole = open_store(tmp_path / "whole").manifest("corpus-asr")
+    assert mended.same(whole)
+    assert ser("cache", "verify", *store).exit_code == 0
 
 
 def rows_of(store: Store, name: str) -> Counter[str]:
