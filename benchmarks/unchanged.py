@@ -301,8 +301,10 @@ def without_what_varies(text: str) -> str:
 def summarize(root: Path, folder: str) -> Iterator[tuple[str, str]]:
     """Each file below a folder by its path, and a text that is equal where its content is."""
     for path in sorted((root / folder).rglob("*")):
-        if path.is_file() and "tmp" not in path.parts and path.name not in ("lock", "log.jsonl"):
-            yield str(path.relative_to(root)), content(path)
+        in_folder = path.relative_to(root / folder)
+        is_of_a_writer = "tmp" in in_folder.parts or path.name in ("lock", "log.jsonl")
+        if path.is_file() and not is_of_a_writer:
+            yield str(Path(folder) / in_folder), content(path)
 
 
 def content(path: Path) -> str:
