@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import threading
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -154,9 +155,11 @@ def test_only_runs_are_removed_and_none_that_is_trained(
         with claimed(waits) as run:
             began.append(run.path.exists())
 
-    def removed_meanwhile(*asked: object) -> None:
-        assert not (trains.start() or trains.join(0.5) or began)
-        remove_folder(*asked)
+    def removed_meanwhile(*folders: Path, on_move: Callable[[], object]) -> None:
+        trains.start()
+        trains.join(0.5)
+        assert not began
+        remove_folder(*folders, on_move=on_move)
 
     trains = threading.Thread(target=train)
     with monkeypatch.context() as patch:
