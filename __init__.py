@@ -6,7 +6,8 @@
     store = ser.open_store("demo/features")
     frames = store["hubert"]["Ses01F_impro01_F000"]     # numpy, [frames, dim]
 
-    [run] = ser.run_experiment(ser.Experiment("hubert+mpnet", "mit", store="demo/features", folds=1))
+    experiment = ser.Experiment("hubert+mpnet", "mit", store="demo/features", folds=1)
+    [run] = ser.run_experiment(experiment)
     answer = ser.Predictor(run.path)([ser.Turn("1", "hello.wav", "hello there")])
 
 Stage 1: `read_corpus`, `ExtractionConfig`, `extract_features`. The store: `open_store`, `pooled`,

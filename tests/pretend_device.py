@@ -35,10 +35,14 @@ MEMORY = 80 << 30
 # What autocast does on CUDA with the operations that models here use ("CUDA Ops that can autocast"
 # in torch's manual).
 LOWER = "mm matmul bmm addmm baddbmm linear einsum conv1d conv2d scaled_dot_product_attention"
-WIDE = "softmax.int log_softmax.int layer_norm native_layer_norm group_norm sum sum.dim_IntList cumsum exp log pow"
-WIDE += ".Tensor_Scalar nll_loss nll_loss_nd mse_loss binary_cross_entropy_with_logits prod logsumexp norm.Scalar"
+WIDE = (
+    "softmax.int log_softmax.int layer_norm native_layer_norm group_norm sum sum.dim_IntList cumsum "
+    "exp log pow.Tensor_Scalar nll_loss nll_loss_nd mse_loss binary_cross_entropy_with_logits prod "
+    "logsumexp norm.Scalar"
+)
 PROMOTED = "cat stack addcmul index_put"
-IN_HALF = "gru.data lstm.data gru.input lstm.input"  # cuDNN's, which autocast computes in float16 whatever it is told
+# cuDNN's, which autocast computes in float16 whatever it is told.
+IN_HALF = "gru.data lstm.data gru.input lstm.input"
 PATCHED = {
     "is_available": lambda: True,
     "is_initialized": lambda: True,

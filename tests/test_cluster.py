@@ -147,7 +147,8 @@ def test_one_run_lets_go_what_another_holds(cluster: DaskProcesses) -> None:
         closed = cluster.log.read_text().count("closed")
         killed = (
             f"import os; from ser import engines; from ser.tests.stand_in import with_thing\n"
-            f"far = engines.Cluster({cluster.address!r}).__enter__(); list(far.run(with_thing, range(8))); os._exit(9)"
+            f"far = engines.Cluster({cluster.address!r}).__enter__()\n"
+            f"list(far.run(with_thing, range(8))); os._exit(9)"
         )
         assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
         assert list(client.run(left_open).values()) == [1, 1]

@@ -44,7 +44,10 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(
     (here / "features").rename(here / "elsewhere")
     section = "tool.ser." if file == "pyproject.toml" else ""
     head = "[tool.ser]\n" if section else ""
-    own = 'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\nset = ["lr=1e-4", "d_model=16"]\nallow-missing = true\n'
+    own = (
+        'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\n'
+        'set = ["lr=1e-4", "d_model=16"]\nallow-missing = true\n'
+    )
     (here / file).write_text(f'{head}store = "elsewhere"\n[{section}train]\n{own}')
     found = json.loads(ser("train", "--dry-run", "--json").stdout)
     assert found["runs"] == 10

@@ -1,4 +1,4 @@
-"""Tasks run in processes: results, failures, deaths; Ctrl-C, which waits; what workers keep open."""
+"""Tasks run in processes: results, failures, deaths, Ctrl-C, and what workers keep open."""
 
 import itertools
 import math
@@ -98,8 +98,10 @@ def gone(processes: list[psutil.Process]) -> bool:
 def test_what_tasks_need_is_imported_once(tmp_path: Path) -> None:
     """Also in a second run, where the fork server was started before there are tasks."""
     (tmp_path / "counted_import.py").write_text(
-        f"import os\nwith open({str(tmp_path / 'imports')!r}, 'a') as f:\n    f.write(f'{{os.getpid()}}\\n')\n"
-        "def where(n):\n    import time\n    time.sleep(0.2)\n    return os.getpid(), os.getppid()\n"
+        f"import os\nwith open({str(tmp_path / 'imports')!r}, 'a') as f:\n"
+        "    f.write(f'{os.getpid()}\\n')\n"
+        "def where(n):\n    import time\n    time.sleep(0.2)\n"
+        "    return os.getpid(), os.getppid()\n"
     )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
@@ -142,7 +144,8 @@ def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
     (tmp_path / "slow_import.py").write_text("import time\ntime.sleep(1)\n")
     for module in ("slow_import", "json", "no_such_module"):
         code = (
-            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ser.engines.fork_server import start_fork_server\n"
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+            f"from ser.engines.fork_server import start_fork_server\n"
             f"start_fork_server({module!r}); 1 // 0"
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -152,7 +155,7 @@ def test_a_fork_server_that_nobody_wanted_ends(tmp_path: Path) -> None:
 def test_workers_see_the_environment_of_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no module of the current folder, as with `ser` itself: a user's random.py is not for us."""
+    """And no module of the current folder, as with `ser` itself: a user's random.py is not ours."""
     (tmp_path / "random.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.chdir(tmp_path)
     for value in ("first", "second"):

@@ -15,7 +15,10 @@ from ser.errors import WrongUse
 
 
 def test_the_affinity_counts() -> None:
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from ser.engines import cores; "
+    code = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+        "from ser.engines import cores; "
+    )
     assert (
         subprocess.check_output([sys.executable, "-c", code + "print(cores())"], text=True) == "1\n"
     )

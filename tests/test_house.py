@@ -160,9 +160,11 @@ def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
         # Each would take a third of a second or more of CPU.
         (
             "import torch; from ser.train.fit import Adam; "
-            "from ser.train.estimate import estimate; from ser.train.experiment import Experiment, prepare; "
+            "from ser.train.estimate import estimate; "
+            "from ser.train.experiment import Experiment, prepare; "
             "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store')))); "
-            "adam = Adam([torch.nn.Parameter(torch.ones(3))], fused=True); adam.load_state_dict(adam.state_dict())",
+            "adam = Adam([torch.nn.Parameter(torch.ones(3))], fused=True); "
+            "adam.load_state_dict(adam.state_dict())",
             HEAVY - {"torch"} | {"torch._dynamo", "sympy", "soundfile", "distributed"},
             "updates=",
         ),
@@ -182,8 +184,10 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
     """The built wheel, unpacked away from the checkout, has every file of the package and the
     command.
     """
-    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"  # as pip calls it
-    copy, site = tmp_path / "checkout", tmp_path / "site"
+    # As pip calls it.
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    copy = tmp_path / "checkout"
+    site = tmp_path / "site"
     names = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
@@ -201,7 +205,8 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "names = lambda f: type(f).__module__ + getattr(f, '__module__', '')\n"
-        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in names(finder)]\n"
+        "others = [finder for finder in sys.meta_path if 'editable' not in names(finder)]\n"
+        "sys.meta_path[:] = others\n"
         "import ser.cli, ser.train.models, ser.train.report.page\n"
         "from ser.extract.corpora import counts, demo, described\n"
         f"assert ser.cli.__file__.startswith({str(site)!r}), ser.cli.__file__\n"

@@ -150,7 +150,7 @@ def test_a_state_is_that_of_its_own_gpu(store: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_fit_and_a_prediction_turn_tf32_off(store: Path) -> None:
-    """Else what cuDNN's GRU predicts on a GPU is not what the scan, in full precision, has trained."""
+    """Else what cuDNN's GRU predicts on a GPU is not what the scan has trained."""
     data, fold, config = prepared(
         store, "lgf-add", "epochs=1", select="last"
     )  # so that a fit does not predict

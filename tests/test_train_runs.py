@@ -269,10 +269,12 @@ BOTH = """
 import os, sys
 from ser.train.experiment import Experiment, run_experiment
 settings = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
-made = Experiment("is13+bert", "lgf-add", store=sys.argv[1], out=sys.argv[2], epochs=4, folds=1, set=settings)
+options = {"store": sys.argv[1], "out": sys.argv[2], "epochs": 4, "folds": 1, "set": settings}
+made = Experiment("is13+bert", "lgf-add", **options)
 for name in "ab":
     if not os.fork():
-        run_experiment(made, lambda job, epoch: os.write(1, f"{name} ".encode()))  # in one piece, unlike print
+        # In one piece, unlike print.
+        run_experiment(made, lambda job, epoch: os.write(1, f"{name} ".encode()))
         sys.exit()
 os.wait(), os.wait()
 """
@@ -364,19 +366,19 @@ def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) ->
         f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx"
         in text
     )
-    assert (
-        "session-out · val · 4class · dev 0.1 in whole dialogues · n train 60–64 · n dev 10 · n test 16–20"
-        in text
+    conditions = (
+        "session-out · val · 4class · dev 0.1 in whole dialogues · "
+        "n train 60–64 · n dev 10 · n test 16–20"
     )
+    assert conditions in text
     assert (
         "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant"
         in text
     )
     best = CellScores(run_experiment(lgf(store, tmp_path, select="best-test", folds=1)))
-    assert (
-        best.results[0].select == "best-test"
-        and "best-test (epoch chosen on the TEST part)" in conditions(best.runs)
-    )
+    assert best.results[
+        0
+    ].select == "best-test" and "best-test (epoch chosen on the TEST part)" in conditions(best.runs)
 
 
 def test_folds_of_ones_own(store: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
 
 
 # The loop
-# ------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------
 
 OPTIONS = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2")
 
@@ -477,7 +477,10 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     outcomes = train_group(planned.tasks)
     assert outcomes == [(task, None) for task in planned.tasks]
     assert not planned.open_tasks
-    cell = "{}out = '{}'\n[[cell]]\nname = 'y'\nfeatures = 'is13+bert'\nfusion = 'lgf-add'\nloss = 'perspective'\n"
+    cell = (
+        "{}out = '{}'\n[[cell]]\nname = 'y'\nfeatures = 'is13+bert'\n"
+        "fusion = 'lgf-add'\nloss = 'perspective'\n"
+    )
     recipe.write_text(
         cell.format(recipe.read_text(), tmp_path / "some") + f"out = '{tmp_path / 'others'}'\n"
     )
