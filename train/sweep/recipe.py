@@ -28,7 +28,7 @@ the best one on dev.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
@@ -91,7 +91,10 @@ _OTHER_OPTIONS: list[tuple[str, Any, Any]] = [
     for field in fields(Experiment)
     if field.name not in CellTable.__struct_fields__
 ]
-_CELL_WITH_OPTIONS = msgspec.defstruct("CellWithOptions", _OTHER_OPTIONS, bases=(CellTable,))
+_CELL_WITH_OPTIONS = cast(
+    type[CellTable],
+    msgspec.defstruct("CellWithOptions", _OTHER_OPTIONS, bases=(CellTable,)),
+)
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ def _read_cell(
         if name not in known:
             raise unknown(f"option for cell '{line.get('name')}' in {path}", name, known)
 
-    read: CellTable = _convert(path, line, _CELL_WITH_OPTIONS)
+    read = _convert(path, line, _CELL_WITH_OPTIONS)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
 
