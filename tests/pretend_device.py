@@ -37,8 +37,8 @@ MEMORY = 80 << 30
 LOWER = "mm matmul bmm addmm baddbmm linear einsum conv1d conv2d scaled_dot_product_attention"
 WIDE = (
     "softmax.int log_softmax.int layer_norm native_layer_norm group_norm sum sum.dim_IntList "
-    "cumsum exp log pow.Tensor_Scalar nll_loss nll_loss_nd mse_loss binary_cross_entropy_with_logits prod "
-    "logsumexp norm.Scalar"
+    "cumsum exp log pow.Tensor_Scalar nll_loss nll_loss_nd mse_loss "
+    "binary_cross_entropy_with_logits prod logsumexp norm.Scalar"
 )
 PROMOTED = "cat stack addcmul index_put"
 # cuDNN's, which autocast computes in float16 whatever it is told.
