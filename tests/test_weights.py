@@ -107,19 +107,24 @@ def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
     """T5, say, has a d_model where the encoders that ser knows have a hidden_size."""
     path = copy / "config.json"
     path.write_text(path.read_text().replace('"hidden_size"', '"d_model"'))
+
     with pytest.raises(WeightsError, match=r"config\.json names no hidden_size"):
         resolve(["hubert"], {"hubert": str(copy)}, "float16")
-    wrongs = (
-        {"conv_stride": [5, 0], "hidden_size": 64},
-        {"hidden_size": -64},
-        {"num_hidden_layers": "two"},
-    )
-    for wrong in wrongs:
-        edit(path, **wrong)
-        with pytest.raises(
-            WeightsError, match=rf"config\.json: {next(iter(wrong))} is wrong .*copy it again"
-        ):
-            resolve(["hubert"], {"hubert": str(copy)}, "float16")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("conv_stride", [5, 0], id="a stride of 0"),
+        pytest.param("hidden_size", -64, id="a negative size"),
+        pytest.param("num_hidden_layers", "two", id="a number in words"),
+    ],
+)
+def test_an_impossible_number_in_a_config_is_refused(copy: Path, name: str, value: object) -> None:
+    edit(copy / "config.json", **{name: value})
+
+    with pytest.raises(WeightsError, match=rf"config\.json: {name} is wrong .*copy it again"):
+        resolve(["hubert"], {"hubert": str(copy)}, "float16")
 
 
 def test_damaged_files_are_refused(copy: Path) -> None:
