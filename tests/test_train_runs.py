@@ -366,11 +366,11 @@ def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) ->
         f"left out: {raw.count('fru')} (label fru is not in 4class), {raw.count('xxx')} (label xxx"
         in text
     )
-    conditions = (
+    stated = (
         "session-out · val · 4class · dev 0.1 in whole dialogues · "
         "n train 60–64 · n dev 10 · n test 16–20"
     )
-    assert conditions in text
+    assert stated in text
     assert (
         "random weights (bert) and synthetic corpus (tiny): no comparison with the paper is meant"
         in text
