@@ -124,7 +124,7 @@ FUSIONS = {
     "text:utterance": "bert",
     "bc-lstm": VECTORS,
     "catf-lstm": VECTORS,
-    "cma": VECTORS,
+    "cma": "hubert+mpnet",
     "cme": "hubert+mpnet",
     "gban": "hubert+mpnet",
     "icon": VECTORS,
