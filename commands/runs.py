@@ -51,9 +51,9 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
       ser runs list --where fusion=mit --where features=hubert
       ser runs list runs/seeds --json
     """
-    from ser.train.runs import facts, select
+    from ser.train.runs import run_facts, select_runs
 
-    listed = [facts(run) for run in select(folders, where)]
+    listed = [run_facts(run) for run in select_runs(folders, where)]
     listed.sort(key=lambda run: (run["date"], run["run"]))
     if as_json:
         answer(listed)
@@ -96,11 +96,11 @@ def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) ->
 
     Example: ser runs compare runs --where fold="session 1"
     """
-    from ser.train.runs import differences, facts, select
+    from ser.train.runs import option_differences, run_facts, select_runs
 
-    selected = select(folders, where)
-    compared = [facts(run) for run in selected]
-    different = differences(selected)
+    selected = select_runs(folders, where)
+    compared = [run_facts(run) for run in selected]
+    different = option_differences(selected)
     if as_json:
         scores = {name: [run[name] for run in compared] for name in SCORES}
         names = [run["run"] for run in compared]
@@ -139,11 +139,11 @@ def remove(folders: tuple[Path, ...], where: tuple[str, ...], dry_run: bool) -> 
       ser runs remove runs --where fusion=mit --where lr=1e-4 --dry-run
     """
     from ser.train.remove_runs import removable
-    from ser.train.runs import select
+    from ser.train.runs import select_runs
 
     named = folders
     if where:
-        named = tuple(run.path for run in select(folders, where))
+        named = tuple(run.path for run in select_runs(folders, where))
     # All are checked before the first is removed.
     distinct = dict.fromkeys(removable(folder) for folder in named)
     _remove(list(distinct), dry_run)
@@ -166,14 +166,14 @@ def prune(folders: tuple[Path, ...], days: float, dry_run: bool) -> None:
     Example: ser runs prune --days 7 --dry-run
     """
     from ser.train.remove_runs import abandoned
-    from ser.train.runs import select
+    from ser.train.runs import select_runs
 
-    _remove(abandoned(select(folders), days), dry_run)
+    _remove(abandoned(select_runs(folders), days), dry_run)
 
 
 def _remove(selected: "Sequence[Run]", dry_run: bool) -> None:
     from ser.disk.folders import extent
-    from ser.train.remove_runs import remove as remove_run
+    from ser.train.remove_runs import remove_run
 
     for run in selected:
         # Before it is removed: it may be the working folder.

@@ -20,7 +20,7 @@ from ser.errors import DISTRIBUTION, SerError, WrongUse
 from ser.predict import Predictor
 from ser.predict.trained import EXPORTED, ExportRecord
 from ser.train.models import FUSIONS
-from ser.train.records import FileRecord, to_json
+from ser.train.records import RunFile, to_json
 from ser.train.run_folder import CONFIG, MODEL
 from ser.train.seal import sealed_json
 
@@ -124,14 +124,14 @@ def _write_others(
 ) -> None:
     """Write the weights, config.json and the card beside model.onnx."""
     weights = read_small(predictor.run.path / MODEL)
-    files: dict[str, FileRecord] = {}
+    files: dict[str, RunFile] = {}
     written = write_folder(folder, {MODEL: [weights]})
     for name, (size, digest) in written.items():
-        files[name] = FileRecord(bytes=size, sha256=digest)
+        files[name] = RunFile(bytes=size, sha256=digest)
     for path in sorted(folder.glob(f"{GRAPH}*")):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=digest)
+        files[path.name] = RunFile(bytes=path.stat().st_size, sha256=digest)
 
     takes_waveform = inputs[0].name == "waveform"
     spec = predictor.features["audio"][0].spec if takes_waveform else None

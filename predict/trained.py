@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ser.disk.read import read_small
 from ser.errors import CorruptStore, WrongUse
-from ser.train.records import FileRecord, RunConfig, RunResult, from_json
+from ser.train.records import RunConfig, RunFile, RunResult, from_json
 from ser.train.run_folder import CONFIG, MODEL, PREDICTIONS, Run, find_runs
 from ser.train.seal import check_json
 
@@ -62,7 +62,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     result: dict[str, Any]
     """The run's `RunResult`."""
 
-    files: dict[str, FileRecord]
+    files: dict[str, RunFile]
     """The files that are not meant to be edited."""
 
 
@@ -105,7 +105,7 @@ class ExportedRun(Run):
         """The torch tensors of model.safetensors, and its metadata."""
         content = read_small(self.path / name, AGAIN)
         digest = hashlib.sha256(content).hexdigest()
-        if self.record.files.get(name) != FileRecord(bytes=len(content), sha256=digest):
+        if self.record.files.get(name) != RunFile(bytes=len(content), sha256=digest):
             raise CorruptStore(f"{self.path / name}: is not the file that {CONFIG} names; {AGAIN}")
         return super().tensors(name)
 

@@ -151,7 +151,7 @@ def test_the_longer_list_of_candidates_takes_the_place_of_the_shorter(
     records = find_search_records(out_of(recipe))
     shorter = []
     for record in records:
-        shorter.append(SearchRecord(record.file, record.over, record.candidates[:2]))
+        shorter.append(SearchRecord(record.file, record.searched, record.candidates[:2]))
 
     cells, _ = group_runs(find_runs(out_of(recipe)), [*shorter, *records])
     tried = [len(cell.search.candidates) for cell in cells if cell.search]
@@ -165,7 +165,7 @@ def test_a_searched_setting_is_named_so_even_where_it_is_at_its_default(
     records = []
     for record in find_search_records(out_of(recipe)):
         # In no config where it is at its default.
-        over = [*record.over, "focal_gamma"]
+        over = [*record.searched, "focal_gamma"]
         records.append(SearchRecord(record.file, over, record.candidates))
 
     cells, _ = group_runs(find_runs(out_of(recipe)), records)

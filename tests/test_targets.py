@@ -37,6 +37,7 @@ from ser.train.report.conditions import conditions, left_out
 from ser.train.report.grouping import group_runs
 from ser.train.report.page import make_page
 from ser.train.report.paper import quoted_for
+from ser.train.report.searches import chosen_rows
 from ser.train.report.sections.calibration import votes_table
 from ser.train.report.votes import divergences_from_votes, scores_of_raters
 from ser.train.run_folder import CONFIG, MODEL, RESULT, Run, find_runs, run_name
@@ -44,7 +45,6 @@ from ser.train.scores.raters import rater_scores
 from ser.train.scores.ratings import concordance, dimension_scores, moments
 from ser.train.seal import sealed_json
 from ser.train.settings import TrainingSettings
-from ser.train.sweep.search import chosen_rows
 from ser.train.targets import TARGETS
 
 DIMENSIONS = ("valence", "arousal", "dominance")

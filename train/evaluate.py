@@ -23,7 +23,7 @@ from .records import (
     SplitCorpus,
     UndecidedScores,
 )
-from .run_folder import CONFIG, DEV, RESULT, STATE, Files, Run
+from .run_folder import CONFIG, DEV, RESULT, STATE, Run, RunFiles
 from .scores.raters import divergences
 from .targets import TARGETS
 
@@ -102,7 +102,7 @@ def write_files(
     weights: Mapping[str, Tensor],
     on_test: Predictions,
     on_dev: Predictions,
-) -> Files:
+) -> RunFiles:
     """Write all files of the run but its result. Returns what the result says of them."""
     target = TARGETS[job.config.target]
     utterances = job.data.utterances
@@ -124,7 +124,7 @@ def make_result(
     on_dev: Predictions,
     no_majority: UndecidedScores | None,
     seconds: float,
-    files: Files,
+    files: RunFiles,
 ) -> RunResult:
     """What result.json holds."""
     data = job.data

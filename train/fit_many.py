@@ -38,13 +38,13 @@ from .models.batch import Batch
 from .records import Epoch, Scores
 from .scores.classes import confusions, metrics
 from .selection import Selection
-from .stacked_runs import StackedRuns, batch_of, table
+from .stacked_runs import StackedRuns, batch_of, turn_table
 from .stacked_updates import Loss, StackedUpdates
 
 # Runs at once: beyond, even a large GPU has enough to do.
 MAX_RUNS = 64
 # Of a GPU's free memory: five workers may ask at the same moment.
-SHARE = 0.15
+MEMORY_SHARE = 0.15
 # What a vector's width is padded to: products over 6373 values are slow on a GPU.
 ALIGNED = 64
 # Devices whose updates are captured.
@@ -105,7 +105,7 @@ def fit_many(
     # The dialogues to train on, and the batches to evaluate: the same for all runs and epochs.
     train_groups = data.groups(fold.train, fusion.unit)
     eval_groups = data.groups(eval_rows, fusion.unit)
-    turns = table(train_groups)
+    turns = turn_table(train_groups)
     turns_on_device = turns.to(device)
     eval_batches = batches_to_evaluate(eval_groups, config, len(configs))
 
@@ -233,7 +233,7 @@ def batches_to_evaluate(
     """The dialogues that are scored, in batches: arguments of `StackedUpdates.classify`."""
     if not groups:
         return []
-    turns = table(groups)
+    turns = turn_table(groups)
     turns_on_device = turns.to(config.device)
 
     batches = []
@@ -303,4 +303,4 @@ def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
     bytes_per_run = 4 * floats + dropout_bytes
 
     free, _ = torch.cuda.mem_get_info(config.device)
-    return max(1, min(MAX_RUNS, int(SHARE * free / bytes_per_run)))
+    return max(1, min(MAX_RUNS, int(MEMORY_SHARE * free / bytes_per_run)))

@@ -14,7 +14,7 @@ from .finetune import with_recorded_encoder
 from .fit import Fitted
 from .models import FUSIONS, Fusion, with_layer_sums
 from .records import RunConfig
-from .run_folder import CONFIG, MODEL, Files, Run
+from .run_folder import CONFIG, MODEL, Run, RunFiles
 from .seal import AGAIN
 from .settings import TrainingSettings, settings_from_record
 from .targets import TARGETS
@@ -22,7 +22,7 @@ from .targets import TARGETS
 
 def write_model(
     run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]
-) -> Files:
+) -> RunFiles:
     """Write `model.safetensors`. Returns its entry in the result's `files`."""
     tensors = {f"model.{name}": weight.contiguous() for name, weight in weights.items()}
     for modality, standardizer in scaling.items():

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-Record = TypeVar("Record", "RunConfig", "RunResult")
+ConfigOrResult = TypeVar("ConfigOrResult", "RunConfig", "RunResult")
 
 
 class FeatureRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -371,8 +371,8 @@ class SplitCorpus(CorpusRecord, frozen=True, kw_only=True):
     """Utterances in the test part."""
 
 
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a run folder."""
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a run folder, or of an exported run."""
 
     bytes: int
     """Its size."""
@@ -465,7 +465,7 @@ class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
     layers: dict[str, float] | None = None
     """What each layer of a feature counts in its learnt sum, if there is one."""
 
-    files: dict[str, FileRecord]
+    files: dict[str, RunFile]
     """The other files of the run, by name."""
 
     corpora: dict[str, SplitCorpus] | None = None
@@ -478,7 +478,7 @@ class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
     """Keys that this ser does not know, as a later one may write them."""
 
 
-def from_json(kind: type[Record], values: Mapping[str, Any]) -> Record:
+def from_json(kind: type[ConfigOrResult], values: Mapping[str, Any]) -> ConfigOrResult:
     """The record in a JSON object. Raises `msgspec.ValidationError` if it is another one."""
     names = {field.encode_name for field in msgspec.structs.fields(kind)} - {"others"}
     known = {key: value for key, value in values.items() if key in names}

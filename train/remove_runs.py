@@ -38,7 +38,7 @@ def removable(path: Path) -> Run:
     return Run(path.resolve())
 
 
-def remove(run: Run) -> int:
+def remove_run(run: Run) -> int:
     """Remove a run's folder in one step: it is moved aside first. Returns its bytes.
 
     Raises `WrongUse` for one that is being trained or removed, `StoreError` if the disk refuses.

@@ -12,7 +12,7 @@ import torch
 
 from .config import TrainConfig
 from .data.dataset import Dataset
-from .data.dev_part import SHARE
+from .data.dev_part import DEV_SHARE
 from .data.folds import Fold
 from .models import FUSIONS, Fusion
 from .options import Experiment
@@ -60,9 +60,9 @@ def make_run_config(
 
 def _training_record(config: TrainConfig, fold: Fold) -> dict[str, Any]:
     record = settings_to_record(config.training)
-    if record["dev"] == "auto" and fold.dev_by.startswith(SHARE):
+    if record["dev"] == "auto" and fold.dev_by.startswith(DEV_SHARE):
         # What auto meant in the first runs was the next session: those are not of this cell.
-        record["dev"] = SHARE
+        record["dev"] = DEV_SHARE
     return record
 
 

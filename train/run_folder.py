@@ -40,7 +40,7 @@ from ser.disk.records import short_hash
 from ser.disk.write import Buffer, write_whole
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
-from .records import FileRecord, Record, RunConfig, RunResult, from_json, to_json
+from .records import ConfigOrResult, RunConfig, RunFile, RunResult, from_json, to_json
 from .seal import AGAIN, SEAL, check_json, check_tensors, sealed_json, sealed_tensors
 
 __all__ = ["Run", "find_runs", "load_run"]
@@ -57,7 +57,7 @@ LOG = "log"
 SHARED = ".tmp"
 
 # What a run's result says of its files, by name.
-Files = dict[str, FileRecord]
+RunFiles = dict[str, RunFile]
 
 log = logging.getLogger("ser.train")
 
@@ -175,7 +175,7 @@ class Run:
             check_tensors(content, metadata, self.name, self.path / name)
             return load(content), metadata
 
-    def write_json(self, name: str, value: RunConfig | RunResult | Mapping[str, Any]) -> Files:
+    def write_json(self, name: str, value: RunConfig | RunResult | Mapping[str, Any]) -> RunFiles:
         """Write one JSON file of a run that this process has claimed, whole or not at all, for
         people to read too.
         """
@@ -183,20 +183,20 @@ class Run:
             value = to_json(value)
         return self._write(name, *sealed_json(value, self.name))
 
-    def write_tensors(self, name: str, content: bytes) -> Files:
+    def write_tensors(self, name: str, content: bytes) -> RunFiles:
         """Write one safetensors file."""
         return self._write(name, *sealed_tensors(content, self.name))
 
-    def write_predictions(self, columns: Mapping[str, Any], name: str = PREDICTIONS) -> Files:
+    def write_predictions(self, columns: Mapping[str, Any], name: str = PREDICTIONS) -> RunFiles:
         """Write `predictions.parquet`, or another such file."""
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(dict(columns)), sink)
         return self._write(name, sink.getvalue().to_pybytes())
 
-    def _write(self, name: str, *pieces: Buffer) -> Files:
-        """Write a file of these pieces, whole or not at all. Returns its entry of `Files`."""
+    def _write(self, name: str, *pieces: Buffer) -> RunFiles:
+        """Write a file of these pieces, whole or not at all. Returns its entry of `RunFiles`."""
         size, digest = write_whole(self.path / name, *pieces)
-        return {name: FileRecord(bytes=size, sha256=digest)}
+        return {name: RunFile(bytes=size, sha256=digest)}
 
     def _json(self, name: str) -> dict[str, Any]:
         """What a sealed JSON file holds."""
@@ -208,7 +208,9 @@ class Run:
                 values.pop(key, None)
             return values
 
-    def _record(self, name: str, kind: type[Record], values: Mapping[str, Any]) -> Record:
+    def _record(
+        self, name: str, kind: type[ConfigOrResult], values: Mapping[str, Any]
+    ) -> ConfigOrResult:
         """The values of a JSON file as its record."""
         with self._as_corrupt(name):
             return from_json(kind, values)
@@ -221,7 +223,7 @@ class Run:
         content = read_small(self.path / name, AGAIN)
 
         if name != RESULT and self.finished:
-            file = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            file = RunFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
             if self.result.files.get(name) != file:
                 raise CorruptStore(
                     f"{self.path / name}: is not the file that {RESULT} names; {AGAIN}"

@@ -56,7 +56,7 @@ def _default_settings(fusion: str) -> dict[str, Any]:
     return settings
 
 
-def select(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list[Run]:
+def select_runs(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list[Run]:
     """The runs in these folders, or folders of them, for which every condition "key=value" holds.
 
     Keys are those of `run_options`. Of `features`, each one named is among a run's. Raises
@@ -97,7 +97,7 @@ def _holds(options: Mapping[str, Any], key: str, value: str) -> bool:
     return str(option).casefold() == value.casefold()
 
 
-def facts(run: Run) -> dict[str, Any]:
+def run_facts(run: Run) -> dict[str, Any]:
     """One line of a list: the run, what tells it from others, its scores, date, bytes and store.
 
     WA, UA and macro-F1 are in percent; `ccc` is the mean over valence, arousal and dominance. A
@@ -130,7 +130,7 @@ def _scores(run: Run) -> dict[str, float | None]:
     return scores
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def option_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The options in which the runs differ: by key a value for each run, None where it has none."""
     options = [run_options(run.config) for run in runs]
     keys = dict.fromkeys(key for of_run in options for key in of_run)

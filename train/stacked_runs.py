@@ -1,9 +1,8 @@
-"""R models of one kind as one: under `torch.func.vmap`, each with its weights and its batch along a
-leading axis.
+"""R models of one kind as one, under `torch.func.vmap`.
 
-Vmap needs the same shapes for all, so batches are padded to common ones: a dummy last dialogue of
-one turn takes the surplus rows and steps, and has no part in any loss. Axis letters beside those of
-`models.layers`:
+Each has its weights and its batch along a leading axis. Vmap needs the same shapes for all, so
+batches are padded to common ones: a dummy last dialogue of one turn takes the surplus rows and
+steps, and has no part in any loss. Axis letters beside those of `models.layers`:
 
     R  runs
 """
@@ -26,10 +25,10 @@ from .models.layers.layout import RaggedLayout, Steps
 ROWS = 128
 
 # Logits `[R, r, K]` by head, the dataset's row of each `[R, r]`, and whether it is one `[R, r]`.
-Outputs = tuple[dict[str, Tensor], Tensor, Tensor]
+StackedOutputs = tuple[dict[str, Tensor], Tensor, Tensor]
 
 
-def table(groups: Sequence[np.ndarray]) -> Tensor:
+def turn_table(groups: Sequence[np.ndarray]) -> Tensor:
     """The dataset's rows of each dialogue's turns, int64 `[g + 1, t]`, padded with -1.
 
     The last line, the dummy dialogue, is all -1.
@@ -40,10 +39,10 @@ def table(groups: Sequence[np.ndarray]) -> Tensor:
 
 
 def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
-    """The chosen dialogues of a `table` for each run `[R, m - 1]`, with the dummy one `[R, m]`; and
-    r for all runs.
+    """The chosen dialogues `[R, m - 1]` of a `turn_table`, for each run, as a batch.
 
-    r is one more than any run needs, rounded up to a multiple of `ROWS`.
+    With the dummy dialogue they are `[R, m]`. Beside them r for all runs: one more than any run
+    needs, rounded up to a multiple of `ROWS`.
     """
     dummy = len(turns) - 1
     dialogues = F.pad(chosen, (0, 1), value=dummy)
@@ -54,12 +53,12 @@ def batch_of(turns: Tensor, chosen: Tensor) -> tuple[Tensor, int]:
 
 
 def lay_out(turns: Tensor, chosen: Tensor, r: int) -> tuple[Tensor, Tensor, RaggedLayout]:
-    """Where the utterances of one run's batch stand: of the dialogues `chosen` `[m]` of a `table`,
-    in r rows.
+    """Where the utterances of one run's batch stand, in r rows.
 
-    The row of the dataset, int64 `[r]`, whether it is one, bool `[r]`, and their layout. As many
-    turns are stepped through as the longest of the table has, with every dialogue at each step: so
-    those of as many dialogues and rows have the same shapes, and nobody has to wait for a number.
+    They are those of the dialogues `chosen` `[m]` of a `turn_table`. The row of the dataset, int64
+    `[r]`, whether it is one, bool `[r]`, and their layout. As many turns are stepped through as the
+    longest of the table has, with every dialogue at each step: so those of as many dialogues and
+    rows have the same shapes, and nobody has to wait for a number.
     """
     turns = turns[chosen]  # [m, t]
     m, t = turns.shape
@@ -113,13 +112,13 @@ class DrawnDropout(nn.Module):
 
 
 class StackedRuns:
-    """R models that differ in their weights alone; `weights` are theirs by name, each `[R, …]`,
-    with gradients.
+    """R models that differ in their weights alone.
 
-    `values` `[utterances, dim]` are those of the whole dataset, by modality. `frame`, a model that
-    may have wider inputs than `models`, computes in their place: its additional weights are zero,
-    and stay so as those inputs are. `generators` are the random generators of their dropout, one
-    per run: no run changes what another draws.
+    `weights` are theirs by name, each `[R, …]`, with gradients. `values` `[utterances, dim]` are
+    those of the whole dataset, by modality. `frame`, a model that may have wider inputs than
+    `models`, computes in their place: its additional weights are zero, and stay so as those inputs
+    are. `generators` are the random generators of their dropout, one per run: no run changes what
+    another draws.
     """
 
     def __init__(
@@ -154,12 +153,14 @@ class StackedRuns:
                     self.dropout = child.p
                     setattr(module, name, self._drawn)
 
-    def __call__(self, turns: Tensor, chosen: Tensor, r: int, training: bool = False) -> Outputs:
-        """Logits `[R, r, K]` by head, the dataset's row of each `[R, r]`, and whether it is one,
-        bool `[R, r]`.
+    def __call__(
+        self, turns: Tensor, chosen: Tensor, r: int, training: bool = False
+    ) -> StackedOutputs:
+        """Logits `[R, r, K]` by head, the dataset's row of each, and whether it is one.
 
-        Of a `batch_of` the `table` turns, on the models' device. In training dropout is by `kept`,
-        if that is drawn.
+        The rows are int64 `[R, r]`, whether they are any is bool `[R, r]`. Of a `batch_of` the
+        `turn_table` turns, on the models' device. In training dropout is by `kept`, if that is
+        drawn.
         """
         self.model.train(training)
         kept = self.kept if training else None
@@ -172,7 +173,7 @@ class StackedRuns:
 
     def _forward_one_run(
         self, turns: Tensor, r: int, weights: Any, buffers: Any, chosen: Tensor, kept: Tensor | None
-    ) -> Outputs:
+    ) -> StackedOutputs:
         """One run, as it is under vmap."""
         rows, real, layout = lay_out(turns, chosen, r)
         if kept is not None:
@@ -190,10 +191,10 @@ class StackedRuns:
         return outputs, rows, real
 
     def draw(self, turns: Tensor, chosen: Tensor, r: int) -> None:
-        """Draw what dropout keeps of every utterance in the epoch to come, in the place of what was
-        drawn before.
+        """Draw what dropout keeps of every utterance in the epoch to come.
 
-        A batch, as a call takes it, shows how much that is.
+        It takes the place of what was drawn before. A batch, as a call takes it, shows how much
+        that is.
         """
         if self.kept is None:
             with torch.no_grad():

@@ -42,7 +42,7 @@ class StackedUpdates:
         device = config.device
         self.stack = stack
         self.config = config
-        self.turns = turns  # a `stacked_runs.table` of the training part, on the device
+        self.turns = turns  # a `stacked_runs.turn_table` of the training part, on the device
         self.labels = labels  # int64 [R, utterances], on the device
 
         # The rate is a tensor, so that a captured update takes the one that is there by then.

@@ -33,7 +33,7 @@ from .scores.raters import divergences
 from .scores.ratings import dimension_scores
 from .settings import TrainingSettings
 
-Score = Literal["ua", "wa", "macro_f1", "ccc"]
+ScoreName = Literal["ua", "wa", "macro_f1", "ccc"]
 
 # The training settings that say something of classes alone, or of ratings alone.
 CLASS_SETTINGS = ("soft_labels", "class_weights", "effective_beta", "focal_gamma", "sampler")
@@ -116,7 +116,7 @@ class Target:
 
         Raises `WrongUse` if another was set.
         """
-        choices: list[Score] = []
+        choices: list[ScoreName] = []
         if self.labelled:
             choices += ["ua", "wa", "macro_f1"]
         if self.rated:

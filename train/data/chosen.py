@@ -14,7 +14,7 @@ from .utterances import DIMENSIONS, Utterances
 
 
 class LearntTarget(Protocol):
-    """What `choose` asks of a `targets.Target`."""
+    """What `choose_utterances` asks of a `targets.Target`."""
 
     @property
     def name(self) -> str:
@@ -33,7 +33,7 @@ class LearntTarget(Protocol):
         """Whether it learns valence, arousal and dominance."""
 
 
-def choose(
+def choose_utterances(
     policy: Policy,
     manifest: Manifest,
     target: LearntTarget,

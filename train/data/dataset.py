@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models.batch import Batch, on_device
 from .inputs import Inputs
-from .read_ahead import Dialogues, Reading, read_ahead
+from .read_ahead import BatchInputs, Dialogues, read_ahead
 from .standardizer import Standardizer
 from .utterances import Utterances
 
@@ -166,7 +166,9 @@ class Dataset:
         for dialogues, inputs in self._with_inputs(_cut(groups, order, size), unit, size):
             yield self.batch(dialogues, standardizers_here, truth, inputs, hide)
 
-    def _with_inputs(self, batches: Iterator[Dialogues], unit: str, size: int) -> Iterator[Reading]:
+    def _with_inputs(
+        self, batches: Iterator[Dialogues], unit: str, size: int
+    ) -> Iterator[BatchInputs]:
         """Each batch with the inputs that hold it: all, or what is read ahead for it."""
         inputs = self.inputs
         if any(stored.streamed for stored in inputs.values()):

@@ -11,7 +11,7 @@ from ser.errors import WrongUse
 from .utterances import Utterances
 
 # Of the training part is dev, unless a run names another share.
-SHARE = "0.1"
+DEV_SHARE = "0.1"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cut:
     dev: str = "auto"
     """"next" (the session or speakers cyclically after the test ones), "none", or a share of the
     training part such as "0.1", rounded to one of k parts: "0.4" is a half. "auto" is the
-    protocol's own dev part, or else `SHARE`."""
+    protocol's own dev part, or else `DEV_SHARE`."""
     seed: int = 0
     """Of random cuts."""
 
@@ -35,10 +35,10 @@ class Cut:
             return None
 
         try:
-            share = float(SHARE if self.dev == "auto" else self.dev)
+            share = float(DEV_SHARE if self.dev == "auto" else self.dev)
         except ValueError:
             raise WrongUse(
-                f"dev={self.dev}: must be auto, next, none, or a share such as {SHARE}"
+                f"dev={self.dev}: must be auto, next, none, or a share such as {DEV_SHARE}"
             ) from None
         if not 0 < share <= 0.5:
             raise WrongUse(f"dev={self.dev}: a share must be above 0 and at most 0.5")

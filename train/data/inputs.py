@@ -20,7 +20,7 @@ Standardize = Callable[[Tensor, np.ndarray, Tensor], Tensor]
 GPU_SHARE = 0.5
 
 # A block so wide sums bit for bit as it does within all columns: torch adds them up side by side.
-COLUMNS = 32
+COLUMNS_OF_A_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Inputs:
         """
         pieces = self.pieces(utterances)
         rows = int(np.diff(self.offsets)[utterances].sum())
-        width = max(1, self.room // (8 * rows * COLUMNS)) * COLUMNS
+        width = max(1, self.room // (8 * rows * COLUMNS_OF_A_BLOCK)) * COLUMNS_OF_A_BLOCK
 
         # Several pieces are taken again for each block of columns.
         whole = self.take(utterances).values if len(pieces) == 1 else None

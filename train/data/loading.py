@@ -21,12 +21,12 @@ from ..scores.raters import rater_scores
 from ..targets import TARGETS
 from .available import with_rows
 from .budget import share_budget
-from .chosen import choose, classes_by_corpus
+from .chosen import choose_utterances, classes_by_corpus
 from .dataset import Dataset
 from .inputs import Inputs
 from .labels import UNLABELLED, Policy, get_policy
 from .memory import DataCache
-from .protocols import corpora_of
+from .protocols import corpora_of_protocol
 from .select import ModalitySelection, select_features
 from .sources import modality_source
 from .votes import RaterVotes, rater_votes
@@ -48,7 +48,7 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
     budget = _budget(experiment, cache)
     store = open_store(experiment.store)
     target = TARGETS[experiment.target]
-    manifest = store.joined_manifest(corpora_of(experiment.protocol, experiment.corpus))
+    manifest = store.joined_manifest(corpora_of_protocol(experiment.protocol, experiment.corpus))
 
     selected, augmented = select_features(
         store, experiment.features, manifest.corpus, experiment.views
@@ -74,7 +74,9 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
     if key in cache.datasets:
         return cache.datasets[key], fusion
 
-    utterances, left_out = choose(policy, manifest, target, experiment.only, experiment.limit)
+    utterances, left_out = choose_utterances(
+        policy, manifest, target, experiment.only, experiment.limit
+    )
     features = _features(selected, augmented)
     utterances, quarantined = with_rows(features, manifest, utterances, experiment.allow_missing)
     for name, reasons in quarantined.items():

@@ -317,7 +317,7 @@ def find_protocol(name: str) -> Protocol | None:
     return PROTOCOLS.get(name)
 
 
-def corpora_of(protocol: str, corpus: str | None) -> str | None:
+def corpora_of_protocol(protocol: str, corpus: str | None) -> str | None:
     """The corpora to train and test on, joined with +: by default those that `cross:A:B` names."""
     kind, _, names = str(protocol).partition(":")
     if corpus is None and kind == "cross":

@@ -21,7 +21,7 @@ from .streamed import Streamed
 Dialogues = Sequence[np.ndarray]
 
 # A batch's dialogues, and by modality inputs that hold them.
-Reading = tuple[Dialogues, Mapping[str, Inputs]]
+BatchInputs = tuple[Dialogues, Mapping[str, Inputs]]
 
 
 def read_ahead(
@@ -30,7 +30,7 @@ def read_ahead(
     size: int,
     utterances: int,
     dialogues: np.ndarray | None,
-) -> Iterator[Reading]:
+) -> Iterator[BatchInputs]:
     """Each batch with inputs that hold its utterances, the next ones read by a thread meanwhile.
 
     `inputs` are those of so many `utterances`, at least one of them streamed. `dialogues`

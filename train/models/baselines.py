@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch import Batch, vectors, visible
+from .batch import Batch, vectors, visible_rows
 from .fusion import (
     BOTH,
     OURS,
@@ -188,7 +188,7 @@ class Cma(nn.Module):
 
     def _encode(self, batch: Batch, modality: str) -> Rows:
         """The states of a modality's encoder, `[r, d]`, and their layout."""
-        x, layout = visible(batch, modality, self.dims[modality])
+        x, layout = visible_rows(batch, modality, self.dims[modality])
         states = recurrent(self.encoder[modality], x, layout)
         return self.dropout(states), layout
 

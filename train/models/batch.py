@@ -101,7 +101,7 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
     return replace(batch, inputs=inputs, truth=sent["truth"])
 
 
-def visible(batch: Batch, modality: str, dim: int) -> Rows:
+def visible_rows(batch: Batch, modality: str, dim: int) -> Rows:
     """The rows `[r, dim]` of one modality, and their layout.
 
     Raises `WrongUse` if the features have another dimension than the model was built for.
@@ -122,7 +122,7 @@ def vectors(batch: Batch, modality: str, dim: int) -> Tensor:
     An utterance without gets zeros, the mean of standardised features. Raises `WrongUse` if the
     features have another dimension, or more than one row per utterance.
     """
-    values, layout = visible(batch, modality, dim)
+    values, layout = visible_rows(batch, modality, dim)
     if len(values) == len(batch):
         return values
     if layout.longest > 1:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, visible
+from .batch import Batch, visible_rows
 from .fusion import (
     BOTH,
     CommonSettings,
@@ -85,8 +85,8 @@ class Cme(nn.Module):
 
         Where the text is hidden nothing is seen: no token is there to have frames.
         """
-        frames, audio = visible(batch, "audio", self.dims["audio"])
-        w, text = visible(batch, "text", self.dims["text"])
+        frames, audio = visible_rows(batch, "audio", self.dims["audio"])
+        w, text = visible_rows(batch, "text", self.dims["text"])
 
         # The frames of an utterance without tokens are no token's.
         has_tokens = text.lengths > 0

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, visible
+from .batch import Batch, visible_rows
 from .fusion import BOTH, OURS, CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
 from .layers.classifier import classifier
 from .layers.device import send
@@ -68,8 +68,8 @@ class Gban(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`. What is made of a hidden modality is zero."""
-        frames, frame_layout = visible(batch, "audio", self.dims["audio"])
-        words, text = visible(batch, "text", self.dims["text"])
+        frames, frame_layout = visible_rows(batch, "audio", self.dims["audio"])
+        words, text = visible_rows(batch, "text", self.dims["text"])
 
         frames, audio = pool_windows(frames, frame_layout, self.pool)
         s = recurrent(self.lstm["audio"], frames, audio)  # [r_s, d]

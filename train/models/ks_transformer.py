@@ -24,7 +24,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, visible
+from .batch import Batch, visible_rows
 from .fusion import (
     BOTH,
     OURS,
@@ -152,7 +152,7 @@ class KsTransformer(nn.Module):
 
     def _encode(self, batch: Batch, modality: str) -> Rows:
         """The x of a modality, `[r, d]`, and its layout."""
-        rows, layout = visible(batch, modality, self.dims[modality])
+        rows, layout = visible_rows(batch, modality, self.dims[modality])
         x = self.own[modality](self.project[modality](rows), layout)
         return x, layout
 

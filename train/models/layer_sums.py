@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..records import FeatureRecord
-from .batch import Batch, visible
+from .batch import Batch, visible_rows
 from .fusion import Dims, Fusion, Stage
 
 # Of each sum: how many layers are added up, and their dimension. One layer stays as it is.
@@ -57,7 +57,7 @@ class LayerSums(nn.Module):
         """One modality's rows `[r, Σ layers · dim]` → `[r, Σ dim]`."""
         sums = self.sums[modality]
         widths = [layers * dim for layers, dim in sums]
-        values, _ = visible(batch, modality, sum(widths))
+        values, _ = visible_rows(batch, modality, sum(widths))
 
         columns = []
         for number, x in enumerate(values.split(widths, 1)):

@@ -17,7 +17,7 @@ from functools import cache, partial
 import torch
 from torch import Generator, Tensor, nn
 
-from .batch import Batch, visible
+from .batch import Batch, visible_rows
 from .fusion import (
     BOTH,
     OURS,
@@ -199,8 +199,8 @@ class Msmser(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`."""
-        a, audio = visible(batch, "audio", self.dims["audio"])
-        w, text = visible(batch, "text", self.dims["text"])
+        a, audio = visible_rows(batch, "audio", self.dims["audio"])
+        w, text = visible_rows(batch, "text", self.dims["text"])
 
         a = self.audio(a, audio)
         w = self.text(w, text)
@@ -234,7 +234,7 @@ class Pooled(nn.Module):
         """Logits `[n, K]`."""
         pooled = []
         for modality, dim in self.dims.items():
-            x, layout = visible(batch, modality, dim)
+            x, layout = visible_rows(batch, modality, dim)
             x = self.refine[modality](x, layout)
             pooled.append(self.pool[modality](x, layout))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ser.errors import WrongUse
 
-from .batch import Batch, visible
+from .batch import Batch, visible_rows
 from .fusion import (
     BOTH,
     OURS,
@@ -99,7 +99,7 @@ class Cnn(nn.Module):
 
         They are cropped, or padded with the training part's mean.
         """
-        x, layout = visible(batch, "audio", self.bands)
+        x, layout = visible_rows(batch, "audio", self.bands)
         clips = to_one_length(x, layout, self.frames)  # [n, frames, bands]
 
         maps = self.convolutions(clips[:, None])  # [n, channels, frames / 32, bands / 32]
@@ -146,7 +146,7 @@ class Bert(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`; those of zeros where there is no token."""
-        x, layout = visible(batch, "text", self.dim)
+        x, layout = visible_rows(batch, "text", self.dim)
         if self.encoder is not None:
             x = self.encoder(x, layout)
 

@@ -138,7 +138,7 @@ def cell_config(run: Run, search: SearchRecord | None) -> RunConfig:
     """
     training = dict(run.config.training)
     if search is not None:
-        for setting in search.over:
+        for setting in search.searched:
             training[setting] = "searched"
     return structs.replace(run.config, training=training)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from ser.errors import WrongUse, unknown
 from ser.train.run_folder import Run
-from ser.train.sweep.search import choose
+from ser.train.sweep.search import choose_candidates
 from ser.train.sweep.search_record import SearchRecord, cell_name
 
 from .cell import Cell, cell_config, grouped, same_run
@@ -76,7 +76,7 @@ def _members_of_searches(
         for candidates in grouped(tried, same_run).values():
             if len(candidates) == len(search.candidates):
                 complete.append(candidates)
-        members.append((choose(complete), search))
+        members.append((choose_candidates(complete), search))
 
     for name, of_cell in by_cell.items():
         if name not in searched:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ser.cache.feature_name import parse_feature_name
-from ser.train.data.dev_part import SHARE
-from ser.train.data.protocols import corpora_of
+from ser.train.data.dev_part import DEV_SHARE
+from ser.train.data.protocols import corpora_of_protocol
 from ser.train.models import FUSIONS
 from ser.train.models.fusion import BOTH
 from ser.train.run_folder import Run
@@ -146,7 +146,7 @@ def _what_bars(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
 
     protocol, colon, file = written.protocol.partition(":")
     written_protocol = f"{protocol}:{Path(file).name}" if colon else protocol
-    written_corpora = corpora_of(written.protocol, written.corpus) or ""
+    written_corpora = corpora_of_protocol(written.protocol, written.corpus) or ""
 
     left_out = config.provenance.left_out
     folds = {run.config.fold for run in runs}
@@ -233,7 +233,7 @@ def _settings(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
         values = {**defaults, **run.config.settings, **run.config.training}
         for key in written:
             ours.setdefault(key, set()).add(values[key])
-    if written["dev"] == "auto" and ours["dev"] == {SHARE}:  # a config names what auto meant
+    if written["dev"] == "auto" and ours["dev"] == {DEV_SHARE}:  # a config names what auto meant
         ours["dev"] = {"auto"}
 
     pairs = {}

@@ -9,14 +9,14 @@ from ser.train.scores.measures import SHOWN
 from ser.train.scores.pooling import Score
 from ser.train.scores.tests import Comparison, against_quoted, holm
 from ser.train.sweep.recipe import Recipe, RecipeCell
-from ser.train.sweep.search import choose, chosen_rows
+from ser.train.sweep.search import choose_candidates
 
 from .cell_scores import CellScores, compare_cells
 from .conditions import caveat, conditions
 from .formats import DIFFERENCE, FINE, P_VALUE, PERCENT_WITH_DEVIATION, TEXT
 from .headings import heading_of
 from .paper import beside, beside_columns, claimed, differences
-from .searches import chosen_columns
+from .searches import chosen_columns, chosen_rows
 from .table import Column, Row, Table, columns_of
 from .text_table import tabulated
 
@@ -92,9 +92,9 @@ def _cell_row(
     """The row of a cell before tests; None where no run is finished."""
     tried = len(cell.candidates)
     needed = len(runs) // tried
-    if cell.over:
+    if cell.searched:
         # The runs of the first candidate stand before those of the second.
-        runs = choose(runs[number::needed] for number in range(needed))
+        runs = choose_candidates(runs[number::needed] for number in range(needed))
 
     row = RecipeRow(
         cell.name, cell.paper or {}, runs=needed, folders=[str(run.path) for run in runs]
@@ -102,7 +102,7 @@ def _cell_row(
     done = [run for run in runs if run.finished]
     if not done:
         row.conditions = "no run finished"
-        if cell.over:
+        if cell.searched:
             row.conditions = f"no fold has all {tried} candidates finished"
         return row, None
 
@@ -120,8 +120,8 @@ def _cell_row(
         if metric in scores.metrics:
             measured[metric] = scores.score(metric, cell.test)
     row.scores = measured
-    if cell.over:
-        row.chosen = chosen_rows(cell.name, tried, cell.over, done)
+    if cell.searched:
+        row.chosen = chosen_rows(cell.name, tried, cell.searched, done)
 
     if row.paper or cell.name == recipe.tested:
         barring, differing = differences(done, cell, recipe.models)
@@ -181,7 +181,7 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
 
     chosen = [line for row in rows for line in row.chosen]
     if chosen:
-        searched = [setting for cell in recipe.cells for setting in cell.over]
+        searched = [setting for cell in recipe.cells for setting in cell.searched]
         table = Table("chosen", "", chosen_columns(searched), chosen)
         pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(table)}\n")
 

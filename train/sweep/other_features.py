@@ -8,7 +8,7 @@ from ser.cache.feature_name import parse_feature_name
 from ser.cache.store import Store, open_store
 from ser.errors import MissingRows, WrongUse
 
-from ..data.protocols import corpora_of
+from ..data.protocols import corpora_of_protocol
 from ..data.select import select_feature, select_features
 from ..models import FUSIONS
 from ..options import Experiment
@@ -46,7 +46,7 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
 def _replace_features(experiment: Experiment, own: list[str], features: str) -> list[str]:
     """The features of a cell, in the order of its fusion's inputs: of `features`, else its own."""
     store = open_store(experiment.store)
-    corpora = corpora_of(str(experiment.protocol), experiment.corpus)
+    corpora = corpora_of_protocol(str(experiment.protocol), experiment.corpus)
     corpus = store.joined_manifest(corpora).corpus
     # Raises `MissingRows` for what is asked for; the recipe's own may be missing if replaced.
     select_features(store, features, corpus)

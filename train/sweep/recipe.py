@@ -112,7 +112,7 @@ class RecipeCell:
     """That the paper's numbers are of, in all parts, if the recipe says it."""
     differs: str = ""
     """In what this cell is not what the paper's numbers are of, such as "features"."""
-    over: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
     """The settings that are searched, by name."""
     candidates: tuple[tuple[str, ...], ...] = ((),)
     """The values that they are tried at, each as `--set` takes them; one without any if none is."""
@@ -257,7 +257,7 @@ def _read_cell(
         paper=read.paper,
         utterances=read.utterances,
         differs=read.differs,
-        over=tuple(searched),
+        searched=tuple(searched),
         candidates=candidates(searched, budget, path),
     )
 

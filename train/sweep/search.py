@@ -16,7 +16,6 @@ from ser.errors import WrongUse
 
 from ..options import setting_texts
 from ..run_folder import Run
-from ..scores.measures import SCORED
 
 Scalar = str | int | float | bool
 # The largest end of a range: beyond it the numbers between the ends are no longer finite.
@@ -131,7 +130,7 @@ def _draw(
     )
 
 
-def choose(columns: Iterable[Sequence[Run]]) -> list[Run]:
+def choose_candidates(columns: Iterable[Sequence[Run]]) -> list[Run]:
     """Of each column, the run with the best dev score; of equal ones the first.
 
     A column holds the runs of one fold and seed, in the order of the candidates. It waits until all
@@ -160,26 +159,3 @@ def dev_score(run: Run) -> float:
             kept = score
 
     return kept if metric == "ccc" else 100 * kept
-
-
-def chosen_rows(
-    cell: str, tried: int, searched: Sequence[str], runs: Iterable[Run]
-) -> list[dict[str, Any]]:
-    """A table's lines: the values that each fold and seed of a cell chose, by which dev score."""
-    rows = []
-    for run in runs:
-        settings = {**run.config.settings, **run.config.training}
-        row: dict[str, Any] = {
-            "cell": cell,
-            "seed": run.config.seed,
-            "fold": run.config.fold,
-            "tried": tried,
-        }
-        for name in searched:
-            row[name] = settings.get(name, "default")
-
-        metric = SCORED[settings["select_score"]]
-        row[f"dev {metric}"] = dev_score(run)
-        row["run"] = run.name
-        rows.append(row)
-    return rows

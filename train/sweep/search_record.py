@@ -22,8 +22,8 @@ class SearchRecord(msgspec.Struct, frozen=True):
 
     file: str
     """The recipe."""
-    over: list[str]
-    """The settings, by name."""
+    searched: list[str] = msgspec.field(name="over")
+    """The settings that are tried at several values, by name."""
     candidates: list[str]
     """The `cell_name` of each candidate's runs."""
 

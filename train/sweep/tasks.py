@@ -161,7 +161,7 @@ def _plan_cell(
 
         device = choose_device(experiment.device, here=not elsewhere)
         jobs = prepared(replace(experiment, device="cpu" if elsewhere else device))
-        if cell.over and not by_candidate:
+        if cell.searched and not by_candidate:
             all_runs = len(jobs) * len(cell.candidates) * len(recipe.cells)
             recipe.budget.check(all_runs, recipe.file)
         by_candidate.append(jobs)
@@ -173,10 +173,10 @@ def _plan_cell(
         raise WrongUse(f"fusion {fusion.name} cannot hide a modality")
 
     search = None
-    if cell.over:
+    if cell.searched:
         check_search(by_candidate)
         names = [cell_name(jobs[0].record) for jobs in by_candidate]
-        search = SearchRecord(recipe.file, list(cell.over), names)
+        search = SearchRecord(recipe.file, list(cell.searched), names)
     return _PlannedCell(tasks, configs, search)
 
 

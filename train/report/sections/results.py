@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from ser.train.scores.measures import SHOWN
-from ser.train.sweep.search import chosen_rows
 
 from ..blocks import Block, Plot, Section, side_by_side, table_blocks
 from ..by_corpus import corpora_columns, corpora_rows
@@ -20,7 +19,7 @@ from ..formats import (
     TEXT,
 )
 from ..paper import Quoted, beside, beside_columns, quoted_for
-from ..searches import chosen_columns
+from ..searches import chosen_columns, chosen_rows
 from ..table import Column, Row, Table, columns_of, joined
 from .notes import CHOSEN, drawn
 
@@ -161,9 +160,9 @@ def chosen_table(cells: Cells) -> Table:
     searched: list[str] = []
     for cell in cells:
         if cell.search is not None:
-            searched += cell.search.over
+            searched += cell.search.searched
             tried = len(cell.search.candidates)
-            rows += chosen_rows(cell.label, tried, cell.search.over, cell.runs)
+            rows += chosen_rows(cell.label, tried, cell.search.searched, cell.runs)
     return Table(
         name="chosen",
         caption="What each fold chose on its dev part",
