@@ -13,7 +13,6 @@ from .output import answer, plural, table
 if TYPE_CHECKING:
     from ser.train.run_folder import Run
 
-SCORES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1", "ccc": "mean CCC"}
 OPTIONS = ("features", "fusion", "labels", "protocol", "fold", "seed")
 
 where_option = click.option(
@@ -52,6 +51,7 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
       ser runs list runs/seeds --json
     """
     from ser.train.runs import run_facts, select_runs
+    from ser.train.scores.measures import HEADINGS
 
     listed = [run_facts(run) for run in select_runs(folders, where)]
     listed.sort(key=lambda run: (run["date"], run["run"]))
@@ -61,7 +61,7 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
 
     for run in listed:
         run["MB"] = f"{run['bytes'] / 1e6:.1f}"
-    answer(_table(listed, ["run", *OPTIONS, *SCORES, "date", "MB"]))
+    answer(_table(listed, ["run", *OPTIONS, *HEADINGS, "date", "MB"]))
     answer(_summary(listed))
 
 
@@ -79,37 +79,45 @@ def _summary(listed: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(listed: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Runs by their facts, one a line; only the columns of scores are numbers."""
-    headings = [SCORES.get(name, name) for name in columns]
-    rows = [[run[name] for name in columns] for run in listed]
+    from ser.train.scores.measures import HEADINGS
+
+    rows = []
+    for run in listed:
+        rows.append([run[name] for name in columns])
+
+    headings = [HEADINGS.get(name, name) for name in columns]
     formats = [".3f" if name == "ccc" else ".2f" for name in columns]
-    texts = [number for number, name in enumerate(columns) if name not in SCORES]
+    texts = [number for number, name in enumerate(columns) if name not in HEADINGS]
     return table(rows, headings, floatfmt=formats, disable_numparse=texts)
 
 
-@runs.command()
+@runs.command("compare")
 @click.argument("folders", nargs=-1, required=True, type=FILE, metavar="RUNS...")
 @where_option
 @json_option
-def compare(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
+def compare_runs(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> None:
     """The scores of RUNS, and one line for each option or setting in which they differ: each value,
     and which runs.
 
     Example: ser runs compare runs --where fold="session 1"
     """
     from ser.train.runs import option_differences, run_facts, select_runs
+    from ser.train.scores.measures import HEADINGS
 
     selected = select_runs(folders, where)
     compared = [run_facts(run) for run in selected]
     different = option_differences(selected)
     if as_json:
-        scores = {name: [run[name] for run in compared] for name in SCORES}
         names = [run["run"] for run in compared]
+        scores = {}
+        for metric in HEADINGS:
+            scores[metric] = [run[metric] for run in compared]
         answer({"runs": names, "differences": different, **scores})
         return
 
     for number, run in enumerate(compared, 1):
         run[""] = number
-    answer(_table(compared, ["", "run", *SCORES]))
+    answer(_table(compared, ["", "run", *HEADINGS]))
 
     rows = []
     for key, values in different.items():

@@ -46,7 +46,7 @@ from ser.train.report.grouping import group_runs
 from ser.train.report.recipe_table import recipe_rows, recipe_table
 from ser.train.report.sections.calibration import calibration_table
 from ser.train.run_folder import RESULT, Run
-from ser.train.scores import calibration, classes, intervals, raters, ratings, tests
+from ser.train.scores import calibration, classes, errors, intervals, raters, ratings, tests
 from ser.train.scores.calibration import (
     conformal_threshold,
     ece,
@@ -170,7 +170,7 @@ def test_scores_equal_scikit_learn_s(seed: int) -> None:
 
 def test_the_examples_hold() -> None:
     attempted = 0
-    for module in (calibration, classes, intervals, raters, ratings, tests):
+    for module in (calibration, classes, errors, intervals, raters, ratings, tests):
         found = doctest.testmod(module)
         attempted += found.attempted
         assert found.attempted > 0 and found.failed == 0, module.__name__

@@ -106,7 +106,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are without their drawings, which take most of the time."""
-    monkeypatch.setattr("ser.train.report.blocks.to_svg", lambda draw, name: ("", ""))
+    monkeypatch.setattr("ser.train.report.elements.to_svg", lambda draw, name: ("", ""))
 
 
 # --- the page, without a browser

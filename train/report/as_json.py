@@ -14,10 +14,9 @@ ENDS = ("pooled", "low", "high")
 
 
 def scores_as_json(scores: CellScores) -> dict[str, Any]:
-    """Pooled WA, UA and macro-F1, CCC and RMSE by dimension, intervals by "ua over speakers", …,
-    how sure it is.
+    """Pooled scores, their intervals by "ua over speakers", …, and how sure the cell's models are.
 
-    Of several corpora the rows of `corpora_rows` too.
+    CCC and RMSE are by dimension. Of several corpora the rows of `corpora_rows` too.
     """
     facts: dict[str, Any] = {}
     corpora = corpora_rows(scores)

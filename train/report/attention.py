@@ -1,5 +1,6 @@
-"""What the modality interaction transformer of a trained run attends to, taken from the model as it
-runs.
+"""What the modality interaction transformer of a trained run attends to.
+
+The weights are taken from the model as it runs.
 """
 
 import re
@@ -50,9 +51,9 @@ class Attended:
 
 @torch.inference_mode()
 def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]) -> list[Attended]:
-    """The attention of a trained run in each utterance, both modalities shown; its model computes
-    as it always does.
+    """The attention of a trained run in each utterance, both modalities shown.
 
+    Its model computes as it always does.
     Raises `SerError` if the run or a feature cannot be read.
     """
     fitted, _ = load_model(run)
@@ -150,3 +151,27 @@ def _by_word(
 
     columns = [weights[:, word_of_token == column].sum(1) for column in range(len(words))]
     return np.stack(columns, axis=1), words
+
+
+def audio_by_token(
+    attended: Sequence[Attended],
+) -> list[tuple[tuple[float, float, float], float]]:
+    """Of each query token, the audio's share of its attention, and its weight in the pooling.
+
+    Both in percent, means over the utterances; the share with the ends of the middle 80 % of them.
+    """
+    shares = 100 * np.array([utterance.frames.sum(1) for utterance in attended])  # [utterances, L]
+    weights = 100 * np.mean([utterance.tokens for utterance in attended], axis=0)  # [L]
+    ends = np.quantile(shares, [0.1, 0.9], axis=0)  # [2, L]
+
+    by_token = []
+    for mean, (low, high), weight in zip(shares.mean(0), ends.T, weights, strict=True):
+        by_token.append(((mean, low, high), weight))
+    return by_token
+
+
+def summed_spans(frames: np.ndarray, limit: int) -> np.ndarray:
+    """Attention `[L, T]` summed into at most `limit` spans of equal length."""
+    steps = min(limit, frames.shape[1])
+    cuts = np.linspace(0, frames.shape[1], steps + 1).round().astype(int)
+    return np.add.reduceat(frames, cuts[:-1], axis=1)

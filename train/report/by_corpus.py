@@ -7,11 +7,10 @@ corpora".
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from ser.train.records import SplitCorpus
 from ser.train.scores.intervals import FEWEST
 from ser.train.scores.measures import SCORED
+from ser.train.scores.pooling import plain_mean
 
 from .cell_scores import CellScores
 from .conditions import size_range
@@ -55,7 +54,7 @@ def corpora_rows(scores: CellScores) -> list[Row]:
     means: Row = {"tested on": "mean over corpora"}
     for metric in metrics:
         values = [row[SCORED[metric]][0] for row in rows]
-        means[SCORED[metric]] = (float(np.mean(values)), None, None)
+        means[SCORED[metric]] = (plain_mean(values), None, None)
     return [*rows, means]
 
 

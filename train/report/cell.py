@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 from msgspec import structs
 
 from ser.cache.store import Store, open_store
@@ -15,6 +14,7 @@ from ser.errors import SerError
 from ser.train.models import FUSIONS
 from ser.train.records import RunConfig
 from ser.train.run_folder import Run
+from ser.train.scores.calibration import confidences, given_to_the_truth
 from ser.train.sweep.search_record import SearchRecord
 
 from .cell_scores import CellScores
@@ -22,11 +22,11 @@ from .cell_scores import CellScores
 if TYPE_CHECKING:
     import pandas
 
-Item = TypeVar("Item")
-Key = TypeVar("Key")
+Member = TypeVar("Member")
+GroupKey = TypeVar("GroupKey")
 
 # Columns of the manifest that a report shows.
-KNOWN = ("id", "text", "votes", "duration", "session", "gender")
+MANIFEST_COLUMNS = ("id", "text", "votes", "duration", "session", "gender")
 
 
 class Origin(NamedTuple):
@@ -38,11 +38,10 @@ class Origin(NamedTuple):
 
 
 class Cell:
-    """One configuration with its finished runs, by seed and fold. `label` tells it from the
-    report's other cells.
+    """One configuration with its finished runs, by seed and fold.
 
-    `search`: the runs are what it chose. `ours`: it is the user's own, to be tested against each of
-    the others. Raises as `CellScores`.
+    `label` tells it from the report's other cells. `search`: the runs are what it chose. `ours`: it
+    is the user's own, to be tested against each of the others. Raises as `CellScores`.
     """
 
     def __init__(
@@ -95,12 +94,13 @@ class Cell:
 
     @cached_property
     def utterances(self) -> "pandas.DataFrame":
-        """By id, the manifest's columns `KNOWN` of each utterance; empty without a manifest."""
+        """By id, the `MANIFEST_COLUMNS` of each utterance; empty without a manifest."""
         import pandas
 
         manifest = self.origin.manifest
         table = manifest.table if manifest else SCHEMA.empty_table()
-        return pandas.DataFrame(table.select(KNOWN).to_pydict(), dtype=object).set_index("id")
+        columns = table.select(MANIFEST_COLUMNS).to_pydict()
+        return pandas.DataFrame(columns, dtype=object).set_index("id")
 
     @cached_property
     def judged(self) -> "pandas.DataFrame":
@@ -117,13 +117,12 @@ class Cell:
         judged = predictions.table[columns]
 
         percent = 100 * predictions.probabilities["both"]
-        of_truth = percent[np.arange(len(percent)), predictions.truth]
         return judged.assign(
             tested=[name for name, _ in predictions.utterances],
             group=predictions.group,
             right=judged.truth == judged.predicted,
-            confidence=percent.max(1),
-            given=of_truth,
+            confidence=confidences(percent),
+            given=given_to_the_truth(predictions.truth, percent),
         )
 
 
@@ -143,11 +142,13 @@ def cell_config(run: Run, search: SearchRecord | None) -> RunConfig:
     return structs.replace(run.config, training=training)
 
 
-def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """The items by their key, both in the order in which they first come."""
-    groups: dict[Key, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
+def grouped(
+    members: Iterable[Member], key: Callable[[Member], GroupKey]
+) -> dict[GroupKey, list[Member]]:
+    """The members by their key, both in the order in which they first come."""
+    groups: dict[GroupKey, list[Member]] = {}
+    for member in members:
+        groups.setdefault(key(member), []).append(member)
     return groups
 
 

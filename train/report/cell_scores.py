@@ -20,7 +20,7 @@ from ser.train.scores.groups import (
 from ser.train.scores.intervals import FEWEST, Ends, pooled_interval
 from ser.train.scores.measures import SHOWN, Measure, measure_of, rating_metrics
 from ser.train.scores.pooling import Score, pool
-from ser.train.scores.tests import Comparison, compare
+from ser.train.scores.tests import Comparison, compare_predictions
 
 from .predictions import CellPredictions
 
@@ -62,8 +62,9 @@ class CellScores:
         self.predictions = CellPredictions(runs, self.classes, self.tests)
 
     def score(self, metric: str, test: str = "both") -> Score:
-        """The metric with the model tested in that way; NaN for the recall of a class that does not
-        occur.
+        """The metric with the model tested in that way.
+
+        NaN for the recall of a class that does not occur.
         """
         measure = self._measure(metric)
         counts = np.array([getattr(result.tests[test], measure.counts) for result in self.results])
@@ -82,12 +83,11 @@ class CellScores:
         return sum(result.n for result in self.results)
 
     def with_interval(self, metric: str, test: str = "both", corpus: str | None = None) -> Ends:
-        """The pooled score and the ends of its interval over the groups, see `jackknife_interval`;
-        units as of `Score`.
+        """The pooled score and the ends of its interval over the groups; units as of `Score`.
 
-        Left out is a group's part in all seeds at once. No ends where `within` gives none, nor for
-        the recall of a class that does not occur in two of them. With a `corpus`, one of several,
-        of its utterances alone.
+        See `jackknife_interval`. Left out is a group's part in all seeds at once. No ends where
+        `within` gives none, nor for the recall of a class that does not occur in two of them. With
+        a `corpus`, one of several, of its utterances alone.
         """
         groups = self.predictions.group
         whole = None
@@ -103,7 +103,7 @@ class CellScores:
             by_group = moments_by_group(groups, seeds, truth, predicted)
         else:
             truth = self.predictions.truth
-            predicted = self.predictions.probabilities[test].argmax(1)
+            predicted = self.predictions.predicted(test)
             by_group = confusions_by_group(groups, seeds, truth, predicted, len(self.classes))
         return pooled_interval(by_group, measure, whole)
 
@@ -136,10 +136,10 @@ def compare_cells(
     claimed: int = 0,
     tests: Sequence[str] = ("both", "both"),
 ) -> Comparison | None:
-    """As `compare`; `tests` are the ways in which each model is tested."""
+    """As `compare_predictions`; `tests` are the ways in which each model is tested."""
     if first.classes != second.classes:
         return None
-    return compare(
+    return compare_predictions(
         first.predictions.for_tests(tests[0]),
         second.predictions.for_tests(tests[1]),
         metric,

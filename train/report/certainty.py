@@ -4,6 +4,7 @@ import numpy as np
 
 from ser.train.scores.calibration import (
     abstention,
+    confidences,
     conformal_sets,
     conformal_threshold,
     reliability_over_seeds,
@@ -47,14 +48,13 @@ def reliability(scores: CellScores, after: bool = False) -> tuple[float, np.ndar
 
 
 def abstaining(scores: CellScores, below: float) -> tuple[Ends, Ends | None]:
-    """The share that is answered if no answer is given `below` a probability, and the share of
-    those that is right.
+    """The shares that are answered, and right of those, if none is answered `below` a probability.
 
     Probabilities are those after the temperature, if there is one.
     """
     predictions = scores.predictions
-    right = predictions.probabilities["both"].argmax(1) == predictions.truth
-    confidence = calibrated_probabilities(scores).max(1)
+    right = predictions.predicted() == predictions.truth
+    confidence = confidences(calibrated_probabilities(scores))
     return abstention(right, confidence, predictions.group.to_numpy(), below)
 
 

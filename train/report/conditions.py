@@ -72,8 +72,9 @@ def _standardised_by_corpus(results: Sequence[RunResult]) -> str:
 
 
 def parts(results: Sequence[RunResult]) -> dict[str, str]:
-    """How dev was cut, and n of each part; where folds differ, the fewest and the most, such as
-    "3,205–3,300".
+    """How dev was cut, and n of each part.
+
+    Where folds differ, the fewest and the most, such as "3,205–3,300".
     """
     cuts = []
     for result in results:
@@ -146,38 +147,41 @@ def caveat(results: Iterable[RunResult]) -> str | None:
 
 def caution_of_unreal(cells: "Cells") -> str:
     """Why the scores of these cells say nothing about people, as a sentence; "" if they do."""
-    text = caveat(result for cell in cells for result in cell.results)
+    results: list[RunResult] = []
+    for cell in cells:
+        results += cell.results
+    text = caveat(results)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def cautions(cells: "Cells") -> list[str]:
     """What a reader must know before comparing any number of the report."""
-    said = []
+    sentences = []
     unreal = caution_of_unreal(cells)
     if unreal:
-        said.append(
+        sentences.append(
             f"{unreal} The numbers show that everything works and say nothing about people."
         )
 
     on_test = [cell for cell in cells if cell.config.select == "best-test"]
     if on_test:
-        said.append(
+        sentences.append(
             f"The epoch was chosen on the TEST part, which lifts every number: {_named(on_test)}."
         )
-    said += _cautions_of_speakers(cells)
+    sentences += _cautions_of_speakers(cells)
 
     incomplete = [cell for cell in cells if not cell.whole]
     if incomplete:
-        said.append(
+        sentences.append(
             f"Runs are missing, so not every seed is scored on every fold: {_named(incomplete)}."
         )
     recut = [cell for cell in cells if cell.recut]
     if recut:
-        said.append(
+        sentences.append(
             "Folds of one name are cut in several ways, so utterances count several times: "
             f"{_named(recut)}. Report the runs of one cut alone."
         )
-    return said + _cautions_of_differences(cells)
+    return sentences + _cautions_of_differences(cells)
 
 
 def _cautions_of_speakers(cells: "Cells") -> list[str]:
@@ -191,18 +195,18 @@ def _cautions_of_speakers(cells: "Cells") -> list[str]:
         elif speakers:
             heard.append(cell)
 
-    said = []
+    sentences = []
     if heard:
-        said.append(
+        sentences.append(
             "Speakers of the test part are heard in training too, so scores are too high: "
             f"{_named(heard)}."
         )
     if not_known:
-        said.append(
+        sentences.append(
             "Whether test speakers are heard in training is not known, so scores may be too high: "
             f"{_named(not_known)}."
         )
-    return said
+    return sentences
 
 
 def _cautions_of_differences(cells: "Cells") -> list[str]:
@@ -228,21 +232,23 @@ def _cautions_of_differences(cells: "Cells") -> list[str]:
         if len(values) > 1:
             differing.append(name)
 
-    said = []
+    sentences = []
     barring = {"corpus", "protocol", "selection", "labels", "n test"}
     listed = ", ".join(differing)
     if barring.intersection(differing):
-        said.append(f"The cells differ in {listed}: their numbers must not be compared.")
+        sentences.append(f"The cells differ in {listed}: their numbers must not be compared.")
     elif differing:
-        said.append(f"The cells differ in {listed}: what they differ by may be due to that alone.")
+        sentences.append(
+            f"The cells differ in {listed}: what they differ by may be due to that alone."
+        )
 
     folds = {tuple(cell.folds) for cell in cells}
     if "protocol" not in differing and len(folds) > 1:
-        said.append(
+        sentences.append(
             "The cells were not tested on the same folds: their numbers are of different "
             "utterances."
         )
-    return said
+    return sentences
 
 
 def _named(cells: "list[Cell]") -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ser.train.scores.classes import percent_of_truth
+
 WIDTH = 420.0  # points
 LEGEND_LETTERS = 60  # in a line of the legend, all of its columns together
 NAME_LETTERS = 54  # in a line of the name of a dot
@@ -78,8 +80,9 @@ def _legend_rows(series: Sequence[Series], legend: int) -> float:
 
 
 def _finish(drawing: Any, axes: Any, legend: int, axes_settings: Mapping[str, Any]) -> None:
-    """Name and bound the axes, and put the legend below the whole figure in so many columns, if
-    any.
+    """Name and bound the axes, and put the legend below the whole figure.
+
+    `legend`: its columns; without any there is no legend.
     """
     axes.set(**axes_settings)
     if legend:
@@ -93,9 +96,9 @@ def dots(
     baseline: float = np.nan,
     **axes_settings: Any,
 ) -> Any:
-    """One line for each name, or (heading, name), with a dot for each series' value and a bar for
-    its interval.
+    """One line for each name, or (heading, name), with a dot for each series' value.
 
+    A bar is the value's interval.
     `legend`: its columns. `above`: the names stand above their lines, so that long ones fit on a
     phone. `baseline`: where a dashed line stands.
     """
@@ -241,11 +244,11 @@ def matrices(classes: Sequence[str], counts: Mapping[str, np.ndarray]) -> Any:
 
 
 def _matrix(axes: Any, classes: Sequence[str], title: str, matrix: np.ndarray) -> None:
-    """One confusion matrix [K, K]: a square for each pair of classes, the darker the larger its
-    share.
+    """One confusion matrix [K, K]: a square for each pair of classes.
+
+    The larger its share, the darker it is.
     """
-    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    for (row, column), share in np.ndenumerate(shares):
+    for (row, column), share in np.ndenumerate(percent_of_truth(matrix)):
         x = [column - 0.5, column + 0.5]
         alpha = 0.04 + 0.006 * share
         axes.fill_between(

@@ -77,8 +77,9 @@ class Format:
         return harmless(str(value))
 
     def to_the_right(self, first: Any) -> bool:
-        """Whether a column stands to the right; `first` is the first value in it, None if it has
-        none.
+        """Whether a column stands to the right.
+
+        `first` is the first value in it, None if it has none.
         """
         return self.numeric_when_empty if first is None else self.numeric
 

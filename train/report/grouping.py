@@ -71,7 +71,9 @@ def _members_of_searches(
     searched: set[str] = set()
     for search in longest:
         searched.update(search.candidates)
-        tried = [run for name in search.candidates for run in by_cell.get(name, ())]
+        tried: list[Run] = []
+        for name in search.candidates:
+            tried += by_cell.get(name, [])
         complete = []
         for candidates in grouped(tried, same_run).values():
             if len(candidates) == len(search.candidates):

@@ -28,8 +28,9 @@ DIGEST = "digest."
 
 
 def name_apart(configs: Sequence[RunConfig]) -> list[str]:
-    """A label for each cell: its fusion, its features if any cell has others, and what else tells
-    it from rivals, which are the cells of the same fusion.
+    """A label for each cell: its fusion, its features if any cell has others, and what else tells.
+
+    That is what tells it from rivals, which are the cells of the same fusion.
     """
     all_options = [_options(config) for config in configs]
     features = {options["features"] for options in all_options}
@@ -68,7 +69,10 @@ def _telling_options(options: Options, all_options: Sequence[Options]) -> list[s
     A fusion's own default goes without saying, and so do digests where anything else differs.
     """
     rivals = [other for other in all_options if other["fusion"] == options["fusion"]]
-    differing = [key for key in options if any(_tells(key, options, other) for other in rivals)]
+    differing = []
+    for key in options:
+        if any(_tells(key, options, other) for other in rivals):
+            differing.append(key)
     without_digests = [key for key in differing if not key.startswith(DIGEST)]
 
     fusion = FUSIONS.get(options["fusion"])
@@ -84,8 +88,9 @@ def _telling_options(options: Options, all_options: Sequence[Options]) -> list[s
 
 
 def _tells(key: str, first: Options, second: Options) -> bool:
-    """Whether an option tells two cells apart; what follows from their targets, such as that there
-    are no labels, does not.
+    """Whether an option tells two cells apart.
+
+    What follows from their targets, such as that there are no labels, does not.
     """
     if first[key] == second.get(key):
         return False

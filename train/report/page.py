@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ser.disk.write import write_whole
 from ser.train.run_folder import Run
+from ser.train.scores.classes import chance
 
-from .blocks import Section, css_classes
 from .cell import Cell, Cells
 from .conditions import cautions, conditions
+from .elements import Section, css_classes
 from .sections.calibration import calibration
 from .sections.emotions import emotions
 from .sections.errors import errors
@@ -49,12 +50,16 @@ class Page:
     @property
     def tables(self) -> list[Table]:
         """All tables in reading order, those behind plots included."""
-        return [table for section in self.sections for table in section.tables]
+        tables: list[Table] = []
+        for section in self.sections:
+            tables += section.tables
+        return tables
 
 
 def make_page(cells: Cells, unfinished: Sequence[Run]) -> Page:
-    """The report of these cells, highest UA first. Sections about classes show the cells that learn
-    classes.
+    """The report of these cells, highest UA first.
+
+    Sections about classes show the cells that learn classes.
     """
     classifying = [cell for cell in cells if cell.scores.classes]
     sections = [
@@ -98,7 +103,7 @@ def _highlights(cell: Cell) -> list[Highlight]:
         _class_highlight(cell, "ua", "UA, mean recall of the classes"),
         _class_highlight(cell, "wa", "WA, share that is right"),
         _class_highlight(cell, "macro_f1", "macro-F1, mean F1 of the classes"),
-        Highlight("Chance", f"{100 / len(classes):.0f} %", ", ".join(classes)),
+        Highlight("Chance", f"{chance(len(classes)):.0f} %", ", ".join(classes)),
     ]
 
 
@@ -141,8 +146,9 @@ def _counted(n: int, noun: str) -> str:
 
 
 def write_html(page: Page, path: Path) -> None:
-    """Write the page as one file that needs no other: page.html lays it out, and escapes all that
-    it is given.
+    """Write the page as one file that needs no other.
+
+    page.html lays it out, and escapes all that it is given.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -65,10 +65,10 @@ def _papers_cells() -> list[tuple[Recipe, RecipeCell]]:
 
 
 def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
-    """The papers' cells with numbers that these runs may stand beside, tested in that way, in the
-    recipes' order.
+    """The papers' cells with numbers that these runs may stand beside, tested in that way.
 
-    Of cells that differ in a setting alone, such as `queries`, those that are nearest.
+    They are in the recipes' order. Of cells that differ in a setting alone, such as `queries`,
+    those that are nearest.
     """
     candidates = []
     # What recipes vary between the cells of this fusion.
@@ -128,7 +128,7 @@ def differences(
 
 
 def _unequal(pairs: Pairs) -> tuple[str, ...]:
-    return tuple(name for name, (ours, theirs) in pairs.items() if ours != theirs)
+    return tuple(name for name, (ours, written) in pairs.items() if ours != written)
 
 
 def _what_bars(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
@@ -172,8 +172,9 @@ def _features(names: Sequence[str] | set[str]) -> set[frozenset[str]]:
 
 
 def _feature(name: str) -> frozenset[str]:
-    """A feature with its options in any order: "bert:layer=9@3f2a" is {"bert", "layer=9",
-    "pool=mean"}.
+    """A feature with its options in any order.
+
+    "bert:layer=9@3f2a" is {"bert", "layer=9", "pool=mean"}.
     """
     feature, options, read, _ = parse_feature_name(name)
     ways_of_reading = {"pool": "mean", **read}
@@ -219,8 +220,9 @@ def _what_is_named(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
 
 
 def _settings(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
-    """The values that our runs have of each setting, one if it was not searched, and the
-    recipe's.
+    """The values that our runs have of each setting, and the recipe's.
+
+    Ours is one value where it was not searched.
     """
     fusion = FUSIONS[runs[0].config.fusion]
     settings, training = parse_settings(fusion, cell.written.set, cell.written.epochs)
@@ -244,8 +246,9 @@ def _settings(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
 
 
 def _checkpoints(runs: Sequence[Run], models: Mapping[str, str]) -> Pairs:
-    """The checkpoint of each feature whose `models` the recipe names; a local copy is known by its
-    folder's name.
+    """The checkpoint of each feature whose `models` the recipe names.
+
+    A local copy is known by its folder's name.
     """
     pairs = {}
     provenance = runs[0].config.provenance
@@ -259,8 +262,9 @@ def _checkpoints(runs: Sequence[Run], models: Mapping[str, str]) -> Pairs:
 
 
 def claimed(first: Mapping[str, float], second: Mapping[str, float], metric: str) -> int:
-    """1 where a paper's first numbers are the better, −1 where the second, 0 where they are equal
-    or not there.
+    """1 where a paper's first numbers are the better, −1 where the second.
+
+    0 where they are equal or not there.
     """
     if metric not in first or metric not in second:
         return 0
@@ -268,15 +272,16 @@ def claimed(first: Mapping[str, float], second: Mapping[str, float], metric: str
 
 
 def claimed_better(first: Cell, second: Cell, metric: str) -> int:
-    """1 where a paper that has both cells claims the first is better, −1 the second, 0 none or
-    papers that disagree.
+    """1 where a paper that has both cells claims the first is better, −1 the second.
+
+    0 where none does, or where papers disagree.
     """
     claims = set()
-    for ours in quoted_for(first):
-        for theirs in quoted_for(second):
-            both_give_it = metric in ours.numbers and metric in theirs.numbers
-            if ours.recipe == theirs.recipe and both_give_it:
-                claims.add(claimed(ours.numbers, theirs.numbers, metric))
+    for quoted in quoted_for(first):
+        for other in quoted_for(second):
+            both_give_it = metric in quoted.numbers and metric in other.numbers
+            if quoted.recipe == other.recipe and both_give_it:
+                claims.add(claimed(quoted.numbers, other.numbers, metric))
     return claims.pop() if len(claims) == 1 else 0
 
 
@@ -302,10 +307,10 @@ def beside(
     alike: bool,
     meant: bool,
 ) -> Row:
-    """A paper's numbers, means of so many seeds, ours, and their differences if a comparison is
-    meant.
+    """A paper's numbers, ours, and their differences if a comparison is meant.
 
-    A difference has its interval if the two are `alike`: nothing but chance tells them apart.
+    The paper's are means of so many seeds. A difference has its interval if the two are `alike`:
+    nothing but chance tells them apart.
     """
     row: Row = {}
     for metric in metrics:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ser.train.data.utterances import DIMENSIONS
 from ser.train.run_folder import Run, column
+from ser.train.scores.classes import predicted_classes
 from ser.train.scores.groups import groupings
 from ser.train.scores.tests import ClassPredictions
 
@@ -28,8 +29,9 @@ class CellPredictions:
 
     @cached_property
     def table(self) -> "pandas.DataFrame":
-        """The files' columns, `run` (its place in `runs`) and `seed`; None where a run lacks a
-        column.
+        """The files' columns, `run` (its place in `runs`) and `seed`.
+
+        None where a run lacks a column.
         """
         import pandas
 
@@ -57,9 +59,14 @@ class CellPredictions:
             by_test[test] = np.stack(values).astype(np.float64)
         return by_test
 
+    def predicted(self, test: str = "both") -> np.ndarray:
+        """The number of the predicted class of each prediction `[n]`, tested in that way."""
+        return predicted_classes(self.probabilities[test])
+
     def ratings(self, test: str = "both") -> tuple[np.ndarray, np.ndarray]:
-        """Truth and prediction of valence, arousal and dominance, `[n, D]` each, on the corpus's
-        scale.
+        """Truth and prediction of valence, arousal and dominance, `[n, D]` each.
+
+        They are on the corpus's scale.
         """
         truth = [f"truth {name}" for name in DIMENSIONS]
         predicted = [column(f"predicted {name}", test) for name in DIMENSIONS]
@@ -75,10 +82,9 @@ class CellPredictions:
 
     @cached_property
     def groupings(self) -> "dict[str, pandas.Series]":
-        """The group of each prediction by what groups of intervals and tests can be, the default
-        first.
+        """The group of each prediction by what groups can be, the default first.
 
-        Utterances where nothing else is known.
+        Intervals and tests are over groups. Utterances where nothing else is known.
         """
         return groupings(self.table.speaker, self.table.dialogue, self.table.id)
 
@@ -98,7 +104,7 @@ class CellPredictions:
             classes=self.classes,
             utterances=self.utterances,
             truth=self.truth,
-            predicted=self.probabilities[test].argmax(1),
+            predicted=self.predicted(test),
             seeds=self.table.seed.to_numpy(),
             groupings=self.groupings,
         )

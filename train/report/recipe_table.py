@@ -70,9 +70,10 @@ def recipe_rows(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> list[Recip
         if tested is not None:
             finished[cell.name] = tested
     for quoted in recipe.quoted:
-        about = ["quoted by the paper", quoted.footnote]
-        words = "; ".join(piece for piece in about if piece)
-        rows.append(RecipeRow(quoted.name, quoted.paper, conditions=words, quoted=True))
+        source = "quoted by the paper"
+        if quoted.footnote:
+            source += f"; {quoted.footnote}"
+        rows.append(RecipeRow(quoted.name, quoted.paper, conditions=source, quoted=True))
 
     if recipe.tested in finished:
         first = next(row for row in rows if row.cell == recipe.tested)
@@ -165,12 +166,15 @@ def _compared(
 
 
 def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
-    """The table that a sweep ends with: cell · paper · ours with two spreads · difference · runs ·
-    tests · protocol.
+    """The table that a sweep ends with.
+
+    Cell · paper · ours with two spreads · difference · runs · tests · protocol.
     """
     rows = recipe_rows(recipe, runs)
-    finished = [run.result for cell in runs.values() for run in cell if run.finished]
-    unreal = caveat(finished)
+    results = []
+    for runs_of_cell in runs.values():
+        results += [run.result for run in runs_of_cell if run.finished]
+    unreal = caveat(results)
     conditions_of_rows = {row.conditions for row in rows}
     any_tested = any(row.compared for row in rows)
 
@@ -179,9 +183,13 @@ def recipe_table(recipe: Recipe, runs: Mapping[str, Sequence[Run]]) -> str:
         title = f"{recipe.title} ({', '.join(conditions_of_rows)})"
     pieces = [title, "", tabulated(_ours_beside_the_papers(recipe, rows, unreal is None)) + "\n"]
 
-    chosen = [line for row in rows for line in row.chosen]
+    chosen: list[Row] = []
+    for row in rows:
+        chosen += row.chosen
     if chosen:
-        searched = [setting for cell in recipe.cells for setting in cell.searched]
+        searched: list[str] = []
+        for cell in recipe.cells:
+            searched += cell.searched
         table = Table("chosen", "", chosen_columns(searched), chosen)
         pieces.append(f"chosen on dev, of so many that were tried:\n\n{tabulated(table)}\n")
 
@@ -206,7 +214,10 @@ def _ours_beside_the_papers(recipe: Recipe, rows: Sequence[RecipeRow], meant: bo
     """The table itself; without differences where none are `meant`."""
     papers = [cell.paper or {} for cell in recipe.cells]
     papers += [quoted.paper for quoted in recipe.quoted]
-    scored = list(dict.fromkeys(metric for row in rows for metric in row.scores))
+    in_any_row: dict[str, None] = {}
+    for row in rows:
+        in_any_row.update(dict.fromkeys(row.scores))
+    scored = list(in_any_row)
     rated = [metric for metric in scored if " " in metric]  # no percent
     metrics = _metrics_of(papers) or [metric for metric in scored if metric not in rated][:2]
     seeds = {cell.name: cell.written.seeds for cell in recipe.cells}

@@ -1,6 +1,4 @@
-"""Matplotlib's figures as inline SVG that follows the page's colours, and is the same bytes each
-time.
-"""
+"""Matplotlib's figures as inline SVG in the page's colours, the same bytes each time."""
 
 import io
 import re
@@ -44,8 +42,9 @@ def to_svg(draw: Callable[[], Any], name: str) -> tuple[str, str]:
 
 
 def _tidied(tag: str, variables: Mapping[str, str]) -> str:
-    """One tag (never the text between tags, which is the reader's) without ids of groups and
-    needless digits.
+    """One tag without ids of groups and needless digits.
+
+    Never the text between tags, which is the reader's.
     """
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
     tag = tag.replace("xlink:href", "href")

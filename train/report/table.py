@@ -83,7 +83,10 @@ def columns_of(format: Format, headings: Iterable[str]) -> list[Column]:
 
 def column_values(rows: Sequence[Row], *headings: str) -> list[Any]:
     """The values below these headings, as a tuple for each row: the points of a plot."""
-    return [tuple(row[heading] for heading in headings) for row in rows]
+    values = []
+    for row in rows:
+        values.append(tuple(row[heading] for heading in headings))
+    return values
 
 
 def evenly(n: int, limit: int) -> list[int]:

@@ -9,7 +9,9 @@ def tabulated(table: Table, style: str = "simple", escape: Callable[[str], str] 
     """The table in one of tabulate's styles, numbers to the right."""
     from tabulate import tabulate
 
-    lines = [[escape(text) for text in texts] for texts in table.texts]
+    lines = []
+    for texts in table.texts:
+        lines.append([escape(text) for text in texts])
     headings = [escape(heading) for heading in table.headings]
     sides = []
     for column in table.shown_columns:

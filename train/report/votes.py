@@ -15,18 +15,19 @@ def scores_of_raters(scores: CellScores) -> dict[str, Any] | None:
     by_fold = {}
     for result in scores.results:
         by_fold[result.fold] = result.raters  # the same for all seeds
-    known = [raters for raters in by_fold.values() if raters]
-    if not known:
+    with_votes = [raters for raters in by_fold.values() if raters]
+    if not with_votes:
         return None
 
-    matrices: list[Any] = [raters.confusion for raters in known]
-    left_out = sum(raters.left_out for raters in known)
+    matrices: list[Any] = [raters.confusion for raters in with_votes]
+    left_out = sum(raters.left_out for raters in with_votes)
     return rater_scores(np.sum(matrices, 0), left_out)
 
 
 def divergences_from_votes(scores: CellScores) -> dict[str, Ends]:
-    """KL and JS of the raters' shares and the probabilities, the mean over all predictions; only if
-    the shares are learnt.
+    """KL and JS of the raters' shares and the probabilities, the mean over all predictions.
+
+    None unless the shares are learnt.
     """
     if any(result.kl is None for result in scores.results):
         return {}

@@ -9,6 +9,8 @@
     groups       which predictions are not independent, and their counts
     intervals    95 % intervals over groups
     tests        whether two cells differ
+    errors       shares of wrong predictions, and the hardest utterances
+    curves       a value of each epoch over several runs
 
 `python -m benchmarks.statistics` simulates how often the intervals hold the truth, and how often
 the tests find what is not there. Axis letters:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .classes import predicted_classes
 from .intervals import Ends, average
 
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, §2)
@@ -12,19 +13,36 @@ TEMPERATURES = (0.05, 20.0)  # the lowest and the highest that may be fitted
 LEVEL = 0.9  # of conformal sets: the share that is to hold the true class
 
 
+def confidences(probabilities: np.ndarray) -> np.ndarray:
+    """How sure each prediction is: its highest probability, `[n, K]` → `[n]`."""
+    return probabilities.max(1)
+
+
+def given_to_the_truth(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The probability of the true class of each prediction, `[n]`, `[n, K]` → `[n]`."""
+    return probabilities[np.arange(len(truth)), truth]
+
+
 def reliability(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """What a reliability diagram shows of p `[n, K]`, `[BINS, 3]`: n, Σ confidence and the hits.
 
     The confidence is the highest probability c; bin b takes b / BINS < c ≤ (b + 1) / BINS.
     """
-    confidence = probabilities.max(1).astype(float)
-    right = probabilities.argmax(1) == truth
+    confidence = confidences(probabilities).astype(float)
+    right = predicted_classes(probabilities) == truth
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
 
     counts = np.bincount(bins, np.ones(len(bins)), BINS)
-    confidences = np.bincount(bins, confidence, BINS)
+    summed_confidence = np.bincount(bins, confidence, BINS)
     hits = np.bincount(bins, right, BINS)
-    return np.stack([counts, confidences, hits], 1)
+    return np.stack([counts, summed_confidence, hits], 1)
+
+
+def percent_of_bins(bins: np.ndarray) -> np.ndarray:
+    """Mean confidence and share right in percent, and n, of each bin that holds a prediction."""
+    filled = bins[bins[:, 0] > 0]
+    n = filled[:, 0]
+    return np.stack([100 * filled[:, 1] / n, 100 * filled[:, 2] / n, n], 1)
 
 
 def ece(bins: np.ndarray) -> float:
@@ -72,14 +90,18 @@ def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    rows = np.arange(len(truth))
-
     def nll(log_t: float) -> float:
-        p = tempered(probabilities, np.exp(log_t))[rows, truth]
+        p = given_to_the_truth(truth, tempered(probabilities, np.exp(log_t)))
         return -float(np.log(np.maximum(p, 1e-300)).mean())
 
     fitted = minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(fitted.x))
+
+
+def count_at_a_bound(temperatures: Sequence[float]) -> int:
+    """How many fitted temperatures are at one of the bounds `TEMPERATURES`."""
+    at_a_bound = [np.isclose(fitted, TEMPERATURES, rtol=1e-3).any() for fitted in temperatures]
+    return sum(at_a_bound)
 
 
 def conformal_threshold(
@@ -93,8 +115,7 @@ def conformal_threshold(
     exchangeable with these, as those of other speakers are not, a share of at least `level` of the
     sets would hold the true class.
     """
-    of_truth = probabilities[np.arange(len(truth)), truth]
-    highest_first = np.sort(of_truth)[::-1]
+    highest_first = np.sort(given_to_the_truth(truth, probabilities))[::-1]
     # Rounded, so that 10 · 0.9 is not a bit above 9.
     rank = int(np.ceil(round((len(truth) + 1) * level, 9)))
     if rank > len(truth):
@@ -113,7 +134,7 @@ def conformal_sets(
     `thresholds` `[n]` are those of `conformal_threshold` for each prediction.
     """
     in_set = probabilities >= thresholds[:, None]
-    covered = in_set[np.arange(len(truth)), truth]
+    covered = given_to_the_truth(truth, in_set)
     return average(100 * covered, groups), float(in_set.sum(1).mean())
 
 

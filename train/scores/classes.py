@@ -8,6 +8,21 @@ import numpy as np
 METRICS = ("wa", "ua", "macro_f1", "weighted_f1")
 
 
+def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
+    """The number of the most probable class, `[…, K]` → `[…]`; the first of equals."""
+    return probabilities.argmax(-1)
+
+
+def chance(classes: int) -> float:
+    """The UA in percent that guesses have, 100 / K; WA and F1 depend on the classes' sizes."""
+    return 100 / classes
+
+
+def percent_of_truth(matrix: np.ndarray) -> np.ndarray:
+    """C `[K, K]` in percent of each true class; 0 for a class without an utterance."""
+    return 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
 def confusions(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """C `[R, K, K]` of R predictions of the same utterances.
 
@@ -37,8 +52,8 @@ def metrics(matrix: np.ndarray) -> dict[str, np.ndarray]:
                  F1_k = 2 C[k, k] / (Σ_j C[k, j] + Σ_j C[j, k])
     weighted_f1  the mean of F1_k, weighted by the classes' sizes
 
-    >>> found = metrics(np.array([[9, 0], [1, 0]]))
-    >>> {name: values.round(3).tolist() for name, values in found.items()}
+    >>> by_name = metrics(np.array([[9, 0], [1, 0]]))
+    >>> {name: values.round(3).tolist() for name, values in by_name.items()}
     {'recalls': [1.0, 0.0], 'wa': 0.9, 'ua': 0.5, 'macro_f1': 0.474, 'weighted_f1': 0.853}
     """
     right = np.diagonal(matrix, axis1=-2, axis2=-1)  # […, K]

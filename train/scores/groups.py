@@ -19,15 +19,15 @@ def groupings(speakers: Any, dialogues: Any, ids: Any) -> dict[str, Any]:
     Each of the three is a pandas series `[n]`; so is each grouping. Utterances where nothing else
     is known.
     """
-    known = {}
+    by_kind = {}
     if speakers.notna().all():
-        known["speakers"] = speakers
+        by_kind["speakers"] = speakers
 
     each_is_alone = dialogues.nunique() == ids.nunique()
     if dialogues.notna().all() and not each_is_alone:
-        known["dialogues"] = dialogues
+        by_kind["dialogues"] = dialogues
 
-    return known or {"utterances": ids}
+    return by_kind or {"utterances": ids}
 
 
 def count_of_groups(count: int, kind: str) -> str:

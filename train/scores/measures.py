@@ -9,12 +9,14 @@ import numpy as np
 from .classes import METRICS, metrics
 from .ratings import concordance
 
-# The metrics that every table shows, by their headings. Each is a field of `Scores` and of
-# `RaterScores` in `train/records.py`.
+# The metrics of classes that every table shows, by their headings. Each is a field of `Scores` and
+# of `RaterScores` in `train/records.py`.
 SHOWN = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1"}
 
-# What a recipe may select by, and its heading with the unit.
-SCORED = {"ua": "UA %", "wa": "WA %", "macro_f1": "macro-F1 %", "ccc": "mean CCC"}
+# One score of a run, whatever it learns: the metrics of `SHOWN`, and of ratings the mean over the
+# dimensions. Their headings, and the same with the unit.
+HEADINGS = {**{metric: name for name, metric in SHOWN.items()}, "ccc": "mean CCC"}
+SCORED = {**{metric: f"{name} %" for name, metric in SHOWN.items()}, "ccc": "mean CCC"}
 
 # No interval of a share leaves these bounds,
 PERCENT = (0.0, 100.0)
@@ -37,8 +39,10 @@ def rating_metrics(dimensions: Sequence[str]) -> list[str]:
     """The metrics of ratings: "ccc", the mean over dimensions, "ccc valence", …, "rmse valence"."""
     if not dimensions:
         return []
-    by_dimension = [f"{kind} {dimension}" for kind in RANGES for dimension in dimensions]
-    return ["ccc", *by_dimension]
+    metrics_of_ratings = ["ccc"]
+    for kind in RANGES:
+        metrics_of_ratings += [f"{kind} {dimension}" for dimension in dimensions]
+    return metrics_of_ratings
 
 
 def measure_of(metric: str, classes: Sequence[str], dimensions: Sequence[str]) -> Measure:

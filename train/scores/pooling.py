@@ -4,6 +4,7 @@ Confusion matrices, and the moments of ratings, add up over folds. Beside the po
 spreads: the deviation over the seeds, and mean ± deviation over the folds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,11 @@ class Score:
     folds: int
 
 
+def plain_mean(values: Sequence[float]) -> float:
+    """The mean of several corpora's scores, where each weighs the same."""
+    return float(np.mean(values))
+
+
 def spread(values: np.ndarray) -> Spread:
     """Their mean, NaN of none, and sample deviation, None of a single one."""
     mean = float(values.mean()) if len(values) else np.nan
@@ -48,8 +54,10 @@ def pool(counts: np.ndarray, seeds: np.ndarray, folds: np.ndarray, measure: Meas
     by_seed = by_seed[~np.isnan(by_seed)]
 
     by_run = measure.values(counts)  # [R]
-    known = ~np.isnan(by_run)
-    by_fold = [by_run[known & (folds == fold)].mean() for fold in np.unique(folds[known])]
+    has_score = ~np.isnan(by_run)
+    by_fold = []
+    for fold in np.unique(folds[has_score]):
+        by_fold.append(by_run[has_score & (folds == fold)].mean())
 
     over_seeds = spread(by_seed)
     return Score(over_seeds[0], over_seeds, len(by_seed), spread(np.array(by_fold)), len(by_fold))

@@ -1,5 +1,6 @@
 """What raters themselves score, and how far a model's probabilities are from their votes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,28 @@ def rater_scores(matrix: np.ndarray, left_out: int) -> dict[str, Any] | None:
     return result
 
 
+def mean_by_size(values: Sequence[float], sizes: Sequence[int]) -> float:
+    """The mean of several runs' values, each weighed by how many utterances it is of."""
+    return float(np.average(values, weights=sizes))
+
+
+def percent_behind(ballots: np.ndarray, true_class: int) -> float:
+    """The share of the raters that stand behind the label, in percent.
+
+    `ballots` `[raters, K]` are each rater's votes, which add up to at most 1: a rater who gave
+    several categories counts in parts, one for no class of the policy counts against the label.
+    """
+    return 100 * ballots[:, true_class].sum() / len(ballots)
+
+
 def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """How far probabilities q `[n, K]` are from the raters' shares p `[n, K]`, `[n]` each, in nats.
 
     kl  Σ_k p_k log(p_k / q_k)
     js  half of KL(p ‖ m) and half of KL(q ‖ m) with m = (p + q) / 2: from 0 to log 2
 
-    >>> found = divergences(np.eye(2)[:1], np.array([[0.5, 0.5]]))
-    >>> {name: float(values[0].round(3)) for name, values in found.items()}
+    >>> by_name = divergences(np.eye(2)[:1], np.array([[0.5, 0.5]]))
+    >>> {name: float(values[0].round(3)) for name, values in by_name.items()}
     {'kl': 0.693, 'js': 0.216}
     """
     from scipy.special import rel_entr

@@ -44,6 +44,22 @@ def concordance(summed: np.ndarray) -> dict[str, np.ndarray]:
         return {"ccc": ccc, "rmse": np.sqrt(np.maximum(squared_error, 0))}
 
 
+def sliced_means(
+    truth: np.ndarray, predicted: np.ndarray, slices: int
+) -> list[tuple[float, float, int]]:
+    """Mean prediction, mean rating and n of each of at most so many slices of the predictions.
+
+    `truth` and `predicted` `[n]` are of one dimension; the slices are of the predictions in their
+    order, of equally many each.
+    """
+    in_order = np.argsort(predicted, kind="stable")
+
+    means = []
+    for places in np.array_split(in_order, min(slices, len(in_order))):
+        means.append((float(predicted[places].mean()), float(truth[places].mean()), len(places)))
+    return means
+
+
 def dimension_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """All scores of predicted ratings `[n, D]`, as a run's result.json holds them.
 

@@ -47,7 +47,7 @@ class Comparison:
     """Which test, over what."""
 
 
-def compare(
+def compare_predictions(
     first: ClassPredictions, second: ClassPredictions, metric: str = "ua", claimed: int = 0
 ) -> Comparison | None:
     """The difference of two cells' pooled UA or WA in points, with all their seeds.
@@ -62,14 +62,14 @@ def compare(
 
     over, group_of = _groups_in_common(first, second)
     count = len(set(group_of.values()))
-    about = count_of_groups(count, over)
+    counted = count_of_groups(count, over)
 
     first_counts = _counts_of(first, group_of)
     second_counts = _counts_of(second, group_of)
     parts = contributions(first_counts, metric) - contributions(second_counts, metric)
     difference = float(parts.sum().round(9)) + 0.0  # no −0.00 of rounding
     if count < TO_TEST:
-        return Comparison((difference, None, None), None, f"no test: {about}")
+        return Comparison((difference, None, None), None, f"no test: {counted}")
 
     values = measure_of(metric, first.classes, ()).values
     first_without = np.nanmean(values(first_counts.sum(0) - first_counts), 1)
@@ -78,11 +78,11 @@ def compare(
 
     if claimed:
         p = float(sign_flip(parts * claimed, sides=1))
-        about = f"one-sided, {about}"
+        test = f"one-sided, {counted}"
     else:
         p = float(sign_flip(parts, sides=2))
-        about = f"two-sided, {about}"
-    return Comparison((difference, float(low), float(high)), p, about)
+        test = f"two-sided, {counted}"
+    return Comparison((difference, float(low), float(high)), p, test)
 
 
 def _groups_in_common(
@@ -170,18 +170,18 @@ def against_quoted(
     difference = ours.pooled - quoted
     deviation = ours.over_seeds[1]
 
-    about = f"two-sided, {count_of_groups(ours.seeds, 'seeds')}"
+    test = f"two-sided, {count_of_groups(ours.seeds, 'seeds')}"
     quoted_variance = 0.0  # of the paper's mean
     if std is None:
-        about += "; quoted without a deviation"
+        test += "; quoted without a deviation"
     elif seeds is None or seeds <= 1:
-        about += "; quoted without its seeds"
+        test += "; quoted without its seeds"
     else:
         quoted_variance = std**2 / seeds
 
     # One seed, or all the same.
     if not deviation:
-        return Comparison((difference, None, None), None, about)
+        return Comparison((difference, None, None), None, test)
 
     our_variance = deviation**2 / ours.seeds  # of our mean
     error = np.sqrt(our_variance + quoted_variance)
@@ -191,7 +191,7 @@ def against_quoted(
     )
     p = float(2 * t.sf(abs(difference) / error, freedom))
     half = float(t.ppf(0.975, freedom) * error)
-    return Comparison((difference, difference - half, difference + half), p, about)
+    return Comparison((difference, difference - half, difference + half), p, test)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

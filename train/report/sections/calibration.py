@@ -2,14 +2,19 @@
 
 from functools import partial
 
-import numpy as np
-
-from ser.train.scores.calibration import BINS, LEVEL, TEMPERATURES
+from ser.train.scores.calibration import (
+    BINS,
+    LEVEL,
+    TEMPERATURES,
+    count_at_a_bound,
+    percent_of_bins,
+)
 from ser.train.scores.measures import SHOWN
+from ser.train.scores.raters import mean_by_size
 
-from ..blocks import Block, Plot, Section, side_by_side, table_blocks
 from ..cell import Cell, Cells
 from ..certainty import conformal, reliability, temperatures
+from ..elements import Element, Plot, Section, side_by_side, table_elements
 from ..figures import Points, lines
 from ..formats import (
     COUNT,
@@ -31,11 +36,11 @@ def calibration(cells: Cells) -> Section | None:
     """The section, for cells that learn classes."""
     if not cells:
         return None
-    blocks: list[Block] = [
+    elements: list[Element] = [
         *side_by_side(_reliability_plot(cells)),
-        *table_blocks(calibration_table(cells), votes_table(cells)),
+        *table_elements(calibration_table(cells), votes_table(cells)),
     ]
-    return Section("calibration", "How sure the models are, and rightly so", blocks)
+    return Section("calibration", "How sure the models are, and rightly so", elements)
 
 
 def _reliability_plot(cells: Cells) -> Plot:
@@ -49,9 +54,7 @@ def _reliability_plot(cells: Cells) -> Plot:
 
         for label, after in ways:
             _, bins = reliability(cell.scores, after)
-            for n, summed_confidence, hits in bins[bins[:, 0] > 0]:
-                confidence = 100 * summed_confidence / n
-                right = 100 * hits / n
+            for confidence, right, n in percent_of_bins(bins):
                 rows.append(
                     {"cell": label, "confidence %": confidence, "right %": right, "n": int(n)}
                 )
@@ -144,15 +147,16 @@ def _range_of_temperatures(fitted: list[float]) -> str:
     if not fitted:
         return "not recorded"
     text = f"{min(fitted):.2f}–{max(fitted):.2f}"
-    at_bound = sum(np.isclose(temperature, TEMPERATURES, rtol=1e-3).any() for temperature in fitted)
-    if at_bound:
-        text += f", {at_bound} of {len(fitted)} at a bound"
+    at_a_bound = count_at_a_bound(fitted)
+    if at_a_bound:
+        text += f", {at_a_bound} of {len(fitted)} at a bound"
     return text
 
 
 def votes_table(cells: Cells) -> Table:
-    """What the raters themselves score, and how far the models' probabilities are from their votes;
-    no row without.
+    """What the raters themselves score, and how far the models are from their votes.
+
+    No row without votes.
     """
     rows: list[Row] = []
     for cell in cells:
@@ -206,5 +210,5 @@ def _without_a_majority(cell: Cell) -> Row:
     row: Row = {"without a majority": sum(sizes)}
     for name in ("kl", "js"):
         means = [of_run.score(name) for of_run in undecided]
-        row[f"their {name.upper()}"] = float(np.average(means, weights=sizes))
+        row[f"their {name.upper()}"] = mean_by_size(means, sizes)
     return row

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from ..blocks import Plot, Section, side_by_side
 from ..cell import Cell, Cells
+from ..elements import Plot, Section, side_by_side
 from ..figures import Points, dots, matrices
 from ..formats import COUNT, PERCENT, TEXT
 from ..paper import quoted_for
@@ -32,7 +32,10 @@ def emotions(cells: Cells) -> Section | None:
 
 def _recalls(cells: Cells, plotted: Cells, note: str) -> Plot:
     """The recall of each class, with the papers' below ours."""
-    classes = list(dict.fromkeys(name for cell in cells for name in cell.scores.classes))
+    in_any_cell: dict[str, None] = {}
+    for cell in cells:
+        in_any_cell.update(dict.fromkeys(cell.scores.classes))
+    classes = list(in_any_cell)
     rows: list[Row] = []
     for cell in cells:
         row: Row = {"cell": cell.label}

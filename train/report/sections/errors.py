@@ -1,7 +1,6 @@
 """Where the errors are: by group, by the raters' agreement, and the hardest utterances."""
 
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +8,12 @@ import numpy as np
 
 from ser.train.data.labels import Policy
 from ser.train.data.votes import ballots
-from ser.train.scores.classes import metrics
+from ser.train.scores.errors import hardest, rank_correlation, ua_of_names, wrong_percent
 from ser.train.scores.intervals import FEWEST, average
+from ser.train.scores.raters import percent_behind
 
-from ..blocks import Block, Paragraph, Plot, Section, TableBlock, side_by_side, table_blocks
 from ..cell import Cell, Cells
+from ..elements import Element, Paragraph, Plot, Section, TableElement, side_by_side, table_elements
 from ..figures import Points, dots, lines
 from ..formats import COUNT, DIFFERENCE, NUMBER, PERCENT, PERCENT_WITH_INTERVAL, TEXT
 from ..table import Column, Row, Table, columns_of
@@ -39,22 +39,22 @@ AGREEMENT = {"under 60 %": (0, 60), "60–79 %": (60, 80), "80–99 %": (80, 99.
 
 
 def errors(cells: Cells, first_of_several: bool) -> Section | None:
-    """The errors of the first cell, which has the highest UA, and the utterances that are hardest
-    for all.
+    """The errors of the first cell, and the utterances that are hardest for all.
 
-    `cells` learn classes; `first_of_several`: the report has other cells too, which the words say.
+    `cells` learn classes, and the first has the highest UA; `first_of_several`: the report has
+    other cells too, which the words say.
     """
     if not cells:
         return None
     best = cells[0]
-    blocks: list[Block] = [
+    elements: list[Element] = [
         *side_by_side(_groups(best), _agreement_plot(best)),
-        *table_blocks(hardest_table(cells)),
+        *table_elements(hardest_table(cells)),
     ]
-    if not blocks:
+    if not elements:
         return None
 
-    words: list[Block] = []
+    words: list[Element] = []
     if first_of_several:
         text = (
             "Errors by group and agreement are those of the cell with the highest UA, "
@@ -64,10 +64,10 @@ def errors(cells: Cells, first_of_several: bool) -> Section | None:
     if best.origin.manifest is None:
         text = f"Texts, durations and votes are not at hand: {best.origin.lack}"
         words.append(Paragraph(text))
-    return Section("errors", "Where the errors are", [*words, *blocks])
+    return Section("errors", "Where the errors are", [*words, *elements])
 
 
-def _groups(cell: Cell) -> Plot | TableBlock | None:
+def _groups(cell: Cell) -> Plot | TableElement | None:
     """The share of wrong predictions in each group; None where no group is known.
 
     A plot of the groupings of at most `MAX_GROUPS` groups, with all groups in its table; the table
@@ -85,7 +85,7 @@ def _groups(cell: Cell) -> Plot | TableBlock | None:
                     "group": name,
                     "utterances": part.id.nunique(),
                     "wrong %": average(100 * ~part.right, part.group),
-                    "UA %": _ua(part, cell.scores.classes),
+                    "UA %": ua_of_names(part.truth, part.predicted, cell.scores.classes),
                 }
             )
     if not rows:
@@ -109,9 +109,9 @@ def _groups(cell: Cell) -> Plot | TableBlock | None:
         if sizes[row["by"]] <= MAX_GROUPS:
             points.append(("wrong", (row["by"], row["group"]), row["wrong %"]))
     if not points:
-        return TableBlock(table)
+        return TableElement(table)
 
-    wrong = 100 * (1 - predictions.right.mean())
+    wrong = wrong_percent(predictions.right.mean())
     note = (
         f"Dashed: {wrong:.0f} %, over all utterances. Bars: 95 % intervals over "
         f"{cell.scores.predictions.over}, where a group has {FEWEST} or more; seeds are averaged."
@@ -141,21 +141,10 @@ def _with_groups(cell: Cell) -> "pandas.DataFrame":
     return predictions
 
 
-def _ua(predictions: "pandas.DataFrame", classes: Sequence[str]) -> float:
-    """UA in percent, all seeds counted together."""
-    import pandas
-
-    counts = pandas.crosstab(predictions.truth, predictions.predicted)
-    counts = counts.reindex(index=classes, columns=classes, fill_value=0)
-    return 100 * float(metrics(counts.to_numpy())["ua"])
-
-
 def agreement(cell: Cell) -> np.ndarray:
-    """The share of the raters that stand behind the label, in percent, of each prediction; NaN
-    without votes.
+    """The share of the raters that stand behind the label, in percent, of each prediction.
 
-    A rater who gave several categories counts in parts; votes outside the label policy count
-    against the label.
+    See `percent_behind`; NaN without votes.
     """
     labels = cell.config.labels
     policy = Policy(labels.policy, tuple(labels.classes), labels.maps)
@@ -165,14 +154,14 @@ def agreement(cell: Cell) -> np.ndarray:
     shares = np.full(len(votes), np.nan)
     for row, (true_class, raters) in enumerate(zip(predictions.truth, votes, strict=True)):
         if isinstance(raters, list) and raters:
-            for_the_label = ballots(policy, raters)[:, true_class].sum()
-            shares[row] = 100 * for_the_label / len(raters)
+            shares[row] = percent_behind(ballots(policy, raters), true_class)
     return shares
 
 
 def _agreement_plot(cell: Cell) -> Plot | None:
-    """Confidence and recall by the share of the raters' votes that stand behind the label; None
-    without votes.
+    """Confidence and recall by the share of the raters that stand behind the label.
+
+    None without votes.
     """
     predictions = cell.judged.assign(behind=agreement(cell))
     rows: list[Row] = []
@@ -229,19 +218,18 @@ def _agreement_plot(cell: Cell) -> Plot | None:
 
 def _rank_correlation(predictions: "pandas.DataFrame") -> str:
     """Spearman's correlation as a sentence; "" where one side does not vary."""
-    from scipy.stats import spearmanr
-
     voted = predictions[predictions.behind.notna()]
-    if voted.behind.nunique() < 2 or voted.given.nunique() < 2:
+    rho = rank_correlation(voted.behind.to_numpy(), voted.given.to_numpy())
+    if rho is None:
         return ""
-    rho = float(spearmanr(voted.behind, voted.given).statistic)
     shown = DIFFERENCE.shown(rho)
     return f"Spearman’s correlation of agreement and what is given to the truth: {shown}. "
 
 
 def hardest_table(cells: Cells) -> Table:
-    """Wrong in the largest share of all runs on this corpus; of equals, the least sure of the
-    truth.
+    """The utterances that the largest share of all runs on this corpus gets wrong.
+
+    Of equals, those whose truth is given the least.
     """
     import pandas
 
@@ -255,17 +243,12 @@ def hardest_table(cells: Cells) -> Table:
             comparable.append(cell)
     predictions = pandas.concat([cell.judged for cell in comparable])
 
-    by_utterance = predictions.groupby("id").agg(
-        {"truth": "first", "right": "mean", "run": "size", "given": "mean"}
-    )
-    wrong = by_utterance.query("right < 1").reset_index()
-    hardest = wrong.sort_values(["right", "given", "id"])[:MAX_HARDEST]
-    hardest = hardest.join(first.utterances, on="id")
-    hardest = hardest.astype(object).where(hardest.notna(), None)
+    utterances = hardest(predictions, MAX_HARDEST).join(first.utterances, on="id")
+    utterances = utterances.astype(object).where(utterances.notna(), None)
 
     taken_for = predictions[~predictions.right].groupby("id").predicted
     rows: list[Row] = []
-    for utterance in hardest.itertuples():
+    for utterance in utterances.itertuples():
         often = taken_for.get_group(utterance.id).value_counts().index[:2]
         rows.append(
             {
@@ -273,7 +256,7 @@ def hardest_table(cells: Cells) -> Table:
                 "text": utterance.text,
                 "label": utterance.truth,
                 "taken for": ", ".join(often),
-                "wrong %": 100 * (1 - utterance.right),
+                "wrong %": wrong_percent(utterance.right),
                 "runs": utterance.run,
                 "given to the truth %": float(utterance.given),
                 "votes": _counted(utterance.votes),
@@ -303,6 +286,8 @@ def hardest_table(cells: Cells) -> Table:
 
 def _counted(raters: Any) -> str | None:
     """The votes of all raters, the most frequent first; None without votes."""
-    counts = Counter(vote for votes in raters or () for vote in votes)
+    counts = Counter[str]()
+    for votes in raters or ():
+        counts.update(votes)
     texts = [f"{vote} {n}" if n > 1 else vote for vote, n in counts.most_common()]
     return ", ".join(texts) or None

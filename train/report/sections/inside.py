@@ -12,9 +12,9 @@ from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
 from ser.errors import SerError
 
-from ..attention import Attended, attend
-from ..blocks import Block, Card, Paragraph, Plot, Section, SideBySide, Word
+from ..attention import Attended, attend, audio_by_token, summed_spans
 from ..cell import Cell, Cells
+from ..elements import Card, Element, Paragraph, Plot, Section, SideBySide, Word
 from ..figures import AttentionMap, Points, attention_map, lines
 from ..formats import COUNT, PERCENT, PERCENT_WITH_INTERVAL, TEXT
 from ..table import Column, Row, Table, columns_of, evenly
@@ -33,10 +33,10 @@ WRONG_ANSWERS = 2  # that are shown
 
 
 def inside(cells: Cells) -> Section | None:
-    """What the query tokens attend to, on average and in single utterances, for the cell with the
-    highest UA that has any; None if there is none.
+    """What the query tokens attend to, on average and in single utterances.
 
-    What it cannot read, the section says.
+    Of the cell with the highest UA that has any; None if there is none. What it cannot read, the
+    section says.
     """
     with_query_tokens = [cell for cell in cells if cell.config.fusion.partition(":")[0] == "mit"]
     if not with_query_tokens:
@@ -55,7 +55,7 @@ def inside(cells: Cells) -> Section | None:
     except SerError as fault:
         return _not_shown(cell, str(fault))
 
-    cards: list[Block] = []
+    cards: list[Element] = []
     chosen = attended[len(sampled) :]
     for number, (utterance, reason) in enumerate(zip(chosen, reasons.values(), strict=True), 1):
         plot = _attention_plot(f"attention-{number}", utterance, logmel, manifest)
@@ -105,8 +105,9 @@ def _logmel(store: Store, manifest: Manifest) -> Feature | None:
 
 
 def _chosen(cell: Cell, predictions: "pandas.DataFrame") -> dict[str, str]:
-    """Utterances to show, with the reason: the surest right one of each class, then the surest
-    wrong ones.
+    """Utterances to show, with the reason.
+
+    The surest right one of each class, then the surest wrong ones.
     """
     words = predictions.text.fillna("").str.split().str.len()
     short = predictions[words.between(*SHOWN_WORDS)]
@@ -153,22 +154,17 @@ def _card(cell: Cell, utterance: Attended, reason: str, plot: Plot) -> Card:
 
 def _by_token(attended: Sequence[Attended]) -> Plot:
     """The audio's share of each query token's attention."""
-    audio = 100 * np.array([utterance.frames.sum(1) for utterance in attended])  # [utterances, L]
-    low, high = np.quantile(audio, [0.1, 0.9], axis=0)
-    pooling = 100 * np.mean([utterance.tokens for utterance in attended], axis=0)
-
     rows: list[Row] = []
     points: Points = []
-    for token, mean in enumerate(audio.mean(0)):
-        share = (mean, low[token], high[token])
+    for token, (share, pooling) in enumerate(audio_by_token(attended), 1):
         rows.append(
             {
-                "query token": token + 1,
+                "query token": token,
                 "to audio %": share,
-                "its weight in the pooling %": pooling[token],
+                "its weight in the pooling %": pooling,
             }
         )
-        points.append(("audio", token + 1, share))
+        points.append(("audio", token, share))
     return Plot(
         table=Table(
             name="tokens",
@@ -201,8 +197,9 @@ def _by_token(attended: Sequence[Attended]) -> Plot:
 def _attention_plot(
     name: str, utterance: Attended, logmel: Feature | None, manifest: Manifest
 ) -> Plot:
-    """The attention of each query token over the seconds and the words, and above it the energy, if
-    that is known.
+    """The attention of each query token over the seconds and the words.
+
+    Above it stands the energy, if that is known.
     """
     frames = utterance.frames.shape[1]
     if utterance.hop:
@@ -212,7 +209,7 @@ def _attention_plot(
         unit = "frames"
         end = float(frames)
 
-    spans = _summed(utterance.frames, MAP_SPANS)
+    spans = summed_spans(utterance.frames, MAP_SPANS)
     shown = AttentionMap(
         spans=spans,
         words=utterance.words,
@@ -244,7 +241,7 @@ def _attention_plot(
 
 def _attention_rows(utterance: Attended, end: float, unit: str) -> list[Row]:
     """A line for each of a few spans of time, and for each word."""
-    spans = _summed(utterance.frames, TABLE_SPANS)
+    spans = summed_spans(utterance.frames, TABLE_SPANS)
     step = end / spans.shape[1]
     names = [f"{n * step:.2f}–{(n + 1) * step:.2f} {unit}" for n in range(spans.shape[1])]
 
@@ -280,10 +277,3 @@ def _energy(
         packed = logmel.load(manifest, [manifest.ids.index(utterance.utterance)])
         return packed.values.astype(np.float64).mean(1), logmel.spec.hop or 0.01
     return None
-
-
-def _summed(frames: np.ndarray, limit: int) -> np.ndarray:
-    """Attention `[L, T]` summed into at most `limit` spans of equal length."""
-    steps = min(limit, frames.shape[1])
-    cuts = np.linspace(0, frames.shape[1], steps + 1).round().astype(int)
-    return np.add.reduceat(frames, cuts[:-1], axis=1)

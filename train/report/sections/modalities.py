@@ -5,9 +5,9 @@ from functools import partial
 from ser.train.scores.measures import SHOWN
 from ser.train.sweep.recipe import TESTS
 
-from ..blocks import Paragraph, Plot, Section, SideBySide
 from ..cell import Cell, Cells
 from ..conditions import caveat
+from ..elements import Paragraph, Plot, Section, SideBySide
 from ..figures import dots
 from ..formats import PERCENT, TEXT
 from ..paper import quoted_for
@@ -29,8 +29,8 @@ def modalities(cells: Cells) -> Section | None:
             if test in cell.scores.tests:
                 rows.append(_row(cell, test))
 
-    blocks = [Paragraph(_words(rows)), _plot(testable, rows)]
-    return Section("modalities", "What each modality brings", [SideBySide(blocks)])
+    elements = [Paragraph(_words(rows)), _plot(testable, rows)]
+    return Section("modalities", "What each modality brings", [SideBySide(elements)])
 
 
 def _row(cell: Cell, test: str) -> Row:

@@ -7,8 +7,8 @@ from msgspec import structs
 from ser.train.scores.measures import SHOWN
 from ser.train.sweep.search_record import cell_name
 
-from ..blocks import Paragraph, Plot, Section, SideBySide
 from ..cell import Cell, Cells, grouped
+from ..elements import Paragraph, Plot, Section, SideBySide
 from ..figures import lines
 from ..formats import COUNT, PERCENT, PERCENT_WITH_INTERVAL, TEXT
 from ..paper import quoted_for

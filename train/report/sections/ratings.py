@@ -4,9 +4,11 @@ from functools import partial
 
 import numpy as np
 
-from ..blocks import Block, Plot, Section, side_by_side, table_blocks
+from ser.train.scores.ratings import sliced_means
+
 from ..cell import Cell, Cells
 from ..conditions import conditions
+from ..elements import Element, Plot, Section, side_by_side, table_elements
 from ..figures import Points, lines
 from ..formats import COUNT, FINE, FINE_WITH_INTERVAL, NUMBER, TEXT
 from ..headings import heading_of
@@ -17,8 +19,9 @@ SLICES = 10  # of the predicted ratings in their order, of equally many each
 
 
 def ratings(cells: Cells) -> Section | None:
-    """The scores of all cells that learn them; truth over prediction of the one with the highest
-    mean CCC.
+    """The scores of all cells that learn them, and truth over prediction of the best one.
+
+    That is the one with the highest mean CCC.
     """
     rated = [cell for cell in cells if cell.scores.dimensions]
     if not rated:
@@ -31,8 +34,8 @@ def ratings(cells: Cells) -> Section | None:
         plots.append(_scatter(best, name, truth[:, number], predicted[:, number]))
     plots.append(_calibration_of_ratings(best, truth, predicted))
 
-    blocks: list[Block] = [*table_blocks(ratings_table(cells)), *side_by_side(*plots)]
-    return Section("ratings", "Valence, arousal and dominance", blocks)
+    elements: list[Element] = [*table_elements(ratings_table(cells)), *side_by_side(*plots)]
+    return Section("ratings", "Valence, arousal and dominance", elements)
 
 
 def ratings_table(cells: Cells) -> Table:
@@ -55,7 +58,9 @@ def ratings_table(cells: Cells) -> Table:
             row["conditions"] = conditions(cell.runs)
             rows.append(row)
 
-    scores = dict.fromkeys(heading_of(metric) for cell in cells for metric in cell.scores.rated)
+    scores: dict[str, None] = {}
+    for cell in cells:
+        scores.update(dict.fromkeys(heading_of(metric) for metric in cell.scores.rated))
     return Table(
         name="ratings",
         caption="Valence, arousal and dominance",
@@ -114,14 +119,14 @@ def _calibration_of_ratings(cell: Cell, truth: np.ndarray, predicted: np.ndarray
     """The mean rating in each slice of the predictions `[n, D]`, by dimension."""
     rows: list[Row] = []
     for number, name in enumerate(cell.scores.dimensions):
-        in_order = np.argsort(predicted[:, number], kind="stable")
-        for places in np.array_split(in_order, min(SLICES, len(in_order))):
+        slices = sliced_means(truth[:, number], predicted[:, number], SLICES)
+        for mean_predicted, mean_rated, n in slices:
             rows.append(
                 {
                     "dimension": name,
-                    "mean predicted": float(predicted[places, number].mean()),
-                    "mean rated": float(truth[places, number].mean()),
-                    "predictions": len(places),
+                    "mean predicted": mean_predicted,
+                    "mean rated": mean_rated,
+                    "predictions": n,
                 }
             )
     return Plot(

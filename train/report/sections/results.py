@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from ser.train.scores.classes import chance
 from ser.train.scores.measures import SHOWN
 
-from ..blocks import Block, Plot, Section, side_by_side, table_blocks
 from ..by_corpus import corpora_columns, corpora_rows
 from ..cell import Cell, Cells, grouped
 from ..conditions import caution_of_unreal, caveat, conditions
+from ..elements import Element, Plot, Section, side_by_side, table_elements
 from ..figures import Points, dots
 from ..formats import (
     COUNT,
@@ -32,12 +33,12 @@ def results(cells: Cells) -> Section | None:
     if not cells:
         return None
     plots = [_score_plot(cells, name, metric) for name, metric in SHOWN.items()]
-    blocks: list[Block] = [
-        *table_blocks(results_table(cells)),
+    elements: list[Element] = [
+        *table_elements(results_table(cells)),
         *side_by_side(*plots),
-        *table_blocks(corpora_table(cells), chosen_table(cells), papers_table(cells)),
+        *table_elements(corpora_table(cells), chosen_table(cells), papers_table(cells)),
     ]
-    return Section("results", "Results", blocks)
+    return Section("results", "Results", elements)
 
 
 def results_table(cells: Cells) -> Table:
@@ -116,8 +117,11 @@ def _score_plot(cells: Cells, name: str, metric: str) -> Plot:
         rows.append({"cell": cell.label, heading: score})
         points.append((name, cell.label, score))
 
-    # Of guesses UA is 1 / K; WA and F1 depend on the classes' sizes.
-    chance = 100 / len(cells[0].scores.classes) if metric == "ua" else np.nan
+    baseline = np.nan
+    note = ""
+    if metric == "ua":
+        baseline = chance(len(cells[0].scores.classes))
+        note = f"Dashed: chance, {baseline:.0f} %."
     return Plot(
         table=Table(
             name=f"{metric.replace('_', '-')}-plot",
@@ -126,16 +130,15 @@ def _score_plot(cells: Cells, name: str, metric: str) -> Plot:
             rows=rows,
         ),
         title=f"{name} with its 95 % interval",
-        draw=partial(dots, points, xlabel=heading, above=True, baseline=chance),
-        note=joined(
-            f"Dashed: chance, {chance:.0f} %." if metric == "ua" else "", drawn(cells, PLOTTED)
-        ),
+        draw=partial(dots, points, xlabel=heading, above=True, baseline=baseline),
+        note=joined(note, drawn(cells, PLOTTED)),
     )
 
 
 def corpora_table(cells: Cells) -> Table:
-    """The scores of each corpus, and which corpora the model was trained on, for the cells of
-    several corpora.
+    """The scores of each corpus, and which corpora the model was trained on.
+
+    For the cells of several corpora; no row without one.
     """
     rows: list[Row] = []
     for cell in cells:
@@ -176,8 +179,9 @@ def chosen_table(cells: Cells) -> Table:
 
 
 def papers_table(cells: Cells) -> Table:
-    """Ours beside the papers' numbers, as far as they have any; without a difference where none is
-    meant.
+    """Ours beside the papers' numbers, as far as they have any.
+
+    Without a difference where no comparison is meant.
     """
     rows: list[Row] = []
     for cell in cells:

@@ -5,9 +5,9 @@ from typing import Any
 
 from ser.train.scores.tests import holm, mcnemar, p_of_runs
 
-from ..blocks import Paragraph, Section, table_blocks
 from ..cell import Cell, Cells, same_run
 from ..cell_scores import compare_cells
+from ..elements import Paragraph, Section, table_elements
 from ..formats import COUNT, DIFFERENCE, P_VALUE, TEXT
 from ..paper import claimed_better
 from ..table import Column, Row, Table, columns_of, joined
@@ -19,7 +19,7 @@ TESTED = ("ua", "wa")
 
 def significance(cells: Cells) -> Section | None:
     """The section; None for one cell."""
-    tables = table_blocks(significance_table(cells), papers_tests_table(cells))
+    tables = table_elements(significance_table(cells), papers_tests_table(cells))
     if not tables:
         return None
     words = Paragraph(

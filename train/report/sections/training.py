@@ -1,21 +1,18 @@
 """How training went: loss and scores over the epochs, and what layers count in their sums."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ser.train.scores.curves import curve_over_epochs
 from ser.train.scores.pooling import spread
 
-from ..blocks import Plot, Section, side_by_side, table_blocks
-from ..cell import Cell, Cells
+from ..cell import Cells
+from ..elements import Plot, Section, side_by_side, table_elements
 from ..figures import Points, lines
 from ..formats import COUNT, FINE, NUMBER, PERCENT, PERCENT_WITH_DEVIATION, TEXT
 from ..table import Column, Row, Table, columns_of, evenly, joined
 from .notes import drawn
-
-if TYPE_CHECKING:
-    import pandas
 
 PLOTTED = 4  # cells in a plot where each is a series
 EPOCHS = 30  # of each cell in the table
@@ -30,19 +27,26 @@ def training(cells: Cells) -> Section | None:
         _curves(classifying, "ua", "UA of the evaluated part", Column("UA %", PERCENT), scale=100),
         _curves(rating, "ccc", "Mean CCC of the evaluated part", Column("mean CCC", FINE)),
     )
-    blocks = [*plots, *table_blocks(layers_table(cells))]
-    return Section("training", "How training went", blocks) if blocks else None
+    elements = [*plots, *table_elements(layers_table(cells))]
+    return Section("training", "How training went", elements) if elements else None
 
 
 def _curves(cells: Cells, key: str, title: str, column: Column, scale: int = 1) -> Plot | None:
-    """The loss, or a score of the evaluated part, over the epochs, stage after stage, of the cells
-    that have it.
+    """The loss, or a score of the evaluated part, over the epochs, stage after stage.
+
+    Of the cells that have it; None where none has.
     """
     points: Points = []
     rows: list[Row] = []
     cells_with_a_curve = 0
     for cell in cells:
-        curve = scale * _curve(cell, key)
+        histories = []
+        for result in cell.results:
+            stages = [epoch.stage for epoch in result.history]
+            values = [epoch.score(key) for epoch in result.history]
+            histories.append((stages, values))
+
+        curve = scale * curve_over_epochs(histories)
         if curve["mean"].isna().all():
             continue
         if cells_with_a_curve < PLOTTED:
@@ -77,23 +81,6 @@ def _curves(cells: Cells, key: str, title: str, column: Column, scale: int = 1) 
             evaluated,
         ),
     )
-
-
-def _curve(cell: Cell, key: str) -> "pandas.DataFrame":
-    """The mean, lowest and highest of the runs, a line for each epoch of each stage."""
-    import pandas
-
-    histories = []
-    for result in cell.results:
-        stages = [epoch.stage for epoch in result.history]
-        values = [epoch.score(key) for epoch in result.history]
-        histories.append(pandas.DataFrame({"stage": stages, key: values}))
-    epochs = pandas.concat(histories, keys=range(len(histories)), names=["run", "line"])
-
-    stage = pandas.factorize(epochs.stage)[0]
-    epoch_of_stage = epochs.groupby(["run", "stage"]).cumcount()
-    by_epoch = epochs[key].astype(float).groupby([stage, epoch_of_stage])
-    return by_epoch.agg(["mean", "min", "max"])
 
 
 def layers_table(cells: Cells) -> Table:

@@ -1,6 +1,4 @@
-"""What was run: features, corpora, protocols, settings, versions, and the command that runs it
-again.
-"""
+"""What was run: features, corpora, protocols, settings, versions, and the command for it."""
 
 import shlex
 from collections import Counter
@@ -14,13 +12,13 @@ from ser.train.data.protocols import find_protocol
 from ser.train.listed_settings import ListedSetting, list_settings
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, setting_texts
-from ser.train.records import FeatureRecord
+from ser.train.records import FeatureRecord, RunResult
 from ser.train.run_folder import Run
 from ser.train.scores.measures import SHOWN
 
-from ..blocks import Block, Caution, Section, TableBlock, table_blocks
 from ..cell import Cell, Cells, grouped
 from ..conditions import heard_in_training, left_out, parts
+from ..elements import Caution, Element, Section, TableElement, table_elements
 from ..formats import COUNT, FINE, NUMBER, PERCENT, TEXT
 from ..table import Column, Row, Table, columns_of, joined
 
@@ -31,17 +29,17 @@ NAMED = 5  # runs that are not finished; of more, it says how many
 def what_was_run(cells: Cells, unfinished: Sequence[Run]) -> Section:
     """The section, for all cells of the report."""
     protocols = protocols_table(cells)
-    blocks: list[Block] = [
-        *table_blocks(features_table(cells), *corpora_tables(cells)),
-        TableBlock(protocols, turned=len(protocols.rows) < TURNED),
-        *table_blocks(left_out_table(cells)),
+    elements: list[Element] = [
+        *table_elements(features_table(cells), *corpora_tables(cells)),
+        TableElement(protocols, turned=len(protocols.rows) < TURNED),
+        *table_elements(left_out_table(cells)),
     ]
     if unfinished:
-        blocks.append(Caution(_about_unfinished(unfinished)))
-    blocks += table_blocks(
+        elements.append(Caution(_about_unfinished(unfinished)))
+    elements += table_elements(
         commands_table(cells), settings_table(cells), versions_table(cells), runs_table(cells)
     )
-    return Section("what-was-run", "What was run", blocks)
+    return Section("what-was-run", "What was run", elements)
 
 
 def _about_unfinished(runs: Sequence[Run]) -> str:
@@ -170,13 +168,13 @@ def _about_utterances(cell: Cell, tested: int) -> str:
 
     hours = sum(duration or 0 for duration in manifest.column("duration")) / 3600
     speakers = set(manifest.column("speaker")) - {None}
-    made = ""
+    generated = ""
     if manifest.synthetic:
         several = "+" in cell.config.corpus
-        made = ", with generated speech" if several else ", generated speech"
+        generated = ", with generated speech" if several else ", generated speech"
     return (
         f"{tested:,} utterances tested, of {len(manifest):,} in the corpus "
-        f"({hours:.2f} h, {len(speakers)} speakers){made}."
+        f"({hours:.2f} h, {len(speakers)} speakers){generated}."
     )
 
 
@@ -215,7 +213,9 @@ def protocols_table(cells: Cells) -> Table:
 
         folds = dict.fromkeys(", ".join(cell.folds) for cell in members)
         losses = dict.fromkeys(cell.config.loss for cell in members)
-        seeds = {seed for cell in members for seed in cell.seeds}
+        seeds: set[int] = set()
+        for cell in members:
+            seeds.update(cell.seeds)
         row["folds tested"] = "; ".join(folds)
         row["selection"] = f"{select}: {SELECTIONS[select]}"
         row["loss"] = ", ".join(losses)
@@ -237,8 +237,9 @@ def protocols_table(cells: Cells) -> Table:
 
 
 def _repeated_texts(cell: Cell) -> float | None:
-    """The share of the test transcripts that are in training too, in percent; None where it is not
-    known.
+    """The share of the test transcripts that are in training too, in percent.
+
+    None where it is not known.
     """
     repeated = 0
     for result in cell.results:
@@ -250,9 +251,11 @@ def _repeated_texts(cell: Cell) -> float | None:
 
 def _how_it_cuts(protocol: str, cells: list[Cell]) -> str:
     """The protocol in words, and who of the test speakers is in training."""
-    known = find_protocol(protocol)
-    cut = known.summary if known else "folds from a file"
-    results = [result for cell in cells for result in cell.results]
+    built_in = find_protocol(protocol)
+    cut = built_in.summary if built_in else "folds from a file"
+    results: list[RunResult] = []
+    for cell in cells:
+        results += cell.results
     heard = heard_in_training(results) or "no test speaker is in training"
     return f"{cut}; {heard}."
 
@@ -262,7 +265,8 @@ def left_out_table(cells: Cells) -> Table:
     counts: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         corpus = cell.config.corpus
-        counts |= Counter({(corpus, why): n for why, n in left_out(cell.results).items()})
+        for why, n in left_out(cell.results).items():
+            counts[corpus, why] = max(counts[corpus, why], n)
     rows: list[Row] = []
     for (corpus, why), n in counts.items():
         rows.append({"corpus": corpus, "left out because": why, "utterances": n})
@@ -291,9 +295,7 @@ def commands_table(cells: Cells) -> Table:
 
 
 def command(cell: Cell) -> str:
-    """The `ser train` command that makes the cell's runs again, with these features and no
-    others.
-    """
+    """The `ser train` command that makes the cell's runs again, with these features alone."""
     if cell.search:
         return shlex.join(["ser", "sweep", cell.search.file])
 
@@ -303,7 +305,7 @@ def command(cell: Cell) -> str:
     for key, value in config.provenance.asked.items():
         if key in defaults and key not in ("resume", "also_set"):
             options[key] = value
-    options["features"] = "+".join(_exact_name(one) for one in config.features.values())
+    options["features"] = "+".join(map(_exact_name, config.features.values()))
     options["fusion"] = config.fusion
     options["seeds"] = max(cell.seeds) + 1
     options["set"] = setting_texts(_changed_settings(cell))
@@ -329,15 +331,15 @@ def _exact_name(feature: FeatureRecord) -> str:
 
 def _changed_settings(cell: Cell) -> dict[str, Any]:
     """The settings that are not at their default."""
-    known = _known_settings(cell.config.fusion)
+    listed = _listed_settings(cell.config.fusion)
     changed = {}
     for key, value in cell.settings.items():
-        if key not in known or value != known[key].default:
+        if key not in listed or value != listed[key].default:
             changed[key] = value
     return changed
 
 
-def _known_settings(fusion: str) -> dict[str, ListedSetting]:
+def _listed_settings(fusion: str) -> dict[str, ListedSetting]:
     """The settings of a fusion by name; none of one that is not installed."""
     if fusion not in FUSIONS:
         return {}
@@ -348,10 +350,13 @@ def settings_table(cells: Cells) -> Table:
     """Every setting of every fusion in the report, with its source."""
     rows: list[Row] = []
     for fusion, members in grouped(cells, lambda cell: cell.config.fusion).items():
-        known = _known_settings(fusion)
-        names = dict.fromkeys(name for cell in members for name in cell.settings)
+        listed = _listed_settings(fusion)
+        names: dict[str, None] = {}
+        for cell in members:
+            names.update(dict.fromkeys(cell.settings))
+
         for name in names:
-            setting = known.get(name, ListedSetting(name, "", "", "", ""))
+            setting = listed.get(name, ListedSetting(name, "", "", "", ""))
             used = dict.fromkeys(str(cell.settings.get(name, setting.default)) for cell in members)
             rows.append(
                 {

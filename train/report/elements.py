@@ -16,7 +16,7 @@ SHORT = 18
 ROOMY = 34
 
 
-class Block:
+class Element:
     """A part of a section. Its `kind` names the macro of page.html that lays it out."""
 
     kind: ClassVar[str]
@@ -28,7 +28,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Paragraph(Block):
+class Paragraph(Element):
     """A few sentences."""
 
     kind: ClassVar[str] = "paragraph"
@@ -36,7 +36,7 @@ class Paragraph(Block):
 
 
 @dataclass(frozen=True)
-class Caution(Block):
+class Caution(Element):
     """What a reader must know before using the numbers."""
 
     kind: ClassVar[str] = "caution"
@@ -44,7 +44,7 @@ class Caution(Block):
 
 
 @dataclass(frozen=True)
-class TableBlock(Block):
+class TableElement(Element):
     """A table in the open, or behind its caption."""
 
     kind: ClassVar[str] = "table"
@@ -61,7 +61,7 @@ class TableBlock(Block):
 
 
 @dataclass(frozen=True)
-class Plot(Block):
+class Plot(Element):
     """A plot, with its numbers behind it as a table."""
 
     kind: ClassVar[str] = "plot"
@@ -99,7 +99,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Card(Block):
+class Card(Element):
     """One utterance: what was predicted, its words by weight, and a plot."""
 
     kind: ClassVar[str] = "card"
@@ -115,15 +115,18 @@ class Card(Block):
 
 
 @dataclass(frozen=True)
-class SideBySide(Block):
+class SideBySide(Element):
     """Blocks beside each other where the page is wide enough."""
 
     kind: ClassVar[str] = "side"
-    blocks: Sequence[Block]
+    elements: Sequence[Element]
 
     @property
     def tables(self) -> Sequence[Table]:
-        return [table for block in self.blocks for table in block.tables]
+        tables: list[Table] = []
+        for element in self.elements:
+            tables += element.tables
+        return tables
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Section:
 
     anchor: str
     title: str
-    blocks: Sequence[Block]
+    elements: Sequence[Element]
 
     @property
     def in_contents(self) -> str:
@@ -141,18 +144,18 @@ class Section:
 
     @property
     def tables(self) -> Iterator[Table]:
-        for block in self.blocks:
-            yield from block.tables
+        for element in self.elements:
+            yield from element.tables
 
 
-def table_blocks(*tables: Table) -> list[Block]:
+def table_elements(*tables: Table) -> list[Element]:
     """Those of these tables that have rows."""
-    return [TableBlock(table) for table in tables if table]
+    return [TableElement(table) for table in tables if table]
 
 
-def side_by_side(*blocks: Block | None) -> list[Block]:
-    """One block of those that there are; none if there are none."""
-    shown = [block for block in blocks if block is not None]
+def side_by_side(*elements: Element | None) -> list[Element]:
+    """One element of those that there are; none if there are none."""
+    shown = [element for element in elements if element is not None]
     return [SideBySide(shown)] if shown else []
 
 
