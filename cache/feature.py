@@ -132,22 +132,22 @@ class Feature:
             return keys
 
         parent = manifest.parent.corpus
-        return [self._own_or_parents(key, (parent, *key[1:])) for key in keys]
+        return [self._key_that_counts(key, (parent, *key[1:])) for key in keys]
 
-    def _own_or_parents(self, own: Key, parents: Key) -> Key:
-        """Which of two keys counts; the own where neither has a row or is quarantined.
+    def _key_that_counts(self, key: Key, parents_key: Key) -> Key:
+        """Which of two keys counts; the first where neither has a row or is quarantined.
 
         Any row counts before any quarantine.
         """
-        if own in self._rows:
-            return own
-        if parents in self._rows:
-            return parents
-        if own in self._quarantined:
-            return own
-        if parents in self._quarantined:
-            return parents
-        return own
+        if key in self._rows:
+            return key
+        if parents_key in self._rows:
+            return parents_key
+        if key in self._quarantined:
+            return key
+        if parents_key in self._quarantined:
+            return parents_key
+        return key
 
     def place(self, key: Key) -> Place | None:
         """The part that holds a row, and the row's number in it, when `parts` was last called."""
@@ -206,12 +206,12 @@ class Feature:
 
         return [self._rows[key] for key in keys]
 
-    def _say_missing(self, manifest: Manifest, missing: Sequence[Key], asked: int) -> str:
+    def _say_missing(self, manifest: Manifest, missing: Sequence[Key], wanted: int) -> str:
         quarantined = sum(key in self._quarantined for key in missing)
         note = f", {quarantined} of them quarantined" if quarantined else ""
         retry = " --retry" if quarantined else ""
 
-        fault = f"{len(missing)} of {asked} utterances of corpus {manifest.corpus}{note}"
+        fault = f"{len(missing)} of {wanted} utterances of corpus {manifest.corpus}{note}"
         command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
         return (
             f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); "

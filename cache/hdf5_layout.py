@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .blocks import ArrayRecord
-from .layout import ArrayBlock, Arrays, Backend, Content, Files, OtherBytes
+from .layout import ArrayBlock, Arrays, Backend, Content, FileContents, OtherBytes
 
 _FILE = "data.h5"
 
@@ -14,7 +14,7 @@ _FILE = "data.h5"
 _OWN_FILTERS = {1, 2, 3}
 
 
-def _encode(arrays: Arrays) -> Files:
+def _encode(arrays: Arrays) -> FileContents:
     """The file is made in memory, which takes as much again.
 
     The HDF5 library reports a full disk late or not at all.

@@ -83,13 +83,13 @@ Content = list[ArrayBlock | OtherBytes | Checksum]
 
 # Both by name: a part's arrays, and its files by their paths in its folder.
 Arrays = Mapping[str, PiecedArray]
-Files = dict[str, Content]
+FileContents = dict[str, Content]
 
 
 class Backend(NamedTuple):
     """How a part's arrays become files."""
 
-    encode: Callable[[Arrays], Files]
+    encode: Callable[[Arrays], FileContents]
     """The files, each array's blocks in order."""
 
     inspect: Callable[[Path, Mapping[str, ArrayRecord]], str | None]

@@ -17,7 +17,7 @@ from ser.errors import StoreError, WrongUse, unknown
 from .backends import BACKENDS
 from .blocks import ArrayDtype, ArrayRecord, Block
 from .feature import Feature
-from .layout import Files, PiecedArray, content_bytes, file_pieces
+from .layout import FileContents, PiecedArray, content_bytes, file_pieces
 from .part import FileRecord, Part, PartRecord
 from .rows import PartRows, part_name
 from .spec import Spec
@@ -91,7 +91,7 @@ def _check_ids(rows: PartRows) -> None:
 
 
 def _write_files(
-    folder: Path, files: Files, arrays: Mapping[str, PiecedArray]
+    folder: Path, files: FileContents, arrays: Mapping[str, PiecedArray]
 ) -> tuple[dict[str, ArrayRecord], dict[str, FileRecord]]:
     """Write a part's files. Returns what part.json records of its arrays and of its files."""
     blocks: dict[str, list[Block]] = {name: [] for name in arrays}

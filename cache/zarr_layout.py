@@ -14,7 +14,16 @@ import numpy as np
 from ser.disk.records import canonical_json
 
 from .blocks import ArrayRecord
-from .layout import ArrayBlock, Arrays, Backend, Checksum, Content, Files, OtherBytes, padding
+from .layout import (
+    ArrayBlock,
+    Arrays,
+    Backend,
+    Checksum,
+    Content,
+    FileContents,
+    OtherBytes,
+    padding,
+)
 
 _FOLDER = "data.zarr"
 _GROUP_FILE = f"{_FOLDER}/zarr.json"
@@ -74,8 +83,8 @@ def _chunk_file(name: str, number: int, axes: int) -> str:
     return "/".join([_FOLDER, name, "c", str(number), *others])
 
 
-def _encode(arrays: Arrays) -> Files:
-    files: Files = {_GROUP_FILE: [OtherBytes(_GROUP)]}
+def _encode(arrays: Arrays) -> FileContents:
+    files: FileContents = {_GROUP_FILE: [OtherBytes(_GROUP)]}
 
     for name, array in arrays.items():
         metadata = _array_metadata(array.shape, array.dtype)

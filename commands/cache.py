@@ -317,7 +317,7 @@ def _pull_for(experiments: Sequence["Experiment"], url: str) -> Path:
 def _amount(copy: "Push | Pull", verb: str) -> str:
     """How much a copy takes: "3 parts, 1.2 MB to push, 4 there already"."""
     parts = plural(len(copy.parts), "part")
-    return f"{parts}, {copy.bytes / 1e6:.1f} MB {verb}, {copy.there} there already"
+    return f"{parts}, {copy.bytes / 1e6:.1f} MB {verb}, {copy.already_there} there already"
 
 
 copied_features = click.option("--features", metavar="A+B", help="Only these; all by default.")
@@ -394,7 +394,7 @@ def pull(
 
 def _copy(verb: str, copy: "Push | Pull", dry_run: bool, as_json: bool) -> None:
     """Run a push or a pull with a progress bar, and print how much it copied."""
-    amount = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.there}
+    amount = {"parts": len(copy.parts), "bytes": copy.bytes, "there": copy.already_there}
     if dry_run:
         answer(amount if as_json else _amount(copy, f"to {verb}"))
         return

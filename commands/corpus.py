@@ -47,9 +47,9 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
     Example: ser corpus show /data/IEMOCAP_full_release --json
     """
     from ser.extract.corpora.counts import summary
-    from ser.extract.corpora.scan import read_corpus
+    from ser.extract.corpora.scan import scan_corpus
 
-    scan = read_corpus(path, format)
+    scan = scan_corpus(path, format)
     facts = summary(scan)
     if as_json:
         answer(facts)

@@ -48,15 +48,15 @@ def _is_abandoned(folder: Path) -> bool:
     folder.
     """
     lock_file = folder.with_suffix(".lock")
-    held: bool | None = None
+    is_ours: bool | None = None
     owner = None
 
     # There may be no lock, or a pipe in its place.
     with contextlib.suppress(FileNotFoundError, BlockingIOError), open_lock(lock_file) as lock:
-        held = lock.held
+        is_ours = lock.held
         owner = read_owner(os.read(lock.descriptor, 1000))
 
-    if held is False:
+    if is_ours is False:
         return False
 
     if not os.path.lexists(folder):
@@ -65,7 +65,7 @@ def _is_abandoned(folder: Path) -> bool:
 
     machine = this_machine()
     if owner and owner.host == machine.host:
-        is_gone = held or owner.boot != machine.boot
+        is_gone = is_ours or owner.boot != machine.boot
         if is_gone:
             return True
 

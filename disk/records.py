@@ -15,7 +15,7 @@ from .read import REPAIR, read_small
 # Of specs, parts and manifests without a parent; fingerprints hash it.
 FORMAT_VERSION = 1
 
-Record = TypeVar("Record")
+RecordType = TypeVar("RecordType")
 
 _CHECKSUM = b',"sha256":"%s"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % (b"0" * 64))
@@ -55,12 +55,12 @@ def _checksum(body: bytes) -> bytes:
     return _CHECKSUM % hashlib.sha256(body).hexdigest().encode()
 
 
-def read_checksummed(path: Path, kind: type[Record]) -> Record:
+def read_checksummed(path: Path, kind: type[RecordType]) -> RecordType:
     """The record in a file that `checksummed_json` wrote. Raises as `parse_checksummed` does."""
     return parse_checksummed(read_small(path), kind, str(path))
 
 
-def parse_checksummed(content: bytes, kind: type[Record], where: str) -> Record:
+def parse_checksummed(content: bytes, kind: type[RecordType], where: str) -> RecordType:
     """The record that `checksummed_json` wrote, as an instance of `kind`; `where` is for messages.
 
     Raises `CorruptStore` if one bit of it has changed or it is no `kind`, and `StoreError` for a
@@ -72,7 +72,7 @@ def parse_checksummed(content: bytes, kind: type[Record], where: str) -> Record:
     return to_record(body, kind, where)
 
 
-def to_record(record: bytes | Mapping[str, Any], kind: type[Record], where: str) -> Record:
+def to_record(record: bytes | Mapping[str, Any], kind: type[RecordType], where: str) -> RecordType:
     """A record, or its JSON, as an instance of `kind`. Raises as `parse_checksummed` does."""
     try:
         values = msgspec.json.decode(record, type=dict) if isinstance(record, bytes) else record

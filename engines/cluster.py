@@ -21,9 +21,12 @@ from .worker_cache import clear_cache
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-POLL_SECONDS = 2.0  # between two requests to the scheduler
-PER_THREAD = 3  # tasks sent per worker thread: one that runs, and the next ones
-ANSWER_SECONDS = 5.0  # in which all workers have to empty their cache: a frozen one never answers
+# Between two requests to the scheduler.
+POLL_SECONDS = 2.0
+# Tasks sent per worker thread: one that runs, and the next ones.
+PER_THREAD = 3
+# In which all workers have to empty their cache: a frozen one never answers.
+ANSWER_SECONDS = 5.0
 
 # Our own cluster tries a task again after two deaths of its worker (dask: 3), waits for a worker
 # that keeps dying (dask gives up after 15 s), restarts a worker that is silent for a minute (dask:
@@ -71,7 +74,8 @@ class Cluster:
             client = self._start_own() if self.local_workers else self._connect()
             self._client = self._stack.enter_context(client)
             if self.local_workers is None:
-                self._clear_caches()  # a killed run may have left things there
+                # A killed run may have left things there.
+                self._clear_caches()
                 self._stack.callback(self._clear_caches)
             self._wait_for_worker()
         except BaseException:
@@ -106,8 +110,10 @@ class Cluster:
         client = Client.__new__(Client)
         try:
             client.__init__(self.address, timeout="10s", set_as_default=False)  # type: ignore[misc]
-        except Exception as error:  # anything may answer at a port, and dask may fail in any way
-            client.status = "closed"  # otherwise its end would wait 20 s for what never began
+        except Exception as error:
+            # Anything may answer at a port, and dask may fail in any way. Without this the client's
+            # end would wait 20 s for what never began.
+            client.status = "closed"
             raise SerError(f"no dask scheduler answers at {self.address} ({error})") from error
         return client
 
@@ -116,7 +122,8 @@ class Cluster:
         from distributed import Client, LocalCluster
 
         self._stack.enter_context(dask.config.set(OWN_CLUSTER))
-        resource_tracker.ensure_running()  # started later, it would unblock what is blocked next
+        # Started later, it would unblock what is blocked next.
+        resource_tracker.ensure_running()
         try:
             # Also for workers that are started later, by a thread that starts here.
             with defer_sigint():
@@ -142,7 +149,8 @@ class Cluster:
 
     def _clear_caches(self) -> None:
         if self._client.status == "running":
-            with contextlib.suppress(Exception):  # workers may die at any moment, or have no ser
+            # Workers may die at any moment, or have no ser.
+            with contextlib.suppress(Exception):
                 self._client.sync(
                     self._client.run,
                     clear_cache,
@@ -196,8 +204,10 @@ class Cluster:
         deadly: deque[T] = deque()
         one_by_one = False
         finished: SimpleQueue[Future] = SimpleQueue()
-        pending: dict[Any, tuple[T, Needs, Future]] = {}  # by dask's key
-        idle_since: float | None = None  # since when no worker could do any of the pending tasks
+        # By dask's key.
+        pending: dict[Any, tuple[T, Needs, Future]] = {}
+        # Since when no worker could do any of the pending tasks.
+        idle_since: float | None = None
 
         def submit(task: T) -> None:
             needed = needs(task)

@@ -31,10 +31,12 @@ def start_fork_server(module: str) -> None:
     from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload(["__main__", module])
-    resource_tracker.ensure_running()  # started within `defer_sigint`, it would unblock SIGINT
+    # Started within `defer_sigint`, it would unblock SIGINT.
+    resource_tracker.ensure_running()
     environment = dict(os.environ)
     try:
-        with defer_sigint():  # Ctrl-C reaches the whole process group: only this process acts on it
+        # Ctrl-C reaches the whole process group: only this process acts on it.
+        with defer_sigint():
             # It imports from the same places as this process: never from the current folder, as
             # `python -c` would.
             os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
@@ -59,4 +61,5 @@ def start_process(process: BaseProcess, module: str) -> None:
                 raise SerError(
                     f"the worker processes did not start ({fault}); run again"
                 ) from fault
-            time.sleep(0.2)  # the death of a fork server takes a moment to be noticed
+            # The death of a fork server takes a moment to be noticed.
+            time.sleep(0.2)

@@ -17,7 +17,8 @@ def defer_sigint() -> Iterator[None]:
     received: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
     replaced = callable(handler) and threading.current_thread() is threading.main_thread()
-    if replaced:  # a signal that one thread blocks may still come to another
+    if replaced:
+        # A signal that one thread blocks may still come to another.
         signal.signal(signal.SIGINT, lambda number, _: received.append(number))
 
     # On Windows, which has no masks, new processes still get it.

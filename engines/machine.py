@@ -11,9 +11,11 @@ from ser.errors import WrongUse
 # In messages of torch on a GPU and on a CPU, of cuBLAS and cuDNN, and of a cuDNN without memory to
 # try its kernels.
 SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED", "unable to find an engine")
-UNITS = {"M": 1e6, "G": 1e9, "T": 1e12}  # of `--memory`, in bytes
+# Of `--memory`, in bytes.
+UNITS = {"M": 1e6, "G": 1e9, "T": 1e12}
 
-this_worker = 0  # the number of this process among the workers that `processes` started
+# The number of this process among the workers that `processes` started.
+this_worker = 0
 
 
 def choose_device(name: str, here: bool = True) -> str:
@@ -73,7 +75,8 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     if not device.startswith("cuda"):
         return
     if ":" in device:
-        torch.cuda.set_device(device)  # also for calls without a device, such as of a stream
+        # Also for calls without a device, such as of a stream.
+        torch.cuda.set_device(device)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cudnn.benchmark = False
@@ -93,7 +96,8 @@ def memory() -> tuple[int | None, int | None]:
     The smaller of the machine's and the container's (cgroup's). None if the system does not report
     them.
     """
-    total = free = None
+    total = None
+    free = None
     with contextlib.suppress(OSError, KeyError, ValueError):
         kilobytes: dict[str, str] = {}
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -105,7 +109,8 @@ def memory() -> tuple[int | None, int | None]:
         free = int(available) * 1024
 
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # it may be "max"
+        # It may be "max".
+        with contextlib.suppress(OSError, ValueError):
             limit = int(Path(file).read_text())
             if total is not None and limit < total:
                 total = limit

@@ -20,7 +20,8 @@ from .fork_server import context, start_process
 
 T = TypeVar("T")
 R = TypeVar("R")
-Pipe = Any  # multiprocessing's Connection; on Windows its PipeConnection
+# A Connection of multiprocessing; on Windows its PipeConnection.
+Pipe = Any
 
 
 def run(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
@@ -81,7 +82,8 @@ def _start_worker(number: int, module: str) -> tuple[Pipe, BaseProcess]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, dict(os.environ), number), daemon=True)
     start_process(process, module)
-    theirs.close()  # so that the pipe ends when the process does
+    # So that the pipe ends when the process does.
+    theirs.close()
     return ours, process
 
 
@@ -113,7 +115,8 @@ def _work(pipe: Pipe, environment: dict[str, str], number: int) -> None:
     """In a worker process: task by task, until the pipe or the parent ends."""
     machine.this_worker = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.clear()  # the fork server's
+    # The fork server's.
+    os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

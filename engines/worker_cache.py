@@ -24,8 +24,10 @@ class Kept:
     value: Any = None
 
 
-kept: list[Kept] = []  # the most recently used one is the last
-_opening = threading.Lock()  # a dask worker may have several threads: nothing is opened twice
+# The most recently used one is the last.
+kept: list[Kept] = []
+# A dask worker may have several threads: nothing is opened twice.
+_opening = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -40,7 +42,8 @@ def cached(key: Any, open: Callable[[], T]) -> Iterator[T]:
     with _opening:
         entry = _take(key) or Kept(key)
         kept.append(entry)
-        del kept[:-MAX_KEPT]  # before another is opened: memory may hold no more
+        # Before another is opened: memory may hold no more.
+        del kept[:-MAX_KEPT]
 
         if entry.value is None:
             entry.value = open()
@@ -53,7 +56,8 @@ def _take(key: Any) -> Kept | None:
     """The entry of a key, taken out of the cache; None if there is none."""
     for entry in list(kept):
         if entry.key == key:
-            with contextlib.suppress(ValueError):  # it has just been cleared
+            # It has just been cleared.
+            with contextlib.suppress(ValueError):
                 kept.remove(entry)
             return entry
     return None

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from ser.extract.audio import ENCODER_RATE
 from ser.extract.extractor import ResolvedFeature
-from ser.extract.speech import RATE
 from ser.predict import Predictor
 from ser.predict.trained import InputRecord
 from ser.train.records import FeatureRecord
@@ -53,7 +53,9 @@ def waveform_input(predictor: Predictor) -> GraphInput:
         predictor.features["audio"], predictor.records["audio"], strict=True
     ):
         steps.append(f"{feature.spec.name}: {whole_way(predictor, feature, record)}")
-    made = f"samples at {RATE} Hz, mono, from -1 to 1; the graph makes of it " + ". ".join(steps)
+    made = f"samples at {ENCODER_RATE} Hz, mono, from -1 to 1; the graph makes of it " + ". ".join(
+        steps
+    )
     return GraphInput("waveform", (1, "samples"), made)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ser.errors import WrongUse
-from ser.extract.speech import RATE
+from ser.extract.audio import ENCODER_RATE
 from ser.predict import Predictor, Turn
 from ser.train.train_jobs import one_thread
 
@@ -122,7 +122,7 @@ def compare_on_waveforms(path: Path, predictor: Predictor, frames: EncoderFrames
 
     Raises `WrongUse` above `TOLERANCE`.
     """
-    lengths = [frames.extractor.shortest, RATE // 2 + 111, 3 * RATE + 7]
+    lengths = [frames.extractor.shortest, ENCODER_RATE // 2 + 111, 3 * ENCODER_RATE + 7]
     if isinstance(frames, WhisperStates):
         # Into a second window.
         lengths[-1] += frames.window_samples
@@ -134,7 +134,7 @@ def compare_on_waveforms(path: Path, predictor: Predictor, frames: EncoderFrames
         for length in lengths:
             waveform = generator.uniform(-0.5, 0.5, length).astype(np.float32)
             file = Path(folder) / "noise.wav"
-            sf.write(file, waveform, RATE, subtype="FLOAT")
+            sf.write(file, waveform, ENCODER_RATE, subtype="FLOAT")
             [prediction] = predictor([Turn("noise", file)]).predictions
             expected = [*prediction.probabilities.values(), *prediction.ratings.values()]
             worst = max(worst, _difference(model({"waveform": waveform[None]}), [expected]))

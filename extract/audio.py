@@ -35,8 +35,8 @@ LARGEST = 4 << 30
 CANCELLED = 0.1
 # Peak below which a clip counts as silent: a third of one 16-bit step.
 SILENT = 1e-5
-# Hz; speech that is sampled at less lacks bands that the encoders know.
-ENCODERS_RATE = 16000
+# Hz, of every speech encoder; speech that is sampled at less lacks bands that they know.
+ENCODER_RATE = 16000
 # A WAV file that is written through a pipe gives this as its size, or 0, whatever it holds.
 UNKNOWN_SIZE = 0xFFFFFFFF
 # An AIFF or AU file that is written through a pipe gives this or more.
@@ -162,7 +162,7 @@ def _note_oddities(samples: np.ndarray, rate: int, warnings: list[str]) -> None:
         warnings.append("silent")
     elif np.ptp(samples) < SILENT:
         warnings.append("constant (DC) samples")
-    if rate < ENCODERS_RATE:
+    if rate < ENCODER_RATE:
         warnings.append(f"sampled at {rate} Hz: empty above {rate // 2} Hz")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 # Seconds of padded audio per batch on a GPU; sorted lengths waste ~1 % of it.
 GPU_SECONDS = 300.0
@@ -13,11 +13,11 @@ CHARACTERS_PER_TOKEN = 4.0
 
 
 def batches(
-    items: Iterable[Item],
-    length: Callable[[Item], float],
+    items: Iterable[T],
+    length: Callable[[T], float],
     limit: float | None,
     padded: bool = True,
-) -> list[list[Item]]:
+) -> list[list[T]]:
     """The items in order, in batches whose size is `limit` or less; None: one by one.
 
     The size of a batch is longest × count, or the sum of the lengths if they are not `padded`. An
@@ -26,7 +26,7 @@ def batches(
     if limit is None:
         return [[item] for item in items]
 
-    groups: list[list[Item]] = []
+    groups: list[list[T]] = []
     longest = 0.0
     total = 0.0
     for item in items:

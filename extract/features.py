@@ -7,7 +7,7 @@ from ser.corpus.manifest import Manifest
 from ser.errors import WrongUse
 
 from .config import ExtractionConfig
-from .corpora import scan
+from .corpora.scan import scan_corpus
 from .plan import plan
 from .run import OnProgress, Summary, extract, stop_at
 
@@ -58,6 +58,6 @@ def read_corpus(
     Raises `WrongUse` for what is no corpus, and `ExtractionStopped`, naming it, for what has no row
     in the manifest, such as a missing session; with `on_error="skip"` the rest is returned.
     """
-    found = scan.read_corpus(path, format, name, text)
-    stop_at(ExtractionConfig(Path(path), on_error=on_error), {}, found.refused)
-    return found.manifest
+    scan = scan_corpus(path, format, name, text)
+    stop_at(ExtractionConfig(Path(path), on_error=on_error), {}, scan.refused)
+    return scan.manifest

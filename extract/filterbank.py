@@ -6,8 +6,9 @@ import numpy as np
 
 from ser.weights.load import loading
 
+from .audio import ENCODER_RATE
 from .encoder import Encoder
-from .speech import RATE, SpeechExtractor
+from .speech import SpeechExtractor
 
 
 class FilterbankExtractor(SpeechExtractor):
@@ -47,8 +48,8 @@ class FilterbankExtractor(SpeechExtractor):
             extractor_class = getattr(transformers, self.preprocessor)
             self.features = extractor_class.from_pretrained(folder, local_files_only=True)
 
-            second = np.zeros(RATE, np.float32)
-            probe = self.features(second, sampling_rate=RATE, return_tensors="np")
+            second = np.zeros(ENCODER_RATE, np.float32)
+            probe = self.features(second, sampling_rate=ENCODER_RATE, return_tensors="np")
             shape = probe.input_features.shape[1:]
             expected = self.input_shape(shape[0])
             if shape != expected:
@@ -68,6 +69,6 @@ class FilterbankExtractor(SpeechExtractor):
         Each band is normalised over the utterance. The last of an odd number of frames is paired
         with padding, and masked: it gives no row.
         """
-        features = self.features(samples, sampling_rate=RATE, return_tensors="np")
+        features = self.features(samples, sampling_rate=ENCODER_RATE, return_tensors="np")
         valid = features.attention_mask[0] == 1
         return cast(np.ndarray, features.input_features[0][valid].astype(np.float32))

@@ -24,7 +24,7 @@ from ser.weights.find import parse_models
 from .batches import batches
 from .config import ExtractionConfig
 from .corpora.detect import find_format
-from .corpora.scan import Scan, read_corpus
+from .corpora.scan import Scan, scan_corpus
 from .extractor import ResolvedFeature
 from .registry import split_names
 from .resolve import resolve
@@ -127,7 +127,7 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         raise next(iter(unavailable.values()))
 
     if scan is None:
-        scan = read_corpus(
+        scan = scan_corpus(
             config.corpus, config.format, config.corpus_name, config.text, config.limit
         )
 

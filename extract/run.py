@@ -24,6 +24,7 @@ from .config import ExtractionConfig
 from .pipeline import TaskResult, extract_task, run_tasks, time_task
 from .plan import ExtractionPlan, plan
 from .summary import Summary, group_warnings
+from .tasks import Utterance
 from .unusable import stop_at, stop_if_unusable
 from .worker import Worker
 
@@ -223,15 +224,17 @@ class ExtractionRun(ExitStack):
     def _estimate_modality(self, modality: Modality) -> float:
         """The seconds of one process for all tasks of a modality."""
         tasks = [task for task in self.tasks if task.modality == modality]
-        usable = [
-            utterance for task in tasks for utterance in task.utterances if not utterance.problem
-        ]
+        usable: list[Utterance] = []
+        for task in tasks:
+            usable += [utterance for utterance in task.utterances if not utterance.problem]
 
         # Of all lengths: a few for each thread, or for a GPU a few whole batches.
         groups = batches(usable, attrgetter("length"), self.worker.batch_limit)
         threads = 1 if self.worker.on_gpu else self.worker.config.threads
         step = max(1, len(groups) // (SAMPLES_PER_THREAD * threads))
-        sample = tuple(utterance for group in groups[step // 2 :: step] for utterance in group)
+        sample: list[Utterance] = []
+        for group in groups[step // 2 :: step]:
+            sample += group
         if not sample:
             return 0.0
 
@@ -240,7 +243,7 @@ class ExtractionRun(ExitStack):
             for feature in tasks[0].config.features
             if feature.spec.modality == modality
         )
-        timed = time_task(self.worker, replace(tasks[0], utterances=sample, specs=specs))
+        timed = time_task(self.worker, replace(tasks[0], utterances=tuple(sample), specs=specs))
         return sum(
             seconds * self.totals[stage] / len(sample) for stage, seconds in timed.seconds.items()
         )

@@ -31,6 +31,9 @@ def extract_utterance(
             raise result
         features.update(result)
 
-    of_features = [warning for rows in features.values() for warning in rows.warnings]
-    warnings += dict.fromkeys(of_features)
+    # Features that are computed together have the same ones.
+    of_features: dict[str, None] = {}
+    for rows in features.values():
+        of_features.update(dict.fromkeys(rows.warnings))
+    warnings += of_features
     return features

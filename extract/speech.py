@@ -40,13 +40,11 @@ from torch import Tensor, nn
 from ser.errors import UtteranceError, WrongUse
 from ser.weights.checkpoint import Checkpoint, Size
 
-from .audio import CHANNELS, RESAMPLER, Clip
+from .audio import CHANNELS, ENCODER_RATE, RESAMPLER, Clip
 from .batches import batches
 from .encoder import Encoder, Precision
 from .extractor import Extracted, Layer
 
-# Hz, of every encoder of these families.
-RATE = 16000
 # WavLM passes torch a boolean mask beside a float one, on purpose.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
 
@@ -79,7 +77,7 @@ class SpeechConfig:
     # Both in seconds.
     window: float = 60.0
     context: float = 5.0
-    sampling_rate: int = field(default=RATE, init=False)
+    sampling_rate: int = field(default=ENCODER_RATE, init=False)
     resampler: str = field(default=RESAMPLER, init=False)
     channels: str = field(default=CHANNELS, init=False)
 
@@ -158,10 +156,11 @@ class SpeechExtractor(Encoder):
                     f"{checkpoint.model} has no preprocessor_config.json to say whether waveforms "
                     "are normalised: ask for normalize=true or normalize=false"
                 )
-            rate = preprocessor.get("sampling_rate", RATE)
-            if rate != RATE:
+            rate = preprocessor.get("sampling_rate", ENCODER_RATE)
+            if rate != ENCODER_RATE:
                 raise WrongUse(
-                    f"{checkpoint.model} takes audio at {rate} Hz; only {RATE} Hz is supported"
+                    f"{checkpoint.model} takes audio at {rate} Hz; "
+                    f"only {ENCODER_RATE} Hz is supported"
                 )
         return config
 
@@ -172,8 +171,8 @@ class SpeechExtractor(Encoder):
         That is 320 samples: the class's own, or the product of the convolutions' strides.
         """
         if cls.frame_samples:
-            return cls.frame_samples / RATE
-        return math.prod(checkpoint.setting("conv_stride", list[Size])) / RATE
+            return cls.frame_samples / ENCODER_RATE
+        return math.prod(checkpoint.setting("conv_stride", list[Size])) / ENCODER_RATE
 
     def open(self) -> None:
         """Load the model, and let its norms and convolutions see each utterance's own frames."""
@@ -250,7 +249,7 @@ class SpeechExtractor(Encoder):
 
     def run(self, batch: Sequence[Clip]) -> list[Extracted]:
         """The frames of each clip, `[frames, dim]` of each spec, or their mean `[1, dim]`."""
-        waves = [clip.at(RATE) for clip in batch]
+        waves = [clip.at(ENCODER_RATE) for clip in batch]
 
         # With the number of their clip.
         pieces: list[tuple[int, Piece]] = []
@@ -275,15 +274,15 @@ class SpeechExtractor(Encoder):
     def cut(self, samples: np.ndarray) -> Iterator[Piece]:
         """One piece, or the overlapping windows of a long utterance."""
         inputs = self.prepare(samples)
-        inputs_per_second = self.frame_step * RATE / self.frame_samples
+        inputs_per_second = self.frame_step * ENCODER_RATE / self.frame_samples
         total = self.row_count(len(inputs))
-        window = int(self.config.window * RATE / self.frame_samples)
+        window = int(self.config.window * ENCODER_RATE / self.frame_samples)
         if total <= window:
             yield Piece(inputs, slice(0, total), len(inputs) / inputs_per_second)
             return
 
         # In frames, as `window`.
-        context = int(self.config.context * RATE / self.frame_samples)
+        context = int(self.config.context * ENCODER_RATE / self.frame_samples)
         for first in range(0, total - 2 * context, window - 2 * context):
             last = min(first + window, total)
             start = first * self.frame_step

@@ -10,8 +10,9 @@ from typing import cast
 
 import numpy as np
 
+from .audio import ENCODER_RATE
 from .filterbank import FilterbankExtractor
-from .speech import RATE, Piece
+from .speech import Piece
 
 
 class WhisperExtractor(FilterbankExtractor):
@@ -49,6 +50,6 @@ class WhisperExtractor(FilterbankExtractor):
         window_samples = self.features.n_samples
         for start in range(0, len(samples), window_samples):
             window = samples[start : start + window_samples]
-            features = self.features(window, sampling_rate=RATE, return_tensors="np")
+            features = self.features(window, sampling_rate=ENCODER_RATE, return_tensors="np")
             states = math.ceil(len(window) / self.frame_samples)
-            yield Piece(features.input_features[0], slice(0, states), window_samples / RATE)
+            yield Piece(features.input_features[0], slice(0, states), window_samples / ENCODER_RATE)

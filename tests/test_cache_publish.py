@@ -20,7 +20,7 @@ import pytest
 
 from ser.cache.backends import BACKENDS
 from ser.cache.feature import Feature
-from ser.cache.layout import Arrays, Files
+from ser.cache.layout import Arrays, FileContents
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
@@ -352,7 +352,7 @@ def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     store, feature, _, _ = sample_store(tmp_path / "s", "hdf5", count=4, dim=1000, dtype="float32")
     honest = BACKENDS["hdf5"]
 
-    def encode_without_last_block(arrays: Arrays) -> Files:
+    def encode_without_last_block(arrays: Arrays) -> FileContents:
         content = honest.encode(arrays)["data.h5"]
         return {"data.h5": content[:-2]}
 

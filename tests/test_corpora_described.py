@@ -18,7 +18,7 @@ import soundfile
 
 from ser.errors import CorpusError, WrongUse
 from ser.extract.corpora.counts import summary
-from ser.extract.corpora.scan import Scan, read_corpus
+from ser.extract.corpora.scan import Scan, scan_corpus
 from ser.tests.command_line import ser
 from ser.tests.shared_data import emodb
 from ser.train.data.dev_part import Cut
@@ -136,7 +136,7 @@ RELEASES = {
 def test_a_whole_release_has_its_published_counts(tmp_path: Path, format: str) -> None:
     release = RELEASES[format]
 
-    scan = read_corpus(tree(tmp_path / "release", *release.names()))
+    scan = scan_corpus(tree(tmp_path / "release", *release.names()))
 
     assert scan.format == format
     assert scan.manifest.corpus == format
@@ -187,7 +187,7 @@ def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
     ]
     write(tmp_path / "finishedResponses.csv", "\n".join(responses) + "\n")
 
-    scan = read_corpus(tmp_path)
+    scan = scan_corpus(tmp_path)
 
     assert scan.warnings == [
         "VideoDemographics.csv is not here, and nothing is taken from it",
@@ -198,7 +198,7 @@ def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
 
     people = "ActorID,Age,Sex,Race,Ethnicity\n1001,51,Male,,\n1002,21,Female,,\n"
     write(tmp_path / "VideoDemographics.csv", people)
-    assert read_corpus(tmp_path).manifest.column("gender") == ["M", "F"]
+    assert scan_corpus(tmp_path).manifest.column("gender") == ["M", "F"]
 
 
 def test_texts_in_any_encoding(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_texts_in_any_encoding(tmp_path: Path) -> None:
     english = "\ufeff0011_000351\tThe nine the eggs, I keep.\tAngry\r\n"
     write(tmp_path / "0011" / "0011.txt", english, "utf-16-le")
 
-    scan = read_corpus(tmp_path)
+    scan = scan_corpus(tmp_path)
 
     assert scan.format == "esd"
     assert scan.manifest.column("label") == ["neutral", "angry", "sad"]
@@ -241,7 +241,7 @@ def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
     write(tmp_path / "Transcripts" / "MSP-PODCAST_0001_0003.txt", 'So, "you" know.\n')
     tree(tmp_path, *(f"Audios/MSP-PODCAST_0001_{number:04d}.wav" for number in range(6)))
 
-    scan = read_corpus(tmp_path)
+    scan = scan_corpus(tmp_path)
 
     assert scan.format == "msp-podcast"
     assert len(scan.manifest) == 5
@@ -299,7 +299,7 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
         files_table[name].set(values)
     db["parts"] = audformat.Table(audformat.segmented_index(files[:1], ["0s"], ["1s"]))
     db.save(str(tmp_path), storage_format=storage)
-    scan = read_corpus(tmp_path)
+    scan = scan_corpus(tmp_path)
     assert (scan.format, scan.manifest.corpus, scan.problems) == ("audformat", "mine", [])
     assert scan.warnings == [
         "the table parts is not by file, or not here as CSV or Parquet: it is not read"
@@ -312,7 +312,7 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
     ]
     (tmp_path / "db.yaml").write_text("name: [\n")
     with pytest.raises(WrongUse, match=r"db\.yaml is not the header of an audformat database"):
-        read_corpus(tmp_path)
+        scan_corpus(tmp_path)
 
 
 MELD_HEADER = (
@@ -353,7 +353,7 @@ def meld(tmp_path: Path) -> Path:
 
 
 def test_dialogues_whose_clips_are_broken(meld: Path) -> None:
-    scan = read_corpus(meld)
+    scan = scan_corpus(meld)
 
     assert scan.manifest.corpus == "meld"
     missing = [problem.id for problem in scan.problems]
@@ -373,11 +373,11 @@ def test_dialogues_whose_clips_are_broken(meld: Path) -> None:
     (meld / "dev_sent_emo.csv").unlink()
     fault = r"has no dev_sent_emo\.csv, which lists the utterances of MELD"
     with pytest.raises(WrongUse, match=fault):
-        read_corpus(meld)
+        scan_corpus(meld)
 
 
 def test_dialogues_have_an_official_split(meld: Path) -> None:
-    utterances = apply_policy(get_policy("4class"), read_corpus(meld).manifest)
+    utterances = apply_policy(get_policy("4class"), scan_corpus(meld).manifest)
     with pytest.raises(WrongUse, match="use --protocol official"):
         make_folds("session-out", utterances)
 
@@ -402,7 +402,7 @@ def test_dialogues_whose_clips_are_still_videos(meld: Path) -> None:
     (meld / "dev_splits_complete").symlink_to(meld.with_suffix(".disk"))
     (meld / "train_splits" / "dia125_utt3.wav").write_bytes(video)
 
-    first, *others = read_corpus(meld).problems
+    first, *others = scan_corpus(meld).problems
 
     assert first.reason.startswith("no file here can be decoded as it is: convert them with `find ")
     assert "convert it with `ffmpeg -i dia0_utt0.mp4 -vn dia0_utt0.wav`" in others[0].reason
@@ -413,7 +413,7 @@ def test_dialogues_whose_clips_are_still_videos(meld: Path) -> None:
     (meld / "bin" / "ffmpeg").chmod(0o755)
     path = f"PATH={meld}/bin:{os.environ['PATH']}"
     subprocess.run(["env", path, "sh", "-c", first.reason.split("`")[1]], check=True)
-    assert [problem.id for problem in read_corpus(meld).problems] == ["dev/dia110_utt7"]
+    assert [problem.id for problem in scan_corpus(meld).problems] == ["dev/dia110_utt7"]
 
 
 def test_emodb_is_read_as_ever(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_emodb_is_read_as_ever(tmp_path: Path) -> None:
     tree(tmp_path, "wav/16b10Lb.wav", "wav/03a01Fa.wav", "wav/03a99Fa.wav")
     (tmp_path / "wav" / "._03a01Fa.wav").write_bytes(b"Mac OS X")
 
-    scan = read_corpus(tmp_path)
+    scan = scan_corpus(tmp_path)
 
     assert scan.format == "emodb"
     assert scan.manifest.ids == ["03a01Fa", "16b10Lb"]
@@ -452,7 +452,7 @@ label = "{emotion}"
 
 
 def test_the_real_emodb_is_read_as_ever() -> None:
-    scan = read_corpus(emodb()[0].parent)
+    scan = scan_corpus(emodb()[0].parent)
 
     digest = "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
     assert scan.manifest.digest == digest
@@ -472,7 +472,7 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
     assert "joy 1 · rage 1" in shown.output
     assert "4class 1" in shown.output
 
-    scan = read_corpus(corpus, str(layout))
+    scan = scan_corpus(corpus, str(layout))
     assert scan.manifest.corpus == "mine"
     assert scan.manifest.column("speaker") == ["anna", "bob"]
     policy = get_policy("all", scan.manifest.column("label"))
@@ -480,9 +480,9 @@ def test_a_layout_of_ones_own(tmp_path: Path) -> None:
 
     # Of 992 characters.
     write(layout, MINE.replace("[a-z]+", f"(?:[a-z]+|{'a' * 945})", 1))
-    assert read_corpus(corpus, str(layout)).problems == []
+    assert scan_corpus(corpus, str(layout)).problems == []
     (corpus / "sub" / "loop").symlink_to(corpus)
-    assert read_corpus(corpus, str(layout)).manifest.ids == scan.manifest.ids
+    assert scan_corpus(corpus, str(layout)).manifest.ids == scan.manifest.ids
 
 
 def test_votes_of_a_layout_of_ones_own(tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_votes_of_a_layout_of_ones_own(tmp_path: Path) -> None:
     write(layout, MINE + "text = '{votes}'\n" + votes + maps)
     write(corpus / "said.csv", "of,said\nanna-joy-1,1\nanna-joy-1,7\n")
 
-    scan = read_corpus(corpus, str(layout))
+    scan = scan_corpus(corpus, str(layout))
 
     assert scan.manifest.column("votes") == [[["joy"], ["other"]], None]
     # As for a field that no pattern has.
@@ -547,5 +547,5 @@ def test_a_wrong_description_is_one_sentence(tmp_path: Path, old: str, new: str,
     assert old in MINE
     write(tmp_path / "mine.toml", MINE.replace(old, new))
     with pytest.raises((WrongUse, CorpusError)) as caught:
-        read_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
+        scan_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
     assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -18,10 +18,10 @@ import soundfile
 from ser.corpus.labels import IEMOCAP as KNOWN
 from ser.corpus.manifest import Manifest
 from ser.errors import WrongUse
-from ser.extract.corpora.counts import compare, count_all, summary
+from ser.extract.corpora.counts import compare_counts, count_all, summary
 from ser.extract.corpora.demo import demo_vocabulary, dialogues, write_demo
 from ser.extract.corpora.iemocap import DEMO_MARKER
-from ser.extract.corpora.scan import Scan, read_corpus
+from ser.extract.corpora.scan import Scan, scan_corpus
 
 HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
 
@@ -120,7 +120,7 @@ def rows(scan: Scan) -> dict[str, dict]:
 
 
 def test_every_utterance_and_nothing_else(release: Path) -> None:
-    scan = read_corpus(release)
+    scan = scan_corpus(release)
 
     assert scan.problems == []
     assert scan.format == "iemocap"
@@ -136,7 +136,7 @@ def test_every_utterance_and_nothing_else(release: Path) -> None:
 
 
 def test_a_row_is_what_the_release_says(release: Path) -> None:
-    row = rows(read_corpus(release))["Ses01F_impro01_M000"]
+    row = rows(scan_corpus(release))["Ses01F_impro01_M000"]
 
     assert row["speaker"] == "Ses01M"
     assert row["gender"] == "M"
@@ -157,7 +157,7 @@ AUDIO = "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
 
 
 def test_votes_are_of_external_raters_with_all_their_categories(release: Path) -> None:
-    by_id = rows(read_corpus(release))
+    by_id = rows(scan_corpus(release))
 
     assert by_id["Ses01F_impro01_M000"]["votes"] == [["fru"], ["fru", "ang"], ["ang", "fru"]]
     assert by_id["Ses01F_impro01_F002"]["votes"] == [["hap"], ["hap", "exc"], ["oth"]]
@@ -165,7 +165,7 @@ def test_votes_are_of_external_raters_with_all_their_categories(release: Path) -
 
 def test_turns_are_by_start_end_and_id(release: Path) -> None:
     turns = []
-    for id_, row in rows(read_corpus(release)).items():
+    for id_, row in rows(scan_corpus(release)).items():
         if "Ses01F_impro01" in id_:
             turns.append((row["turn"], id_[-4:]))
 
@@ -174,7 +174,7 @@ def test_turns_are_by_start_end_and_id(release: Path) -> None:
 
 def test_a_text_is_what_the_transcription_says(release: Path) -> None:
     texts = {}
-    for id_, row in rows(read_corpus(release)).items():
+    for id_, row in rows(scan_corpus(release)).items():
         if id_[4] in "15":
             texts[id_] = row["text"]
 
@@ -253,7 +253,7 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_whatever_is_wrong_is_named(release: Path, kind: str) -> None:
     damage = DAMAGES[kind]
-    whole = rows(read_corpus(release))
+    whole = rows(scan_corpus(release))
     path = release / damage.file
     if damage.replaced is None:
         path.unlink()
@@ -261,7 +261,7 @@ def test_whatever_is_wrong_is_named(release: Path, kind: str) -> None:
         pattern, replacement = damage.replaced
         path.write_text(re.sub(pattern, replacement, path.read_text("latin-1")), "latin-1")
 
-    scan = read_corpus(release)
+    scan = scan_corpus(release)
 
     assert [problem.id for problem in scan.problems] == list(damage.problems)
     for problem in scan.problems:
@@ -285,7 +285,7 @@ def test_whatever_is_wrong_is_named(release: Path, kind: str) -> None:
 def test_a_missing_session_is_named(release: Path) -> None:
     (release / "Session3").rename(release / "elsewhere")
 
-    scan = read_corpus(release)
+    scan = scan_corpus(release)
 
     [problem] = scan.problems
     assert str(problem) == "Session3: Session3 is missing from this copy of the corpus"
@@ -295,14 +295,14 @@ def test_a_missing_session_is_named(release: Path) -> None:
 
 def test_what_is_not_a_release_is_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match=f"give {release}$"):
-        read_corpus(release.parent)
+        scan_corpus(release.parent)
 
     fault = "read as iemocap; first problem: Session1: Session1 is missing"
     with pytest.raises(WrongUse, match=fault):
-        read_corpus(tmp_path, format="iemocap")
+        scan_corpus(tmp_path, format="iemocap")
 
     (release / "ser-demo.json").write_text("{")
-    assert read_corpus(release).manifest.synthetic
+    assert scan_corpus(release).manifest.synthetic
 
 
 # Published counts
@@ -409,7 +409,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_each_difference_is_named(kind: str) -> None:
     changes, sentences = DIFFERENCES[kind]
 
-    assert compare({**KNOWN, **changes}) == sentences
+    assert compare_counts({**KNOWN, **changes}) == sentences
 
 
 # The demo corpus, in the same layout
@@ -428,7 +428,7 @@ def digests(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def scan(demo_corpus: Path) -> Scan:
-    return read_corpus(demo_corpus)
+    return scan_corpus(demo_corpus)
 
 
 def test_the_demo_is_the_same_bytes_each_time(

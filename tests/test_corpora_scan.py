@@ -19,7 +19,7 @@ from ser.errors import CorpusError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.counts import summary
 from ser.extract.corpora.measure import probe
-from ser.extract.corpora.scan import read_corpus
+from ser.extract.corpora.scan import scan_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.tests.command_line import printed, ser
 
@@ -130,7 +130,7 @@ def test_ids_and_audio_paths_of_a_table_that_cannot_be_are_refused(folder: Path,
     (inside / "linked").symlink_to(folder)
     lines = ["id,audio", "good,a.wav", "n\u00e9e,a.wav", f"{id_},{audio}"]
 
-    scan = read_corpus(table(inside, *lines))
+    scan = scan_corpus(table(inside, *lines))
 
     assert scan.manifest.ids == ["good", "n\u00e9e"]
     [problem] = scan.problems
@@ -147,13 +147,13 @@ def test_a_linked_corpus_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "emodb")
 
     for folder in ("emodb", "link"):
-        scan = read_corpus(tmp_path / folder)
+        scan = scan_corpus(tmp_path / folder)
         assert scan.manifest.ids == ["03a01Fa", "03a02Fa"]
         assert scan.problems == []
 
     table(tmp_path / "disk", "audio", "03a01Fa.wav", "03a02Fa.wav")
     (tmp_path / "linked").symlink_to(tmp_path / "disk")
-    assert read_corpus(tmp_path / "linked" / "corpus.csv").problems == []
+    assert scan_corpus(tmp_path / "linked" / "corpus.csv").problems == []
 
     printed("features", tmp_path / "link", "--features", "logmel", "--store", tmp_path / "store")
 
@@ -183,7 +183,7 @@ def test_video_and_coded_audio_come_with_the_line_that_converts_them(
     (tmp_path / "a b.mp4").write_bytes(content)
     (tmp_path / "c.wav").write_bytes(content)
 
-    scan = read_corpus(table(tmp_path, "audio", "good.wav", "a b.mp4", "c.wav"))
+    scan = scan_corpus(table(tmp_path, "audio", "good.wav", "a b.mp4", "c.wav"))
 
     commands = [problem.reason.partition("`")[2] for problem in scan.problems]
     assert commands == [
@@ -244,7 +244,7 @@ def test_what_is_no_corpus_is_refused_in_one_sentence(folder: Path, kind: str) -
         (folder / name).write_bytes(content)
 
     with pytest.raises((WrongUse, CorpusError)) as caught:
-        read_corpus(folder / path, format_)
+        scan_corpus(folder / path, format_)
 
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -252,14 +252,14 @@ def test_what_is_no_corpus_is_refused_in_one_sentence(folder: Path, kind: str) -
 
 def test_names_of_corpora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = table(folder, "audio", "a.wav", name="my corpus.csv")
-    assert read_corpus(path).manifest.corpus == "my-corpus"
-    assert read_corpus(path, name="mine").manifest.corpus == "mine"
+    assert scan_corpus(path).manifest.corpus == "my-corpus"
+    assert scan_corpus(path, name="mine").manifest.corpus == "mine"
 
     # A wrong name is refused before any file is read.
     monkeypatch.setattr("ser.extract.corpora.measure.probe", None)
     for name in ("../x", "", ".hidden", "a/b", "a\0", "x" * 80):
         with pytest.raises(WrongUse, match="cannot be called"):
-            read_corpus(path, name=name)
+            scan_corpus(path, name=name)
 
     store = folder / "store"
     options = ["--features", "logmel", "--corpus-name", "x" * 80, "--store", store]
@@ -271,14 +271,14 @@ def test_names_of_corpora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_limit_keeps_the_first(folder: Path) -> None:
     path = table(folder, "audio", "a.wav", "b.wav", "c.wav", "gone.wav")
 
-    scan = read_corpus(path, limit=2)
+    scan = scan_corpus(path, limit=2)
 
     assert scan.manifest.ids == ["a", "b"]
     assert scan.problems == []
-    assert scan.manifest.digest == read_corpus(path, limit=2).manifest.digest
-    assert scan.manifest.digest != read_corpus(path).manifest.digest
+    assert scan.manifest.digest == scan_corpus(path, limit=2).manifest.digest
+    assert scan.manifest.digest != scan_corpus(path).manifest.digest
     with pytest.raises(WrongUse, match="leaves no utterance"):
-        read_corpus(path, limit=0)
+        scan_corpus(path, limit=0)
 
 
 def test_other_transcripts_are_another_corpus(folder: Path) -> None:
@@ -287,8 +287,8 @@ def test_other_transcripts_are_another_corpus(folder: Path) -> None:
     lines = [json.dumps({"id": id_, "text": text}) for id_, text in heard]
     asr = table(folder, *lines, name="asr.jsonl")
 
-    plain = read_corpus(path).manifest
-    scan = read_corpus(path, text=asr)
+    plain = scan_corpus(path).manifest
+    scan = scan_corpus(path, text=asr)
 
     other = scan.manifest
     assert other.corpus == "corpus-asr"
@@ -303,7 +303,7 @@ def test_other_transcripts_are_another_corpus(folder: Path) -> None:
         "no transcript of this utterance",
     ]
     assert list(scan.unusable("text")) == ["c"]
-    assert read_corpus(path, text=asr, name="named").manifest.corpus == "named"
+    assert scan_corpus(path, text=asr, name="named").manifest.corpus == "named"
 
 
 def test_other_transcripts_that_cannot_be_read_are_refused(
@@ -311,22 +311,22 @@ def test_other_transcripts_that_cannot_be_read_are_refused(
 ) -> None:
     path = table(folder, "audio,text", "a.wav,one", "b.wav,two", "c.wav,three")
     with pytest.raises(WrongUse, match="is not a file"):
-        read_corpus(path, text=folder / "gone.csv")
+        scan_corpus(path, text=folder / "gone.csv")
 
     nameless = table(folder, "name,words", "a,hello", name="asr.csv")
     with pytest.raises(WrongUse, match="has no id column"):
-        read_corpus(path, text=nameless)
+        scan_corpus(path, text=nameless)
 
     # A name is refused before any audio is read.
     monkeypatch.setattr("ser.extract.corpora.measure.probe", None)
     long_name = table(folder, "id,text", "a,hello", name=f"{'a' * 64}.csv")
     with pytest.raises(WrongUse, match=r"cannot be called 'corpus-a{64}'"):
-        read_corpus(path, text=long_name)
+        scan_corpus(path, text=long_name)
 
 
 def test_summary_is_json_with_the_contract_keys(folder: Path) -> None:
     lines = ["a.wav,F,1,exc", "b.wav,M,1,neu", "c.wav,F,2,xxx", "d.wav,F,2,fru"]
-    scan = read_corpus(table(folder, "file,gender,session,emotion", *lines))
+    scan = scan_corpus(table(folder, "file,gender,session,emotion", *lines))
 
     told = json.loads(json.dumps(summary(scan)))
 
@@ -391,7 +391,7 @@ def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
     path = folder / f"t.{suffix}"
     write_row(path, kind, FULL)
 
-    scan = read_corpus(path)
+    scan = scan_corpus(path)
 
     assert scan.problems == []
     [row] = scan.manifest.table.to_pylist()
@@ -403,7 +403,7 @@ def test_other_toolkits_columns(folder: Path) -> None:
     write(folder / "wav" / "a.wav")
     lines = ["file,speaker,gender,emotion", "./wav/a.wav,s1,w,anger", "b.wav,s2,male,neutral"]
 
-    scan = read_corpus(table(folder, *lines))
+    scan = scan_corpus(table(folder, *lines))
 
     assert scan.problems == []
     first, second = scan.manifest.table.to_pylist()
@@ -419,7 +419,7 @@ def test_other_toolkits_columns(folder: Path) -> None:
 def test_emoboxs_columns(folder: Path) -> None:
     line = '{"key": "k-1", "wav": "a.wav", "length": 99.0, "emo": "ang"}'
 
-    scan = read_corpus(table(folder, line, name="emobox.jsonl"))
+    scan = scan_corpus(table(folder, line, name="emobox.jsonl"))
 
     [row] = scan.manifest.table.to_pylist()
     assert row["id"] == "k-1"
@@ -437,7 +437,7 @@ def test_turns_follow_the_file_and_odd_line_ends_stay_in_a_row(folder: Path) -> 
         "3,c.wav,x,",
     ]
 
-    manifest = read_corpus(table(folder, *lines)).manifest
+    manifest = scan_corpus(table(folder, *lines)).manifest
 
     assert manifest.column("turn") == [0, 0, 1]
     assert manifest.column("text") == ["one\u2028two\x85three", None, None]
@@ -459,7 +459,7 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
         "h,c.wav,last,0,1,",
     ]
 
-    scan = read_corpus(table(folder, *lines))
+    scan = scan_corpus(table(folder, *lines))
 
     assert scan.manifest.ids == ["a", "h"]
     assert [problem.reason for problem in scan.problems] == [
@@ -478,38 +478,38 @@ def test_two_columns_for_one_thing_and_bytes_for_text_are_refused(folder: Path) 
         with pytest.raises(
             CorpusError, match=r"t\.csv .*: two columns stand for the (audio|text) \(.*, .*\): keep"
         ):
-            read_corpus(table(folder, *lines, name="t.csv"))
+            scan_corpus(table(folder, *lines, name="t.csv"))
     twice = table(folder, "audio,note,note", "a.wav,one,two")
-    assert len(read_corpus(twice).manifest) == 1, "what is not read may stand there twice"
+    assert len(scan_corpus(twice).manifest) == 1, "what is not read may stand there twice"
     lines = ('{"audio": "a.wav", "emo": "x", "label": "y"}', '{"audio": "b.wav"}')
-    [problem] = read_corpus(table(folder, *lines, name="t.jsonl")).problems
+    [problem] = scan_corpus(table(folder, *lines, name="t.jsonl")).problems
     assert problem.reason.startswith("line 1: two columns stand for the label (emo, label)")
     columns = pa.table({"audio": ["a.wav"], "label": [b"\xff"]})
     pq.write_table(columns, folder / "t.parquet")
     with pytest.raises(WrongUse, match=r"row 1: the label b'\\xff' is not valid Unicode"):
-        read_corpus(folder / "t.parquet")
+        scan_corpus(folder / "t.parquet")
     pq.write_table(columns.append_column("file", [["b.wav"]]), folder / "t.parquet")
     with pytest.raises(CorpusError, match="two columns stand for the audio"):
-        read_corpus(folder / "t.parquet")
+        scan_corpus(folder / "t.parquet")
 
 
 def test_two_columns_for_one_thing_are_refused(folder: Path) -> None:
     fault = r"t\.csv .*: two columns stand for the (audio|text) \(.*, .*\): keep"
     for lines in (["file,audio", "a.wav,b.wav"], ["audio,text,text ", "a.wav,one,two"]):
         with pytest.raises(CorpusError, match=fault):
-            read_corpus(table(folder, *lines, name="t.csv"))
+            scan_corpus(table(folder, *lines, name="t.csv"))
 
     twice = table(folder, "audio,note,note", "a.wav,one,two")
-    assert len(read_corpus(twice).manifest) == 1, "what is not read may stand there twice"
+    assert len(scan_corpus(twice).manifest) == 1, "what is not read may stand there twice"
 
     lines = ['{"audio": "a.wav", "emo": "x", "label": "y"}', '{"audio": "b.wav"}']
-    [problem] = read_corpus(table(folder, *lines, name="t.jsonl")).problems
+    [problem] = scan_corpus(table(folder, *lines, name="t.jsonl")).problems
     assert problem.reason.startswith("line 1: two columns stand for the label (emo, label)")
 
     columns = pa.table({"audio": ["a.wav"], "label": [b"\xff"], "file": ["b.wav"]})
     pq.write_table(columns, folder / "t.parquet")
     with pytest.raises(CorpusError, match="two columns stand for the audio"):
-        read_corpus(folder / "t.parquet")
+        scan_corpus(folder / "t.parquet")
 
 
 def test_bytes_for_text_are_refused(folder: Path) -> None:
@@ -517,7 +517,7 @@ def test_bytes_for_text_are_refused(folder: Path) -> None:
     pq.write_table(columns, folder / "t.parquet")
 
     with pytest.raises(WrongUse, match=r"row 1: the label b'\\xff' is not valid Unicode"):
-        read_corpus(folder / "t.parquet")
+        scan_corpus(folder / "t.parquet")
 
 
 def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
@@ -547,7 +547,7 @@ def test_bad_json_lines(folder: Path) -> None:
     path = folder / "t.jsonl"
     path.write_text("\n".join(lines))
 
-    scan = read_corpus(path)
+    scan = scan_corpus(path)
 
     assert scan.manifest.ids == ["a"]
     assert [problem.reason for problem in scan.problems] == [

@@ -11,7 +11,8 @@ import msgspec
 from ser.disk.read import read_named
 from ser.errors import WeightsError
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]  # of layers, values or tokens
+# Of layers, values or tokens.
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 # In config.json: these weights were never trained.
 RANDOM_MARK = "ser_random_weights"
@@ -65,7 +66,8 @@ class Checkpoint:
 
         try:
             return msgspec.convert(self.config[name], kind)
-        except (msgspec.ValidationError, UnicodeEncodeError) as fault:  # of half a surrogate pair
+        except (msgspec.ValidationError, UnicodeEncodeError) as fault:
+            # Of half a surrogate pair.
             raise WeightsError(f"{path}: {name} is wrong ({fault}); copy it again") from None
 
     @property

@@ -16,7 +16,7 @@ from ser.errors import WrongUse
 from .checkpoint import RANDOM_MARK
 
 # Of every architecture of the demo.
-SMALL = {
+SHARED_SIZES = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -27,13 +27,13 @@ SMALL = {
 # the real ones: 20 ms frames from 25 ms of samples.
 SIZES: dict[str, dict[str, Any]] = {
     "hubert": {
-        **SMALL,
+        **SHARED_SIZES,
         "conv_dim": [32, 32, 32, 32, 32, 32, 32],
         "num_conv_pos_embeddings": 32,
         "num_conv_pos_embedding_groups": 4,
     },
-    "bert": SMALL,
-    "mpnet": {**SMALL, "max_position_embeddings": 514},
+    "bert": SHARED_SIZES,
+    "mpnet": {**SHARED_SIZES, "max_position_embeddings": 514},
 }
 
 # The special tokens of the text encoders that get a tokenizer, in the order of their numbers.

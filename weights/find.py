@@ -89,7 +89,8 @@ def find_folder(name: str, weights: Sequence[str], remedy: str) -> Path:
             f"{name}: no such folder, and it is not a Hugging Face id either; "
             f"copy the model's folder here, {remedy}"
         ) from error
-    except Exception as error:  # the Hub's client raises its own, requests', httpx' and OS errors
+    except Exception as error:
+        # The Hub's client raises its own, requests', httpx' and OS errors.
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE is set"
         else:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ser.errors import SerError
 
-TORCHAUDIO = "torchaudio:"  # in front of a bundle's name: "torchaudio:HUBERT_BASE"
+# In front of a bundle's name: "torchaudio:HUBERT_BASE".
+TORCHAUDIO = "torchaudio:"
 
 
 def main(folder: Path, source: str) -> None:

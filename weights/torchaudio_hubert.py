@@ -46,7 +46,8 @@ def open_bundle(name: str, folder: Path) -> dict[str, Any]:
     """
     try:
         import torchaudio
-    except (ImportError, OSError) as fault:  # OSError: a torchaudio built for another torch
+    except (ImportError, OSError) as fault:
+        # OSError: a torchaudio built for another torch.
         kind = type(fault).__name__
         raise SerError(
             f"torchaudio cannot be imported here ({kind}): pip install 'ser-fusion[torchaudio]'"
@@ -76,7 +77,8 @@ def torchaudio_names(state: Mapping[str, Any]) -> dict[str, Any]:
     for name, tensor in state.items():
         for part, replacement in NAME_IN_TRANSFORMERS.items():
             name = name.replace(part, replacement, 1)
-        if not name.startswith("aux."):  # the head of an ASR bundle
+        if not name.startswith("aux."):
+            # The head of an ASR bundle.
             renamed[name] = tensor
     return renamed
 

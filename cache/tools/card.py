@@ -15,10 +15,14 @@ from .published import Published, PublishedPart, feature_folder
 MARK = b"<!-- written by `ser cache push`"
 
 # The Hub's names of sizes, and the utterances below which each counts.
-SIZES = {"n<1K": 1e3, "1K<n<10K": 1e4, "10K<n<100K": 1e5, "100K<n<1M": 1e6}
+HUB_SIZES = {"n<1K": 1e3, "1K<n<10K": 1e4, "10K<n<100K": 1e5, "100K<n<1M": 1e6}
 
 # What to install to read from each kind of URL.
-PACKAGES = {"s3": "'ser-fusion[cloud]'", "gs": "ser-fusion gcsfs", "sftp": "ser-fusion paramiko"}
+PACKAGES_BY_SCHEME = {
+    "s3": "'ser-fusion[cloud]'",
+    "gs": "ser-fusion gcsfs",
+    "sftp": "ser-fusion paramiko",
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,11 @@ class Example:
 
 
 def write_card(
-    there: bytes | None, published: Published, manifests: Sequence[Manifest], url: str
+    existing: bytes | None, published: Published, manifests: Sequence[Manifest], url: str
 ) -> bytes:
-    """The card of what is published; the one that is there, if a person has rewritten it."""
-    if there is not None and MARK not in there:
-        return there
+    """The card of what is published; the `existing` one, if a person has rewritten that."""
+    if existing is not None and MARK not in existing:
+        return existing
 
     import jinja2
 
@@ -94,7 +98,7 @@ def write_card(
         url=url,
         kind=kind,
         digest=url.split("@")[-1],
-        packages=PACKAGES.get(kind, "ser-fusion"),
+        packages=PACKAGES_BY_SCHEME.get(kind, "ser-fusion"),
         size=_size_category(manifests),
         manifests=manifests,
         hours={manifest.corpus: _hours(manifest) for manifest in manifests},
@@ -122,7 +126,7 @@ def _features_of_card(published: Published) -> list[FeatureOfCard]:
 
 def _size_category(manifests: Sequence[Manifest]) -> str:
     utterances = sum(len(manifest) for manifest in manifests)
-    for name, limit in SIZES.items():
+    for name, limit in HUB_SIZES.items():
         if utterances < limit:
             return name
     return "n>1M"

@@ -29,7 +29,7 @@ from ser.errors import SerError, StoreError, WrongUse, unknown
 OpenFile = AbstractContextManager[Mapping[str, Any]]
 
 # Each a numpy array, or a `StoredArray`.
-Arrays = dict[str, Any]
+ForeignArrays = dict[str, Any]
 
 # Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing
 # chunks.
@@ -67,7 +67,7 @@ class StoredArray:
             return np.concatenate(pieces, dtype=self.dtype)
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path) -> ForeignArrays:
     """Every array in a file, by name.
 
     They are `values`, `offsets`, `ids` and extras, or one array per utterance id. An .npy file and
@@ -111,12 +111,12 @@ def check_size(path: Path, size: int) -> None:
         raise StoreError(f"{path}: {claim}")
 
 
-def leave_values_in_file(path: Path, open_file: Callable[[], OpenFile]) -> Arrays:
+def leave_values_in_file(path: Path, open_file: Callable[[], OpenFile]) -> ForeignArrays:
     """All arrays of a file; the values, or the one of each utterance, stay there until indexed."""
     with open_file() as arrays:
         stay_there = {"values"} if "values" in arrays else set(arrays)
 
-        result = Arrays()
+        result = ForeignArrays()
         for name, array in arrays.items():
             dtype = np.dtype(array.dtype)
             if name in stay_there and array.shape:
@@ -136,7 +136,7 @@ def count_chunks(array: Any) -> int:
     return math.prod(along_axes)
 
 
-def read_npy(path: Path) -> Arrays:
+def read_npy(path: Path) -> ForeignArrays:
     """An .npy file: its one array is `values`."""
 
     def open_file() -> OpenFile:
@@ -147,7 +147,7 @@ def read_npy(path: Path) -> Arrays:
     return leave_values_in_file(path, open_file)
 
 
-def read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> ForeignArrays:
     """An .npz archive, read at once."""
     with np.load(path, allow_pickle=False) as archive:
         check_size(path, sum(member.file_size for member in archive.zip.infolist()))
@@ -158,11 +158,11 @@ def read_npz(path: Path) -> Arrays:
     return leave_values_in_file(path, lambda: contextlib.nullcontext(arrays))
 
 
-def read_hdf5(path: Path) -> Arrays:
+def read_hdf5(path: Path) -> ForeignArrays:
     """An HDF5 file: datasets in its root, texts among them."""
     import h5py
 
-    texts: Arrays = {}
+    texts: ForeignArrays = {}
     with h5py.File(path, "r") as file:
         for name in file:
             fault = foreign_hdf5(file, name)
@@ -194,7 +194,7 @@ def index_of(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def read_safetensors(path: Path) -> Arrays:
+def read_safetensors(path: Path) -> ForeignArrays:
     """A safetensors file, with ids from the index beside it."""
     from safetensors import safe_open
 
@@ -223,7 +223,7 @@ class TensorSlice:
         return self.tensor[rows]
 
 
-def read_csv(path: Path) -> Arrays:
+def read_csv(path: Path) -> ForeignArrays:
     """A CSV or TSV of numbers, read at once; a first column called id holds the ids."""
     import pyarrow.csv as csv
 
@@ -237,7 +237,7 @@ def read_csv(path: Path) -> Arrays:
         nameless = csv.ReadOptions(autogenerate_column_names=True)
         table = csv.read_csv(pa.BufferReader(content), nameless, layout, kinds)
 
-    arrays: Arrays = {}
+    arrays: ForeignArrays = {}
     if table.column_names[0].lower() == "id":
         arrays["ids"] = np.array(table.column(0).to_pylist(), str)
         table = table.remove_column(0)
@@ -261,7 +261,7 @@ def _are_numbers(texts: list[str]) -> bool:
     return True
 
 
-def read_zarr(path: Path) -> Arrays:
+def read_zarr(path: Path) -> ForeignArrays:
     """A Zarr 3 group with its arrays; ids are an attribute of the group."""
     import zarr
 
@@ -271,7 +271,7 @@ def read_zarr(path: Path) -> Arrays:
 
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
 
-    stored: Arrays = {}
+    stored: ForeignArrays = {}
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         array = zarr.open_array(folder, mode="r", zarr_format=3)
         _check_zarr_array(folder, array)
@@ -300,7 +300,7 @@ def _check_zarr_array(folder: Path, array: Any) -> None:
         raise StoreError(f"{folder}: {fault}")
 
 
-READERS: dict[str, Callable[[Path], Arrays]] = {
+READERS: dict[str, Callable[[Path], ForeignArrays]] = {
     ".npy": read_npy,
     ".npz": read_npz,
     ".h5": read_hdf5,

@@ -22,10 +22,10 @@ from ser.disk.read import read_named
 from ser.disk.records import canonical_json
 from ser.errors import StoreError, WrongUse
 
-from .foreign import Arrays, StoredArray, read_arrays
+from .foreign import ForeignArrays, StoredArray, read_arrays
 from .in_memory import utterances_in_memory
 
-# Arrays of a feature file that are no extras of its rows.
+# ForeignArrays of a feature file that are no extras of its rows.
 NO_EXTRAS = {"values", "offsets", "ids", "about"}
 
 
@@ -134,7 +134,7 @@ def _spec_of_import(
 
 
 def _arrange(
-    path: Path, arrays: Arrays, manifest: Manifest, ids: Sequence[str] | None
+    path: Path, arrays: ForeignArrays, manifest: Manifest, ids: Sequence[str] | None
 ) -> tuple[Packed, bool]:
     """The file's rows, with `values` that are read when indexed, and whether ids name them."""
     if "values" not in arrays:
@@ -145,7 +145,7 @@ def _arrange(
     values = _check_values(path, arrays["values"])
     offsets = _check_offsets(path, arrays.get("offsets"), values.shape[0])
     names = list(manifest.ids if ids is None else ids)
-    _check_ids(path, names, offsets, manifest, given=ids is not None)
+    _check_ids(path, names, offsets, manifest, named=ids is not None)
 
     extras = {}
     for name, array in arrays.items():
@@ -157,8 +157,8 @@ def _arrange(
 
 
 def _join_arrays_of_utterances(
-    path: Path, arrays: Arrays, ids: Sequence[str] | None
-) -> tuple[list[str], Arrays]:
+    path: Path, arrays: ForeignArrays, ids: Sequence[str] | None
+) -> tuple[list[str], ForeignArrays]:
     """The ids and the joined values of a file with one array per utterance, named by its id."""
     if not arrays:
         raise StoreError(f"{path}: holds no arrays")
@@ -211,10 +211,13 @@ def _check_offsets(path: Path, offsets: Any, rows: int) -> Any:
     return offsets
 
 
-def _check_ids(path: Path, names: list[str], offsets: Any, manifest: Manifest, given: bool) -> None:
-    """Raise `StoreError` unless each id names one utterance of the manifest, with its rows."""
+def _check_ids(path: Path, names: list[str], offsets: Any, manifest: Manifest, named: bool) -> None:
+    """Raise `StoreError` unless each id names one utterance of the manifest, with its rows.
+
+    `named`: the ids stand in a file, and are not those of the manifest in its order.
+    """
     if len(names) != len(offsets) - 1:
-        order = "ids" if given else "utterances in the manifest; give ids with --ids"
+        order = "ids" if named else "utterances in the manifest; give ids with --ids"
         raise StoreError(f"{path}: has {len(offsets) - 1} rows for {len(names)} {order}")
 
     for id_, times in Counter(names).items():

@@ -30,13 +30,13 @@ from .remote import Remote, explained
 from .verify import check_part
 
 # Called with the bytes of each file that is done.
-OnProgress = Callable[[int], Any]
+OnBytes = Callable[[int], Any]
 
 
 class Pull:
     """Copy what is published at a URL into a store, or at `URL@DIGEST` just that; `run` does it.
 
-    `parts` are those still to fetch by their folders, `there` is how many the store has already,
+    `parts` are those still to fetch by their folders, `already_there` how many the store has,
     and `bytes` what is to be fetched. Raises `WrongUse` if nothing is published there, and
     `CorruptStore` for what its digest does not name.
     """
@@ -76,7 +76,7 @@ class Pull:
         self.parts = {
             folder: part for folder, part in wanted.items() if not (path / folder).exists()
         }
-        self.there = len(wanted) - len(self.parts)
+        self.already_there = len(wanted) - len(self.parts)
         self.bytes = sum(part.bytes for part in self.parts.values())
 
         for folder in sorted(wanted.keys() - self.parts.keys()):
@@ -113,7 +113,7 @@ class Pull:
             fault = f"{folder} is another part here than that of {pinned_url}"
             raise WrongUse(f"{self._path}: {fault}; name a new folder with --store")
 
-    def run(self, on_progress: OnProgress = lambda _: None) -> str:
+    def run(self, on_progress: OnBytes = lambda _: None) -> str:
         """Pull what is missing: parts, each checked down to its last byte, then the manifests.
 
         Returns the URL with the root digest. The manifest of a corpus that is new here comes first,
@@ -145,7 +145,7 @@ class Pull:
             remedy = "free some space, or name another --store"
             raise StoreError(f"{self._path}: no room to pull this: {sizes}; {remedy}")
 
-    def _fetch(self, store: Store, on_progress: OnProgress, path: str) -> None:
+    def _fetch(self, store: Store, on_progress: OnBytes, path: str) -> None:
         """Copy a part into a workspace, check it against its feature, and give it its name."""
         expected = self.parts[path]
         spec = self._specs[feature_folder(path)]

@@ -36,7 +36,7 @@ from .published import (
 from .remote import Remote
 
 # Called with the bytes of each file that is done.
-OnProgress = Callable[[int], Any]
+OnBytes = Callable[[int], Any]
 
 # Arrays that spell no word; others, such as token ids, spell transcripts.
 WITHOUT_TEXT = {"values", "offsets", "word"}
@@ -45,8 +45,8 @@ WITHOUT_TEXT = {"values", "offsets", "word"}
 class Push:
     """Publish a store, or these features and corpora of it, at a URL; `run` does it.
 
-    `parts` are those still to send by their folders, `there` is how many need not be sent, and
-    `bytes` what is to be sent. Unless `with_text`, transcripts stay here: manifests keep their
+    `parts` are those still to send by their folders, `already_there` how many need not be sent,
+    and `bytes` what is to be sent. Unless `with_text`, transcripts stay here: manifests keep their
     digests alone, and text features no token ids. Raises `WrongUse` for what the store does not
     have.
     """
@@ -94,7 +94,7 @@ class Push:
                 self._unlisted[folder] = part
                 del self.parts[folder]
 
-        self.there = len(mine) - len(self.parts)
+        self.already_there = len(mine) - len(self.parts)
         self.bytes = sum(part.bytes for _, part in self.parts.values())
 
     def _find_parts(self, corpora: set[str]) -> dict[str, tuple[Feature, Part]]:
@@ -138,7 +138,7 @@ class Push:
             return False
         return bool(record.arrays.keys() - WITHOUT_TEXT)
 
-    def run(self, on_progress: OnProgress = lambda _: None) -> str:
+    def run(self, on_progress: OnBytes = lambda _: None) -> str:
         """Push what is not published yet; returns the URL with the root digest of all that is.
 
         Raises `StoreError` if another push has begun a part with other numbers.
@@ -193,7 +193,7 @@ class Push:
                 return None
         return url
 
-    def _send(self, on_progress: OnProgress, folder: str) -> PublishedPart:
+    def _send(self, on_progress: OnBytes, folder: str) -> PublishedPart:
         """Put a part there, and its part.json last."""
         feature, part = self.parts[folder]
         with tempfile.TemporaryDirectory() as scratch:

@@ -164,23 +164,23 @@ class Remote:
         if expected is not None and self._is_conditional:
             tag = self._entity_tag(path)
 
-        there = expected
+        before = expected
         if expected is not None or not self._is_conditional:
-            there = self.read(path, max_bytes)
-        if there == content:
+            before = self.read(path, max_bytes)
+        if before == content:
             return True
-        if there != expected:
+        if before != expected:
             return False
 
         try:
             with explained(f"{self.shown}/{path}"):
                 self._write(path, content, tag)
         except StoreError:
-            now = self.read(path, max_bytes)
-            if now == there:
+            after = self.read(path, max_bytes)
+            if after == before:
                 raise
             # The answer to a put may be lost.
-            return now == content
+            return after == content
         return True
 
     def _entity_tag(self, path: str) -> str:
@@ -206,12 +206,12 @@ class Remote:
         Raises `StoreError` for another one, unless it may `replace` that.
         """
         may_be_there = path in self.files or not self._is_conditional
-        there = self.read(path, len(content) + SMALL) if may_be_there else None
-        if there == content:
+        existing = self.read(path, len(content) + SMALL) if may_be_there else None
+        if existing == content:
             return
 
-        is_free = there is None or replace or content.startswith(there)
-        if not is_free or not self.put(path, content, there):
+        is_free = existing is None or replace or content.startswith(existing)
+        if not is_free or not self.put(path, content, existing):
             fault = "another push has begun this part with other numbers"
             remedy = "run this again when that one has ended, or with --replace if it never will"
             raise StoreError(f"{self.shown}/{path}: {fault}; {remedy}")

@@ -91,8 +91,11 @@ def _remove_superseded_of(
     seen: set[str] = set()
     current: set[Key] = set()
 
-    # Parts are listed again each time: others publish parts and remove them, and so does this.
-    while part := next((one for one in feature.parts() if one.folder.name not in seen), None):
+    while True:
+        part = _next_part(feature, seen)
+        if part is None:
+            return
+
         # A corpus without a manifest is nobody's business.
         if part.record.corpus not in store.corpora() or _kept(feature, part, current) is None:
             seen.add(part.folder.name)
@@ -100,7 +103,9 @@ def _remove_superseded_of(
 
         # Read after the parts are listed: whoever publishes a row has put its manifest before.
         latest = [store.manifest(corpus) for corpus in store.corpora()]
-        current = {key for manifest in latest for key in feature.keys(manifest)}
+        current = set()
+        for manifest in latest:
+            current.update(feature.keys(manifest))
         kept = _kept(feature, part, current)
         if kept is None:
             seen.add(part.folder.name)
@@ -112,6 +117,17 @@ def _remove_superseded_of(
 
         yield part, len(part.keys) - len(kept.rows)
         seen.add(part.folder.name)
+
+
+def _next_part(feature: Feature, seen: set[str]) -> Part | None:
+    """The first part whose name is not among those `seen`; None after the last.
+
+    Parts are listed again each time: others publish parts and remove them, and so does this.
+    """
+    for part in feature.parts():
+        if part.folder.name not in seen:
+            return part
+    return None
 
 
 def _kept(feature: Feature, part: Part, current: set[Key]) -> KeptRows | None:

@@ -49,5 +49,7 @@ def pooled(
         over_rows = [statistic(values, axis=0) for statistic in statistics.values()]
         table[number] = np.concatenate(over_rows)
 
-    names = [f"{statistic}.{column}" for statistic in statistics for column in columns]
+    names = []
+    for statistic in statistics:
+        names += [f"{statistic}.{column}" for column in columns]
     return pd.DataFrame(table, ids, names)

@@ -17,7 +17,8 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     """The rows whose ids and audio paths may enter a manifest, and all problems so far."""
     rows = []
     problems = list(reading.problems)
-    earlier_ids: dict[str, str] = {}  # by their NFC form
+    # By their NFC form.
+    earlier_ids: dict[str, str] = {}
 
     for row in reading.rows:
         id = row["id"]

@@ -61,7 +61,8 @@ def count_all(manifest: Manifest) -> dict[str, Any]:
         counts = {name: pairs[session, name] for name in LABEL_POLICIES["4class"]}
         classes_of_session[session] = counts
 
-    seconds = np.array(manifest.column("duration"), float)  # NaN if it is not known
+    # NaN if it is not known.
+    seconds = np.array(manifest.column("duration"), float)
     measured = seconds[~np.isnan(seconds)]
 
     return {
@@ -95,7 +96,7 @@ def _count_policies(codes: list[str]) -> dict[str, int]:
     """How many utterances have a class under each label policy."""
     counts = {}
     for name, policy in LABEL_POLICIES.items():
-        known = {label for labels in policy.values() for label in labels}
+        known = set[str]().union(*policy.values())
         counts[name] = sum(label in known for label in codes)
     return counts
 
@@ -109,7 +110,7 @@ def _percentiles(seconds: np.ndarray) -> dict[str, float]:
     return percentiles
 
 
-def compare(
+def compare_counts(
     counts: Mapping[str, Any], known: Mapping[str, Any] = IEMOCAP, under: str = ""
 ) -> list[str]:
     """Each difference from the known counts, in one sentence.
@@ -124,7 +125,7 @@ def compare(
         count = counts.get(key, 0)
 
         if isinstance(published, Mapping):
-            differences += compare(count or {}, published, f"{name}: ")
+            differences += compare_counts(count or {}, published, f"{name}: ")
         elif isinstance(published, float):
             if abs(count - published) > ROUNDING_OF.get(key, ROUNDING):
                 differences.append(
@@ -156,5 +157,5 @@ def summary(scan: Scan) -> dict[str, Any]:
     facts["problems"] = [asdict(problem) for problem in scan.problems]
     facts["warnings"] = scan.warnings
     comparable = {name: counts[name] for name in scan.known}
-    facts["differences"] = compare(comparable, scan.known)
+    facts["differences"] = compare_counts(comparable, scan.known)
     return facts

@@ -192,7 +192,7 @@ def _without_label(labelled: set[str], texts: dict[str, str]) -> list[str]:
     """
     expected = set(texts)
     for id in labelled:
-        speaker, number = id[:-3], int(id[-3:])
-        for turn in range(number):
+        speaker = id[:-3]
+        for turn in range(int(id[-3:])):
             expected.add(f"{speaker}{turn:03d}")
     return sorted(expected - labelled)

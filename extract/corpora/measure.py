@@ -33,7 +33,8 @@ def probe(path: Path) -> Probe:
     Raises `CorpusError` if the disk, the mount or the memory fails. The whole file is read every
     time: size and modification time do not show changed bytes.
     """
-    sha256 = duration = None
+    sha256 = None
+    duration = None
     try:
         data = read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()

@@ -12,13 +12,18 @@ import regex
 
 from ser.errors import WrongUse
 
-MATCH_SECONDS = 1.0  # that a pattern may take for one name: backtracking may never end
-MAX_CHARACTERS = 1000  # of a pattern
-MAX_REPEATS = 10_000  # the product of a pattern's counted repeats, which are expanded
+# That a pattern may take for one name: backtracking may never end.
+MATCH_SECONDS = 1.0
+# Of a pattern.
+MAX_CHARACTERS = 1000
+# The product of a pattern's counted repeats, which are expanded.
+MAX_REPEATS = 10_000
 
-FIELD = regex.compile(r"\{(\w+)\}")  # in a template
+# In a template.
+FIELD = regex.compile(r"\{(\w+)\}")
 WHOLE = "{}"
-FROM_ANY_FOLDER = "(?:.*/)?(?:{})"  # around a pattern: it matches from the start of any folder
+# Around a pattern: it matches from the start of any folder.
+FROM_ANY_FOLDER = "(?:.*/)?(?:{})"
 
 # The values of a recording, by the names that templates use. All are text, but the raters' votes.
 Fields = dict[str, Any]
@@ -67,6 +72,7 @@ def match_fields(pattern: str, text: str, around: str = WHOLE) -> Fields | None:
 def fill(template: str, fields: Mapping[str, Any]) -> str | None:
     """The template with each {field} filled in; None if one of them is not known."""
     for name in FIELD.findall(template):
-        if not isinstance(fields.get(name), str):  # votes are a list
+        if not isinstance(fields.get(name), str):
+            # Votes are a list.
             return None
     return FIELD.sub(lambda field: fields[field[1]], template)

@@ -20,11 +20,14 @@ from ..audio import CHANNELS, RESAMPLER, Clip
 from ..config import ExtractionConfig
 from ..registry import FEATURES
 
-RATE = 16000  # Hz: Whisper's own
-WINDOW_SECONDS = 30.0  # Whisper's own
-WINDOW_SAMPLES = round(RATE * WINDOW_SECONDS)
+# Hz: Whisper's own.
+WHISPER_RATE = 16000
+# Whisper's own.
+WINDOW_SECONDS = 30.0
+WINDOW_SAMPLES = round(WHISPER_RATE * WINDOW_SECONDS)
 
-VERSION = 1  # to raise when the same model would give other transcripts than before
+# To raise when the same model would give other transcripts than before.
+VERSION = 1
 
 
 class Recogniser:
@@ -84,7 +87,7 @@ class Recogniser:
         """What is said in each clip. All windows of all clips are one batch."""
         import torch
 
-        waves = [clip.at(RATE) for clip in clips]
+        waves = [clip.at(WHISPER_RATE) for clip in clips]
         windows = []
         windows_of_clip = []
         for wave in waves:
@@ -94,7 +97,7 @@ class Recogniser:
                 windows.append(wave[start : start + WINDOW_SAMPLES])
 
         features = self.model.processor.feature_extractor(
-            windows, sampling_rate=RATE, return_tensors="pt"
+            windows, sampling_rate=WHISPER_RATE, return_tensors="pt"
         ).input_features
         options = {}
         if self.language:

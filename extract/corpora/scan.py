@@ -18,9 +18,10 @@ from .reading import Problem, Reading
 from .table import read_transcripts
 
 # Readers of other packages take the first two from here.
-__all__ = ["Problem", "Reading", "Scan", "read_corpus"]
+__all__ = ["Problem", "Reading", "Scan", "scan_corpus"]
 
-MAX_NAME = 64  # characters, as `check_name` allows
+# Characters, as `check_name` allows.
+MAX_NAME = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class Scan:
         return replace(self, manifest=manifest, problems=kept + problems)
 
 
-def read_corpus(
+def scan_corpus(
     path: str | Path,
     format: str | None = None,
     name: str | None = None,

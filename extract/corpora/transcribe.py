@@ -26,7 +26,7 @@ from ..tasks import Utterance, utterances_of
 from ..unusable import stop_at
 from .reading import Problem
 from .recogniser import WINDOW_SECONDS, Recogniser
-from .scan import Scan, read_corpus
+from .scan import Scan, scan_corpus
 from .word_errors import word_errors
 
 # Seconds of audio whose transcripts are written together: what a killed run loses at most.
@@ -63,7 +63,8 @@ class Transcription:
     the config says `on_error="skip"`.
     """
 
-    summary: TranscriptionSummary  # once it has run
+    # Once it has run.
+    summary: TranscriptionSummary
 
     def __init__(self, config: ExtractionConfig) -> None:
         if config.text is not None:
@@ -78,7 +79,7 @@ class Transcription:
         self.recogniser = Recogniser(config)
         self.made_by = self.recogniser.made_by
 
-        self.scan = read_corpus(config.corpus, config.format, limit=config.limit)
+        self.scan = scan_corpus(config.corpus, config.format, limit=config.limit)
         corpus = self.scan.manifest.corpus
         self.name = check_name("corpus", config.corpus_name or f"{corpus}-asr")
         if self.name == corpus:
@@ -94,7 +95,8 @@ class Transcription:
                 self.quarantined.append(utterance.quarantine(utterance.problem))
         stop_at(config, {"whisper": self.quarantined}, self.scan.refused)
 
-        self.texts = read_transcripts(config.store, self.made_by)  # by the sha256 of the audio
+        # By the sha256 of the audio.
+        self.texts = read_transcripts(config.store, self.made_by)
         self.left = self._missing()
 
     def _missing(self) -> list[Utterance]:

@@ -32,7 +32,9 @@ class WordErrors:
 
 def word_errors(pairs: Iterable[tuple[str, str]]) -> WordErrors:
     """The word errors of (manual, recognised) texts; a manual one without a word is left out."""
-    errors = words = utterances = 0
+    errors = 0
+    words = 0
+    utterances = 0
     for manual_text, recognised_text in pairs:
         manual = split_words(manual_text)
         if manual:

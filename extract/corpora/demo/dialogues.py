@@ -6,7 +6,7 @@ from itertools import count
 
 import numpy as np
 
-from .draws import Random, choose, generator_of
+from .draws import Random, draw_one, generator_of
 from .words import ODD, draw_text
 
 SESSIONS = range(1, 6)
@@ -101,7 +101,7 @@ def _draw_lines(
     """The lines of a dialogue, in order."""
     turns = MEAN_TURNS + int(rng.integers(-2, 3))
     next_number = {"F": count(), "M": count()}
-    speaker = choose(rng, ["F", "M"])
+    speaker = draw_one(rng, ["F", "M"])
 
     for turn in range(turns):
         label = RARE_LABELS.get((session, scene, turn))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SEED = 0  # of the corpus' bytes
+# Of the corpus' bytes.
+SEED = 0
 
 Random = np.random.Generator
 
@@ -20,6 +21,6 @@ def generator_named(name: str) -> Random:
     return generator_of(zlib.crc32(name.encode()))
 
 
-def choose(rng: Random, words: Sequence[str]) -> str:
+def draw_one(rng: Random, words: Sequence[str]) -> str:
     """One of the words, all equally likely."""
     return str(rng.choice(words))

@@ -9,7 +9,8 @@ import numpy as np
 from .dialogues import UNDECIDED, Line
 from .draws import Random
 
-OUTSIDE = 5.5  # a rating outside the scale, as seven values of the release are
+# A rating outside the scale, as seven values of the release are.
+OUTSIDE = 5.5
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,15 @@ def draw_ratings(line: Line, rng: Random) -> Ratings:
     votes = []
     for labels in _draw_votes(line.label, rng):
         votes.append([CATEGORIES[label].word for label in labels])
-    votes.append([CATEGORIES[line.voice].word, "Anger"])  # the actor's
+    # The actor's.
+    votes.append([CATEGORIES[line.voice].word, "Anger"])
 
     valence, activation, dominance = np.clip(np.round(values), 1, 5).astype(int)
     single: list[tuple[int, int, int | str]] = []
     for _ in range(3):
-        given = dominance if rng.random() < 0.9 else ""
-        single.append((valence, activation, given))
+        # Some raters leave it out.
+        rated_dominance = dominance if rng.random() < 0.9 else ""
+        single.append((valence, activation, rated_dominance))
     return Ratings(category.word, (means[0], means[1], means[2]), votes, single)
 
 

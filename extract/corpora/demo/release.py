@@ -43,7 +43,8 @@ def _evaluation(lines: list[SpokenLine]) -> str:
     for spoken in lines:
         line = spoken.line
         ratings = spoken.ratings
-        actor = f"{line.id[-4]}1"  # F1 or M1
+        # F1 or M1.
+        actor = f"{line.id[-4]}1"
 
         valence, activation, dominance = ratings.means
         text += f"[{spoken.start:.4f} - {spoken.end:.4f}]\t{line.id}\t{line.label}\t"
@@ -52,8 +53,8 @@ def _evaluation(lines: list[SpokenLine]) -> str:
         for rater, votes in zip(("E2", "E3", "E4", actor), ratings.votes, strict=True):
             text += f"C-{rater}:\t{'; '.join(votes)};\t()\n"
         for rater, values in zip(("E2", "E3", actor), ratings.single, strict=True):
-            valence, activation, given = values
-            text += f"A-{rater}:\tval {valence}; act {activation}; dom  {given};\t()\n"
+            valence, activation, rated_dominance = values
+            text += f"A-{rater}:\tval {valence}; act {activation}; dom  {rated_dominance};\t()\n"
         text += "\n"
     return text
 

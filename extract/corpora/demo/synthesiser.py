@@ -13,9 +13,12 @@ from scipy.signal import lfilter, sosfilt
 
 from .draws import Random
 
-RATE = 16000  # Hz
-SHORTEST = 0.62  # seconds
-LONGEST = 7.9  # seconds
+# Hz.
+DEMO_RATE = 16000
+# Seconds.
+MIN_SECONDS = 0.62
+# Seconds.
+MAX_SECONDS = 7.9
 
 # Formants in Hz of a male voice (Peterson & Barney 1952, rounded).
 VOWELS = {
@@ -26,7 +29,8 @@ VOWELS = {
     "u": (320, 900, 2240),
     "y": (390, 1990, 2550),
 }
-BANDWIDTHS = np.array([80, 110, 160])  # Hz, of the formants
+# Hz, of the formants.
+BANDWIDTHS = np.array([80, 110, 160])
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,21 @@ def speak(text: str, voice: Voice, rng: Random) -> np.ndarray:
     seconds = np.clip(rng.normal(0.17, 0.03, len(vowels)) / voice.pace, 0.08, 0.4)
     pauses = np.where(rng.random(len(vowels)) < 0.08, 0.12, 0.03) / voice.pace
     total = float(np.sum(seconds + pauses))
-    scale = float(np.clip(total, SHORTEST - 0.1, LONGEST - 0.1)) / total
+    scale = float(np.clip(total, MIN_SECONDS - 0.1, MAX_SECONDS - 0.1)) / total
 
-    voiced = (seconds * scale * RATE).astype(int)
-    spans = ((seconds + pauses) * scale * RATE).astype(int)
-    edges = np.concatenate([[0], np.cumsum(spans)])  # of syllables, in samples
+    voiced = (seconds * scale * DEMO_RATE).astype(int)
+    spans = ((seconds + pauses) * scale * DEMO_RATE).astype(int)
+    # Of syllables, in samples.
+    edges = np.concatenate([[0], np.cumsum(spans)])
 
     source = _source(edges, voiced, voice, rng)
     sound = _tract(source, edges, vowels, voice.tract, rng)
     _add_consonants(sound, edges, spans - voiced, rng)
 
-    sound = np.pad(sound, int(0.05 * RATE))
+    sound = np.pad(sound, int(0.05 * DEMO_RATE))
     sound *= voice.gain / (np.sqrt(np.mean(sound**2)) + 1e-9)
-    sound += rng.normal(0, 0.0012, len(sound))  # the room
+    # The room.
+    sound += rng.normal(0, 0.0012, len(sound))
     return np.round(np.clip(sound, -0.98, 0.98) * 32767).astype(np.int16)
 
 
@@ -92,7 +98,8 @@ def _source(edges: np.ndarray, voiced: np.ndarray, voice: Voice, rng: Random) ->
 
     # Fundamental frequency in Hz: accents on a falling line, with jitter.
     accents = rng.normal(0, voice.swing, count) - np.linspace(-0.06, 0.10, count)
-    steps = rng.normal(0, voice.jitter, len(time) // 100 + 2)  # about one value per period
+    # About one value per period.
+    steps = rng.normal(0, voice.jitter, len(time) // 100 + 2)
     line = np.interp(time, (edges[:-1] + edges[1:]) / 2, accents)
     frequency = voice.pitch * np.exp(line + np.interp(time, np.arange(len(steps)) * 100, steps))
 
@@ -102,7 +109,7 @@ def _source(edges: np.ndarray, voiced: np.ndarray, voice: Voice, rng: Random) ->
         arch = np.sin(np.pi * (np.arange(span) + 0.5) / span) ** 0.6
         loudness[begin : begin + span] = level * arch
 
-    phase = np.cumsum(frequency / RATE) % 1.0
+    phase = np.cumsum(frequency / DEMO_RATE) % 1.0
     opening = 0.5 * (1 - np.cos(np.pi * phase / 0.4))
     closing = np.cos(np.pi * (phase - 0.4) / 0.4)
     flow = np.where(phase < 0.4, opening, np.where(phase < 0.6, closing, 0.0))
@@ -119,14 +126,15 @@ def _tract(
 
     `scale` is that of the formants.
     """
-    radius = np.exp(-np.pi * BANDWIDTHS / RATE)
+    radius = np.exp(-np.pi * BANDWIDTHS / DEMO_RATE)
     state = np.zeros((len(BANDWIDTHS), 2))
     pieces = []
     for begin, end, vowel in zip(edges[:-1], edges[1:], vowels, strict=True):
         formants = np.array(VOWELS[vowel]) * scale * rng.normal(1, 0.03, 3)
-        middle = -2 * radius * np.cos(2 * np.pi * formants / RATE)
+        middle = -2 * radius * np.cos(2 * np.pi * formants / DEMO_RATE)
         poles = np.stack([np.ones(3), middle, radius**2], axis=1)
-        zeros = np.stack([poles.sum(axis=1), np.zeros(3), np.zeros(3)], axis=1)  # unit gain at 0 Hz
+        # Unit gain at 0 Hz.
+        zeros = np.stack([poles.sum(axis=1), np.zeros(3), np.zeros(3)], axis=1)
 
         sections = np.concatenate([zeros, poles], axis=1)
         piece, state = sosfilt(sections, source[begin:end], zi=state)

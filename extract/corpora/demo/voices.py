@@ -8,7 +8,8 @@ from .dialogues import Line
 from .draws import generator_named
 from .synthesiser import Voice, speak
 
-LOUDNESS = 0.06  # root mean square of a neutral voice
+# Root mean square of a neutral voice.
+LOUDNESS = 0.06
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ MANNERS = {
 
 
 @dataclass(frozen=True)
-class Range:
+class Bounds:
     """The bounds between which the voices of a gender lie."""
 
     pitch: tuple[float, float]
@@ -58,9 +59,9 @@ class Range:
     """Factor."""
 
 
-RANGES = {
-    "F": Range(pitch=(185, 225), tract=(1.10, 1.20), gain=(0.8, 1.2)),
-    "M": Range(pitch=(100, 130), tract=(0.94, 1.04), gain=(0.8, 1.2)),
+BOUNDS = {
+    "F": Bounds(pitch=(185, 225), tract=(1.10, 1.20), gain=(0.8, 1.2)),
+    "M": Bounds(pitch=(100, 130), tract=(0.94, 1.04), gain=(0.8, 1.2)),
 }
 
 
@@ -71,8 +72,9 @@ def speak_line(line: Line) -> np.ndarray:
 
 def _voice(line: Line) -> Voice:
     gender = line.id.rpartition("_")[2][0]
-    bounds = RANGES[gender]
-    rng = generator_named(f"{line.id[:5]}{gender}")  # of the speaker
+    bounds = BOUNDS[gender]
+    # Of the speaker.
+    rng = generator_named(f"{line.id[:5]}{gender}")
     pitch = float(rng.uniform(*bounds.pitch))
     tract = float(rng.uniform(*bounds.tract))
     gain = float(rng.uniform(*bounds.gain))

@@ -5,11 +5,11 @@ import tomllib
 import unicodedata
 from pathlib import Path
 
-from .draws import Random, choose
+from .draws import Random, draw_one
 
 _WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
-PLAIN: list[str] = _WORDS["plain"]
+PLAIN_PHRASES: list[str] = _WORDS["plain"]
 """Said in any emotion."""
 TAGS: list[str] = _WORDS["tags"]
 """Such as [LAUGHTER]."""
@@ -24,13 +24,13 @@ def draw_text(emotion: str | None, rng: Random) -> str:
     count = int(rng.choice([1, 2, 3, 5], p=[0.62, 0.28, 0.07, 0.03]))
     if emotion is not None and rng.random() < 0.6:
         count -= 1
-    phrases = [str(phrase) for phrase in rng.choice(PLAIN, count, replace=False)]
+    phrases = [str(phrase) for phrase in rng.choice(PLAIN_PHRASES, count, replace=False)]
 
     if emotion is not None:
         place = int(rng.integers(len(phrases) + 1))
-        phrases.insert(place, choose(rng, EMOTIONAL[emotion]))
+        phrases.insert(place, draw_one(rng, EMOTIONAL[emotion]))
     if rng.random() < 0.06:
-        phrases.insert(0, choose(rng, TAGS))
+        phrases.insert(0, draw_one(rng, TAGS))
     return " ".join(phrases)
 
 
@@ -39,7 +39,7 @@ def demo_vocabulary() -> list[str]:
 
     Words with accents stand there without them too.
     """
-    texts = [*PLAIN, *ODD, *TAGS]
+    texts = [*PLAIN_PHRASES, *ODD, *TAGS]
     for phrases in EMOTIONAL.values():
         texts += phrases
     lower = " ".join(texts).lower()

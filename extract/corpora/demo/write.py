@@ -14,10 +14,11 @@ from .dialogues import Dialogue, draw_dialogues
 from .draws import SEED, generator_named
 from .raters import draw_ratings
 from .release import SpokenLine, release_files
-from .synthesiser import RATE
+from .synthesiser import DEMO_RATE
 from .voices import speak_line
 
-VERSION = 1  # of the corpus' bytes
+# Of the corpus' bytes.
+VERSION = 1
 
 
 def write_demo(folder: str | Path) -> None:
@@ -53,10 +54,10 @@ def _write_dialogue(session: Path, dialogue: Dialogue) -> None:
     for line in dialogue.lines:
         samples = speak_line(line)
         audio = io.BytesIO()
-        soundfile.write(audio, samples, RATE, format="WAV", subtype="PCM_16")
+        soundfile.write(audio, samples, DEMO_RATE, format="WAV", subtype="PCM_16")
         (wavs / f"{line.id}.wav").write_bytes(audio.getvalue())
 
-        end = start + len(samples) / RATE
+        end = start + len(samples) / DEMO_RATE
         times.append((start, end))
         # People interrupt each other.
         start = max(start + 0.1, end + float(rng.normal(0.4, 0.5)))
