@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from .records import Epoch
 
 # Torch's generator, and those of a training's own draws, by name.
-Random = Mapping[str, Generator]
+Generators = Mapping[str, Generator]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write_state(
     kept: Mapping[str, Tensor],
     model: nn.Module,
     optimiser: torch.optim.Adam,
-    random: Random,
+    generators: Generators,
     device: str,
 ) -> bytes:
     """A state as a safetensors file.
@@ -56,18 +56,23 @@ def write_state(
     `kept.*`, `adam.<n>.*` and `random.*`; stage, epoch and the scores so far in the metadata.
     """
     moments = {}
-    for number, of_weight in optimiser.state_dict()["state"].items():
-        for name, moment in of_weight.items():
+    for number, moments_of_weight in optimiser.state_dict()["state"].items():
+        for name, moment in moments_of_weight.items():
             moments[f"{number}.{name}"] = moment
 
-    generators = {name: generator.get_state() for name, generator in random.items()}
+    generator_states = {name: generator.get_state() for name, generator in generators.items()}
     accelerator = torch.device(device)
     if accelerator.type != "cpu":
         module = torch.get_device_module(accelerator.type)
-        generators[accelerator.type] = module.get_rng_state(accelerator)
+        generator_states[accelerator.type] = module.get_rng_state(accelerator)
 
     tensors = {}
-    parts = {"model": model.state_dict(), "kept": kept, "adam": moments, "random": generators}
+    parts = {
+        "model": model.state_dict(),
+        "kept": kept,
+        "adam": moments,
+        "random": generator_states,
+    }
     for part, values in parts.items():
         for name, value in snapshot(values).items():
             tensors[f"{part}.{name}"] = value
@@ -98,7 +103,7 @@ def restore_state(
     tensors: Mapping[str, Tensor],
     model: nn.Module,
     optimiser: torch.optim.Adam,
-    random: Random,
+    generators: Generators,
     device: str,
 ) -> dict[str, Tensor]:
     """Put everything back as `write_state` found it. Returns the weights that were kept."""
@@ -110,13 +115,14 @@ def restore_state(
         moments.setdefault(int(number), {})[key] = moment
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
 
-    generators = _under("random.", tensors)
-    for name, generator in random.items():
-        generator.set_state(generators[name])
+    generator_states = _under("random.", tensors)
+    for name, generator in generators.items():
+        generator.set_state(generator_states[name])
+
     accelerator = torch.device(device)
-    if accelerator.type in generators:
+    if accelerator.type in generator_states:
         module = torch.get_device_module(accelerator.type)
-        module.set_rng_state(generators[accelerator.type], accelerator)
+        module.set_rng_state(generator_states[accelerator.type], accelerator)
 
     return _under("kept.", tensors)
 

@@ -1,10 +1,18 @@
-"""The training loop: Adam over the batches, evaluation after each epoch, the epoch that the
-selection names is kept.
+"""The training loop: updates by Adam, a score after each epoch, and the best epoch is kept.
 
 `fit` trains one model on one fold, `fit_once` is the loop itself, and what it calls stands below in
 the order in which it is called. The words:
 
+    data       the labelled utterances of a corpus, row by row, with their features
+    rows       numbers of utterances in `data`; a part of a fold is an array of them
+    fold       the rows of train, dev and test; `fold.refitted` joins train and dev
+    config     how one run trains: `config.settings` are those of its model (batch_size, lr, …),
+               `config.training` those of any training (select_score, patience, …)
+    fusion     a model of a paper: how it is built, its stages, and which modality it may hide
     unit       what a batch counts, by the fusion: single utterances, or whole dialogues
+    views      augmented copies of the utterances, whose rows stand behind them and only train
+    scaling    by modality, the z-score that its features are standardised with
+    truth      what the loss compares outputs with, of all rows; None means their classes
     heads      the outputs of a model by name, each [n, width]: "logits", and with some fusions
                "audio" and "text", which see one modality alone
     target     what is learnt: classes, raters' votes or ratings. It says what a head's width is,
@@ -58,9 +66,7 @@ State = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
 @dataclass
 class Fitted:
-    """A model with its scaling: at the end of a training, with the weights that the selection
-    chose.
-    """
+    """A model with its scaling; after a training, with the weights that the selection chose."""
 
     model: nn.Module
     scaling: dict[str, Standardizer]
@@ -72,7 +78,7 @@ class Fitted:
     @property
     def epoch(self) -> int:
         """The epoch that was kept in the last stage, from 1."""
-        kept = [line.epoch for line in self.history if line.kept]
+        kept = [record.epoch for record in self.history if record.kept]
         return kept[-1]
 
     @torch.inference_mode()
@@ -84,11 +90,11 @@ class Fitted:
         hide: str | None = None,
         heads: Heads = None,
     ) -> dict[str, np.ndarray]:
-        """The target's predictions [n, …] for the given rows, in their order, by head: for those of
-        `heads` at least.
+        """The target's predictions for these rows by head, each [n, …] in their order.
 
-        `hide` hides one modality from all.
+        For the heads in `heads` at least; None is all. `hide` hides one modality from all rows.
         """
+        # Torch computes on this device in full float32, and reproducibly if the config says so.
         exact_arithmetic(config.device, config.deterministic)
         self.model.eval()
         target = TARGETS[config.target]
@@ -100,7 +106,9 @@ class Fitted:
 
         predicted_rows: list[Tensor] = []
         predictions: dict[str, list[Tensor]] = {}
-        batches = data.on(config.device).batches(rows, unit, size, self.scaling, hide=hide_from_all)
+        batches = data.on(config.device).batches(
+            rows, unit=unit, size=size, standardizers=self.scaling, hide=hide_from_all
+        )
         for batch in batches:
             batch.heads = heads
             with config.autocast():
@@ -112,9 +120,9 @@ class Fitted:
             return {}
 
         # Batches come in the order of dialogues; the predictions go back into that of the rows.
-        place = torch.empty(len(data.utterances), dtype=torch.int64)
-        place[torch.cat(predicted_rows)] = torch.arange(len(rows))
-        order = place[torch.from_numpy(rows)]
+        place_of_row = torch.empty(len(data.utterances), dtype=torch.int64)
+        place_of_row[torch.cat(predicted_rows)] = torch.arange(len(rows))
+        order = place_of_row[torch.from_numpy(rows)]
 
         in_order = {}
         for head, parts in predictions.items():
@@ -130,18 +138,17 @@ def fit(
     on_epoch: OnEpoch | None = None,
     resume: State | None = None,
 ) -> Fitted:
-    """Train one model on one fold; with `refit` then another on train + dev, for as many epochs as
-    dev chose.
+    """Train one model on one fold; with `refit` then another, on train and dev.
 
-    `on_epoch` gets every epoch, and a function that makes the state after it
-    (`checkpoint.write_state`); `resume` is what such a file holds, tensors and metadata, to go on
-    from. If the loss is no longer a number, the training ends with a `fault` naming epoch and
-    batch.
+    That one has as many epochs as dev chose. `on_epoch` gets every epoch, and a function that makes
+    the state after it (`checkpoint.write_state`); `resume` is what such a file holds, tensors and
+    metadata, to go on from. If the loss is no longer a number, the training ends with a `fault`
+    naming epoch and batch.
     """
     if not config.training.refit:
         return fit_once(data, fold, config, on_epoch, resume)
 
-    once = replace(config, training=replace(config.training, refit=False))
+    config_of_one = replace(config, training=replace(config.training, refit=False))
 
     # The first model says after how many epochs dev is best.
     chosen: Sequence[Epoch] = ()
@@ -149,17 +156,18 @@ def fit(
         _, metadata = resume
         chosen = read_progress(metadata).chosen
     if not chosen:
-        first_model = fit_once(data, fold, once, on_epoch, resume)
+        first_model = fit_once(data, fold, config_of_one, on_epoch, resume)
         if first_model.fault:
             return first_model
         chosen = first_model.history
         resume = None
 
     # The second has as many, and no dev part to select by.
-    last = replace(once, select="last")
-    return fit_once(data, fold.refitted, last, on_epoch, resume, chosen)
+    config_of_second = replace(config_of_one, select="last")
+    return fit_once(data, fold.refitted, config_of_second, on_epoch, resume, chosen=chosen)
 
 
+# The caller's random numbers are as before, whatever is drawn inside.
 @torch.random.fork_rng(devices=[])
 def fit_once(
     data: Dataset,
@@ -173,25 +181,28 @@ def fit_once(
 
     `chosen` is the history of the model before, whose kept epoch is the last of each stage.
     """
+    # Torch computes on this device in full float32, and reproducibly if the config says so.
     exact_arithmetic(config.device, config.deterministic)
     fusion = config.fusion
     settings = config.settings
     training = config.training
     target = TARGETS[config.target]
 
-    # What it learns from: scaled, on the device, with the augmented views behind the utterances.
-    eval_rows = rows_to_evaluate(fold, config)
+    # The features: standardised by the training part, on the device.
     scaling = fit_standardizers(data, fold, settings, training.standardise_by)
     batch_scaling = scaling
     if fusion.level == "vector":
-        # Small enough to be scaled once, instead of in every epoch.
+        # One vector per utterance: small enough to be scaled once, instead of in every batch.
         data = data.scaled(scaling)
         batch_scaling = {}
     data = data.on(config.device)
+
+    # What it learns from, with the augmented views behind the utterances, and what is scored.
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
     truth = target.truth(train_data, training, fold.train)
+    eval_rows = rows_to_evaluate(fold, config)
     units = len(train_data.groups(train_rows, fusion.unit))
-    updates_per_epoch = -(-units // settings.batch_size)
+    updates_per_epoch = math.ceil(units / settings.batch_size)
 
     # The model. From here on torch's generator draws initial weights, then dropout.
     torch.manual_seed(config.seed)
@@ -199,16 +210,21 @@ def fit_once(
     width = target.width(classes)
     model = target.build(fusion, settings, data.dims, classes).to(config.device)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    random = {
+
+    # The random numbers of a training: of the order of batches, of which modality an utterance of
+    # a batch does without, and torch's own, which dropout draws.
+    generators = {
         "shuffling": Generator().manual_seed(config.seed),
         "hiding": Generator().manual_seed(config.seed),
         "torch": torch.default_generator,
     }
 
-    # Where it starts: at the first stage, or where the state of a stopped training stands.
+    # Which epoch is the best so far, a copy of its weights, and why training broke, if it did.
     selection = Selection(config, chosen=list(chosen))
     kept = snapshot(model.state_dict())
     fault: str | None = None
+
+    # Where it starts: at the first stage, or where the state of a stopped training stands.
     first_stage = 0
     resumed: Progress | None = None
     saved_tensors: Mapping[str, Tensor] = {}
@@ -218,7 +234,7 @@ def fit_once(
         first_stage = resumed.stage
 
     for stage_number, stage in enumerate(fusion.stages[first_stage:], first_stage):
-        # A stage trains some of the weights, with an Adam of its own.
+        # A stage trains the weights whose names begin with `stage.trains`, with an Adam of its own.
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
@@ -228,7 +244,7 @@ def fit_once(
             first_epoch = resumed.epoch
             selection.best = resumed.best_score
             selection.history = list(resumed.history)
-            kept = restore_state(saved_tensors, model, optimiser, random, config.device)
+            kept = restore_state(saved_tensors, model, optimiser, generators, config.device)
 
         for epoch in range(first_epoch, selection.epochs(stage)):
             if selection.stopped(stage):
@@ -241,23 +257,25 @@ def fit_once(
             weights_of_losses = []
             batches = train_data.batches(
                 train_rows,
-                fusion.unit,
-                settings.batch_size,
-                batch_scaling,
-                random["shuffling"],
-                truth,
-                training.sampler,
-                hiding(config, epoch, random["hiding"]),
+                unit=fusion.unit,
+                size=settings.batch_size,
+                standardizers=batch_scaling,
+                generator=generators["shuffling"],
+                truth=truth,
+                sampler=training.sampler,
+                hide=hiding(config, epoch, generators["hiding"]),
             )
             for update, batch in enumerate(batches, epoch * updates_per_epoch):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
 
+                # In bfloat16 where the config says so; the loss is in float32.
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     returned = model(batch)
                 outputs = checked_outputs(returned, width)
                 loss = training_loss(outputs, batch.truth, config, stage)
 
+                # A mean over a batch counts as many times as the batch has utterances.
                 losses.append(loss.detach())
                 weights_of_losses.append(1 if config.reduction == "sum" else len(batch))
                 # A GPU would have to wait for every loss: there it is looked at after the epoch.
@@ -282,14 +300,14 @@ def fit_once(
             scores = None
             if len(eval_rows):
                 heads = frozenset({stage.output})
-                so_far = Fitted(model, batch_scaling)
-                predicted = so_far.predict(data, eval_rows, config, heads=heads)
+                model_so_far = Fitted(model, batch_scaling)
+                predicted = model_so_far.predict(data, eval_rows, config, heads=heads)
                 scores = target.score(data.utterances, eval_rows, predicted[stage.output], config)
 
             # Keep the weights if this epoch is the best yet.
             seconds = time.perf_counter() - started
-            line = selection.add(stage, epoch, mean_loss, scores, seconds)
-            if line.kept:
+            epoch_record = selection.add(stage, epoch, mean_loss, scores, seconds)
+            if epoch_record.kept:
                 kept = snapshot(model.state_dict())
 
             # Whoever listens may write the state down.
@@ -302,9 +320,9 @@ def fit_once(
                     chosen=selection.chosen,
                 )
                 make_state = partial(
-                    write_state, progress, kept, model, optimiser, random, config.device
+                    write_state, progress, kept, model, optimiser, generators, config.device
                 )
-                on_epoch(line, make_state)
+                on_epoch(epoch_record, make_state)
 
         # The next stage, and the run, go on from the weights of the best epoch.
         model.load_state_dict(kept)
@@ -317,8 +335,9 @@ def fit_once(
 
 
 def rows_to_evaluate(fold: Fold, config: TrainConfig) -> np.ndarray:
-    """The rows that are scored after each epoch. Raises `WrongUse` for a selection on a dev part
-    that is empty.
+    """The rows that are scored after each epoch.
+
+    Raises `WrongUse` for a selection on a dev part that is empty.
     """
     if config.select == "val" and not len(fold.dev):
         raise WrongUse(
@@ -361,27 +380,27 @@ def fit_standardizers(
 
 
 def shuffled(data: Dataset, fold: Fold, config: TrainConfig) -> Dataset:
-    """With `shuffle_labels` the same utterances, the labels and ratings of the training part in
-    random order.
-    """
+    """The data; with `shuffle_labels`, labels and ratings of the training part in random order."""
     if not config.training.shuffle_labels:
         return data
 
     order = np.arange(len(data.utterances))
     order[fold.train] = np.random.default_rng(config.seed).permutation(fold.train)
-    mixed = data.utterances.take(order)
+    in_order = data.utterances.take(order)
     relabelled = replace(
-        data.utterances, labels=mixed.labels, dimensions=mixed.dimensions, votes=mixed.votes
+        data.utterances,
+        labels=in_order.labels,
+        dimensions=in_order.dimensions,
+        votes=in_order.votes,
     )
     return replace(data, utterances=relabelled, read=lambda: data.inputs)
 
 
 class Adam(torch.optim.Adam):
-    """The same Adam, which does not import torch's compiler: that takes each process most of a
-    second of CPU.
+    """The same Adam, which does not import torch's compiler.
 
-    torch wraps these methods to keep the compiler out of them, and imports it to do so. Here they
-    are unwrapped.
+    The import takes each process most of a second of CPU. torch wraps these methods to keep the
+    compiler out of them, and imports it to do so. Here they are unwrapped.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
@@ -392,8 +411,9 @@ class Adam(torch.optim.Adam):
 
 
 def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -> torch.optim.Adam:
-    """Adam over the stage's parameters, with its L2 term in the gradient (Perspective §3.3, USC
-    Table 2).
+    """Adam over the stage's parameters, with its L2 term in the gradient.
+
+    Perspective §3.3, USC Table 2.
     """
     trained = []
     for name, weight in weights.items():
@@ -426,8 +446,9 @@ def hiding_everywhere(modality: str) -> Hide:
 
 
 def learning_rate(settings: Any, update: int) -> float:
-    """That of a stage's update t = 0, 1, …: lr / (1 + decay t), if the settings have a `decay`,
-    else lr.
+    """That of a stage's update t = 0, 1, …: lr / (1 + decay t).
+
+    Settings without a `decay` have 0.
     """
     return settings.lr / (1 + getattr(settings, "decay", 0.0) * update)
 
@@ -473,9 +494,7 @@ def training_loss(
 
 
 def divergence(losses: Sequence[float], stage: Stage, epoch: int) -> str | None:
-    """The sentence for the first loss of an epoch (from 0) that is not a number, naming its batch;
-    None if all are.
-    """
+    """What to say of the first loss of an epoch (from 0) that is not a number; None if all are."""
     for batch, loss in enumerate(losses, 1):
         if math.isfinite(loss):
             continue

@@ -1,9 +1,8 @@
-"""The training loop of `fit.fit` for many runs of one fold at once: on a GPU a small model leaves
-most of it idle.
+"""The training loop of `fit.fit` for many runs of one fold at once.
 
-The runs differ in seed and loss. Each draws its batches, as that does, and its dropout from
-generators of its own, so that the others change nothing but the order of sums. A run that diverges
-is reported when the others are done.
+On a GPU a small model leaves most of it idle. The runs differ in seed and loss. Each draws its
+batches, as that does, and its dropout from generators of its own, so that the others change nothing
+but the order of sums. A run that diverges is reported when the others are done.
 
 The model's own code runs under `torch.func.vmap`, each run with its weights and its batch along a
 leading axis. Vmap needs the same shapes for all, so batches are padded to common ones: a dummy last
@@ -76,9 +75,9 @@ def fit_many(
     configs: Sequence[TrainConfig],
     on_epoch: Sequence[Callable[[Epoch | str], None]] = (),
 ) -> list[Fitted]:
-    """Train one model per config; the configs differ in seed and loss alone, and
-    `can_train_together` holds for them.
+    """Train one model per config.
 
+    The configs differ in seed and loss alone, and `can_train_together` holds for them.
     `on_epoch[i]` gets every epoch of run i, and a line if updates cannot be captured. Returns []
     where the inputs do not fit on the GPU: the caller then trains one after the other. Raises
     `WrongUse` for a selection on a dev part that is empty.
@@ -177,22 +176,21 @@ def fit_many(
 
         # Keep the weights of the runs for which this epoch is the best yet.
         seconds = (time.perf_counter() - started) / len(configs)
-        improved = [False] * len(configs)
+        improved = torch.zeros(len(configs), dtype=torch.bool)
         for run in active:
             if run in faults:
                 continue
-            scores_of_run = scores[run] if scores else None
-            line = selections[run].add(stage, epoch, mean_losses[run], scores_of_run, seconds)
-            improved[run] = line.kept
-            if on_epoch:
-                on_epoch[run](line)
-        updates.improved.copy_(torch.tensor(improved))
+            scores_of_run = scores[run] if scores else None epoch_record =
+            selections[run].add(stage, epoch, mean_losses[run], scores_of_run, seconds)
+            improved[run] = epoch_record.kept if on_epoch:
+                on_epoch[run](epoch_record)
+        updates.improved.copy_(improved)
         graphs("keep", updates.keep)
 
     # What a run's own loss does not train stays as at the start: here the loss of another run may
     # have moved it.
     idle: dict[str, set[str]] = {}
-    [batch] = scaled.batches(train_groups[0], fusion.unit, 1, {})
+    [batch] = scaled.batches(train_groups[0], unit=fusion.unit, size=1, standardizers={})
     for name, loss in updates.losses.items():
         batch.heads = replace(config, loss=name).heads(stage)
         idle[name] = idle_weights(models[0], batch, loss)
@@ -205,8 +203,9 @@ def fit_many(
 
 
 def aligned_values(scaled: Dataset, device: str) -> dict[str, Tensor] | None:
-    """All vectors on the device, `[utterances, dim]` by modality, with zeros up to a multiple of
-    `ALIGNED`; None where they do not fit there.
+    """All vectors on the device, `[utterances, dim]` by modality; None where they do not fit there.
+
+    They have zeros up to a multiple of `ALIGNED`.
     """
     inputs_there = {}
     for modality, inputs in scaled.inputs.items():
@@ -267,20 +266,17 @@ def idle_weights(model: nn.Module, batch: Batch, loss: Loss) -> set[str]:
 
 
 def load_weights(model: nn.Module, stacked: dict[str, Tensor], run: int, idle: set[str]) -> None:
-    """Give a model its own of the stacked weights `[R, …]`, without the padding, but for those that
-    are idle.
-    """
+    """Give a model its run's weights of the stacked ones `[R, …]`, but for those that are idle."""
     weights = {}
     for name, weight in model.named_parameters():
         if name not in idle:
+            # Without the padding.
             weights[name] = stacked[name][run][..., : weight.shape[-1]]
     model.load_state_dict(weights, strict=False)
 
 
 def runs_at_once(data: Dataset, fold: Fold, config: TrainConfig) -> int:
-    """About how many runs fit into the free memory of a GPU: each with its weights and its largest
-    batch.
-    """
+    """About how many runs fit into a GPU's free memory, each with weights and largest batch."""
     if torch.device(config.device).type != "cuda":
         return MAX_RUNS
 

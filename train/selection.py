@@ -43,11 +43,11 @@ class Selection:
     def add(
         self, stage: Stage, epoch: int, loss: float, scored: Scores | None, seconds: float
     ) -> Epoch:
-        """Add an epoch (from 0) with the scores of the evaluated part; `kept` of it says whether it
-        is the best yet.
+        """Add an epoch (from 0) with the scores of the evaluated part.
 
-        With `--select last` a later epoch is always better; else the score that `select_score`
-        names decides, and of equal epochs the first is kept.
+        `kept` of it says whether it is the best yet. With `--select last` a later epoch is always
+        better; else the score that `select_score` names decides, and of equal epochs the first is
+        kept.
         """
         scores = _epoch_scores(scored)
         if self.config.select == "last":
@@ -59,7 +59,7 @@ class Selection:
         if score is not None and kept:
             self.best = score
 
-        line = Epoch(
+        record = Epoch(
             stage=f"{stage.name} again" if self.chosen else stage.name,
             epoch=epoch + 1,
             epochs=self.epochs(stage),
@@ -71,8 +71,8 @@ class Selection:
             macro_f1=scores["macro_f1"],
             ccc=scores["ccc"],
         )
-        self.history.append(line)
-        return line
+        self.history.append(record)
+        return record
 
 
 def _epoch_scores(scored: Scores | None) -> dict[str, float | None]:
