@@ -190,7 +190,7 @@ def made_up(
         dims[modality] = dim
         packed[modality] = Inputs(torch.from_numpy(values), offsets)
 
-    data = Dataset(utterances, dims, lambda: packed, {})
+    data = Dataset(utterances, dims, lambda: packed)
     fold = Fold("all", np.arange(n), np.arange(0), np.arange(0))
     config = TrainConfig(fusion, model_settings, training_settings, select="last")
     return data, fold, config

@@ -308,7 +308,7 @@ class Predictor:
             for number, turn in enumerate(turns)
         ]
         utterances = apply_policy(UNLABELLED, Manifest.from_rows("new", table))
-        data = Dataset(utterances, self.run.config.dims, lambda: inputs, {})
+        data = Dataset(utterances, self.run.config.dims, lambda: inputs)
         return self.fitted.predict(data, np.arange(len(turns)), self.config)["logits"]
 
     def shares_and_ratings(self, values: np.ndarray) -> tuple[list[float], list[float]]:

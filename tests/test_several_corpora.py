@@ -167,11 +167,10 @@ def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> 
     ]
     values = np.concatenate([one.inputs["audio"].values for one in alone])
     assert (
-        np.array_equal(both.inputs["audio"].values, values)
-        and both.record["corpus"] == "acted+read"
+        np.array_equal(both.inputs["audio"].values, values) and both.record.corpus == "acted+read"
     )
-    assert both.record["manifest"] == "+".join(one.record["manifest"] for one in alone)
-    assert both.notes["corpora"]["read"].classes == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
+    assert both.record.manifest == "+".join(one.record.manifest for one in alone)
+    assert both.origin.corpora["read"].classes == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
     names = [
         {job.name for job in prepare(asked(store, corpus=corpus))}
         for corpus in ("acted+read", "read+acted")

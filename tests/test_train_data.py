@@ -97,9 +97,9 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     first = inputs.values[: inputs.offsets[1]].mean(0)
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
 
-    record = plain.record["features"]["audio"]
+    record = plain.record.features["audio"]
     assert record.hop is None
-    assert data.record["features"]["audio"] == msgspec.structs.replace(record, hop=0.06)
+    assert data.record.features["audio"] == msgspec.structs.replace(record, hop=0.06)
 
     at = f"@{record.fingerprint[:4]}"
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
@@ -243,7 +243,7 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
         load_dataset(Experiment("is13", "audio", tmp_path / "s"))
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s", allow_missing=True))
     assert manifest.ids[bad] not in data.utterances.ids
-    assert data.notes["left_out"]["is13: quarantined"] == [manifest.ids[bad]]
+    assert data.origin.left_out["is13: quarantined"] == [manifest.ids[bad]]
     every = new_store(tmp_path / "none", manifest)
     add_feature(
         every, manifest, "is13", make_rows(manifest, "is13"), of=(), empty=range(len(manifest))
@@ -334,7 +334,7 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> No
 
     cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
     sums, beside = [load_dataset(Experiment(name, "audio", rich), cache)[0] for name in names]
-    assert sums.record["features"] != beside.record["features"], "the same features, other runs"
+    assert sums.record.features != beside.record.features, "the same features, other runs"
 
 
 def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path)
         add_feature(store, manifest, spec, means)
     after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
-    names = [data.record["features"]["audio"].parts[0].feature for data in (before, after)]
+    names = [data.record.features["audio"].parts[0].feature for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
     # Begun with another checkpoint.

@@ -135,7 +135,7 @@ def make_result(
     corpora = split_corpora(job)
     has_sums = any(feature.sums is not None for feature in record.features.values())
 
-    left_out = dict(data.notes["left_out"])
+    left_out = dict(data.origin.left_out)
     for reason, rows in fold.left_out.items():
         left_out[reason] = len(rows)
 

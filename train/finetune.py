@@ -36,16 +36,15 @@ ARCHITECTURES = ("bert", "mpnet")
 def with_encoder(
     fusion: Fusion, settings: Any, data: Dataset, models: Sequence[str] = ()
 ) -> tuple[Fusion, Dataset]:
-    """The fusion with the encoder inside, of which `settings.finetune_layers` train, and the data
-    that it starts from.
+    """The fusion with the encoder inside, and the data that it starts from.
 
-    `models` says where checkpoints lie now ("bert=PATH"); by default where extraction found them.
-    Raises `WrongUse` for a feature that these layers cannot start from, naming the one that they
-    can.
+    Of the encoder, `settings.finetune_layers` train. `models` says where checkpoints lie now
+    ("bert=PATH"); by default where extraction found them. Raises `WrongUse` for a feature that
+    these layers cannot start from, naming the one that they can.
     """
     layers: TopLayers = settings.finetune_layers
     _check_text_inputs(settings, data)
-    spec = to_record(data.notes["specs"]["text"], Spec, str(data.notes["store"]))
+    spec = to_record(data.origin.specs["text"], Spec, data.origin.store)
     checkpoint = _find_checkpoint(spec, models)
 
     if layers == "all":
@@ -57,18 +56,19 @@ def with_encoder(
     for key, value in checkpoint.config.items():
         if key not in INCIDENTAL:
             encoder_config[key] = value
-    notes = {**data.notes, "encoders": {"text": encoder_config}}
+    origin = structs.replace(data.origin, encoders={"text": encoder_config})
 
     def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
         encoder = TransformerEncoder(load_encoder(checkpoint), layers)
         return fusion.build(settings, dims, classes, encoder)
 
-    return replace(fusion, build=build), replace(data, notes=notes)
+    return replace(fusion, build=build), replace(data, origin=origin)
 
 
 def with_recorded_encoder(fusion: Fusion, settings: Any, record: RunConfig) -> Fusion:
-    """The fusion of a run's config, whose encoder comes without the checkpoint: its weights are in
-    the run.
+    """The fusion of a run's config, whose encoder comes without a checkpoint.
+
+    Its weights are in the run.
     """
     layers: TopLayers = getattr(settings, "finetune_layers", 0)
     if layers == 0:
@@ -99,7 +99,7 @@ def _check_text_inputs(settings: Any, data: Dataset) -> None:
             "finetune_layers trains on one text feature, and --views names another; "
             "name audio views alone"
         )
-    if "joined" in data.notes["specs"]["text"]:
+    if "joined" in data.origin.specs["text"]:
         raise WrongUse(
             "finetune_layers trains the encoder of one text feature; name one, and no layers=…"
         )
@@ -120,9 +120,9 @@ def _find_checkpoint(spec: Spec, models: Sequence[str]) -> Checkpoint:
 
 def _from_tokens(data: Dataset) -> Dataset:
     """The data with token ids as its text inputs."""
-    features = data.record["features"]
-    tokens = structs.replace(features["text"], extra=TOKENS)
-    record = {**data.record, "features": {**features, "text": tokens}}
+    features = dict(data.record.features)
+    features["text"] = structs.replace(features["text"], extra=TOKENS)
+    record = structs.replace(data.record, features=features)
     return replace(data, read=partial(data.read, text=TOKENS), record=record)
 
 

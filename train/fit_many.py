@@ -180,9 +180,12 @@ def fit_many(
         for run in active:
             if run in faults:
                 continue
-            scores_of_run = scores[run] if scores else None epoch_record =
-            selections[run].add(stage, epoch, mean_losses[run], scores_of_run, seconds)
-            improved[run] = epoch_record.kept if on_epoch:
+            scores_of_run = scores[run] if scores else None
+            epoch_record = selections[run].add(
+                stage, epoch, mean_losses[run], scores_of_run, seconds
+            )
+            improved[run] = epoch_record.kept
+            if on_epoch:
                 on_epoch[run](epoch_record)
         updates.improved.copy_(improved)
         graphs("keep", updates.keep)

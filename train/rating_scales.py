@@ -69,7 +69,7 @@ def use_one_scale(
     each by its own. Raises `WrongUse` where a scale is not known, or does not fit the ratings.
     """
     utterances = data.utterances
-    corpora = np.array(utterances.corpora or [data.record["corpus"]] * len(utterances))
+    corpora = np.array(utterances.corpora or len(utterances) * [data.record.corpus])
     known_scales: dict[str, str | None] = {}
     for name in np.unique(corpora):
         known_scales[name] = _scale_by_ids(np.array(utterances.own_ids)[corpora == name])

@@ -12,6 +12,7 @@ sources      a feature's rows as they are read from the store
 inputs       one modality of all utterances, packed in memory
 streamed     … or read when a batch needs it: read_ahead, budget
 standardizer z-scores of one modality
+origin       what a run's config says of its data
 dataset      utterances with their inputs, and the batches cut from them: views
 memory       what is kept for the next experiments
 loading      the dataset of an experiment

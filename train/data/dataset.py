@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.batch import Batch, on_device
 from .inputs import Inputs
+from .origin import NO_ORIGIN, NO_RECORD, DatasetOrigin, DatasetRecord
 from .read_ahead import BatchInputs, Dialogues, read_ahead
 from .standardizer import Standardizer
 from .utterances import Utterances
@@ -33,10 +34,10 @@ class Dataset:
     read: Callable[..., Mapping[str, Inputs]]
     """Gives the inputs of each modality; called with text="input_ids" that extra of the feature in
     place of its values."""
-    record: Mapping[str, Any]
-    """Corpus, manifest and features with their digests: fields of a run's `RunConfig`."""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    """Synthetic, random weights, utterances left out, …: fields of a run's `Provenance`."""
+    record: DatasetRecord = NO_RECORD
+    """Corpus, manifest, features, …: what a run's config says of it."""
+    origin: DatasetOrigin = NO_ORIGIN
+    """Where it comes from, and what of the corpus is not in it."""
     raters: Callable[[np.ndarray], dict[str, Any] | None] = no_raters
     """The raters' own scores of the utterances of these rows."""
     views: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ from .dataset import Dataset
 from .inputs import Inputs
 from .labels import UNLABELLED, Policy, get_policy
 from .memory import DataCache
+from .origin import DatasetOrigin, DatasetRecord
 from .protocols import corpora_of_protocol
 from .select import ModalitySelection, select_features
 from .sources import modality_source
@@ -82,18 +83,24 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
     for name, reasons in quarantined.items():
         left_out[f"{name}: quarantined"] = list(reasons)
 
-    notes: dict[str, Any] = {
-        "synthetic": manifest.synthetic,
-        "random_weights": [one.name for one in selected.values() if one.has_random_weights],
-        "specs": {modality: selection.specs for modality, selection in selections.items()},
-        "left_out": left_out,
-        "store": str(store.path.resolve()),
-    }
-    corpora = classes_by_corpus(manifest, utterances)
-    if corpora:
-        notes["corpora"] = corpora
+    random_weights = []
+    for selection in selected.values():
+        if selection.has_random_weights:
+            random_weights.append(selection.name)
+
+    transcripts = None
     if manifest.parent:
-        notes["transcripts"] = {"of": manifest.parent.corpus, **manifest.parent.transcripts}
+        transcripts = {"of": manifest.parent.corpus, **manifest.parent.transcripts}
+
+    origin = DatasetOrigin(
+        synthetic=manifest.synthetic,
+        random_weights=random_weights,
+        specs={modality: selection.specs for modality, selection in selections.items()},
+        left_out=left_out,
+        store=str(store.path.resolve()),
+        corpora=classes_by_corpus(manifest, utterances) or None,
+        transcripts=transcripts,
+    )
 
     read = InputReader(
         selections=selections,
@@ -109,7 +116,7 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
         dims={modality: selection.dim for modality, selection in selections.items()},
         read=read,
         record=record,
-        notes=notes,
+        origin=origin,
         raters=partial(_score_raters, policy, manifest.column("votes"), utterances.rows),
         views=tuple(view.modality for view in augmented),
     )
@@ -159,11 +166,11 @@ class InputReader:
         streams = {}
         for modality, selection in selections.items():
             streams[modality] = modality_source(selection, self.manifest, self.rows)
-        held, limited = share_budget(budget, streams, self.cache.workers, self.vectors)
+        in_memory, limited = share_budget(budget, streams, self.cache.workers, self.vectors)
 
         inputs: dict[str, Inputs] = {}
         for modality, stream in limited.items():
-            if modality in held:
+            if modality in in_memory:
                 key = selections[modality].source_key(self.manifest)
                 inputs[modality] = self.cache.load(key, self.rows, stream.in_memory)
             else:
@@ -185,38 +192,37 @@ def _record(
     policy: Policy,
     selections: Mapping[str, ModalitySelection],
     augmented: Sequence[ModalitySelection],
-) -> dict[str, Any]:
+) -> DatasetRecord:
     """What a run's config holds of the dataset."""
-    record: dict[str, Any] = {
-        "corpus": manifest.corpus,
-        "manifest": manifest.digest,
-        "labels": LabelRecord(
-            policy=policy.name, classes=list(policy.classes), maps=dict(policy.maps)
-        ),
-        "features": {modality: selection.record for modality, selection in selections.items()},
-        "views": [view.record for view in augmented],
-        "limit": experiment.limit,
-    }
-    # Left out where they are the default: runs from before they were options keep their names.
-    if experiment.only:
-        record["only"] = experiment.only
-    if experiment.target != "class":
-        record["target"] = experiment.target
-    return record
+    labels = LabelRecord(policy=policy.name, classes=list(policy.classes), maps=dict(policy.maps))
+    return DatasetRecord(
+        corpus=manifest.corpus,
+        manifest=manifest.digest,
+        labels=labels,
+        features={modality: selection.record for modality, selection in selections.items()},
+        views=[view.record for view in augmented],
+        limit=experiment.limit,
+        only=experiment.only or None,
+        target=experiment.target,
+    )
 
 
 def _features(
     selected: Mapping[str, ModalitySelection], augmented: Sequence[ModalitySelection]
 ) -> list[Feature]:
     """All features that are read."""
-    return [
-        part.feature for selection in (*selected.values(), *augmented) for part in selection.parts
-    ]
+    features = []
+    for selection in (*selected.values(), *augmented):
+        features += [part.feature for part in selection.parts]
+    return features
 
 
 def _size_in_float32(features: Sequence[Feature]) -> int:
     """The bytes of all rows in float32: no more are held."""
-    return 4 * sum(part.bytes for feature in features for part in feature.parts())
+    stored = 0
+    for feature in features:
+        stored += sum(part.bytes for part in feature.parts())
+    return 4 * stored
 
 
 def _score_raters(

@@ -72,7 +72,7 @@ def attend(run: Run, store: Store, manifest: Manifest, utterances: Sequence[str]
         modality: modality_source(selection, manifest, rows)
         for modality, selection in selected.items()
     }
-    data = Dataset(apply_policy(UNLABELLED, manifest), run.config.dims, dict, {})
+    data = Dataset(apply_policy(UNLABELLED, manifest), run.config.dims, dict)
 
     audio = selected["audio"].parts[0]
     text = selected["text"].parts[0]
