@@ -62,10 +62,11 @@ class PlainPerspective(nn.Module):
         heads = {}
 
         for m, values in x.items():
-            packed = pack_padded_sequence(
-                F.relu(self.features[m](values)), lengths, batch_first=True, enforce_sorted=False
-            )
-            h, _ = pad_packed_sequence(self.gru[m](packed)[0], batch_first=True)
+            features = F.relu(self.features[m](values))
+
+            packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+            packed_h, _ = self.gru[m](packed)
+            h, _ = pad_packed_sequence(packed_h, batch_first=True)
             h = self.dropout(h)
 
             padding = torch.arange(h.shape[1]) >= lengths[:, None]
@@ -84,10 +85,11 @@ class PlainRefinement(nn.Module):
         shape = (d, settings.heads, settings.feed_forward * d, settings.dropout)
 
         self.project = nn.Linear(dim, d)
-        self.encoder = nn.ModuleList(
-            nn.TransformerEncoderLayer(*shape, batch_first=True)
-            for _ in range(settings.encoder_depth)
-        )
+
+        self.encoder = nn.ModuleList()
+        for _ in range(settings.encoder_depth):
+            self.encoder.append(nn.TransformerEncoderLayer(*shape, batch_first=True))
+
         self.scales = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
@@ -109,10 +111,11 @@ class PlainInteraction(nn.Module):
 
         self.queries = nn.Parameter(torch.zeros(settings.queries, d))
         self.types = nn.Parameter(torch.zeros(2, d))
-        self.decoder = nn.ModuleList(
-            nn.TransformerDecoderLayer(*shape, batch_first=True)
-            for _ in range(settings.decoder_depth)
-        )
+
+        self.decoder = nn.ModuleList()
+        for _ in range(settings.decoder_depth):
+            self.decoder.append(nn.TransformerDecoderLayer(*shape, batch_first=True))
+
         self.pool = nn.ModuleDict({"score": nn.Linear(d, 1, bias=False)})
 
     def forward(self, parts: list[Tensor], paddings: list[Tensor]) -> Tensor:
@@ -123,9 +126,9 @@ class PlainInteraction(nn.Module):
             placed.append(x + sinusoids(t, d).to(x) + self.types[i])
 
         q = self.queries.expand(len(placed[0]), -1, -1)
+        memory = torch.cat(placed, 1)
+        padding = torch.cat(paddings, 1)
         for layer in self.decoder:
-            memory = torch.cat(placed, 1)
-            padding = torch.cat(paddings, 1)
             q = layer(q, memory, memory_key_padding_mask=padding)
 
         shares = self.pool["score"](q).softmax(1)
@@ -202,17 +205,20 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
 
     Four sessions, 20 dialogues a batch, dropout off.
     """
-    random = np.random.default_rng(0)
-    lengths = dialogue_lengths(4290, random)
-    n = sum(lengths)
+    rng = np.random.default_rng(0)
+    settings = PerspectiveSettings(dropout=0.0)
     dims = {"audio": 6373, "text": 768}
+
+    # The dialogues of four sessions, with random vectors and labels.
+    lengths = dialogue_lengths(4290, rng)
+    n = sum(lengths)
     values = {}
     for m, dim in dims.items():
-        values[m] = torch.from_numpy(random.standard_normal((n, dim), dtype=np.float32))
-    labels = torch.from_numpy(random.integers(4, size=n))
+        values[m] = torch.from_numpy(rng.standard_normal((n, dim), dtype=np.float32))
+    labels = torch.from_numpy(rng.integers(4, size=n))
     dialogues = np.split(np.arange(n), np.cumsum(lengths)[:-1])
-    settings = PerspectiveSettings(dropout=0.0)
 
+    # Ours: packed rows.
     inputs = {m: Inputs(x, np.arange(n + 1)) for m, x in values.items()}
     model = FUSIONS["lgf-add"].build(settings, dims, 4)
     optimiser = torch.optim.Adam(
@@ -225,14 +231,15 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
             chosen = [dialogues[i] for i in order[start : start + settings.batch_size]]
             batch = take(inputs, labels, chosen)
 
+            losses = []
+            for logits in model(batch).values():
+                losses.append(F.cross_entropy(logits, batch.truth, reduction="sum"))
+
             optimiser.zero_grad()
-            losses = [
-                F.cross_entropy(logits, batch.truth, reduction="sum")
-                for logits in model(batch).values()
-            ]
             torch.stack(losses).sum().backward()
             optimiser.step()
 
+    # Theirs: padded dialogues from a DataLoader.
     plain = PlainPerspective(settings, dims, 4)
     plain.load_state_dict(model.state_dict())
     adam = torch.optim.Adam(plain.parameters(), settings.lr, weight_decay=settings.weight_decay)
@@ -250,13 +257,14 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
 
     def theirs() -> None:
         for x, truth, count in loader:
-            adam.zero_grad()
-            losses = [
-                F.cross_entropy(
+            losses = []
+            for logits in plain(x, count).values():
+                loss = F.cross_entropy(
                     logits.flatten(0, 1), truth.flatten(), reduction="sum", ignore_index=-1
                 )
-                for logits in plain(x, count).values()
-            ]
+                losses.append(loss)
+
+            adam.zero_grad()
             torch.stack(losses).sum().backward()
             adam.step()
 
@@ -265,36 +273,37 @@ def perspective_cases(rounds: int) -> list[dict[str, Any]]:
 
 def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
     """A few updates of MSMSER Full in float32, 8 utterances a batch, dropout off."""
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     settings = MsmserSettings(dropout=0.0)
     dims = {"audio": 768, "text": 768}
-    seconds = typical_batches(durations(LABELLED, random), settings.batch_size, steps)
-    lengths = {"audio": frame_counts(seconds), "text": token_counts(seconds)}
 
+    # Utterances of typical lengths, with random frames, tokens and labels.
+    seconds = typical_batches(durations(LABELLED, rng), settings.batch_size, steps)
+    lengths = {"audio": frame_counts(seconds), "text": token_counts(seconds)}
     values: dict[str, list[Tensor]] = {}
     for m, counts in lengths.items():
         values[m] = []
         for count in counts:
-            rows = random.standard_normal((count, dims[m]), dtype=np.float32)
+            rows = rng.standard_normal((count, dims[m]), dtype=np.float32)
             values[m].append(torch.from_numpy(rows))
-
-    labels = torch.from_numpy(random.integers(4, size=len(seconds)))
+    labels = torch.from_numpy(rng.integers(4, size=len(seconds)))
     batches = np.split(np.arange(len(seconds)), steps)
 
+    # Ours: packed rows.
     inputs = {}
     for m, sequences in values.items():
         offsets = np.concatenate([[0], lengths[m].cumsum()])
         inputs[m] = Inputs(torch.cat(sequences), offsets)
+
     model = FUSIONS["mit"].build(settings, dims, 4)
     optimiser = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
 
     def ours() -> None:
         for rows in batches:
             batch = take(inputs, labels, list(rows[:, None]))
-            optimiser.zero_grad()
-            F.cross_entropy(model(batch)["logits"], batch.truth).backward()
-            optimiser.step()
+            step(optimiser, model(batch)["logits"], batch.truth)
 
+    # Theirs: padded sequences.
     plain = PlainMsmser(settings, dims, 4)
     plain.load_state_dict(model.state_dict())
     adam = torch.optim.Adam(plain.parameters(), settings.lr)
@@ -307,9 +316,7 @@ def msmser_cases(rounds: int, steps: int = 2) -> list[dict[str, Any]]:
                 x[m] = pad_sequence([sequences[i] for i in rows], batch_first=True)
                 count[m] = torch.from_numpy(lengths[m][rows])
 
-            adam.zero_grad()
-            F.cross_entropy(plain(x, count)["logits"], labels[torch.from_numpy(rows)]).backward()
-            adam.step()
+            step(adam, plain(x, count)["logits"], labels[torch.from_numpy(rows)])
 
     return compare_both(f"MSMSER Full, {steps} updates of 8", theirs, ours, (1.6, 2.4), rounds)
 
@@ -321,15 +328,18 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
     float16 frames and float32 means, as the store has them, and end with Adam's step; the plain way
     pads, as s3prl does.
     """
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     layers = 13
     dim = 768
     size = 32
-    lengths = frame_counts(typical_batches(durations(LABELLED, random), size, steps))
+
+    # Utterances of typical lengths, with random frames and labels.
+    lengths = frame_counts(typical_batches(durations(LABELLED, rng), size, steps))
     frames = [torch.randn(count, layers, dim).half() for count in lengths]
-    labels = torch.from_numpy(random.integers(4, size=len(lengths)))
+    labels = torch.from_numpy(rng.integers(4, size=len(lengths)))
     batches = np.split(np.arange(len(lengths)), steps)
 
+    # What ours reads: each utterance's means of all layers.
     means = torch.stack([utterance.float().mean(0).flatten() for utterance in frames])
     inputs = {"audio": Inputs(means, np.arange(len(means) + 1))}
 
@@ -341,11 +351,6 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
     our_adam = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
     their_adam = torch.optim.Adam(plain.parameters(), settings.lr, fused=True)
     weights = plain.get_parameter("layer_sums.weights.audio 0")
-
-    def step(adam: torch.optim.Adam, logits: Tensor, truth: Tensor) -> None:
-        adam.zero_grad()
-        F.cross_entropy(logits, truth).backward()
-        adam.step()
 
     def ours() -> None:
         for rows in batches:
@@ -359,11 +364,10 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
             summed = (x * weights.softmax(0)[:, None]).sum(2)
             projected = plain.projector(summed)  # type: ignore[operator]
 
-            means = [
-                sequence[:count].mean(0)
-                for sequence, count in zip(projected, lengths[rows], strict=True)
-            ]
-            logits = plain.logits(torch.stack(means))  # type: ignore[operator]
+            pooled = []
+            for sequence, count in zip(projected, lengths[rows], strict=True):
+                pooled.append(sequence[:count].mean(0))
+            logits = plain.logits(torch.stack(pooled))  # type: ignore[operator]
             step(their_adam, logits, labels[torch.from_numpy(rows)])
 
     return compare(
@@ -373,6 +377,13 @@ def superb_case(rounds: int, steps: int = 2) -> dict[str, Any]:
         50.0,
         rounds,
     )
+
+
+def step(adam: torch.optim.Adam, logits: Tensor, truth: Tensor) -> None:
+    """One update by the mean cross-entropy of a batch."""
+    adam.zero_grad()
+    F.cross_entropy(logits, truth).backward()
+    adam.step()
 
 
 def compare_both(

@@ -51,8 +51,9 @@ class Graphs:
                 )
 
     def captured(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """The calls as a CUDA graph, and the tensor that it fills on replay. Nothing is computed
-        yet.
+        """The calls as a CUDA graph, and the tensor that it fills on replay.
+
+        Nothing is computed yet.
         """
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()

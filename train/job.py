@@ -30,16 +30,18 @@ class Job:
 
     @property
     def stacked(self) -> bool:
-        """Whether it is fitted by `fit_many`: on a GPU, even alone, so that its numbers do not
-        depend on the others.
+        """Whether it is fitted by `fit_many`.
+
+        On a GPU, even alone, so that its numbers do not depend on the others.
         """
         on_gpu = torch.device(self.config.device).type == "cuda"
         return on_gpu and can_train_together(self.data, self.config)
 
     @cached_property
     def group(self) -> str:
-        """The same for jobs that are fitted together: those that are `stacked`, and differ in seed
-        and loss alone.
+        """The same for jobs that are fitted together.
+
+        Those are `stacked`, and differ in seed and loss alone.
         """
         if self.stacked:
             return run_name(self.record, without=("seed", "loss"))

@@ -1,7 +1,6 @@
-"""The losses of a batch: cross-entropy and focal loss of classes, CCC of ratings, weights of
-classes.
+"""The losses of a batch: cross-entropy and focal loss of classes, and CCC of ratings.
 
-    n  utterances     K  classes     D  dimensions: valence, arousal and dominance
+n  utterances     K  classes     D  dimensions: valence, arousal and dominance
 """
 
 import math
@@ -17,8 +16,9 @@ TINY = 1e-8
 
 
 def class_weights(shares: Tensor, training: TrainingSettings) -> Tensor:
-    """Weights w `[K]` by the sizes n_k = Σ_i p_ik of the classes in the training part, whose shares
-    are p `[n, K]`.
+    """Weights w `[K]` by the sizes of the classes in the training part.
+
+    With its shares p `[n, K]` a size is n_k = Σ_i p_ik.
 
     inverse    w_k ∝ 1 / n_k: every class has the same part in the loss
     effective  w_k ∝ (1 − β) / (1 − β^n_k), by the effective number of samples (Cui et al. 2019,
@@ -41,10 +41,9 @@ def class_weights(shares: Tensor, training: TrainingSettings) -> Tensor:
 
 
 def class_loss(outputs: Tensor, truth: Tensor, gamma: float, reduction: str) -> Tensor:
-    """The cross-entropy of logits `[n, K]`, or the focal loss, summed or averaged over the
-    utterances with a truth.
+    """The cross-entropy of logits `[n, K]`, or the focal loss.
 
-    Σ_i −log q_iy of the probabilities q for classes y `[n]`; for soft labels p `[n, K]` (USC §3.2)
+    Summed, or averaged, over the utterances with a truth: Σ_i −log q_iy of the probabilities q for classes y `[n]`; for soft labels p `[n, K]` (USC §3.2)
     Σ_i Σ_k −p_ik log q_ik. With a `gamma` γ each term has the factor (1 − q_ik)^γ (Lin et al. 2017,
     eq. 4).
     """

@@ -46,9 +46,9 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
 
     record = run.config
     fusion = _known_fusion(run, record)
-    where = str(run.path / CONFIG)
-    settings = settings_from_record(fusion.settings, record.settings, where)
-    training = settings_from_record(TrainingSettings, record.training, where)
+    config_file = str(run.path / CONFIG)
+    settings = settings_from_record(fusion.settings, record.settings, config_file)
+    training = settings_from_record(TrainingSettings, record.training, config_file)
 
     tensors, _ = run.tensors(MODEL)
     faulty = CorruptStore(
@@ -75,16 +75,17 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
 
 
 def _known_fusion(run: Run, record: RunConfig) -> Fusion:
-    """The fusion of a run, with its learnt sums. Raises `WrongUse` for one that is not known here,
-    and for such a target.
+    """The fusion of a run, with its learnt sums.
+
+    Raises `WrongUse` for one that is not known here, and for such a target.
     """
     if record.target not in TARGETS:
         raise WrongUse(
             f"{run.path}: was trained with target '{record.target}', which this ser does not know"
         )
     if record.fusion not in FUSIONS:
-        what = f"was trained with the fusion '{record.fusion}'"
-        raise WrongUse(f"{run.path}: {not_installed(what, record.provenance.package)}")
+        trained_with = f"was trained with the fusion '{record.fusion}'"
+        raise WrongUse(f"{run.path}: {not_installed(trained_with, record.provenance.package)}")
     return with_layer_sums(FUSIONS[record.fusion], record.layer_sums)
 
 

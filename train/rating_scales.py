@@ -35,8 +35,9 @@ MAX_SHARE_OUTSIDE = 0.01
 
 
 def scale_of(training: TrainingSettings) -> tuple[float, float]:
-    """The lowest and the highest rating, such as 1 and 5. Raises `WrongUse` where `vad_scale` is
-    not a range.
+    """The lowest and the highest rating, such as 1 and 5.
+
+    Raises `WrongUse` where `vad_scale` is not a range.
     """
     low, _, high = training.vad_scale.partition("..")
     with contextlib.suppress(ValueError):

@@ -493,7 +493,8 @@ def to_json(record: msgspec.Struct) -> dict[str, Any]:
 
     if isinstance(record, RunResult):
         values = _n_behind_ratings(values)
-        values["tests"] = {way: _n_behind_ratings(own) for way, own in values["tests"].items()}
+        for way, scores in values["tests"].items():
+            values["tests"][way] = _n_behind_ratings(scores)
 
     return {**values, **others}
 

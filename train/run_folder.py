@@ -1,5 +1,4 @@
-"""Run folders: one finished training each, named by the hash of its complete config, readable
-without us.
+"""Run folders: one training each, named by the hash of its complete config.
 
 <out>/<16 hex digits>/
     config.json          `records.RunConfig`: all that the name hashes, and `provenance`
@@ -14,9 +13,9 @@ without us.
     diverged.json        what went wrong with a run whose loss is no longer a number
     log                  one line per epoch
 
-They are sealed, see `seal`; result.json says bytes and sha256 of the other files of a finished run
-(`files`). Whatever reads a file checks it. A folder whose config has another name is refused, and a
-link in it is not followed.
+They can be read without ser. They are sealed, see `seal`; result.json says bytes and sha256 of the
+other files of a finished run (`files`). Whatever reads a file checks it. A folder whose config has
+another name is refused, and a link in it is not followed.
 """
 
 import contextlib
@@ -75,9 +74,7 @@ _READING_FAULTS = (
 
 
 def column(what: str, test: str) -> str:
-    """The column of predictions.parquet with `what` was predicted when the model was given the
-    modalities of `test`.
-    """
+    """The column of predictions.parquet with `what` was predicted in one way of testing."""
     if test == "both":
         return what
     return f"{what} {test}"
@@ -96,8 +93,9 @@ def run_name(config: RunConfig, without: Collection[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, finished or not. What is read of it raises `CorruptStore` if one bit of it was
-    altered.
+    """A run folder, finished or not.
+
+    What is read of it raises `CorruptStore` if one bit of it was altered.
     """
 
     path: Path
@@ -109,8 +107,9 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """Everything that the run was asked for. Raises `CorruptStore` if that is another run than
-        the folder names.
+        """Everything that the run was asked for.
+
+        Raises `CorruptStore` if that is another run than the folder names.
         """
         values = self._json(CONFIG)
         config = self._record(CONFIG, RunConfig, values)
@@ -176,8 +175,9 @@ class Run:
             return load(content), metadata
 
     def write_json(self, name: str, value: RunConfig | RunResult | Mapping[str, Any]) -> RunFiles:
-        """Write one JSON file of a run that this process has claimed, whole or not at all, for
-        people to read too.
+        """Write one JSON file, whole or not at all, for people to read too.
+
+        This process has claimed the run.
         """
         if not isinstance(value, Mapping):
             value = to_json(value)
@@ -217,8 +217,9 @@ class Run:
 
     @contextlib.contextmanager
     def _content(self, name: str) -> Iterator[bytes]:
-        """A file's bytes, decoded in the context; those of a finished run are the ones that its
-        result names.
+        """A file's bytes, to be decoded in the context.
+
+        Those of a finished run are the ones that its result names.
         """
         content = read_small(self.path / name, AGAIN)
 
@@ -254,10 +255,10 @@ def load_run(path: Path | str) -> Run:
 
 
 def find_runs(*paths: Path | str) -> list[Run]:
-    """All runs in the given folders, finished or not, each once: of copies the first, or the first
-    that is finished.
+    """All runs in these folders, finished or not, each once.
 
-    Warns of a copy with other predictions. Raises `WrongUse` where there is none.
+    Of copies the first, or the first that is finished. Warns of a copy with other predictions.
+    Raises `WrongUse` where there is none.
     """
     runs: dict[str, Run] = {}
     for path in paths:
@@ -294,11 +295,11 @@ def _warn_of_other_predictions(copy: Run, known: Run) -> None:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[Run]:
-    """The run folder, made if needed, with nobody else at work in it: a second process waits for
-    the first.
+    """The run folder, made if needed, with nobody else at work in it.
 
-    A finished run needs neither a lock nor the right to write. What killed writers left is removed.
-    Raises `StoreError` for a link or special file in the folder: no run is written through one.
+    A second process waits for the first. A finished run needs neither a lock nor the right to
+    write. What killed writers left is removed. Raises `StoreError` for a link or special file in
+    the folder: no run is written through one.
     """
     run = Run(path)
     if run.finished:

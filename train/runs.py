@@ -67,7 +67,10 @@ def select_runs(folders: Sequence[Path], conditions: Sequence[str] = ()) -> list
         return runs
 
     options = {run.name: run_options(run.config) for run in runs}
-    known = {key for of_run in options.values() for key in of_run}
+    known: set[str] = set()
+    for options_of_run in options.values():
+        known.update(options_of_run)
+
     for condition in conditions:
         key, value = _parse_condition(condition)
         if key not in known:
@@ -133,11 +136,14 @@ def _scores(run: Run) -> dict[str, float | None]:
 def option_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The options in which the runs differ: by key a value for each run, None where it has none."""
     options = [run_options(run.config) for run in runs]
-    keys = dict.fromkeys(key for of_run in options for key in of_run)
+    # In the order in which they first come.
+    keys: dict[str, None] = {}
+    for options_of_run in options:
+        keys.update(dict.fromkeys(options_of_run))
 
     different = {}
     for key in keys:
-        values = [of_run.get(key) for of_run in options]
+        values = [options_of_run.get(key) for options_of_run in options]
         if any(value != values[0] for value in values):
             different[key] = values
     return different

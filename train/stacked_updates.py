@@ -1,8 +1,8 @@
-"""An update, an evaluation and a selection of R runs at once, as work of tensors that keep their
-places.
+"""An update, an evaluation and a selection of R runs at once.
 
-So a GPU can capture each as one CUDA graph (`cuda_graphs`): what changes from call to call is
-copied into the same tensors, and nobody waits for a number.
+All are work of tensors that keep their places. So a GPU can capture each as one CUDA graph
+(`cuda_graphs`): what changes from call to call is copied into the same tensors, and nobody waits
+for a number.
 
     R  runs     r  rows of a batch (`stacked_runs.batch_of`)
 """

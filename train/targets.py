@@ -1,5 +1,4 @@
-"""What a run learns of an utterance: its class, its valence, arousal and dominance, or both at
-once.
+"""What a run learns of an utterance: its class, its ratings, or both at once.
 
 A target says how many outputs each head of a model has, what the loss compares them with, what
 predictions they make, and how these are scored. Inside a run ratings stand on a scale of −1 to 1
@@ -71,8 +70,9 @@ class Target:
     def build(
         self, fusion: Fusion, settings: Any, dims: Mapping[str, int], classes: int
     ) -> nn.Module:
-        """The fusion's model with heads of that width; one that reads its own `predictions` gets
-        the target's.
+        """The fusion's model with heads of that width.
+
+        A model that reads its own `predictions` gets the target's.
         """
         model = fusion.build(settings, dims, self.width(classes))
         if hasattr(model, "predictions"):
@@ -82,10 +82,10 @@ class Target:
     def prepare(
         self, fusion: Fusion, settings: Any, training: TrainingSettings, data: Dataset
     ) -> tuple[TrainingSettings, Dataset]:
-        """The training settings with what this target chooses by itself, and the data with its
-        ratings on one scale.
+        """The training settings and the data as this target needs them.
 
-        Raises `WrongUse` for what it cannot use.
+        The settings with what it chooses by itself, the data with its ratings on one scale. Raises
+        `WrongUse` for what it cannot use.
         """
         self._check_unused(training)
         training = self._choose_score(training)
@@ -148,8 +148,7 @@ class Target:
             )
 
     def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
-        """What the loss compares the outputs for all utterances with; None is their classes, int64
-        `[n]`.
+        """What the loss compares outputs with, of all utterances; None is their classes.
 
         `train` are the rows of the training part, by which classes are weighted: then w_k p_ik `[n,
         K]`. Ratings, the ends of their scale at −1 and 1, are `[n, D]`, and behind class numbers or
@@ -183,12 +182,11 @@ class Target:
         return shares * class_weights(shares[torch.from_numpy(train)], training)
 
     def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
-        """Of the outputs of one head for a batch, summed or averaged over it as `config.reduction`
-        says.
+        """The loss of one head's outputs for a batch, summed or averaged over it.
 
-        Classes: see `class_loss`. Ratings: the mean over the dimensions of 1 − CCC, or of the mean
-        squared error; times n where losses are summed. Both: that of the classes + `vad_weight`
-        times that of the ratings.
+        `config.reduction` says which. Classes: see `class_loss`. Ratings: the mean over the
+        dimensions of 1 − CCC, or of the mean squared error; times n where losses are summed. Both:
+        that of the classes + `vad_weight` times that of the ratings.
         """
         training = config.training
         gamma = training.focal_gamma
@@ -209,9 +207,7 @@ class Target:
         return loss_of_classes + training.vad_weight * loss_of_ratings
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """What the outputs of a head say, of the same shape: probabilities of the classes, and
-        ratings as they are.
-        """
+        """What a head's outputs say, of the same shape: probabilities, and ratings as they are."""
         k = outputs.shape[1]
         if self.rated:
             k -= len(DIMENSIONS)
@@ -244,10 +240,9 @@ class Target:
         dev: tuple[np.ndarray, np.ndarray],
         test: tuple[np.ndarray, np.ndarray],
     ) -> Calibration | None:
-        """The temperature of the probabilities, fitted on dev, and what it does to the ECE of the
-        test part.
+        """The temperature that is fitted on dev, and what it does to the test part's ECE.
 
-        Both are rows and their predictions. None where there are no classes.
+        `dev` and `test` are rows and their predictions. None where there are no classes.
         """
         k = len(utterances.classes)
         if k == 0:

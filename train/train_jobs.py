@@ -26,14 +26,14 @@ from .training import Training
 def train_jobs(
     jobs: Sequence[Job], out: Path, resume: bool = False, on_epoch: OnProgress | None = None
 ) -> list[Run | Diverged]:
-    """Train the jobs of one group, each into `<out>/<its name>`; a finished run is returned as it
-    is.
+    """Train the jobs of one group, each into `<out>/<its name>`.
 
-    Several, and one that is `stacked`, are trained at once (`fit_many`): if memory runs out, half
-    as many, down to one; if their inputs do not fit on the GPU, one after the other. They keep no
-    states. Any other job does, and continues from its last with `resume`; without states it starts
-    anew. For a job that diverged the list holds the fault, and its folder the weights of the last
-    good epoch. Raises `SerError`, with the remedy, if memory runs out.
+    A finished run is returned as it is. Several, and one that is `stacked`, are trained at once
+    (`fit_many`): if memory runs out, half as many, down to one; if their inputs do not fit on the
+    GPU, one after the other. They keep no states. Any other job does, and continues from its last
+    with `resume`; without states it starts anew. For a job that diverged the list holds the fault,
+    and its folder the weights of the last good epoch. Raises `SerError`, with the remedy, if memory
+    runs out.
     """
     first = jobs[0]
     together = len(jobs) > 1 or first.stacked
@@ -146,8 +146,9 @@ def end(training: Training, model: Fitted, seconds: float) -> Run | Diverged:
 
 @contextlib.contextmanager
 def oom_as_error(config: TrainConfig) -> Iterator[None]:
-    """Raise `SerError`, with the remedy, if an allocation fails, and `WrongUse` for what cannot be
-    deterministic.
+    """Raise `SerError`, with the remedy, if an allocation fails.
+
+    And `WrongUse` for what cannot be deterministic.
     """
     try:
         yield
@@ -159,6 +160,7 @@ def oom_as_error(config: TrainConfig) -> Iterator[None]:
             ) from fault
         if not is_out_of_memory(fault):
             raise
+
         size = config.settings.batch_size
         raise SerError(
             f"the memory of {config.device} ran out while training {config.fusion.name} in batches "
@@ -170,8 +172,9 @@ def oom_as_error(config: TrainConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: the same numbers on any load, and one process per core is faster than
-    threads.
+    """One thread for torch: the same numbers on any load.
+
+    And one process per core is faster than threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

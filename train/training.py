@@ -19,12 +19,11 @@ CURVES = ("loss", "wa", "ua", "macro_f1", "ccc")
 
 
 class Training:
-    """A job being trained in its run's folder. Called with an epoch, or with a line, it is the
-    run's log.
+    """A job being trained in its run's folder.
 
-    An epoch goes to TensorBoard too, if the config says so, and to `on_epoch`; every
-    `STATE_SECONDS` the state after it is written, if `keeps_states`. What is opened is closed with
-    the stack.
+    Called with an epoch, or with a line, it is the run's log. An epoch goes to TensorBoard too, if
+    the config says so, and to `on_epoch`; every `STATE_SECONDS` the state after it is written, if
+    `keeps_states`. What is opened is closed with the stack.
     """
 
     def __init__(

@@ -37,7 +37,9 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     if policy != UNLABELLED and len(np.unique(labels)) < 2:
         raise _fewer_than_two_classes(policy, manifest)
 
-    corpus_of_row = [part.corpus for part in manifest.parts for _ in range(len(part))]
+    corpus_of_row: list[str] = []
+    for part in manifest.parts:
+        corpus_of_row += [part.corpus] * len(part)
     corpora = [corpus_of_row[row] for row in rows] if corpus_of_row else []
     columns = manifest.table.take(rows).to_pydict()
     if corpora:

@@ -50,7 +50,11 @@ def read_ahead(
 
     def read(group: Sequence[Dialogues]) -> dict[str, Inputs]:
         stop_reading.set(has_ended)
-        rows = np.concatenate([dialogue for batch in group for dialogue in batch])
+        dialogues_of_group: list[np.ndarray] = []
+        for batch in group:
+            dialogues_of_group += batch
+        rows = np.concatenate(dialogues_of_group)
+
         windows: dict[str, Inputs] = dict(inputs)
         for modality, stored in streamed.items():
             windows[modality] = stored.window(rows)

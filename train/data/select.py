@@ -302,9 +302,10 @@ def _layers(
 
     if len(complete) > 1:
         manifest = store.joined_manifest(corpus)
-        of_corpus = [
-            layers for layers in complete if all(layer.complete(manifest) for layer in layers)
-        ]
+        of_corpus = []
+        for layers in complete:
+            if all(layer.complete(manifest) for layer in layers):
+                of_corpus.append(layers)
         complete = of_corpus or complete
     if len(complete) > 1:
         firsts = listed([layers[0] for layers in complete])

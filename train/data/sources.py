@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from ser.cache.part import Part
 from ser.cache.spec import Spec
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, WrongUse
@@ -62,9 +63,13 @@ def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.nda
         return as_read(stored, selection.record, spec, selection.vectors)
 
     # Part by part, as they come, and row by row: blocks are read once.
-    numbers = {part: number for number, part in enumerate(dict.fromkeys(p for p, _ in places))}
-    part_numbers = [numbers[part] for part, _ in places]
-    rows_in_part = [row for _, row in places]
+    number_of_part: dict[Part, int] = {}
+    part_numbers = []
+    rows_in_part = []
+    for part, row in places:
+        number_of_part.setdefault(part, len(number_of_part))
+        part_numbers.append(number_of_part[part])
+        rows_in_part.append(row)
     order = np.lexsort((rows_in_part, part_numbers))
 
     # Whatever is read has the dtype and dimension of the first that is.
@@ -93,7 +98,9 @@ def modality_source(selection: ModalitySelection, manifest: Manifest, rows: np.n
         copies.append((view,))
 
     # The features of each copy.
-    sources = [[feature_source(part, manifest, rows) for part in parts] for parts in copies]
+    sources: list[list[Streamed]] = []
+    for parts in copies:
+        sources.append([feature_source(part, manifest, rows) for part in parts])
     _check_alike(selection, sources[0])
     if len(copies) == len(selection.parts) == 1:
         return sources[0][0]
@@ -101,8 +108,12 @@ def modality_source(selection: ModalitySelection, manifest: Manifest, rows: np.n
     n = len(rows)
     dims = [part.dim for part in selection.parts]
     lengths = np.concatenate([np.diff(copy[0].offsets) for copy in sources])
-    # Of the widest dtype.
-    empty = torch.cat([torch.cat([source.values for source in copy], 1) for copy in sources])
+
+    # No rows, of all columns and of the widest dtype.
+    empty_copies = []
+    for copy in sources:
+        empty_copies.append(torch.cat([source.values for source in copy], 1))
+    empty = torch.cat(empty_copies)
 
     def read(utterances: np.ndarray) -> Inputs:
         offsets = np.concatenate([[0], np.cumsum(lengths[utterances])])
@@ -118,14 +129,17 @@ def modality_source(selection: ModalitySelection, manifest: Manifest, rows: np.n
         return Inputs(values, offsets)
 
     # Beside the rows of all features stand those of one, while they are read.
-    beside = np.concatenate([np.max([source.cost for source in copy], axis=0) for copy in sources])
-    order = np.concatenate([copy[0].order + n * number for number, copy in enumerate(sources)])
+    costs_beside = []
+    orders = []
+    for number, copy in enumerate(sources):
+        costs_beside.append(np.max([source.cost for source in copy], axis=0))
+        orders.append(copy[0].order + n * number)
     return Streamed(
         empty,
         np.concatenate([[0], np.cumsum(lengths)]),
         read=read,
-        cost=lengths * selection.dim * empty.itemsize + beside,
-        order=order,
+        cost=lengths * selection.dim * empty.itemsize + np.concatenate(costs_beside),
+        order=np.concatenate(orders),
     )
 
 

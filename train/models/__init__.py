@@ -46,13 +46,12 @@ FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _fusions_o
 
 
 def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
-    """The fusion called `name`, for features whose `levels` by modality are "frame", "token" or
-    "utterance".
+    """The fusion called `name`, for features of these levels.
 
-    One modality alone, `audio` or `text`, is a different model for vectors (`audio:utterance`,
-    Perspective §2.2) and for sequences (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by
-    the feature's level; all three names can be asked for, since frames and tokens can always be
-    pooled into vectors.
+    `levels` says by modality "frame", "token" or "utterance". One modality alone, `audio` or
+    `text`, is a different model for vectors (`audio:utterance`, Perspective §2.2) and for sequences
+    (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by the feature's level; all three
+    names can be asked for, since frames and tokens can always be pooled into vectors.
 
     Raises `WrongUse` for an unknown name, a modality too few or too many, or vectors where
     sequences are needed.
@@ -67,9 +66,9 @@ def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
     fusion = FUSIONS[name]
 
     if set(levels) != set(fusion.inputs):
-        taken = " and ".join(fusion.inputs)
-        given = " and ".join(sorted(levels)) or "nothing"
-        raise WrongUse(f"--fusion {name} takes {taken}, and --features gives {given}")
+        inputs = " and ".join(fusion.inputs)
+        modalities = " and ".join(sorted(levels)) or "nothing"
+        raise WrongUse(f"--fusion {name} takes {inputs}, and --features gives {modalities}")
 
     for modality in fusion.inputs:
         if fusion.level == "sequence" and levels[modality] == "utterance":

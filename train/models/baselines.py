@@ -1,5 +1,4 @@
-"""What the three papers compare with, as far as the published descriptions define it on these
-features.
+"""What the three papers compare with, as far as descriptions define it on these features.
 
 Each class names its source. What differs from it, and why, stands beside it; sizes that a
 description leaves open are settings. None of these are reproductions of the numbers that the papers
@@ -71,8 +70,9 @@ class ContextualLstm(nn.Module):
 
 
 class BcLstm(nn.Module):
-    """bc-LSTM, hierarchical framework: Poria et al., "Context-dependent sentiment analysis in
-    user-generated videos", ACL 2017, §3.2.
+    """bc-LSTM, hierarchical framework (Poria et al., ACL 2017, §3.2).
+
+    "Context-dependent sentiment analysis in user-generated videos".
 
     Level 1: a contextual bi-LSTM per modality, trained alone; level 2: one over their features z.
     """
@@ -153,8 +153,10 @@ class CmaSettings(CommonSettings):
 
 
 class Cma(nn.Module):
-    """Cross-modal attention: Krishna & Patil, "Multimodal emotion recognition using cross-modal
-    attention and 1D convolutional neural networks", Interspeech 2020.
+    """Cross-modal attention (Krishna & Patil, Interspeech 2020).
+
+    "Multimodal emotion recognition using cross-modal attention and 1D convolutional neural
+    networks".
 
     Audio frames attend to words and words to frames; mean and standard deviation over time of both,
     concatenated, are classified. Their 1-D convolutions over the waveform and over word vectors are

@@ -1,5 +1,7 @@
-"""CATF-LSTM: Poria, Cambria, Hazarika, Mazumder, Zadeh & Morency, "Multi-level multiple attentions
-for contextual multimodal sentiment analysis", ICDM 2017, multi-level framework.
+"""CATF-LSTM, multi-level framework (Poria et al., ICDM 2017).
+
+Poria, Cambria, Hazarika, Mazumder, Zadeh & Morency, "Multi-level multiple attentions for contextual
+multimodal sentiment analysis".
 
 CAT-LSTM, over the N utterances of a dialogue, h_t the states of an LSTM and H = [h_1 … h_N], turn t
 with weights of its own:

@@ -1,6 +1,7 @@
-"""CME: Li, Ding, Wu & Liu, "Learning fine-grained cross modality excitement for speech emotion
-recognition", arXiv 2010.12733, as its authors' code computes it (github.com/tal-ai/FG_CME,
-NeoMeanMaxExcite_v2), but for the alignment.
+"""CME (Li, Ding, Wu & Liu, arXiv 2010.12733).
+
+"Learning fine-grained cross modality excitement for speech emotion recognition", as its authors'
+code computes it (github.com/tal-ai/FG_CME, NeoMeanMaxExcite_v2), but for the alignment.
 
 For each word with its vector w, and the frames a_1 … a_T that are spoken during it:
 
@@ -49,8 +50,9 @@ CODE = "the authors' code, tal-ai/FG_CME"
 
 @dataclass(frozen=True)
 class CmeSettings(CommonSettings):
-    """The authors' code (run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one
-    there), else ours.
+    """The settings of the authors' code, else ours.
+
+    run_iemocap-ours.py; sizes of config/ravdess-ours.yaml, the only one there.
     """
 
     epochs: Count = setting(20, CODE)

@@ -1,6 +1,7 @@
-"""GBAN: Liu, Li & Meng, "Group gated fusion on attention-based bidirectional alignment for
-multimodal emotion recognition", Interspeech 2020 (arXiv 2201.06309), as in its authors' code
-(github.com/ppfliu/emotion-recognition).
+"""GBAN (Liu, Li & Meng, Interspeech 2020, arXiv 2201.06309).
+
+"Group gated fusion on attention-based bidirectional alignment for multimodal emotion recognition",
+as in its authors' code (github.com/ppfliu/emotion-recognition).
 
 A bi-directional LSTM per modality; states s_1 … s_T of audio and w_1 … w_N of text. With a score of
 its own each way,

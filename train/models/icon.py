@@ -1,6 +1,7 @@
-"""ICON: Hazarika, Poria, Mihalcea, Cambria & Zimmermann, "ICON: interactive conversational memory
-network for multimodal emotion detection", EMNLP 2018, as in its authors' code
-(github.com/declare-lab/conv-emotion, ICON/IEMOCAP).
+"""ICON (Hazarika, Poria, Mihalcea, Cambria & Zimmermann, EMNLP 2018).
+
+"ICON: interactive conversational memory network for multimodal emotion detection", as in its
+authors' code (github.com/declare-lab/conv-emotion, ICON/IEMOCAP).
 
 To classify an utterance u_i of speaker P, with h the features of its modalities, concatenated:
 

@@ -1,5 +1,6 @@
-"""KS-Transformer: Chen, Xing, Xu, Yang & Pang, "Key-sparse transformer for multimodal speech
-emotion recognition", ICASSP 2022, as its authors' code computes it
+"""KS-Transformer (Chen, Xing, Xu, Yang & Pang, ICASSP 2022).
+
+"Key-sparse transformer for multimodal speech emotion recognition", as its authors' code computes it
 (github.com/HappyColor/Key-Sparse-Transformer).
 
 For audio and for text, x and y being the one and the other:

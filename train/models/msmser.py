@@ -6,8 +6,21 @@ Given a_{1:T} (audio frames) and w_{1:N} (words) of one utterance, §2.1 refines
 lets L emotion query tokens gather from both what tells the emotion, and §2.3 hides one modality of
 some training samples.
 
-Everything runs on packed rows (`layers`). A hidden modality has no rows in the batch, which has
-the effect of an attention mask of zero: nothing that it holds reaches the result or a gradient.
+Everything runs on packed rows: the frames, or tokens, of all n utterances of a batch stand one
+after the other in one tensor `[r, d]`, without padding. A hidden modality has no rows in the batch, which
+has the effect of an attention mask of zero: nothing that it holds reaches the result or a gradient.
+What is used here of `layers`, where the axis letters stand too:
+
+    visible_rows         the rows of one modality that the batch holds, and their layout
+    layout               says where each utterance lies among the rows
+      .lengths           how many rows each utterance has, `[n]`
+      .position          the place of each row in its utterance, from 0, `[r]`
+      .longest           how many rows the longest utterance has
+      .of_length(L)      the layout of as many utterances, of L rows each
+    concatenate          the rows of two modalities, utterance by utterance, and their layout
+    EncoderLayer(x, layout)           rows attend to the rows of their utterance
+    DecoderLayer(x, layout, memory)   … and then to those of `memory`, a pair (rows, their layout)
+    SelfAttentionPooling(x, layout)   one vector for each utterance: rows `[r, d]` → `[n, d]`
 """
 
 import math
@@ -133,7 +146,7 @@ class ModalityInteraction(nn.Module):
         w = w + positions(text, w) + self.types[1]
         memory = concatenate(a, audio, w, text)
 
-        # The same L query tokens for each utterance.
+        # The same L query tokens for each utterance, packed as rows too.
         layout = audio.of_length(len(self.queries))
         q = self.queries.repeat(len(audio.lengths), 1)  # [n L, d_e]
         for layer in self.decoder:

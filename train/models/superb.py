@@ -1,5 +1,6 @@
-"""SUPERB: Yang et al., "SUPERB: Speech processing Universal PERformance Benchmark", Interspeech
-2021.
+"""SUPERB (Yang et al., Interspeech 2021).
+
+"SUPERB: Speech processing Universal PERformance Benchmark".
 
 The head of SUPERB's emotion task. The learned sum of layers before it is in `layer_sums`. What the
 paper leaves open is as in s3prl, its authors' toolkit.

@@ -1,5 +1,6 @@
-"""USC: Zhou, Sibal, Bernard, Mallikarjuna & Mallick, "A multi-modal approach to speech emotion
-recognition".
+"""USC (Zhou, Sibal, Bernard, Mallikarjuna & Mallick).
+
+"A multi-modal approach to speech emotion recognition".
 
 §5.1 classifies the text by BERT, §5.2 the audio by a VGG-style CNN on log-mel or MFCC, and §5.3
 combines the class probabilities of the two trained models and trains the whole again.
@@ -64,8 +65,9 @@ class UscSettings(CommonSettings):
 
 
 class Cnn(nn.Module):
-    """§5.2: "5 Convolutional layers with Max Pooling, 2 Linear layers, LeakyReLU activation,
-    Dropout".
+    """§5.2, a VGG-style CNN.
+
+    "5 Convolutional layers with Max Pooling, 2 Linear layers, LeakyReLU activation, Dropout".
     """
 
     def __init__(self, settings: UscSettings, dims: Dims, classes: int) -> None:
@@ -155,8 +157,9 @@ class Bert(nn.Module):
 
 
 class CnnBert(nn.Module):
-    """§5.3: the probabilities of both models, "each … through a Linear layer, after which they are
-    summed up".
+    """§5.3: the probabilities of both models.
+
+    "each … through a Linear layer, after which they are summed up".
     """
 
     def __init__(

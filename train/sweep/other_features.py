@@ -25,10 +25,10 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     cells = []
     for cell in recipe.cells:
         experiment = cell.experiment
-        own = experiment.features.split("+")
-        names = _replace_features(experiment, own, features)
+        recipe_names = experiment.features.split("+")
+        names = _replace_features(experiment, recipe_names, features)
         # Views are of audio, which comes first.
-        if not experiment.views or names[0] in own:
+        if not experiment.views or names[0] in recipe_names:
             cells.append(replace(cell, experiment=replace(experiment, features="+".join(names))))
 
     if not cells:
@@ -43,22 +43,22 @@ def on_features(recipe: Recipe, features: str) -> Recipe:
     return replace(recipe, cells=tuple(cells), note=note, title=f"{recipe.title}, on {features}")
 
 
-def _replace_features(experiment: Experiment, own: list[str], features: str) -> list[str]:
-    """The features of a cell, in the order of its fusion's inputs: of `features`, else its own."""
+def _replace_features(experiment: Experiment, recipe_names: list[str], features: str) -> list[str]:
+    """The features of a cell, in the order of its fusion's inputs: of `features`, or as it is."""
     store = open_store(experiment.store)
     corpora = corpora_of_protocol(str(experiment.protocol), experiment.corpus)
     corpus = store.joined_manifest(corpora).corpus
     # Raises `MissingRows` for what is asked for; the recipe's own may be missing if replaced.
     select_features(store, features, corpus)
 
-    by_modality = _by_modality(store, own, corpus)
+    by_modality = _by_modality(store, recipe_names, corpus)
     by_modality.update(_by_modality(store, features.split("+"), corpus))
 
     inputs: Sequence[str] = (experiment.fusion,)
     if experiment.fusion in FUSIONS:
         inputs = FUSIONS[experiment.fusion].inputs
     if not all(modality in by_modality for modality in inputs):
-        return own
+        return recipe_names
     return [by_modality[modality] for modality in inputs]
 
 

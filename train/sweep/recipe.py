@@ -168,8 +168,9 @@ def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -
     read = _convert(path, table, RecipeTable)
 
     cells = []
-    for line in read.cell:
-        cells.append(_read_cell(path, _joined(read.experiment, line), options, read.search))
+    for cell_table in read.cell:
+        joined = _joined(read.experiment, cell_table)
+        cells.append(_read_cell(path, joined, options, read.search))
     _check_cells(path, cells)
 
     names = [cell.name for cell in cells]
@@ -203,13 +204,13 @@ def _find_recipe(name: str | Path) -> Path:
     return FOLDER / f"{name}.toml"
 
 
-def _joined(common: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(common: Mapping[str, Any], cell_table: Mapping[str, Any]) -> dict[str, Any]:
     """A cell's table with what is said for all; of `set` each setting by itself."""
-    joined = {**common, **line}
+    joined = {**common, **cell_table}
     common_settings = common.get("set")
-    own_settings = line.get("set")
-    if isinstance(common_settings, dict) and isinstance(own_settings, dict):
-        joined["set"] = {**common_settings, **own_settings}
+    cell_settings = cell_table.get("set")
+    if isinstance(common_settings, dict) and isinstance(cell_settings, dict):
+        joined["set"] = {**common_settings, **cell_settings}
     return joined
 
 
@@ -226,15 +227,15 @@ def _convert(path: Path, table: Mapping[str, Any], shape: type[Shape]) -> Shape:
 
 
 def _read_cell(
-    path: Path, line: Mapping[str, Any], overriding: Mapping[str, Any], budget: SearchBudget
+    path: Path, table: Mapping[str, Any], overriding: Mapping[str, Any], budget: SearchBudget
 ) -> RecipeCell:
-    options = {key: value for key, value in line.items() if key not in NOT_OPTIONS}
+    options = {key: value for key, value in table.items() if key not in NOT_OPTIONS}
     known = [field.name for field in fields(Experiment) if field.name != "also_set"]
     for name in options:
         if name not in known:
-            raise unknown(f"option for cell '{line.get('name')}' in {path}", name, known)
+            raise unknown(f"option for cell '{table.get('name')}' in {path}", name, known)
 
-    read = _convert(path, line, _CELL_WITH_OPTIONS)
+    read = _convert(path, table, _CELL_WITH_OPTIONS)
     if read.test not in TESTS:
         raise unknown(f"test in {path}", read.test, TESTS)
 
@@ -247,8 +248,8 @@ def _read_cell(
             fixed[name] = value
 
     written = Experiment(**{**options, "set": setting_texts(fixed), "model": read.model})
-    others = {name: value for name, value in overriding.items() if name != "set"}
-    experiment = replace(written, **others, also_set=tuple(overriding.get("set", ())))
+    changes = {name: value for name, value in overriding.items() if name != "set"}
+    experiment = replace(written, **changes, also_set=tuple(overriding.get("set", ())))
     return RecipeCell(
         name=read.name,
         experiment=experiment,

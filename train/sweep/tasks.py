@@ -124,7 +124,9 @@ def plan_sweep(recipe: Recipe, shard: str | None = None, elsewhere: bool = False
     groups = [[task] for task in tasks.values()]
     if not elsewhere:
         groups = fit_groups(tasks.values())
-    chosen = [task for group in _take_shard(groups, shard) for task in group]
+    chosen: list[SweepTask] = []
+    for group in _take_shard(groups, shard):
+        chosen += group
     for task in chosen:
         if task.run.finished:
             task.run.checked()
@@ -200,7 +202,9 @@ def check_search(candidates: Sequence[Sequence[Job]]) -> None:
 
     Each is given by its jobs, in the same order of folds and seeds.
     """
-    jobs = [job for candidate in candidates for job in candidate]
+    jobs: list[Job] = []
+    for jobs_of_candidate in candidates:
+        jobs += jobs_of_candidate
     if jobs[0].config.select != "val":
         raise WrongUse("a search chooses by the score on dev, which needs --select val")
 
