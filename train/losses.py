@@ -43,9 +43,9 @@ def class_weights(shares: Tensor, training: TrainingSettings) -> Tensor:
 def class_loss(outputs: Tensor, truth: Tensor, gamma: float, reduction: str) -> Tensor:
     """The cross-entropy of logits `[n, K]`, or the focal loss.
 
-    Summed, or averaged, over the utterances with a truth: Σ_i −log q_iy of the probabilities q for classes y `[n]`; for soft labels p `[n, K]` (USC §3.2)
-    Σ_i Σ_k −p_ik log q_ik. With a `gamma` γ each term has the factor (1 − q_ik)^γ (Lin et al. 2017,
-    eq. 4).
+    Summed, or averaged, over the utterances with a truth: Σ_i −log q_iy of the probabilities q for
+    classes y `[n]`; for soft labels p `[n, K]` (USC §3.2) Σ_i Σ_k −p_ik log q_ik. With a `gamma` γ
+    each term has the factor (1 − q_ik)^γ (Lin et al. 2017, eq. 4).
     """
     if not gamma:
         return F.cross_entropy(outputs, truth, reduction=reduction)

@@ -7,9 +7,9 @@ lets L emotion query tokens gather from both what tells the emotion, and §2.3 h
 some training samples.
 
 Everything runs on packed rows: the frames, or tokens, of all n utterances of a batch stand one
-after the other in one tensor `[r, d]`, without padding. A hidden modality has no rows in the batch, which
-has the effect of an attention mask of zero: nothing that it holds reaches the result or a gradient.
-What is used here of `layers`, where the axis letters stand too:
+after the other in one tensor `[r, d]`, without padding. A hidden modality has no rows in the batch,
+which has the effect of an attention mask of zero: nothing that it holds reaches the result or a
+gradient. What is used here of `layers`, where the axis letters stand too:
 
     visible_rows         the rows of one modality that the batch holds, and their layout
     layout               says where each utterance lies among the rows
