@@ -47,9 +47,9 @@ class Estimate:
 def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Estimate:
     """Parameters, updates and an estimate of the time, from a few timed steps of the first job.
 
-    `paces` holds by precision the seconds of a row and a parameter. Experiments that share it, and
-    whose jobs a GPU fits together, are timed once: the first of them writes there, and the time of
-    the others is taken to grow with rows and parameters.
+    `paces` holds, by precision, the seconds that one row takes per parameter of a model.
+    Experiments that share it, and whose jobs a GPU fits together, are timed once: the first of them
+    writes there, and the time of the others is taken to grow with rows and parameters.
     """
     first = jobs[0]
     data = first.data
@@ -65,6 +65,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
         updates += batches * epochs
 
     if paces is None or not first.stacked:
+        # Timed by itself.
         paces = {}
     with oom_as_error(config), one_thread(), _same_draws_after(config.device):
         parameters = _count_parameters(first)

@@ -365,8 +365,12 @@ def fit_standardizers(
         for number in range(1, corpora.max() + 1):
             rows = fold.train[corpora[fold.train] == number]
             if not len(rows):
+                # It does not train.
                 rows = used[corpora[used] == number]
-            rows_of_statistics.append(rows if len(rows) else fold.train)
+            if not len(rows):
+                # It is in no part of this fold.
+                rows = fold.train
+            rows_of_statistics.append(rows)
 
     standardizers = {}
     for modality, inputs in data.inputs.items():

@@ -68,12 +68,17 @@ class StackedUpdates:
     def update(self, dialogues: Tensor, r: int) -> Tensor:
         """One update of all runs by a `batch_of` their dialogues `[R, m]`; their losses `[R]`."""
         with self.config.autocast():
-            in_any_dtype, rows, real = self.stack(self.turns, dialogues, r, training=True)
-            outputs = {head: logits.float() for head, logits in in_any_dtype.items()}
+            logits_by_head, rows, real = self.stack(self.turns, dialogues, r, training=True)
+            outputs = {head: logits.float() for head, logits in logits_by_head.items()}
+
+        # What is padding has no label, and so no part in a loss.
         truth = torch.where(real, self.labels.gather(1, rows), NO_LABEL)
 
+        # Every loss for all runs `[losses, R]`, and of these each run's own `[R]`.
         by_loss = [vmap(loss)(outputs, truth) for loss in self.losses.values()]
         losses = torch.stack(by_loss).gather(0, self.loss_numbers)[0]
+
+        # A mean over a batch counts as many times as the batch has utterances.
         weights = 1 if self.config.reduction == "sum" else real.sum(1)
         self.loss_sums.add_(losses.detach() * weights)
 

@@ -18,9 +18,9 @@ from .evaluate import finish
 from .fit import Fitted, fit
 from .fit_many import fit_many, runs_at_once
 from .job import Job, OnProgress
+from .job_in_training import JobInTraining
 from .model_file import write_model
 from .run_folder import FAULT, STATE, Run, claimed
-from .training import Training
 
 
 def train_jobs(
@@ -49,14 +49,14 @@ def train_jobs(
                 ended[name] = run.checked()
 
         # What is left to train.
-        waiting: list[Training] = []
+        waiting: list[JobInTraining] = []
         for job in jobs:
             if job.name in ended:
                 continue
             run = runs[job.name]
             if together or not resume:
                 (run.path / STATE).unlink(missing_ok=True)
-            waiting.append(Training(job, run, stack, not together, on_epoch))
+            waiting.append(JobInTraining(job, run, stack, not together, on_epoch))
 
         stack.enter_context(one_thread())
         at_once = 1
@@ -87,8 +87,8 @@ def train_jobs(
                 continue
 
             seconds = (time.monotonic() - started) / len(batch)
-            for training, model in zip(batch, models, strict=True):
-                ended[training.run.name] = end(training, model, seconds)
+            for job_in_training, model in zip(batch, models, strict=True):
+                ended[job_in_training.run.name] = end(job_in_training, model, seconds)
             waiting = waiting[at_once:]
 
         return [ended[job.name] for job in jobs]
@@ -103,43 +103,45 @@ def claim_all(jobs: Sequence[Job], out: Path, stack: contextlib.ExitStack) -> di
     return runs
 
 
-def fit_together(batch: Sequence[Training]) -> list[Fitted]:
+def fit_together(batch: Sequence[JobInTraining]) -> list[Fitted]:
     """The models of some jobs of one group; none where their inputs do not fit on the GPU."""
     first = batch[0].job
-    configs = [training.job.config for training in batch]
+    configs = [job_in_training.job.config for job_in_training in batch]
     return fit_many(first.data, first.fold, configs, batch)
 
 
-def free_memory(batch: Sequence[Training], error: BaseException) -> None:
+def free_memory(batch: Sequence[JobInTraining], error: BaseException) -> None:
     """Give back what a try to train a batch took before memory ran out, and say so in the logs."""
-    for training in batch:
-        training(f"memory ran out with {len(batch)} runs at once; started anew with half as many")
+    for job_in_training in batch:
+        job_in_training(
+            f"memory ran out with {len(batch)} runs at once; started anew with half as many"
+        )
 
     # The frames hold the models, in which a module and its hooks know each other.
     traceback.clear_frames(error.__traceback__)
     gc.collect()
 
 
-def fit_alone(training: Training) -> Fitted:
+def fit_alone(job_in_training: JobInTraining) -> Fitted:
     """The model of one job, from its state if there is one."""
-    job = training.job
+    job = job_in_training.job
     state = None
-    if (training.run.path / STATE).exists():
-        state = training.run.tensors(STATE)
-    return fit(job.data, job.fold, job.config, training, state)
+    if (job_in_training.run.path / STATE).exists():
+        state = job_in_training.run.tensors(STATE)
+    return fit(job.data, job.fold, job.config, job_in_training, state)
 
 
-def end(training: Training, model: Fitted, seconds: float) -> Run | Diverged:
+def end(job_in_training: JobInTraining, model: Fitted, seconds: float) -> Run | Diverged:
     """Write what a training has come to: the result, or the fault and the last good weights."""
-    run = training.run
+    run = job_in_training.run
     if model.fault:
         write_model(run, snapshot(model.model.state_dict()), model.scaling)
 
-    fault = model.fault or finish(run, training.job, model, seconds)
+    fault = model.fault or finish(run, job_in_training.job, model, seconds)
     if not fault:
         return run
 
-    training(fault)
+    job_in_training(fault)
     run.write_json(FAULT, {"fault": fault})
     return Diverged(f"{run.path}: {fault}")
 

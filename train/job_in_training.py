@@ -18,7 +18,7 @@ STATE_SECONDS = 30.0
 CURVES = ("loss", "wa", "ua", "macro_f1", "ccc")
 
 
-class Training:
+class JobInTraining:
     """A job being trained in its run's folder.
 
     Called with an epoch, or with a line, it is the run's log. An epoch goes to TensorBoard too, if
