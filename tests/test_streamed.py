@@ -20,7 +20,7 @@ from ser.engines.machine import memory_budget
 from ser.errors import CorruptStore, WrongUse
 from ser.tests.command_line import in_a_process
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, make_store, new_store
-from ser.train import training
+from ser.train import job_in_training
 from ser.train.data.loading import load_dataset
 from ser.train.data.memory import DataCache
 from ser.train.data.streamed import Streamed
@@ -209,7 +209,7 @@ def stopped(store: str, out: str) -> None:
     """Runs that are killed, or interrupted, within the epoch after their first state, each in a
     fork.
     """
-    training.STATE_SECONDS = 0.0
+    job_in_training.STATE_SECONDS = 0.0
     window, check, after = Streamed.window, blocks.check_block, []
 
     def slow(*asked: Any) -> None:

@@ -30,7 +30,7 @@ from ser.disk.locks import locked
 from ser.errors import CorruptStore, Diverged, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
-from ser.train import training
+from ser.train import job_in_training
 from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, prepare, run_experiment
 from ser.train.fit import Fitted
@@ -592,7 +592,7 @@ def begun(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         if list(tmp_path.glob(f"runs/*/{STATE}")):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(job_in_training, "STATE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(short(store, tmp_path / "runs"), stop)
     [state] = tmp_path.glob(f"runs/*/{STATE}")
