@@ -66,18 +66,18 @@ def train_jobs(
             at_once = runs_at_once(first.data, first.fold, first.config)
 
         while waiting:
-            batch = waiting[:at_once]
+            chunk = waiting[:at_once]
             started = time.monotonic()
-            # The models of the last batch are gone before the next are made.
+            # The models of the last chunk are gone before the next are made.
             models: list[Fitted] = []
             torch.cuda.empty_cache()
             try:
-                models = fit_together(batch) if together else [fit_alone(batch[0])]
+                models = fit_together(chunk) if together else [fit_alone(chunk[0])]
             except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
+                if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
-                at_once = len(batch) // 2
-                free_memory(batch, error)
+                at_once = len(chunk) // 2
+                free_memory(chunk, error)
                 continue
 
             if not models:
@@ -86,8 +86,8 @@ def train_jobs(
                 at_once = 1
                 continue
 
-            seconds = (time.monotonic() - started) / len(batch)
-            for job_in_training, model in zip(batch, models, strict=True):
+            seconds = (time.monotonic() - started) / len(chunk)
+            for job_in_training, model in zip(chunk, models, strict=True):
                 ended[job_in_training.run.name] = end(job_in_training, model, seconds)
             waiting = waiting[at_once:]
 
@@ -103,18 +103,18 @@ def claim_all(jobs: Sequence[Job], out: Path, stack: contextlib.ExitStack) -> di
     return runs
 
 
-def fit_together(batch: Sequence[JobInTraining]) -> list[Fitted]:
+def fit_together(chunk: Sequence[JobInTraining]) -> list[Fitted]:
     """The models of some jobs of one group; none where their inputs do not fit on the GPU."""
-    first = batch[0].job
-    configs = [job_in_training.job.config for job_in_training in batch]
-    return fit_many(first.data, first.fold, configs, batch)
+    first = chunk[0].job
+    configs = [job_in_training.job.config for job_in_training in chunk]
+    return fit_many(first.data, first.fold, configs, chunk)
 
 
-def free_memory(batch: Sequence[JobInTraining], error: BaseException) -> None:
-    """Give back what a try to train a batch took before memory ran out, and say so in the logs."""
-    for job_in_training in batch:
+def free_memory(chunk: Sequence[JobInTraining], error: BaseException) -> None:
+    """Give back what a try to train a chunk took before memory ran out, and say so in the logs."""
+    for job_in_training in chunk:
         job_in_training(
-            f"memory ran out with {len(batch)} runs at once; started anew with half as many"
+            f"memory ran out with {len(chunk)} runs at once; started anew with half as many"
         )
 
     # The frames hold the models, in which a module and its hooks know each other.

@@ -215,15 +215,29 @@ HIERARCHY = (
 
 FUSIONS = [
     Fusion(
-        "bc-lstm",
-        "Poria et al., ACL 2017",
-        BcLstmSettings,
-        BOTH,
-        "vector",
-        BcLstm,
-        "dialogue",
+        name="bc-lstm",
+        source="Poria et al., ACL 2017",
+        settings=BcLstmSettings,
+        inputs=BOTH,
+        level="vector",
+        build=BcLstm,
+        unit="dialogue",
         stages=HIERARCHY,
     ),
-    Fusion("concat:utterance", "concatenation baseline", ConcatSettings, BOTH, "vector", Concat),
-    Fusion("cma", "Krishna & Patil, Interspeech 2020", CmaSettings, BOTH, "sequence", Cma),
+    Fusion(
+        name="concat:utterance",
+        source="concatenation baseline",
+        settings=ConcatSettings,
+        inputs=BOTH,
+        level="vector",
+        build=Concat,
+    ),
+    Fusion(
+        name="cma",
+        source="Krishna & Patil, Interspeech 2020",
+        settings=CmaSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=Cma,
+    ),
 ]

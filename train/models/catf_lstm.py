@@ -90,13 +90,13 @@ class CatfLstm(BcLstm):
 
 FUSIONS = [
     Fusion(
-        "catf-lstm",
-        "Poria et al., ICDM 2017",
-        CatfLstmSettings,
-        BOTH,
-        "vector",
-        CatfLstm,
-        "dialogue",
+        name="catf-lstm",
+        source="Poria et al., ICDM 2017",
+        settings=CatfLstmSettings,
+        inputs=BOTH,
+        level="vector",
+        build=CatfLstm,
+        unit="dialogue",
         stages=HIERARCHY,
     )
 ]

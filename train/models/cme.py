@@ -119,4 +119,13 @@ def frames_of_tokens(audio: RaggedLayout, text: RaggedLayout) -> RaggedLayout:
     return RaggedLayout((j + 1) * t // n - j * t // n, text.device)
 
 
-FUSIONS = [Fusion("cme", "Li et al., arXiv 2010.12733", CmeSettings, BOTH, "sequence", Cme)]
+FUSIONS = [
+    Fusion(
+        name="cme",
+        source="Li et al., arXiv 2010.12733",
+        settings=CmeSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=Cme,
+    )
+]

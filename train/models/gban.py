@@ -124,4 +124,13 @@ def pool_windows(x: Tensor, layout: RaggedLayout, size: int) -> Rows:
     return max_rows(x, window_rows), RaggedLayout(windows.lengths, layout.device)
 
 
-FUSIONS = [Fusion("gban", "Liu, Li & Meng, Interspeech 2020", GbanSettings, BOTH, "sequence", Gban)]
+FUSIONS = [
+    Fusion(
+        name="gban",
+        source="Liu, Li & Meng, Interspeech 2020",
+        settings=GbanSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=Gban,
+    )
+]

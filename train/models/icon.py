@@ -177,7 +177,31 @@ def speaker_histories(batch: Batch) -> Histories:
 
 PAPER = "Hazarika et al., EMNLP 2018"
 FUSIONS = [
-    Fusion("icon", PAPER, IconSettings, BOTH, "vector", Icon, unit="dialogue"),
-    Fusion("icon:audio", PAPER, IconSettings, ("audio",), "vector", Icon, unit="dialogue"),
-    Fusion("icon:text", PAPER, IconSettings, ("text",), "vector", Icon, unit="dialogue"),
+    Fusion(
+        name="icon",
+        source=PAPER,
+        settings=IconSettings,
+        inputs=BOTH,
+        level="vector",
+        build=Icon,
+        unit="dialogue",
+    ),
+    Fusion(
+        name="icon:audio",
+        source=PAPER,
+        settings=IconSettings,
+        inputs=("audio",),
+        level="vector",
+        build=Icon,
+        unit="dialogue",
+    ),
+    Fusion(
+        name="icon:text",
+        source=PAPER,
+        settings=IconSettings,
+        inputs=("text",),
+        level="vector",
+        build=Icon,
+        unit="dialogue",
+    ),
 ]

@@ -184,6 +184,11 @@ def cross_blocks(settings: KsSettings) -> nn.ModuleList:
 
 FUSIONS = [
     Fusion(
-        "ks-transformer", "Chen et al., ICASSP 2022", KsSettings, BOTH, "sequence", KsTransformer
+        name="ks-transformer",
+        source="Chen et al., ICASSP 2022",
+        settings=KsSettings,
+        inputs=BOTH,
+        level="sequence",
+        build=KsTransformer,
     )
 ]

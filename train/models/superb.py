@@ -52,5 +52,12 @@ class Superb(nn.Module):
 
 
 FUSIONS = [
-    Fusion("superb", "SUPERB §3, emotion recognition", SuperbSettings, ("audio",), "vector", Superb)
+    Fusion(
+        name="superb",
+        source="SUPERB §3, emotion recognition",
+        settings=SuperbSettings,
+        inputs=("audio",),
+        level="vector",
+        build=Superb,
+    )
 ]
