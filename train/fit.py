@@ -241,6 +241,7 @@ def fit_once(
         selection.best = -math.inf
         first_epoch = 0
         if resumed and stage_number == first_stage:
+            # As it was after its last epoch: the counts here, the tensors by `restore_state`.
             first_epoch = resumed.epoch
             selection.best = resumed.best_score
             selection.history = list(resumed.history)
@@ -268,7 +269,8 @@ def fit_once(
             for update, batch in enumerate(batches, epoch * updates_per_epoch):
                 optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
 
-                # In bfloat16 where the config says so; the loss is in float32.
+                # The heads that the loss looks at; the model may leave out the rest. It computes in
+                # bfloat16 where the config says so, and the loss in float32.
                 batch.heads = config.heads(stage)
                 with config.autocast():
                     returned = model(batch)
@@ -289,12 +291,13 @@ def fit_once(
                 optimiser.step()
 
             # The mean loss of an utterance, as the weights were at each update.
-            values = torch.stack(losses).tolist()
-            fault = divergence(values, stage, epoch)
+            loss_values = torch.stack(losses).tolist()
+            fault = divergence(loss_values, stage, epoch)
             if fault:
                 break
-            weighted = zip(values, weights_of_losses, strict=True)
-            mean_loss = sum(value * weight for value, weight in weighted) / len(train_rows)
+            weighted_losses = zip(loss_values, weights_of_losses, strict=True)
+            total_loss = sum(value * weight for value, weight in weighted_losses)
+            mean_loss = total_loss / len(train_rows)
 
             # The scores of the part that selects.
             scores = None
