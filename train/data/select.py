@@ -303,9 +303,9 @@ def _layers(
     if len(complete) > 1:
         manifest = store.joined_manifest(corpus)
         of_corpus = []
-        for layers in complete:
-            if all(layer.complete(manifest) for layer in layers):
-                of_corpus.append(layers)
+        for way in complete:
+            if all(layer.complete(manifest) for layer in way):
+                of_corpus.append(way)
         complete = of_corpus or complete
     if len(complete) > 1:
         firsts = listed([layers[0] for layers in complete])
