@@ -50,6 +50,9 @@ class Commands(click.Group):
                 ctx,
                 "interrupted; what was finished is kept, and the same command goes on from there",
             )
+        except SystemExit as fault:
+            # ser's own commands end by click's Exit: it is someone else's code that ends here.
+            _end(ctx, _unexpected(fault))
         except Exception as fault:
             _end(ctx, _unexpected(fault))
 
@@ -67,7 +70,7 @@ def _end(ctx: click.Context, message: str, exit_code: int = 1) -> None:
     ctx.exit(exit_code)
 
 
-def _unexpected(fault: Exception) -> str:
+def _unexpected(fault: BaseException) -> str:
     """One sentence about a fault that nobody foresaw.
 
     It is what the system says, or else where the traceback is.

@@ -68,7 +68,8 @@ class Registry(UserDict[str, Entry]):
         remedy = "mend that package, or uninstall it"
         try:
             entry = point.load()
-        except Exception as fault:  # it is someone else's code
+        # It is someone else's code: a script without a main guard may end the process.
+        except (Exception, SystemExit) as fault:
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
             raise WrongUse(f"{where} cannot be imported ({reason}); {remedy}") from fault
 

@@ -6,12 +6,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from itertools import islice
 from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from ser.errors import SerError, WrongUse
+from ser.errors import DISTRIBUTION, SerError, WrongUse
 
 from .interrupts import defer_sigint
 from .processes import R, T, task_name
@@ -41,6 +42,20 @@ OWN_CLUSTER = {
 
 # Our own messages report deaths and lost connections.
 SILENCED = ("distributed", "tornado", "asyncio")
+
+
+def run_same_version(expected: str, function: Callable[[T], R], task: T) -> R:
+    """On a worker: `function(task)`, if the worker has the `expected` version of ser.
+
+    Raises `SerError`: another version may compute other numbers.
+    """
+    here = version(DISTRIBUTION)
+    if here != expected:
+        raise SerError(
+            f"a dask worker has ser {here}, and this command has ser {expected}; "
+            "install the same version there"
+        )
+    return function(task)
 
 
 class Cluster:
@@ -219,7 +234,12 @@ class Cluster:
             try:
                 # pure=False: a task that ran before and is submitted again must run again.
                 future = self._client.submit(
-                    function, task, pure=False, resources=dict(needed) or None
+                    run_same_version,
+                    version(DISTRIBUTION),
+                    function,
+                    task,
+                    pure=False,
+                    resources=dict(needed) or None,
                 )
             except (OSError, RuntimeError) as error:
                 raise self._gone() from error
@@ -307,6 +327,12 @@ class Cluster:
         if "ModuleNotFoundError: No module named 'ser" in trace:
             raise SerError(
                 f"the dask workers at {self.address} have no ser: install the same version there"
+            )
+        if "run_same_version" in str(fault):
+            # Their ser is of before this function.
+            raise SerError(
+                f"the dask workers at {self.address} have another ser than this command, "
+                f"which has {version(DISTRIBUTION)}: install the same version there"
             )
         raise RuntimeError(f"in a dask worker, on {task_name(task)}:\n{trace}")
 

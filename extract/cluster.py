@@ -4,12 +4,11 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 
 from ser import engines
 from ser.cache.feature import Feature
 from ser.cache.spec import Spec
-from ser.errors import DISTRIBUTION, SerError
+from ser.errors import SerError
 
 from .pipeline import TaskResult, extract_task, run_tasks
 from .tasks import ExtractionTask, tasks_for
@@ -79,11 +78,6 @@ def extract_on_worker(task: ExtractionTask) -> TaskResult:
         raise SerError(
             f"a dask worker sees no {config.store}; "
             "workers need the same files under the same paths"
-        )
-    if config.written_by["ser"] != version(DISTRIBUTION):
-        raise SerError(
-            f"a dask worker has ser {version(DISTRIBUTION)}; "
-            "install the version that this command has"
         )
     from distributed import get_worker, secede
 

@@ -220,6 +220,14 @@ def test_a_sweep_trains_on_the_workers(
     assert list(run_sweep(sweep("far"), scheduler=cluster.address)) == []
 
 
+def test_a_worker_with_another_ser_is_refused(cluster: DaskProcesses) -> None:
+    """Whatever the task is: another version may compute other numbers."""
+    with engines.Cluster(cluster.address) as connected, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ser.engines.cluster.version", lambda _: "9.9")
+        with pytest.raises(SerError, match=r"worker has ser .*, and this command has ser 9\.9"):
+            list(connected.run(worker_name, range(2)))
+
+
 def test_something_else_or_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import Client
 

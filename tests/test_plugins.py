@@ -17,7 +17,7 @@ import soundfile as sf
 
 from ser.errors import WrongUse
 from ser.predict import predict
-from ser.tests.command_line import printed
+from ser.tests.command_line import printed, ser
 
 # The package is installed, and its commands run, in processes that fixtures start.
 pytestmark = pytest.mark.heavy
@@ -210,6 +210,54 @@ def test_what_is_wrong_with_a_package_is_one_sentence(trained: Trained) -> None:
         assert answer.exit_code == 2, answer.output
         assert message in answer.output
         assert answer.output.count("\n") == 1, answer.output
+
+
+EXITS_ON_IMPORT = "import sys\nsys.exit()\n"
+ENTRY_POINTS_THAT_EXIT = """
+[ser.extractors]
+leaving = leaving:FEATURE
+[ser.fusions]
+leaving = leaving:FUSION
+[ser.corpora]
+leaving = leaving:read
+"""
+
+
+def test_a_package_that_ends_the_process_is_named(corpus: Path, tmp_path: Path) -> None:
+    """A script without a main guard: nothing is computed, and the exit code says so."""
+    site = tmp_path / "site"
+    metadata = site / "leaving-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "leaving.py").write_text(EXITS_ON_IMPORT)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: leaving\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(ENTRY_POINTS_THAT_EXIT)
+
+    table = tmp_path / "table.csv"
+    table.write_text(f"audio,text,label\n{corpus}/anna-ang-0.wav,hello,ang\n")
+
+    answers = run_installed(
+        site,
+        f"features {table} --features leaving --store {tmp_path}/store",
+        f"features {table} --format leaving --features logmel --store {tmp_path}/store",
+        "train --fusion leaving --settings",
+    )
+
+    for answer in answers:
+        assert answer.exit_code == 2, answer.output
+        assert "of leaving 1.0 cannot be imported (SystemExit: )" in answer.output
+
+
+def test_code_that_ends_the_process_later_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an extractor that is called, say: ser's own commands end otherwise."""
+    monkeypatch.setattr("ser.cache.tools.listing.list_features", lambda *_: sys.exit())
+    (tmp_path / "manifests").mkdir()
+
+    done = ser("cache", "list", "--store", tmp_path)
+
+    assert done.exit_code == 1
+    assert "an unexpected error (SystemExit" in done.stderr
 
 
 def test_a_run_names_the_package_of_its_fusion(trained: Trained) -> None:

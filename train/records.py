@@ -115,7 +115,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The package that brings the fusion, if it is a plugin."""
 
     versions: dict[str, str]
-    """Of Python and torch."""
+    """Of Python, torch and ser."""
 
     def feature_specs(self, modality: str) -> list[dict[str, Any]]:
         """The spec.json of each feature of a modality; none if the modality is not known."""

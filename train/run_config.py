@@ -5,10 +5,13 @@ import json
 import platform
 import sys
 from dataclasses import asdict
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ser.errors import DISTRIBUTION
 
 from .config import TrainConfig
 from .data.dataset import Dataset
@@ -67,7 +70,11 @@ def make_run_config(
             asked=_options_record(experiment),
             device=config.device,
             package=FUSIONS.package(config.fusion.name) or None,
-            versions={"python": platform.python_version(), "torch": str(torch.__version__)},
+            versions={
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "ser": installed_version(DISTRIBUTION),
+            },
         ),
     )
 
