@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from ser.errors import DISTRIBUTION
 
@@ -36,7 +37,7 @@ def make_run_config(
     if config.precision == "bf16" and config.fusion.name in RECURRENT_IN_FLOAT32:
         version += 1
 
-    return RunConfig(
+    run_config = RunConfig(
         version=version,
         corpus=data.record.corpus,
         manifest=data.record.manifest,
@@ -45,7 +46,6 @@ def make_run_config(
         views=data.record.views,
         limit=data.record.limit,
         only=data.record.only,
-        target=data.record.target,
         fusion=config.fusion.name,
         code=_hash_plugin(config.fusion),
         settings=settings_to_record(config.settings),
@@ -77,6 +77,11 @@ def make_run_config(
             },
         ),
     )
+    if data.record.target == run_config.target:
+        return run_config
+    # Set here alone: msgspec leaves a field out of the file only where its value is the default
+    # itself, and not an equal text, as one from a JSON file is.
+    return structs.replace(run_config, target=data.record.target)
 
 
 def _training_record(config: TrainConfig, fold: Fold) -> dict[str, Any]:
