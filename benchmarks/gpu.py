@@ -30,6 +30,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from ser.children import python_module
+
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = "rows.jsonl"
 ERRORS = "stderr"
@@ -321,8 +323,8 @@ def in_a_process(
     if limit < 1:
         return "not begun: the time for all stages is over"
 
-    command = [sys.executable, "-m", "ser.benchmarks.gpu", "stage"]
-    command += [work, device, str(small), str(folder)]
+    words = ["stage", work, device, str(small), str(folder)]
+    command = python_module("ser.benchmarks.gpu", *words)
     with (folder / ERRORS).open("w") as errors:
         child = subprocess.Popen(
             command, env=env, stdout=errors, stderr=errors, start_new_session=True

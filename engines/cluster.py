@@ -12,6 +12,7 @@ from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from ser.children import isolated_children
 from ser.errors import DISTRIBUTION, SerError, WrongUse
 
 from .interrupts import defer_sigint
@@ -137,6 +138,8 @@ class Cluster:
         from distributed import Client, LocalCluster
 
         self._stack.enter_context(dask.config.set(OWN_CLUSTER))
+        # To the end of the run: a worker that has died is started again.
+        self._stack.enter_context(isolated_children())
         # Started later, it would unblock what is blocked next.
         resource_tracker.ensure_running()
         try:

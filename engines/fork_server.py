@@ -6,18 +6,22 @@ a fork server (Windows), each worker starts its own Python.
 """
 
 import multiprocessing
-import os
-import sys
+import tempfile
 import time
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ser.children import isolated_children
 from ser.errors import SerError
 
 from .interrupts import defer_sigint
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 context: Any = multiprocessing.get_context(METHOD)
+
+# Characters of the temporary folder: multiprocessing adds up to 40, and sockets take 104 on macOS.
+LONGEST_FOLDER = 60
 
 
 def start_fork_server(module: str) -> None:
@@ -31,19 +35,30 @@ def start_fork_server(module: str) -> None:
     from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload(["__main__", module])
-    # Started within `defer_sigint`, it would unblock SIGINT.
-    resource_tracker.ensure_running()
-    environment = dict(os.environ)
-    try:
+    _choose_folder_of_sockets()
+    with isolated_children():
+        # Started within `defer_sigint`, it would unblock SIGINT.
+        resource_tracker.ensure_running()
         # Ctrl-C reaches the whole process group: only this process acts on it.
         with defer_sigint():
-            # It imports from the same places as this process: never from the current folder, as
-            # `python -c` would.
-            os.environ.update(PYTHONPATH=os.pathsep.join(sys.path), PYTHONSAFEPATH="1")
             forkserver.ensure_running()
+
+
+def _choose_folder_of_sockets() -> None:
+    """Have multiprocessing make its folder for sockets in /tmp where TMPDIR is too long for one.
+
+    The path of a socket has room for about 100 characters.
+    """
+    if len(tempfile.gettempdir()) <= LONGEST_FOLDER:
+        return
+
+    before = tempfile.tempdir
+    tempfile.tempdir = "/tmp"
+    try:
+        # Made once, and used for all that follows.
+        util.get_temp_dir()
     finally:
-        os.environ.clear()
-        os.environ.update(environment)
+        tempfile.tempdir = before
 
 
 def start_process(process: BaseProcess, module: str) -> None:

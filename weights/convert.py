@@ -7,10 +7,10 @@ comes.
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from ser.children import isolated, python_module
 from ser.disk.write import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
@@ -24,7 +24,6 @@ PICKLE = "pytorch_model.bin"
 # All that the child process keeps of the environment, so that no token reaches it.
 CHILD_ENVIRONMENT = (
     "PATH",
-    "PYTHONPATH",
     "LD_LIBRARY_PATH",
     "TMPDIR",
     "LANG",
@@ -89,10 +88,10 @@ def _open_in_child(pickle: str, converted: Path) -> None:
     """Have a child process write the tensors of `pickle` to `converted`. Raises `SerError`."""
     environment = {key: os.environ[key] for key in CHILD_ENVIRONMENT if key in os.environ}
     child = subprocess.run(
-        [sys.executable, "-m", "ser.weights.open_pickle", str(converted), pickle],
+        python_module("ser.weights.open_pickle", str(converted), pickle),
         capture_output=True,
         text=True,
-        env=environment,
+        env=isolated(environment),
         check=False,
     )
     if child.returncode == 0:
