@@ -238,7 +238,7 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     with warnings.catch_warnings(action="error"):
         unrated_first = make_page(sorted(cells, key=lambda cell: cell.scores.rated), [])
     [training] = [section for section in unrated_first.sections if section.anchor == "training"]
-    plots = training.blocks[0].blocks
+    plots = training.elements[0].elements
     [curves] = [plot for plot in plots if plot.table.name == "learning-ccc"]
     rated = {cell.label for cell in cells if cell.scores.dimensions}
     assert {row["cell"] for row in curves.table.rows} == rated
