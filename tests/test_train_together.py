@@ -99,7 +99,7 @@ def trained(stack, groups, chosen, labels):
     """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R,
     r]`, what is real.
     """
-    turns = stacked_runs_module.table(groups)
+    turns = stacked_runs_module.turn_table(groups)
     batch, generators = stacked_runs_module.batch_of(turns, torch.tensor(chosen)), stack.generators
     if stack.kept is None:
         stack.generators = [torch.Generator() for _ in generators]
