@@ -1,36 +1,18 @@
-"""The manifests of a store: the latest of each corpus, and the log of those that were."""
+"""The manifests of a store: the latest of each corpus, and how another becomes it."""
 
-import contextlib
-import datetime
 import re
-import time
 from pathlib import Path
-
-import msgspec
 
 from ser.corpus.manifest import Manifest
 from ser.disk.folders import folders_in
 from ser.disk.read import read_small
 from ser.disk.workspace import put_files
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.errors import CorruptStore, WrongUse
 
-_LOG = "log.jsonl"
+from .manifest_log import LOG, read_log, with_line
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run `ser features` to write it again"
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """A manifest that is or was its corpus's latest: one line of the corpus's log."""
-
-    digest: str
-
-    time: str
-    """UTC, as in 2026-11-22T13:48:15+00:00."""
-
-    utterances: int | None = None
-
-    command: str | None = None
-    """What put it there; None if the log has no line of it."""
 
 
 def list_corpora(store: Path) -> list[str]:
@@ -72,52 +54,15 @@ def make_latest(store: Path, manifest: Manifest, command: str) -> None:
     folder = store / "manifests" / manifest.corpus
     digest = manifest.digest
 
-    log = b""
-    with contextlib.suppress(StoreError):
-        log = read_small(folder / _LOG)
-    line = msgspec.json.encode(Generation(digest, _utc(time.time()), len(manifest), command))
-
     # In this order: `latest` names a file that is there, and that the log has.
     files = {
         f"{digest}.parquet": manifest.content,
-        _LOG: log + line + b"\n",
+        LOG: with_line(read_log(folder), digest, len(manifest), command),
         "latest": f"{digest}\n".encode(),
     }
     put_files(store, folder, files)
 
-
-def generations(folder: Path) -> list[Generation]:
-    """Every manifest that has been the latest in a corpus's folder, oldest first.
-
-    Each stands there as often as it has been. One without a readable line in the log has the time
-    of its file: of two processes that write the log at the same moment, one loses its line.
-    """
-    past = []
-    path = folder / _LOG
-    lines = read_small(path).splitlines() if path.exists() else []
-    for line in lines:
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            past.append(msgspec.json.decode(line, type=Generation))
-
-    logged = {generation.digest for generation in past}
-    for file in folder.glob("*.parquet"):
-        if file.stem not in logged:
-            past.append(Generation(file.stem, _utc(file.stat().st_mtime)))
-
-    return sorted(past, key=lambda generation: generation.time)
-
-
-def earlier_digests(folder: Path) -> list[str]:
-    """The digests of those that were the latest before it last became so, oldest first."""
-    latest = read_small(folder / "latest").decode(errors="replace").strip()
-    digests = [generation.digest for generation in generations(folder)]
-
-    if latest in digests:
-        last = len(digests) - 1 - digests[::-1].index(latest)
-        digests = digests[:last]
-
-    return [digest for digest in digests if digest != latest]
-
-
-def _utc(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+    # Of two processes that write the log at the same moment one loses its line: it adds it again.
+    log = read_log(folder)
+    if digest.encode() not in log:
+        put_files(store, folder, {LOG: with_line(log, digest, len(manifest), command)})

@@ -27,7 +27,8 @@ from ser.disk.write import make_folder
 from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
 
 from .feature import Feature
-from .manifests import earlier_digests, generations, list_corpora, make_latest, read_manifest
+from .manifest_log import earlier_digests, generations
+from .manifests import list_corpora, make_latest, read_manifest
 from .spec import Spec
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")

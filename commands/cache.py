@@ -105,7 +105,7 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
 @click.option(
     "--repair",
     is_flag=True,
-    help="Move bad parts to bad/, so that `ser features` computes them again.",
+    help="Move bad parts to bad/, so that `ser features` computes them again; mend bad logs.",
 )
 @store_option
 @json_option
@@ -155,7 +155,9 @@ def fault_line(check: "Checked") -> str:
     """What is wrong with a manifest, spec or part, and what was done about it."""
     line = f"{check.path}: {check.problem or check.note}"
     if check.repaired:
-        line += f" ({check.repaired}; `ser features` computes it again)"
+        is_part = "/parts/" in check.path
+        again = "; `ser features` computes it again" if is_part else ""
+        line += f" ({check.repaired}{again})"
     return line
 
 
@@ -421,7 +423,7 @@ def rollback(corpus: str, digest: str | None, listing: bool, store: Path) -> Non
       ser cache rollback iemocap --list
       ser cache rollback iemocap 3f2a
     """
-    from ser.cache.manifests import generations
+    from ser.cache.manifest_log import generations
     from ser.cache.store import open_store
 
     opened = open_store(store)

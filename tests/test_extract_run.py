@@ -22,7 +22,7 @@ import torch
 from click.testing import Result
 
 from ser import engines
-from ser.cache.manifests import generations
+from ser.cache.manifest_log import generations
 from ser.cache.store import open_store
 from ser.engines import machine
 from ser.errors import CorpusError, SerError, StoreError, UtteranceError, WrongUse

@@ -16,6 +16,7 @@ from pathlib import Path
 from ser.cache.backends import BACKENDS
 from ser.cache.blocks import MAX_THREADS, BlockToCheck, check_file
 from ser.cache.feature import Feature, part_names
+from ser.cache.manifest_log import LOG, check_log, rewritten_log
 from ser.cache.manifests import read_manifest
 from ser.cache.part import Part
 from ser.cache.rows import part_name
@@ -25,8 +26,11 @@ from ser.cache.transcripts import TRANSCRIPTS, check_transcripts
 from ser.corpus.manifest import Key
 from ser.disk.faults import explain_disk_errors
 from ser.disk.read import REPAIR
+from ser.disk.workspace import put_files
 from ser.disk.write import make_folder, sync_folder
 from ser.errors import CorruptStore, SerError
+
+from .published import LATEST
 
 # The folder of a store to which bad parts are moved.
 BAD = "bad"
@@ -42,7 +46,7 @@ class Checked:
     # How many things are still to check.
     remaining: int = 0
     problem: str | None = None
-    # What was done about the problem; then `ser features` computes the part again.
+    # What was done about the problem.
     repaired: str | None = None
     # No fault, but worth knowing.
     note: str | None = None
@@ -52,7 +56,8 @@ def verify(store: Store, repair: bool = False) -> Iterator[Checked]:
     """Check everything in a store, yielding a record for each manifest, spec and part.
 
     With `repair`, a part that cannot be trusted is moved to `<store>/bad/<feature>/<fingerprint>/`,
-    and nothing else is touched.
+    a corpus's log to `<store>/bad/manifests/<corpus>/`, which is then written again from what can
+    be read; nothing else is touched.
     """
     paths = _paths_to_check(store)
     pool = ThreadPoolExecutor(MAX_THREADS)
@@ -76,6 +81,9 @@ def _paths_to_check(store: Store) -> list[Path]:
     for corpus in store.corpora():
         folder = store.path / "manifests" / corpus
         paths += [folder / "latest", *sorted(folder.glob("*.parquet"))]
+        # What `ser cache push` has published has no log.
+        if os.path.lexists(folder / LOG) or not (store.path / LATEST).exists():
+            paths.append(folder / LOG)
 
     paths += sorted((store.path / TRANSCRIPTS).glob("*.json"))
 
@@ -101,7 +109,7 @@ def _check(store: Store, repair: bool, path: Path) -> Checked:
         # What a newer ser wrote, or this user may not read, is not corrupt.
         repaired = None
         if repair and isinstance(error, CorruptStore):
-            repaired = _set_aside(store, path)
+            repaired = _repair_log(store, path) if path.name == LOG else _set_aside(store, path)
         return Checked(name, problem=str(error), repaired=repaired)
     except OSError as error:
         return Checked(name, problem=f"{path}: cannot be read ({error.strerror or error})")
@@ -114,6 +122,8 @@ def _check_content(store: Store, path: Path) -> tuple[int, str | None]:
     """
     match path.relative_to(store.path).parts:
         case "manifests", corpus, file:
+            if file == LOG:
+                return 0, check_log(path.parent)
             read_manifest(store.path, corpus, None if file == "latest" else path.stem)
             return 0, None
 
@@ -165,9 +175,7 @@ def _set_aside(store: Store, path: Path) -> str | None:
         return None
 
     folder = store.path / BAD / feature.relative_to(store.path)
-    names = (folder / f"{path.name}-{number}" for number in itertools.count(1))
-    place = next(name for name in names if not os.path.lexists(name))
-
+    place = _free_name(folder, path.name)
     with explain_disk_errors("repairing it", store.path):
         make_folder(folder)
         # Another process may have moved it.
@@ -176,6 +184,35 @@ def _set_aside(store: Store, path: Path) -> str | None:
         sync_folder(folder)
         sync_folder(path.parent)
     return f"moved to {place.relative_to(store.path)}"
+
+
+def _repair_log(store: Store, path: Path) -> str | None:
+    """Write a corpus's log again from what can be read, and keep the old one in `bad/`.
+
+    Nothing is touched if `bad/` is a link.
+    """
+    if (store.path / BAD).is_symlink():
+        return None
+
+    content = rewritten_log(path.parent)
+    folder = store.path / BAD / path.parent.relative_to(store.path)
+    with explain_disk_errors("repairing it", store.path):
+        make_folder(folder)
+        place = _free_name(folder, path.name)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(place)
+        sync_folder(folder)
+    put_files(store.path, path.parent, {LOG: content})
+    return "written again from what can be read of it"
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    """The path of `<name>-<n>` in a folder that nothing has yet."""
+    for number in itertools.count(1):
+        place = folder / f"{name}-{number}"
+        if not os.path.lexists(place):
+            return place
+    raise AssertionError("numbers do not end")
 
 
 def check_part(folder: Path, fingerprint: str, spec: Spec | None = None) -> Part:
