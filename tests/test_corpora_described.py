@@ -31,11 +31,14 @@ def tree(root: Path, *names: str) -> Path:
     """A recording for each name: the same one, since a corpus of 7,442 is slow to write."""
     root.mkdir(exist_ok=True)
     recording = root / ".one"
+
     if not recording.exists():
         soundfile.write(recording, [0.1] * 160, 16000, subtype="PCM_16", format="WAV")
+
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(recording, root / name)
+
     return root
 
 
@@ -48,9 +51,11 @@ def row(scan: Scan, id: str) -> dict:
     """The columns that this row has, but for digests."""
     position = scan.manifest.ids.index(id)
     columns = {}
+
     for name, value in scan.manifest.table.to_pylist()[position].items():
         if value is not None and "sha256" not in name:
             columns[name] = value
+
     return columns
 
 
@@ -71,6 +76,7 @@ def crema() -> Iterator[str]:
         for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
             for sentence in sentences:
                 yield f"AudioWAV/{actor}_{sentence}_{emotion}_XX.wav"
+
             levels = ("XX",) if emotion == "NEU" else ("LO", "MD", "HI")
             for level in levels:
                 yield f"AudioWAV/{actor}_IEO_{emotion}_{level}.wav"
@@ -280,6 +286,7 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
         labels={"anna": {"gender": "female"}, "bob": {"gender": "male"}}
     )
     db.schemes["transcription"] = audformat.Scheme(labels={"t1": "Good morning."})
+
     for split, held in (("train", files[:2]), ("test", files[2:])):
         db.splits[split] = audformat.Split(split)
         table = db[f"emotion.{split}"] = audformat.Table(
@@ -287,16 +294,20 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
         )
         table["emotion"] = audformat.Column(scheme_id="emotion")
         table["emotion"].set(["anger", "neutral"][: len(held)])
+
     files_table = db["files"] = audformat.Table(audformat.filewise_index(files))
-    db.schemes["duration"] = audformat.Scheme("time")  # which is measured
+    # Which is measured.
+    db.schemes["duration"] = audformat.Scheme("time")
     given = {
         "speaker": ["anna", "bob", "anna"],
         "transcription": ["t1", "t1", None],
         "duration": ["10ms"] * 3,
     }
+
     for name, values in given.items():
         files_table[name] = audformat.Column(scheme_id=name)
         files_table[name].set(values)
+
     db["parts"] = audformat.Table(audformat.segmented_index(files[:1], ["0s"], ["1s"]))
     db.save(str(tmp_path), storage_format=storage)
     scan = scan_corpus(tmp_path)
@@ -304,13 +315,16 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
     assert scan.warnings == [
         "the table parts is not by file, or not here as CSV or Parquet: it is not read"
     ]
+
     columns = ("label", "speaker", "gender", "session", "text")
     assert [[one[name] for name in columns] for one in scan.manifest.table.to_pylist()] == [
         ["anger", "anna", "F", "train", "Good morning."],
         ["neutral", "bob", "M", "train", "Good morning."],
         ["anger", "anna", "F", "test", None],
     ]
+
     (tmp_path / "db.yaml").write_text("name: [\n")
+
     with pytest.raises(WrongUse, match=r"db\.yaml is not the header of an audformat database"):
         scan_corpus(tmp_path)
 
@@ -545,7 +559,11 @@ def test_a_format_that_is_not_known_names_those_that_are(tmp_path: Path) -> None
 def test_a_wrong_description_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
     tree(tmp_path / "corpus", f"anna-{'e' * 60}-1.wav")
     assert old in MINE
+
     write(tmp_path / "mine.toml", MINE.replace(old, new))
+
     with pytest.raises((WrongUse, CorpusError)) as caught:
         scan_corpus(tmp_path / "corpus", str(tmp_path / "mine.toml"))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -54,10 +54,12 @@ def rows_of(corpus: str) -> list[dict]:
             "audio": f"{n}.wav",
             "text": f"words {n % 3}",
         }
+
         if corpus == "acted":
             row["session"] = str(n // 8 + 1)
             row["dialogue"] = f"d{n // 4}"
             row["votes"] = [["ang"]]
+
         rows.append(row)
     return rows
 
@@ -68,6 +70,7 @@ def joined(*names: str, same_audio: bool = False) -> Utterances:
         rows = rows_of(name)
         for row in rows:
             row["audio_sha256"] = f"{'' if same_audio else name} {row['id']}"
+
         parts.append(Manifest.from_rows(name, rows))
     return apply_policy(get_policy("4class"), Manifest.joined(parts))
 
@@ -81,12 +84,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rng = np.random.default_rng(int(shift))
         rows = rows_of(corpus)
         (folder / corpus / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
         for row in rows:
             seconds = np.arange(4000 + 16 * rng.integers(100)) / 16000
             pitch = 300 * shift * (1 + LABELS[corpus].index(row["label"]))
             tone = 0.1 * shift * np.sin(2 * np.pi * pitch * seconds)
             sound = tone + rng.normal(0, 0.01, len(seconds))
             sf.write(folder / corpus / row["audio"], sound, 16000)
+
         table = ["features", folder / corpus / "corpus.jsonl", "--corpus-name", corpus]
         printed(*table, "--features", "logmel", "--store", folder / "store")
     return folder / "store"
@@ -104,6 +109,11 @@ def asked(store: Path, out: Path = Path("runs"), **options) -> Experiment:
     return Experiment("logmel", "audio", store=store, out=out, set=settings, **given)
 
 
+def ids_of(utterances: Utterances, corpora: set[str]) -> set[str]:
+    """The qualified ids of these corpora."""
+    return {id_ for id_ in utterances.ids if id_.split("/")[0] in corpora}
+
+
 @pytest.mark.parametrize(
     ("protocol", "tested"),
     [
@@ -117,43 +127,51 @@ def test_whole_corpora_are_tested_and_dev_is_cut_from_each_that_trains(
     protocol: str, tested: list[set]
 ) -> None:
     found = joined("acted", "read", "third")
-    named = (
-        {"acted", "read", "third"}
-        if protocol == "corpus-out"
-        else {*protocol[6:].replace(":", "+").split("+")}
-    )
+    named = {"acted", "read", "third"}
+    if protocol.startswith("cross:"):
+        named = {*protocol.removeprefix("cross:").replace(":", "+").split("+")}
+
     folds = make_folds(protocol, found)
     assert len(folds) == len(tested)
+
     for fold, test in zip(folds, tested, strict=True):
-        ids = {part: {found.ids[row] for row in rows} for part, rows in fold.parts.items()}
-        own = {
-            corpus: {id_ for id_ in found.ids if id_.startswith(f"{corpus}/")} for corpus in named
-        }
-        assert ids["test"] == set().union(*(own[corpus] for corpus in test))
-        assert ids["train"] | ids["dev"] == set().union(*(own[corpus] for corpus in named - test))
-        assert sum(map(len, fold.left_out.values())) == len(found) - sum(map(len, ids.values()))
-        for corpus in named - test:  # whole dialogues where there are any, else whole speakers
+        ids = {}
+        for part, rows in fold.parts.items():
+            ids[part] = {found.ids[row] for row in rows}
+
+        assert ids["test"] == ids_of(found, test)
+        assert ids["train"] | ids["dev"] == ids_of(found, named - test)
+
+        left_out = sum(map(len, fold.left_out.values()))
+        assert left_out == len(found) - sum(map(len, ids.values()))
+
+        # Whole dialogues where there are any, else whole speakers.
+        for corpus in named - test:
             key = found.dialogues if corpus == "acted" else found.speakers
-            units = [
-                {key[row] for row in rows if found.corpora[row] == corpus}
-                for rows in (fold.train, fold.dev)
-            ]
-            assert units[0] and units[1] and not units[0] & units[1]
-    following = [
-        {found.corpora[row] for row in fold.dev}
-        for fold in make_folds("corpus-out", found, Cut("next"))
-    ]
+            in_train = {key[row] for row in fold.train if found.corpora[row] == corpus}
+            in_dev = {key[row] for row in fold.dev if found.corpora[row] == corpus}
+            assert in_train
+            assert in_dev
+            assert not in_train & in_dev
+
+    following = []
+    for fold in make_folds("corpus-out", found, Cut("next")):
+        following.append({found.corpora[row] for row in fold.dev})
+
     assert following == [{"read"}, {"third"}, {"acted"}]
 
 
 def test_names_count_within_their_corpus() -> None:
     found = joined("acted", "read")
-    assert found.ids[0] == "acted/u00" and "read/u00" in found.ids
+    assert found.ids[0] == "acted/u00"
+    assert "read/u00" in found.ids
     assert len(set(found.ids)) == len(found)
     assert len(make_folds("speaker-out", found)) == 10
     assert found.left_out == {"fru of acted": 8, "boredom of read": 10}
+
     with pytest.raises(WrongUse, match="30 utterances name none"):
         make_folds("session-out", found)
+
     says = "the same recording in two of these corpora, such as acted/u00"
     with pytest.raises(LeakageError, match=says):
         joined("acted", "read", same_audio=True)
@@ -161,26 +179,20 @@ def test_names_count_within_their_corpus() -> None:
 
 def test_rows_are_those_of_each_corpus_whatever_the_order_asked(store: Path) -> None:
     both, _ = load_dataset(Experiment("logmel", "audio", store, "read+acted"))
-    alone = [
-        load_dataset(Experiment("logmel", "audio", store, corpus))[0]
-        for corpus in ("acted", "read")
-    ]
-    values = np.concatenate([one.inputs["audio"].values for one in alone])
-    assert (
-        np.array_equal(both.inputs["audio"].values, values) and both.record.corpus == "acted+read"
-    )
-    assert both.record.manifest == "+".join(one.record.manifest for one in alone)
+    acted, _ = load_dataset(Experiment("logmel", "audio", store, "acted"))
+    read, _ = load_dataset(Experiment("logmel", "audio", store, "read"))
+    values = np.concatenate([acted.inputs["audio"].values, read.inputs["audio"].values])
+    assert np.array_equal(both.inputs["audio"].values, values)
+    assert both.record.corpus == "acted+read"
+    assert both.record.manifest == "+".join([acted.record.manifest, read.record.manifest])
     assert both.origin.corpora["read"].classes == {"ang": 10, "hap": 10, "neu": 10, "sad": 0}
-    names = [
-        {job.name for job in prepare(asked(store, corpus=corpus))}
-        for corpus in ("acted+read", "read+acted")
-    ]
-    assert names[0] == names[1]
-    crossed = [
-        prepare(asked(store, corpus=corpus, protocol="cross:read:acted"))
-        for corpus in (None, "acted+read")
-    ]
-    assert [job.name for job in crossed[0]] == [job.name for job in crossed[1]]
+
+    names = {job.name for job in prepare(asked(store, corpus="acted+read"))}
+    assert {job.name for job in prepare(asked(store, corpus="read+acted"))} == names
+
+    crossed = prepare(asked(store, corpus="acted+read", protocol="cross:read:acted"))
+    of_all = prepare(asked(store, corpus=None, protocol="cross:read:acted"))
+    assert [job.name for job in of_all] == [job.name for job in crossed]
 
 
 @pytest.mark.parametrize("protocol", ["cross:acted:read", "speaker-out"])
@@ -194,31 +206,36 @@ def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusio
 
     scaling = fit_standardizers(data, fold, Asked, "corpus")
     inputs = data.inputs["audio"]
-    plain = [
-        np.array(inputs.take(np.array([row])).values, np.float64)
-        for row in range(len(data.utterances))
-    ]
+    plain = []
+    for row in range(len(data.utterances)):
+        plain.append(np.array(inputs.take(np.array([row])).values, np.float64))
+
     every = [np.arange(len(plain))]
+
     with Gpu() as gpu:
-        [there] = data.on("cuda:0").batches(every[0], "utterance", len(plain), scaling)
+        [on_gpu] = data.on("cuda:0").batches(every[0], "utterance", len(plain), scaling)
+
     assert gpu.uploads["waiting"] == 3, "the values, mean and deviation: nothing for each batch"
-    elsewhere = replace(
-        there, inputs={m: replace(x, values=gpu.read(x.values)) for m, x in there.inputs.items()}
-    )
-    for batch in (data.batch(every, scaling), data.scaled(scaling).batch(every, {}), elsewhere):
-        got = np.split(
-            batch.inputs["audio"].values.numpy(), np.cumsum(batch.inputs["audio"].lengths)[:-1]
-        )
+
+    audio = on_gpu.inputs["audio"]
+    read_back = replace(on_gpu, inputs={"audio": replace(audio, values=gpu.read(audio.values))})
+    in_batches = data.batch(every, scaling)
+    beforehand = data.scaled(scaling).batch(every, {})
+
+    for batch in (in_batches, beforehand, read_back):
+        audio = batch.inputs["audio"]
+        got = np.split(audio.values.numpy(), np.cumsum(audio.lengths)[:-1])
         for corpus in ("acted", "read"):
-            own = [row for row, name in enumerate(data.utterances.corpora) if name == corpus]
-            known = [
-                row for row in own if row in fold.train
-            ] or own  # of one that does not train, its test part
+            rows = np.flatnonzero(np.array(data.utterances.corpora) == corpus)
+            known = [row for row in rows if row in fold.train]
+            if not known:
+                # Of one that does not train, its test part.
+                known = rows
+
             frames = np.concatenate([plain[row] for row in known])
-            for row in own:
-                assert np.allclose(
-                    got[row], (plain[row] - frames.mean(0)) / frames.std(0), atol=1e-4
-                )
+            for row in rows:
+                z = (plain[row] - frames.mean(0)) / frames.std(0)
+                assert np.allclose(got[row], z, atol=1e-4)
 
 
 def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) -> None:
@@ -233,54 +250,63 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
         "--protocol",
         "corpus-out",
     ]
-    words += [w for one in (*asked(store).set, "standardise_by=corpus") for w in ("--set", one)]
+    for setting in (*asked(store).set, "standardise_by=corpus"):
+        words += ["--set", setting]
+
     words += ["--epochs", "3", "--out", tmp_path / "runs"]
-    told = json.loads(printed(*words, "--corpus", "acted+read", "--json"))["scores"]
+    scores = json.loads(printed(*words, "--corpus", "acted+read", "--json"))["scores"]
     runs = find_runs(tmp_path / "runs")
+
     assert (
         "corpora acted+read · z-scored by corpus, the tested one by its own unlabelled"
         in conditions(runs)
     )
+
     truths = {}
+
     for run in runs:
-        [(corpus, about)] = [(name, one) for name, one in run.result.corpora.items() if one.test]
+        [corpus] = [name for name, sizes in run.result.corpora.items() if sizes.test]
         table = run.predictions().to_pydict()
-        assert about.train == 0 and run.result.fold == f"corpus {corpus}"
+        assert run.result.corpora[corpus].train == 0
+        assert run.result.fold == f"corpus {corpus}"
         assert {id_.split("/")[0] for id_ in table["id"]} == {corpus}
+
         right = np.array(table["truth"]) == table["predicted"]
         present = sorted(set(table["truth"]))
         recalls = recall_score(table["truth"], table["predicted"], labels=present, average="macro")
         f1 = f1_score(table["truth"], table["predicted"], labels=present, average="macro")
         truths[corpus] = 100 * np.array([recalls, right.mean(), f1])
+
     metrics = ("UA %", "WA %", "macro-F1 %")
-    for line, corpus in zip(told["corpora"], ("acted", "read"), strict=False):
-        assert line["tested on"] == corpus and [line[one][0] for one in metrics] == pytest.approx(
-            truths[corpus]
-        )
+    for line, corpus in zip(scores["corpora"], ("acted", "read"), strict=False):
+        assert line["tested on"] == corpus
+        assert [line[metric][0] for metric in metrics] == pytest.approx(truths[corpus])
         assert line["trained on"].split()[0] == ({"acted", "read"} - {corpus}).pop()
+
     mean = np.mean([*truths.values()], axis=0)
-    assert [told["corpora"][2][one][0] for one in metrics] == pytest.approx(mean)
-    assert [line.get("has no") for line in told["corpora"]] == [None, "sad", None]
-    files = [
-        word
-        for form in ("html", "csv", "latex", "markdown")
-        for word in (f"--{form}", tmp_path / f"r.{form}")
-    ]
-    shown = ser("report", tmp_path / "runs", *files).output
-    for text in (
-        shown,
-        *((tmp_path / f"r.{form}").read_text() for form in ("html", "csv", "latex", "markdown")),
-    ):
-        assert "mean over corpora" in text and "transductive" in text
+    over_corpora = scores["corpora"][2]
+    assert [over_corpora[metric][0] for metric in metrics] == pytest.approx(mean)
+    assert [line.get("has no") for line in scores["corpora"]] == [None, "sad", None]
+
+    forms = ("html", "csv", "latex", "markdown")
+    files = [f"--{form}={tmp_path / f'r.{form}'}" for form in forms]
+    texts = [ser("report", tmp_path / "runs", *files).output]
+    for form in forms:
+        texts.append((tmp_path / f"r.{form}").read_text())
+
+    for text in texts:
+        assert "mean over corpora" in text
+        assert "transductive" in text
+
     written = Experiment("logmel", "audio", protocol="corpus-out")
     assert "corpora" in differences(runs, RecipeCell("x", written, written), {})[0]
+
     scaling = load_model(runs[0])[0].scaling["audio"]
     assert scaling.mean.shape == (3, 80)
+
     answer = ser("predict", runs[0].path, store.parent / "acted" / "0.wav")
-    assert (
-        answer.exit_code == 0
-        and "z-scored by the statistics of the whole training part" in answer.output
-    )
+    assert answer.exit_code == 0
+    assert "z-scored by the statistics of the whole training part" in answer.output
     assert "has no corpus 'b'" in ser(*words, "--corpus", "b+read").output
 
 
@@ -326,6 +352,7 @@ def test_features_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
             checkpoint={"tensors": str(number)},
         )
         add_feature(store, manifest, spec, values)
+
     with pytest.raises(
         WrongUse,
         match=r"not computed in the same way for all; acted has mpnet@\w+ .* read has mpnet@",

@@ -57,18 +57,22 @@ CASES = {
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny store with a hop, two layers and views."""
-    manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("rich") / "s")
+    manifest = make_manifest()
+    store = make_store(tmp_path_factory.mktemp("rich") / "s")
     more = {"hop": 0.02, "checkpoint": {"digest": "d", "architecture": "hubert", "layers": 1}}
+
     for layer in (0, 1):
         config = {"layer": layer, "norm": "before"}
         rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
         add_feature(
             store, manifest, "hubert", rows, variant=f"layer={layer}", config=config, **more
         )
+
     for feature in ("logmel", "is13"):
         add_feature(
             store, manifest, feature, make_rows(manifest, feature, seed=5), variant="view=pitch-1"
         )
+
     return store.path
 
 
@@ -105,30 +109,41 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
 @pytest.mark.parametrize("dim", [80, 65])
 def test_statistics_are_the_same_in_small_pieces(tmp_path: Path, dim: int) -> None:
     manifest = make_manifest()
-    store, rng = new_store(tmp_path / "s", manifest), np.random.default_rng(0)
+    store = new_store(tmp_path / "s", manifest)
+    rng = np.random.default_rng(0)
     rows = [
         rng.normal(3, 2, (int(rng.integers(1, 60)), dim)).astype(np.float32)
         for _ in range(len(manifest))
     ]
     spec = Spec("logmel", "audio", "frame", dim, "float32", "made-up", 1)
     add_feature(store, manifest, spec, rows)
-    found, sums, settings = [], [], ("standardise_audio=true",)
+    found = []
+    sums = []
+    settings = ("standardise_audio=true",)
+
     for memory in ("1GB", "0.1MB"):
         [job, *_] = prepare(
             Experiment("logmel", "audio", store=store.path, memory=memory, set=settings)
         )
         found.append(fit_standardizers(job.data, job.fold, job.config.settings)["audio"])
         sums.append(job.data.inputs["audio"].moments(job.fold.train))
+
     wide = job.data.inputs["audio"].take(job.fold.train).values.double()
-    assert found[0].mean.equal(found[1].mean) and found[0].std.equal(found[1].std)
+    assert found[0].mean.equal(found[1].mean)
+    assert found[0].std.equal(found[1].std)
+
     for low, high, total, squares in sums:
-        assert low.equal(wide.amin(0)) and high.equal(wide.amax(0))
-        assert total.equal(wide.sum(0)) and squares.equal((wide * wide).sum(0))
+        assert low.equal(wide.amin(0))
+        assert high.equal(wide.amax(0))
+        assert total.equal(wide.sum(0))
+        assert squares.equal((wide * wide).sum(0))
 
 
 def measured(store: str, *cases: str) -> None:
     """Print the peak memory of a run for each case of a width and a budget, each in a fork."""
-    blocks.MAX_THREADS = 8  # as where there are many cores
+    # As where there are many cores.
+    blocks.MAX_THREADS = 8
+
     for dim, memory in (case.split() for case in cases):
         if not os.fork():
             asked: Any = {
@@ -141,6 +156,7 @@ def measured(store: str, *cases: str) -> None:
             run_experiment(Experiment(f"hubert:dim={dim}+bert", "mit", set=MIT, **asked))
             print(dim, re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
             break
+
         assert not os.wait()[1]
 
 
@@ -149,10 +165,13 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
     """On features four times the budget, against the same model on some of a thirty-second of the
     width.
     """
-    manifest, rng, budget = make_manifest(32), np.random.default_rng(0), 16
+    manifest = make_manifest(32)
+    rng = np.random.default_rng(0)
+    budget = 16
     store = new_store(tmp_path / "s", manifest)
     add_feature(store, manifest, "bert", make_rows(manifest, "bert"))
     lengths = rng.integers(100, 300, len(manifest))
+
     for dim, backend in ((16, "zarr"), (512, "zarr"), (520, "hdf5")):
         spec = Spec("hubert", "audio", "frame", dim, "float16", "made-up", 1, variant=f"dim={dim}")
         for numbers in np.array_split(np.arange(len(manifest)), 4):
@@ -160,16 +179,20 @@ def test_the_budget_bounds_the_peak(tmp_path: Path) -> None:
                 i: rng.random((lengths[i], dim), np.float32).astype(np.float16) for i in numbers
             }
             feature = add_feature(store, manifest, spec, rows, numbers, backend=backend)
+
         assert dim == 16 or sum(part.bytes for part in feature.parts()) > 3.9e6 * budget
+
     cases = ["16 8GB", *(f"{dim} {budget}MB" for dim in (512, 520))]
     told = in_a_process(measured, store.path, *cases, OMP_NUM_THREADS="1")
     peaks = {
         int(dim): int(kilobytes) * 1024 / 1e6
         for dim, kilobytes in map(str.split, told.splitlines())
     }
-    held = 2 * lengths.sum() * 16 / 1e6  # of the narrow features, in memory
+    # Of the narrow features, in memory.
+    held = 2 * lengths.sum() * 16 / 1e6
     # A batch in float32 is the model's input, and as much wider as its features are.
     batch = 4 * 4 * lengths.max() * 520 / 1e6
+
     assert max(peaks[512], peaks[520]) <= peaks[16] - held + batch + 1.1 * budget
 
 
@@ -210,7 +233,9 @@ def stopped(store: str, out: str) -> None:
     fork.
     """
     job_in_training.STATE_SECONDS = 0.0
-    window, check, after = Streamed.window, blocks.check_block, []
+    window = Streamed.window
+    check = blocks.check_block
+    after = []
 
     def slow(*asked: Any) -> None:
         time.sleep(0.3)
@@ -245,13 +270,17 @@ def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_sa
     [whole] = run_experiment(Experiment(**{**STREAMED, "memory": None}, store=rich, out=tmp_path))
     told = in_a_process(stopped, rich, tmp_path)
     assert told.splitlines() == ["SIGKILL 9", "SIGINT MainThread", "SIGINT 0"]
+
     for how in ("SIGKILL", "SIGINT"):
         [part] = find_runs(tmp_path / how)
         assert (part.path / STATE).exists()
+
         with pytest.raises(WrongUse, match=r"not finished.*--resume"):
             _ = part.result
+
         [resumed] = run_experiment(Experiment(**STREAMED, store=rich, out=tmp_path / how))
-        assert weights(resumed) == weights(whole) and len(resumed.result.history) == 4
+        assert weights(resumed) == weights(whole)
+        assert len(resumed.result.history) == 4
         assert not (part.path / STATE).exists()
         assert {*re.findall(r"epoch (\d+)", (part.path / LOG).read_text())} == {*"1234"}
 

@@ -25,6 +25,7 @@ from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_stor
 from ser.train.config import TrainConfig
 from ser.train.data.labels import get_policy
 from ser.train.data.memory import DataCache
+from ser.train.data.utterances import Utterances
 from ser.train.data.votes import rater_votes
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import fit, shuffled
@@ -76,6 +77,7 @@ def asked(store: Path, fusion: str, target: str, **options: Any) -> Experiment:
     base = Experiment(
         "+".join(features), name, store, target=target, epochs=2, folds=1, also_set=TINY
     )
+
     return replace(base, **options)
 
 
@@ -87,22 +89,30 @@ def slow_ccc(truth: Any, predicted: Any) -> float:
 
 def test_ccc_and_rmse_are_lins_and_the_loss_is_one_minus_ccc() -> None:
     rng = np.random.default_rng(0)
-    truth, predicted = rng.integers(2, 11, (40, 3)) / 2, rng.normal(3, 1, (40, 3))
+    truth = rng.integers(2, 11, (40, 3)) / 2
+    predicted = rng.normal(3, 1, (40, 3))
     wanted = [slow_ccc(truth[:, d], predicted[:, d]) for d in range(3)]
     found = dimension_scores(truth, predicted)
+
     assert [found["ccc"][name] for name in DIMENSIONS] == pytest.approx(wanted, abs=1e-12)
+
     errors = np.sqrt(((truth - predicted) ** 2).mean(0))
     assert [found["rmse"][name] for name in DIMENSIONS] == pytest.approx(errors, abs=1e-12)
+
     loss = concordance_loss(torch.from_numpy(predicted), torch.from_numpy(truth)).item()
     assert loss == pytest.approx(1 - np.mean(wanted), abs=1e-7)
+
+    # Of one utterance, or without any variance, it is 0 and teaches nothing.
     for same in (
         truth[:1],
         np.ones((5, 3)),
-    ):  # of one utterance, or without any variance, it is 0 and teaches nothing
+    ):
         outputs = torch.zeros(same.shape, dtype=torch.float64, requires_grad=True)
         concordance_loss(outputs, torch.from_numpy(same)).backward()
-        assert outputs.grad is not None and not outputs.grad.any()
+        assert outputs.grad is not None
+        assert not outputs.grad.any()
         assert set(dimension_scores(same, same)["ccc"].values()) == {0.0}
+
     assert np.isnan(concordance(moments(truth[:0], predicted[:0]).sum(0))["ccc"]).all()
 
 
@@ -112,7 +122,8 @@ def test_the_losses_of_classes_and_ratings_add_up(unit: str, soft: bool) -> None
     training = TrainingSettings(vad_loss="mse", vad_weight=0.5, vad_scale="1..5", reduction=unit)
     config = TrainConfig(FUSIONS["mit"], None, training, target="class+vad")
     torch.manual_seed(0)
-    outputs, ratings = torch.randn(6, 7).double(), torch.rand(6, 3).double()
+    outputs = torch.randn(6, 7).double()
+    ratings = torch.rand(6, 3).double()
     shares = torch.rand(6, 4).double() if soft else torch.eye(4).double()[[0, 1, 2, 3, 0, 1]]
     truth = torch.cat(
         [shares if soft else torch.tensor([[0.0], [1], [2], [3], [0], [1]]), ratings], 1
@@ -128,10 +139,12 @@ def test_every_fusion_learns_every_target(store: Path, name: str) -> None:
     losses = set()
     for target, of in TARGETS.items():
         job = prepare(asked(store, name, target, limit=40), CACHE)[0]
-        classes, heads = len(job.data.utterances.classes), []
+        classes = len(job.data.utterances.classes)
+        heads = []
         torch.manual_seed(0)
         start = of.build(job.config.fusion, job.config.settings, job.data.dims, classes)
         fitted = fit(job.data, job.fold, replace(job.config, select="last"))
+
         for (weight, before), after in zip(
             start.named_parameters(), fitted.model.parameters(), strict=True
         ):
@@ -140,8 +153,12 @@ def test_every_fusion_learns_every_target(store: Path, name: str) -> None:
                 assert not torch.equal(before, after) or name.startswith(
                     ("ef", "mf", "lf", "lgf")
                 ), weight
-        assert heads and np.isfinite([line.loss for line in fitted.history]).all()
+
+        assert heads
+        assert np.isfinite([line.loss for line in fitted.history]).all()
+
         losses.add(fitted.history[-1].loss)
+
     assert len(losses) == len(TARGETS)
 
 
@@ -158,9 +175,9 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "epochs": 8,
             "set": ("batch_size=8",),
         }
-        more["set"] += ("patience=1",) * (
-            target == "class+vad"
-        )  # so that its runs have not as many epochs
+        if target == "class+vad":
+            # So that its runs have not as many epochs.
+            more["set"] += ("patience=1",)
         run_experiment(asked(store, "concat:utterance", target, **more), cache=CACHE)
     return out
 
@@ -171,6 +188,7 @@ def test_records_give_the_bytes_that_they_were_read_from(runs: Path) -> None:
         for name, record in ((CONFIG, run.config), (RESULT, run.result)):
             encoded = b"".join(sealed_json(to_json(record), run.name))
             assert encoded == (run.path / name).read_bytes()
+
         assert run_name(run.config) == run.name
 
 
@@ -196,23 +214,35 @@ def test_scores_are_pooled_over_folds_with_intervals_over_speakers(runs: Path) -
         speakers = sorted(every.speaker.unique())
         without = np.array([pooled(every[every.speaker != one], name) for one in speakers])
         half = student.ppf(0.975, len(speakers) - 1) * np.sqrt((len(speakers) - 1) * without.var())
+
         assert whole == pytest.approx(pooled(every, name), abs=1e-9)
         assert (low, high) == pytest.approx((max(-1, whole - half), min(1, whole + half)), abs=1e-9)
+
     assert every["truth valence"].between(1, 5).all()
+
     run = cell.runs[0]
-    kept = max(run.result.history, key=lambda line: line.ccc)  # the mean CCC on dev selects
-    assert run.result.epoch == kept.epoch and kept.ua is None
+    # The mean CCC on dev selects.
+    kept = max(run.result.history, key=lambda line: line.ccc)
+    assert run.result.epoch == kept.epoch
+    assert kept.ua is None
     assert cell.scores.score("ccc").pooled > 0.6, "it is learnt"
-    assert "probabilities" not in every and run.result.classes == []
+    assert "probabilities" not in every
+    assert run.result.classes == []
 
 
 def test_what_has_no_rating_or_no_class_is_left_out_and_counted(store: Path, runs: Path) -> None:
-    alone, both = cell_of(runs, "vad"), cell_of(runs, "class+vad")
+    alone = cell_of(runs, "vad")
+    both = cell_of(runs, "class+vad")
     absent = "no rating of valence, arousal, dominance"
-    assert left_out(alone.results) == {absent: 10 // 2} and alone.scores.n == 2 * (120 - 5)
+    assert left_out(alone.results) == {absent: 10 // 2}
+    assert alone.scores.n == 2 * (120 - 5)
+
     without = left_out(both.results)
-    assert without[absent] < 5 and "label xxx is not in 4class" in without
-    assert both.config.training["select_score"] == "ua" and both.scores.score("ua").pooled > 0
+    assert without[absent] < 5
+    assert "label xxx is not in 4class" in without
+    assert both.config.training["select_score"] == "ua"
+    assert both.scores.score("ua").pooled > 0
+
     asked_for = [
         asked(store, "audio:utterance", "vad", labels=policy) for policy in ("4class", "6class")
     ]
@@ -224,61 +254,74 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     files = [f"--{form}={tmp_path / form}" for form in ("html", "latex", "markdown", "csv")]
     shown = ser("report", runs, "--paired", *files)
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
+
     page = (tmp_path / "html").read_text()
     assert all(
         "Dashed: predicted as rated" in page and f"scatter-{name}" in page for name in DIMENSIONS
     )
-    assert "calibration-ratings" in page and "Mean CCC of the evaluated part" in page
+    assert "calibration-ratings" in page
+    assert "Mean CCC of the evaluated part" in page
+
     for form in ("latex", "markdown", "csv"):
         assert "RMSE dominance" in (tmp_path / form).read_text()
+
     cells, _ = group_runs(find_runs(runs))
     labels = {cell.label.removesuffix(" · patience 1") for cell in cells}
     assert labels == {f"concat:utterance · {target}" for target in TARGETS}
     assert len({len(run.result.history) for run in cell_of(runs, "class+vad").runs}) > 1
+
     with warnings.catch_warnings(action="error"):
         unrated_first = make_page(sorted(cells, key=lambda cell: cell.scores.rated), [])
+
     [training] = [section for section in unrated_first.sections if section.anchor == "training"]
     plots = training.elements[0].elements
     [curves] = [plot for plot in plots if plot.table.name == "learning-ccc"]
     rated = {cell.label for cell in cells if cell.scores.dimensions}
+
     assert {row["cell"] for row in curves.table.rows} == rated
     assert curves.note.endswith("Dev, or test with best-test.")
-    assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.table.texts)  # no percent
+    # No percent.
+    assert all(len(text.partition(".")[2]) == 3 for *_, text in curves.table.texts)
+
     [row, *_] = chosen_rows("searched", 1, (), cell_of(runs, "vad").runs)
     assert row["dev mean CCC"] == max(
         line.ccc for line in cell_of(runs, "vad").runs[0].result.history
     )
+
     alone = [run.path for run in cell_of(runs, "vad").runs]
     one = ser("report", *alone, "--html", tmp_path / "one")
-    assert (
-        one.exit_code == 0
-        and "CCC of arousal" in (tmp_path / "one").read_text()
-        and "UA %" not in one.output
-    )
+    assert one.exit_code == 0
+    assert "CCC of arousal" in (tmp_path / "one").read_text()
+    assert "UA %" not in one.output
+
     refused = ser("report", *alone, cell_of(runs, "class").runs[0].path, "--paired")
-    assert refused.exit_code == 2 and "fewer than two cells of classes" in refused.output
+    assert refused.exit_code == 2
+    assert "fewer than two cells of classes" in refused.output
     assert quoted_for(cell_of(runs, "vad")) == quoted_for(cell_of(runs, "class+vad")) == []
 
 
 def test_sweeps_show_ratings(store: Path, tmp_path: Path) -> None:
-    recipe, base = (
-        tmp_path / "mine.toml",
-        '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n',
-    )
+    recipe = tmp_path / "mine.toml"
+    base = '[experiment]\nfeatures = "is13+bert"\nfusion = "lgf-add"\n'
     cells = '[[cell]]\nname = "a"\n[[cell]]\nname = "b"\ntarget = "vad"\npaper = {ua = 60.0}\n'
     recipe.write_text(f'tested = "a"\n{base}{cells}')
     asked_for = ["sweep", recipe, "--store", store, "--out", tmp_path, "--workers", "1"]
     asked_for += ["--epochs", "1", "--folds", "1", "--set", "d_model=8", "--set", "gru_hidden=4"]
     shown = ser(*asked_for)
+
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
+
     [_, rated] = json.loads(ser(*asked_for, "--json").stdout)["rows"]
-    assert rated["scores"]["rmse valence"]["pooled"] > 0 and "ua" not in rated["scores"]
+    assert rated["scores"]["rmse valence"]["pooled"] > 0
+    assert "ua" not in rated["scores"]
+
     recipe.write_text(base + 'target = "vad"\n[[cell]]\nname = "a"\nset = { lr = [1e-3, 1e-2] }\n')
     shown = ser(*asked_for)
     tables, *_ = shown.stdout.partition("\nours: ")
     assert "dev mean CCC " in tables and "RMSE valence" in tables and "%" not in tables, (
         "none is a share"
     )
+
     recipe.write_text(
         base + '[[cell]]\nname = "a"\nset = { select_score = "macro_f1", refit = [true, false] }\n'
     )
@@ -315,6 +358,7 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
     forms = {"tiny": "{}", "improv": "MSP-IMPROV-S01A-{}", "podcast": "MSP-PODCAST_0001_0001 {}"}
     store = new_store(tmp_path / "s", make_manifest(4))
     others = {"unrated": dict.fromkeys(DIMENSIONS), "wild": dict.fromkeys(DIMENSIONS, 9.0)}
+
     for corpus, form in {
         **forms,
         "mine": "mine{}",
@@ -341,9 +385,11 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
         own = job(corpus).data.utterances.dimensions
         found = both.dimensions[np.array(both.corpora) == corpus]
         assert np.allclose(found, 2 * (own - 1) / (high - 1) - 1), "each by its own scale"
+
     assert scale("tiny+podcast") == "-1..1"
     assert scale("tiny+improv") == scale("improv") == scale("mine", "vad_scale=1..5") == "1..5"
     assert scale("podcast") == "1..7"
+
     for corpora, settings, says in (
         ("mine", (), r"scale on which corpus mine rates.*--set vad_scale=1\.\.5"),
         (
@@ -357,11 +403,12 @@ def test_the_scale_is_known_by_the_ids_or_said_and_one_for_all_corpora(tmp_path:
             r"\(podcast 1\.\.7, tiny 1\.\.5\).*normalised by its own; leave",
         ),
         ("improv+tiny", ("vad_scale=2..5",), "corpus improv has ratings from 1.5 to 4.5"),
+        # Before they are normalised.
         (
             "podcast+wild",
             (),
             r"vad_scale=1\.\.5: corpus wild has ratings from 9 to 9",
-        ),  # before they are normalised
+        ),
         ("tiny+unrated", (), "no utterance of unrated is left by --target, --only or --limit"),
     ):
         with pytest.raises(WrongUse, match=says):
@@ -380,15 +427,17 @@ def test_ratings_that_are_no_numbers_after_the_only_epoch_stop_the_run(
 
 
 def test_shuffled_labels_shuffle_ratings_too(store: Path) -> None:
-    job = prepare(
-        asked(store, "audio:utterance", "class+vad", set=("shuffle_labels=true",)), CACHE
-    )[0]
-    mixed, plain = shuffled(job.data, job.fold, job.config).utterances, job.data.utterances
-    pairs = [
-        {(k, *row) for k, row in zip(one.labels, one.dimensions.tolist(), strict=True)}
-        for one in (mixed, plain)
-    ]
-    assert pairs[0] == pairs[1] and not np.array_equal(mixed.dimensions, plain.dimensions)
+    experiment = asked(store, "audio:utterance", "class+vad", set=("shuffle_labels=true",))
+    [job, *_] = prepare(experiment, CACHE)
+    mixed = shuffled(job.data, job.fold, job.config).utterances
+    plain = job.data.utterances
+
+    def labels_with_ratings(utterances: Utterances) -> set[tuple]:
+        rows = zip(utterances.labels, utterances.dimensions.tolist(), strict=True)
+        return {(label, *ratings) for label, ratings in rows}
+
+    assert labels_with_ratings(mixed) == labels_with_ratings(plain)
+    assert not np.array_equal(mixed.dimensions, plain.dimensions)
     assert np.array_equal(mixed.dimensions[job.fold.test], plain.dimensions[job.fold.test])
 
 
@@ -404,66 +453,78 @@ def lgf(store: Path, target: str, out: Path, **more: Any) -> Experiment:
 
 def test_each_vote_is_scored_against_the_majority_of_the_others() -> None:
     votes = [
-        [["Anger"], ["Anger"], ["Sadness"]],  # two votes are against a tie; the third is wrong
-        [["Neutral"], ["Neutral"], ["Neutral"], ["Anger"]],  # three right, one wrong
+        # Two votes are against a tie; the third is wrong.
+        [["Anger"], ["Anger"], ["Sadness"]],
+        # Three right, one wrong.
+        [["Neutral"], ["Neutral"], ["Neutral"], ["Anger"]],
+        # The second names two alike; the others are right.
         [
             ["Happiness"],
             ["Happiness", "Neutral"],
             ["Happiness"],
-        ],  # the second names two alike; the others are right
-        [["Other"], ["Neutral"], ["Neutral"]],  # the first is for no class
+        ],
+        # The first is for no class.
+        [["Other"], ["Neutral"], ["Neutral"]],
         [["Anger"]],
         None,
     ]
     matrix, left_out = rater_votes(get_policy("4class"), votes)
     # By row the majority of the others, by column the vote: anger, happiness, neutral, sadness.
-    assert (
-        matrix.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [1, 0, 3 + 2, 0], [0] * 4]
-        and left_out == 2 + 1 + 1 + 1
-    )
+    assert matrix.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [1, 0, 3 + 2, 0], [0] * 4]
+    assert left_out == 2 + 1 + 1 + 1
+
     told = rater_scores(matrix, left_out)
-    assert told is not None and told["n"] == 9 and told["wa"] == pytest.approx(7 / 9)
+    assert told is not None
+    assert told["n"] == 9
+    assert told["wa"] == pytest.approx(7 / 9)
     assert told["ua"] == pytest.approx((0 + 1 + 5 / 6) / 3)
     assert rater_scores(np.zeros((4, 4), int), 3) is None
+
+
+def weights(run: Run) -> dict[str, bytes]:
+    tensors, _ = run.tensors(MODEL)
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Path) -> None:
     [run] = run_experiment(lgf(store, "distribution", tmp_path))
     [soft] = run_experiment(lgf(store, "class", tmp_path, set=("batch_size=2", "soft_labels=true")))
-    ours, theirs = (
-        {n: x.numpy().tobytes() for n, x in one.tensors(MODEL)[0].items()} for one in (run, soft)
-    )
-    assert ours == theirs, "one mechanism"
-    pairs = [
-        *zip(
-            *(run.predictions()[name].to_pylist() for name in ("votes", "probabilities")),
-            strict=True,
-        )
-    ]
+    assert weights(run) == weights(soft), "one mechanism"
+
+    votes = run.predictions()["votes"].to_pylist()
+    probabilities = run.predictions()["probabilities"].to_pylist()
+    pairs = list(zip(votes, probabilities, strict=True))
     wanted = {
         "kl": [entropy(*pair) for pair in pairs],
         "js": [jensenshannon(*pair) ** 2 for pair in pairs],
     }
+
     for name, each in wanted.items():
-        assert (
-            run.result.score(name) == pytest.approx(np.mean(each))
-            and run.result.tests["head text"].score(name) > 0
-        )
-    assert run.result.ua == soft.result.ua and soft.result.kl is None
+        assert run.result.score(name) == pytest.approx(np.mean(each))
+        assert run.result.tests["head text"].score(name) > 0
+
+    assert run.result.ua == soft.result.ua
+    assert soft.result.kl is None
+
     runs = run_experiment(lgf(store, "distribution", tmp_path, folds="all"))
     cell = CellScores(runs)
     whole, low, high = divergences_from_votes(cell)["js"]
-    assert low is not None and high is not None and 0 <= low < whole < high
+    assert low is not None
+    assert high is not None
+    assert 0 <= low < whole < high
     assert whole == pytest.approx(
         np.average([r.result.js for r in runs], weights=[r.result.n for r in runs])
     )
+
     raters = scores_of_raters(cell)
-    assert raters is not None and scores_as_json(cell)["raters"] == raters and raters["n"] > 0
+    assert raters is not None
+    assert scores_as_json(cell)["raters"] == raters
+    assert raters["n"] > 0
+
     tested = [r.result.raters.n for r in runs]
     assert raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
-    assert "from the raters' votes, in nats: KL" in summary_text(
-        cell
-    ) and "the raters' own: UA" in summary_text(cell)
+    assert "from the raters' votes, in nats: KL" in summary_text(cell)
+    assert "the raters' own: UA" in summary_text(cell)
     assert "· 4class · target distribution ·" in conditions(cell.runs)
     assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(
         group_runs(runs)[0]
@@ -471,23 +532,23 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
 
 
 def test_what_has_no_majority_trains_and_is_scored_apart(store: Path, tmp_path: Path) -> None:
-    plain, more = (
-        prepare(lgf(store, f"distribution{also}", tmp_path))[0] for also in ("", "+undecided")
-    )
+    [plain, *_] = prepare(lgf(store, "distribution", tmp_path))
+    [more, *_] = prepare(lgf(store, "distribution+undecided", tmp_path))
     utterances = more.data.utterances
     undecided = np.flatnonzero(utterances.undecided)
     assert len(utterances) - len(plain.data.utterances) == len(undecided) > 0
     assert np.allclose(utterances.votes[undecided], [0.5, 0, 0.5, 0]), "a rater who names two"
-    assert set(undecided) & set(more.fold.train) and not set(undecided) & {
+    assert set(undecided) & set(more.fold.train)
+    assert not set(undecided) & {
         *more.fold.dev,
         *more.fold.test,
     }
     assert len(more.fold.test) == len(plain.fold.test)
+
     [run] = run_experiment(lgf(store, "distribution+undecided", tmp_path))
     apart = run.result.no_majority
-    assert (
-        apart.n == len(more.fold.left_out["no majority among the raters (test)"]) and apart.js > 0
-    )
+    assert apart.n == len(more.fold.left_out["no majority among the raters (test)"])
+    assert apart.js > 0
     assert votes_table(group_runs([run])[0]).rows[0]["without a majority"] == apart.n
     assert "no majority among the raters (test)" in Run(run.path).result.left_out
 
@@ -497,8 +558,10 @@ def test_without_votes_there_is_no_distribution(tmp_path: Path) -> None:
     manifest = Manifest.from_rows("mute", rows, synthetic=True)
     store = new_store(tmp_path / "s", manifest)
     add_feature(store, manifest, "is13", make_rows(manifest, "is13"))
+
     with pytest.raises(WrongUse, match="corpus mute does not hold its raters' votes"):
         prepare(asked(store.path, "audio:utterance", "distribution"))
+
     words = [
         "--features",
         "is13",
@@ -513,4 +576,5 @@ def test_without_votes_there_is_no_distribution(tmp_path: Path) -> None:
         "--json",
     ]
     done = ser("train", "--store", store.path, "--out", tmp_path / "r", *words)
-    assert done.exit_code == 0 and "raters" not in json.loads(done.stdout)["scores"]
+    assert done.exit_code == 0
+    assert "raters" not in json.loads(done.stdout)["scores"]

@@ -39,12 +39,15 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Layer k is hubert's rows plus k; the last one after its norm plus 3.
     """
-    manifest, store = make_manifest(), make_store(tmp_path_factory.mktemp("rich") / "s")
+    manifest = make_manifest()
+    store = make_store(tmp_path_factory.mktemp("rich") / "s")
+
     for layer, norm in ((0, "before"), (1, "before"), (2, "before"), (3, "after")):
         config = {"layer": min(layer, 2), "norm": norm}
-        variant = f"layer={config['layer']}" + ",norm=after" * (layer == 3)
+        variant = "layer=2,norm=after" if norm == "after" else f"layer={layer}"
         rows = [values + np.float16(layer) for values in make_rows(manifest, "hubert")]
         add_feature(store, manifest, "hubert", rows, variant=variant, config=config, **LAYERS)
+
     rows = [values + np.float16(8) for values in make_rows(manifest, "logmel")]
     add_feature(store, manifest, "logmel", rows, variant="view=pitch-1")
     add_feature(
@@ -53,6 +56,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_feature(
         store, manifest, "is13", make_rows(manifest, "is13"), of=range(50), variant="half=1"
     )
+
     return store.path
 
 
@@ -62,39 +66,46 @@ def stored(feature: str) -> dict[str, np.ndarray]:
 
 
 def test_vector_fusions_get_the_mean_or_mean_and_deviation_of_the_rows(store: Path) -> None:
-    held = stored("bert")
+    tokens = stored("bert")
     for name, dim in (("bert", 16), ("bert:pool=meanstd", 32)):
         data, _ = load_dataset(Experiment(f"is13+{name}", "lgf-add", store))
-        rows = [held[id_].astype(np.float64) for id_ in data.utterances.ids]
-        wanted = [[*x.mean(0), *x.std(0)][:dim] for x in rows]
+        wanted = []
+        for id_ in data.utterances.ids:
+            rows = tokens[id_].astype(np.float64)
+            mean_and_deviation = [*rows.mean(0), *rows.std(0)]
+            wanted.append(mean_and_deviation[:dim])
+
         assert data.dims == {"audio": 24, "text": dim}
         assert np.allclose(data.inputs["text"].values, wanted, atol=1e-6)
 
 
 def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
-    manifest, store = make_manifest(), make_store(tmp_path / "s")
+    manifest = make_manifest()
+    store = make_store(tmp_path / "s")
     cache = DataCache(tmp_path)
     plain, _ = load_dataset(Experiment("hubert+mpnet", "mit", store.path), cache)
     data, _ = load_dataset(Experiment("mpnet+hubert:hop=0.06", "mit", store.path), cache)
-    inputs, held = data.inputs["audio"], stored("hubert")
-    assert (
-        inputs.values.dtype == torch.float32 and data.inputs["text"].values.dtype == torch.float16
-    )
+    inputs = data.inputs["audio"]
+    frames_of = stored("hubert")
+
+    assert inputs.values.dtype == torch.float32
+    assert data.inputs["text"].values.dtype == torch.float16
     assert len(inputs.values) < len(plain.inputs["audio"].values)
+
     for i, name in enumerate(data.utterances.ids):
-        x = held[name].astype(np.float64)
-        wanted = np.array([x[first : first + 3].mean(0) for first in range(0, len(x), 3)])
-        assert np.allclose(
-            inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]].numpy(), wanted, atol=1e-6
-        )
-    means = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
-    add_feature(
-        store, manifest, means, [x.mean(0, dtype=np.float32) for x in make_rows(manifest, "hubert")]
-    )
+        x = frames_of[name].astype(np.float64)
+        wanted = [x[first : first + 3].mean(0) for first in range(0, len(x), 3)]
+        averaged = inputs.values[inputs.offsets[i] : inputs.offsets[i + 1]]
+        assert np.allclose(averaged.numpy(), wanted, atol=1e-6)
+
+    spec = Spec("hubert", "audio", "utterance", 12, "float32", "made-up", 1, "pool=mean")
+    means = [x.mean(0, dtype=np.float32) for x in make_rows(manifest, "hubert")]
+    add_feature(store, manifest, spec, means)
     # Vectors are made of the averaged frames, and not the stored means.
     frames = "hubert:hop=0.06,pool=mean"
     vectors, _ = load_dataset(Experiment(frames, "superb", store.path))
     first = inputs.values[: inputs.offsets[1]].mean(0)
+
     assert torch.allclose(vectors.inputs["audio"].values[0], first, atol=1e-6)
 
     record = plain.record.features["audio"]
@@ -102,6 +113,7 @@ def test_frames_are_averaged_to_a_hop(tmp_path: Path) -> None:
     assert data.record.features["audio"] == msgspec.structs.replace(record, hop=0.06)
 
     at = f"@{record.fingerprint[:4]}"
+
     for name in (f"hubert:hop=0.06{at}", f"hubert{at}:hop=0.06"):
         assert load_dataset(Experiment(f"mpnet+{name}", "mit", store.path), cache)[0] is data, name
 
@@ -115,11 +127,13 @@ def test_dialogues_come_whole_and_in_turn_order(tmp_path: Path) -> None:
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s"))
 
     [batch] = data.batches(np.arange(len(data.utterances)), "dialogue", 100, {})
+
     assert len(batch.dialogues) == 10
     assert batch.dialogues.sum() == len(batch) == len(data.utterances)
 
     dialogue_of = dict(zip(plain.ids, plain.column("dialogue"), strict=True))
     turn_of = dict(zip(plain.ids, plain.column("turn"), strict=True))
+
     for utterances in batch.utterances.split(batch.dialogues.tolist()):
         ids = [data.utterances.ids[row] for row in utterances]
         turns = [turn_of[id_] for id_ in ids]
@@ -155,13 +169,15 @@ def test_features_are_loaded_once(store: Path) -> None:
     first, _ = load_dataset(Experiment("hubert+mpnet", "mit", store), cache)
     second, _ = load_dataset(Experiment("mpnet+hubert", "concat", store), cache)
     assert first.inputs["audio"] is second.inputs["audio"]
+
     other, _ = load_dataset(Experiment("hubert+mpnet", "mit", store, labels="5class"), cache)
     assert len(other.inputs["audio"].offsets) > len(first.inputs["audio"].offsets)
 
 
 def test_limit_is_spread_over_the_corpus(store: Path) -> None:
     data, _ = load_dataset(Experiment("is13", "audio", store, limit=30))
-    assert len(data.utterances) == 30 and set(data.utterances.sessions) == set("12345")
+    assert len(data.utterances) == 30
+    assert set(data.utterances.sessions) == set("12345")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,7 @@ def test_limit_is_spread_over_the_corpus(store: Path) -> None:
 )
 def test_names_that_do_not_fit(rich: Path, features: str, fusion: str, says: str) -> None:
     plain, _, views = features.partition(" & ")
+
     with pytest.raises(WrongUse, match=says):
         _ = load_dataset(Experiment(plain, fusion, rich, views=views))[0].inputs
 
@@ -231,23 +248,28 @@ def test_a_feature_that_is_not_all_there_names_the_command(
 def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     manifest = make_manifest()
     labels = manifest.column("label")
-    bad, unlabelled = labels.index("ang"), labels.index("xxx")
+    bad = labels.index("ang")
+    unlabelled = labels.index("xxx")
     kept = [i for i in range(len(manifest)) if i not in (bad, unlabelled)]
     store = new_store(tmp_path / "s", manifest)
     add_feature(
         store, manifest, "is13", make_rows(manifest, "is13"), of=kept, empty=(bad, unlabelled)
     )
+
     with pytest.raises(
         MissingRows, match=rf"1 labelled .* quarantined, such as {manifest.ids[bad]} \(empty"
     ):
         load_dataset(Experiment("is13", "audio", tmp_path / "s"))
+
     data, _ = load_dataset(Experiment("is13", "audio", tmp_path / "s", allow_missing=True))
     assert manifest.ids[bad] not in data.utterances.ids
     assert data.origin.left_out["is13: quarantined"] == [manifest.ids[bad]]
+
     every = new_store(tmp_path / "none", manifest)
     add_feature(
         every, manifest, "is13", make_rows(manifest, "is13"), of=(), empty=range(len(manifest))
     )
+
     with pytest.raises(
         MissingRows, match=r"labelled utterances are quarantined.*ser features --retry`$"
     ):
@@ -259,13 +281,16 @@ def test_views_are_copies_of_the_training_utterances_alone(rich: Path) -> None:
     fold = make_folds("session-out", data.utterances)[0]
     more, rows = with_views(data, fold.train)
     n = len(data.utterances)
+
     assert rows.tolist() == [*fold.train, *(fold.train + n)]
+
     batch = more.batch(more.groups(rows[[3, len(fold.train) + 3, 5]], "utterance"), {})
     plain = data.batch(data.groups(fold.train[[3, 3, 5]], "utterance"), {})
     assert torch.equal(batch.truth, plain.truth)
     # A view of audio leaves the text as it is.
     assert torch.equal(batch.inputs["text"].values, plain.inputs["text"].values)
     assert torch.equal(batch.inputs["audio"].lengths, plain.inputs["audio"].lengths)
+
     difference = batch.inputs["audio"].values - plain.inputs["audio"].values
     pieces = difference.split(plain.inputs["audio"].lengths.tolist())
     assert [round(piece.mean().item()) for piece in pieces] == [0, 8, 0]
@@ -277,8 +302,11 @@ def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_p
     plain = Experiment("logmel", "cnn", store=rich, out=tmp_path, epochs=1, folds=1, set=settings)
     [without] = run_experiment(plain)
     [mixed] = run_experiment(replace(plain, views="logmel:view=pitch-1"))
-    assert without.path != mixed.path and mixed.config.views[0].feature == "logmel:view=pitch-1"
-    assert without.result.n == mixed.result.n and without.result.parts == mixed.result.parts
+
+    assert without.path != mixed.path
+    assert mixed.config.views[0].feature == "logmel:view=pitch-1"
+    assert without.result.n == mixed.result.n
+    assert without.result.parts == mixed.result.parts
     assert without.result.history[0].loss != mixed.result.history[0].loss
 
     scaling = load_model(without)[0].scaling["audio"]
@@ -289,17 +317,21 @@ def test_views_do_not_touch_the_statistics_nor_the_other_parts(rich: Path, tmp_p
 
 def test_processes_share_what_one_has_loaded(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s")
-    asked = Experiment("hubert+bert", "mit", store.path)
-    plain, _ = load_dataset(asked)
+    experiment = Experiment("hubert+bert", "mit", store.path)
+    plain, _ = load_dataset(experiment)
     pooled, _ = load_dataset(Experiment("is13+bert", "lgf-add", store.path), DataCache(tmp_path))
+
     assert pooled.inputs["text"].values.dtype == torch.float32
-    first, _ = load_dataset(asked, DataCache(tmp_path))
-    second, _ = load_dataset(asked, DataCache(tmp_path))
+
+    first, _ = load_dataset(experiment, DataCache(tmp_path))
+    second, _ = load_dataset(experiment, DataCache(tmp_path))
 
     # The first reads now, and the second no values from the store.
     assert plain.inputs.keys() == first.inputs.keys() == {"audio", "text"}
+
     for part in tmp_path.glob("s/*/*/parts/*/data.zarr"):
         shutil.rmtree(part)
+
     for modality, expected in plain.inputs.items():
         for data in (first, second):
             assert torch.equal(data.inputs[modality].values, expected.values)
@@ -314,15 +346,22 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> No
         ("0-1", (0, 1)),
     ):
         data, _ = load_dataset(Experiment(f"hubert:layers={name}", "audio", rich))
-        rows, held = np.array([7, 3, 30]), stored("hubert")
-        plain = [held[data.utterances.ids[row]] for row in rows]
-        pieces = [np.concatenate([x + np.float16(layer) for layer in layers], 1) for x in plain]
+        rows = np.array([7, 3, 30])
+        frames_of = stored("hubert")
+        plain = [frames_of[data.utterances.ids[row]] for row in rows]
+        pieces = []
+        for frames in plain:
+            side_by_side = [frames + np.float16(layer) for layer in layers]
+            pieces.append(np.concatenate(side_by_side, 1))
+
         batch = data.batch(data.groups(rows, "utterance"), {})
+
         assert batch.truth.tolist() == data.utterances.labels[rows].tolist()
         assert batch.inputs["audio"].lengths.tolist() == [len(x) for x in plain]
         assert np.array_equal(
             batch.inputs["audio"].values, np.concatenate(pieces).astype(np.float32)
         ), name
+
         pooled, _ = load_dataset(Experiment(f"hubert:layers={name},pool=mean", "superb", rich))
         means = [x.mean(0, dtype=float) for x in pieces]
         assert np.allclose(pooled.inputs["audio"].values[rows], means, atol=1e-3)
@@ -332,19 +371,23 @@ def test_layers_stand_side_by_side_the_last_one_after_its_norm(rich: Path) -> No
     data, _ = load_dataset(Experiment(f"hubert@{first}:layers=1-2", "audio", rich))
     assert data.dims == {"audio": 24}
 
-    cache, names = DataCache(), ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
-    sums, beside = [load_dataset(Experiment(name, "audio", rich), cache)[0] for name in names]
+    cache = DataCache()
+    names = ("hubert:layers=0-1", "hubert:layer=0+hubert:layer=1")
+    sums, _ = load_dataset(Experiment(names[0], "audio", rich), cache)
+    beside, _ = load_dataset(Experiment(names[1], "audio", rich), cache)
     assert sums.record.features != beside.record.features, "the same features, other runs"
 
 
 def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path) -> None:
-    store, manifest = open_store(shutil.copytree(rich, tmp_path / "s")), make_manifest()
+    store = open_store(shutil.copytree(rich, tmp_path / "s"))
+    manifest = make_manifest()
     before, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
+
     for layer in range(2):
-        means = [
-            x.mean(0, dtype=np.float64).astype(np.float32) + layer
-            for x in make_rows(manifest, "hubert")
-        ]
+        means = []
+        for frames in make_rows(manifest, "hubert"):
+            means.append(frames.mean(0, dtype=np.float64).astype(np.float32) + layer)
+
         spec = Spec(
             "hubert",
             "audio",
@@ -357,53 +400,67 @@ def test_means_in_the_store_are_taken_and_told_apart(rich: Path, tmp_path: Path)
             **LAYERS,
         )
         add_feature(store, manifest, spec, means)
+
     after, _ = load_dataset(Experiment("hubert:layers=0-1,pool=mean", "superb", store.path))
     assert torch.allclose(after.inputs["audio"].values, before.inputs["audio"].values, atol=1e-3)
+
     names = [data.record.features["audio"].parts[0].feature for data in (before, after)]
     assert names == ["hubert:layer=0", "hubert:layer=0,pool=mean"]
+
     other = {**LAYERS, "checkpoint": {"digest": "b", "random": True}}
+
     # Begun with another checkpoint.
     for layer in range(2):
         rows = make_rows(manifest, "hubert")
         add_feature(store, manifest, "hubert", rows, range(9), variant=f"layer={layer}", **other)
-    found = [
-        load_dataset(Experiment("hubert:layers=0-1", "audio", path))[0]
-        for path in (rich, store.path)
-    ]
-    assert torch.equal(*(data.inputs["audio"].values for data in found)), "the one that is complete"
+
+    name = "hubert:layers=0-1"
+    alone, _ = load_dataset(Experiment(name, "audio", rich))
+    of_two, _ = load_dataset(Experiment(name, "audio", store.path))
+    complete = alone.inputs["audio"].values
+    assert torch.equal(of_two.inputs["audio"].values, complete), "the one that is complete"
 
 
 def test_features_of_a_modality_are_joined_each_standardised_by_itself(
     rich: Path, tmp_path: Path
 ) -> None:
-    asked = Experiment(
+    experiment = Experiment(
         "hubert:layers=all+is13+mpnet", "lgf-add", store=rich, out=tmp_path, folds=1, epochs=2
     )
-    [job] = prepare(asked)
-    assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12} and not can_train_together(
-        job.data, job.config
-    )
+    [job] = prepare(experiment)
+    assert job.data.dims == {"audio": 3 * 12 + 24, "text": 12}
+    assert not can_train_together(job.data, job.config)
+
     columns = job.data.inputs["audio"].values.split([12, 12, 12, 24], 1)
     whole = Standardizer.of(job.data.inputs["audio"], job.fold.train)
-    for name, own in (("hubert:layer=0", columns[0]), ("is13", columns[3])):
+
+    cases = [
+        ("hubert:layer=0", columns[0], whole.mean[:12]),
+        ("is13", columns[3], whole.mean[36:]),
+    ]
+    for name, values, mean in cases:
         alone, _ = load_dataset(Experiment(f"{name}+mpnet", "lgf-add", rich))
-        assert torch.equal(alone.inputs["audio"].values, own)
-        own_scale = Standardizer.of(alone.inputs["audio"], job.fold.train)
-        assert torch.equal(own_scale.mean, whole.mean[:12] if name != "is13" else whole.mean[36:])
-    [run] = run_experiment(asked)
+        assert torch.equal(alone.inputs["audio"].values, values)
+
+        scaling_alone = Standardizer.of(alone.inputs["audio"], job.fold.train)
+        assert torch.equal(scaling_alone.mean, mean)
+
+    [run] = run_experiment(experiment)
     joined = run.config.features["audio"].joined
-    assert [one.feature for one in joined] == [
-        f"hubert:layer={k}" for k in ("0", "1", "2,norm=after")
-    ] + ["is13"]
-    assert all(open_store(rich).feature(f"{one.feature}@{one.fingerprint}") for one in joined)
-    assert list(run.result.layers) == [one.feature for one in joined[:3]]
-    assert (
-        sum(run.result.layers.values()) == pytest.approx(1)
-        and len(set(run.result.layers.values())) == 3
-    )
+    layers = ["hubert:layer=0", "hubert:layer=1", "hubert:layer=2,norm=after"]
+    assert [feature.feature for feature in joined] == [*layers, "is13"]
+    for feature in joined:
+        assert open_store(rich).feature(f"{feature.feature}@{feature.fingerprint}")
+
+    assert list(run.result.layers) == layers
+    assert sum(run.result.layers.values()) == pytest.approx(1)
+    assert len(set(run.result.layers.values())) == 3
+
     shares = load_model(run)[0].model.get_parameter("layer_sums.weights.audio 0").softmax(0)
     assert shares.tolist() == list(run.result.layers.values())
+
     [cell], _ = group_runs([run])
     assert "--features hubert:layers=all+is13+mpnet@" in command(cell)
-    [table] = [one for one in make_page([cell], []).tables if one.name == "layers"]
+
+    [table] = [table for table in make_page([cell], []).tables if table.name == "layers"]
     assert [row["layer"] for row in table.rows] == list(run.result.layers)

@@ -42,6 +42,7 @@ from ser.train.sweep.tasks import plan_sweep
 
 STACKABLE = sorted(name for name, fusion in FUSIONS.items() if fusion.stacks)
 SMALL = PerspectiveSettings(d_model=6, gru_hidden=4, heads=2, dropout=0.3)
+# Turns of the dialogues; 30 is long enough for attention one dialogue at a time.
 SIZES = [
     3,
     1,
@@ -49,34 +50,34 @@ SIZES = [
     5,
     2,
     30,
-]  # turns of the dialogues; 30 is long enough for attention one dialogue at a time
+]
 RUNS = 2
 
 
 def test_which_fusions_can_be_stacked():
-    positions = {
-        f"{position}-{method}"
-        for position in ("ef", "mf", "lf", "lgf")
-        for method in ("add", "concat", "at")
-    }
-    assert set(STACKABLE) == positions | {"audio:utterance", "text:utterance"}
+    expected = {"audio:utterance", "text:utterance"}
+    for position in ("ef", "mf", "lf", "lgf"):
+        expected |= {f"{position}-add", f"{position}-concat", f"{position}-at"}
+
+    assert set(STACKABLE) == expected
 
 
 def made(name):
     """Models, the generators of their dropout, the data, its labels and its dialogues."""
-    dims = {
-        modality: dim
-        for modality, dim in {"audio": 9, "text": 7}.items()
-        if modality in FUSIONS[name].inputs
-    }
-    models, generators = [], []
+    all_dims = {"audio": 9, "text": 7}
+    dims = {modality: all_dims[modality] for modality in FUSIONS[name].inputs}
+    models = []
+    generators = []
+
     for seed in range(RUNS):
         torch.manual_seed(seed)
         models.append(FUSIONS[name].build(SMALL, dims, 4))
         generators.append(torch.Generator().set_state(torch.get_rng_state()))
+
     n = sum(SIZES)
     groups = np.split(np.random.default_rng(0).permutation(n), np.cumsum(SIZES)[:-1])
     values = {modality: torch.randn(n, dim) for modality, dim in dims.items()}
+
     return models, generators, values, torch.randint(4, (n,)), groups
 
 
@@ -96,26 +97,30 @@ def stack_of(models, values, generators):
 
 
 def trained(stack, groups, chosen, labels):
-    """Outputs with masks as torch's own dropout draws them, in the order of its calls; truth `[R,
-    r]`, what is real.
+    """Outputs, truth `[R, r]` and which rows are real.
+
+    The masks are as torch's own dropout draws them, in the order of its calls.
     """
     turns = stacked_runs_module.turn_table(groups)
-    batch, generators = stacked_runs_module.batch_of(turns, torch.tensor(chosen)), stack.generators
+    batch = stacked_runs_module.batch_of(turns, torch.tensor(chosen))
+    generators = stack.generators
+
     if stack.kept is None:
         stack.generators = [torch.Generator() for _ in generators]
         stack.draw(turns, *batch)
         stack.generators = generators
+
     _, rows, real = stack(turns, *batch)
+
     for run, generator in enumerate(generators):
-        there = rows[run][real[run]]
+        real_rows = rows[run][real[run]]
         for mask in stack.kept[run].split(2 * SMALL.gru_hidden, 1):
-            mask[there] = (
-                torch.empty(len(there), mask.shape[1]).bernoulli_(
-                    1 - stack.dropout, generator=generator
-                )
-                > 0
-            )
+            drawn = torch.empty(len(real_rows), mask.shape[1])
+            drawn.bernoulli_(1 - stack.dropout, generator=generator)
+            mask[real_rows] = drawn > 0
+
     outputs, *_ = stack(turns, *batch, training=True)
+
     return outputs, torch.where(real, labels[rows], NO_LABEL), real
 
 
@@ -124,8 +129,9 @@ def trained(stack, groups, chosen, labels):
 )
 @pytest.mark.usefixtures("double")
 def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
-    """Other dialogues in every batch of every run, dropout on, in float64; with the loss of the
-    fused head too.
+    """Other dialogues in every batch of every run, dropout on, in float64.
+
+    With the loss of the fused head alone too.
     """
     name, _, fused = name.partition(" ")
     heads = ("logits",) if fused else ("logits", "audio", "text")
@@ -135,17 +141,25 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
     together = make_optimiser(stack.weights, stage, SMALL)
     apart = [make_optimiser(dict(model.named_parameters()), stage, SMALL) for model in models]
     random = np.random.default_rng(1)
+
     for update in range(12):
         chosen = np.stack([random.permutation(len(SIZES))[:4] for _ in range(RUNS)])
         outputs, truth, real = trained(stack, groups, chosen, labels)
-        each = [{h: x[r] for h, x in outputs.items()} for r in range(RUNS)]
+        losses = []
+        for run in range(RUNS):
+            of_run = {head: logits[run] for head, logits in outputs.items()}
+            losses.append(loss_of(of_run, truth[run], heads))
+
         together.zero_grad()
-        sum(loss_of(one, truth[r], heads) for r, one in enumerate(each)).backward()
-        gradients = {
-            n: None if w.grad is None else w.grad.clone() for n, w in stack.weights.items()
-        }
+        sum(losses).backward()
+        gradients = {}
+        for weight_name, weight in stack.weights.items():
+            if weight.grad is not None:
+                gradients[weight_name] = weight.grad.clone()
+
         together.param_groups[0]["lr"] = learning_rate(SMALL, update)
         together.step()
+
         for run, (model, optimiser) in enumerate(zip(models, apart, strict=True)):
             batch = batch_of(values, labels, [groups[i] for i in chosen[run]])
             torch.set_rng_state(generators[run].get_state())
@@ -153,16 +167,21 @@ def test_twelve_steps_of_a_stack_are_those_of_each_model_alone(name):
             generators[run].set_state(torch.get_rng_state())
             optimiser.zero_grad()
             loss_of(alone, batch.truth, heads).backward()
+
             for n, weight in model.named_parameters() if update == 0 else ():
                 if weight.grad is not None:
                     torch.testing.assert_close(
                         gradients[n][run], weight.grad, rtol=1e-12, atol=1e-12
                     )
+
             assert alone.keys() == outputs.keys()
+
             for head, logits in alone.items():
                 torch.testing.assert_close(outputs[head][run, real[run]], logits, rtol=0, atol=1e-9)
+
             optimiser.param_groups[0]["lr"] = learning_rate(SMALL, update)
             optimiser.step()
+
     for run, model in enumerate(models):
         for weight_name, weight in model.named_parameters():
             torch.testing.assert_close(stack.weights[weight_name][run], weight, rtol=0, atol=1e-9)
@@ -175,14 +194,18 @@ def test_a_run_that_is_no_number_leaves_the_others_alone():
         stack = stack_of(models, values, generators)
         with torch.no_grad():
             stack.weights["features.audio.weight"][0] *= poison
+
         outputs, truth, _ = trained(stack, groups, [[0, 1, 2], [3, 4, 5]], labels)
         sum(
             loss_of({h: x[r] for h, x in outputs.items()}, truth[r]) for r in range(RUNS)
         ).backward()
+
         return {name: weight.grad for name, weight in stack.weights.items()}
 
-    clean, poisoned = gradients(1.0), gradients(float("nan"))
+    clean = gradients(1.0)
+    poisoned = gradients(float("nan"))
     assert poisoned["features.audio.weight"][0].isnan().any()
+
     for name, grad in clean.items():
         assert torch.equal(grad[1:], poisoned[name][1:]), name
 
@@ -229,47 +252,62 @@ def test_seeds_and_losses_trained_at_once_give_what_each_gives_alone(store, tmp_
     options = {"losses": False, **options}
     both = options.pop("losses")
     jobs = prepare(experiment(store, tmp_path, "dropout=0", *options.pop("more", ()), **options))
-    data, fold, plans = jobs[0].data, jobs[0].fold, [job.config for job in jobs]
+    data = jobs[0].data
+    fold = jobs[0].fold
+    plans = [job.config for job in jobs]
     plans[1] = replace(plans[1], loss="perspective") if both else plans[1]
-    assert can_train_together(data, plans[0]) and len(plans) == 3
+
+    assert can_train_together(data, plans[0])
+    assert len(plans) == 3
+
     loose = 2e-2 if plans[0].precision == "bf16" else 1e-4
     heard = [[] for _ in plans]
     found = fit_many(data, fold, plans, [lines.append for lines in heard])
+
     for plan, together, lines in zip(plans, found, heard, strict=True):
         alone = fit(data, fold, plan)
-        ours, theirs = (
-            pandas.DataFrame([structs.asdict(line) for line in each.history])
-            for each in (together, alone)
-        )
+        ours = history(together)
+        theirs = history(alone)
         assert ours["loss"].tolist() == pytest.approx(theirs["loss"].tolist(), rel=loose)
         assert ours["loss"].tolist() == [line.loss for line in lines]
+
         torch.manual_seed(plan.seed)
         start = plan.fusion.build(plan.settings, data.dims, 4).state_dict()
-        still, idle = (
-            {
-                name
-                for name, weight in each.model.state_dict().items()
-                if torch.equal(weight, start[name])
-            }
-            for each in (together, alone)
-        )
+        still = unchanged(together, start)
+        idle = unchanged(alone, start)
         # With the early and middle fusions the branches' own layers behind it, with the single
         # loss.
-        assert still == idle and bool(idle) == (
-            plan.loss == "single" and plan.fusion.name[:2] in ("ef", "mf")
-        )
+        assert still == idle
+        assert bool(idle) == (plan.loss == "single" and plan.fusion.name[:2] in ("ef", "mf"))
+
         if plan.precision == "bf16":
-            continue  # a rounding more or less decides which epoch is the best
+            # A rounding more or less decides which epoch is the best.
+            continue
+
         pandas.testing.assert_frame_equal(
             ours[["wa", "ua", "kept"]], theirs[["wa", "ua", "kept"]], check_exact=True
         )
-        says = [each.predict(data, fold.test, plan)["logits"] for each in (together, alone)]
-        np.testing.assert_allclose(*says, atol=2e-3)
+        logits = together.predict(data, fold.test, plan)["logits"]
+        logits_alone = alone.predict(data, fold.test, plan)["logits"]
+        np.testing.assert_allclose(logits, logits_alone, atol=2e-3)
+
+
+def history(fitted):
+    """A row for each epoch."""
+    return pandas.DataFrame([structs.asdict(epoch) for epoch in fitted.history])
+
+
+def unchanged(fitted, start):
+    """The weights that are still as they were at the start."""
+    weights = fitted.model.state_dict()
+    return {name for name, weight in weights.items() if torch.equal(weight, start[name])}
 
 
 def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_path):
     jobs = prepare(experiment(store, tmp_path, "dropout=0.4"))
-    plans, drawn, original = [job.config for job in jobs], [], StackedRuns.draw
+    plans = [job.config for job in jobs]
+    drawn = []
+    original = StackedRuns.draw
 
     def draw(stack, *args):
         original(stack, *args)
@@ -279,14 +317,14 @@ def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_p
         patched.setattr(StackedRuns, "draw", draw)
         together = fit_many(jobs[0].data, jobs[0].fold, plans)
         [alone] = fit_many(jobs[0].data, jobs[0].fold, plans[1:2])
+
     epochs = plans[0].settings.epochs
     assert [line.loss for line in alone.history] == pytest.approx(
         [x.loss for x in together[1].history], rel=1e-4
     )
-    assert all(
-        torch.equal(many[1], one[0])
-        for many, one in zip(drawn[:epochs], drawn[epochs:], strict=True)
-    )
+    for of_three, of_one in zip(drawn[:epochs], drawn[epochs:], strict=True):
+        assert torch.equal(of_three[1], of_one[0])
+
     different = torch.cat([drawn[0], drawn[1]]).flatten(1).float()
     assert len(torch.unique(different, dim=0)) == 2 * len(plans), "another seed, another epoch"
     assert different.mean(1).sub(0.6).abs().max() < 0.02
@@ -295,18 +333,27 @@ def test_what_dropout_keeps_depends_on_the_seed_and_on_no_other_run(store, tmp_p
 def test_inputs_that_do_not_fit_on_a_gpu_are_trained_one_after_the_other(store, tmp_path):
     """Streamed ones too: their values are not there to be taken from."""
     jobs = prepare(experiment(store, tmp_path, memory="0.025MB"))
-    data, fold, plans = jobs[0].data, jobs[0].fold, [job.config for job in jobs]
-    assert any(one.streamed for one in data.inputs.values()) and fit_many(data, fold, plans) == []
+    data = jobs[0].data
+    fold = jobs[0].fold
+    plans = [job.config for job in jobs]
+
+    assert any(one.streamed for one in data.inputs.values())
+    assert fit_many(data, fold, plans) == []
+
     wild = replace(plans[1], settings=replace(plans[1].settings, lr=1e38, weight_decay=1e30))
     told = {job.name: [] for job in jobs}
     changed = [jobs[0], replace(jobs[1], config=wild), jobs[2]]
     first, diverged, last = train_jobs(
         changed, tmp_path, on_epoch=lambda job, line: told[job.name].append(line.loss)
     )
+
     for job, run in ((jobs[0], first), (jobs[2], last)):
         alone = fit(data, fold, job.config).history[-1].loss
         assert run.result.history[-1].loss == alone == told[job.name][-1]
-    assert isinstance(diverged, Diverged) and Run(tmp_path / jobs[1].name).diverged
+
+    assert isinstance(diverged, Diverged)
+    assert Run(tmp_path / jobs[1].name).diverged
+
     [again] = train_jobs([jobs[1]], tmp_path)
     assert not again.diverged
 
@@ -333,6 +380,7 @@ def test_what_cannot_be_stacked_is_trained_alone(store, tmp_path):
         MAX_RUNS,
         3,
     ]
+
     for setting in (
         "released=true",
         "soft_labels=true",
@@ -348,19 +396,23 @@ def test_run_folders_are_those_of_single_runs(store, tmp_path):
     jobs = prepare(experiment(store, tmp_path / "together", "dropout=0"))
     names = [run_name(job.record) for job in jobs]
     (tmp_path / "together" / names[0]).mkdir(parents=True)
+
     for file in ("state.safetensors", "log"):
         (tmp_path / "together" / names[0] / file).write_text("of a run alone")
+
     [before] = train_jobs(jobs[1:2], tmp_path / "together", True)
     stamp = (before.path / "result.json").stat().st_mtime_ns
     heard = []
     runs = train_jobs(
         jobs, tmp_path / "together", True, lambda job, epoch: heard.append((job.name, epoch.epoch))
     )
+
     assert [run.path.name for run in runs] == names
     assert (before.path / "result.json").stat().st_mtime_ns == stamp, (
         "a finished run is not trained again"
     )
     assert heard == [(names[i], epoch) for epoch in (1, 2, 3, 4) for i in (0, 2)]
+
     for alone, together in zip(
         run_experiment(experiment(store, tmp_path / "alone", "dropout=0")), runs, strict=True
     ):
@@ -382,12 +434,15 @@ def test_a_loss_that_is_no_number_is_told_with_epoch_and_batch(store, tmp_path):
     alone = fit(jobs[0].data, jobs[0].fold, jobs[0].config)
     faults = train_jobs(jobs, tmp_path, True)
     assert all(isinstance(fault, Diverged) for fault in faults)
+
     where = alone.fault.partition(" in ")[2]
     assert str(faults[0]).endswith(where), "the same epoch and batch"
+
     folder = tmp_path / run_name(jobs[0].record)
     assert str(faults[0]).startswith(str(folder))
     assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
-    assert not (folder / "result.json").exists() and where in (folder / "log").read_text()
+    assert not (folder / "result.json").exists()
+    assert where in (folder / "log").read_text()
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -409,25 +464,33 @@ def test_where_memory_ends_fewer_are_trained_at_once(store, tmp_path, monkeypatc
     """What torch does on a GPU that is too small; here its words are ours, since a CPU has more to
     give.
     """
-    tried, held = [], []
+    tried = []
+    held = []
 
     def small_gpu(data, fold, plans, on_epoch):
         tried.append(len(plans))
         assert not any(ref() for ref in held), "what did not fit is gone before the next try"
+
         if len(plans) > most:
             model = torch.nn.Module()
-            model.hook = model.forward = model.eval  # the two know each other
+            # The two know each other.
+            model.hook = model.forward = model.eval
             held.append(weakref.ref(model))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
         return fit_many(data, fold, plans, on_epoch)
 
     monkeypatch.setattr(train_jobs_module, "fit_many", small_gpu)
     jobs = prepare(experiment(store, tmp_path, seeds=5, epochs=1))
     most = 1
     runs = train_jobs(jobs, tmp_path, False)
-    assert tried == [5, 2, 1, 1, 1, 1, 1] and all(run.finished for run in runs)
+
+    assert tried == [5, 2, 1, 1, 1, 1, 1]
+    assert all(run.finished for run in runs)
     assert "started anew with half as many" in (runs[0].path / "log").read_text()
+
     most = 0
+
     with pytest.raises(SerError, match="memory of cpu ran out while training lgf-add"):
         train_jobs(prepare(experiment(store, tmp_path, "lr=0.5", epochs=1)), tmp_path, False)
 
@@ -438,13 +501,16 @@ def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(
     plain, exact = (
         prepare(experiment(store, tmp_path, deterministic=on))[0] for on in (False, True)
     )
-    assert plain.name == exact.name and exact.config.deterministic
+    assert plain.name == exact.name
+    assert exact.config.deterministic
     assert [job.record.provenance.asked["deterministic"] for job in (plain, exact)] == [
         False,
         True,
     ]
+
     refused = RuntimeError("nll_loss2d does not have a deterministic implementation, but you set …")
     monkeypatch.setattr(train_jobs_module, "fit", Mock(side_effect=refused))
+
     with pytest.raises(
         WrongUse,
         match="--deterministic: lgf-add has an operation without a deterministic form on cpu",
@@ -455,11 +521,10 @@ def test_deterministic_runs_are_the_same_runs_unless_something_has_no_such_way(
 def test_apples_gpu_trains_in_float32(store, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     [job, *_] = prepare(experiment(store, tmp_path, device="auto"))
-    assert (
-        job.config.device == "mps"
-        and not job.stacked
-        and job.name == prepare(experiment(store, tmp_path))[0].name
-    )
+    assert job.config.device == "mps"
+    assert not job.stacked
+    assert job.name == prepare(experiment(store, tmp_path))[0].name
+
     with pytest.raises(WrongUse, match="bf16 is for a CPU and for CUDA"):
         prepare(experiment(store, tmp_path, device="mps", precision="bf16"))
 
@@ -475,8 +540,10 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
     asked = {"store": store, "device": "cpu", "epochs": 3, "folds": 1, "set": OPTIONS}
     planned = plan_sweep(read_recipe(recipe, out=tmp_path / "runs", **asked))
     outcomes = train_group(planned.tasks)
+
     assert outcomes == [(task, None) for task in planned.tasks]
     assert not planned.open_tasks
+
     cell = (
         "{}out = '{}'\n[[cell]]\nname = 'y'\nfeatures = 'is13+bert'\n"
         "fusion = 'lgf-add'\nloss = 'perspective'\n"
@@ -485,7 +552,8 @@ def test_a_sweep_trains_a_bundle_at_once(store, tmp_path, monkeypatch):
         cell.format(recipe.read_text(), tmp_path / "some") + f"out = '{tmp_path / 'others'}'\n"
     )
     planned = plan_sweep(read_recipe(recipe, **asked))
-    assert [fault for _, fault in run_sweep(planned)] == [None] * 3 and not planned.open_tasks
+    assert [fault for _, fault in run_sweep(planned)] == [None] * 3
+    assert not planned.open_tasks
 
 
 # CUDA graphs, without a GPU
@@ -511,6 +579,7 @@ def recorded(graphs, function):
     """
     with _disable_current_modes(), Counting() as counting:
         result = function()
+
     names = {function.name() for function, *_ in counting.done}
     assert not names & {
         "aten::_local_scalar_dense",
@@ -518,6 +587,7 @@ def recorded(graphs, function):
         "aten::lift_fresh",
         "aten::bernoulli_.float",
     }
+
     first = [result]
 
     def replay():
@@ -532,8 +602,11 @@ def recorded(graphs, function):
                 now.update(
                     (id(x), y) for x, y in zip(tree_leaves(then), tree_leaves(again), strict=True)
                 )
+
             result.copy_(mapped(result))
-        first.clear()  # while it was recorded it has run
+
+        # While it was recorded it has run.
+        first.clear()
 
     return SimpleNamespace(replay=replay), result
 
@@ -550,6 +623,7 @@ def updated(store, out, fusion, *more, runs=3, **options):
     both = ("single", "perspective") if "-" in fusion else ("single",)
     plans = [replace(job.config, loss=both[i % len(both)]) for i, job in enumerate(jobs)]
     told = []
+
     return fit_many(jobs[0].data, jobs[0].fold, plans, [told.append] * len(plans)), told
 
 
@@ -566,30 +640,39 @@ def test_a_replayed_update_is_the_update_of_whatever_batch_is_there(
         Mock(side_effect=RuntimeError("CUDA driver version is insufficient\nfor anything")),
     )
     steps, why = updated(store, tmp_path, fusion, *more, **options)
+
     for one, other in zip(graphs, steps, strict=True):
         assert [line.loss for line in one.history] == [line.loss for line in other.history]
         assert [line.ua for line in one.history] == [line.ua for line in other.history]
+
         for name, weight in other.model.state_dict().items():
             assert torch.equal(one.model.state_dict()[name], weight), name
+
     assert {type(line) for line in told} == {Epoch}
+
     [line] = {line for line in why if isinstance(line, str)}
-    assert "cannot be captured" in line and line.endswith("(CUDA driver version is insufficient)")
+    assert "cannot be captured" in line
+    assert line.endswith("(CUDA driver version is insufficient)")
 
 
 def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_in_the_logs(
     monkeypatch,
 ):
     """The end of torch's capture then fails too, before it sets the stream back."""
-    streams, modes, told = ["default"], [], []
+    streams = ["default"]
+    modes = []
+    told = []
 
     @contextmanager
     def entered(stream, breaks=False):
         before, streams[0] = streams[0], stream
+
         try:
             yield
         finally:
             if breaks:
                 raise RuntimeError("operation failed due to a previous error during capture")
+
             streams[0] = before
 
     def broken(graph, pool, capture_error_mode):
@@ -604,11 +687,13 @@ def test_a_capture_that_breaks_leaves_the_stream_as_it_was_and_its_first_fault_i
     there = {"stream": entered, "current_stream": lambda: streams[0], "graph": broken}
     for name, found in {**there, "CUDAGraph": object, "graph_pool_handle": object}.items():
         monkeypatch.setattr(torch.cuda, name, found)
+
     graphs = Graphs(True, [told.append])
     assert [graphs("key", function).item() for _ in range(3)] == [1, 1, 1]
     assert streams == ["default"] and modes == ["thread_local"], (
         "tried once; other threads may use the GPU"
     )
+
     [line] = told
     assert line.endswith("(operation not permitted when stream is capturing)")
 
@@ -621,18 +706,23 @@ def test_at_most_forty_operations_an_update_are_not_captured(store, tmp_path, mo
     """
     as_on_a_gpu(monkeypatch, recorded)
     done = []
+
     for epochs in (2, 4):
         with Counting() as counting:
             updated(store, tmp_path, "lgf-add", runs=8, epochs=epochs)
+
         done.append(
             Counter(function.name() for function, *_ in counting.done if not function.is_view)
         )
+
     taken = {
         args[0].shape for function, args, *_ in counting.done if function.name() == "aten::bmm"
     }
     assert (8, 128, 64) in taken, (
         "24 and 16 values are padded, as 6373 are, to what products are fast with"
     )
+
     more = done[1] - done[0]
-    updates = more["aten::fill_.Scalar"]  # of the learning rate
+    # Of the learning rate.
+    updates = more["aten::fill_.Scalar"]
     assert updates == 2 * 4 and more.total() <= 40 * updates, more.most_common()

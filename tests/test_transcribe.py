@@ -30,7 +30,9 @@ from ser.extract.config import ExtractionConfig
 from ser.extract.corpora.transcribe import Transcription
 from ser.extract.corpora.word_errors import word_errors
 from ser.tests.command_line import printed, ser
-from ser.tests.stand_in_corpus import write_corpus  # and registers an extractor
+
+# It registers an extractor too.
+from ser.tests.stand_in_corpus import write_corpus
 
 # Utterances.
 COUNT = 8
@@ -85,6 +87,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.WhisperProcessor(
         transformers.WhisperFeatureExtractor(), tokenizer
     ).save_pretrained(folder)
+
     return folder
 
 
@@ -94,6 +97,7 @@ def directly(folder: Path, path: Path) -> str:
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     inputs = processor(decode(path).at(16000), sampling_rate=16000, return_tensors="pt")
     tokens = model.generate(**inputs, language="en", task="transcribe")
+
     return processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
 
 
@@ -233,7 +237,8 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         ("one two three", "", 3, 3),
         ("one two three", "zero one three four", 3, 3),
         ("...", "something", 0, 0),
-        ("हिन्दी में", "हिन्दी में", 0, 2),  # vowel signs are combining marks, and part of the word
+        # Vowel signs are combining marks, and part of the word.
+        ("हिन्दी में", "हिन्दी में", 0, 2),
     ],
 )
 def test_word_errors(reference: str, heard: str, errors: int, words: int) -> None:
@@ -294,24 +299,26 @@ def rows_of(store: Store, name: str) -> Counter[str]:
 def test_the_parents_audio_trains_with_the_recognisers_words(
     demo_store: Path, whisper: Path, tmp_path: Path
 ) -> None:
-    corpus, path = demo_store.parent / "corpus", shutil.copytree(demo_store, tmp_path / "s")
+    corpus = demo_store.parent / "corpus"
+    path = shutil.copytree(demo_store, tmp_path / "s")
     models = f"whisper={whisper}", f"bert={demo_store.parent}/checkpoints/bert-random"
     asked = ["--store", path, "--model", models[0], "--model", models[1]]
     job = Transcription(ExtractionConfig(corpus, store=path, models={"whisper": str(whisper)}))
-    put_transcripts(
-        path, job.made_by, {one.digest: "so it was" for one in job.utterances[8:]}
-    )  # as made before
+    # As made before.
+    words = {utterance.digest: "so it was" for utterance in job.utterances[8:]}
+    put_transcripts(path, job.made_by, words)
+
     done = printed(
         "features", corpus, "--transcribe", "whisper", "--features", "is13,bert", *asked, "--json"
     )
-    found, store = json.loads(done), open_store(path)
-    parent, child = (store.manifest(name) for name in ("demo", "demo-asr"))
+    found = json.loads(done)
+    store = open_store(path)
+    parent = store.manifest("demo")
+    child = store.manifest("demo-asr")
     n = len(parent)
-    assert (found["is13"]["computed"], found["is13"]["reused"], found["bert"]["computed"]) == (
-        0,
-        n,
-        n,
-    )
+    assert found["is13"]["computed"] == 0
+    assert found["is13"]["reused"] == n
+    assert found["bert"]["computed"] == n
     assert rows_of(store, "is13") == {"demo": n}
     assert (child.parent.corpus, child.parent.digest) == ("demo", parent.digest)
     words = [
@@ -328,16 +335,16 @@ def test_the_parents_audio_trains_with_the_recognisers_words(
         printed(*words, "--seeds", 1, "--epochs", 1, "--workers", 1, "--json")
     )["rows"]
     assert len(audio["folders"]) == len(text["folders"]) == 1
-    assert "transcripts" in text["differs"] and "transcripts" not in audio["differs"]
+    assert "transcripts" in text["differs"]
+    assert "transcripts" not in audio["differs"]
     listed = json.loads(printed("cache", "list", "--store", path, "--json"))
-    [shown] = [one for one in listed if one["feature"] == "is13" and one["corpus"] == "demo-asr"]
-    assert (
-        shown["rows"],
-        shown["lent"],
-        shown["superseded"],
-        shown["bytes"],
-        shown["complete"],
-    ) == (n, n, 0, 0, True)
+    lines = {(line["feature"], line["corpus"]): line for line in listed}
+    shown = lines["is13", "demo-asr"]
+    assert shown["rows"] == n
+    assert shown["lent"] == n
+    assert shown["superseded"] == 0
+    assert shown["bytes"] == 0
+    assert shown["complete"] is True
 
     # The child's rows are no one's to remove while it asks for them, and a parent without them
     # makes it incomplete.
@@ -361,7 +368,8 @@ def test_the_parents_audio_trains_with_the_recognisers_words(
         "--fusion",
         "audio:utterance",
     )
-    assert done.exit_code != 0 and "is13" in done.output
+    assert done.exit_code != 0
+    assert "is13" in done.output
 
 
 def test_other_transcripts_share_audio_in_both_orders(
@@ -372,15 +380,18 @@ def test_other_transcripts_share_audio_in_both_orders(
     )
     other = ["--text", tmp_path / "asr.csv", "--corpus-name", "heard", "--features", "logmel"]
     own = ["--corpus-name", "mine", "--features", "logmel"]
+
     for name, orders in (("after", (own, other)), ("before", ([*other[:5], "mfcc"], own, other))):
         for options in orders:
             store = open_store(tmp_path / name, create=True)
             assert ser("features", table, "--store", store.path, *options).exit_code == 0
+
         heard = store.manifest("heard")
-        assert (
-            heard.parent.corpus == "mine" and heard.parent.digest == store.manifest("mine").digest
-        )
-        assert rows_of(store, "logmel") == {"mine": COUNT} and store["logmel"].complete(heard)
+        assert heard.parent.corpus == "mine"
+        assert heard.parent.digest == store.manifest("mine").digest
+        assert rows_of(store, "logmel") == {"mine": COUNT}
+        assert store["logmel"].complete(heard)
+
         copied = [
             "cache",
             "export",
@@ -393,9 +404,11 @@ def test_other_transcripts_share_audio_in_both_orders(
         ]
         assert ser(*copied, "--store", store.path).exit_code == 0
         assert open_store(copied[3])["logmel"].complete(open_store(copied[3]).manifest("heard"))
+
     # An older ser refuses the child alone; what has no parent is written as it always was.
     monkeypatch.setattr("ser.corpus.manifest.WITH_PARENT", 1)
     assert store.manifest("mine").column("text")[0] == "so it is 0"
+
     with pytest.raises(
         StoreError, match=r"has format version 2, newer than this ser's 1; update ser"
     ):
