@@ -216,6 +216,17 @@ def test_any_change_of_the_config_is_another_run(store: Path, tmp_path: Path) ->
     assert config.training["dev"] == "auto"
 
 
+def test_a_default_that_was_read_from_a_file_names_the_same_run(
+    store: Path, tmp_path: Path
+) -> None:
+    """Such a text is equal to the default, and another object."""
+    read = json.loads('"class"')
+    [job] = prepare(lgf(store, tmp_path, folds=1, target="class"))
+    [same] = prepare(lgf(store, tmp_path, folds=1, target=read))
+    assert same.name == job.name
+    assert "target" not in to_json(same.record)
+
+
 def test_curves_for_tensorboard(store: Path, tmp_path: Path) -> None:
     asked = lgf(store, tmp_path, folds=1, log="tensorboard")
     if find_spec("tensorboard") is None:
@@ -478,7 +489,7 @@ def test_a_run_is_gone_on_with_by_its_folder(store: Path, tmp_path: Path) -> Non
     (wanted / "result.json").unlink()
     done = ser("train", "--resume", wanted, "--json")
 
-    assert done.exit_code == 0
+    assert done.exit_code == 0, done.output
     assert [Path(run["path"]).name for run in json.loads(done.stdout)["runs"]] == [wanted.name]
 
     after = {
