@@ -46,10 +46,7 @@ class Commands(click.Group):
         except BrokenPipeError:
             ctx.exit(1)
         except KeyboardInterrupt:
-            _end(
-                ctx,
-                "interrupted; what was finished is kept, and the same command goes on from there",
-            )
+            _end(ctx, _interrupted(ctx.invoked_subcommand))
         except SystemExit as fault:
             # ser's own commands end by click's Exit: it is someone else's code that ends here.
             _end(ctx, _unexpected(fault))
@@ -68,6 +65,14 @@ def _end(ctx: click.Context, message: str, exit_code: int = 1) -> None:
     """Say why the command failed, and end it."""
     say(f"ser: {message}", err=True)
     ctx.exit(exit_code)
+
+
+def _interrupted(command: str | None) -> str:
+    """What is kept of an interrupted command, and how it goes on."""
+    again = "the same command goes on from there"
+    if command == "train":
+        again = "the same command with --resume goes on from there"
+    return f"interrupted; what was finished is kept, and {again}"
 
 
 def _unexpected(fault: BaseException) -> str:

@@ -13,6 +13,7 @@ from ser.train.options import Experiment
 from .cache import pulled
 from .options import COUNT, config_options, json_option
 from .output import answer, duration, next_step, plural, progress, safe, say
+from .unknown_options import CommandWithSettings
 
 if TYPE_CHECKING:
     from ser.train.estimate import Estimate
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 OPTIONS = [name for name in options_of(Experiment) if name not in ("features", "fusion")]
 
 
-@click.command()
+@click.command(cls=CommandWithSettings)
 @click.argument("recipe", required=False)
 @click.option("--list", "list_", is_flag=True, help="List the recipes with the papers' numbers.")
 @click.option(

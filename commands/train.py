@@ -11,6 +11,7 @@ from ser.train.options import Experiment
 from .cache import pulled
 from .options import config_options, json_option
 from .output import answer, duration, next_step, plural, progress, safe, say
+from .unknown_options import CommandWithSettings
 
 if TYPE_CHECKING:
     from ser.train.estimate import Estimate
@@ -24,7 +25,7 @@ UNFINISHED = "unfinished"
 BESIDE_RESUME = ("resume", "dry_run", "as_json")
 
 
-@click.command()
+@click.command(cls=CommandWithSettings)
 @config_options(Experiment)
 @click.option("--dry-run", is_flag=True, help="Print parameters, steps and an estimate, and stop.")
 @json_option

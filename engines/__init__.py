@@ -1,8 +1,18 @@
 """Run tasks in processes of this machine, or on a dask cluster (`Cluster`). Knows no task."""
 
 from .cluster import Cluster
+from .interrupts import defer_sigint
 from .machine import cores, exact_arithmetic, gpus, is_out_of_memory
 from .processes import run
 from .worker_cache import cached
 
-__all__ = ["Cluster", "cached", "cores", "exact_arithmetic", "gpus", "is_out_of_memory", "run"]
+__all__ = [
+    "Cluster",
+    "cached",
+    "cores",
+    "defer_sigint",
+    "exact_arithmetic",
+    "gpus",
+    "is_out_of_memory",
+    "run",
+]

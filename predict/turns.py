@@ -8,7 +8,8 @@ from pathlib import Path
 class Turn:
     """One utterance to classify. Without a `dialogue` it stands alone."""
 
-    id: str
+    # By default the audio path as it is given, or "text".
+    id: str = ""
     audio: Path | str | None = None
     text: str | None = None
     dialogue: str | None = None
@@ -16,6 +17,10 @@ class Turn:
     turn: int | None = None
     # For models that distinguish the speakers of a dialogue.
     speaker: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", "text" if self.audio is None else str(self.audio))
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,20 @@ def test_files_without_text_on_the_command_line(newcomer: Path) -> None:
     assert abs(sum(predictions[0]["probabilities"].values()) - 1) < 1e-5
 
 
+def test_a_turn_needs_no_name(newcomer: Path) -> None:
+    """It is called as its audio is given."""
+    run = run_of(newcomer, "mit")
+    recording = str(turns_of_test_part(newcomer, run)[0].audio)
+    predictor = Predictor(run.path)
+
+    [unnamed] = predictor([Turn(audio=recording, text="hello there")]).predictions
+    [named] = predictor([Turn("1", Path(recording), "hello there")]).predictions
+
+    assert unnamed.id == recording
+    assert unnamed.probabilities == named.probabilities
+    assert Turn(text="hello there").id == "text"
+
+
 def test_text_alone_on_the_command_line(newcomer: Path) -> None:
     path = run_of(newcomer, "text").path
     assert printed("predict", path, "--text", "I am so happy for you")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ser.errors import WrongUse
+from ser.tests.command_line import ser
 from ser.tests.small_models import DIFFERENT
 from ser.train.config import TrainConfig
 from ser.train.data.dev_part import Cut
@@ -284,10 +285,54 @@ def test_patience_ends_a_stage_and_refit_starts_anew(
     "settings",
     [
         pytest.param("lr=1", id="a text"),
-        pytest.param(["lr=1"], id="a list"),
         pytest.param(("lr=1", 2), id="a number in it"),
     ],
 )
 def test_settings_from_python_are_a_tuple(settings: Any) -> None:
     with pytest.raises(WrongUse, match="must be a tuple of texts, such as "):
         prepare(Experiment("is13", "audio", set=settings))
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        pytest.param(["--lr", "1e-3"], "--set lr=1e-3", id="a blank"),
+        pytest.param(["--lr=1e-3"], "--set lr=1e-3", id="an equals sign"),
+        pytest.param(["--batch-size", "16"], "--set batch_size=16", id="two words"),
+        pytest.param(["--focal-gamma", "2"], "--set focal_gamma=2", id="of any training"),
+        pytest.param(["--dropout"], "--set dropout=VALUE", id="no value"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_setting_that_is_given_as_an_option_is_named(
+    command: str, words: list[str], advice: str
+) -> None:
+    answer = ser(command, *words)
+    assert answer.exit_code == 2
+    assert advice in answer.stderr
+
+
+def test_what_is_no_setting_is_an_unknown_option_as_ever() -> None:
+    answer = ser("train", "--learning", "1")
+    assert answer.exit_code == 2
+    assert "No such option: --learning" in answer.stderr
+    assert "--set" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"lr": 1e-3, "released": True}, id="a mapping"),
+        pytest.param(["lr=0.001", "released=true"], id="a list"),
+        pytest.param(("lr=0.001", "released=true"), id="a tuple"),
+    ],
+)
+def test_settings_in_python_are_those_of_the_command_line(settings: Any) -> None:
+    experiment = Experiment("is13+bert", "lgf-add", set=settings)
+    assert experiment.set == ("lr=0.001", "released=true")
+    assert replace(experiment, seeds=2).set == experiment.set
+
+
+def test_weights_in_python_may_be_a_mapping() -> None:
+    experiment = Experiment("bert", "bert", model={"bert": "/models/bert"})
+    assert experiment.model == ("bert=/models/bert",)

@@ -22,6 +22,10 @@ SELECTIONS = {
 }
 
 
+# The fields that hold texts such as "lr=1e-3" and "hubert=FOLDER".
+REPEATABLE = ("set", "also_set", "model")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What `ser train` is asked for: every fold and seed of one configuration."""
@@ -106,13 +110,14 @@ class Experiment:
         metavar="TYPE",
         choices=["auto", "float32", "bf16"],
     )
-    set: tuple[str, ...] = option(
+    # In Python also a mapping: {"lr": 1e-3}.
+    set: tuple[str, ...] | Mapping[str, Any] = option(
         (),
         help="A setting; see --settings. Repeatable.",
         metavar="KEY=VALUE",
     )
     # As `set`, where the fusion has that setting: for sweeps over several fusions.
-    also_set: tuple[str, ...] = ()
+    also_set: tuple[str, ...] | Mapping[str, Any] = ()
     resume: bool = False
     log: str | None = option(
         None,
@@ -134,7 +139,7 @@ class Experiment:
         False,
         help="Leave quarantined utterances out, and say which.",
     )
-    model: tuple[str, ...] = option(
+    model: tuple[str, ...] | Mapping[str, str] = option(
         (),
         help="Where the weights of an encoder lie that finetune_layers trains. Repeatable.",
         metavar="NAME=ID_OR_PATH",
@@ -155,6 +160,16 @@ class Experiment:
         metavar="SIZE",
     )
 
+    def __post_init__(self) -> None:
+        """Turn mappings and lists into the texts that the command line gives."""
+        for name in REPEATABLE:
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                value = setting_texts(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, name, value)
+
 
 def check_options(experiment: Experiment) -> None:
     """Raise `WrongUse` for a value that its option does not take, or not on this machine.
@@ -164,7 +179,10 @@ def check_options(experiment: Experiment) -> None:
     options = options_of(experiment)
     for field in fields(experiment):
         value = getattr(experiment, field.name)
-        _check_type(field.name, value, field.type)
+        if field.name in REPEATABLE:
+            _check_texts(field.name, value)
+        else:
+            _check_type(field.name, value, field.type)
         if field.name in options:
             _check_value(field.name, value, options[field.name])
 
@@ -175,19 +193,21 @@ def check_options(experiment: Experiment) -> None:
         )
 
 
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    if kind == tuple[str, ...]:
-        expected = 'a tuple of texts, such as ("lr=1e-3",)'
-        fits = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
-    else:
-        expected = getattr(kind, "__name__", kind)
-        fits = isinstance(value, kind)
-        # True is an int for Python, and not for us.
-        if isinstance(value, bool) and kind is not bool:
-            fits = False
+def _check_texts(name: str, value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
+        raise WrongUse(
+            f"{name}={str(value)[:200]!r}: must be a tuple of texts, such as "
+            '("lr=1e-3",), or a mapping, such as {"lr": 1e-3}'
+        )
 
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    fits = isinstance(value, kind)
+    # True is an int for Python, and not for us.
+    if isinstance(value, bool) and kind is not bool:
+        fits = False
     if not fits:
-        raise WrongUse(f"{name}={str(value)[:200]!r}: must be {expected}")
+        raise WrongUse(f"{name}={str(value)[:200]!r}: must be {getattr(kind, '__name__', kind)}")
 
 
 def _check_value(name: str, value: Any, declared: Option) -> None:

@@ -66,13 +66,19 @@ def train_jobs(
             at_once = runs_at_once(first.data, first.fold, first.config)
 
         while waiting:
+            if not together:
+                job_in_training = waiting.pop(0)
+                with job_in_training.interruptible():
+                    ended[job_in_training.run.name] = train_alone(job_in_training)
+                continue
+
             chunk = waiting[:at_once]
             started = time.monotonic()
             # The models of the last chunk are gone before the next are made.
             models: list[Fitted] = []
             torch.cuda.empty_cache()
             try:
-                models = fit_together(chunk) if together else [fit_alone(chunk[0])]
+                models = fit_together(chunk)
             except (MemoryError, RuntimeError) as error:
                 if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
@@ -83,7 +89,6 @@ def train_jobs(
             if not models:
                 # Their inputs do not fit on the GPU: one after the other.
                 together = False
-                at_once = 1
                 continue
 
             seconds = (time.monotonic() - started) / len(chunk)
@@ -122,13 +127,17 @@ def free_memory(chunk: Sequence[JobInTraining], error: BaseException) -> None:
     gc.collect()
 
 
-def fit_alone(job_in_training: JobInTraining) -> Fitted:
-    """The model of one job, from its state if there is one."""
+def train_alone(job_in_training: JobInTraining) -> Run | Diverged:
+    """Train one job, from its state if there is one, and write what it has come to."""
     job = job_in_training.job
+    started = time.monotonic()
+    torch.cuda.empty_cache()
+
     state = None
     if (job_in_training.run.path / STATE).exists():
         state = job_in_training.run.tensors(STATE)
-    return fit(job.data, job.fold, job.config, job_in_training, state)
+    model = fit(job.data, job.fold, job.config, job_in_training, state)
+    return end(job_in_training, model, time.monotonic() - started)
 
 
 def end(job_in_training: JobInTraining, model: Fitted, seconds: float) -> Run | Diverged:
