@@ -491,11 +491,6 @@ def to_json(record: msgspec.Struct) -> dict[str, Any]:
     values: dict[str, Any] = msgspec.to_builtins(record)
     others = values.pop("others", {})
 
-    # msgspec leaves out a default text only where it is the same object, not one read from a file.
-    for field in msgspec.structs.fields(record):
-        if isinstance(field.default, str) and values.get(field.encode_name) == field.default:
-            del values[field.encode_name]
-
     if isinstance(record, RunResult):
         values = _n_behind_ratings(values)
         for way, scores in values["tests"].items():
