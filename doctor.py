@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ser.disk.locks import try_lock
+from ser.disk.descriptor_lock import try_lock
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
 from ser.extract.config import ExtractionConfig

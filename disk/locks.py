@@ -1,7 +1,6 @@
 """Locks on files, as far as a file system has them."""
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -9,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .descriptor_lock import try_lock
 from .flags import PLAIN
 from .write import make_folder
-
-# EBADF: over NFS a lock needs the right to write, which another user's file may not give.
-_UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 log = logging.getLogger("ser.cache")
 _warn_once = functools.cache(log.warning)
@@ -49,22 +46,6 @@ def open_lock(path: Path, flags: int = 0) -> Iterator[OpenLock]:
         yield OpenLock(descriptor, try_lock(descriptor))
     finally:
         os.close(descriptor)
-
-
-def try_lock(descriptor: int, wait: bool = False) -> bool | None:
-    """Lock an open file until it is closed.
-
-    Returns False if another process holds it, None if its file system has no locks.
-    """
-    # Here, since it takes 50 ms, for which readers need not wait.
-    from filelock import lock_descriptor
-
-    try:
-        return lock_descriptor(descriptor, blocking=wait)
-    except OSError as error:
-        if error.errno not in _UNLOCKABLE:
-            raise
-        return None
 
 
 @contextlib.contextmanager

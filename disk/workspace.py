@@ -12,9 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .faults import explain_disk_errors
+from .leftovers import remove_leftovers
 from .locks import locked
 from .owner import owner_record
 from .write import move_into_place, sync_folder, write_folder
+
+# Holds the workspaces beside what lies in no store.
+TEMPORARY = ".ser-tmp"
 
 
 @contextlib.contextmanager
@@ -40,6 +44,26 @@ def workspace(store: Path) -> Iterator[Path]:
         # be removed, the lock's record shows the next process that this one is gone.
         if not folder.exists():
             lock_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def workspace_beside(path: Path) -> Iterator[Path]:
+    """A new folder on the filesystem of `path`, for what is renamed there when it is finished.
+
+    It lies in `.ser-tmp/` beside the path, with the lock and the owner of any workspace: what
+    killed processes left there is removed first. At the end `.ser-tmp/` is gone, unless another
+    process works in it.
+    """
+    place = path.absolute().parent / TEMPORARY
+    remove_leftovers(place)
+
+    try:
+        with workspace(place) as folder:
+            yield folder
+    finally:
+        for emptied in (place / "tmp", place):
+            with contextlib.suppress(OSError):
+                emptied.rmdir()
 
 
 def put_files(store: Path, folder: Path, files: Mapping[str, bytes], replace: bool = True) -> None:

@@ -8,15 +8,16 @@ import errno
 import hashlib
 import mmap
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ser.errors import StoreError, WrongUse
 
+from .descriptor_lock import try_lock
 from .faults import explain_disk_errors
 from .flags import O_DIRECT, O_DIRECTORY, PLAIN
+from .unfinished import remove_unfinished, unfinished_name
 
 Buffer = bytes | bytearray | memoryview
 
@@ -31,8 +32,8 @@ class Written(NamedTuple):
     sha256: str
 
 
-def write_file(path: Path, buffers: Iterable[Buffer]) -> Written:
-    """Write a new file, fsync it and read it back.
+def write_file(path: Path, buffers: Iterable[Buffer], lock: bool = False) -> Written:
+    """Write a new file, fsync it and read it back; meanwhile it may be locked.
 
     Raises `StoreError` if the disk gives back other bytes than were written.
     """
@@ -40,6 +41,8 @@ def write_file(path: Path, buffers: Iterable[Buffer]) -> Written:
     digest = hashlib.sha256()
 
     with path.open("xb", buffering=0) as file:
+        if lock:
+            try_lock(file.fileno())
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
             size += len(view)
@@ -48,9 +51,12 @@ def write_file(path: Path, buffers: Iterable[Buffer]) -> Written:
                 view = view[os.write(file.fileno(), view) :]
         os.fsync(file.fileno())
 
-    if _digest_on_disk(path) != digest.digest():
-        fault = "the disk gave back other bytes than were written; check the disk"
-        raise StoreError(f"{path}: {fault}")
+        if _digest_on_disk(path) != digest.digest():
+            fault = "the disk gave back other bytes than were written; check the disk"
+            raise StoreError(f"{path}: {fault}")
+        if lock:
+            # Whoever finds it in the moment before it gets its name takes it for a new one.
+            os.utime(path)
     return Written(size, digest.hexdigest())
 
 
@@ -172,13 +178,14 @@ def write_whole(path: Path, *content: Buffer) -> Written:
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
 
-    new = path.with_name(f".{secrets.token_hex(8)}.part")
+    remove_unfinished(path.parent)
+    new = path.with_name(unfinished_name())
     doing = f"writing {path.name}, which is as it was"
     needed = sum(len(buffer) for buffer in content)
 
     with explain_disk_errors(doing, path.parent, needed):
         try:
-            written = write_file(new, content)
+            written = write_file(new, content, lock=True)
             os.replace(new, path)  # noqa: PTH105
         finally:
             new.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ from its features. What is written gives what `ser predict` gives, and was compa
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import Any
 
 from ser.disk.faults import explain_disk_errors
 from ser.disk.read import read_small
+from ser.disk.workspace import workspace_beside
 from ser.disk.write import make_folder, move_into_place, sync_tree, write_folder
 from ser.errors import DISTRIBUTION, SerError, WrongUse
 from ser.predict import Predictor
@@ -64,9 +64,9 @@ def export(
     make_folder(path.parent)
     with (
         explain_disk_errors(f"exporting to {folder}", path.parent),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as parent,
+        workspace_beside(path) as temporary,
     ):
-        begun = Path(parent) / path.name
+        begun = temporary / path.name
         begun.mkdir()
         inputs, outputs, sentence = _write_model(predictor, begun)
         _write_others(predictor, begun, inputs, outputs)

@@ -1,7 +1,9 @@
 """Disks that fill up: one sentence, and nothing lost."""
 
+import errno
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from ser.cache.store import open_store
 from ser.cache.tools.exporting import export
 from ser.cache.tools.verify import verify
-from ser.errors import StoreError
+from ser.disk.faults import explain_disk_errors
+from ser.errors import StoreError, WrongUse
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.tests.command_line import ser
 from ser.tests.made_run import write_run
@@ -105,3 +108,84 @@ def test_an_export_on_a_full_disk_is_not_there(tmp_path: Path, disk: Path, suffi
         export(feature, manifest, disk / f"x.{suffix}")
 
     assert not list(disk.iterdir())
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+from ser.cache.store import open_store
+from ser.cache.tools.exporting import export
+from ser.disk.faults import explain_disk_errors
+from ser.errors import StoreError, WrongUse
+store = open_store(Path(sys.argv[1]))
+try:
+    export(store["frames"], store.manifest(), Path(sys.argv[2]))
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_zarr_export_on_a_full_disk_is_one_sentence(tmp_path: Path, disk: Path) -> None:
+    """Asyncio logged a traceback for each chunk that was under way."""
+    subprocess.run(["mount", "-o", "remount,size=100k", str(disk)], check=True)
+    sample_store(tmp_path / "s", "zarr", dim=800, dtype="float32")
+    command = [sys.executable, "-c", EXPORT, tmp_path / "s", disk / "x.zarr"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert len(done.stdout.splitlines()) == 1
+    assert "disk is full" in done.stdout
+    assert done.stderr == ""
+    assert not list(disk.iterdir())
+
+
+def test_a_disk_without_inodes_is_told_from_a_full_one(corpus: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=50m,nr_inodes=60") as disk:
+        config = ExtractionConfig(corpus, "logmel,mfcc", store=disk / "s", part_seconds=2.0)
+
+        with pytest.raises(StoreError, match="no more files: its inodes are used up"):
+            extract(plan(config))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        pytest.param(OSError(errno.EDQUOT, "Quota"), "your quota on this disk", id="quota"),
+        pytest.param(OSError(errno.EFBIG, "Big"), "may not be that large", id="size of a file"),
+        pytest.param(
+            RuntimeError('IoError(Os { code: 28, message: "No space" })'),
+            "is full",
+            id="safetensors",
+        ),
+    ],
+)
+def test_each_lack_of_room_is_called_by_its_name(
+    tmp_path: Path, error: Exception, message: str
+) -> None:
+    with pytest.raises(StoreError, match=message), explain_disk_errors("writing", tmp_path):
+        raise error
+
+
+def test_a_fault_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), explain_disk_errors("writing", tmp_path):
+        raise KeyError("code: 28")
+
+
+def test_an_index_alone_counts_as_nothing_there(tmp_path: Path) -> None:
+    """An export that was killed between its two files is run again; another's JSON file stays."""
+    _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr")
+    file = tmp_path / "x.safetensors"
+    index = tmp_path / "x.safetensors.json"
+    export(feature, manifest, file)
+    expected = index.read_bytes()
+    file.unlink()
+
+    export(feature, manifest, file)
+    assert file.exists()
+    assert index.read_bytes() == expected
+
+    file.unlink()
+    index.write_text('{"mine": 1}')
+    with pytest.raises(WrongUse, match="exists already"):
+        export(feature, manifest, file)
+    assert index.read_text() == '{"mine": 1}'

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from ser.commands.summary import summary_text
 from ser.disk.locks import locked
+from ser.disk.unfinished import unfinished_name
 from ser.errors import CorruptStore, Diverged, SerError, StoreError, WrongUse
 from ser.tests.command_line import ser
 from ser.tests.tiny_store import make_manifest
@@ -358,7 +359,7 @@ def test_what_a_killed_process_left_is_removed(store: Path, tmp_path: Path) -> N
 
     run.mkdir()
     run.chmod(0o2775)
-    (run / ".state.safetensors.part").write_text("cut short")
+    (run / unfinished_name()).write_text("cut short")
     run_experiment(lgf(store, tmp_path, folds=1))
 
     assert not list((tmp_path / ".tmp" / "tmp").iterdir())

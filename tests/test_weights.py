@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ser.errors import SerError, WeightsError, WrongUse
 from ser.extract.resolve import resolve
+from ser.tests.command_line import ser
 from ser.weights.convert import convert
 from ser.weights.demo import write_random_checkpoint
 from ser.weights.find import find_checkpoint
@@ -69,6 +70,48 @@ def test_random_weights_are_marked_and_deterministic(hubert: Path, tmp_path: Pat
     )
     norms = [m.weight for m in load_encoder(one).modules() if isinstance(m, torch.nn.LayerNorm)]
     assert all(weight.std() > 0.05 for weight in norms)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("notes.txt", id="notes"),
+        pytest.param("model-00001-of-00002.safetensors", id="somebody's weights"),
+    ],
+)
+def test_a_folder_that_ser_did_not_write_stays(tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / "hubert-random" / name
+    theirs.parent.mkdir()
+    theirs.write_text("precious")
+
+    done = ser("weights", "demo", tmp_path)
+
+    assert done.exit_code == 2
+    assert f"holds what ser did not write ({name})" in done.stderr
+    assert theirs.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["hubert-random"]
+
+
+def test_a_file_beside_random_weights_stays(hubert: Path, tmp_path: Path) -> None:
+    """A random checkpoint is replaced, but never what somebody has put into its folder."""
+    folder = Path(shutil.copytree(hubert, tmp_path / "hubert"))
+    write_random_checkpoint(folder, "hubert", seed=1)
+    (folder / "notes.txt").write_text("precious")
+
+    with pytest.raises(WrongUse, match=r"did not write \(notes\.txt\)"):
+        write_random_checkpoint(folder, "hubert")
+
+    assert (folder / "notes.txt").read_text() == "precious"
+
+
+def test_weights_that_are_not_random_stay(copy: Path) -> None:
+    edit(copy / "config.json", ser_random_weights=False)
+    before = (copy / "model.safetensors").read_bytes()
+
+    with pytest.raises(WrongUse, match="did not write"):
+        write_random_checkpoint(copy, "hubert", seed=1)
+
+    assert (copy / "model.safetensors").read_bytes() == before
 
 
 def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:

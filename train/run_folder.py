@@ -36,6 +36,7 @@ from ser.disk.leftovers import remove_leftovers
 from ser.disk.locks import locked
 from ser.disk.read import read_small
 from ser.disk.records import short_hash
+from ser.disk.unfinished import is_unfinished
 from ser.disk.write import Buffer, write_whole
 from ser.errors import CorruptStore, SerError, StoreError, WrongUse
 
@@ -316,7 +317,7 @@ def claimed(path: Path) -> Iterator[Run]:
         for entry in (path, *path.iterdir()):
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
                 raise _not_written_through(entry)
-            if entry.match(".*.part"):
+            if is_unfinished(entry.name):
                 entry.unlink()
         yield run
 

@@ -7,10 +7,11 @@ comes.
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from ser.children import isolated, python_module
+from ser.disk.faults import explain_disk_errors
+from ser.disk.workspace import workspace_beside
 from ser.disk.write import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
@@ -46,9 +47,16 @@ def convert(source: str, folder: Path) -> Path:
         raise WrongUse(f"{folder} exists and is not empty; name a new folder")
 
     parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{folder.name}.") as temporary:
-        converted = Path(temporary) / "made"
+    with explain_disk_errors(f"converting to {folder.name}", parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        _convert_to(folder, source)
+    return folder
+
+
+def _convert_to(folder: Path, source: str) -> None:
+    """Convert in a workspace beside the folder, and move what is finished there."""
+    with workspace_beside(folder) as temporary:
+        converted = temporary / "made"
         converted.mkdir()
 
         if source.startswith(TORCHAUDIO):
@@ -63,7 +71,6 @@ def convert(source: str, folder: Path) -> Path:
         sync_tree(converted)
         if not move_into_place(converted, folder):
             raise WrongUse(f"{folder}: another process has just made it; name a new folder")
-    return folder
 
 
 def _copy_beside_pickle(name: str, converted: Path) -> Path:

@@ -4,12 +4,14 @@ The demo uses them too. Features of theirs show that the pipeline works, and not
 config.json marks them as random.
 """
 
-import shutil
-import tempfile
+import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ser.disk.faults import explain_disk_errors
+from ser.disk.workspace import workspace_beside
 from ser.disk.write import move_into_place, sync_tree
 from ser.errors import WrongUse
 
@@ -43,6 +45,19 @@ SPECIAL_TOKENS = {
     "mpnet": ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],
 }
 
+# What `save_pretrained` writes: the weights in one file, and a tokenizer or a preprocessor.
+WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789'.,?!-;:\"[]()"
 
 
@@ -56,6 +71,8 @@ def write_demo_checkpoints(directory: Path, words: Sequence[str]) -> dict[str, P
         raise WrongUse(f"{directory} is a file; name a folder for the demo checkpoints")
 
     folders = {feature: directory / f"{feature}-random" for feature in SIZES}
+    for folder in folders.values():
+        _check_replaceable(folder)
     for feature, folder in folders.items():
         if not (folder / "model.safetensors").exists():
             write_random_checkpoint(folder, feature, words=words)
@@ -67,11 +84,13 @@ def write_random_checkpoint(
 ) -> Path:
     """Write one checkpoint with `save_pretrained`, of any architecture of transformers.
 
-    `settings` go to its config. The same arguments give the same bytes. A checkpoint that is there
-    is replaced.
+    `settings` go to its config. The same arguments give the same bytes. A random checkpoint that is
+    there is replaced. Raises `WrongUse` if the folder holds anything else.
     """
     import torch
     import transformers
+
+    _check_replaceable(folder)
 
     entries = dict(SIZES.get(architecture, {}))
     vocabulary: dict[str, int] = {}
@@ -99,15 +118,46 @@ def write_random_checkpoint(
 
     transformers.utils.logging.disable_progress_bar()
     parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{folder.name}.") as temporary:
-        written = Path(temporary) / "made"
-        model.save_pretrained(written)
-        processor.save_pretrained(written)
-        sync_tree(written)
-        shutil.rmtree(folder, ignore_errors=True)
-        move_into_place(written, folder)
+    with explain_disk_errors(f"writing {folder.name}", parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        with workspace_beside(folder) as temporary:
+            written = temporary / "made"
+            model.save_pretrained(written)
+            processor.save_pretrained(written)
+            sync_tree(written)
+            if folder.exists():
+                folder.rename(temporary / "before")
+            move_into_place(written, folder)
     return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise `WrongUse` for a folder that holds what ser has not written there.
+
+    A random checkpoint says so in its config, and has none but known files.
+    """
+    if not os.path.lexists(folder):
+        return
+
+    strange = []
+    if folder.is_dir() and not folder.is_symlink():
+        strange = [entry.name for entry in folder.iterdir() if entry.name not in WRITTEN]
+        if not any(folder.iterdir()) or (not strange and _is_random(folder)):
+            return
+
+    reason = f" ({', '.join(sorted(strange)[:3])})" if strange else ""
+    raise WrongUse(
+        f"{folder}: is there already and holds what ser did not write{reason}; name another folder"
+    )
+
+
+def _is_random(folder: Path) -> bool:
+    """Whether its config marks a checkpoint as one of random weights."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get(RANDOM_MARK) is True
 
 
 def _randomise_norms_and_biases(model: Any) -> None:

@@ -1,11 +1,13 @@
 """Export a feature: to one file of a format that other tools read, or to another store."""
 
+import contextlib
 import csv
 import dataclasses
+import gc
 import io
 import json
+import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +25,10 @@ from ser.cache.store import Store, open_store
 from ser.cache.zarr_layout import chunk_rows
 from ser.corpus.manifest import Manifest
 from ser.disk.faults import explain_disk_errors
+from ser.disk.read import read_named
+from ser.disk.workspace import workspace_beside
 from ser.disk.write import sync_folder, sync_tree
-from ser.errors import StoreError, WrongUse, unknown
+from ser.errors import SerError, StoreError, WrongUse, unknown
 
 from .foreign import index_of
 from .in_memory import utterances_in_memory
@@ -68,24 +72,51 @@ def export(
         raise unknown("export format", path.suffix or path.name, WRITERS)
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
-    if path.exists() or index_of(path).exists():
+    if path.exists() or _is_foreign(index_of(path)):
         raise WrongUse(f"{path}: exists already; name another file")
 
     exported = _prepare_export(feature, manifest, columns)
     _check_no_nul(path, exported.rows.ids)
 
     size = exported.rows.values.nbytes
-    in_place = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-    with explain_disk_errors(f"exporting to {path}", path.parent, size), in_place as temporary:
-        folder = Path(temporary)
+    beside = workspace_beside(path)
+    with explain_disk_errors(f"exporting to {path}", path.parent, size), beside as folder:
         WRITERS[suffix](folder / path.name, exported)
         sync_tree(folder)
 
-        # In reverse order, so that an index comes before its file.
-        for file in sorted(folder.iterdir(), reverse=True):
-            os.rename(file, path.with_name(file.name))  # noqa: PTH104
+        _put_in_place(folder, path)
         sync_folder(path.parent)
     return path
+
+
+def _put_in_place(folder: Path, path: Path) -> None:
+    """Rename what was written to its place: an index comes before its file.
+
+    Alone it counts as nothing there: what is killed in between can be run again.
+    """
+    index = folder / index_of(path).name
+    if not index.exists():
+        os.rename(folder / path.name, path)  # noqa: PTH104
+        return
+
+    os.replace(index, index_of(path))  # noqa: PTH105
+    try:
+        os.rename(folder / path.name, path)  # noqa: PTH104
+    except OSError:
+        index_of(path).unlink(missing_ok=True)
+        raise
+
+
+def _is_foreign(index: Path) -> bool:
+    """Whether something lies at the place of an index that no export has left alone there."""
+    if not os.path.lexists(index):
+        return False
+
+    try:
+        record = json.loads(read_named(index))
+    except (SerError, OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(record, dict) or not record.keys() >= {"ids", "fingerprint", "spec"}
 
 
 def _prepare_export(
@@ -175,6 +206,32 @@ def write_zarr(path: Path, exported: ExportedFeature) -> None:
     A missing chunk must not read as zero: the fill value is one that no offset or word has, and no
     chunk is left out.
     """
+    with _quiet_zarr():
+        _write_zarr(path, exported)
+
+
+@contextlib.contextmanager
+def _quiet_zarr() -> Iterator[None]:
+    """Let the first fault of zarr stand for all.
+
+    On a full disk each chunk that was under way fails too, and asyncio would log every one of them
+    when it is collected.
+    """
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except OSError as error:
+        # Without its traceback, which holds the tasks: they are collected here.
+        fault = OSError(error.errno, error.strerror, error.filename)
+        raise fault from None
+    finally:
+        gc.collect()
+        logger.setLevel(level)
+
+
+def _write_zarr(path: Path, exported: ExportedFeature) -> None:
     import zarr
 
     no_chunk_left_out: dict[str, Any] = {"config": {"write_empty_chunks": True}}
