@@ -26,7 +26,7 @@ from ser.commands import (
     train,
     weights,
 )
-from ser.commands.options import read_defaults
+from ser.commands.options import read_defaults, sets_any
 from ser.commands.output import LineStream, say
 from ser.errors import DISTRIBUTION, SerError
 
@@ -119,6 +119,8 @@ def main(ctx: click.Context) -> None:
         if defaults.is_file():
             ctx.obj = defaults
             ctx.default_map = read_defaults(main, defaults)
+            if sets_any(ctx.default_map.get(ctx.invoked_subcommand or "", {})):
+                say(f"{defaults}: options that are not given are taken from this file", err=True)
             break
 
     logging.basicConfig(

@@ -24,6 +24,11 @@ BACKENDS = click.Choice(["zarr", "hdf5"])
 # what computes them. The others describe an experiment, and are set under their command, so that
 # they change no recipe.
 ANYWHERE = ("store", "corpus", "out", "device")
+
+# Options that the file may never set, since a working folder may come from somebody else: whom to
+# trust, what to publish, and what to remove or replace without a question.
+COMMAND_LINE_ONLY = ("insecure", "repair", "replace", "scheduler", "with-text", "yes")
+
 EXAMPLE = 'store = "/data/features"'
 
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
@@ -162,8 +167,28 @@ def _command_defaults(
     for key, value in {**common, **table}.items():
         if key in options:
             option = options[key]
+            _check_may_be_set(key, value, path)
             defaults[option.name] = _as_given(option, value, f"{path}: {key}")
     return defaults
+
+
+def _check_may_be_set(key: str, value: Any, path: Path) -> None:
+    """Raise `WrongUse` for an option that would widen trust: it is taken from the command line."""
+    values = value if isinstance(value, list) else [value]
+    is_url = any("://" in text for text in values if isinstance(text, str))
+
+    if key in COMMAND_LINE_ONLY or is_url:
+        what = f"{key} on a URL" if is_url and key not in COMMAND_LINE_ONLY else key
+        raise WrongUse(
+            f"{path}: {what} is taken from the command line alone, since a file in the working "
+            f"folder may be somebody else's; remove it there, and say --{key}"
+        )
+
+
+def sets_any(defaults: Mapping[str, Any]) -> bool:
+    """Whether a table of defaults, or one below it, sets an option."""
+    tables = [value for value in defaults.values() if isinstance(value, dict)]
+    return len(tables) < len(defaults) or any(sets_any(table) for table in tables)
 
 
 def _as_given(option: click.Option, value: Any, where: str) -> Any:

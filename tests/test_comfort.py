@@ -91,6 +91,41 @@ def test_a_wrong_file_of_defaults_is_told_in_one_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("table", "option"),
+    [
+        pytest.param('[features]\nscheduler = "tcp://10.0.0.1:1"', "scheduler", id="a scheduler"),
+        pytest.param("[sweep]\ninsecure = true", "insecure", id="an open network"),
+        pytest.param("[cache.remove]\nyes = true", "yes", id="no question"),
+        pytest.param("[cache.push]\nwith-text = true", "with-text", id="words that are published"),
+        pytest.param('store = "s3://bucket/features"', "store", id="a store elsewhere"),
+        pytest.param('[features]\nmodel = ["hubert=https://h.org/x"]', "model", id="weights"),
+    ],
+)
+def test_what_widens_trust_is_taken_from_the_command_line_alone(
+    table: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus may come with a ser.toml of somebody else's."""
+    monkeypatch.chdir(tmp_path)
+    Path("ser.toml").write_text(table)
+
+    done = ser("cache", "list")
+
+    assert done.exit_code == 2
+    assert "is taken from the command line alone" in done.stderr
+    assert f"say --{option}" in done.stderr
+
+
+def test_a_file_of_defaults_is_said_where_it_is_used(here: Path) -> None:
+    (here / "ser.toml").write_text('[train]\nfusion = "text"\n')
+
+    used = ser("train", "--settings")
+    unused = ser("cache", "list")
+
+    assert used.stderr.startswith("ser.toml: options that are not given are taken from this file")
+    assert "ser.toml" not in unused.stderr
+
+
 def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     runs = find_runs("runs")
     listed = json.loads(ser("runs", "list", "--where", "target=class", "--json").stdout)

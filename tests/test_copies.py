@@ -74,6 +74,44 @@ def test_a_push_leaves_a_store_that_is_worked_in_alone(tmp_path: Path) -> None:
         assert "name the URL" in refused("push", url, "--store", store.path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("with space", id="a space"),
+        pytest.param("100%", id="a percent sign"),
+        pytest.param("a%20b", id="an escape in a name"),
+        pytest.param("a#b?c", id="marks of a URL"),
+        pytest.param("a::b", id="two colons"),
+        pytest.param("grün", id="a letter beyond ASCII"),
+    ],
+)
+def test_a_url_and_a_path_name_the_same_folder(tmp_path: Path, name: str) -> None:
+    sample_store(tmp_path / "store", "zarr")
+    published = tmp_path / "places" / name
+
+    push(tmp_path / "store", published.as_uri())
+    assert [path.name for path in published.parent.iterdir()] == [name]
+    by_url = pull(published.as_uri(), tmp_path / "by url")
+    by_path = pull(str(published), tmp_path / "by path")
+
+    assert by_url.rpartition("@")[2] == by_path.rpartition("@")[2]
+    assert sound(tmp_path / "by url").manifest().digest == sound(published).manifest().digest
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("file://server/share", id="a machine"),
+        pytest.param("file:folder", id="a relative path"),
+    ],
+)
+def test_a_file_url_that_names_no_path_here_is_refused(tmp_path: Path, url: str) -> None:
+    sample_store(tmp_path / "store", "zarr")
+
+    assert "write file:///folder" in refused("push", url, "--store", tmp_path / "store")
+    assert "write file:///folder" in refused("pull", url, "--store", tmp_path / "new")
+
+
 def test_what_is_pulled_is_what_was_pushed_without_its_words(backend: str, tmp_path: Path) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "s", backend)
     _, words, *_ = sample_store(tmp_path / "s", backend, level="token")

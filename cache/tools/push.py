@@ -34,6 +34,7 @@ from .published import (
     with_parents,
 )
 from .remote import Remote
+from .urls import local_path
 
 # Called with the bytes of each file that is done.
 OnBytes = Callable[[int], Any]
@@ -240,7 +241,9 @@ def _check_target(url: str) -> None:
         example = "such as s3://bucket/store, or folder to publish at, and no digest"
         raise WrongUse(f"{url!r}: name the URL, {example}")
 
-    target = Path(url.removeprefix("file://"))
+    target = local_path(url)
+    if target is None:
+        return
     if (target / "tmp").is_dir() and not (target / LATEST).exists():
         raise WrongUse(f"{target}: is a store that is in use; name a new folder to publish at")
 

@@ -17,6 +17,8 @@ from ser.disk.read import SMALL, open_named
 from ser.disk.write import make_folder, write_whole
 from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUse
 
+from .urls import local_path
+
 # Bytes of one file: several times what a part may have.
 MAX_FILE_BYTES = 4 << 30
 
@@ -88,10 +90,15 @@ class Remote:
         # For messages.
         self.shown = (redacted(url) if "://" in url else url).rstrip("/")
 
+        path = local_path(url)
         with explained(self.shown):
             import fsspec
 
-            self._fs, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
+            if path is None:
+                self._fs, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
+            else:
+                self._fs = fsspec.filesystem("file")
+                self._root = path.absolute().as_posix()
 
         protocol = self._fs.protocol
         names = set(protocol) if isinstance(protocol, tuple) else {protocol}
