@@ -8,6 +8,7 @@ import logging
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,24 @@ from ser.commands import (
 )
 from ser.commands.options import read_defaults, sets_any
 from ser.commands.output import LineStream, say
+from ser.commands.surroundings import prepare, restart_in_utf8
 from ser.errors import DISTRIBUTION, SerError
 
 
 class Commands(click.Group):
     """A group whose commands end in one sentence, never in a traceback for a user's mistake."""
 
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Run the command line of this process, or the words of a caller in it."""
+        if args is None:
+            restart_in_utf8()
+        return super().main(args, *more, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn what it raises into a message and an exit code."""
-        _escape_what_is_not_utf8()
         try:
+            prepare()
+            _escape_what_is_not_utf8()
             return super().invoke(ctx)
         except SerError as fault:
             _end(ctx, str(fault), fault.exit_code)
@@ -80,6 +89,11 @@ def _unexpected(fault: BaseException) -> str:
 
     It is what the system says, or else where the traceback is.
     """
+    if isinstance(fault, UnicodeEncodeError) and fault.encoding == sys.getfilesystemencoding():
+        return (
+            f"this shell's locale ({fault.encoding}) cannot spell {fault.object!r}; set "
+            "LC_ALL=C.UTF-8 or PYTHONUTF8=1, and run the same command again"
+        )
     if isinstance(fault, OSError) and fault.errno is not None:
         return f"{fault.filename}: {fault.strerror}" if fault.filename else f"{fault.strerror}"
 

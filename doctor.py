@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ser.disk.descriptor_lock import try_lock
+from ser.disk.paths import real_path
 from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
 from ser.extract.config import ExtractionConfig
@@ -143,7 +144,7 @@ def _disk(store: Path) -> Iterator[Finding]:
     else:
         yield Finding("disk", space)
 
-    yield _locks(folder.resolve())
+    yield _locks(real_path(folder))
 
 
 def _locks(folder: Path) -> Finding:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ser.errors import SerError
+
 from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, plural, progress, safe, say, table
 
@@ -471,7 +473,7 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
     folders = [only_feature(opened, name)] if name else []
     what = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
     if not yes and not dry_run:
-        click.confirm(f"remove {what}?", abort=True)
+        _confirm(f"remove {what}?")
 
     if not superseded:
         freed = remove_feature(opened, folders[0])
@@ -488,3 +490,16 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
 
     done = "would remove" if dry_run else "removed"
     answer(f"{done} {dropped} rows, {size / 1e6:.1f} MB")
+
+
+def _confirm(question: str) -> None:
+    """Ask, and end the command at a no.
+
+    Raises `SerError` where nobody can answer, as in a job without a terminal.
+    """
+    try:
+        confirmed = click.confirm(question)
+    except click.Abort:
+        raise SerError("nobody answers here; nothing was removed: say --yes to remove it") from None
+    if not confirmed:
+        raise click.Abort

@@ -16,6 +16,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from ser.disk.paths import real_path
 from ser.errors import printable
 
 
@@ -59,8 +60,8 @@ def next_step(*words: object) -> None:
 
 def open_page(page: Path, wanted: bool) -> None:
     """Show a page in the user's browser, if `wanted`; without a browser, print the page's path."""
-    if wanted and not webbrowser.open(page.resolve().as_uri()):
-        say(f"no browser could be opened here: {page.resolve()}", err=True)
+    if wanted and not webbrowser.open(real_path(page).as_uri()):
+        say(f"no browser could be opened here: {real_path(page)}", err=True)
 
 
 def plural(count: int, noun: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import msgspec
 
 from ser.cache.spec import Dtype, Spec
+from ser.disk.paths import real_path
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import not_installed
 from ser.weights.checkpoint import Checkpoint
@@ -258,7 +259,7 @@ def _provenance(
     if checkpoint:
         provenance["model"] = checkpoint.model
         provenance["layers"] = checkpoint.setting("num_hidden_layers")
-        folder = checkpoint.path.resolve()
+        folder = real_path(checkpoint.path)
         # Not an id of the Hub: `ser predict` looks for the folder.
         if checkpoint.model == folder.name:
             provenance["folder"] = str(folder)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from ser.disk.paths import real_path
 from ser.disk.read import read_small
 from ser.errors import CorruptStore, WrongUse
 from ser.train.records import RunConfig, RunFile, RunResult, from_json
@@ -120,7 +121,7 @@ def open_trained(path: str | Path) -> Run:
     Raises `WrongUse` where there is none, or several.
     """
     if is_exported(Path(path)):
-        return ExportedRun(Path(path).resolve())
+        return ExportedRun(real_path(path))
 
     runs = find_runs(path)
     candidates = [run for run in runs if run.finished] or runs

@@ -8,6 +8,7 @@ from pathlib import Path
 from ser.disk.faults import explain_disk_errors
 from ser.disk.folders import extent, remove_folder
 from ser.disk.locks import open_lock
+from ser.disk.paths import real_path
 from ser.errors import WrongUse
 
 from .run_folder import CONFIG, SHARED, Run
@@ -35,7 +36,7 @@ def removable(path: Path) -> Run:
             f"{path}: is not a run folder (no {CONFIG}, or a link); name the folders that "
             "`ser runs` lists"
         )
-    return Run(path.resolve())
+    return Run(real_path(path))
 
 
 def remove_run(run: Run) -> int:

@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 
 from ser.disk.leftovers import remove_leftovers
 from ser.disk.locks import locked
+from ser.disk.paths import real_path
 from ser.disk.read import read_small
 from ser.disk.records import short_hash
 from ser.disk.unfinished import is_unfinished
@@ -104,7 +105,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's own name, even if a link leads to it."""
-        return self.path.resolve().name
+        return real_path(self.path).name
 
     @cached_property
     def config(self) -> RunConfig:
@@ -252,7 +253,7 @@ def load_run(path: Path | str) -> Run:
         raise WrongUse(
             f"{path}: is not a run folder (no {CONFIG}); `ser train` writes them under runs/"
         )
-    return Run(path.resolve())
+    return Run(real_path(path))
 
 
 def find_runs(*paths: Path | str) -> list[Run]:
@@ -264,7 +265,7 @@ def find_runs(*paths: Path | str) -> list[Run]:
     runs: dict[str, Run] = {}
     for path in paths:
         for folder in _run_folders(Path(path)):
-            run = Run(folder.resolve())
+            run = Run(real_path(folder))
             known = runs.setdefault(run.name, run)
             if known is run or not run.finished:
                 continue

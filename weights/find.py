@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ser.cache.spec import Spec
+from ser.disk.paths import expand_user, real_path
 from ser.errors import WeightsError, WrongUse
 
 from .checkpoint import Checkpoint
@@ -37,7 +38,7 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
     """
     name = str(id_or_folder)
     folder = find_folder(name, SAFETENSORS, f"and point at it with {option}")
-    model = folder.resolve().name if Path(name).expanduser().is_dir() else name
+    model = real_path(folder).name if expand_user(name).is_dir() else name
     return Checkpoint(folder, model, digest_checkpoint(folder, weight_files(folder, name)))
 
 
@@ -71,7 +72,7 @@ def find_folder(name: str, weights: Sequence[str], remedy: str) -> Path:
     with HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to do, whose
     sentence ends in `remedy`.
     """
-    folder = Path(name).expanduser()
+    folder = expand_user(name)
     if folder.is_dir():
         return folder.absolute()
 

@@ -25,6 +25,7 @@ from ser.cache.store import Store, open_store
 from ser.cache.zarr_layout import chunk_rows
 from ser.corpus.manifest import Manifest
 from ser.disk.faults import explain_disk_errors
+from ser.disk.paths import real_path
 from ser.disk.read import read_named
 from ser.disk.workspace import workspace_beside
 from ser.disk.write import sync_folder, sync_tree
@@ -326,7 +327,7 @@ def copy_feature(feature: Feature, target: Store, backend: str) -> int:
     too. Returns how many parts were missing. Raises `WrongUse` if the target is the feature's own
     store.
     """
-    if target.path.resolve() == feature.store.resolve():
+    if real_path(target.path) == real_path(feature.store):
         fault = f"is the store that {feature.spec.name} is in; name another folder"
         raise WrongUse(f"{target.path}: {fault}")
 

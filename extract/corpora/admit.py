@@ -4,6 +4,7 @@ import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ser.disk.paths import real_path
 from ser.errors import printable
 
 from .reading import Problem, Reading
@@ -78,4 +79,4 @@ def _path_fault(audio: str, reading: Reading) -> str | None:
 
 
 def _is_inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
+    return real_path(path).is_relative_to(real_path(root))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ser.disk.paths import expand_user
 from ser.errors import WrongUse, unknown
 
 from .formats import DETECTORS, FORMATS, looks_described
@@ -14,7 +15,7 @@ def find_format(path: str | Path, format: str | None = None) -> str:
     Raises `WrongUse` if nothing is there, if it does not look like a corpus, or for an unknown
     format.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if not path.exists():
         raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
 

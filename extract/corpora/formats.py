@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ser.disk.paths import expand_user
 from ser.plugins import Registry
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ DETECTORS = {"iemocap": "Session[1-5]/dialog/", "audformat": "db.yaml"}
 
 def find_reader(format: str) -> Reader:
     """The reader of a format: one of `FORMATS`, or the path of a description in TOML."""
-    reader = FORMATS.get(format, Path(format).expanduser())
+    reader = FORMATS.get(format, expand_user(format))
     if isinstance(reader, Path):
         from .described import read_described
 

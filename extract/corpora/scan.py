@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ser.cache.store import check_name
 from ser.corpus.manifest import Manifest, Parent
+from ser.disk.paths import expand_user
 from ser.errors import WrongUse
 
 from .admit import admit
@@ -94,7 +95,7 @@ def scan_corpus(
     corpus name: an utterance that it lacks has no text, and is named in the problems. `limit` keeps
     the first utterances only. Raises `WrongUse` if the path is not a corpus of that format.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if limit is not None and limit < 1:
         raise WrongUse(f"a limit of {limit} leaves no utterance; give 1 or more")
     if name is not None:
@@ -111,7 +112,7 @@ def scan_corpus(
     if text is None:
         corpus = name or corpus
     else:
-        text = Path(text).expanduser()
+        text = expand_user(text)
         name = check_name("corpus", name or f"{corpus}-{_name_from(text.stem)}")
         texts, without_text = read_transcripts(text, [row["id"] for row in rows])
 

@@ -11,6 +11,7 @@ from msgspec import to_builtins
 from ser.cache.feature import Feature
 from ser.cache.store import open_store
 from ser.corpus.manifest import Manifest
+from ser.disk.paths import real_path
 from ser.disk.records import canonical_json
 from ser.engines.machine import memory_budget
 
@@ -97,7 +98,7 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
         random_weights=random_weights,
         specs={modality: selection.specs for modality, selection in selections.items()},
         left_out=left_out,
-        store=str(store.path.resolve()),
+        store=str(real_path(store.path)),
         corpora=classes_by_corpus(manifest, utterances) or None,
         transcripts=transcripts,
     )

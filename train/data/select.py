@@ -12,6 +12,7 @@ from ser.cache.feature import Feature
 from ser.cache.feature_name import parse_feature_name
 from ser.cache.store import Store, listed
 from ser.corpus.manifest import Manifest
+from ser.disk.paths import real_path
 from ser.disk.records import canonical_json, short_hash
 from ser.errors import MissingRows, WrongUse
 
@@ -146,7 +147,7 @@ class ModalitySelection:
     def source_key(self, manifest: Manifest) -> str:
         """What is read, alike in all processes: for a `DataCache`."""
         ways = [
-            (part.feature.path.resolve(), part.extra, part.pooled and part.pool, part.hop)
+            (real_path(part.feature.path), part.extra, part.pooled and part.pool, part.hop)
             for part in (*self.parts, *self.views)
         ]
         return f"{ways} {len(self.views)} {manifest.digest}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import soundfile
 
+from ser.disk.paths import expand_user
 from ser.disk.write import write_whole
 from ser.errors import WrongUse
 
@@ -26,7 +27,7 @@ def write_demo(folder: str | Path) -> None:
 
     Raises `WrongUse` if the folder holds anything but this very demo corpus.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     marker = folder / DEMO_MARKER
     content = json.dumps({"synthetic": True, "version": VERSION, "seed": SEED}) + "\n"
 
