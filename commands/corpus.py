@@ -65,14 +65,20 @@ def show(ctx: click.Context, path: Path, format: str | None, as_json: bool) -> N
 
 def _lines(facts: dict[str, Any], scan: "Scan") -> list[str]:
     """What is printed of a corpus."""
+    from ser.extract.corpora.alike import problem_lines
+
     lines = []
     for name, value in facts.items():
         if name not in ("problems", "differences"):
             lines.append(f"{name:<12} {_text_of(value)}")
 
-    for problem in scan.problems:
+    problems = problem_lines(scan.problems)
+    for problem in problems:
         lines.append(f"problem      {problem}")
-    lines.append(plural(len(scan.problems), "problem"))
+    count = plural(len(scan.problems), "problem")
+    if len(problems) < len(scan.problems):
+        count += "; --json names each"
+    lines.append(count)
 
     for difference in facts["differences"]:
         lines.append(f"differs from the release: {difference}")

@@ -1,5 +1,6 @@
 """`ser features`: stage 1, from a corpus to features in the store."""
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,6 +9,7 @@ from click.core import ParameterSource
 from ser.errors import SerError
 from ser.extract.config import ExtractionConfig
 
+from .next_training import train_options
 from .options import FILE, config_options, json_option
 from .output import answer, duration, next_step, plural, say, stage_bars, table
 
@@ -68,6 +70,7 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
 
     With `dry_run` None, and only what is missing is printed.
     """
+    from ser.extract.corpora.alike import problem_lines
     from ser.extract.corpora.transcribe import Transcription
 
     job = Transcription(config)
@@ -93,8 +96,8 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         "without case and punctuation",
         as_json,
     )
-    for problem in scan.unusable("text").values():
-        say(f"left out: {problem}", err=True)
+    for line in problem_lines(scan.unusable("text").values()):
+        say(f"left out: {line}", err=True)
     return scan
 
 
@@ -129,54 +132,24 @@ def _extract(run: "ExtractionRun", transcribed: bool, as_json: bool) -> "Summary
             rows.append([name, *(counts[column] for column in COLUMNS)])
         answer(table(rows, ["feature", *COLUMNS[:-1], "s"]))
 
-    for line in _notes(summary):
+    for line in _notes(summary, plan):
         say(line, err=as_json)
 
     if plan.features and not as_json and not plan.unavailable:
-        options = _train_options(plan)
-        if not summary.whole:
-            options.append("--allow-missing")
-        next_step("train", *options)
+        _suggest_training(plan, summary)
     return summary
 
 
-def _train_options(plan: "ExtractionPlan") -> list[str]:
-    """Options of `ser train` that fit what was extracted.
-
-    The first feature of each modality, and a model of both.
-    """
-    from ser.corpus.labels import LABEL_POLICIES, code
-    from ser.extract.registry import FEATURES, split_names
-
-    # The first of each modality stays.
-    names: dict[str, str] = {}
-    for name in split_names(plan.config.features):
-        names.setdefault(FEATURES[name.partition(":")[0]].modality, name)
-    levels: dict[str, str] = {}
-    for feature in plan.features:
-        levels.setdefault(feature.spec.modality, feature.spec.level)
-
-    # Audio first.
-    modalities = sorted(levels)
-    fusion = modalities[0]
-    if len(modalities) > 1:
-        fusion = "mit" if levels[modalities[0]] == "frame" else "lgf-add"
-
-    options = ["--features", "+".join(names[modality] for modality in modalities)]
-    options += ["--fusion", fusion]
-    options += ["--corpus", plan.manifest.corpus, "--store", str(plan.config.store)]
-
-    sessions = set(plan.manifest.column("session"))
-    if "train" in sessions:
-        options += ["--protocol", "official"]
-    elif sessions == {None}:
-        options += ["--protocol", "speaker-out"]
-
-    labels = {code(label) for label in plan.manifest.column("label") if label}
-    classes = [name for name, raw in LABEL_POLICIES["4class"].items() if not labels.isdisjoint(raw)]
-    if len(classes) < 2 <= len(labels):
-        options += ["--labels", "all"]
-    return options
+def _suggest_training(plan: "ExtractionPlan", summary: "Summary") -> None:
+    options = train_options(plan)
+    if options is not None:
+        if not summary.whole:
+            options.append("--allow-missing")
+        next_step("train", *options)
+    elif plan.config.limit is not None and any(plan.manifest.column("label")):
+        say(
+            "too few labelled utterances to train on: extract more, with a larger --limit", err=True
+        )
 
 
 def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
@@ -202,6 +175,8 @@ def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
 
 def _plan_text(plan: "ExtractionPlan") -> str:
     """What will be computed, a line for each feature."""
+    from ser.extract.corpora.alike import problem_lines
+
     rows = len(plan.manifest)
     lines = [f"{plan.manifest.corpus}: {plural(rows, 'utterance')} → {plan.config.store}"]
 
@@ -216,7 +191,7 @@ def _plan_text(plan: "ExtractionPlan") -> str:
         )
     for name in plan.unavailable:
         lines.append(f"  {name}: left out, its weights are not here")
-    for problem in plan.scan.refused:
+    for problem in problem_lines(plan.scan.refused):
         lines.append(f"  not in the corpus as read: {problem}")
 
     lines.append(f"  {plan.bytes / 1e6:.1f} MB in all, {plan.free / 1e9:.1f} GB free")
@@ -230,13 +205,15 @@ def _estimate_text(seconds: float | None) -> str:
     return f"; about {duration(float(f'{seconds:.2g}'))}, going by a few utterances"
 
 
-def _notes(summary: "Summary") -> list[str]:
+def _notes(summary: "Summary", plan: "ExtractionPlan") -> list[str]:
     """What is printed below the table.
 
     With --json on standard error, so that nothing is left out in silence.
     """
+    from ser.extract.corpora.alike import problem_lines
+
     lines = [f"warning: {text}" for text in summary.warnings]
-    lines += [f"left out of the corpus: {problem}" for problem in summary.refused]
+    lines += [f"left out of the corpus: {line}" for line in problem_lines(plan.scan.refused)]
     lines += _quarantine_lines(summary)
 
     for name, value in summary.check.items():
@@ -253,12 +230,28 @@ def _notes(summary: "Summary") -> list[str]:
 
 
 def _quarantine_lines(summary: "Summary") -> list[str]:
-    """A line for each utterance and reason, with the features that quarantine it."""
+    """A line for each utterance and reason, with the features that quarantine it.
+
+    Many of one kind share a line; `ser cache info` names each.
+    """
+    from ser.extract.corpora.alike import grouped, kind_of_reason
+
     features: dict[tuple[str, str], list[str]] = {}
     for name, reasons in summary.quarantined.items():
         for id_, reason in reasons.items():
             features.setdefault((id_, reason), []).append(name)
-    return [
-        f"quarantined in {', '.join(names)}: {id_}: {reason}"
-        for (id_, reason), names in features.items()
-    ]
+
+    by_features: dict[str, list[tuple[str, str]]] = {}
+    for (id_, reason), names in features.items():
+        sentence = (kind_of_reason(reason, id_), f"{id_}: {reason}")
+        by_features.setdefault(", ".join(names), []).append(sentence)
+
+    lines = []
+    for joined, sentences in by_features.items():
+        shown = grouped(sentences)
+        lines += [f"quarantined in {joined}: {line}" for line in shown]
+        if len(shown) < len(sentences):
+            name = joined.split(", ")[0]
+            command = shlex.join(["ser", "cache", "info", name, "--store", summary.store])
+            lines.append(f"each of the {len(sentences):,} is named by `{command}`")
+    return lines

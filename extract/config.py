@@ -95,7 +95,7 @@ class ExtractionConfig:
     )
     limit: int | None = option(
         None,
-        help="Only the corpus's first N utterances.",
+        help="N utterances, spread over the corpus's sessions and speakers.",
         metavar="N",
     )
     on_error: str = option(

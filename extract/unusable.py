@@ -6,6 +6,7 @@ from ser.cache.part import Quarantine
 from ser.errors import ExtractionStopped
 
 from .config import ExtractionConfig
+from .corpora.alike import grouped, kind_of, kind_of_reason
 from .corpora.reading import Problem
 from .plan import ExtractionPlan
 
@@ -35,23 +36,26 @@ def stop_at(
 
     Unless the config says `on_error="skip"`.
     """
-    failures: list[str] = []
+    failures: list[tuple[str, str]] = []
     for quarantined in failed.values():
         for entry in quarantined:
             place = f"{entry.id} ({entry.path})" if entry.path else entry.id
-            failures.append(f"{place}: {entry.reason}")
+            kind = kind_of_reason(entry.reason, entry.id, entry.path)
+            failures.append((kind, f"{place}: {entry.reason}"))
 
     # An utterance may fail for several features in the same way.
-    faults = [*map(str, refused), *dict.fromkeys(failures)]
+    faults = [(kind_of(problem), str(problem)) for problem in refused]
+    faults += dict.fromkeys(failures)
     if config.on_error == "skip" or not faults:
         return
 
     count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
     where = f" for {', '.join(failed)}" if failures else ""
-    named = "; ".join(faults[:MAX_NAMED])
+    lines = grouped(faults)
+    named = "; ".join(lines[:MAX_NAMED])
     more = ""
-    if len(faults) > MAX_NAMED:
-        more = f"; and {len(faults) - MAX_NAMED} more"
+    if len(lines) > MAX_NAMED:
+        more = f"; and {len(lines) - MAX_NAMED} more"
     raise ExtractionStopped(
         f"{count} with the corpus{where}: {named}{more}; "
         "correct the corpus, or go on without them by --on-error skip"

@@ -268,12 +268,12 @@ def test_names_of_corpora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not store.exists()
 
 
-def test_limit_keeps_the_first(folder: Path) -> None:
+def test_limit_spreads_over_the_corpus(folder: Path) -> None:
     path = table(folder, "audio", "a.wav", "b.wav", "c.wav", "gone.wav")
 
     scan = scan_corpus(path, limit=2)
 
-    assert scan.manifest.ids == ["a", "b"]
+    assert scan.manifest.ids == ["a", "c"]
     assert scan.problems == []
     assert scan.manifest.digest == scan_corpus(path, limit=2).manifest.digest
     assert scan.manifest.digest != scan_corpus(path).manifest.digest
@@ -521,18 +521,24 @@ def test_bytes_for_text_are_refused(folder: Path) -> None:
 
 
 def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
-    """Labels of no policy, and a recording that cannot be used: `ser train` would refuse the plain
-    command.
+    """Labels of no policy, and a recording that cannot be used.
+
+    `ser train` would refuse the plain command.
     """
-    path = table(folder, "audio;label", "a.wav;Freude", "b.wav;Trauer", "none.wav;Freude")
+    rows = ["bad;none.wav;Freude"]
+    for number in range(12):
+        rows.append(f"a{number};a.wav;Freude")
+        rows.append(f"b{number};b.wav;Trauer")
+    path = table(folder, "id;audio;label", *rows)
     options = ["--features", "logmel,mfcc", "--store", folder / "s", "--on-error", "skip"]
 
     done = ser("features", path, *options)
 
-    assert done.output.count("none") == 1
-    assert "quarantined in logmel, mfcc: none: " in done.output
+    assert done.output.count("bad") == 1
+    assert "quarantined in logmel, mfcc: bad: " in done.output
     assert done.exit_code == 3
-    assert done.stderr.endswith(" --labels all --allow-missing\n")
+    options = " --labels all --protocol random-70-20-10 --allow-missing\n"
+    assert done.stderr.endswith(options)
 
 
 def test_bad_json_lines(folder: Path) -> None:

@@ -26,7 +26,7 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
         audio = row.get("audio") or ""
         opened = audio if reading.paths != "unopened" else ""
 
-        fault = _id_fault(id, opened, earlier_ids) or _path_fault(opened, reading)
+        fault = _id_fault(row, opened, earlier_ids) or _path_fault(opened, reading)
         if fault is None:
             rows.append(row)
             continue
@@ -37,11 +37,12 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     return rows, problems
 
 
-def _id_fault(id: str, audio: str, earlier_ids: dict[str, str]) -> str | None:
+def _id_fault(row: dict[str, Any], audio: str, earlier_ids: dict[str, str]) -> str | None:
     """Why these names may not be used, or None. A new id is added to `earlier_ids`.
 
     Two spellings of an id in Unicode (NFC and NFD) look alike, and count as one.
     """
+    id = row["id"]
     if not id.strip():
         return "the id is empty"
     if _has_invisible(id):
@@ -52,7 +53,10 @@ def _id_fault(id: str, audio: str, earlier_ids: dict[str, str]) -> str | None:
     normal = unicodedata.normalize("NFC", id)
     earlier = earlier_ids.get(normal)
     if earlier == id:
-        return f"the id {id} is there twice"
+        cause = ""
+        if row.get("id_is_path"):
+            cause = ": it is the audio path, since no column id gives another; add a column id"
+        return f"the id {id} is there twice{cause}"
     if earlier is not None:
         return f"the id {id} is there twice, in two Unicode spellings (NFC and NFD)"
     earlier_ids[normal] = id

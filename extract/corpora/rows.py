@@ -59,6 +59,7 @@ def add_row(
         row["audio"] = row["audio"].removeprefix("./")
         if "id" not in row:
             row["id"] = _id_of(row["audio"])
+            row["id_is_path"] = True
     row.setdefault("dialogue", row["id"])
     if "gender" in row:
         row["gender"] = GENDERS.get(row["gender"].lower())

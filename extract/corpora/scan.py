@@ -93,7 +93,8 @@ def scan_corpus(
     `format` is detected when None. `name` is the corpus' name in the store. `text` is a CSV, TSV or
     JSONL file with columns `id` and `text` whose transcripts replace the corpus' own, under another
     corpus name: an utterance that it lacks has no text, and is named in the problems. `limit` keeps
-    the first utterances only. Raises `WrongUse` if the path is not a corpus of that format.
+    so many utterances only, spread over the corpus. Raises `WrongUse` if the path is not a corpus
+    of that format.
     """
     path = expand_user(path)
     if limit is not None and limit < 1:
@@ -117,7 +118,7 @@ def scan_corpus(
         texts, without_text = read_transcripts(text, [row["id"] for row in rows])
 
     if limit is not None:
-        rows = rows[:limit]
+        rows = _spread(rows, limit)
         problems = _of_rows(problems, rows)
         without_text = _of_rows(without_text, rows)
 
@@ -137,6 +138,46 @@ def scan_corpus(
     if text is None or name is None:
         return scan
     return scan.with_texts(texts, without_text, name)
+
+
+def _spread(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """So many rows, in their order: as many of each speaker of each session, as far as they go.
+
+    Those of one speaker are spread evenly over theirs.
+    """
+    by_speaker: dict[tuple[Any, Any], list[int]] = {}
+    for number, row in enumerate(rows):
+        by_speaker.setdefault((row.get("session"), row.get("speaker")), []).append(number)
+
+    # How many of each: one more in turn, over sessions first.
+    speakers = _in_turn(list(by_speaker))
+    counts = dict.fromkeys(speakers, 0)
+    left = min(limit, len(rows))
+    while left > 0:
+        for speaker in speakers:
+            if left > 0 and counts[speaker] < len(by_speaker[speaker]):
+                counts[speaker] += 1
+                left -= 1
+
+    chosen: list[int] = []
+    for speaker, numbers in by_speaker.items():
+        count = counts[speaker]
+        for place in range(count):
+            # The first of as many equal pieces: of twice as many they are there again.
+            chosen.append(numbers[place * len(numbers) // count])
+    return [rows[number] for number in sorted(chosen)]
+
+
+def _in_turn(speakers: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The first speaker of every session, then the second of every session, and so on."""
+    rank: dict[Any, int] = {}
+    ranked: list[tuple[int, tuple[Any, Any]]] = []
+    for session, speaker in speakers:
+        rank[session] = rank.get(session, -1) + 1
+        ranked.append((rank[session], (session, speaker)))
+
+    ranked.sort(key=lambda entry: entry[0])
+    return [speaker for _, speaker in ranked]
 
 
 def _of_rows(problems: list[Problem], rows: list[dict[str, Any]]) -> list[Problem]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ser.errors import WrongUse, unknown
+from ser.errors import LeakageError, WrongUse, unknown
 
-from .dev_part import OWN_DEV, Cut, cut_share
+from .dev_part import DEV_SHARE, OWN_DEV, Cut, cut_share
 from .fold_files import PARTS, read_folds
 from .folds import Fold
 from .leakage import check_leakage
@@ -26,9 +26,7 @@ def session_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Leave one session out: each session is the test part once (MSMSER §3.1)."""
     sessions = _named(utterances.sessions, "session")
     if {"train", "test"} <= set(sessions):
-        raise WrongUse(
-            "the sessions of this corpus are the parts of its own split; use --protocol official"
-        )
+        raise DoesNotFit("the sessions of this corpus are the parts of its own split")
     yield from _each_out("session", sessions, utterances, cut)
 
 
@@ -106,9 +104,9 @@ def train1234_test5(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     """Sessions 1–4 train, session 5 tests (Perspective §3.1): the last fold of `session_out`."""
     names = _natural(_named(utterances.sessions, "session"))
     if names != ["1", "2", "3", "4", "5"]:
-        raise WrongUse(
+        raise DoesNotFit(
             "--protocol train1234-test5 needs the sessions 1 to 5, and the corpus has "
-            f"{', '.join(names)}; use --protocol session-out"
+            f"{', '.join(names)}"
         )
     folds = list(session_out(utterances, cut))
     yield folds[-1]
@@ -128,9 +126,9 @@ def script_out(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     scripts = _scripts(utterances, sessions)
     script_names = sorted({script for script in scripts if script})
     if not script_names:
-        raise WrongUse(
+        raise DoesNotFit(
             "--protocol script-out: this corpus has no script in IEMOCAP's ids, and no transcript "
-            "that several sessions share; use --protocol session-out"
+            "that several sessions share"
         )
 
     units = list(zip(sessions, scripts, strict=True))
@@ -184,7 +182,7 @@ def random_70_20_10(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
 
     sizes = np.bincount(utterances.labels)
     if sizes.max() < 10:
-        raise WrongUse(
+        raise DoesNotFit(
             "--protocol random-70-20-10 needs 10 utterances of a class, and the largest has fewer"
         )
     # Classes that are too small for equal shares are drawn with the largest.
@@ -213,9 +211,9 @@ def official(utterances: Utterances, cut: Cut) -> Iterator[Fold]:
     names = _natural(sessions)
     tests = [name for name in names if name.startswith("test")]
     if "train" not in names or not tests:
-        raise WrongUse(
+        raise DoesNotFit(
             "--protocol official needs sessions called train and test, as MELD has, and this "
-            f"corpus has {', '.join(names[:9])}; use --protocol session-out, or folds:FILE"
+            f"corpus has {', '.join(names[:9])}"
         )
 
     for test in tests:
@@ -299,6 +297,8 @@ PROTOCOLS = {
         separate=("dialogue",),
     ),
 }
+# What to use where a protocol does not fit, the strictest first.
+FALLBACKS = ("official", "session-out", "speaker-out", "random-70-20-10")
 # Those that take what stands behind a colon.
 CROSS = Protocol(
     cross,
@@ -328,11 +328,34 @@ def corpora_of_protocol(protocol: str, corpus: str | None) -> str | None:
 def make_folds(name: str, utterances: Utterances, cut: Cut = OWN_DEV) -> list[Fold]:
     """The folds of the protocol of that name, each checked by `check_leakage`.
 
-    Raises `WrongUse` for a protocol that does not fit the corpus, `LeakageError` if a fold leaks.
+    Raises `WrongUse` for a protocol that does not fit the corpus, naming one that does, and
+    `LeakageError` if a fold leaks.
     """
     # A wrong share is refused before anything is cut.
-    dev_shares_speakers = cut.share is not None
+    _ = cut.share
+    try:
+        return _make_folds(name, utterances, cut)
+    except DoesNotFit as fault:
+        raise WrongUse(f"{fault}; {_remedy(name, utterances, cut)}") from None
 
+
+def find_fitting(utterances: Utterances, cut: Cut = OWN_DEV) -> str | None:
+    """The strictest protocol that fits these utterances, None if there is none.
+
+    Its folds all have a training and a test part, and a dev part unless `cut` says that there is
+    none.
+    """
+    for name in FALLBACKS:
+        if _fits(name, utterances, cut):
+            return name
+    return None
+
+
+class DoesNotFit(WrongUse):
+    """A protocol cannot cut this corpus: only the fault, without a remedy."""
+
+
+def _make_folds(name: str, utterances: Utterances, cut: Cut) -> list[Fold]:
     protocol = find_protocol(name)
     if protocol is None:
         raise unknown("protocol", name, [*PROTOCOLS, "cross:A:B", "folds:FILE"])
@@ -344,12 +367,39 @@ def make_folds(name: str, utterances: Utterances, cut: Cut = OWN_DEV) -> list[Fo
 
     for fold in folds:
         if not len(fold.train):
-            raise WrongUse(
-                f"--protocol {name}: nothing is left to train on in fold '{fold.name}'; "
-                "use --select last, a dev share such as --set dev=0.2, or another protocol"
+            raise DoesNotFit(
+                f"--protocol {name}: nothing is left to train on in fold '{fold.name}'"
             )
-        check_leakage(fold, utterances, protocol.separate, dev_shares_speakers)
+        check_leakage(fold, utterances, protocol.separate, cut.share is not None)
     return folds
+
+
+def _fits(name: str, utterances: Utterances, cut: Cut) -> bool:
+    try:
+        folds = _make_folds(name, utterances, cut)
+    except (DoesNotFit, LeakageError):
+        return False
+
+    needs_dev = cut.dev != "none"
+    return all(len(fold.test) and (len(fold.dev) or not needs_dev) for fold in folds)
+
+
+def _remedy(name: str, utterances: Utterances, cut: Cut) -> str:
+    """What to do where a protocol does not fit, which has been tried."""
+    if cut.dev == "next" and _fits(name, utterances, Cut(seed=cut.seed)):
+        return f"leave out dev=next, whose dev part is {DEV_SHARE} of the training part then"
+
+    other = find_fitting(utterances, cut)
+    if other is not None:
+        return f"use --protocol {other}"
+    if cut.dev == "next":
+        other = find_fitting(utterances, Cut(seed=cut.seed))
+        if other is not None:
+            return f"leave out dev=next, and use --protocol {other}"
+    return (
+        f"no protocol fits these {len(utterances)} utterances: take more of the corpus "
+        "(--limit), or cut it by yourself (--protocol folds:FILE)"
+    )
 
 
 def _each_out(kind: str, units: Sequence[str], utterances: Utterances, cut: Cut) -> Iterator[Fold]:
@@ -416,10 +466,7 @@ def _named(values: Sequence[str | None], kind: str) -> list[str]:
     nameless = sum(value is None for value in values)
     if nameless or len(set(values)) < 2:
         lack = f"{nameless} utterances name none" if nameless else f"there is only one, {values[0]}"
-        other = "speaker-out" if kind == "session" else "random-70-20-10"
-        raise WrongUse(
-            f"this protocol cuts by {kind}, and {lack} in this corpus; use --protocol {other}"
-        )
+        raise DoesNotFit(f"this protocol cuts by {kind}, and {lack} in this corpus")
     return [value for value in values if value is not None]
 
 
