@@ -55,7 +55,7 @@ OPTIONS = [name for name in options_of(Experiment) if name not in ("features", "
     metavar="N",
     help="Processes: one per core; five on a GPU, one each on several.",
 )
-@config_options(ExtractionConfig, "scheduler", "insecure")
+@config_options(ExtractionConfig, "scheduler", "insecure", "timeout")
 @click.pass_context
 def sweep(
     ctx: click.Context,
@@ -138,7 +138,9 @@ def sweep(
 
     faults = 0
     with progress(len(planned.open_tasks), planned.recipe.name, "run") as bar:
-        for task, fault in run_sweep(planned, workers or 1, scheduler, options["insecure"]):
+        for task, fault in run_sweep(
+            planned, workers or 1, scheduler, options["insecure"], options["timeout"]
+        ):
             bar.update()
             if fault:
                 faults += 1

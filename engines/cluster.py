@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ser.children import isolated_children
 from ser.errors import DISTRIBUTION, SerError, WrongUse
 
+from .deadline import within
 from .interrupts import defer_sigint
 from .processes import R, T, task_name
 from .scheduler import Needs, can_run, check_scheduler, is_protected, local_workers, no_worker
@@ -29,6 +30,11 @@ POLL_SECONDS = 2.0
 PER_THREAD = 3
 # In which all workers have to empty their cache: a frozen one never answers.
 ANSWER_SECONDS = 5.0
+
+# Seconds in which a running scheduler takes a connection.
+CONNECT_SECONDS = 10.0
+# Seconds without a worker, or without an answer of the scheduler.
+PATIENCE = 60.0
 
 # Our own cluster tries a task again after two deaths of its worker (dask: 3), waits for a worker
 # that keeps dying (dask gives up after 15 s), restarts a worker that is silent for a minute (dask:
@@ -65,13 +71,16 @@ class Cluster:
     It is a running one, by its address or scheduler file, or our own, `local:N`. Our own has N
     processes of one thread, listens on 127.0.0.1 only, and ends with the connection. What workers
     have `cached` is closed at the end. `patience` is how many seconds may pass without a worker for
-    what is left.
+    what is left, or without an answer of the scheduler.
     """
 
-    def __init__(self, scheduler: str, insecure: bool = False, patience: float = 60.0) -> None:
+    def __init__(
+        self, scheduler: str, insecure: bool = False, patience: float | None = None
+    ) -> None:
         self.address = check_scheduler(scheduler, insecure)
         self.local_workers = local_workers(scheduler)
-        self.patience = patience
+        self.patience = PATIENCE if patience is None else patience
+        self._scheduler = f"the dask scheduler at {self.address}"
         # The sets of resources that workers have declared since the run began.
         self.kinds: list[dict[str, float]] = []
         self._workers: list[dict[str, Any]] = []
@@ -124,8 +133,15 @@ class Cluster:
         from distributed import Client
 
         client = Client.__new__(Client)
+
+        def connect() -> None:
+            # Its own limit ends when something takes the connection, whether it then speaks or not.
+            client.__init__(  # type: ignore[misc]
+                self.address, timeout=f"{CONNECT_SECONDS}s", set_as_default=False
+            )
+
         try:
-            client.__init__(self.address, timeout="10s", set_as_default=False)  # type: ignore[misc]
+            within(min(2 * CONNECT_SECONDS, self.patience), self._scheduler, connect)
         except Exception as error:
             # Anything may answer at a port, and dask may fail in any way. Without this the client's
             # end would wait 20 s for what never began.
@@ -187,8 +203,16 @@ class Cluster:
             try:
                 if self._client.status != "running":
                     raise OSError("disconnected")
-                # Some versions of dask give five workers by default.
-                self._workers = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+                # Half the patience: what is asked before may have waited as long.
+                info = within(self.patience / 2, self._scheduler, self._ask_scheduler)
+                self._workers = list(info["workers"].values())
+            except TimeoutError:
+                # Its end would wait for the scheduler again.
+                self._client.status = "closed"
+                raise SerError(
+                    f"{self._scheduler} is silent for {self.patience:.0f} s; what was finished is "
+                    "kept: look whether its machine is alive, and run the same command again"
+                ) from None
             except (OSError, RuntimeError) as error:
                 raise self._gone() from error
             self._polled = time.monotonic()
@@ -196,6 +220,10 @@ class Cluster:
                 if worker["resources"] not in self.kinds:
                     self.kinds.append(worker["resources"])
         return self._workers
+
+    def _ask_scheduler(self) -> Any:
+        # Some versions of dask give five workers by default.
+        return self._client.scheduler_info(n_workers=-1)
 
     def run(
         self,
@@ -314,7 +342,7 @@ class Cluster:
         try:
             fault = future.exception() if future.status == "error" else None
             if fault is None and future.status == "finished":
-                return future.result(timeout=self.patience)
+                return future.result(timeout=self.patience / 2)
         # The worker died before the result was fetched. UnboundLocalError: distributed's, for a
         # cancellation.
         except (CancelledError, TimeoutError, OSError, UnboundLocalError):

@@ -21,7 +21,10 @@ GPU_NODE_THREADS = 8
 
 
 def run_on_cluster(
-    tasks: Iterable[ExtractionTask], scheduler: str, insecure: bool
+    tasks: Iterable[ExtractionTask],
+    scheduler: str,
+    insecure: bool,
+    timeout: float | None = None,
 ) -> Iterator[TaskResult]:
     """The results of all tasks. Raises what `engines.Cluster.run` raises.
 
@@ -29,7 +32,7 @@ def run_on_cluster(
     kills its workers is cut in two until one utterance (and one feature) is left, and that is
     quarantined by name.
     """
-    with engines.Cluster(scheduler, insecure) as cluster:
+    with engines.Cluster(scheduler, insecure, timeout) as cluster:
 
         def on_gpu(task: ExtractionTask) -> bool:
             device = task.config.device

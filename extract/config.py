@@ -113,6 +113,12 @@ class ExtractionConfig:
         False,
         help="Allow a plain --scheduler on another machine.",
     )
+    timeout: float | None = option(
+        None,
+        help="Give up when a --scheduler is silent, or has no worker, for S seconds "
+        "(60 by default).",
+        metavar="S",
+    )
     retry: bool = option(
         False,
         help="Try quarantined utterances again.",

@@ -192,7 +192,7 @@ class ExtractionRun(ExitStack):
 
         results: Iterable[TaskResult]
         if config.scheduler is not None:
-            results = run_on_cluster(self.tasks, config.scheduler, config.insecure)
+            results = run_on_cluster(self.tasks, config.scheduler, config.insecure, config.timeout)
         else:
             results = self._run_in_processes()
         for result in results:

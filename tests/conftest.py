@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -115,11 +115,10 @@ def double() -> Iterator[None]:
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Those of a dask cluster: none yet, and none afterwards."""
-    from ser.engines.cluster import Cluster
     from ser.tests.dask_processes import DaskProcesses
 
     # On a busy machine a worker may take minutes to start.
-    monkeypatch.setattr(Cluster, "__init__", partialmethod(Cluster.__init__, patience=200.0))
+    monkeypatch.setattr("ser.engines.cluster.PATIENCE", 200.0)
     started = DaskProcesses(tmp_path)
     yield started
     started.stop()

@@ -228,6 +228,19 @@ def test_a_worker_with_another_ser_is_refused(cluster: DaskProcesses) -> None:
             list(connected.run(worker_name, range(2)))
 
 
+def test_a_port_that_never_speaks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection, as a hung scheduler does: dask itself would wait for ever."""
+    monkeypatch.setattr("ser.engines.cluster.CONNECT_SECONDS", 0.5)
+    begun = time.monotonic()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(SerError, match=r"scheduler answers at .*no answer within 1 s"):
+            engines.Cluster(address).__enter__()
+
+    assert time.monotonic() - begun < 20
+
+
 def test_something_else_or_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import Client
 

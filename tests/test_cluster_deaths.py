@@ -176,6 +176,32 @@ def test_the_scheduler_dies_and_the_command_runs_again(
     assert contents(far) == contents(tmp_path / "near")
 
 
+def test_a_scheduler_that_freezes_is_told(
+    processes: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections stay open, and nothing comes: dask itself would wait for ever."""
+    monkeypatch.setattr("ser.engines.cluster.POLL_SECONDS", 0.2)
+    corpus = write_corpus(tmp_path / "corpus", with_waits(10, 3))
+    store = tmp_path / "far"
+    scheduler = processes.scheduler()
+    processes.worker("a", "--no-nanny")
+    with Cluster(processes.address) as cluster:
+        wait_for(lambda: cluster.workers(anew=True))
+
+    def harm() -> None:
+        wait_for(lambda: parts(store))
+        scheduler.send_signal(signal.SIGSTOP)
+
+    with (
+        meanwhile(harm),
+        pytest.raises(SerError, match="is silent for 6 s; what was finished is kept") as fault,
+    ):
+        run(corpus, store, per_part=2, scheduler=processes.address, timeout=6.0)
+
+    assert "\n" not in str(fault.value)
+    assert parts(store)
+
+
 def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
     """The command itself, on two workers of its own, of which one utterance kills every one that
     touches it.

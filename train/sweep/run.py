@@ -22,7 +22,11 @@ _one_at_a_time = threading.Lock()
 
 
 def run_sweep(
-    sweep: Sweep, workers: int = 1, scheduler: str | None = None, insecure: bool = False
+    sweep: Sweep,
+    workers: int = 1,
+    scheduler: str | None = None,
+    insecure: bool = False,
+    timeout: float | None = None,
 ) -> Iterator[EndedTask]:
     """Train the open tasks, here or on the dask cluster at `scheduler`, yielding each as it ends.
 
@@ -37,7 +41,7 @@ def run_sweep(
         return
 
     if scheduler is not None:
-        yield from _run_on_cluster(tasks, scheduler, insecure)
+        yield from _run_on_cluster(tasks, scheduler, insecure, timeout)
     elif workers > 1:
         yield from _run_in_processes(tasks, workers)
     else:
@@ -58,10 +62,10 @@ def _run_in_processes(tasks: Sequence[SweepTask], workers: int) -> Iterator[Ende
 
 
 def _run_on_cluster(
-    tasks: Sequence[SweepTask], scheduler: str, insecure: bool
+    tasks: Sequence[SweepTask], scheduler: str, insecure: bool, timeout: float | None
 ) -> Iterator[EndedTask]:
     """Train the tasks on a dask cluster. What asks for a GPU goes to workers that have one."""
-    with engines.Cluster(scheduler, insecure) as cluster:
+    with engines.Cluster(scheduler, insecure, timeout) as cluster:
         gpu = {"GPU": 1.0} if any("GPU" in kind for kind in cluster.kinds) else {}
         tasks = [replace(task, experiment=_with_absolute_paths(task.experiment)) for task in tasks]
         if not gpu:
