@@ -326,6 +326,12 @@ def _amount(copy: "Push | Pull", verb: str) -> str:
 
 copied_features = click.option("--features", metavar="A+B", help="Only these; all by default.")
 copied_corpora = click.option("--corpus", metavar="A[+B]", help="Only these; all by default.")
+timeout_option = click.option(
+    "--timeout",
+    type=float,
+    metavar="S",
+    help="Give up when nothing comes from there for S seconds (60 by default).",
+)
 dry_option = click.option("--dry-run", is_flag=True, help="Say how much it would take, and stop.")
 
 
@@ -339,6 +345,7 @@ dry_option = click.option("--dry-run", is_flag=True, help="Say how much it would
     is_flag=True,
     help="Let manifests and parts take the place of other ones that are there.",
 )
+@timeout_option
 @dry_option
 @store_option
 @json_option
@@ -348,6 +355,7 @@ def push(
     corpus: str | None,
     with_text: bool,
     replace: bool,
+    timeout: float | None,
     dry_run: bool,
     store: Path,
     as_json: bool,
@@ -364,7 +372,7 @@ def push(
     from ser.cache.store import open_store
     from ser.cache.tools.push import Push
 
-    copy = Push(open_store(store), url, features, corpus, with_text, replace)
+    copy = Push(open_store(store), url, features, corpus, with_text, replace, timeout)
     _copy("push", copy, dry_run, as_json)
 
 
@@ -373,6 +381,7 @@ def push(
 @copied_features
 @copied_corpora
 @click.option("--replace", is_flag=True, help="Let a manifest take the place of one that has more.")
+@timeout_option
 @dry_option
 @store_option
 @json_option
@@ -381,6 +390,7 @@ def pull(
     features: str | None,
     corpus: str | None,
     replace: bool,
+    timeout: float | None,
     dry_run: bool,
     store: Path,
     as_json: bool,
@@ -393,7 +403,8 @@ def pull(
     """
     from ser.cache.tools.pull import Pull
 
-    _copy("pull", Pull(url, store, features, corpus, replace), dry_run, as_json)
+    copy = Pull(url, store, features, corpus, replace, timeout)
+    _copy("pull", copy, dry_run, as_json)
 
 
 def _copy(verb: str, copy: "Push | Pull", dry_run: bool, as_json: bool) -> None:

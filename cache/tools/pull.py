@@ -48,11 +48,12 @@ class Pull:
         features: str | None = None,
         corpus: str | None = None,
         replace: bool = False,
+        patience: float | None = None,
     ) -> None:
         self._path = path
         self._replace = replace
         place, digest = split_digest(url)
-        self.remote = Remote(place)
+        self.remote = Remote(place, patience)
         self.digest = digest or self._read_latest()
 
         published = read_published(self.remote, self.digest)

@@ -60,11 +60,12 @@ class Push:
         corpus: str | None = None,
         with_text: bool = False,
         replace: bool = False,
+        patience: float | None = None,
     ) -> None:
         _check_target(url)
         self._with_text = with_text
         self._replace = replace
-        self.remote = Remote(url)
+        self.remote = Remote(url, patience)
 
         names = corpus.split("+") if corpus else store.corpora() or [store.only_corpus()]
         manifests = [store.manifest(name) for name in names]

@@ -17,6 +17,7 @@ from ser.disk.read import SMALL, open_named
 from ser.disk.write import make_folder, write_whole
 from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUse
 
+from .stream import can_stream, read_at_most
 from .urls import local_path
 
 # Bytes of one file: several times what a part may have.
@@ -30,6 +31,14 @@ MEND = (
     "if it stays so, it is damaged there, and who pushed it mends it by `ser cache push --replace` "
     "to the same URL"
 )
+GO_ON = (
+    "check the address, the network and who may write there; the same command goes on from there"
+)
+
+# Seconds in which an answer must come, and bytes a second of what is sent.
+PATIENCE = 60.0
+SLOWEST = 1e5
+
 Result = TypeVar("Result")
 
 
@@ -69,14 +78,15 @@ def _explain_unknown(where: str, error: Exception) -> SerError:
         remedy = "check the credentials, which come from the environment, and this machine's clock"
         return StoreError(f"{where}: access is denied ({reason}); {remedy}")
 
+    if "TimeoutError" in names:
+        return StoreError(
+            f"{where}: is silent or too slow, nothing came in time (--timeout); {GO_ON}"
+        )
+
     if type(error) is ValueError:
         return WrongUse(f"{where}: cannot be used as a place of stores ({reason})")
 
-    remedy = (
-        "check the address, the network and who may write there; the same command goes on from "
-        "there"
-    )
-    return StoreError(f"{where}: cannot be reached ({reason}); {remedy}")
+    return StoreError(f"{where}: cannot be reached ({reason}); {GO_ON}")
 
 
 class Remote:
@@ -86,7 +96,8 @@ class Remote:
     fails there.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float | None = None) -> None:
+        self._patience = PATIENCE if patience is None else patience
         # For messages.
         self.shown = (redacted(url) if "://" in url else url).rstrip("/")
 
@@ -112,7 +123,7 @@ class Remote:
         """All files there when this was first read; none if there is no such folder."""
         with explained(self.shown), contextlib.suppress(FileNotFoundError):
             start = len(self._root.rstrip("/")) + 1
-            return {name[start:] for name in self._fs.find(self._root)}
+            return {name[start:] for name in self._fs.find(self._root, **self._within())}
         return set()
 
     def each(self, work: Callable[[str], Result], names: Collection[str]) -> dict[str, Result]:
@@ -135,12 +146,33 @@ class Remote:
                 with os.fdopen(open_named(place), "rb") as file:
                     content = file.read(max_bytes + 1)
             else:
-                content = bytes(self._fs.cat_file(place, start=0, end=max_bytes + 1))
+                content = self._read_far(place, max_bytes + 1)
 
         if content and len(content) > max_bytes:
             fault = "is larger than any such file; nothing of it was kept"
             raise CorruptStore(f"{self.shown}/{path}: {fault}")
         return content
+
+    def _read_far(self, place: str, max_bytes: int) -> bytes:
+        """The first bytes of a file elsewhere; a connection that breaks is tried again."""
+        if not can_stream(self._fs):
+            return bytes(self._fs.cat_file(place, start=0, end=max_bytes))
+
+        for attempt in range(1, TRIES + 1):
+            try:
+                return read_at_most(self._fs, place, max_bytes, self._patience)
+            except (FileNotFoundError, PermissionError, TimeoutError):
+                raise
+            except Exception:
+                if attempt == TRIES:
+                    raise
+        raise AssertionError("a loop of at least one try")
+
+    def _within(self, size: int = 0) -> dict[str, float]:
+        """How long a request may take that sends `size` bytes, as fsspec takes it."""
+        if not self._fs.async_impl:
+            return {}
+        return {"timeout": self._patience + size / SLOWEST}
 
     def fetch(self, path: str, known: FileRecord) -> bytes:
         """A file whose size and sha256 are known.
@@ -192,7 +224,9 @@ class Remote:
 
     def _entity_tag(self, path: str) -> str:
         with explained(f"{self.shown}/{path}"), contextlib.suppress(FileNotFoundError):
-            return str(self._fs.info(f"{self._root}/{path}", refresh=True)["ETag"])
+            return str(
+                self._fs.info(f"{self._root}/{path}", refresh=True, **self._within())["ETag"]
+            )
         return ""
 
     def _write(self, path: str, content: bytes, tag: str) -> None:
@@ -202,10 +236,10 @@ class Remote:
             write_whole(Path(place), content)
         elif self._is_conditional:
             condition = {"IfMatch": tag} if tag else {"mode": "create"}
-            self._fs.pipe_file(place, content, **condition)
+            self._fs.pipe_file(place, content, **condition, **self._within(len(content)))
         else:
-            self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(place, content)
+            self._fs.makedirs(place.rpartition("/")[0], exist_ok=True, **self._within())
+            self._fs.pipe_file(place, content, **self._within(len(content)))
 
     def create(self, path: str, content: bytes, replace: bool = False) -> None:
         """Put a file where there is none, or one that is cut short.
