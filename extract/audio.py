@@ -1,7 +1,7 @@
 """The waveform: one audio file as 32-bit floats of one channel, with every doubt named.
 
-A header may promise more than the file holds, and decoders then read short or pad without a
-warning. So the bytes are read once, hashed, checked against their own header, and only then
+A header may promise more than the file holds, or less, and decoders then read short or pad without
+a warning. So the bytes are read once, hashed, checked against their own header, and only then
 decoded. Audio that cannot be trusted raises `UtteranceError`; audio that is odd but right gets a
 warning on the clip. A fault that is not in the bytes, such as a lost mount or a lack of memory,
 says nothing about the utterance: it raises `CorpusError`, and nothing is quarantined.
@@ -12,7 +12,6 @@ import hashlib
 import io
 import re
 import shlex
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import soxr
 
 from ser.disk.read import read_named
 from ser.errors import CodedAudio, CorpusError, UtteranceError
+
+from .audio_header import UNKNOWN_LENGTH, Header, read_header
 
 # Stored in every acoustic config: another resampler or mix of channels gives other numbers.
 RESAMPLER = "soxr-hq"
@@ -37,10 +38,6 @@ CANCELLED = 0.1
 SILENT = 1e-5
 # Hz, of every speech encoder; speech that is sampled at less lacks bands that they know.
 ENCODER_RATE = 16000
-# A WAV file that is written through a pipe gives this as its size, or 0, whatever it holds.
-UNKNOWN_SIZE = 0xFFFFFFFF
-# An AIFF or AU file that is written through a pipe gives this or more.
-UNKNOWN_SIZE_OF_OTHERS = 0x7F000000
 
 # By how the file starts.
 NOT_AUDIO = {
@@ -126,16 +123,28 @@ def decode(path: Path, sha256: str | None = None) -> Clip:
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CorpusError(f"{path}: changed after the corpus was read: run again")
 
-    file = open_audio(data, path.name)
     try:
-        with file:
-            rate = file.samplerate
-            promised = file.frames
-            channels = file.read(dtype="float32", always_2d=True)
+        clip = _decode_bytes(data, path.name)
     except MemoryError as fault:
         raise CorpusError(
             f"{path}: memory ran out while it was decoded; free some, and run again"
         ) from fault
+
+    # Those of its header the scan has told already, where there was one.
+    if sha256 is None:
+        clip.warnings += read_header(data).warnings
+    return clip
+
+
+def _decode_bytes(data: bytes, name: str) -> Clip:
+    """Decode the content of a file. Raises `UtteranceError`, and `MemoryError`."""
+    file, _ = open_audio(data, name)
+    try:
+        with file:
+            rate = file.samplerate
+            promised = file.frames
+            # The number is given, since some codecs cannot seek, and are read from their start.
+            channels = file.read(promised, dtype="float32", always_2d=True)
     except _UNDECODABLE as fault:
         raise _undecodable(fault) from fault
 
@@ -166,8 +175,8 @@ def _note_oddities(samples: np.ndarray, rate: int, warnings: list[str]) -> None:
         warnings.append(f"sampled at {rate} Hz: empty above {rate // 2} Hz")
 
 
-def open_audio(data: bytes, name: str) -> sf.SoundFile:
-    """The decoder of a file's bytes.
+def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, Header]:
+    """The decoder of a file's bytes, and what its header says of its length.
 
     Raises `CodedAudio` for what only ffmpeg reads, with the line that converts a file of that
     `name`; `UtteranceError` for what is not audio, holds less than its header says, nothing, or
@@ -178,9 +187,9 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
         if start.startswith(magic):
             raise UtteranceError(reason)
 
-    _check_wav(data)
+    header = read_header(data)
     try:
-        file = sf.SoundFile(io.BytesIO(data))
+        file = sf.SoundFile(io.BytesIO(header.data))
     except _UNDECODABLE as fault:
         raise CodedAudio(
             f"{_undecodable(fault)}; if it is video or coded audio, {_convert_hint(name)}"
@@ -192,8 +201,8 @@ def open_audio(data: bytes, name: str) -> sf.SoundFile:
         )
     if file.frames <= 0:
         raise UtteranceError("holds no samples")
-    _check_sizes(data, file)
-    return file
+    _check_sizes(header.data, file)
+    return file, header
 
 
 def _convert_hint(name: str) -> str:
@@ -205,37 +214,13 @@ def _convert_hint(name: str) -> str:
     return f"convert it with `ffmpeg -i {quoted} -vn {converted}{rename}`"
 
 
-def _check_wav(data: bytes) -> None:
-    """Raises `UtteranceError` if a WAV file holds less than its header says.
-
-    libsndfile reads such a file short, without a warning.
-    """
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return
-
-    position = 12
-    while position + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, position)
-        position += 8
-        if name == b"data":
-            held_bytes = len(data) - position
-            if held_bytes < size and (size < UNKNOWN_SIZE or held_bytes == 0):
-                raise UtteranceError(
-                    f"is cut short: its data chunk says {size} bytes, the file holds {held_bytes}"
-                )
-            return
-        # Chunks are padded to even lengths.
-        position += size + size % 2
-    raise UtteranceError("is a WAV file without a data chunk: cut short, or its header is wrong")
-
-
 def _check_sizes(data: bytes, file: sf.SoundFile) -> None:
     """Raises `UtteranceError` if an AIFF, AU or SPHERE file holds less than its header says."""
     if data[:4] != b"RIFF":
         # libsndfile's log says so where the header and the file differ.
         sizes = re.search(r"(\d+) \(should be (\d+)\)", file.extra_info)
         # A byte of padding may be missing.
-        if sizes and int(sizes[2]) + 1 < int(sizes[1]) < UNKNOWN_SIZE_OF_OTHERS:
+        if sizes and int(sizes[2]) + 1 < int(sizes[1]) < UNKNOWN_LENGTH:
             raise UtteranceError(
                 f"is cut short: its header says {sizes[1]} bytes, the file holds {sizes[2]}"
             )

@@ -5,13 +5,14 @@ import os
 import shlex
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ser.errors import CodedAudio, UtteranceError
 
 from ..audio import open_audio, read_bytes
+from ..audio_header import Header
 from .reading import Problem
 
 
@@ -25,6 +26,8 @@ class Probe:
     """In seconds; None if the header is wrong."""
     fault: UtteranceError | None = None
     """Why it cannot be used."""
+    header: Header | None = None
+    """What its header says of its length."""
 
 
 def probe(path: Path) -> Probe:
@@ -38,16 +41,30 @@ def probe(path: Path) -> Probe:
     try:
         data = read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        with open_audio(data, path.name) as file:
+        file, header = open_audio(data, path.name)
+        with file:
             duration = file.frames / file.samplerate
     except UtteranceError as fault:
         # A new one, without its traceback, which holds the file.
         return Probe(sha256, duration, type(fault)(str(fault)))
-    return Probe(sha256, duration)
+    # Without the bytes, which are not needed any more.
+    return Probe(sha256, duration, header=replace(header, data=b""))
 
 
-def measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """The rows with `audio_sha256` and `duration` of their files, and the files' problems."""
+@dataclass(frozen=True)
+class Measured:
+    """The rows of a corpus with what their audio files say."""
+
+    rows: list[dict[str, Any]]
+    """With `audio_sha256` and `duration`."""
+    problems: list[Problem]
+    """Of files that cannot be used."""
+    warnings: list[str]
+    """Of files that are odd, but can."""
+
+
+def measure(rows: list[dict[str, Any]], root: Path) -> Measured:
+    """Hash and measure the audio file of each row."""
     # Reading and hashing release the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
@@ -69,7 +86,33 @@ def measure(rows: list[dict[str, Any]], root: Path) -> tuple[list[dict[str, Any]
     if coded and len(coded) == readable:
         reason = f"no file here can be decoded as it is: {_how_to_convert(coded, root)}"
         problems.insert(0, Problem(None, str(root), reason, "audio"))
-    return measured, problems
+    warnings = _warn_of_headers(rows, probes)
+    return Measured(measured, problems, warnings)
+
+
+def _warn_of_headers(rows: list[dict[str, Any]], probes: list[Probe]) -> list[str]:
+    """One warning each for what headers do not count: how many files, and how many bytes."""
+    uncounted: dict[str, int] = {}
+    trailing: dict[str, int] = {}
+    for row, result in zip(rows, probes, strict=True):
+        if result.header is not None and result.header.uncounted:
+            uncounted[row["audio"]] = result.header.uncounted
+        if result.header is not None and result.header.trailing:
+            trailing[row["audio"]] = result.header.trailing
+
+    warnings = []
+    if uncounted:
+        warnings.append(
+            f"{len(uncounted)} files, such as {next(iter(uncounted))}, hold "
+            f"{sum(uncounted.values())} bytes of samples that their headers do not count: they "
+            "are read to the end"
+        )
+    if trailing:
+        warnings.append(
+            f"{len(trailing)} files, such as {next(iter(trailing))}, hold {sum(trailing.values())} "
+            "bytes after their samples that are no audio: they are not read"
+        )
+    return warnings
 
 
 def _how_to_convert(paths: Iterable[str], root: Path) -> str:

@@ -126,13 +126,13 @@ def scan_corpus(
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
 
-    rows, faults = measure(rows, reading.root)
+    measured = measure(rows, reading.root)
     scan = Scan(
-        Manifest.from_rows(corpus, rows, reading.synthetic),
+        Manifest.from_rows(corpus, measured.rows, reading.synthetic),
         reading.root,
         format,
-        problems + faults,
-        reading.warnings,
+        problems + measured.problems,
+        reading.warnings + measured.warnings,
         reading.known,
     )
     if text is None or name is None:
