@@ -51,57 +51,64 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]
     made.stop()
 
 
+ENCODERS = ("hubert", "bert")
+FEATURES = "hubert,hubert:layer=1,bert,is13,logmel"
+
+
+def six_texts() -> list[str]:
+    """Two sentences by turns, each time one repetition longer."""
+    sentence = ["I don't know why", "you are [LAUGHTER] talking"]
+    texts = []
+    for number in range(6):
+        parts_of_text = sentence[number % 2 :]
+        texts.append(" ".join(parts_of_text * (1 + number)))
+    return texts
+
+
+def extract_alone(corpus: Path, store: Path, models: dict[str, str]) -> dict[str, dict[str, int]]:
+    """What `ser features --json` says, in a process with a thread for each core.
+
+    No variable tells torch or BLAS otherwise.
+    """
+    command = [sys.executable, "-m", "ser", "features", corpus, "--features", FEATURES]
+    command += ["--store", store, "--dtype", "float32", "--json", "--backend", "hdf5"]
+    command += ["--batch-seconds", 5, "--part-seconds", part_seconds(corpus, 2)]
+    for name, path in models.items():
+        command += ["--model", f"{name}={path}"]
+
+    environment = {}
+    for name, value in os.environ.items():
+        if not name.endswith("_NUM_THREADS"):
+            environment[name] = value
+    return json.loads(subprocess.check_output([str(word) for word in command], env=environment))
+
+
 def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(
     cluster: DaskProcesses, tmp_path: Path
 ) -> None:
-    """Real extractors, in batches, in float32 so that nothing is rounded away, and each part's
-    files as a whole.
+    """Real extractors, in batches, in float32 so that nothing is rounded away.
 
-    The command alone has as many threads as there are cores, and no variable that tells torch or
-    BLAS otherwise. The worker that declares nothing writes parts too, though the other has said
-    that it has CPUs. `dask scheduler --scheduler-file` wrote the file that the run goes by, and
-    worker "a" came by it.
+    The worker that declares nothing writes parts too, though the other has said that it has CPUs.
+    `dask scheduler --scheduler-file` wrote the file that the run goes by, and worker "a" came by
+    it.
     """
-    texts = [
-        " ".join(["I don't know why", "you are [LAUGHTER] talking"][n % 2 :] * (1 + n))
-        for n in range(6)
-    ]
+    texts = six_texts()
     corpus = write_corpus(tmp_path / "corpus", texts)
-    names, words = ("hubert", "bert"), " ".join(texts).split()
-    models = {
-        name: str(write_random_checkpoint(tmp_path / name, name, words, hidden_size=192))
-        for name in names
-    }
-    features = "hubert,hubert:layer=1,bert,is13,logmel"
-    command = [
-        "features",
-        corpus,
-        "--features",
-        features,
-        "--store",
-        tmp_path / "near",
-        "--dtype",
-        "float32",
-        "--json",
-    ]
-    command += [
-        "--backend",
-        "hdf5",
-        "--batch-seconds",
-        5,
-        "--part-seconds",
-        part_seconds(corpus, 2),
-    ]
-    for name, path in models.items():
-        command += ["--model", f"{name}={path}"]
-    free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    alone = json.loads(
-        subprocess.check_output([sys.executable, "-m", "ser", *map(str, command)], env=free)
-    )
-    assert all(alone[name]["batches"] < 6 for name in models), "there are batches of several"
-    file, seen = cluster.folder / "scheduler.json", dict[str, int]()
-    assert cluster.address in file.read_text()
-    asked = corpus, tmp_path / "far", features, 2
+    words = " ".join(texts).split()
+    models = {}
+    for name in ENCODERS:
+        folder = write_random_checkpoint(tmp_path / name, name, words, hidden_size=192)
+        models[name] = str(folder)
+    near = tmp_path / "near"
+    far = tmp_path / "far"
+
+    alone = extract_alone(corpus, near, models)
+    for name in ENCODERS:
+        assert alone[name]["batches"] < 6, "there are batches of several"
+
+    scheduler_file = cluster.folder / "scheduler.json"
+    assert cluster.address in scheduler_file.read_text()
+    asked = (corpus, far, FEATURES, 2)
     options = {
         "backend": "hdf5",
         "dtype": "float32",
@@ -109,26 +116,26 @@ def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(
         "device": "cpu",
         "batch_seconds": 5,
     }
-    run(
-        *asked,
-        on_progress=lambda stage, done, total: seen.update({stage: done}),
-        scheduler=str(file),
-        **options,
-    )
-    assert seen == dict.fromkeys(("hubert", "bert", "is13", "logmel", "decode"), 6)
-    assert set(writers(tmp_path / "far")) == {"a", "b"}
-    assert len(contents(tmp_path / "near")) == 5 and contents(tmp_path / "far") == contents(
-        tmp_path / "near"
-    )
-    assert files(tmp_path / "far") == files(tmp_path / "near")
+    done_by_stage: dict[str, int] = {}
+
+    def on_progress(stage: str, done: int, total: int) -> None:
+        done_by_stage[stage] = done
+
+    run(*asked, on_progress=on_progress, scheduler=str(scheduler_file), **options)
+
+    assert done_by_stage == dict.fromkeys(("hubert", "bert", "is13", "logmel", "decode"), 6)
+    assert set(writers(far)) == {"a", "b"}
+    assert len(contents(near)) == 5
+    assert contents(far) == contents(near)
+    assert files(far) == files(near)
+
     again = run(*asked, scheduler=cluster.address, **options)
-    assert {facts["computed"] for facts in again.features.values()} == {0}
+    for facts in again.features.values():
+        assert facts["computed"] == 0
 
 
 def test_one_run_lets_go_what_another_holds(cluster: DaskProcesses) -> None:
-    """It opens it anew, and lets it go at its own end; so does a run that comes after one that was
-    killed.
-    """
+    """The other opens it anew, and lets it go at its own end."""
     from distributed import Client
 
     def opened() -> int:
@@ -137,13 +144,25 @@ def test_one_run_lets_go_what_another_holds(cluster: DaskProcesses) -> None:
     with Client(cluster.address, set_as_default=False) as client:
         with engines.Cluster(cluster.address) as long:
             before = opened()
-            assert len(set(long.run(with_thing, range(8)))) == opened() - before == 2
+            assert len(set(long.run(with_thing, range(8)))) == 2
+            assert opened() == before + 2
+
             with engines.Cluster(cluster.address) as short:
-                assert len(set(short.run(with_thing, range(8)))) == 2 and opened() == before + 4
-                assert set(long.run(with_thing, range(8))) and opened() == before + 4
+                assert len(set(short.run(with_thing, range(8)))) == 2
+                assert opened() == before + 4
+                assert set(long.run(with_thing, range(8)))
+                assert opened() == before + 4
             assert list(client.run(left_open).values()) == [0, 0]
-            assert set(long.run(with_thing, range(8))) and opened() == before + 6
+
+            assert set(long.run(with_thing, range(8)))
+            assert opened() == before + 6
         assert list(client.run(left_open).values()) == [0, 0]
+
+
+def test_a_run_lets_go_what_a_killed_one_held(cluster: DaskProcesses) -> None:
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
         closed = cluster.log.read_text().count("closed")
         killed = (
             f"import os; from ser import engines; from ser.tests.stand_in import with_thing\n"
@@ -162,13 +181,26 @@ def test_resources(cluster: DaskProcesses) -> None:
     with engines.Cluster(cluster.address) as there:
         assert {"GPU": 1.0, "CPU": 8.0} in there.kinds
         assert set(there.run(worker_name, range(4), needs=lambda task: {"GPU": 1})) == {"b"}
-        for needs in ({"GPU": 2}, {"TPU": 1}):
-            begun = time.monotonic()
-            with pytest.raises(
-                WrongUse, match=rf"dask scheduler at .* has no worker with {next(iter(needs))}=\d"
-            ):
-                list(there.run(worker_name, range(4), needs=lambda task, needs=needs: needs))
-            assert time.monotonic() - begun < 50, "it waits for none, which would take a minute"
+
+
+@pytest.mark.parametrize(
+    ("resource", "amount"),
+    [
+        pytest.param("GPU", 2, id="more GPUs"),
+        pytest.param("TPU", 1, id="another kind"),
+    ],
+)
+def test_a_resource_that_no_worker_has_is_wrong_use(
+    cluster: DaskProcesses, resource: str, amount: int
+) -> None:
+    begun = time.monotonic()
+
+    with engines.Cluster(cluster.address) as connected:
+        message = rf"dask scheduler at .* has no worker with {resource}=\d"
+        with pytest.raises(WrongUse, match=message):
+            list(connected.run(worker_name, range(4), needs=lambda task: {resource: amount}))
+
+    assert time.monotonic() - begun < 50, "it waits for none, which would take a minute"
 
 
 def test_the_window_is_bounded(cluster: DaskProcesses) -> None:
@@ -177,9 +209,8 @@ def test_the_window_is_bounded(cluster: DaskProcesses) -> None:
         running = there.run(worker_name, tasks)
         for done in range(1, 9):
             next(running)
-            assert 2 * 2 <= 1000 - length_hint(tasks) - done <= 4 * 2, (
-                "2 to 4 tasks per thread, of 2 threads"
-            )
+            under_way = 1000 - length_hint(tasks) - done
+            assert 2 * 2 <= under_way <= 4 * 2, "2 to 4 tasks per thread, of 2 threads"
         running.close()
 
 
@@ -187,9 +218,8 @@ def test_a_sweep_trains_on_the_workers(
     cluster: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(tmp_path / "tiny", turns=24)
-    monkeypatch.chdir(
-        tmp_path
-    )  # the workers stand elsewhere: relative paths must be made absolute for them
+    # The workers stand elsewhere: relative paths must be made absolute for them.
+    monkeypatch.chdir(tmp_path)
     store = next(path.parent for path in Path().rglob("manifests"))
 
     def sweep(out: str):
@@ -199,23 +229,25 @@ def test_a_sweep_trains_on_the_workers(
     from distributed import Client
 
     assert len(list(run_sweep(sweep("near")))) == 4
-    outcomes, held = [], []
+    outcomes = []
+    held = []
     with Client(cluster.address, set_as_default=False) as client:
         for outcome in run_sweep(sweep("far"), scheduler=cluster.address):
             outcomes.append(outcome)
             held = list(client.run(loaded).values())
-        assert (
-            held and all(made <= 1 and features <= 2 for made, features in held) and (1, 2) in held
-        )
+        assert (1, 2) in held
+        for made, features in held:
+            assert made <= 1
+            assert features <= 2
         assert list(client.run(left_open).values()) == [0, 0]
-    assert len(outcomes) == 4 and not any(fault for _, fault in outcomes)
+    assert len(outcomes) == 4
+    assert not any(fault for _, fault in outcomes)
     names = {path.parent.name for path in Path("near").glob("*/result.json")}
-    assert (
-        names == {path.parent.name for path in Path("far").glob("*/result.json")}
-        and len(names) == 4
-    )
+    assert len(names) == 4
+    assert {path.parent.name for path in Path("far").glob("*/result.json")} == names
     for name in names:
-        near, far = (Path(out, name, "model.safetensors").read_bytes() for out in ("near", "far"))
+        near = Path("near", name, "model.safetensors").read_bytes()
+        far = Path("far", name, "model.safetensors").read_bytes()
         assert near == far
     assert list(run_sweep(sweep("far"), scheduler=cluster.address)) == []
 
@@ -241,32 +273,26 @@ def test_a_port_that_never_speaks_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert time.monotonic() - begun < 20
 
 
-def test_something_else_or_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distributed import Client
+@pytest.fixture
+def patient_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ser.engines.cluster.CONNECT_SECONDS", 1.0)
 
-    connect = Client.__init__
 
-    def soon(client: Client, address: str, timeout: str, **how: object) -> None:
-        connect(client, address, timeout="1s", **how)
-
-    monkeypatch.setattr(Client, "__init__", soon)
+def test_something_else_answers(patient_for_a_second: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
         def answer() -> None:
-            with server.accept()[0] as there:
-                there.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+            with server.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
 
         answering = threading.Thread(target=answer)
         answering.start()
-        with (
-            pytest.raises(SerError, match="no dask scheduler answers"),
-            engines.Cluster(f"tcp://127.0.0.1:{port}"),
-        ):
-            pass
+        with pytest.raises(SerError, match="no dask scheduler answers"):
+            engines.Cluster(f"tcp://127.0.0.1:{port}").__enter__()
         answering.join()
-    with (
-        pytest.raises(SerError, match="no dask scheduler answers"),
-        engines.Cluster("tcp://127.0.0.1:1"),
-    ):
-        pass
+
+
+def test_nobody_answers(patient_for_a_second: None) -> None:
+    with pytest.raises(SerError, match="no dask scheduler answers"):
+        engines.Cluster("tcp://127.0.0.1:1").__enter__()

@@ -1,6 +1,4 @@
-"""What makes the command line pleasant: defaults in a file, completion, the list of runs, the demo
-in one command.
-"""
+"""What makes the command line pleasant: defaults in a file, completion, lists of runs, the demo."""
 
 import errno
 import json
@@ -19,10 +17,12 @@ from click.testing import CliRunner
 
 from ser.cli import main
 from ser.commands.demo import STEPS
+from ser.disk.folders import remove_folder
+from ser.disk.locks import locked
 from ser.tests.command_line import ser
 from ser.tests.newcomer import run_of
 from ser.tests.test_docs import check_options
-from ser.train.run_folder import find_runs
+from ser.train.run_folder import Run, claimed, find_runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,40 +44,41 @@ def test_defaults_come_from_a_file_and_the_command_line_goes_before_them(
     (here / "features").rename(here / "elsewhere")
     section = "tool.ser." if file == "pyproject.toml" else ""
     head = "[tool.ser]\n" if section else ""
-    own = (
+    options = (
         'fusion = "text"\nfeatures = "mpnet"\nseeds = 2\n'
         'set = ["lr=1e-4", "d_model=16"]\nallow-missing = true\n'
     )
-    (here / file).write_text(f'{head}store = "elsewhere"\n[{section}train]\n{own}')
-    found = json.loads(ser("train", "--dry-run", "--json").stdout)
-    assert found["runs"] == 10
+    (here / file).write_text(f'{head}store = "elsewhere"\n[{section}train]\n{options}')
+
+    assert json.loads(ser("train", "--dry-run", "--json").stdout)["runs"] == 10
     assert json.loads(ser("train", "--dry-run", "--json", "--seeds", "1").stdout)["runs"] == 5
     shown = ser("train", "--settings").stdout
-    assert (
-        f"--store elsewhere (default of {file})" in shown
-        and f"--set d_model=16 (default of {file})" in shown
-    )
+    assert f"--store elsewhere (default of {file})" in shown
+    assert f"--set d_model=16 (default of {file})" in shown
     assert f"--allow-missing (default of {file})" in shown
-    both = json.loads(
-        ser("train", "--settings", "--json").stdout
-    )  # one value, though `text` is two fusions
-    assert [one["fusion"] for one in both] == ["text:token", "text:utterance"] and both[0][
-        "defaults"
-    ]["set"]
+
+    # One value, though `text` is two fusions.
+    both = json.loads(ser("train", "--settings", "--json").stdout)
+    assert [listed["fusion"] for listed in both] == ["text:token", "text:utterance"]
+    assert both[0]["defaults"]["set"]
     assert ser("cache", "list").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('fusion = "mit"', "options stand under theirs, such as [train]"),
-        ('[train]\nfusin = "mit"', "did you mean fusion?"),
-        ("[trian]\n", "did you mean train?"),
-        ("[train]\nset = 1", "set must be a list"),
-        ("[train]\nallow-missing = 1", "true or false"),
-        ("train = ", "not a TOML file"),
-        ('store = "a\\u0000b"', "not a TOML file (a text in it holds a NUL)"),
-        ("tool.ser = []", "ser must be a table"),
+        pytest.param(
+            'fusion = "mit"', "options stand under theirs, such as [train]", id="no command"
+        ),
+        pytest.param('[train]\nfusin = "mit"', "did you mean fusion?", id="an unknown option"),
+        pytest.param("[trian]\n", "did you mean train?", id="an unknown command"),
+        pytest.param("[train]\nset = 1", "set must be a list", id="no list"),
+        pytest.param("[train]\nallow-missing = 1", "true or false", id="no flag"),
+        pytest.param("train = ", "not a TOML file", id="no TOML"),
+        pytest.param(
+            'store = "a\\u0000b"', "not a TOML file (a text in it holds a NUL)", id="a NUL"
+        ),
+        pytest.param("tool.ser = []", "ser must be a table", id="no table"),
     ],
 )
 def test_a_wrong_file_of_defaults_is_told_in_one_sentence(
@@ -86,8 +87,12 @@ def test_a_wrong_file_of_defaults_is_told_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     file = "pyproject.toml" if text.startswith("tool") else "ser.toml"
     Path(file).write_text(text)
+
     done = ser("train", "--dry-run")
-    assert done.exit_code == 2 and said in done.stderr and file in done.stderr
+
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert file in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -129,21 +134,20 @@ def test_a_file_of_defaults_is_said_where_it_is_used(here: Path) -> None:
 def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     runs = find_runs("runs")
     listed = json.loads(ser("runs", "list", "--where", "target=class", "--json").stdout)
-    assert {Path(one["run"]).name for one in listed} == {run.name for run in runs}
-    for one in listed:
-        [run] = [run for run in runs if run.name == Path(one["run"]).name]
-        assert (
-            one["ua"] == 100 * run.result.ua
-            and one["finished"]
-            and one["fusion"] == run.config.fusion
-        )
-        assert one["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
-        assert one["ccc"] is None
+    assert {Path(entry["run"]).name for entry in listed} == {run.name for run in runs}
+    by_name = {run.name: run for run in runs}
+    for entry in listed:
+        run = by_name[Path(entry["run"]).name]
+        assert entry["ua"] == 100 * run.result.ua
+        assert entry["finished"]
+        assert entry["fusion"] == run.config.fusion
+        assert entry["bytes"] == sum(path.stat().st_size for path in run.path.iterdir())
+        assert entry["ccc"] is None
     assert ser("runs").stdout == ser("runs", "list", "runs").stdout
     assert all("macro-F1" in ser("runs", command, "runs").stdout for command in ("list", "compare"))
     for condition in ("fusion=mit", "features=hubert", "queries=3.0"):
-        [one] = json.loads(ser("runs", "list", "--where", condition, "--json").stdout)
-        assert one["fusion"] == "mit"
+        [entry] = json.loads(ser("runs", "list", "--where", condition, "--json").stdout)
+        assert entry["fusion"] == "mit"
     # A config leaves most settings out where they are at their defaults.
     assert len(json.loads(ser("runs", "list", "--where", "refit=false", "--json").stdout)) == len(
         runs
@@ -153,93 +157,140 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     assert set(table["differences"]["fusion"]) == {run.config.fusion for run in runs}
     assert "protocol" not in table["differences"]
     told = ser("runs", "compare", "runs").stdout.splitlines()
-    assert max(map(len, told)) <= 80 and sum(line.startswith("fusion ") for line in told) == 1
+    assert max(len(line) for line in told) <= 80
+    assert sum(line.startswith("fusion ") for line in told) == 1
 
 
 def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
     run = run_of(newcomer, "vad")
     [listed] = json.loads(ser("runs", "list", run.path, "--json").stdout)
-    assert listed["ccc"] == pytest.approx(sum(run.result.ccc.values()) / 3) and listed["ua"] is None
-    done = ser("runs", "list", run.path).stdout
-    assert "mean CCC" in done and f"{listed['ccc']:.3f}" in done and "\n1 run on " in done
+    assert listed["ccc"] == pytest.approx(sum(run.result.ccc.values()) / 3)
+    assert listed["ua"] is None
+
+    shown = ser("runs", "list", run.path).stdout
+    assert "mean CCC" in shown
+    assert f"{listed['ccc']:.3f}" in shown
+    assert "\n1 run on " in shown
 
 
-def test_only_runs_are_removed_and_none_that_is_trained(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ser.disk.folders import remove_folder
-    from ser.disk.locks import locked
-    from ser.train.run_folder import claimed
-
-    finished, unfinished = find_runs("runs")
-    (unfinished.path / "result.json").unlink()
+def test_only_runs_are_removed(here: Path) -> None:
+    [finished, _] = find_runs("runs")
     (here / "link").symlink_to(finished.path)
-    assert all(
-        "is not a run folder" in ser("runs", "remove", folder).stderr for folder in ("runs", "link")
-    )
-    assert "nothing to remove" in ser("runs", "prune").stdout  # it has just changed
+
+    for folder in ("runs", "link"):
+        assert "is not a run folder" in ser("runs", "remove", folder).stderr
+    assert "nothing to remove" in ser("runs", "remove", "runs", "--where", "fusion=other").stdout
+
+    mine = f"fusion={finished.config.fusion}"
+    assert finished.name in ser("runs", "remove", "runs", "--where", mine, "--dry-run").stdout
+    assert finished.path.exists()
+
+
+@pytest.fixture
+def unfinished(here: Path) -> Run:
+    """One of the two runs, without its result."""
+    [_, run] = find_runs("runs")
+    (run.path / "result.json").unlink()
+    return run
+
+
+def test_what_has_just_changed_or_is_trained_stays(unfinished: Run) -> None:
+    assert "nothing to remove" in ser("runs", "prune").stdout, "it has just changed"
+
     with locked(unfinished.path / "lock"):
         assert "nothing to remove" in ser("runs", "prune", "--days", "0").stdout
-        assert (
-            "is being trained or removed" in ser("runs", "remove", f"runs/{unfinished.name}").stderr
-        )
-    assert (
-        unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout
-        and unfinished.path.exists()
-    )
-    began, waits = list[bool](), shutil.copytree(unfinished.path, here / "other" / unfinished.name)
+        refused = ser("runs", "remove", f"runs/{unfinished.name}")
+        assert "is being trained or removed" in refused.stderr
+
+    assert unfinished.name in ser("runs", "prune", "--days", "0", "--dry-run").stdout
+    assert unfinished.path.exists()
+
+
+def test_a_training_waits_until_its_folder_is_removed(
+    unfinished: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It then begins in a folder of its own."""
+    folder = Path(shutil.copytree(unfinished.path, here / "other" / unfinished.name))
+    began: list[bool] = []
 
     def train() -> None:
-        with claimed(waits) as run:
+        with claimed(folder) as run:
             began.append(run.path.exists())
 
-    def removed_meanwhile(*folders: Path, on_move: Callable[[], object]) -> None:
-        trains.start()
-        trains.join(0.5)
+    training = threading.Thread(target=train)
+
+    def remove_while_it_waits(*folders: Path, on_move: Callable[[], object]) -> None:
+        training.start()
+        training.join(0.5)
         assert not began
         remove_folder(*folders, on_move=on_move)
 
-    trains = threading.Thread(target=train)
     with monkeypatch.context() as patch:
-        patch.setattr("ser.train.remove_runs.remove_folder", removed_meanwhile)
+        patch.setattr("ser.train.remove_runs.remove_folder", remove_while_it_waits)
         assert "removed other" in ser("runs", "prune", "other", "--days", "0").stdout
-    trains.join()
-    assert began == [True] and [path.name for path in waits.iterdir()] == ["lock"]
-    makers = iter([lambda path: None, Path.mkdir])  # first it is gone before the lock is made
-    with monkeypatch.context() as patch:
-        patch.setattr("ser.disk.locks.make_folder", lambda path: next(makers)(path))
-        with claimed(here / "gone") as run:
-            assert (run.path / "lock").exists()
+    training.join()
+
+    assert began == [True]
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+def test_a_folder_that_goes_before_its_lock_is_made_is_made_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = iter([lambda path: None, Path.mkdir])
+    monkeypatch.setattr("ser.disk.locks.make_folder", lambda path: next(makers)(path))
+
+    with claimed(here / "gone") as run:
+        assert (run.path / "lock").exists()
+
+
+def test_a_run_with_a_pipe_and_a_link_is_removed(unfinished: Run, here: Path) -> None:
+    """Nobody waits for the pipe."""
     (unfinished.path / "lock").unlink()
-    os.mkfifo(unfinished.path / "lock")  # nobody waits for it
-    (unfinished.path / ".0.part").symlink_to(
-        "gone"
-    )  # as a file is that a training has just put in its place
+    os.mkfifo(unfinished.path / "lock")
+    # As a file is that a training has just put in its place.
+    (unfinished.path / ".0.part").symlink_to("gone")
+
     assert len(json.loads(ser("runs", "list", "--json").stdout)) == 2
     ser("runs", "prune", "--days", "0")
-    assert not unfinished.path.exists() and not list((here / "runs" / ".tmp" / "tmp").iterdir())
-    assert "nothing to remove" in ser("runs", "remove", "runs", "--where", "fusion=other").stdout
-    mine = f"fusion={finished.config.fusion}"
-    assert finished.name in ser("runs", "remove", "runs", "--where", mine, "--dry-run").stdout
-    shutil.rmtree(here / "runs" / ".tmp")
-    os.chdir(finished.path)
-    monkeypatch.setattr(
-        Path, "mkdir", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-    )
-    assert ser("runs", "remove", ".", f"../{finished.name}").stdout.startswith("removed . (")
-    assert not finished.path.exists()
+
+    assert not unfinished.path.exists()
+    assert not list((here / "runs" / ".tmp" / "tmp").iterdir())
 
 
-def test_the_shell_completes_options_and_their_choices() -> None:
-    for begun, completed in {"train --fu": ["--fusion"], "features --backend h": ["hdf5"]}.items():
-        words = f"ser {begun}"
-        asked = {
-            "_SER_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(words.split()) - 1),
-        }
-        done = CliRunner(env=asked).invoke(main, [], prog_name="ser")
-        assert done.stdout.split() == [f"plain,{value}" for value in completed]
+def test_a_run_is_removed_from_within_on_a_full_disk(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [finished, _] = find_runs("runs")
+    folder = finished.path.absolute()
+    shutil.rmtree(here / "runs" / ".tmp", ignore_errors=True)
+    monkeypatch.chdir(folder)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "mkdir", Mock(side_effect=full))
+
+    done = ser("runs", "remove", ".", f"../{finished.name}")
+
+    assert done.stdout.startswith("removed . (")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        pytest.param("ser train --fu", "--fusion", id="an option"),
+        pytest.param("ser features --backend h", "hdf5", id="a choice"),
+    ],
+)
+def test_the_shell_completes(line: str, completed: str) -> None:
+    environment = {
+        "_SER_COMPLETE": "bash_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+    }
+
+    done = CliRunner(env=environment).invoke(main, [], prog_name="ser")
+
+    assert done.stdout.split() == [f"plain,{completed}"]
 
 
 def test_the_demo_is_commands_that_exist() -> None:

@@ -1,5 +1,4 @@
-"""What the documentation says is so: every block runs, every command and option has its line, every
-message exists.
+"""What the documentation says is so: every block runs, every option and message exists.
 
 A block that begins with `# not run in the tests: …` is not run. Blocks of a page run one after the
 other in one folder as the quick start leaves it; `ser …` runs in this process, Python blocks share
@@ -59,8 +58,12 @@ def blocks(page: str) -> Iterator[Block]:
 
 def commands(text: str) -> list[list[str]]:
     """The command lines of a shell block, continuation lines joined, comments left out."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            found.append(words)
+    return found
 
 
 @pytest.fixture
@@ -70,9 +73,13 @@ def registries() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(b.language in RUN for b in blocks(page))]
-)
+def pages_that_run() -> list[str]:
+    """The pages with a block that is run."""
+    languages = {page: {block.language for block in blocks(page)} for page in PAGES}
+    return [page for page in PAGES if languages[page] & RUN]
+
+
+@pytest.mark.parametrize("page", pages_that_run())
 def test_every_block_of_the_page_runs(
     page: str, newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
 ) -> None:
@@ -89,70 +96,105 @@ def test_every_block_of_the_page_runs(
         if block.language == "python":
             exec(compile(block.text, block.where, "exec"), names)
         elif block.language == "sh":
-            for words in commands(block.text):
-                assert words[0] == "ser", f"{block.where}: only ser is run here, not {words[0]}"
-                done = ser(*_stand_in(words[1:]))
-                assert done.exit_code == 0, (
-                    f"{block.where}: {shlex.join(words)}\n{done.output}\n{done.exception!r}"
-                )
-                if words[:3] == ["ser", "corpus", "demo"]:
-                    shrink(Path(words[3]))
+            run_commands(block)
 
 
-def _stand_in(words: list[str]) -> Iterator[str]:
-    """What is on this machine for a path on the reader's; one epoch of one fold shows as well as
-    many that it runs.
+def run_commands(block: Block) -> None:
+    """Run the commands of a shell block; each must work."""
+    for words in commands(block.text):
+        assert words[0] == "ser", f"{block.where}: only ser is run here, not {words[0]}"
+
+        done = ser(*as_here(words[1:]))
+        where = f"{block.where}: {shlex.join(words)}\n{done.output}\n{done.exception!r}"
+        assert done.exit_code == 0, where
+        if words[:3] == ["ser", "corpus", "demo"]:
+            shrink(Path(words[3]))
+
+
+def as_here(words: list[str]) -> list[str]:
+    """The command with what is on this machine for a path on the reader's.
+
+    One epoch of one fold shows as well as many that it runs.
     """
-    for before, word in zip(["", *words], words, strict=False):
+    changed = []
+    previous = ""
+    for word in words:
         option, equals, value = word.rpartition("=")
-        yield "1" if before == "--epochs" else f"{option}{equals}{STAND_INS.get(value, value)}"
+        if previous == "--epochs":
+            changed.append("1")
+        else:
+            changed.append(f"{option}{equals}{STAND_INS.get(value, value)}")
+        previous = word
+
     if words[:1] == ["train"] and "--folds" not in words:
-        yield from ("--folds", "1")
+        changed += ["--folds", "1"]
+    return changed
 
 
-def test_blocks_run_or_say_why_not_and_would_be_understood() -> None:
-    found = [block for page in PAGES for block in blocks(page)]
-    for block in found:
+def all_blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        found += blocks(page)
+    return found
+
+
+def test_each_block_says_its_language_and_its_file() -> None:
+    for block in all_blocks():
         assert block.language in RUN | {"text", "mermaid"}, f"{block.where}: what language is this?"
-        assert block.name or block.language not in ("toml", "csv"), (
-            f"{block.where}: name the file above, as `mine.toml`:"
-        )
-        if block.text.startswith(NOT_RUN):
-            assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 5, (
-                f"{block.where}: why is it not run?"
-            )
-            for words in commands(block.text) if block.language == "sh" else ():
-                if words[0] == "ser":
-                    check_options(words[1:], block.where)
-    found = [block for block in found if block.language in ("sh", "python")]
-    assert sum(block.text.startswith(NOT_RUN) for block in found) <= len(found) / 5
+        if block.language in ("toml", "csv"):
+            assert block.name, f"{block.where}: name the file above, as `mine.toml`:"
+
+
+def test_what_is_not_run_says_why_and_would_be_understood() -> None:
+    for block in all_blocks():
+        if not block.text.startswith(NOT_RUN):
+            continue
+        first_line = block.text.splitlines()[0]
+        assert len(first_line) > len(NOT_RUN) + 5, f"{block.where}: why is it not run?"
+        if block.language != "sh":
+            continue
+        for words in commands(block.text):
+            if words[0] == "ser":
+                check_options(words[1:], block.where)
+
+
+def test_most_blocks_are_run() -> None:
+    programs = [block for block in all_blocks() if block.language in ("sh", "python")]
+    not_run = [block for block in programs if block.text.startswith(NOT_RUN)]
+    assert len(not_run) <= len(programs) / 5
 
 
 def check_options(words: list[str], where: str) -> None:
     command: click.Command = main
     while isinstance(command, click.Group):
         assert words[0] in command.commands, f"{where}: no command {words[0]}"
-        command, words = command.commands[words[0]], words[1:]
-    known = {option for param in command.params for option in param.opts}
+        command = command.commands[words[0]]
+        words = words[1:]
+
+    known: set[str] = set()
+    for parameter in command.params:
+        known.update(parameter.opts)
     for word in words:
-        assert not word.startswith("--") or word in known, (
-            f"{where}: {command.name} has no option {word}"
-        )
+        if word.startswith("--"):
+            assert word in known, f"{where}: {command.name} has no option {word}"
 
 
-def test_links_lead_somewhere_and_the_readme_leads_to_each_page() -> None:
+def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):
+        text = (DOCS / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)", text):
             assert target.startswith("https://") or (DOCS / target).exists(), f"{page}: {target}"
-        assert page == "README.md" or f"]({page})" in (DOCS / "README.md").read_text(), (
-            f"docs/README.md lacks {page}"
-        )
+
+
+def test_the_readme_leads_to_each_page() -> None:
+    text = (DOCS / "README.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert page == "README.md" or f"]({page})" in text, f"docs/README.md lacks {page}"
 
 
 def test_every_file_that_the_architecture_names_is_there() -> None:
-    named = re.findall(
-        r"`([\w/]+\.(?:py|md)|[\w/]+/)`", (DOCS / "architecture.md").read_text(encoding="utf-8")
-    )
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.(?:py|md)|[\w/]+/)`", text)
     root = DOCS.parent
     rooms = [root, root / "cache/tools", root / "extract/corpora", *root.glob("train/*/")]
     rooms += [path for path in root.glob("*/") if (path / "__init__.py").exists()]
@@ -180,28 +222,31 @@ def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Comma
     ("name", "command"), [pytest.param(*leaf, id=leaf[0]) for leaf in leaves(main, "ser")]
 )
 def test_every_command_shows_an_example(name: str, command: click.Command) -> None:
-    help_ = command.help or ""
-    examples = [
-        line
-        for line in help_.splitlines()
-        if f" {name} " in f" {line} " or line.rstrip().endswith(f" {name}")
-    ]
-    assert "Example" in help_ and examples, f"{name} --help shows no example"
+    text = command.help or ""
+    examples = []
+    for line in text.splitlines():
+        if f" {name} " in f" {line} " or line.rstrip().endswith(f" {name}"):
+            examples.append(line)
+
+    assert "Example" in text, f"{name} --help shows no example"
+    assert examples, f"{name} --help shows no example"
     for line in examples:
         check_options(shlex.split(line.partition("ser ")[2]), f"{name} --help")
 
 
+def messages() -> str:
+    """What the source says, without docstrings; a message over several lines is one."""
+    source = []
+    for path in PATHS:
+        text = path.read_text(encoding="utf-8")
+        source.append(re.sub(r'""".*?"""', "", text, flags=re.S))
+    return re.sub(r'"\s*\n\s*f?"', "", "\n".join(source)).replace("`", "")
+
+
 def test_every_message_in_troubleshooting_is_one_that_ser_says() -> None:
-    source = "\n".join(
-        re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.S) for path in PATHS
-    )
-    # Literals that continue on the next line are one message.
-    said = re.sub(r'"\s*\n\s*f?"', "", source).replace("`", "")
-    rows = [
-        line
-        for line in (DOCS / "troubleshooting.md").read_text().splitlines()
-        if line.startswith("| `")
-    ]
+    said = messages()
+    lines = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
     assert len(rows) > 15
     for row in rows:
         for message in re.findall(r"`([^`]+)`", row.split("|")[1]):
@@ -211,12 +256,14 @@ def test_every_message_in_troubleshooting_is_one_that_ser_says() -> None:
 @pytest.mark.parametrize(
     ("words", "nearest"),
     [
-        ("featurs corpus", "features"),
-        ("cache lst", "list"),
-        ("train --fusin mit", "--fusion"),
-        ("train --fusion mitt --settings", "did you mean mit?"),
+        pytest.param("featurs corpus", "features", id="a command"),
+        pytest.param("cache lst", "list", id="a command of a group"),
+        pytest.param("train --fusin mit", "--fusion", id="an option"),
+        pytest.param("train --fusion mitt --settings", "did you mean mit?", id="a fusion"),
     ],
 )
 def test_unknown_names_suggest_the_nearest(words: str, nearest: str) -> None:
     done = ser(*words.split())
-    assert done.exit_code == 2 and nearest in done.output, done.output
+
+    assert done.exit_code == 2
+    assert nearest in done.output, done.output

@@ -61,15 +61,21 @@ class Canary:
 
 def test_random_weights_are_marked_and_deterministic(hubert: Path, tmp_path: Path) -> None:
     again = write_random_checkpoint(tmp_path / "hubert", "hubert")
-    one, two = find_checkpoint(hubert), find_checkpoint(again)
-    assert one.random and one.digest == two.digest and one.architecture == "hubert"
+    other = write_random_checkpoint(tmp_path / "other", "hubert", seed=1)
+    checkpoint = find_checkpoint(hubert)
+
+    assert checkpoint.random
+    assert checkpoint.architecture == "hubert"
+    assert find_checkpoint(again).digest == checkpoint.digest
     assert (hubert / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
-    assert (
-        find_checkpoint(write_random_checkpoint(tmp_path / "other", "hubert", seed=1)).digest
-        != one.digest
-    )
-    norms = [m.weight for m in load_encoder(one).modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert all(weight.std() > 0.05 for weight in norms)
+    assert find_checkpoint(other).digest != checkpoint.digest
+
+
+def test_random_norms_are_not_ones(hubert: Path) -> None:
+    """Else a test would pass on an encoder that leaves one out."""
+    for module in load_encoder(find_checkpoint(hubert)).modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            assert module.weight.std() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -127,20 +133,28 @@ def test_the_digest_is_of_the_tensors_not_of_the_file(copy: Path) -> None:
         find_checkpoint(copy)
 
 
-def test_refusals(copy: Path, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
     with pytest.raises(WrongUse, match="no such folder"):
         find_checkpoint(tmp_path / "a b" / "c")
-    (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"no config\.json"):
         find_checkpoint(tmp_path / "empty")
     with pytest.raises(WeightsError, match="no such folder"):
         find_checkpoint(copy / "config.json")
+
+
+def test_a_pickle_alone_is_refused(copy: Path) -> None:
+    """Beside safetensors it is not looked at."""
     (copy / "model.safetensors").rename(copy / "kept")
     (copy / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"no model\.safetensors.* `ser weights convert .* DIR`"):
         find_checkpoint(copy)
     (copy / "kept").rename(copy / "model.safetensors")
-    assert find_checkpoint(copy)  # safetensors beside a pickle: the pickle is not looked at
+    assert find_checkpoint(copy)
+
+
+def test_code_of_a_repository_is_refused(copy: Path) -> None:
     edit(copy / "config.json", auto_map={"AutoModel": "evil.Model"})
     with pytest.raises(WeightsError, match="auto_map"):
         find_checkpoint(copy)
@@ -173,15 +187,28 @@ def test_an_impossible_number_in_a_config_is_refused(copy: Path, name: str, valu
 def test_damaged_files_are_refused(copy: Path) -> None:
     file = copy / "model.safetensors"
     data = file.read_bytes()
-    for damaged in (data[:-10], (1 << 60).to_bytes(8, "little") + data[8:], b""):
+    endless_header = (1 << 60).to_bytes(8, "little") + data[8:]
+    for damaged in (data[:-10], endless_header, b""):
         file.write_bytes(damaged)
         with pytest.raises(WeightsError, match="not a readable safetensors"):
             find_checkpoint(copy)
-    file.unlink()
-    for index in ("[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": "gone.safetensors"}}'):
-        (copy / "model.safetensors.index.json").write_text(index)
-        with pytest.raises(WrongUse, match=r"as a JSON object|copy the whole folder"):
-            find_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param("[]", id="a list"),
+        pytest.param("{}", id="no map"),
+        pytest.param('{"weight_map": ["a"]}', id="a map that is a list"),
+        pytest.param('{"weight_map": {"a": "gone.safetensors"}}', id="a file that is gone"),
+    ],
+)
+def test_a_damaged_index_is_refused(copy: Path, index: str) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(index)
+
+    with pytest.raises(WrongUse, match=r"as a JSON object|copy the whole folder"):
+        find_checkpoint(copy)
 
 
 def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
@@ -192,27 +219,40 @@ def test_a_missing_weight_is_never_filled_in_at_random(copy: Path) -> None:
         load_encoder(find_checkpoint(copy))
 
 
-@pytest.mark.parametrize(("offline", "tried"), [("1", False), ("0", True)])
-def test_offline_and_without_a_network(
-    hubert: Path, tmp_path: Path, offline: str, tried: bool
+FIND_WITHOUT_A_NETWORK = """
+import socket
+from ser.errors import WeightsError
+from ser.weights.find import find_checkpoint
+from ser.weights.hub_cache import list_checkpoints
+
+def refuse(*a, **k):
+    print('NETWORK')
+    raise OSError('no network')
+
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+checkpoint = find_checkpoint('some/hubert')
+print(checkpoint.model, checkpoint.digest)
+[cached] = list_checkpoints()
+print(cached.model, cached.architecture, cached.fault)
+try:
+    find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')
+except WeightsError as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.parametrize(
+    ("offline", "is_tried"),
+    [pytest.param("1", False, id="offline"), pytest.param("0", True, id="without a network")],
+)
+def test_what_is_cached_is_found_without_a_network(
+    hubert: Path, tmp_path: Path, offline: str, is_tried: bool
 ) -> None:
-    """What is cached is found; else a sentence says how to point at a copy. HF_HUB_OFFLINE: no
-    connection is tried.
+    """For another a sentence says how to point at a copy. HF_HUB_OFFLINE: nothing is tried.
 
     In a fresh interpreter: Hugging Face reads its variables when it is imported.
     """
-    code = (
-        "import socket\nfrom ser.errors import WeightsError\n"
-        "from ser.weights.find import find_checkpoint\n"
-        "from ser.weights.hub_cache import list_checkpoints\n"
-        "def refuse(*a, **k): print('NETWORK'); raise OSError('no network')\n"
-        "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "c = find_checkpoint('some/hubert'); print(c.model, c.digest)\n"
-        "[cached] = list_checkpoints()\n"
-        "print(cached.model, cached.architecture, cached.fault)\n"
-        "try: find_checkpoint('facebook/hubert-base-ls960', '--model hubert=PATH')\n"
-        "except WeightsError as fault: print(fault)\n"
-    )
     cache = tmp_path / "hub" / "models--some--hubert"
     shutil.copytree(hubert, cache / "snapshots" / ("a" * 40))
     (cache / "refs").mkdir()
@@ -224,19 +264,20 @@ def test_offline_and_without_a_network(
         "HF_HUB_OFFLINE": offline,
     }
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FIND_WITHOUT_A_NETWORK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
+
     lines = done.stdout.splitlines()
-    first, second, told = [line for line in lines if line != "NETWORK"]
-    assert (
-        first == f"some/hubert {find_checkpoint(hubert).digest}"
-        and second == "some/hubert hubert None"
-    )
-    assert (
-        "--model hubert=PATH" in told
-        and "facebook/hubert-base-ls960" in told
-        and ("NETWORK" in lines) == tried
-    )
+    assert ("NETWORK" in lines) == is_tried
+    found, listed, message = [line for line in lines if line != "NETWORK"]
+    assert found == f"some/hubert {find_checkpoint(hubert).digest}"
+    assert listed == "some/hubert hubert None"
+    assert "--model hubert=PATH" in message
+    assert "facebook/hubert-base-ls960" in message
 
 
 def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:
