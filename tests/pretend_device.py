@@ -63,7 +63,10 @@ PATCHED = {
 class Pretend(Tensor):
     """A tensor on the pretend device; `inner` holds its values."""
 
-    device, is_cuda, is_cpu, is_meta = DEVICE, True, False, False
+    device = DEVICE
+    is_cuda = True
+    is_cpu = False
+    is_meta = False
     inner: Tensor
 
     @staticmethod
@@ -88,8 +91,9 @@ class Pretend(Tensor):
 
 
 def _cast(name: str, dtype: torch.dtype | None) -> Any:
-    """What stands before an operation under autocast: floats become `dtype`; None is the widest of
-    them.
+    """What stands before an operation under autocast: floats become `dtype`.
+
+    None is the widest of them.
     """
     name, _, overload = name.partition(".")
     op = getattr(getattr(aten, name), overload or "default")
@@ -100,16 +104,18 @@ def _cast(name: str, dtype: torch.dtype | None) -> Any:
             raise RuntimeError(
                 f"{name}: cuDNN computes it in float16 under autocast; leave autocast before"
             )
-        there = {x.dtype for x in tree_leaves(args) if isinstance(x, Tensor)} & {
-            torch.bfloat16,
-            torch.float,
-        }
-        into = dtype or (torch.float if torch.float in there else torch.bfloat16)
+
+        dtypes = {leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+        floats = dtypes & {torch.bfloat16, torch.float}
+        widest = torch.float if torch.float in floats else torch.bfloat16
+
+        def convert(leaf: Any) -> Any:
+            if isinstance(leaf, Pretend) and leaf.dtype in floats:
+                return leaf.to(dtype or widest)
+            return leaf
+
         with torch._C._ExcludeDispatchKeyGuard(without):
-            args = tree_map(
-                lambda x: x.to(into) if isinstance(x, Pretend) and x.dtype in there else x, args
-            )
-            return op(*args, **kwargs)
+            return op(*tree_map(convert, args), **kwargs)
 
     return call
 
@@ -139,15 +145,19 @@ def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 class Gpu(TorchDispatchMode):
-    """The pretend device, while entered; so many `downloads`, copies to the CPU, and `waits` for a
-    number may be.
+    """The pretend device, while entered.
+
+    So many `downloads`, copies to the CPU, and `waits` for a number may be.
     """
 
     def __init__(self, downloads: float = 0, waits: float = 0) -> None:
         super().__init__()
         self._waits = waits
-        self.operations, self.uploads, self.downloads = Counter[str](), Counter[str](), 0
-        self._allowed, self._pinned = downloads, WeakIdKeyDictionary()
+        self._allowed_downloads = downloads
+        self._pinned = WeakIdKeyDictionary()
+        self.operations = Counter[str]()
+        self.uploads = Counter[str]()
+        self.downloads = 0
 
     def __enter__(self) -> "Gpu":
         self._cuda = patch.multiple(torch.cuda, **PATCHED)
@@ -156,10 +166,10 @@ class Gpu(TorchDispatchMode):
             torch.__future__.get_overwrite_module_params_on_conversion(),
             torch._C._only_lift_cpu_tensors(),
         )
-        torch.__future__.set_overwrite_module_params_on_conversion(
-            True
-        )  # a Parameter's `data` keeps its own class
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) is sent as any other
+        # A Parameter's `data` keeps its own class.
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        # torch.tensor(…, device=…) is sent as any other.
+        torch._C._set_only_lift_cpu_tensors(True)
         self._instead = torch.library.Library("aten", "IMPL")
         for names, dtype in (
             (LOWER, torch.bfloat16),
@@ -188,82 +198,83 @@ class Gpu(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         leaves, nest = tree_flatten((args, kwargs))
-        there = [x for x in leaves if isinstance(x, Pretend)]
-        here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretend)]
-        asked = kwargs.get("device")
-        onto = (
-            bool(there) if asked is None else torch.device(asked).type in ("cuda", "meta")
-        )  # C++ says meta
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        there = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
+        here = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
+
+        device = kwargs.get("device")
+        onto = bool(there)
+        if device is not None:
+            # C++ says meta.
+            onto = torch.device(device).type in ("cuda", "meta")
         copies = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.is_pinned.default:
             return args[0] in self._pinned
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            super().__enter__()  # in inference mode, what is made of other operations comes whole
+            # In inference mode, what is made of other operations comes whole.
+            super().__enter__()
             try:
                 return func.decompose(*args, **kwargs)
             finally:
                 super().__exit__(None, None, None)
         if func is aten.copy_.default:
             onto = isinstance(args[0], Pretend)
-        elif there and [x for x in here if x.ndim or torch.Tag.pointwise not in func.tags]:
+        elif there and any(tensor.ndim or torch.Tag.pointwise not in func.tags for tensor in here):
             raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+
         if there and self._waiting(func, args, kwargs):
             self._waits -= 1
             if self._waits < 0:
                 raise RuntimeError(f"{func}: waits for a value from the GPU")
         if copies and there and not onto:
             self.downloads += 1
-            if self.downloads > self._allowed:
+            if self.downloads > self._allowed_downloads:
                 raise RuntimeError(f"{func}: waits for the GPU to send values to the CPU")
         if copies and onto and here:
-            self.uploads[
-                "at once" if kwargs.get("non_blocking") or args[2:] == (True,) else "waiting"
-            ] += 1
-        alike = (
-            func is aten._to_copy.default
-            and onto
-            and there
-            and kwargs.get("dtype") in (None, there[0].dtype)
-        )
-        if alike:  # a real GPU's `.to` sees that it is there already
+            at_once = kwargs.get("non_blocking") or args[2:] == (True,)
+            self.uploads["at once" if at_once else "waiting"] += 1
+
+        is_move = func is aten._to_copy.default and onto and there
+        # A real GPU's `.to` sees that it is there already.
+        if is_move and kwargs.get("dtype") in (None, there[0].dtype):
             return args[0]
+
         if onto and not func.is_view:
             self.operations[str(func)] += 1
-        pinned = kwargs.get("pin_memory") or func in (
-            aten._pin_memory.default,
-            aten.pin_memory.default,
-        )
-        plain, kwargs = tree_unflatten(
-            [x.inner if isinstance(x, Pretend) else x for x in leaves], nest
-        )
-        for name, instead in (("device", torch.device("cpu")), ("pin_memory", False)):
-            if kwargs.get(name):
-                kwargs[name] = instead
-        if func in (aten._pin_memory.default, aten.pin_memory.default):
+
+        pins = func in (aten._pin_memory.default, aten.pin_memory.default)
+        is_pinned = kwargs.get("pin_memory") or pins
+        inner = [leaf.inner if isinstance(leaf, Pretend) else leaf for leaf in leaves]
+        plain, kwargs = tree_unflatten(inner, nest)
+        if kwargs.get("device"):
+            kwargs["device"] = torch.device("cpu")
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        if pins:
             func = aten.clone.default
-        wrappers = {id(x.inner): x for x in there}
+        wrappers = {id(tensor.inner): tensor for tensor in there}
 
-        def given(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            if pinned:
-                self._pinned[x] = True
+        def wrap(result: Any) -> Any:
+            if not isinstance(result, Tensor):
+                return result
+            if is_pinned:
+                self._pinned[result] = True
             if not onto:
-                return x
-            return wrappers[id(x)] if id(x) in wrappers else Pretend(x)
+                return result
+            # An operation in place gives back what it was given.
+            return wrappers[id(result)] if id(result) in wrappers else Pretend(result)
 
-        return tree_map(given, func(*plain, **kwargs))
+        return tree_map(wrap, func(*plain, **kwargs))
 
     @staticmethod
     def _waiting(func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether an operation waits until the GPU has sent a value or a shape."""
         if torch.Tag.dynamic_output_shape in func.tags or "index_put" in str(func):
-            by_mask = any(
-                getattr(x, "dtype", None) in (torch.bool, torch.uint8)
-                for x in tree_leaves(args[1:2])
-            )
-            filled = (
-                "index_put" in str(func) and args[2].numel() == 1
-            )  # CUDA fills one value in by the mask itself
+            indices = tree_leaves(args[1:2])
+            masks = (torch.bool, torch.uint8)
+            by_mask = any(getattr(index, "dtype", None) in masks for index in indices)
+            # CUDA fills one value in by the mask itself.
+            filled = "index_put" in str(func) and args[2].numel() == 1
             known = "index" in str(func) or kwargs.get("output_size") is not None
             return (by_mask and not filled) or not known
         return torch.Tag.data_dependent_output in func.tags

@@ -203,9 +203,7 @@ def test_a_scheduler_that_freezes_is_told(
 
 
 def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
-    """The command itself, on two workers of its own, of which one utterance kills every one that
-    touches it.
-    """
+    """The command itself, on two workers: one utterance kills each that touches it."""
     corpus = write_corpus(tmp_path / "corpus", ["one two three", "[kill] me", "this is [bad]"])
     environment = {**os.environ, "SER_STAND_IN_LOG": str(tmp_path / "log")}
     command = ser_features(
@@ -216,7 +214,7 @@ def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
     )
     addresses: set[str] = set()
     while process.poll() is None:
-        addresses |= listening([one.pid for one in tree(process.pid)])
+        addresses |= listening([started.pid for started in tree(process.pid)])
         time.sleep(0.2)
     told = process.stdout.read()
     assert process.returncode == 3, told
@@ -224,12 +222,14 @@ def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
     assert not any(word in told for word in ("KilledWorker", "Traceback", "Warning", "INFO"))
     store = open_store(tmp_path / "store")
     quarantined = store["standin"].quarantined(store.manifest())
-    assert set(quarantined) == {"u001", "u002"} and quarantined["u002"] == "it says [bad]"
+    assert set(quarantined) == {"u001", "u002"}
+    assert quarantined["u002"] == "it says [bad]"
     assert store["standin"].rows(store.manifest()) == 1
-    assert addresses and addresses <= {"127.0.0.1", "::1"}
-    opened = [
-        line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("opened")
-    ]
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1"}
+
+    lines = (tmp_path / "log").read_text().splitlines()
+    opened = [line for line in lines if line.startswith("opened")]
     assert len(opened) == len(set(opened)) > 3, "each process opens the extractor once"
 
 
@@ -255,9 +255,7 @@ def test_the_only_worker_with_a_resource_dies_and_comes_back(
 def test_what_is_not_there_is_waited_for(
     processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any worker; then the one with the GPU, killed twice without a nanny, while a plain one is
-    there all the time.
-    """
+    """Any worker; then the one with the GPU, killed twice, while a plain one is there."""
     monkeypatch.setattr("ser.engines.cluster.POLL_SECONDS", 0.2)
     processes.scheduler()
     with pytest.raises(SerError, match=r"has no worker; .*: start one by `dask worker tcp://127"):
@@ -281,14 +279,14 @@ def test_what_is_not_there_is_waited_for(
             SerError, match="has no worker with GPU=1; what was finished is kept"
         ) as fault:
             list(running)
-    assert '--resources "GPU=1"` and run again' in str(fault.value) and not isinstance(
-        fault.value, WrongUse
-    )
+    assert '--resources "GPU=1"` and run again' in str(fault.value)
+    assert not isinstance(fault.value, WrongUse)
 
 
 def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
-    """A terminal tells every process of the group, also a worker that was started again; and people
-    press it twice.
+    """A terminal tells every process of the group, and people press it twice.
+
+    Also a worker hears of it that was started again.
     """
     # Of these most are never reached.
     corpus = write_corpus(tmp_path / "corpus", slow_texts(800, 0.3), [0.02] * 800)
@@ -305,7 +303,7 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
 
     wait_for(lambda: len(parts(tmp_path / "store")) > 1)
     first = workers()
-    send(min(first, key=lambda one: one.pid))
+    send(min(first, key=lambda worker: worker.pid))
     wait_for(lambda: workers() - first and len(workers()) == 2)
     there = len(parts(tmp_path / "store"))
     wait_for(lambda: len(parts(tmp_path / "store")) > there)
@@ -349,16 +347,17 @@ def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_p
     last = sweep.tasks[-1].run.path / "lock"
     last.parent.mkdir(parents=True)
 
+    def results() -> list[Path]:
+        return list((tmp_path / "runs").glob("*/result.json"))
+
     def harm() -> None:
-        with locked(last):  # nobody trains the last run meanwhile
-            wait_for(lambda: list((tmp_path / "runs").glob("*/result.json")))
-            stamps.update(
-                {
-                    file: file.stat().st_mtime_ns
-                    for file in (tmp_path / "runs").glob("*/result.json")
-                }
-            )
-            if worker := worker_of(nanny):
+        # Nobody trains the last run meanwhile.
+        with locked(last):
+            wait_for(results)
+            for file in results():
+                stamps[file] = file.stat().st_mtime_ns
+            worker = worker_of(nanny)
+            if worker is not None:
                 worker.kill()
 
     with meanwhile(harm):
@@ -384,9 +383,7 @@ def test_a_worker_of_local_that_freezes_is_missed() -> None:
 
 @pytest.mark.slow
 def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_path: Path) -> None:
-    """Somebody restarts the cluster: dask cancels every task of everyone, without a fault of its
-    own.
-    """
+    """Somebody restarts the cluster: dask cancels every task, without a fault of its own."""
     from distributed import Client
 
     corpus = write_corpus(tmp_path / "corpus", slow_texts(24, 0.2))
@@ -408,33 +405,33 @@ def test_leases_that_dask_forgets_are_taken_anew(processes: DaskProcesses, tmp_p
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(5))
 def test_torture(processes: DaskProcesses, tmp_path: Path, seed: int) -> None:
-    """Workers killed and frozen at random, as soon as more is published: also on a quiet machine
-    before the end.
+    """Workers killed and frozen at random, as soon as more is published.
 
-    The scheduler's own death has a test above.
+    So it is before the end on a quiet machine too. The scheduler's own death has a test above.
     """
     processes.environment |= MISSED_SOON
     rng = random.Random(seed)
-    corpus = write_corpus(tmp_path / "corpus", slow_texts(160, 0.15))  # 40 parts
-    far, over, counts = tmp_path / "far", threading.Event(), {"killed": 0, "frozen": 0}
+    # 40 parts.
+    corpus = write_corpus(tmp_path / "corpus", slow_texts(160, 0.15))
+    far = tmp_path / "far"
+    over = threading.Event()
+    counts = {"killed": 0, "frozen": 0}
     processes.scheduler()
     nannies = [processes.worker(f"{number}") for number in range(2)]
 
     def harm() -> None:
         target = 1
         while not over.wait(rng.uniform(0.1, 1)):
-            for number, nanny in enumerate(
-                nannies
-            ):  # a worker that is killed while it starts takes its nanny along
+            # A worker that is killed while it starts takes its nanny along.
+            for number, nanny in enumerate(nannies):
                 if nanny.poll() is not None:
                     nannies[number] = processes.worker(f"{number}-{counts['killed']}")
             worker = worker_of(rng.choice(nannies))
             if worker is None or len(parts(far)) < target:
                 continue
             target = len(parts(far)) + rng.choice((0, 2, 4))
-            how = (
-                "frozen" if sum(counts.values()) % 3 == 2 else "killed"
-            )  # by chance a run had only freezes
+            # By turns: by chance a run had only freezes.
+            how = "frozen" if sum(counts.values()) % 3 == 2 else "killed"
             counts[how] += 1
             send(worker, signal.SIGSTOP if how == "frozen" else signal.SIGKILL)
             if how == "frozen":

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -282,26 +281,24 @@ def test_what_is_cached_is_found_without_a_network(
 
 def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:
     """As published: with the names that weight norm had before torch 2."""
-    (copy / "generation_config.json").write_text(
-        "{}"
-    )  # `ser features --transcribe` reads Whisper's
+    # `ser features --transcribe` reads Whisper's.
+    (copy / "generation_config.json").write_text("{}")
     plain = load_encoder(find_checkpoint(copy))
     tensors = load_file(copy / "model.safetensors")
-    modern = {
-        "parametrizations.weight.original0": "weight_g",
-        "parametrizations.weight.original1": "weight_v",
-    }
-    old = {
-        re.sub("|".join(modern), lambda match: modern[match[0]], name): tensors[name]
-        for name in tensors
-    }
+    old = {}
+    for name, tensor in tensors.items():
+        name = name.replace("parametrizations.weight.original0", "weight_g")
+        name = name.replace("parametrizations.weight.original1", "weight_v")
+        old[name] = tensor
+    assert old.keys() != tensors.keys()
     save_file(old, copy / "model.safetensors")
-    before, files = find_checkpoint(copy).digest, {path.name for path in copy.iterdir()}
+    digest = find_checkpoint(copy).digest
+    files = {path.name for path in copy.iterdir()}
+
     folder = convert(str(as_pickle(copy)), tmp_path / "converted")
-    assert (
-        find_checkpoint(folder).digest == before
-        and {path.name for path in folder.iterdir()} == files
-    )
+
+    assert find_checkpoint(folder).digest == digest
+    assert {path.name for path in folder.iterdir()} == files
     with pytest.raises(WrongUse, match="not empty"):
         convert(str(copy), folder)
     converted = load_encoder(find_checkpoint(folder))
@@ -317,14 +314,19 @@ def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
     as_pickle(copy, {"a": torch.zeros(1), "b": evil})
     if how == "pickle":
         (copy / "pytorch_model.bin").write_bytes(pickle.dumps(evil))
+
     with pytest.raises(WeightsError, match="ser weights convert"):
         find_checkpoint(copy)
     with pytest.raises(SerError, match="nothing was written") as fault:
         convert(str(copy), tmp_path / "converted")
-    assert "refused" in str(fault.value) and "\n" not in str(fault.value)
-    assert not canary.exists() and not (tmp_path / "converted").exists()
+    assert "refused" in str(fault.value)
+    assert "\n" not in str(fault.value)
+    assert not canary.exists()
+    assert not (tmp_path / "converted").exists()
+
+    # The canary works.
     pickle.loads(pickle.dumps(evil))
-    assert canary.exists()  # the canary works
+    assert canary.exists()
 
 
 def test_convert_needs_a_complete_checkpoint(copy: Path, tmp_path: Path) -> None:
@@ -363,7 +365,6 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
         pytest.skip(f"torchaudio cannot be imported beside this torch ({type(fault).__name__})")
     from ser.weights.torchaudio_hubert import torchaudio_config, torchaudio_names
 
-    drops = "projection_dropout", "attention_dropout", "ff_interm_dropout", "dropout", "layer_drop"
     params = {
         "extractor_mode": mode,
         "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
@@ -376,14 +377,21 @@ def test_torchaudios_layout_equals_ours(tmp_path: Path, mode: str) -> None:
         "encoder_ff_interm_features": 128,
         "encoder_layer_norm_first": mode == "layer_norm",
         "aux_num_out": None,
-        **{f"encoder_{name}": 0.0 for name in drops},
+        "encoder_projection_dropout": 0.0,
+        "encoder_attention_dropout": 0.0,
+        "encoder_ff_interm_dropout": 0.0,
+        "encoder_dropout": 0.0,
+        "encoder_layer_drop": 0.0,
     }
     model = torchaudio.models.wav2vec2_model(**params).eval()
     config = transformers.HubertConfig.from_dict(torchaudio_config(params))
     ours = transformers.HubertModel(config).eval()
     missing, unexpected = ours.load_state_dict(torchaudio_names(model.state_dict()), strict=False)
-    assert set(missing) <= {"masked_spec_embed"} and not unexpected
+    assert set(missing) <= {"masked_spec_embed"}
+    assert not unexpected
+
     samples = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        theirs, mine = model(samples)[0], ours(samples).last_hidden_state
+        theirs = model(samples)[0]
+        mine = ours(samples).last_hidden_state
     assert (theirs - mine).abs().max() / theirs.abs().max() <= 1e-6
