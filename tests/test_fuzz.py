@@ -363,7 +363,8 @@ def test_a_special_file(house: None, target: str) -> None:
             path.symlink_to("/dev/zero")
         for command in TARGETS[target]:
             exit_code, _, _ = outcome(command)
-            assert exit_code != 0, command
+            # Manifests are listed without their log too: that it is damaged, verify says.
+            assert exit_code != 0 or command.startswith("cache rollback"), command
     finally:
         path.unlink(missing_ok=True)
         Path("kept").rename(path)
@@ -374,6 +375,8 @@ def test_a_fault_that_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyError("x\ny")
 
     monkeypatch.setattr("ser.cache.tools.listing.list_features", broken)
+    # Away from the ser.toml of another test.
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "manifests").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
