@@ -100,7 +100,8 @@ def export(run: Path, folder: Path, **options: Any) -> None:
     It holds model.onnx, the trained weights (model.safetensors), a record (config.json) and a model
     card (README.md). Of a run on one audio encoder, model.onnx takes the waveform at 16 kHz,
     encoder included; of any other one the features, and the card says how each is made. It gives
-    the numbers of `ser predict`, which takes FOLDER as it takes a run. Needs ser-fusion[onnx].
+    the numbers of `ser predict`, which takes FOLDER as it takes a run. What cannot be written as
+    ONNX comes without model.onnx, and that is said. Needs ser-fusion[onnx].
 
     Example: ser export runs/3f2a91c07b5d4e68 my-model
     """

@@ -1,12 +1,14 @@
 """A trained run as a folder for others: a graph of ONNX, weights, a record and a model card.
 
 A run on one audio encoder becomes a graph from the waveform to the probabilities; any other one
-from its features. What is written gives what `ser predict` gives, and was compared with it.
+from its features. What is written gives what `ser predict` gives, and was compared with it. A run
+that cannot be a graph is written without one, and sentence and card say so.
 """
 
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +21,6 @@ from ser.disk.write import make_folder, move_into_place, sync_tree, write_folder
 from ser.errors import DISTRIBUTION, SerError, WrongUse
 from ser.predict import Predictor
 from ser.predict.trained import EXPORTED, ExportRecord
-from ser.train.models import FUSIONS
 from ser.train.records import RunFile, to_json
 from ser.train.run_folder import CONFIG, MODEL
 from ser.train.seal import sealed_json
@@ -27,7 +28,7 @@ from ser.train.seal import sealed_json
 from .card import model_card
 from .graph import FromFeatures, FromWaveform
 from .inputs import GraphInput, feature_inputs, is_on_one_encoder, waveform_input
-from .trace import compare_on_features, compare_on_waveforms, write_graph
+from .trace import NoGraph, compare_on_features, compare_on_waveforms, write_graph
 from .waveform import EncoderFrames, WhisperStates
 
 __all__ = ["export"]
@@ -35,20 +36,21 @@ __all__ = ["export"]
 GRAPH = "model.onnx"
 CARD = "README.md"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-# Their layouts depend on numbers that a graph does not have: pooling by windows, the alignment of
-# words, who speaks.
-WITHOUT_GRAPH = ("gban", "cme", "icon", "icon:audio", "icon:text")
+# Who speaks decides which turns their recurrent layers go over.
+WITHOUT_GRAPH = ("icon", "icon:audio", "icon:text")
 
 
 def export(
     run: str | Path, folder: str | Path, models: Mapping[str, str] | Iterable[str] = ()
 ) -> str:
-    """Write the run to a new or empty `folder`, whole or not at all. Returns a sentence: what
-    model.onnx takes, and how near it is to `ser predict`.
+    """Write the run to a new or empty `folder`, whole or not at all.
+
+    Returns a sentence: what model.onnx takes, and how near it is to `ser predict`, or why there is
+    none.
 
     `models` says where encoder weights lie now, as for `predict`. Raises `WrongUse` if the run is
-    not finished, the folder holds something, or the fusion cannot be written as ONNX, and
-    `SerError` if the packages for it are not installed.
+    not finished or the folder holds something, and `SerError` if the packages for ONNX are not
+    installed.
     """
     # Also of a link to itself.
     path = Path(os.path.realpath(folder))
@@ -59,8 +61,6 @@ def export(
         raise SerError(f"ser export needs {', '.join(missing)}: pip install '{DISTRIBUTION}[onnx]'")
 
     predictor = Predictor(run, models, "cpu")
-    _check_fusion(predictor)
-
     make_folder(path.parent)
     with (
         explain_disk_errors(f"exporting to {folder}", path.parent),
@@ -68,30 +68,53 @@ def export(
     ):
         begun = temporary / path.name
         begun.mkdir()
-        inputs, outputs, sentence = _write_model(predictor, begun)
-        _write_others(predictor, begun, inputs, outputs)
+        model = _write_model(predictor, begun)
+        _write_others(predictor, begun, model)
         sync_tree(begun)
         if not move_into_place(begun, path):
             raise WrongUse(f"{folder}: another process has written to it; name another folder")
-    return sentence
+    return model.sentence
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """What became of model.onnx."""
+
+    inputs: list[GraphInput]
+    """What it takes, or without a graph what the run takes."""
+    outputs: list[str]
+    """What it gives; nothing without a graph."""
+    sentence: str
+    """What is to be said of it."""
+    reason: str | None = None
+    """Why there is none."""
+
+
+def _write_model(predictor: Predictor, folder: Path) -> WrittenModel:
+    """Write model.onnx, if the run can be a graph."""
+    try:
+        _check_fusion(predictor)
+        return _write_graph(predictor, folder / GRAPH)
+    except NoGraph as fault:
+        reason = f"{predictor.fusion.name} cannot be written as ONNX: {fault}"
+
+    # A graph that is not right is none.
+    for path in folder.glob(f"{GRAPH}*"):
+        path.unlink()
+    sentence = f"without {GRAPH}: {reason}; `ser predict` takes the folder"
+    return WrittenModel(feature_inputs(predictor), [], sentence, reason)
 
 
 def _check_fusion(predictor: Predictor) -> None:
-    """Raise `WrongUse` for a fusion that cannot be written as ONNX."""
-    name = predictor.fusion.name
-    if name in WITHOUT_GRAPH:
-        possible = ", ".join(fusion for fusion in FUSIONS if fusion not in WITHOUT_GRAPH)
-        raise WrongUse(f"{name} cannot be written as ONNX; these can: {possible}")
+    """Raise `NoGraph` for a run that is known not to be one."""
+    if predictor.fusion.name in WITHOUT_GRAPH:
+        raise NoGraph("who speaks decides what it computes")
     if getattr(predictor.config.settings, "finetune_layers", 0):
-        raise WrongUse(
-            f"{name} with finetune_layers holds a text encoder of its own, and cannot be written "
-            "as ONNX; export a run with finetune_layers=0"
-        )
+        raise NoGraph("with finetune_layers it holds a text encoder of its own")
 
 
-def _write_model(predictor: Predictor, folder: Path) -> tuple[list[GraphInput], list[str], str]:
-    """Write model.onnx. Returns its inputs, the names of its outputs, and what is to be said."""
-    path = folder / GRAPH
+def _write_graph(predictor: Predictor, path: Path) -> WrittenModel:
+    """Write model.onnx and compare it. Raises `NoGraph`."""
     if is_on_one_encoder(predictor):
         extractor: Any
         [extractor] = predictor.extractors("audio")
@@ -116,12 +139,10 @@ def _write_model(predictor: Predictor, folder: Path) -> tuple[list[GraphInput], 
         taken = " and ".join(each.name for each in inputs)
 
     sentence = f"{GRAPH} takes {taken}, and gives the numbers of `ser predict` within {worst:.1g}"
-    return inputs, graph.outputs.names, sentence
+    return WrittenModel(inputs, graph.outputs.names, sentence)
 
 
-def _write_others(
-    predictor: Predictor, folder: Path, inputs: list[GraphInput], outputs: list[str]
-) -> None:
+def _write_others(predictor: Predictor, folder: Path, model: WrittenModel) -> None:
     """Write the weights, config.json and the card beside model.onnx."""
     weights = read_small(predictor.run.path / MODEL)
     files: dict[str, RunFile] = {}
@@ -133,14 +154,15 @@ def _write_others(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.name] = RunFile(bytes=path.stat().st_size, sha256=digest)
 
-    takes_waveform = inputs[0].name == "waveform"
+    takes_waveform = model.inputs[0].name == "waveform"
     spec = predictor.features["audio"][0].spec if takes_waveform else None
     record = ExportRecord(
         format=EXPORTED,
         ser=version(DISTRIBUTION),
         classes=list(predictor.classes),
-        inputs=[each.record for each in inputs],
-        outputs=outputs,
+        inputs=[graph_input.record for graph_input in model.inputs],
+        outputs=model.outputs,
+        no_graph=model.reason,
         longest_seconds=spec.config["window"] if spec and spec.extractor == "speech" else None,
         config=to_json(predictor.run.config),
         result=to_json(predictor.run.result),

@@ -13,7 +13,7 @@ from ser.train.targets import TARGETS
 def model_card(predictor: Predictor, record: ExportRecord) -> str:
     """The whole card."""
     sections = [
-        header(predictor),
+        header(predictor, record),
         introduction(predictor),
         facts(predictor),
         "The scores are of one fold and one seed: a result is the mean over all folds, and several "
@@ -31,11 +31,12 @@ def plain(text: object) -> str:
     return str(text).translate(ESCAPES)
 
 
-def header(predictor: Predictor) -> str:
+def header(predictor: Predictor, record: ExportRecord) -> str:
     """The metadata, as YAML."""
+    library = "ser" if record.no_graph else "onnx"
     lines = [
         "---",
-        "library_name: onnx",
+        f"library_name: {library}",
         "pipeline_tag: audio-classification",
         f"tags: [speech-emotion-recognition, {json.dumps(predictor.fusion.name)}]",
         "---",
@@ -101,6 +102,12 @@ def facts(predictor: Predictor) -> str:
 
 def use(predictor: Predictor, record: ExportRecord) -> str:
     """Inputs, outputs and an example."""
+    if record.no_graph is not None:
+        return (
+            f"## Use\n\nThere is no `model.onnx` here: {plain(record.no_graph)}. "
+            "`model.safetensors` holds the trained weights, for `ser predict FOLDER`."
+        )
+
     by_turns = predictor.fusion.unit == "dialogue" and record.inputs[0].name != "waveform"
     lines = ["## Use", ""]
     lines += [f"- input `{each.name}`: float32 {_shape(each)}" for each in record.inputs]

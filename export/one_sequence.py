@@ -135,8 +135,48 @@ def bigru(
     }
 
 
+def pool_windows(x: Tensor, layout: RaggedLayout, size: int) -> tuple[Tensor, RaggedLayout]:
+    """GBAN's maxima of every `size` rows `[r, d]`, the last one over as many as are left."""
+    rows = x.shape[0]
+    windows = (rows + size - 1) // size
+    padded = nn.functional.pad(x, (0, 0, 0, windows * size - rows), value=-torch.inf)
+    maxima = padded.reshape(windows, size, x.shape[1]).amax(1)
+    return maxima, OneSequence(windows)
+
+
+def last_rows(x: Tensor, layout: RaggedLayout) -> Tensor:
+    """The last of the rows `[r, d]`; `[1, d]`."""
+    return x[-1:]
+
+
+def spoken_frames(frames: Tensor, audio: RaggedLayout, text: RaggedLayout) -> Tensor:
+    """CME's frames of an utterance that has tokens: all of them, `[r, d]`."""
+    return frames
+
+
+def mean_max_by_token(frames: Tensor, audio: RaggedLayout, text: RaggedLayout) -> Tensor:
+    """CME's mean and maximum of each token's frames, by a mask `[tokens, frames]`."""
+    n_frames = frames.shape[0]
+    n_tokens = text.longest
+    token = torch.arange(n_tokens)
+    first = (token * n_frames // n_tokens)[:, None]
+    end = ((token + 1) * n_frames // n_tokens)[:, None]
+    frame = torch.arange(n_frames)[None]
+    is_share = (frame >= first) & (frame < end)
+
+    sizes = is_share.sum(1, keepdim=True)
+    means = is_share.to(frames.dtype) @ frames / sizes.clamp(min=1)
+    masked = torch.where(is_share[..., None], frames[None], -torch.inf)
+    maxima = torch.where(sizes > 0, masked.amax(1), 0.0)
+    return torch.cat([means, maxima], 1)
+
+
 ONE_SEQUENCE = {
     "RaggedLayout": layout_of,
+    "pool_windows": pool_windows,
+    "last_rows": last_rows,
+    "spoken_frames": spoken_frames,
+    "mean_max_by_token": mean_max_by_token,
     "concatenate": concatenate,
     "vectors": vectors,
     "recurrent": recurrent,

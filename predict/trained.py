@@ -49,10 +49,10 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The K classes, in the order of the outputs; none for a run that learnt ratings alone."""
 
     inputs: list[InputRecord]
-    """What model.onnx takes."""
+    """What model.onnx takes, or, where there is none, the run."""
 
     outputs: list[str]
-    """What model.onnx gives: logits, probabilities, ratings."""
+    """What model.onnx gives: logits, probabilities, ratings; nothing where there is none."""
 
     longest_seconds: float | None
     """Above so many seconds ser cuts audio into windows, and model.onnx does not."""
@@ -65,6 +65,9 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     files: dict[str, RunFile]
     """The files that are not meant to be edited."""
+
+    no_graph: str | None = None
+    """Why there is no model.onnx."""
 
 
 class ExportedRun(Run):

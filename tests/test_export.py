@@ -258,16 +258,36 @@ def test_an_altered_folder_is_refused(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("icon", "icon cannot be written as ONNX; these can: mit, .*lgf-add"),
-        ("finetuned", "bert with finetune_layers holds a text encoder of its own"),
+        ("icon", "icon cannot be written as ONNX: who speaks decides what it computes"),
+        ("finetuned", "with finetune_layers it holds a text encoder of its own"),
     ],
 )
-def test_what_cannot_be_written_is_refused_by_name(
+def test_what_is_no_graph_is_written_without_one(
     name: str, says: str, newcomer: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(WrongUse, match=says):
-        export(run_of(newcomer, name).path, tmp_path / "out")
-    assert not any(tmp_path.iterdir())
+    run = run_of(newcomer, name)
+    folder = tmp_path / "out"
+    done = ser("export", run.path, folder)
+    assert done.exit_code == 0
+    assert says in " ".join(done.stderr.split())
+
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.safetensors", "config.json", "README.md"}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert says in card.replace("\\", "")
+    assert "onnxruntime" not in card
+
+    turns = turns_of_test_part(newcomer, run)[:2]
+    assert Predictor(folder)(turns) == Predictor(run.path)(turns)
+
+
+def test_a_graph_that_is_not_right_is_not_kept(
+    newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ser.export.trace.TOLERANCE", -1.0)
+    sentence = export(run_of(newcomer, "text").path, tmp_path / "out")
+    assert "cannot be written as ONNX: its numbers would be" in sentence
+    assert not list((tmp_path / "out").glob("model.onnx*"))
 
 
 def test_without_the_packages_it_says_what_to_install(
@@ -302,7 +322,7 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
 
 
 # One of each kind of layers; the others are traced by `make test-slow`.
-TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "ks-transformer")
+TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "ks-transformer", "gban", "cme")
 FUSIONS_TO_TRACE = [
     pytest.param(name, marks=() if name in TRACED else pytest.mark.slow)
     for name in FUSIONS

@@ -90,13 +90,8 @@ class Cme(nn.Module):
         frames, audio = visible_rows(batch, "audio", self.dims["audio"])
         w, text = visible_rows(batch, "text", self.dims["text"])
 
-        # The frames of an utterance without tokens are no token's.
-        has_tokens = text.lengths > 0
-        heard = has_tokens[RaggedLayout(audio.lengths).owner].nonzero()[:, 0]
-        frames = self.audio(frames.index_select(0, send(heard, frames.device)))
-
-        shares = frames_of_tokens(audio, text)
-        a = torch.cat([mean_rows(frames, shares), max_rows(frames, shares)], 1)  # [r_w, d]
+        frames = self.audio(spoken_frames(frames, audio, text))
+        a = mean_max_by_token(frames, audio, text)  # [r_w, d]
         s = self.text(w)  # [r_w, d]
 
         excited_s = s + s * self.excite_text(a).sigmoid()
@@ -105,6 +100,22 @@ class Cme(nn.Module):
         words = torch.cat([excited_s, excited_a], 1)
         z = max_rows(recurrent(self.lstm, words, text), text)
         return {"logits": self.logits(self.dropout(z))}
+
+
+def spoken_frames(frames: Tensor, audio: RaggedLayout, text: RaggedLayout) -> Tensor:
+    """The frames `[r, d]` of the utterances that have tokens: the others' are no token's."""
+    has_tokens = text.lengths > 0
+    rows = has_tokens[RaggedLayout(audio.lengths).owner].nonzero()[:, 0]
+    return frames.index_select(0, send(rows, frames.device))
+
+
+def mean_max_by_token(frames: Tensor, audio: RaggedLayout, text: RaggedLayout) -> Tensor:
+    """Temporal alignment mean-max pooling of the spoken frames `[r, d / 2]`.
+
+    `[r_w, d]`; zeros for a token without frames.
+    """
+    shares = frames_of_tokens(audio, text)
+    return torch.cat([mean_rows(frames, shares), max_rows(frames, shares)], 1)
 
 
 def frames_of_tokens(audio: RaggedLayout, text: RaggedLayout) -> RaggedLayout:
