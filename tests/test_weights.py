@@ -159,6 +159,69 @@ def test_code_of_a_repository_is_refused(copy: Path) -> None:
         find_checkpoint(copy)
 
 
+REDIRECTS = [
+    pytest.param({"transformers_weights": "other.safetensors"}, id="weights"),
+    pytest.param({"text_config": {"transformers_weights": "x"}}, id="weights of a part"),
+    pytest.param({"adapter_weights": "x"}, id="weights by an unknown key"),
+    pytest.param({"model_file": "evil.py"}, id="a file"),
+    pytest.param({"code_revision": "main"}, id="a revision"),
+    pytest.param({"custom_pipelines": {"x": {"impl": "evil.P"}}}, id="a pipeline"),
+    pytest.param({"sub": [{"auto_map": {"AutoModel": "evil.Model"}}]}, id="code of a part"),
+    pytest.param({"_attn_implementation": "someone/kernels"}, id="a kernel"),
+    pytest.param({"attn_implementation": {"text": "someone/kernels@v1"}}, id="a part's kernel"),
+    pytest.param({"_experts_implementation": "hub:kernel"}, id="experts"),
+]
+
+
+@pytest.mark.parametrize("entry", REDIRECTS)
+def test_a_config_that_names_other_weights_or_code_is_refused(
+    copy: Path, entry: dict[str, object]
+) -> None:
+    edit(copy / "config.json", **entry)
+    key = "transformers_weights" if "text_config" in entry else next(iter(entry))
+    with pytest.raises(WeightsError, match="auto_map" if key == "sub" else key):
+        find_checkpoint(copy)
+
+
+def test_what_a_config_harmlessly_says_is_not_refused(copy: Path) -> None:
+    harmless = {
+        "_name_or_path": "/home/someone/hubert",
+        "_attn_implementation": "eager",
+        "tie_weights": True,
+        "label_file": None,
+    }
+    edit(copy / "config.json", **harmless)
+    assert load_encoder(find_checkpoint(copy))
+
+
+def test_the_tensors_that_are_hashed_are_those_that_are_loaded(copy: Path) -> None:
+    """Whatever else lies in the folder: other safetensors, an adapter, an index of shards."""
+    plain = load_encoder(find_checkpoint(copy)).state_dict()
+    digest = find_checkpoint(copy).digest
+
+    tensors = load_file(copy / "model.safetensors")
+    others = {name: tensor + 1 for name, tensor in tensors.items()}
+    for name in ("other.safetensors", "adapter_model.safetensors", "model-1-of-1.safetensors"):
+        save_file(others, copy / name, {"format": "pt"})
+    weight_map = dict.fromkeys(tensors, "model-1-of-1.safetensors")
+    index = {"metadata": {}, "weight_map": weight_map}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(copy), "r": 1}
+    (copy / "adapter_config.json").write_text(json.dumps(adapter))
+
+    again = find_checkpoint(copy)
+    assert again.digest == digest
+    for name, tensor in load_encoder(again).state_dict().items():
+        assert torch.equal(tensor, plain[name]), name
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_adapter_layers"])
+def test_more_layers_than_tensors_are_refused_before_they_are_built(copy: Path, key: str) -> None:
+    edit(copy / "config.json", **{key: 1_000_000})
+    with pytest.raises(WeightsError, match=f"{key} is 1000000, and the weights"):
+        find_checkpoint(copy)
+
+
 def test_a_model_of_another_kind_is_refused(copy: Path) -> None:
     """T5, say, has a d_model where the encoders that ser knows have a hidden_size."""
     path = copy / "config.json"

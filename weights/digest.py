@@ -17,6 +17,7 @@ from ser.errors import WeightsError
 
 from .checkpoint import SHARED_PREPROCESSOR, plain_preprocessor, read_json, shared_preprocessor
 from .folder import CONFIG_FILES
+from .redirects import check_layers
 
 # Entries of JSON files that say where a file came from and what wrote it, not what the model is.
 INCIDENTAL = (
@@ -30,10 +31,15 @@ INCIDENTAL = (
 
 
 def digest_checkpoint(folder: Path, weight_files: list[Path]) -> str:
-    """Sha256 of every tensor's name, dtype, shape and bytes, and of the `CONFIG_FILES`."""
+    """Sha256 of every tensor's name, dtype, shape and bytes, and of the `CONFIG_FILES`.
+
+    Raises `WeightsError` for a file that cannot be read, and for more layers than tensors.
+    """
     tensors: dict[str, list[Any]] = {}
     for file in weight_files:
         tensors.update(_hashed_tensors(file))
+    config = folder / "config.json"
+    check_layers(config, read_json(config), len(tensors))
 
     # The files as text, since they may hold NaN, which canonical JSON does not allow.
     files = json.dumps(_hashed_files(folder), sort_keys=True)

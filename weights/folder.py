@@ -8,6 +8,7 @@ from pathlib import Path
 from ser.errors import WeightsError
 
 from .checkpoint import SHARED_PREPROCESSOR, read_json
+from .redirects import check_redirects
 
 # Everything beside the tensors that decides what the encoder computes.
 CONFIG_FILES = (
@@ -33,7 +34,7 @@ SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetenso
 
 
 def check_config(folder: Path, name: str) -> None:
-    """Raise `WeightsError` without a config.json, or if code of the folder would have to run.
+    """Raise `WeightsError` without a config.json, or if other code or weights would be loaded.
 
     `name` is what the user called it, for the message.
     """
@@ -50,11 +51,7 @@ def check_config(folder: Path, name: str) -> None:
         path = folder / file
         if not file.endswith("config.json") or not path.exists():
             continue
-        if "auto_map" in read_json(path):
-            raise WeightsError(
-                f"{name}: {file} asks to run the repository's own code (auto_map), "
-                "which ser never does"
-            )
+        check_redirects(name, file, read_json(path))
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:

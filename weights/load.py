@@ -7,6 +7,7 @@ from typing import Any
 from ser.errors import WeightsError
 
 from .checkpoint import Checkpoint
+from .folder import weight_files
 
 # Their classes in transformers add a pooler, from which no feature comes, unless told not to.
 WITH_POOLER = {"bert", "mpnet"}
@@ -33,8 +34,10 @@ def loading(what: str) -> Iterator[None]:
 def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
     """The encoder as a `torch.nn.Module` in float32 and eval mode, without any head.
 
-    `kind` is the class of transformers that loads it: another one may give a model with its head.
-    Raises `WeightsError` if the checkpoint lacks a weight: Hugging Face would fill it in at random.
+    It is built from config.json and given the tensors of the files that were hashed: what else lies
+    in the folder, or is named in its config, is not looked for. `kind` is the class of transformers
+    that loads it: another one may give a model with its head. Raises `WeightsError` if the
+    checkpoint lacks a weight: Hugging Face would fill it in at random.
     """
     import torch
     import transformers
@@ -47,21 +50,50 @@ def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:
         options["add_pooling_layer"] = False
 
     with loading(f"{checkpoint.path} cannot be loaded as {checkpoint.architecture}"):
-        model, info = getattr(transformers, kind).from_pretrained(
-            checkpoint.path,
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.path, trust_remote_code=False, local_files_only=True
+        )
+        model, info = _model_class(kind, config).from_pretrained(
+            None,
+            config=config,
+            state_dict=_read_tensors(checkpoint),
             dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
             output_loading_info=True,
             **options,
         )
+        if (checkpoint.path / "generation_config.json").exists() and model.can_generate():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(
+                checkpoint.path, local_files_only=True
+            )
     _check_complete(checkpoint, info)
 
     # Whisper's encoder alone makes features; its decoder is for transcripts.
     if checkpoint.architecture == "whisper" and kind == "AutoModel":
         model = model.encoder
     return model.eval().requires_grad_(False)
+
+
+def _model_class(kind: str, config: Any) -> Any:
+    """The class of transformers that a model of this config has."""
+    import torch
+    import transformers
+
+    named = getattr(transformers, kind)
+    if not kind.startswith("Auto"):
+        return named
+    # On this device nothing takes memory.
+    with torch.device("meta"):
+        return type(named.from_config(config, trust_remote_code=False))
+
+
+def _read_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Every tensor of the files that the checkpoint's digest covers, by name."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for file in weight_files(checkpoint.path, checkpoint.model):
+        tensors.update(load_file(file))
+    return tensors
 
 
 def _check_complete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
