@@ -99,6 +99,10 @@ def info(name: str, corpus: str | None, store: Path, as_json: bool) -> None:
         answer(facts)
         return
 
+    for entry in facts["computed_with"][1:]:
+        packages = ", ".join(entry["differs"]) or "packages that are not recorded"
+        say(f"{entry['rows']} rows were computed with other versions of {packages}", err=True)
+
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=math.inf)
     answer(text.rstrip())
 

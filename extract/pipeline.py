@@ -29,6 +29,7 @@ from ser.errors import SerError, UtteranceError
 from .audio import Clip, decode
 from .batches import batches
 from .extractor import Extracted, Extractor, FeatureRows
+from .resolve import versions_here
 from .tasks import ExtractionTask, Utterance
 from .worker import Pool, Pools, Worker
 
@@ -300,7 +301,9 @@ class PartPipeline:
             part.quarantined = quarantined
         if part.ids or part.quarantined:
             feature = self.worker.store.add(spec)
-            publish_part(feature, part, config.backend, config.written_by)
+            # Of the machine that computes it: several may work on one feature, at several times.
+            written_by = {**config.written_by, "versions": versions_here(spec)}
+            publish_part(feature, part, config.backend, written_by)
 
         self.result.computed[spec.name] += len(part.ids)
         if quarantined:

@@ -266,6 +266,14 @@ def _provenance(
     return provenance
 
 
+def versions_here(spec: Spec) -> dict[str, str]:
+    """The versions, on this machine, of the packages that compute a feature."""
+    versions = {}
+    for package in spec.provenance.get("versions", {}):
+        versions[package] = version(DISTRIBUTION if package == "ser" else package)
+    return versions
+
+
 def _differences(then: Spec, now: Spec) -> str:
     """What differs between two specs, in words: `layer 9, here 10`."""
     before = {**then.config, **then.identity()}

@@ -131,7 +131,12 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
     assert len(fold.dev) == 2
     assert fold.dev_by == "0.1 in single utterances (no dialogues or speakers known)"
     known = known_before(fold, nobody)
-    assert known == {"speakers": None, "speaker_independent": False, "repeated_texts": None}
+    assert known == {
+        "speakers": None,
+        "speaker_independent": False,
+        "repeated_texts": None,
+        "repeated_audio": None,
+    }
 
 
 def scenes(*names: str) -> Utterances:
@@ -222,6 +227,7 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
         "speakers": {"1F": False, "1M": False},
         "speaker_independent": True,
         "repeated_texts": 0,
+        "repeated_audio": 0,
     }
 
 

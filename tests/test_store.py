@@ -19,6 +19,7 @@ from ser.cache.part import Quarantine
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
+from ser.cache.tools.listing import computed_with
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, StoreError, WrongUse
 from ser.tests.store_samples import (
@@ -442,3 +443,23 @@ def test_a_fingerprint_is_no_part_of_a_spec() -> None:
     assert used == fresh
     assert pickle.dumps(used) == pickled
     assert replace(used, dim=9).fingerprint == spec_of(dim=9).fingerprint
+
+
+def test_the_versions_that_computed_each_part_are_listed_with_their_rows(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "s", create=True)
+    manifest = manifest_of(6)
+    store.put_manifest(manifest)
+    feature = store.add(spec_of())
+    for start, versions in ((0, {"librosa": "0.8"}), (1, {"librosa": "0.11"}), (3, None)):
+        stop = start + (2 if start else 1)
+        written_by = {"versions": versions} if versions else {}
+        publish_part(
+            feature, part_rows(manifest, feature.spec, range(start, stop)), "zarr", written_by
+        )
+
+    [first, second, third] = computed_with(feature)
+    assert {entry["rows"] for entry in (first, second)} == {2}
+    assert third == {"rows": 1, "versions": {"librosa": "0.8"}, "differs": ["librosa"]}
+    recorded = [entry["versions"] for entry in (first, second)]
+    assert None in recorded
+    assert {"librosa": "0.11"} in recorded

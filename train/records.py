@@ -435,6 +435,9 @@ class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
     repeated_texts: int | None
     """How many test utterances have a transcript that stands in train; None without transcripts."""
 
+    repeated_audio: int | None = None
+    """How many test utterances' audio stands in train or dev under another id."""
+
     synthetic: bool
     """Whether any of the speech is generated."""
 

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
+
 from ser.cache.feature import Feature
 from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
+from ser.disk.records import canonical_json
 from ser.errors import SerError
 
 # The latest manifest of each corpus, or why it cannot be trusted.
@@ -129,8 +132,35 @@ def feature_info(feature: Feature, manifests: Manifests) -> dict[str, Any]:
         "fingerprint": feature.fingerprint,
         "path": str(feature.path),
         **feature.spec.to_json(),
+        "computed_with": computed_with(feature),
         "corpora": {corpus: rows.to_json() for corpus, rows in counts.items()},
     }
+
+
+def computed_with(feature: Feature) -> list[dict[str, Any]]:
+    """The versions of packages with which rows were computed, most rows first.
+
+    Each has `rows`, `versions` (None where the part does not record them, as before there was such
+    a record), and, after the first, `differs`: the packages of other versions than the first's.
+    """
+    rows_of: dict[bytes, int] = {}
+    for part in feature.parts():
+        versions = canonical_json(part.record.written_by.get("versions"))
+        rows_of[versions] = rows_of.get(versions, 0) + len(part.keys)
+
+    listed: list[dict[str, Any]] = []
+    for recorded, rows in sorted(rows_of.items(), key=lambda entry: -entry[1]):
+        entry: dict[str, Any] = {"rows": rows, "versions": msgspec.json.decode(recorded)}
+        if listed:
+            entry["differs"] = _differing(listed[0]["versions"] or {}, entry["versions"] or {})
+        listed.append(entry)
+    return listed
+
+
+def _differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The packages whose versions differ, by name."""
+    packages = first.keys() | other.keys()
+    return sorted(name for name in packages if first.get(name) != other.get(name))
 
 
 def latest_manifests(store: Store) -> dict[str, Manifest | str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ser.cache.store import check_name
 from ser.corpus.manifest import Manifest, Parent
+from ser.corpus.same_audio import warn_of_copies
 from ser.disk.paths import expand_user
 from ser.errors import WrongUse
 
@@ -127,12 +128,13 @@ def scan_corpus(
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
 
     measured = measure(rows, reading.root)
+    manifest = Manifest.from_rows(corpus, measured.rows, reading.synthetic)
     scan = Scan(
-        Manifest.from_rows(corpus, measured.rows, reading.synthetic),
+        manifest,
         reading.root,
         format,
         problems + measured.problems,
-        reading.warnings + measured.warnings,
+        reading.warnings + measured.warnings + warn_of_copies(manifest),
         reading.known,
     )
     if text is None or name is None:

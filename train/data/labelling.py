@@ -8,6 +8,7 @@ import numpy as np
 
 from ser.corpus.labels import IEMOCAP, LABEL_POLICIES, code
 from ser.corpus.manifest import Manifest
+from ser.corpus.same_audio import sounds_of
 from ser.errors import CorpusError, LeakageError, WrongUse
 
 from .labels import NO_MAJORITY, UNLABELLED, Policy
@@ -52,6 +53,7 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
 
     turns = [row if turn is None else turn for row, turn in enumerate(columns["turn"])]
     ratings = [columns[name] for name in DIMENSIONS]
+    sounds = sounds_of(manifest)
     utterances = Utterances(
         ids=columns["id"],
         labels=labels,
@@ -63,6 +65,7 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         rows=rows,
         left_out=left_out,
         texts=_comparable_texts(columns["text"], columns["text_sha256"]),
+        sounds=[sounds[row] for row in rows],
         dimensions=np.array(ratings, dtype=np.float64).T,
         votes=soft_labels(policy, columns["votes"], labels),
         undecided=no_majority[rows],

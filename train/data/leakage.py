@@ -48,13 +48,15 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
 
     `speakers`: whether each one is heard in train or dev, None where one is unknown;
     `speaker_independent`: if none is; `repeated_texts`: how many utterances' transcripts stand in
-    train word for word, None where none has a transcript.
+    train word for word, None where none has a transcript; `repeated_audio`: how many utterances'
+    audio stands in train or dev under another id, None where none has audio.
     """
     speakers = _heard_speakers(fold, utterances)
     return {
         "speakers": speakers,
         "speaker_independent": speakers is not None and not any(speakers.values()),
         "repeated_texts": _repeated_texts(fold, utterances),
+        "repeated_audio": _repeated_audio(fold, utterances),
     }
 
 
@@ -74,3 +76,13 @@ def _repeated_texts(fold: Fold, utterances: Utterances) -> int | None:
         return None
     trained = {utterances.texts[row] for row in fold.train} - {None}
     return sum(text in trained for text in tested)
+
+
+def _repeated_audio(fold: Fold, utterances: Utterances) -> int | None:
+    if not utterances.sounds:
+        return None
+    tested = [utterances.sounds[row] for row in fold.test]
+    if not any(tested):
+        return None
+    heard = {utterances.sounds[row] for row in np.concatenate([fold.train, fold.dev])} - {None}
+    return sum(sound in heard for sound in tested)

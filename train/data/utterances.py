@@ -36,6 +36,8 @@ class Utterances:
     texts: Sequence[str | None] = ()
     """The words of the transcripts, without case and punctuation, so that what is said in the same
     words is equal; None where there is none."""
+    sounds: Sequence[str | None] = ()
+    """Equal for equal audio, whatever its id; None where there is none."""
     dimensions: np.ndarray = field(default_factory=lambda: np.empty((0, len(DIMENSIONS))))
     """Valence, arousal and dominance on the corpus's scale [n, 3]; NaN where there is no rating."""
     votes: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
@@ -102,6 +104,7 @@ class Utterances:
             turns=rows_of(self.turns),
             rows=rows_of(self.rows),
             texts=items_of(self.texts),
+            sounds=items_of(self.sounds),
             dimensions=rows_of(self.dimensions),
             votes=rows_of(self.votes),
             undecided=rows_of(self.undecided),

@@ -25,7 +25,7 @@ def conditions(runs: Sequence[Run]) -> str:
     protocol = first.protocol
     if heard not in ("", NOT_KNOWN) or protocol.startswith("random"):
         protocol += " (speaker-dependent)"
-    pieces = [protocol, heard]
+    pieces = [protocol, heard, _repeated_audio(results)]
 
     selection = first.select
     if selection == "best-test":
@@ -46,6 +46,15 @@ def conditions(runs: Sequence[Run]) -> str:
     for name, value in parts(results).items():
         pieces.append(f"{name} {value}")
     return " · ".join(piece for piece in pieces if piece)
+
+
+def _repeated_audio(results: Sequence[RunResult]) -> str:
+    """How many test utterances are heard in training under another id; "" where none is."""
+    repeated = sum(result.repeated_audio or 0 for result in results)
+    if not repeated:
+        return ""
+    tested = sum(result.n for result in results)
+    return f"{repeated} of {tested} test utterances are in training under another id"
 
 
 def _target(run: Run) -> str:
