@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ser.cache.feature import Feature
     from ser.cache.store import Store, open_store
-    from ser.cache.tools.tables import pooled, utterances
+    from ser.cache.tools.tables import utterances
     from ser.corpus.manifest import Manifest
     from ser.errors import SerError
     from ser.extract.config import ExtractionConfig
+    from ser.extract.feature_names import pooled
     from ser.extract.features import extract_features, read_corpus
     from ser.extract.run import Summary
-    from ser.predict import Answer, Prediction, Predictor, Turn
+    from ser.predict import Answer, Prediction, Predictor, Predictors, SeveralAnswers, Turn
     from ser.train.experiment import run_experiment
     from ser.train.options import Experiment
     from ser.train.run_folder import Run, find_runs, load_run
@@ -47,8 +48,10 @@ __all__ = [
     "Manifest",
     "Prediction",
     "Predictor",
+    "Predictors",
     "Run",
     "SerError",
+    "SeveralAnswers",
     "Store",
     "Summary",
     "TorchDataset",
@@ -72,8 +75,10 @@ _MODULES = {
     "Manifest": "ser.corpus.manifest",
     "Prediction": "ser.predict",
     "Predictor": "ser.predict",
+    "Predictors": "ser.predict",
     "Run": "ser.train.run_folder",
     "SerError": "ser.errors",
+    "SeveralAnswers": "ser.predict",
     "Store": "ser.cache.store",
     "Summary": "ser.extract.run",
     "TorchDataset": "ser.train.torch_dataset",
@@ -82,7 +87,7 @@ _MODULES = {
     "find_runs": "ser.train.run_folder",
     "load_run": "ser.train.run_folder",
     "open_store": "ser.cache.store",
-    "pooled": "ser.cache.tools.tables",
+    "pooled": "ser.extract.feature_names",
     "read_corpus": "ser.extract.features",
     "run_experiment": "ser.train.experiment",
     "utterances": "ser.cache.tools.tables",

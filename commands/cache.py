@@ -16,7 +16,6 @@ from .options import BACKENDS, FILE, corpus_option, json_option, store_option
 from .output import answer, plural, progress, safe, say, table
 
 if TYPE_CHECKING:
-    from ser.cache.feature import Feature
     from ser.cache.tools.listing import ListedFeature
     from ser.cache.tools.pull import Pull
     from ser.cache.tools.push import Push
@@ -243,9 +242,22 @@ def import_(
 @click.option(
     "--backend", type=BACKENDS, help="FILE is a store: copy the parts to it, bit for bit."
 )
+@click.option(
+    "--with",
+    "with_columns",
+    metavar="A,B",
+    help="Of the corpus beside the values of a .csv, such as speaker,label.",
+)
 @corpus_option
 @store_option
-def export(name: str, file: Path, backend: str | None, corpus: str | None, store: Path) -> None:
+def export(
+    name: str,
+    file: Path,
+    backend: str | None,
+    with_columns: str | None,
+    corpus: str | None,
+    store: Path,
+) -> None:
     """Write feature NAME to one FILE: .csv (also for R), .h5, .zarr, .npz or .safetensors (with an
     index beside it).
 
@@ -253,12 +265,17 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
 
     \b
     Examples:
-      ser cache export egemaps egemaps.csv
+      ser cache export egemaps egemaps.csv --with speaker,label
       ser cache export hubert features-hdf5 --backend hdf5
     """
     from ser.cache.store import open_store
     from ser.cache.tools.exporting import copy_feature
     from ser.cache.tools.exporting import export as export_feature
+    from ser.extract.feature_names import names_of_dimensions
+
+    beside = with_columns.split(",") if with_columns else []
+    if beside and backend:
+        raise click.UsageError("--with is for a table (.csv); a store holds the manifest anyway")
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
@@ -271,23 +288,12 @@ def export(name: str, file: Path, backend: str | None, corpus: str | None, store
         answer(f"copied {copied} parts to {file}{already}")
         return
 
-    path = export_feature(feature, manifest, file, names_of_dimensions(feature))
+    path = export_feature(feature, manifest, file, names_of_dimensions(feature), beside)
     answer(f"wrote {path}")
     quarantined = feature.quarantined(manifest)
     for id_, reason in quarantined.items():
         say(f"left out: {id_}: {reason}", err=True)
     click.get_current_context().exit(3 if quarantined else 0)
-
-
-def names_of_dimensions(feature: "Feature") -> list[str] | None:
-    """The names that openSMILE gives its features; None where the dimensions have no names."""
-    if feature.spec.extractor != "smile":
-        return None
-
-    from ser.extract.smile import SmileConfig, open_smile
-
-    config = feature.spec.config
-    return open_smile(SmileConfig(config["feature_set"], config["level"])).feature_names
 
 
 def pulled(experiments: Sequence["Experiment"]) -> list["Experiment"]:

@@ -9,15 +9,17 @@ import click
 from ser.extract.config import ExtractionConfig
 
 from .options import FILE, config_options, json_option
-from .output import answer, say, table
+from .output import answer, plural, progress, say
+from .output import table as table_of
 
 if TYPE_CHECKING:
-    from ser.predict import Prediction
+    from collections.abc import Sequence
+
+    from ser.predict import Prediction, SeveralAnswers
 
 
 @click.command()
-@click.argument("run", type=FILE)
-@click.argument("audio", nargs=-1, type=FILE)
+@click.argument("paths", nargs=-1, type=FILE, required=True, metavar="RUN... [AUDIO|FOLDER]...")
 @click.option("--text", metavar="TEXT", help="Transcript of the one audio file.")
 @click.option(
     "--table",
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; "
     "paths are relative to it.",
+)
+@click.option(
+    "--csv",
+    type=FILE,
+    metavar="FILE",
+    help="Write a row for each utterance: file, predicted, p_CLASS, and those of each run.",
 )
 @config_options(ExtractionConfig, "models", "device")
 @click.option(
@@ -37,8 +45,22 @@ if TYPE_CHECKING:
 )
 @json_option
 @click.pass_context
-def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> None:
-    """Predict the emotion of new speech with the trained RUN, a folder that `ser train` wrote.
+def predict(
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    text: str | None,
+    table: Path | None,
+    csv: Path | None,
+    models: tuple[str, ...],
+    device: str,
+    abstain_below: float,
+    as_json: bool,
+) -> None:
+    """Predict the emotion of new speech with trained RUNs, folders that `ser train` wrote.
+
+    The first argument is a run, and so is each next one that holds a config.json; the others are
+    audio files, or folders of them, whose links are followed. Of several runs the means of their
+    probabilities are printed, beside what each predicts; they must predict the same classes.
 
     It is what the run learnt: a class, or valence, arousal and dominance on the scale of its
     corpus, or both. Features are computed with the models and settings that the run records, or not
@@ -51,34 +73,102 @@ def predict(ctx: click.Context, run: Path, as_json: bool, **options: Any) -> Non
     Examples:
       ser predict runs/3f2a91c07b5d4e68 hello.wav --text "well hello there"
       ser predict runs/3f2a91c07b5d4e68 --table turns.csv --json
+      ser predict runs/* recordings --csv predictions.csv
     """
-    from ser.predict import predict as classify
+    from ser.predict.inputs import check_inputs, read_inputs
+    from ser.predict.several import Predictors
+    from ser.predict.table import check_folder, write_table
 
-    found = classify(run, **options)
+    runs, audio = _runs_and_audio(paths)
+    check_inputs(audio, text, table)
+    if csv is not None:
+        check_folder(csv)
+
+    predictors = Predictors(runs, models, device)
+    given = read_inputs(audio, text, table, predictors.takes_audio)
+    with progress(len(given.turns), "predict", "utt", disable=len(given.turns) == 1) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        answers = predictors(given.turns, abstain_below, update)
+
+    if csv is not None:
+        write_table(csv, answers, given.files)
     if as_json:
-        answer({"run": str(run), **asdict(found)})
+        answer(_as_json(answers, runs))
+    elif csv is None:
+        answer(predictions_table(answers))
     else:
-        answer(predictions_table(found.predictions))
-        for id_, reason in found.unusable.items():
-            say(f"cannot be used: {id_}: {reason}", err=True)
-        for note in found.notes:
-            say(f"note: {note}", err=True)
-    ctx.exit(3 if found.unusable else 0)
+        answer(f"wrote {csv}: {plural(len(answers.mean), 'utterance')}")
+
+    if not as_json:
+        _print_notes(answers)
+    whole = not any(each.unusable for each in answers.by_run.values())
+    ctx.exit(0 if whole else 3)
 
 
-def predictions_table(predictions: "list[Prediction]") -> str:
-    """One line for each utterance: its label, probabilities and ratings, and what it lacks."""
-    first = predictions[0]
+def _runs_and_audio(paths: "Sequence[Path]") -> tuple[list[Path], list[Path]]:
+    """The leading arguments that are runs, and the others."""
+    first, *others = paths
+    runs = [first]
+    while others and (others[0] / "config.json").is_file():
+        runs.append(others.pop(0))
+    return runs, others
+
+
+def _as_json(answers: "SeveralAnswers", runs: "Sequence[Path]") -> dict[str, Any]:
+    """What `--json` prints: of one run its answer, of several each one's and the means."""
+    if len(runs) == 1:
+        [single] = answers.by_run.values()
+        return {"run": str(runs[0]), **asdict(single)}
+
+    by_run = {name: asdict(each) for name, each in answers.by_run.items()}
+    return {
+        "runs": by_run,
+        "predictions": [asdict(mean) for mean in answers.mean],
+        "unusable": answers.unusable,
+    }
+
+
+def _print_notes(answers: "SeveralAnswers") -> None:
+    """Say what could not be used, and what is to be known of each run."""
+    from ser.extract.corpora.alike import grouped, kind_of_reason
+
+    several = len(answers.by_run) > 1
+    for name, each in answers.by_run.items():
+        of_run = f"{name}: " if several else ""
+        sentences = []
+        for id_, reason in each.unusable.items():
+            sentences.append((kind_of_reason(reason, id_), f"{id_}: {reason}"))
+        for line in grouped(sentences):
+            say(f"cannot be used: {of_run}{line}", err=True)
+        for note in each.notes:
+            say(f"note: {of_run}{note}", err=True)
+
+
+def predictions_table(answers: "SeveralAnswers") -> str:
+    """One line for each utterance: its label, probabilities and ratings, and what it lacks.
+
+    Of several runs the means, and the label of each run, or else its ratings.
+    """
+    first = answers.mean[0]
     headings = [""]
     if first.label:
         headings.append("emotion")
     headings += [*first.probabilities, *first.ratings]
-    some_lack = any(prediction.without for prediction in predictions)
+    some_lack = any(prediction.without for prediction in answers.mean)
     if some_lack:
         headings.append("")
 
+    of_runs: list[dict[str, Prediction]] = []
+    if len(answers.by_run) > 1:
+        for name, each in answers.by_run.items():
+            headings.append(name)
+            of_runs.append({prediction.id: prediction for prediction in each.predictions})
+
     rows: list[list[str | float | None]] = []
-    for prediction in predictions:
+    for prediction in answers.mean:
         row: list[str | float | None] = [prediction.id]
         if prediction.label:
             row.append("abstained" if prediction.abstained else prediction.label)
@@ -86,8 +176,21 @@ def predictions_table(predictions: "list[Prediction]") -> str:
         if some_lack:
             lacks = ", ".join(prediction.without)
             row.append(f"without {lacks}" if lacks else None)
+        for predictions in of_runs:
+            row.append(_in_short(predictions.get(prediction.id)))
         rows.append(row)
-    return table(rows, headings, floatfmt=".3f")
+    return table_of(rows, headings, floatfmt=".3f")
+
+
+def _in_short(prediction: "Prediction | None") -> str | None:
+    """What one run of several predicts, in a cell."""
+    if prediction is None:
+        return None
+    if prediction.abstained:
+        return "abstained"
+    if prediction.label:
+        return f"{prediction.label} {prediction.probabilities[prediction.label]:.3f}"
+    return " ".join(f"{value:.2f}" for value in prediction.ratings.values())
 
 
 @click.command()

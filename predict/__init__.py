@@ -10,6 +10,15 @@ weights are elsewhere, and their digest must be the recorded one.
 
 from .from_files import predict
 from .predictor import Predictor
+from .several import Predictors, SeveralAnswers
 from .turns import Answer, Prediction, Turn
 
-__all__ = ["Answer", "Prediction", "Predictor", "Turn", "predict"]
+__all__ = [
+    "Answer",
+    "Prediction",
+    "Predictor",
+    "Predictors",
+    "SeveralAnswers",
+    "Turn",
+    "predict",
+]

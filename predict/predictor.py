@@ -14,8 +14,7 @@ from ser.disk.records import to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.extractor import Extractor, ResolvedFeature
-from ser.extract.resolve import load_extractors, resolve_again
-from ser.extract.single import extract_utterance
+from ser.extract.resolve import resolve_again
 from ser.train.data.dataset import Dataset
 from ser.train.data.inputs import Inputs
 from ser.train.data.labelling import apply_policy
@@ -32,6 +31,7 @@ from ser.train.targets import TARGETS
 from ser.train.train_jobs import one_thread
 from ser.weights.find import parse_models
 
+from .shared import FeatureSource
 from .trained import ExportedRun, open_trained
 from .turns import Answer, Prediction, Turn
 
@@ -73,8 +73,8 @@ class Predictor:
             modality: record.parts for modality, record in self.run.config.features.items()
         }
         self.features = self._resolve(parse_models(models))
-        # By modality, loaded when a turn first has it.
-        self._extractors: dict[str, list[Extractor]] = {}
+        self.source = FeatureSource(self.config.device)
+        self.share(self.source)
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What computes each modality, by the very specs that the run records."""
@@ -101,12 +101,20 @@ class Predictor:
             modality: resolve_again(of_modality, models) for modality, of_modality in specs.items()
         }
 
+    def share(self, source: FeatureSource) -> None:
+        """Take features from a source, which computes those of other runs too."""
+        self.source = source
+        for modality, features in self.features.items():
+            source.add(modality, features)
+
     def extractors(self, modality: str) -> list[Extractor]:
         """What computes the features of a modality, loaded once."""
-        if modality not in self._extractors:
-            features = self.features[modality]
-            self._extractors[modality] = load_extractors(features, self.config.device)
-        return self._extractors[modality]
+        return self.source.extractors(modality)
+
+    @property
+    def rated(self) -> bool:
+        """Whether the run predicts valence, arousal and dominance."""
+        return TARGETS[self.config.target].rated
 
     def may_lack(self) -> list[str]:
         """The modalities that training hid from the model at times, so that an utterance may lack
@@ -123,8 +131,17 @@ class Predictor:
         extraction.
 
         A prediction whose highest probability is below `abstain_below` is marked as `abstained`.
-        Raises `WrongUse` for a turn that lacks a modality which training never hid from the model.
+        Raises `WrongUse` for a turn that lacks a modality which training never hid from the model,
+        and `CorpusError` if no turn can be used.
         """
+        answer = self.answer(turns, abstain_below)
+        if turns and not answer.predictions:
+            reasons = [f"{id_}: {reason}" for id_, reason in answer.unusable.items()]
+            raise CorpusError("; ".join(reasons))
+        return answer
+
+    def answer(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
+        """As a call does, also where no turn can be used."""
         self._check_bound(abstain_below)
         turns = [self._without_blanks(turn) for turn in turns]
         self._check_modalities(turns)
@@ -138,8 +155,7 @@ class Predictor:
             usable, unusable, warnings = self._read(turns)
             notes += warnings
             if not usable:
-                reasons = [f"{id_}: {reason}" for id_, reason in unusable.items()]
-                raise CorpusError("; ".join(reasons))
+                return Answer([], unusable, notes)
             predicted = self.predict_rows(
                 [each.turn for each in usable], [each.rows for each in usable]
             )
@@ -261,7 +277,7 @@ class Predictor:
                 rows[modality] = torch.empty(0, columns)
                 continue
 
-            computed = extract_utterance(self.extractors(modality), source, warnings)
+            computed = self.source.rows(modality, source, warnings)
             stored: list[np.ndarray] = []
             for feature in features:
                 of_feature = computed[feature.spec.fingerprint]

@@ -14,7 +14,7 @@ import torch
 from msgspec import structs
 
 from ser.cache.store import open_store
-from ser.errors import CorpusError, CorruptStore, SerError, WrongUse
+from ser.errors import CorruptStore, SerError, WrongUse
 from ser.predict import Prediction, Predictor, Turn, predict
 from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import RUNS, run_of, turns_of_test_part
@@ -290,7 +290,7 @@ def test_wrong_paths(newcomer: Path, tmp_path: Path) -> None:
 
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(CorpusError, match=r"folder: cannot be opened \(is a directory"):
+    with pytest.raises(WrongUse, match=r"folder: holds no audio file \(\.aif, .*another folder"):
         predict(run, [folder])
 
     table = tmp_path / "turns.csv"

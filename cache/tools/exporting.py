@@ -9,8 +9,9 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class ExportedFeature:
     origin: dict[str, Any]
     # The names of the dimensions.
     columns: Sequence[str]
+    # Columns of the manifest, by name, with a value for each utterance.
+    beside: Mapping[str, Sequence[Any]]
 
     @property
     def arrays_beside_values(self) -> dict[str, npt.NDArray[Any]]:
@@ -59,24 +62,35 @@ class ExportedFeature:
 
 
 def export(
-    feature: Feature, manifest: Manifest, path: Path, columns: Sequence[str] | None = None
+    feature: Feature,
+    manifest: Manifest,
+    path: Path,
+    columns: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
 ) -> Path:
     """Write a manifest's utterances, in its order and without the quarantined, to one file.
 
     The suffix is the format. The file holds `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, the
     extras `[rows]`, the ids, and the spec as JSON; .zarr is a folder, .safetensors has ids and spec
-    in `<path>.json`, and .csv names the values by `columns`, if given. Raises `WrongUse` if `path`
-    exists, `MissingRows` if an utterance is not in the store.
+    in `<path>.json`, and .csv names the values by `columns`, if given, and has the columns `beside`
+    of the manifest behind the id. Raises `WrongUse` if `path` exists, `MissingRows` if an utterance
+    is not in the store.
     """
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise unknown("export format", path.suffix or path.name, WRITERS)
+    if beside and suffix != ".csv":
+        raise WrongUse(f"{path}: --with is for a table; name a .csv file, or leave --with out")
+    for name in beside:
+        if name == "id" or name not in manifest.table.column_names:
+            known = [column for column in manifest.table.column_names if column != "id"]
+            raise unknown("column of --with", name, known)
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
     if path.exists() or _is_foreign(index_of(path)):
         raise WrongUse(f"{path}: exists already; name another file")
 
-    exported = _prepare_export(feature, manifest, columns)
+    exported = _prepare_export(feature, manifest, columns, beside)
     _check_no_nul(path, exported.rows.ids)
 
     size = exported.rows.values.nbytes
@@ -121,7 +135,7 @@ def _is_foreign(index: Path) -> bool:
 
 
 def _prepare_export(
-    feature: Feature, manifest: Manifest, columns: Sequence[str] | None
+    feature: Feature, manifest: Manifest, columns: Sequence[str] | None, beside: Sequence[str]
 ) -> ExportedFeature:
     """Find the rows of every utterance that is not quarantined."""
     origin = {
@@ -143,7 +157,9 @@ def _prepare_export(
         return feature.gather(places[utterances], [], extras=False).values
 
     names = columns or [f"{feature.spec.name}.{number}" for number in range(feature.spec.dim)]
-    return ExportedFeature(rows, utterances_in_memory(rows, read_values), origin, names)
+    of_manifest = {name: manifest.column(name) for name in beside}
+    batches = utterances_in_memory(rows, read_values)
+    return ExportedFeature(rows, batches, origin, names, of_manifest)
 
 
 def _check_no_nul(path: Path, ids: list[str]) -> None:
@@ -258,17 +274,31 @@ def _write_zarr(path: Path, exported: ExportedFeature) -> None:
 
 
 def write_csv(path: Path, exported: ExportedFeature) -> None:
-    """A line for each row: the id, the number of the frame or token, and the values."""
+    """A line for each row.
+
+    The id, columns of the manifest, the number of the frame or token, and the values.
+    """
     level = exported.origin["spec"]["level"]
     is_vector = level == "utterance"
+    number_columns = [] if is_vector else [level]
 
     with path.open("x", encoding="utf-8", newline="") as sheet:
         table = csv.writer(sheet)
-        table.writerow([*(["id"] if is_vector else ["id", level]), *exported.columns])
+        table.writerow(["id", *exported.beside, *number_columns, *exported.columns])
+        beside = zip(*exported.beside.values(), strict=True) if exported.beside else repeat(())
         for batch in exported.batches:
             for utterance, id_ in enumerate(batch.ids):
+                of_utterance = [id_, *map(_as_text, next(beside))]
                 for number, row in enumerate(batch[utterance].astype(str)):
-                    table.writerow([id_, *row] if is_vector else [id_, number, *row])
+                    numbers = [] if is_vector else [number]
+                    table.writerow([*of_utterance, *numbers, *row])
+
+
+def _as_text(value: Any) -> Any:
+    """A value of a manifest in a table: nothing where it is not known, votes as JSON."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    return value
 
 
 def write_hdf5(path: Path, exported: ExportedFeature) -> None:

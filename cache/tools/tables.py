@@ -1,6 +1,6 @@
 """Features and manifests as pandas tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,12 +20,16 @@ def utterances(manifest: Manifest) -> "pd.DataFrame":
 
 
 def pooled(
-    feature: Feature, manifest: Manifest, pool: Literal["mean", "meanstd"] = "mean"
+    feature: Feature,
+    manifest: Manifest,
+    pool: Literal["mean", "meanstd"] = "mean",
+    names_of_dimensions: Sequence[str] | None = None,
 ) -> "pd.DataFrame":
     """One float32 row per utterance: the mean over its frames or tokens, or mean and deviation.
 
     Columns are `mean.0`, `mean.1`, … (and `std.0`, …), or `0`, `1`, … of a feature that is one
-    vector already; the index holds the ids in the manifest's order, without quarantined ones.
+    vector already; `names_of_dimensions` stand in place of the numbers. The index holds the ids in
+    the manifest's order, without quarantined ones.
     Raises `MissingRows` if others are missing.
     """
     import pandas as pd
@@ -34,7 +38,7 @@ def pooled(
     rows = [row for row, id_ in enumerate(manifest.ids) if id_ not in quarantined]
     packed = feature.load(manifest, rows)
     ids = pd.Index(packed.ids, name="id")
-    columns = [str(number) for number in range(feature.spec.dim)]
+    columns = list(names_of_dimensions or map(str, range(feature.spec.dim)))
 
     if feature.spec.level == "utterance":
         return pd.DataFrame(packed.values.astype(np.float32), ids, columns)

@@ -1,0 +1,71 @@
+"""The predictions of some runs as one table: a row for each utterance."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from ser.disk.write import write_whole
+from ser.errors import WrongUse
+
+from .several import SeveralAnswers
+from .turns import Prediction
+
+
+def write_table(path: Path, answers: SeveralAnswers, files: Mapping[str, str]) -> None:
+    """Write a CSV with a row for each utterance that a run can use.
+
+    Columns: `file` as it was given; `predicted`, `p_CLASS` and ratings, means over the runs; then
+    those of each run, such as `predicted@RUN`.
+    """
+    by_run = {}
+    for name, answer in answers.by_run.items():
+        by_run[name] = {prediction.id: prediction for prediction in answer.predictions}
+
+    first = answers.mean[0]
+    headings = _headings(first)
+    columns = ["file", *headings]
+    for name in by_run:
+        columns += [f"{heading}@{name}" for heading in headings]
+
+    sheet = io.StringIO(newline="")
+    table = csv.writer(sheet, lineterminator="\n")
+    table.writerow(columns)
+    for mean in answers.mean:
+        row = [files[mean.id], *_values(mean, first)]
+        for predictions in by_run.values():
+            row += _values(predictions.get(mean.id), first)
+        table.writerow(row)
+    write_whole(path, sheet.getvalue().encode())
+
+
+def check_folder(path: Path) -> None:
+    """Raise `WrongUse` where the folder of a file to write is not there, or it is one itself."""
+    if path.is_dir():
+        raise WrongUse(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
+
+
+def _headings(first: Prediction) -> list[str]:
+    headings = []
+    if first.probabilities:
+        headings.append("predicted")
+    headings += [f"p_{name}" for name in first.probabilities]
+    return [*headings, *first.ratings]
+
+
+def _values(prediction: Prediction | None, first: Prediction) -> list[str | float]:
+    """The values under the headings; empty where a run cannot use the utterance.
+
+    `predicted` is empty too where the model abstains.
+    """
+    if prediction is None:
+        return [""] * len(_headings(first))
+
+    values: list[str | float] = []
+    if first.probabilities:
+        values.append("" if prediction.abstained else prediction.label or "")
+    values += [prediction.probabilities[name] for name in first.probabilities]
+    values += [prediction.ratings[name] for name in first.ratings]
+    return values
