@@ -186,6 +186,7 @@ def fault_line(check: "Checked") -> str:
     is_flag=True,
     help="Let the table take the place of another manifest of the corpus.",
 )
+@click.option("--no-header", is_flag=True, help="The first line of a CSV is a row, not names.")
 @store_option
 @json_option
 def import_(
@@ -197,6 +198,7 @@ def import_(
     corpus_name: str | None,
     backend: str,
     replace: bool,
+    no_header: bool,
     store: Path,
     as_json: bool,
 ) -> None:
@@ -227,12 +229,16 @@ def import_(
         read_ids(ids) if ids else None,
         backend,
         replace,
+        has_header=not no_header,
     )
     if as_json:
         answer(asdict(imported))
         return
 
-    rows = f"{imported.rows} rows of {len(utterances)}, {imported.missing} missing"
+    rows = (
+        f"{imported.rows} rows of {imported.dim} numbers, of {len(utterances)} utterances; "
+        f"{imported.missing} missing; joined by {imported.joined_by}"
+    )
     answer(f"{imported.feature}@{imported.fingerprint}: {rows}")
 
 

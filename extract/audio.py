@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 import shlex
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, Header]:
 
     header = read_header(data)
     try:
-        file = sf.SoundFile(io.BytesIO(header.data))
+        file = _open_in_memory(header.data)
     except _UNDECODABLE as fault:
         raise CodedAudio(
             f"{_undecodable(fault)}; if it is video or coded audio, {_convert_hint(name)}"
@@ -203,6 +204,27 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, Header]:
         raise UtteranceError("holds no samples")
     _check_sizes(header.data, file)
     return file, header
+
+
+def _open_in_memory(data: bytes) -> sf.SoundFile:
+    """The decoder of these bytes.
+
+    On some machines libsndfile 1.2.2 refuses every MP3 in memory ("bad data offset") that it reads
+    from a file.
+    """
+    try:
+        return sf.SoundFile(io.BytesIO(data))
+    except sf.LibsndfileError:
+        has_tag = data.startswith(b"ID3")
+        is_mpeg = len(data) > 1 and data[0] == 0xFF and data[1] >= 0xE0
+        if not has_tag and not is_mpeg:
+            raise
+
+    # An open file is read on where its name is gone, but for Windows.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "audio.mp3"
+        path.write_bytes(data)
+        return sf.SoundFile(path)
 
 
 def _convert_hint(name: str) -> str:

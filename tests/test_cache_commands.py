@@ -66,7 +66,7 @@ def test_published_feature_files_are_trained_on(
     for name, modality in {"gemaps": "audio", "minilm": "text"}.items():
         file = tmp_path / f"{name}.npy"
         text = printed("cache", "import", name, file, "--modality", modality, *table, *store)
-        assert text.endswith("2000 rows of 2000, 0 missing\n")
+        assert text.endswith("numbers, of 2000 utterances; 0 missing; joined by manifest order\n")
 
     texts = open_store(tmp_path / "store").manifest().column("text")
     assert set(texts) == {"NA"}, "that is a word here"
@@ -108,7 +108,7 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     assert "corpus toy has another manifest than the table" in fault
     assert store.manifest().digest == manifest.digest
     assert feature.rows(store.manifest()) == len(manifest)
-    assert "10 rows of 10" in printed(*command)
+    assert "10 rows of 3 numbers, of 10 utterances" in printed(*command)
 
     write_ids(tmp_path / "t.csv", manifest.ids[:9])
     # Nine ids for ten rows.
@@ -116,11 +116,11 @@ def test_a_table_does_not_take_the_place_of_a_corpus(tmp_path: Path) -> None:
     assert store.manifest().digest == manifest.digest, "an import that fails changes nothing"
 
     write_ids(tmp_path / "t.csv", manifest.ids)
-    assert "10 rows of 10" in printed(*command, *table, "--replace")
+    assert "10 rows of 3 numbers, of 10 utterances" in printed(*command, *table, "--replace")
     assert store.manifest().digest != manifest.digest
 
     other = ["--manifest", tmp_path / "t.csv", "--corpus-name", "other"]
-    assert "10 rows of 10" in printed(*command, *other)
+    assert "10 rows of 3 numbers, of 10 utterances" in printed(*command, *other)
 
 
 def test_an_earlier_manifest_comes_back_by_rollback(tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ FULL = {
 }
 
 
-SEPARATORS = {"csv": ",", "semicolon": ";", "tsv": "\t"}
+SEPARATORS = {"csv": ",", "semicolon": ";"}
 
 
 def write_row(path: Path, kind: str, row: dict[str, object]) -> None:
@@ -379,6 +379,12 @@ def write_row(path: Path, kind: str, row: dict[str, object]) -> None:
             pq.write_table(pa.Table.from_pylist([row]), path)
         case "jsonl":
             path.write_text(json.dumps(row) + "\n\n")
+        case "tsv":
+            # It has no quotation: what holds a tab or a line end cannot be written.
+            cells = [
+                json.dumps(row["votes"]) if name == "votes" else str(row[name]) for name in row
+            ]
+            path.write_text("\t".join(row) + "\n" + "\t".join(cells) + "\n")
         case _:
             # A cell holds the votes as JSON.
             frame = pd.DataFrame([{**row, "votes": json.dumps(row["votes"])}])
@@ -389,13 +395,16 @@ def write_row(path: Path, kind: str, row: dict[str, object]) -> None:
 def test_every_column_in_every_kind_of_file(folder: Path, kind: str) -> None:
     suffix = "csv" if kind == "semicolon" else kind
     path = folder / f"t.{suffix}"
-    write_row(path, kind, FULL)
+    values = dict(FULL)
+    if kind == "tsv":
+        values["text"] = 'He said "no"; then, here.'
+    write_row(path, kind, values)
 
     scan = scan_corpus(path)
 
     assert scan.problems == []
     [row] = scan.manifest.table.to_pylist()
-    assert {name: row[name] for name in FULL} == {**FULL, "gender": "F"}
+    assert {name: row[name] for name in FULL} == {**values, "gender": "F"}
     assert row["duration"] == 0.1
 
 
@@ -469,7 +478,7 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
         "line 6: the valence 'nan' is not a number",
         f'line 7: the votes \'{"[" * 59} is not JSON such as [["ang"], ["neu", "sad"]]',
         'line 8: the votes \'[1]\' is not JSON such as [["ang"], ["neu", "sad"]]',
-        "line 10: the valence 'inf' is not a number",
+        "lines 9 to 10: the valence 'inf' is not a number",
     ]
 
 

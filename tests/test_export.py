@@ -108,7 +108,16 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 SECONDS = (0.03, 0.5, 1.7, 4.2, 23.0)
 
 
-@pytest.mark.parametrize("case", ENCODERS)
+# Group and layer normalisation, and Whisper's windows; tracing one takes half a minute, and the
+# others are traced by `make test-slow`.
+TRACED_ENCODERS = ("hubert's frames", "layers of a large hubert", "whisper in windows")
+ENCODERS_TO_TRACE = [
+    pytest.param(case, marks=() if case in TRACED_ENCODERS else pytest.mark.slow)
+    for case in ENCODERS
+]
+
+
+@pytest.mark.parametrize("case", ENCODERS_TO_TRACE)
 def test_a_run_on_one_encoder_takes_the_waveform(case: str, newcomer: Path, tmp_path: Path) -> None:
     checkpoint, variant, options = ENCODERS[case]
     architecture, settings = SPEECH[checkpoint]
@@ -322,7 +331,7 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
 
 
 # One of each kind of layers; the others are traced by `make test-slow`.
-TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "ks-transformer", "gban", "cme")
+TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "gban", "cme")
 FUSIONS_TO_TRACE = [
     pytest.param(name, marks=() if name in TRACED else pytest.mark.slow)
     for name in FUSIONS

@@ -55,7 +55,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     settings, training = _parse_settings(experiment, fusion)
     training, data = TARGETS[experiment.target].prepare(fusion, settings, training, data)
     if getattr(settings, "finetune_layers", 0) != 0:
-        fusion, data = with_encoder(fusion, settings, data, experiment.model)
+        fusion, data = with_encoder(fusion, settings, data, tuple(experiment.model))
     _check_standardising(settings, training, data)
 
     folds = _cut_folds(experiment, training, data)

@@ -67,12 +67,13 @@ class StoredArray:
             return np.concatenate(pieces, dtype=self.dtype)
 
 
-def read_arrays(path: Path) -> ForeignArrays:
+def read_arrays(path: Path, has_header: bool = True) -> ForeignArrays:
     """Every array in a file, by name.
 
     They are `values`, `offsets`, `ids` and extras, or one array per utterance id. An .npy file and
-    a CSV give `values` (and `ids` from a CSV's first column, when it is called id). Raises
-    `WrongUse` for an unknown kind of file and `StoreError` for one that cannot be trusted.
+    a CSV give `values` (and `ids` from a CSV's column that is called id). `has_header` is False for
+    a CSV whose first line is a row. Raises `WrongUse` for an unknown kind of file and `StoreError`
+    for one that cannot be trusted.
     """
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -84,8 +85,12 @@ def read_arrays(path: Path) -> ForeignArrays:
         fault = f"is not a {kind}" if path.exists() else "does not exist"
         raise WrongUse(f"{path}: {fault}; name a {kind} that is there")
 
+    is_csv = suffix in (".csv", ".tsv")
+    if not has_header and not is_csv:
+        raise WrongUse(f"{path}: only a .csv or .tsv has a header; leave --no-header out")
+
     with explain_foreign(path):
-        return READERS[suffix](path)
+        return read_csv(path, has_header) if is_csv else READERS[suffix](path)
 
 
 @contextlib.contextmanager
@@ -223,24 +228,37 @@ class TensorSlice:
         return self.tensor[rows]
 
 
-def read_csv(path: Path) -> ForeignArrays:
-    """A CSV or TSV of numbers, read at once; a first column called id holds the ids."""
+def read_csv(path: Path, has_header: bool = True) -> ForeignArrays:
+    """A CSV or TSV of numbers, read at once; a column called id holds the ids.
+
+    A file whose first line is numbers has no header, unless they are 0, 1, 2, …: those may be the
+    numbers of its columns, as pandas writes them. Without `has_header` the first line is a row.
+    """
     import pyarrow.csv as csv
 
-    layout = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ("id", "ID", "Id")})
+    is_tsv = path.suffix.lower() == ".tsv"
+    layout = csv.ParseOptions(delimiter="\t") if is_tsv else csv.ParseOptions()
+    if is_tsv:
+        # TSV knows no quotation.
+        layout.quote_char = False
+    nameless = csv.ReadOptions(autogenerate_column_names=True)
+    kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ID_COLUMNS})
     content = pa.py_buffer(read_named(path, LARGE))
 
-    table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
-    if _are_numbers(table.column_names):
-        # The file has no line of names.
-        nameless = csv.ReadOptions(autogenerate_column_names=True)
+    if has_header:
+        table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
+        names = table.column_names
+        _check_header(path, names)
+        has_header = not _are_numbers(names)
+    if not has_header:
         table = csv.read_csv(pa.BufferReader(content), nameless, layout, kinds)
 
     arrays: ForeignArrays = {}
-    if table.column_names[0].lower() == "id":
-        arrays["ids"] = np.array(table.column(0).to_pylist(), str)
-        table = table.remove_column(0)
+    for number, name in enumerate(table.column_names):
+        if name in ID_COLUMNS:
+            arrays["ids"] = np.array(table.column(number).to_pylist(), str)
+            table = table.remove_column(number)
+            break
 
     for name, column in zip(table.column_names, table.columns, strict=True):
         is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
@@ -250,6 +268,21 @@ def read_csv(path: Path) -> ForeignArrays:
     columns = [column.to_numpy().astype(np.float64) for column in table.columns]
     arrays["values"] = np.stack(columns, axis=1)
     return leave_values_in_file(path, lambda: contextlib.nullcontext(arrays))
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    """Raise `StoreError` for a header that may be an index, or the numbers of the columns."""
+    for number, name in enumerate(names, 1):
+        if not name.strip() or name.startswith("Unnamed:"):
+            raise StoreError(
+                f"{path}: column {number} has no name, and may be the index of a table; call it id "
+                "if it holds the ids, or save the table without it (in pandas index=False)"
+            )
+    if names == [str(number) for number in range(len(names))]:
+        raise StoreError(
+            f"{path}: its first line is 0, 1, 2, …: the numbers of the columns, or a row of "
+            "features; remove the line, or say --no-header if it is a row"
+        )
 
 
 def _are_numbers(texts: list[str]) -> bool:
@@ -299,6 +332,9 @@ def _check_zarr_array(folder: Path, array: Any) -> None:
         fault = f"has {present} of {needed} chunks; Zarr would fill the rest silently"
         raise StoreError(f"{folder}: {fault}")
 
+
+# What the column of the ids is called.
+ID_COLUMNS = ("id", "ID", "Id")
 
 READERS: dict[str, Callable[[Path], ForeignArrays]] = {
     ".npy": read_npy,

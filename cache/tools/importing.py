@@ -40,6 +40,10 @@ class Imported:
     missing: int
     # Parts published now; 0 if all were there.
     parts: int
+    # Numbers in a row.
+    dim: int
+    # "id", or "manifest order" where the file names no ids.
+    joined_by: str
 
 
 def read_ids(path: Path) -> list[str]:
@@ -63,6 +67,7 @@ def import_feature(
     ids: Sequence[str] | None = None,
     backend: str = "zarr",
     replace: bool = False,
+    has_header: bool = True,
 ) -> Imported:
     """Publish the rows of a feature file.
 
@@ -70,12 +75,12 @@ def import_feature(
     rows, and `ids`; or one array per utterance, named by its id. Without any ids the rows are in
     the manifest's order, one per utterance. `manifest` becomes the corpus's latest when all rows
     are published; one that differs from the corpus's in the store is refused, unless it may
-    `replace` that. Raises `StoreError` or `WrongUse` for wrong shapes, ids or values; then nothing
-    is published.
+    `replace` that. `has_header` is False for a CSV whose first line is a row. Raises `StoreError`
+    or `WrongUse` for wrong shapes, ids or values; then nothing is published.
     """
     _check_manifest(store, manifest, replace)
 
-    rows, joined_by_id = _arrange(path, read_arrays(path), manifest, ids)
+    rows, joined_by_id = _arrange(path, read_arrays(path, has_header), manifest, ids)
     _check_finite(path, rows)
 
     spec = _spec_of_import(name, path, modality, rows, joined_by_id)
@@ -90,7 +95,15 @@ def import_feature(
 
     store.put_manifest(manifest, replace, "cache import")
     missing = len(manifest) - len(rows)
-    return Imported(spec.name, spec.fingerprint, len(rows), missing, parts)
+    return Imported(
+        spec.name,
+        spec.fingerprint,
+        len(rows),
+        missing,
+        parts,
+        spec.dim,
+        str(spec.config["joined_by"]),
+    )
 
 
 def _check_manifest(store: Store, manifest: Manifest, replace: bool) -> None:

@@ -67,7 +67,8 @@ def read_audformat(root: Path) -> Reading:
             )
             continue
 
-        for where, record in read_records(path, reading.problems, path.name):
+        records = read_records(path, reading.problems, path.name, reading.warnings)
+        for where, record in records:
             file = record.get("file")
             if not isinstance(file, str):
                 reading.problems.append(Problem(None, path.name, f"{where}: names no file"))

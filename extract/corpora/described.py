@@ -214,7 +214,8 @@ def _read_rows(
 def _read_table_records(table: TableLayout, path: str, reading: Reading) -> Iterator[Fields]:
     """The records of a table: of a known kind, or what a pattern takes from the lines of a text."""
     if table.line is None:
-        for _, record in read_records(reading.root / path, reading.problems, path):
+        records = read_records(reading.root / path, reading.problems, path, reading.warnings)
+        for _, record in records:
             yield record
         return
 

@@ -1,7 +1,6 @@
 """The records of a table file, one by one: CSV, TSV, Parquet or JSONL."""
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ser.corpus.delimited import read_delimited
 from ser.corpus.schema import SCHEMA
 from ser.disk.read import LARGE, read_named
 from ser.errors import CorpusError, WrongUse
@@ -42,10 +42,13 @@ class _BadLine:
     reason: str
 
 
-def read_records(path: Path, problems: list[Problem], place: str) -> Iterator[tuple[str, Record]]:
+def read_records(
+    path: Path, problems: list[Problem], place: str, warnings: list[str]
+) -> Iterator[tuple[str, Record]]:
     """Each record of a table file, and where it is, such as "line 7".
 
-    Lines that are no record are added to the `problems` of `place`. Raises `WrongUse` if there is
+    Lines that are no record are added to the `problems` of `place`, and rows on several lines are
+    said in `warnings`. Raises `WrongUse` if there is
     no file of a known kind, `CorpusError` if it cannot be read as its ending says.
     """
     ending = path.suffix.lower()
@@ -58,7 +61,7 @@ def read_records(path: Path, problems: list[Problem], place: str) -> Iterator[tu
         raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
 
     try:
-        for where, record in _read(path, ending):
+        for where, record in _read(path, ending, warnings):
             if isinstance(record, _BadLine):
                 problems.append(Problem(None, place, f"{where}: {record.reason}"))
             else:
@@ -68,12 +71,12 @@ def read_records(path: Path, problems: list[Problem], place: str) -> Iterator[tu
         raise CorpusError(f"{path} cannot be read as {ending[1:]}: {reason}") from error
 
 
-def _read(path: Path, ending: str) -> Iterator[tuple[str, Record | _BadLine]]:
+def _read(path: Path, ending: str, warnings: list[str]) -> Iterator[tuple[str, Record | _BadLine]]:
     if ending == ".jsonl":
         return _read_jsonl(read_text(path))
     if ending == ".parquet":
         return _read_parquet(path)
-    return _read_csv(read_text(path), ending)
+    return _read_delimited(path, ending, warnings)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Record]]:
@@ -102,31 +105,36 @@ def _json_object(line: str) -> Record | _BadLine:
     return record
 
 
-def _read_csv(text: str, ending: str) -> Iterator[tuple[str, Record | _BadLine]]:
+def _read_delimited(
+    path: Path, ending: str, warnings: list[str]
+) -> Iterator[tuple[str, Record | _BadLine]]:
     """Cells that are empty are left out of their record."""
-    header = text.partition("\n")[0]
-    # As Excel saves it, the delimiter hangs on the language.
-    delimiter = "\t" if ending == ".tsv" else max(",;\t", key=header.count)
+    rows = read_delimited(read_text(path), has_tabs=ending == ".tsv")
+    header = next(rows, None)
+    names = [name.strip() for name in header.cells] if header else []
+    _check_names(names)
 
-    # StringIO without newline translation: a quoted cell may hold line ends, and str.splitlines
-    # splits at other ones.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        _check_names(names)
+    count = 0
+    on_several_lines: list[str] = []
+    last_line = 1
+    for row in rows:
+        count += 1
+        last_line = row.last_line
+        if row.first_line != row.last_line:
+            on_several_lines.append(row.where)
 
-        for cells in reader:
-            if not cells:
-                continue
-            where = f"line {reader.line_num}"
-            if len(cells) != len(names):
-                reason = f"has {len(cells)} columns where the header has {len(names)}"
-                yield where, _BadLine(reason)
-                continue
-            pairs = zip(names, cells, strict=True)
-            yield where, {name: cell for name, cell in pairs if cell != ""}
-    except csv.Error as error:
-        raise csv.Error(f"line {reader.line_num}: {error}") from error
+        if len(row.cells) != len(names):
+            reason = f"has {len(row.cells)} columns where the header has {len(names)}"
+            yield row.where, _BadLine(reason)
+            continue
+        pairs = zip(names, row.cells, strict=True)
+        yield row.where, {name: cell for name, cell in pairs if cell != ""}
+
+    if on_several_lines:
+        warnings.append(
+            f"{path.name}: {count} rows on {last_line} lines: {len(on_several_lines)} hold line "
+            f"breaks, such as {on_several_lines[0]}"
+        )
 
 
 def _checked_record(pairs: list[tuple[str, Any]]) -> Record:

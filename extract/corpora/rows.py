@@ -9,12 +9,16 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from ser.corpus.people import one_spelling
 from ser.corpus.schema import SCHEMA
 
 from .reading import Problem, Reading
 
 # Taken from the files themselves, whatever a table says.
 MEASURED = ("audio_sha256", "text_sha256", "duration")
+
+# What is compared between the parts of a fold.
+COMPARED = ("session", "dialogue", "speaker")
 
 # A gender that is none of these is unknown.
 GENDERS = {
@@ -108,7 +112,7 @@ def _convert(column: str, value: Any) -> Any:
 
     text = str(value)
     text.encode()  # raises for half a surrogate pair
-    return text
+    return one_spelling(text) if column in COMPARED else text
 
 
 def _expected(column: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ser.cache.store import check_name
 from ser.corpus.manifest import Manifest, Parent
+from ser.corpus.people import spelled_alike
 from ser.corpus.same_audio import warn_of_copies
 from ser.disk.paths import expand_user
 from ser.errors import WrongUse
@@ -17,6 +18,7 @@ from .detect import find_format
 from .formats import find_reader
 from .measure import measure
 from .reading import Problem, Reading
+from .rows import COMPARED
 from .table import read_transcripts
 
 # Readers of other packages take the first two from here.
@@ -134,12 +136,28 @@ def scan_corpus(
         reading.root,
         format,
         problems + measured.problems,
-        reading.warnings + measured.warnings + warn_of_copies(manifest),
+        reading.warnings + _alike(measured.rows) + measured.warnings + warn_of_copies(manifest),
         reading.known,
     )
     if text is None or name is None:
         return scan
     return scan.with_texts(texts, without_text, name)
+
+
+def _alike(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each column in which names differ by case or zeros alone."""
+    warnings = []
+    for column in COMPARED:
+        names = {row[column] for row in rows if row.get(column)}
+        groups = spelled_alike(names)
+        if groups:
+            first = ", ".join(groups[0])
+            warnings.append(
+                f"{len(groups)} {column}s are written in several ways that differ by case or zeros "
+                f"alone, such as {first}: each way counts as another {column}, and may stand on "
+                "the other side of a split; write them alike if they are one"
+            )
+    return warnings
 
 
 def _spread(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def read_table(
     names: dict[str, str] = {}  # the manifest's, by the file's
     next_turn = Counter[str]()  # of each dialogue
 
-    for line, record in read_records(path, reading.problems, str(path)):
+    for line, record in read_records(path, reading.problems, str(path), reading.warnings):
         values = []
         for name, value in record.items():
             column = ALIASES.get(name, name)

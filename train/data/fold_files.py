@@ -1,6 +1,6 @@
 """Files of folds: a table, or EmoBox's folders, as sets of ids."""
 
-import io
+import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ser.corpus.delimited import read_delimited
 from ser.disk.read import read_named
 from ser.errors import WrongUse
 
@@ -52,6 +53,7 @@ def read_folds(path: Path) -> list[ListedFold]:
         TypeError,
         KeyError,
         RecursionError,
+        csv.Error,
         msgspec.MsgspecError,
     ) as error:
         raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
@@ -64,14 +66,16 @@ def read_folds(path: Path) -> list[ListedFold]:
 def _read_table(path: Path) -> list[ListedFold]:
     import pandas as pd
 
-    table = pd.read_csv(
-        io.BytesIO(read_named(path)),
-        sep="\t" if path.suffix == ".tsv" else ",",
-        dtype=str,
-        keep_default_na=False,
-        index_col=False,
-        encoding="utf-8-sig",
-    )
+    text = read_named(path).decode("utf-8-sig")
+    rows = list(read_delimited(text, has_tabs=path.suffix == ".tsv"))
+    names = rows[0].cells if rows else []
+    for row in rows:
+        if len(row.cells) != len(names):
+            raise WrongUse(
+                f"{path}: {row.where} has {len(row.cells)} columns where the header has "
+                f"{len(names)}; correct the line"
+            )
+    table = pd.DataFrame([row.cells for row in rows[1:]], columns=names, dtype=str)
     if not {"id", "fold"} <= set(table) or table.empty:
         raise WrongUse(
             f"{path}: needs the columns id and fold (and part, if each fold's parts are named)"

@@ -225,7 +225,7 @@ def _settings(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
     Ours is one value where it was not searched.
     """
     fusion = FUSIONS[runs[0].config.fusion]
-    settings, training = parse_settings(fusion, cell.written.set, cell.written.epochs)
+    settings, training = parse_settings(fusion, tuple(cell.written.set), cell.written.epochs)
     written = {**asdict(settings), **asdict(training)}
 
     # A config need not name the settings that came later.

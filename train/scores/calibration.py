@@ -101,7 +101,7 @@ def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
 def count_at_a_bound(temperatures: Sequence[float]) -> int:
     """How many fitted temperatures are at one of the bounds `TEMPERATURES`."""
     at_a_bound = [np.isclose(fitted, TEMPERATURES, rtol=1e-3).any() for fitted in temperatures]
-    return sum(at_a_bound)
+    return int(np.count_nonzero(at_a_bound))
 
 
 def conformal_threshold(

@@ -1,0 +1,28 @@
+"""Names of speakers, sessions and dialogues: one spelling for one of them."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+
+def one_spelling(name: str) -> str:
+    """The name in Unicode's composed form (NFC), without blanks around it, single ones within."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def spelled_alike(names: Iterable[str]) -> list[list[str]]:
+    """The names that differ by case or zeros alone: `anna` and `Anna`; `1`, `01` and `1.0`.
+
+    >>> spelled_alike(["anna", "Anna", "1", "01", "1.0", "10", "ben"])
+    [['01', '1', '1.0'], ['Anna', 'anna']]
+    """
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault(_without_case_and_zeros(name), set()).add(name)
+    return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]
+
+
+def _without_case_and_zeros(name: str) -> str:
+    # "1.0" is what a table's numbers become where one of them is missing.
+    whole = re.sub(r"^(\d+)\.0+$", r"\1", name.casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", whole)
