@@ -47,6 +47,11 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> None:
     path.write_bytes(text.encode(encoding))
 
 
+def but_for_copies(warnings: list[str]) -> list[str]:
+    """These without those of equal audio: all are one recording here, see `tree`."""
+    return [warning for warning in warnings if "under several ids" not in warning]
+
+
 def row(scan: Scan, id: str) -> dict:
     """The columns that this row has, but for digests."""
     position = scan.manifest.ids.index(id)
@@ -195,7 +200,7 @@ def test_raters_and_people_are_read_from_tables(tmp_path: Path) -> None:
 
     scan = scan_corpus(tmp_path)
 
-    assert scan.warnings == [
+    assert but_for_copies(scan.warnings) == [
         "VideoDemographics.csv is not here, and nothing is taken from it",
         "nothing gives {Sex}, which a column names",
         "601 files are left out: copies as MP3",
@@ -312,7 +317,7 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
     db.save(str(tmp_path), storage_format=storage)
     scan = scan_corpus(tmp_path)
     assert (scan.format, scan.manifest.corpus, scan.problems) == ("audformat", "mine", [])
-    assert scan.warnings == [
+    assert but_for_copies(scan.warnings) == [
         "the table parts is not by file, or not here as CSV or Parquet: it is not read"
     ]
 
@@ -511,7 +516,7 @@ def test_votes_of_a_layout_of_ones_own(tmp_path: Path) -> None:
 
     assert scan.manifest.column("votes") == [[["joy"], ["other"]], None]
     # As for a field that no pattern has.
-    assert scan.warnings == ["nothing gives {votes}, which a column names"]
+    assert but_for_copies(scan.warnings) == ["nothing gives {votes}, which a column names"]
 
 
 def test_a_format_that_is_not_known_names_those_that_are(tmp_path: Path) -> None:

@@ -348,7 +348,8 @@ def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> Non
         ("c.csv", 'id,fold\n"x', "not a list of folds"),
         ("a.json", "", ".csv or .tsv"),
         ("b.csv", "id,fold\nstranger,1\n", "tests no labelled utterance"),
-        ("d.csv", "id,fold\na,1\nb\n", "b names no fold"),
+        ("d.csv", "id,fold\na,1\nb,\n", "b names no fold"),
+        ("e.csv", "id,fold\na,1\nb\n", "line 3 has 1 columns where the header has 2"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(WrongUse, match=says):
