@@ -8,6 +8,7 @@ and covers the extracted features.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -44,8 +45,9 @@ class SmileConfig:
     clip: float = field(default=LARGEST_SAMPLE, init=False)
 
 
+@cache
 def open_smile(config: SmileConfig) -> opensmile.Smile:
-    """The library itself."""
+    """The library itself: opening it runs it once, for the names of its values."""
     level = opensmile.FeatureLevel(LEVELS[config.level])
     return opensmile.Smile(SETS[config.feature_set], level)
 

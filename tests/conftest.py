@@ -1,8 +1,8 @@
 """Which tests are heavy, and fixtures that several files use.
 
 A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the
-demo, runs or converts encoders of every kind, trains tables of many runs, or searches. `make
-test-fast` leaves them out.
+demo, runs or converts encoders of every kind, writes graphs of ONNX, trains tables of many runs, or
+searches. `make test-fast` leaves them out.
 """
 
 import inspect
@@ -23,6 +23,7 @@ HEAVY_FILES = (
     "test_cluster",
     "test_copies_s3",
     "test_engines",
+    "test_export",
     "test_extract_encoders",
     "test_faults",
     "test_fuzz",

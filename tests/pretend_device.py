@@ -20,13 +20,15 @@ each. A device must be named with its number.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
@@ -71,11 +73,12 @@ class Pretend(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Pretend":
-        with torch.inference_mode(False):
-            shape = torch.empty_strided(
-                inner.shape, inner.stride(), dtype=inner.dtype, device="meta"
-            )
-            made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return cls(inner)
+
+        shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
+        made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
         made.inner = inner
         return made
 
@@ -88,6 +91,43 @@ class Pretend(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"{func}: a tensor of the pretend device is used after `with Gpu()`")
+
+
+def tensors_in(nest: Any) -> list[Tensor]:
+    """The tensors of an operation's arguments: `tree_leaves` takes longer than the operation."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, dict):
+        nest = nest.values()
+    elif not isinstance(nest, tuple | list):
+        return []
+
+    tensors = []
+    for value in nest:
+        tensors += tensors_in(value)
+    return tensors
+
+
+def with_tensors(nest: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same arguments or results with each tensor changed."""
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if isinstance(nest, dict):
+        return {name: with_tensors(value, change) for name, value in nest.items()}
+    if isinstance(nest, tuple | list):
+        return type(nest)([with_tensors(value, change) for value in nest])
+    return nest
+
+
+def inner_of(x: Tensor) -> Tensor:
+    """What is computed with on the CPU."""
+    return x.inner if isinstance(x, Pretend) else x
+
+
+@cache
+def is_composite(func: Any) -> bool:
+    """Whether the operation is made of others, on every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _cast(name: str, dtype: torch.dtype | None) -> Any:
@@ -197,8 +237,7 @@ class Gpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        leaves, nest = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = tensors_in((args, kwargs))
         there = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
         here = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
 
@@ -210,7 +249,7 @@ class Gpu(TorchDispatchMode):
         copies = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.is_pinned.default:
             return args[0] in self._pinned
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if is_composite(func):
             # In inference mode, what is made of other operations comes whole.
             super().__enter__()
             try:
@@ -244,8 +283,8 @@ class Gpu(TorchDispatchMode):
 
         pins = func in (aten._pin_memory.default, aten.pin_memory.default)
         is_pinned = kwargs.get("pin_memory") or pins
-        inner = [leaf.inner if isinstance(leaf, Pretend) else leaf for leaf in leaves]
-        plain, kwargs = tree_unflatten(inner, nest)
+        plain = with_tensors(args, inner_of)
+        kwargs = with_tensors(kwargs, inner_of)
         if kwargs.get("device"):
             kwargs["device"] = torch.device("cpu")
         if kwargs.get("pin_memory"):
@@ -254,9 +293,7 @@ class Gpu(TorchDispatchMode):
             func = aten.clone.default
         wrappers = {id(tensor.inner): tensor for tensor in there}
 
-        def wrap(result: Any) -> Any:
-            if not isinstance(result, Tensor):
-                return result
+        def wrap(result: Tensor) -> Tensor:
             if is_pinned:
                 self._pinned[result] = True
             if not onto:
@@ -264,7 +301,7 @@ class Gpu(TorchDispatchMode):
             # An operation in place gives back what it was given.
             return wrappers[id(result)] if id(result) in wrappers else Pretend(result)
 
-        return tree_map(wrap, func(*plain, **kwargs))
+        return with_tensors(func(*plain, **kwargs), wrap)
 
     @staticmethod
     def _waiting(func: Any, args: Any, kwargs: Any) -> bool:

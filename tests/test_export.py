@@ -330,6 +330,8 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+# A stack of one layer is traced as one of several is; the time that it takes grows faster than they.
+ONE_LAYER_EACH = {"encoder_depth": 1, "decoder_depth": 1, "cross_depth": 1, "last_depth": 1}
 # One of each kind of layers; the others are traced by `make test-slow`.
 TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "gban", "cme")
 FUSIONS_TO_TRACE = [
@@ -343,7 +345,7 @@ FUSIONS_TO_TRACE = [
 def test_every_fusion_is_traced_for_any_length(name: str, tmp_path: Path) -> None:
     fusion = FUSIONS[name]
     torch.manual_seed(0)
-    model = build(name).eval().requires_grad_(False)
+    model = build(name, **ONE_LAYER_EACH).eval().requires_grad_(False)
     predictor: Any = SimpleNamespace(
         fusion=fusion,
         fitted=SimpleNamespace(model=model, scaling={}),
