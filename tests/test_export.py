@@ -330,7 +330,7 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# A stack of one layer is traced as one of several is; the time that it takes grows faster than they.
+# One layer is traced as several are, and the time that it takes grows faster than their number.
 ONE_LAYER_EACH = {"encoder_depth": 1, "decoder_depth": 1, "cross_depth": 1, "last_depth": 1}
 # One of each kind of layers; the others are traced by `make test-slow`.
 TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "gban", "cme")

@@ -118,10 +118,12 @@ def test_a_batch_is_its_utterances_or_dialogues_one_at_a_time(name, frames):
         ways.append({modality: everybody})
     ways.append(dict.fromkeys(inputs, everybody))
 
+    model = build(name)
     for hidden in ways:
-        model = build(name)
+        model.zero_grad()
         batch = without(whole, hidden)
-        alone = [model(part) for part in parts(batch, batch.dialogues.tolist())]
+        with torch.no_grad():
+            alone = [model(part) for part in parts(batch, batch.dialogues.tolist())]
         outputs = model(batch)
 
         for head, logits in outputs.items():

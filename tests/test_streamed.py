@@ -96,13 +96,21 @@ def test_the_same_bytes_as_in_memory(rich: Path, tmp_path: Path, case: str) -> N
         views=views,
     )
     small = replace(plain, out=tmp_path / "b", memory=memory)
-    assert estimate(prepare(small)).streamed
-    assert not estimate(prepare(plain)).streamed
+    for experiment, is_streamed in ((small, True), (plain, False)):
+        inputs = prepare(experiment)[0].data.inputs
+        assert any(rows.streamed for rows in inputs.values()) == is_streamed
 
     [run] = run_experiment(plain)
     [streamed] = run_experiment(small)
     assert run.path.name == streamed.path.name
     assert weights(run) == weights(streamed)
+
+
+def test_an_estimate_names_what_is_streamed(rich: Path) -> None:
+    features, fusion, memory, settings, _ = CASES["mit"]
+    plain = Experiment(features, fusion, store=rich, epochs=2, folds=1, set=settings)
+    assert estimate(prepare(replace(plain, memory=memory))).streamed == ("audio", "text")
+    assert not estimate(prepare(plain)).streamed
 
 
 # Of 65 columns the last would stand alone in pieces of 32 or 64.

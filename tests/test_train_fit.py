@@ -58,13 +58,15 @@ SMALL = {
     "bc-lstm": ("is13+bert", ("lstm_hidden=8", "dense=8", "epochs=2", "batch_size=2")),
 }
 SMALL |= dict.fromkeys(("ef-add", "mf-concat", "lf-at"), SMALL["lgf-add"])
+# A third of the utterances, where they are sequences and their batches many.
+LIMITS = {"mit": 40, "cnn": 40}
 
 
 def prepared(
     store: Path, fusion: str, *more: str, **plan: Any
 ) -> tuple[Dataset, Fold, TrainConfig]:
     features, small = SMALL[fusion]
-    data, fusion_class = load_dataset(Experiment(features, fusion, store))
+    data, fusion_class = load_dataset(Experiment(features, fusion, store, limit=LIMITS.get(fusion)))
     settings, training = parse_settings(fusion_class, (*small, *more))
     dev = "next" if plan.get("select", "val") == "val" else "none"
     fold = make_folds("session-out", data.utterances, Cut(dev=dev))[0]

@@ -226,7 +226,7 @@ def fit_small(store: Path) -> Callable[[str], Fit]:
         def fitted(*settings: str, hop: str = "", select: str = "last") -> Fitted:
             features = {"audio": f"hubert{hop}", "text": "bert"}
             joined = "+".join(features[modality] for modality in fusion.inputs)
-            data, _ = load_dataset(Experiment(joined, name, store, limit=30), CACHE)
+            data, _ = load_dataset(Experiment(joined, name, store, limit=20), CACHE)
             cut = Cut(dev="next" if select == "val" else "none")
             [fold, *_] = make_folds("session-out", data.utterances, cut)
 
