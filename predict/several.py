@@ -92,7 +92,7 @@ class Predictors:
             answer.predictions.sort(key=lambda prediction: order[prediction.id])
 
         mean = _mean(turns, answers, abstain_below)
-        unusable = {}
+        unusable: dict[str, str] = {}
         for answer in answers.values():
             for id_, reason in answer.unusable.items():
                 if all(id_ in other.unusable for other in answers.values()):

@@ -94,8 +94,8 @@ def export(
     _check_no_nul(path, exported.rows.ids)
 
     size = exported.rows.values.nbytes
-    beside = workspace_beside(path)
-    with explain_disk_errors(f"exporting to {path}", path.parent, size), beside as folder:
+    workspace = workspace_beside(path)
+    with explain_disk_errors(f"exporting to {path}", path.parent, size), workspace as folder:
         WRITERS[suffix](folder / path.name, exported)
         sync_tree(folder)
 
