@@ -5,10 +5,11 @@ Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined ut
 
 import contextlib
 import logging
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ from ser.errors import DISTRIBUTION, SerError
 class Commands(click.Group):
     """A group whose commands end in one sentence, never in a traceback for a user's mistake."""
 
+    # Whether the process is there for this command, and not a caller's.
+    owns_process = False
+
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         """Run the command line of this process, or the words of a caller in it."""
-        if args is None:
+        self.owns_process = args is None
+        if self.owns_process:
             restart_in_utf8()
         return super().main(args, *more, **options)
 
@@ -55,12 +60,26 @@ class Commands(click.Group):
         except BrokenPipeError:
             ctx.exit(1)
         except KeyboardInterrupt:
-            _end(ctx, _interrupted(ctx.invoked_subcommand))
+            with _last_ctrl_c() if self.owns_process else contextlib.nullcontext():
+                _end(ctx, _interrupted(ctx.invoked_subcommand))
         except SystemExit as fault:
             # ser's own commands end by click's Exit: it is someone else's code that ends here.
             _end(ctx, _unexpected(fault))
         except Exception as fault:
             _end(ctx, _unexpected(fault))
+
+
+@contextlib.contextmanager
+def _last_ctrl_c() -> Iterator[None]:
+    """Another Ctrl-C waits for what is said here, and ends the process at once after that.
+
+    Python would print a traceback for one that comes while the process ends.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _escape_what_is_not_utf8() -> None:

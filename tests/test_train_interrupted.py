@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,31 @@ def test_the_command_that_goes_on_is_named_and_works(
     assert sentence in stopped.stderr
     assert ser(*words, "--resume").exit_code == 0
     goes_on_to_the_same_bytes(store, tmp_path, whole)
+
+
+ENDS = """
+import os, signal, sys
+from ser import cli
+from ser.commands import train
+
+def end(*_, **__):
+    raise KeyboardInterrupt
+
+def say(*words, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    print(*words, file=sys.stderr)
+
+train._prepare = end
+cli.say = say
+sys.argv = ["ser", "train", "--features", "is13", "--fusion", "audio"]
+cli.main()
+"""
+
+
+def test_one_more_ctrl_c_while_the_process_ends_prints_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("ser: interrupted; what was finished is kept")
+    assert "Traceback" not in done.stderr
