@@ -77,12 +77,12 @@ def predict(
     """
     from ser.predict.inputs import check_inputs, read_inputs
     from ser.predict.several import Predictors
-    from ser.predict.table import check_folder, write_table
+    from ser.predict.table import check_destination, write_table
 
     runs, audio = _runs_and_audio(paths)
     check_inputs(audio, text, table)
     if csv is not None:
-        check_folder(csv)
+        check_destination(csv, [*audio, table] if table is not None else audio)
 
     predictors = Predictors(runs, models, device)
     given = read_inputs(audio, text, table, predictors.takes_audio)

@@ -142,9 +142,8 @@ class Predictor:
 
     def answer(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> Answer:
         """As a call does, also where no turn can be used."""
-        self._check_bound(abstain_below)
+        self.check(turns, abstain_below)
         turns = [self._without_blanks(turn) for turn in turns]
-        self._check_modalities(turns)
 
         notes = self._notes(turns)
         if abstain_below > 0:
@@ -171,6 +170,11 @@ class Predictor:
         for each, values in zip(usable, predicted, strict=True):
             predictions.append(self._prediction(each, values, abstain_below))
         return Answer(predictions, unusable, notes)
+
+    def check(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> None:
+        """Raise `WrongUse` where a call would, before anything is computed."""
+        self._check_bound(abstain_below)
+        self._check_modalities([self._without_blanks(turn) for turn in turns])
 
     def _check_bound(self, abstain_below: float) -> None:
         """Raise `WrongUse` for a bound that is no probability, or for a run without classes."""

@@ -75,7 +75,15 @@ class Predictors:
         abstain_below: float = 0.0,
         on_progress: OnUtterances | None = None,
     ) -> SeveralAnswers:
-        """Classify the turns by each run. Raises `CorpusError` if none of them can be used."""
+        """Classify the turns by each run.
+
+        Raises `CorpusError` if none of them can be used, and before anything is computed `WrongUse`
+        for a turn that a run cannot take, or two turns of one id.
+        """
+        _check_ids(turns)
+        for predictor in self.predictors.values():
+            predictor.check(turns, abstain_below)
+
         answers = {name: Answer([]) for name in self.predictors}
         done = 0
         for chunk in whole_dialogues(turns):
@@ -118,6 +126,15 @@ def _check_same_outputs(first: Predictor, other: Predictor) -> None:
             f"{other.run.path}: predicts {_outputs(other)}, and {first.run.path} "
             f"{_outputs(first)}; give runs that predict the same"
         )
+
+
+def _check_ids(turns: Sequence[Turn]) -> None:
+    """Raise `WrongUse` where an id stands for two turns: answers are found by it."""
+    ids: set[str] = set()
+    for turn in turns:
+        if turn.id in ids:
+            raise WrongUse(f"{turn.id}: is there twice; name each utterance once")
+        ids.add(turn.id)
 
 
 def _outputs(predictor: Predictor) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ser.disk.write import write_whole
@@ -36,11 +36,14 @@ def write_table(path: Path, answers: SeveralAnswers, files: Mapping[str, str]) -
         for predictions in by_run.values():
             row += _values(predictions.get(mean.id), first)
         table.writerow(row)
-    write_whole(path, sheet.getvalue().encode())
+    # A file name that is not UTF-8 keeps its bytes.
+    write_whole(path, sheet.getvalue().encode(errors="surrogateescape"))
 
 
-def check_folder(path: Path) -> None:
-    """Raise `WrongUse` where the folder of a file to write is not there, or it is one itself."""
+def check_destination(path: Path, inputs: Sequence[Path]) -> None:
+    """Raise `WrongUse` where a file cannot be written, or is one of the inputs."""
+    if path.exists() and any(source.exists() and source.samefile(path) for source in inputs):
+        raise WrongUse(f"{path}: is what is to be read; name another file")
     if path.is_dir():
         raise WrongUse(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():

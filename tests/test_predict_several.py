@@ -207,6 +207,28 @@ def test_runs_that_do_not_go_together_are_refused(newcomer: Path, runs: list[Pat
         Predictors(runs, {"huber": "/models"})
 
 
+def test_what_a_run_cannot_take_is_refused_before_anything_is_computed(
+    runs: list[Path], turns: list[Turn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last turn has no text, which a run never did without; or an id is there twice."""
+    monkeypatch.setattr(several, "AT_ONCE", 1)
+    monkeypatch.setattr(shared, "extract_utterance", None)
+    no_text = Turn(audio=turns[0].audio)
+    with pytest.raises(WrongUse, match="has no text"):
+        Predictors(runs)([*turns, no_text])
+    with pytest.raises(WrongUse, match="is there twice"):
+        Predictors(runs)([*turns, turns[0]])
+
+
+def test_the_table_that_is_read_is_not_written_over(runs: list[Path], tmp_path: Path) -> None:
+    table = tmp_path / "turns.csv"
+    table.write_text("audio,text\na.wav,hello\n")
+    done = ser("predict", runs[0], "--table", table, "--csv", table)
+    assert done.exit_code == 2
+    assert "is what is to be read" in done.stderr
+    assert table.read_text() == "audio,text\na.wav,hello\n"
+
+
 def test_a_csv_in_a_folder_that_is_not_there_is_refused_before_anything_is_computed(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
