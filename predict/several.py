@@ -78,7 +78,7 @@ class Predictors:
         """Classify the turns by each run.
 
         Raises `CorpusError` if none of them can be used, and before anything is computed `WrongUse`
-        for a turn that a run cannot take, or two turns of one id.
+        for a turn that a run cannot take, or two unlike turns of one id.
         """
         _check_ids(turns)
         for predictor in self.predictors.values():
@@ -129,12 +129,11 @@ def _check_same_outputs(first: Predictor, other: Predictor) -> None:
 
 
 def _check_ids(turns: Sequence[Turn]) -> None:
-    """Raise `WrongUse` where an id stands for two turns: answers are found by it."""
-    ids: set[str] = set()
+    """Raise `WrongUse` where an id stands for two unlike turns: answers are found by it."""
+    by_id: dict[str, Turn] = {}
     for turn in turns:
-        if turn.id in ids:
-            raise WrongUse(f"{turn.id}: is there twice; name each utterance once")
-        ids.add(turn.id)
+        if by_id.setdefault(turn.id, turn) != turn:
+            raise WrongUse(f"{turn.id}: stands for two utterances; give each an id of its own")
 
 
 def _outputs(predictor: Predictor) -> str:

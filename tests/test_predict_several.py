@@ -210,14 +210,15 @@ def test_runs_that_do_not_go_together_are_refused(newcomer: Path, runs: list[Pat
 def test_what_a_run_cannot_take_is_refused_before_anything_is_computed(
     runs: list[Path], turns: list[Turn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last turn has no text, which a run never did without; or an id is there twice."""
+    """The last turn has no text, which a run never did without; or an id stands for two turns."""
     monkeypatch.setattr(several, "AT_ONCE", 1)
     monkeypatch.setattr(shared, "extract_utterance", None)
     no_text = Turn(audio=turns[0].audio)
     with pytest.raises(WrongUse, match="has no text"):
         Predictors(runs)([*turns, no_text])
-    with pytest.raises(WrongUse, match="is there twice"):
-        Predictors(runs)([*turns, turns[0]])
+    other = Turn(turns[0].id, audio=turns[1].audio, text=turns[1].text)
+    with pytest.raises(WrongUse, match="stands for two utterances"):
+        Predictors(runs)([*turns, other])
 
 
 def test_the_table_that_is_read_is_not_written_over(runs: list[Path], tmp_path: Path) -> None:

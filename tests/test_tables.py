@@ -74,6 +74,8 @@ SWALLOWED = {
     "in the last column": 'a,b,c\n1,2,"3\n4,5,6"\n',
     "with carriage returns": 'a,b,c\r\n1,"2,3\r\n4,5",6\r\n',
     "up to the end": 'a,b,c\n1,"2,3\n4,5,6\n',
+    "from the first column": 'a,b,c\n"1,2,3\n4",5,6\n',
+    "in the first column too": 'a,b,c\n"1\n2,3,4\n5",6,7\n',
     "a row between": 'a,b\n1,"x\n2,y\nz"\n',
 }
 
@@ -86,6 +88,7 @@ def test_swallowed_rows_are_seen(kind: str) -> None:
 
 KEPT = {
     "a line break in a cell": ('a,b,c\n1,"x\ny",3\n', [["a", "b", "c"], ["1", "x\ny", "3"]]),
+    "one in the first cell": ('a,b,c\n"x\ny",2,3\n', [["a", "b", "c"], ["x\ny", "2", "3"]]),
     "a doubled mark": ('a,b\n1,"say ""no"""\n', [["a", "b"], ["1", 'say "no"']]),
     "a mark within": ('a,b\n1,6" long\n', [["a", "b"], ["1", '6" long']]),
     "an empty line": ("a,b\n\n1,2\n", [["a", "b"], ["1", "2"]]),
@@ -125,11 +128,28 @@ def test_transcripts_and_folds_are_read_alike(four_files: Path) -> None:
         read_folds(folds)
 
 
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        pytest.param('"say ""no"""', 'say "no"', id="doubled by a writer"),
+        pytest.param('"no"', '"no"', id="marks of the text"),
+        pytest.param('"a" ""b""', '"a" ""b""', id="both"),
+        pytest.param('"', '"', id="one mark"),
+        pytest.param('""', '""', id="two marks"),
+    ],
+)
+def test_marks_of_a_tsv(cell: str, expected: str) -> None:
+    assert cells_of(f"a\tb\n1\t{cell}\n", has_tabs=True) == [["a", "b"], ["1", expected]]
+
+
 INDEXED = {
     "an index without a name": (",a,b\n0,1,2\n1,3,4\n", "column 1 has no name, and may be the"),
     "an index that pandas read": ("Unnamed: 0,a\n0,1\n1,3\n", "column 1 has no name"),
     "ids without a name": (",a,b\nu001,1,2\nu000,3,4\n", "call it id if it holds the ids"),
     "numbers of the columns": ("0,1,2\n1,2,3\n4,5,6\n", "say --no-header if it is a row"),
+    "numbers from 1": ("1,2\n1.5,2\n4,5\n", "its first line is 1, 2, …"),
+    "an index called so": ("index,a\n0,1\n1,3\n", "its first column counts the rows"),
+    "an index and no header": ("000,0.1\n001,0.3\n", "its first column counts the rows"),
     "an index and numbers": (",0,1\n0,1,2\n1,3,4\n", "column 1 has no name"),
 }
 

@@ -259,6 +259,7 @@ def read_csv(path: Path, has_header: bool = True) -> ForeignArrays:
             arrays["ids"] = np.array(table.column(number).to_pylist(), str)
             table = table.remove_column(number)
             break
+    _check_first_column(path, table, has_header)
 
     for name, column in zip(table.column_names, table.columns, strict=True):
         is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
@@ -278,10 +279,27 @@ def _check_header(path: Path, names: list[str]) -> None:
                 f"{path}: column {number} has no name, and may be the index of a table; call it id "
                 "if it holds the ids, or save the table without it (in pandas index=False)"
             )
-    if names == [str(number) for number in range(len(names))]:
+    for start in (0, 1):
+        if names == [str(start + number) for number in range(len(names))]:
+            raise StoreError(
+                f"{path}: its first line is {start}, {start + 1}, …: the numbers of the columns, "
+                "or a row of features; remove the line, or say --no-header if it is a row"
+            )
+
+
+def _check_first_column(path: Path, table: pa.Table, has_header: bool) -> None:
+    """Raise `StoreError` for a first column that counts the rows, and has no name but index."""
+    if has_header and table.column_names[0].strip().lower() != "index":
+        return
+
+    values = table.column(0)
+    if len(values) < 2 or not pa.types.is_integer(values.type) or values.null_count:
+        return
+    counted = values.to_numpy() - values[0].as_py()
+    if values[0].as_py() in (0, 1) and np.array_equal(counted, np.arange(len(values))):
         raise StoreError(
-            f"{path}: its first line is 0, 1, 2, …: the numbers of the columns, or a row of "
-            "features; remove the line, or say --no-header if it is a row"
+            f"{path}: its first column counts the rows, and may be the index of a table; give the "
+            "columns names, and call it id if it holds the ids, or save the table without it"
         )
 
 
