@@ -6,6 +6,7 @@ Progress is a bar on a terminal, and one line a minute elsewhere.
 import io
 import json
 import shlex
+import shutil
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from ser.disk.paths import real_path
 from ser.errors import printable
+
+NARROWEST = 40  # letters in a line, on however narrow a terminal
 
 
 def safe(text: str) -> str:
@@ -62,6 +65,12 @@ def open_page(page: Path, wanted: bool) -> None:
     """Show a page in the user's browser, if `wanted`; without a browser, print the page's path."""
     if wanted and not webbrowser.open(real_path(page).as_uri()):
         say(f"no browser could be opened here: {real_path(page)}", err=True)
+
+
+def terminal_width() -> int:
+    """Letters in a line: those of `COLUMNS`, or of the terminal, else 100."""
+    width, _ = shutil.get_terminal_size((100, 24))
+    return max(width, NARROWEST)
 
 
 def plural(count: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .options import FILE, open_option
-from .output import answer, next_step, open_page
+from .output import answer, next_step, open_page, terminal_width
 
 
 @click.command()
@@ -19,6 +19,12 @@ from .output import answer, next_step, open_page
 @click.option("--latex", type=FILE, metavar="FILE", help="Write every table for LaTeX (booktabs).")
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write every table as Markdown.")
 @click.option("--csv", type=FILE, metavar="FILE", help="Write every table as CSV.")
+@click.option(
+    "--tables",
+    metavar="NAME,…",
+    default="",
+    help="Print these tables with every column, such as calibration,raters,settings; or all.",
+)
 @click.option(
     "--paired",
     is_flag=True,
@@ -34,6 +40,7 @@ from .output import answer, next_step, open_page
 def report(
     runs: tuple[Path, ...],
     html: Path | None,
+    tables: str,
     paired: bool,
     ours: str,
     open_: bool,
@@ -47,6 +54,7 @@ def report(
       ser report runs
       ser report runs --html report.html --latex tables.tex
       ser report runs --paired --ours mit
+      ser report runs --tables calibration,raters
     """
     if open_ and html is None:
         raise click.UsageError(
@@ -60,7 +68,8 @@ def report(
     from ser.train.sweep.search_record import find_search_records
 
     cells, unfinished = group_runs(find_runs(*runs), find_search_records(*runs), ours)
-    answer(report_text(cells, unfinished, paired))
+    names = [name.strip() for name in tables.split(",") if name.strip()]
+    answer(report_text(cells, unfinished, paired, names, terminal_width()))
 
     # In the order in which they are named.
     requested = {form: path for form, path in files.items() if path is not None}

@@ -1,19 +1,23 @@
 """`ser runs`: what lies under runs/, filtered, compared and cleared."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import FILE, json_option
-from .output import answer, plural, table
+from .output import answer, plural, safe, terminal_width
 
 if TYPE_CHECKING:
+    from ser.train.report.table import Table
     from ser.train.run_folder import Run
 
-OPTIONS = ("features", "fusion", "labels", "protocol", "fold", "seed")
+# In the order of the columns; those in which all runs are alike are said once.
+OPTIONS = ("fusion", "features", "corpus", "labels", "protocol", "fold", "seed")
 
 where_option = click.option(
     "--where",
@@ -51,7 +55,6 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
       ser runs list runs/seeds --json
     """
     from ser.train.runs import run_facts, select_runs
-    from ser.train.scores.measures import HEADINGS
 
     listed = [run_facts(run) for run in select_runs(folders, where)]
     listed.sort(key=lambda run: (run["date"], run["run"]))
@@ -59,10 +62,67 @@ def list_(folders: tuple[Path, ...], where: tuple[str, ...], as_json: bool) -> N
         answer(listed)
         return
 
-    for run in listed:
-        run["MB"] = f"{run['bytes'] / 1e6:.1f}"
-    answer(_table(listed, ["run", *OPTIONS, *HEADINGS, "date", "MB"]))
-    answer(_summary(listed))
+    answer(runs_text(listed, terminal_width()))
+
+
+def runs_text(listed: Sequence[Mapping[str, Any]], width: int) -> str:
+    """The runs as a table of at most `width` letters a line, and what they have in common."""
+    from ser.train.report.fitted_table import fitted, without_what_has_no_room
+    from ser.train.scores.measures import HEADINGS
+
+    columns, alike = _options_apart(listed)
+    columns += [name for name in HEADINGS if _any_has(listed, name)]
+    whole = _runs_table(listed, ["run", *columns, "date", "MB"])
+    _, *other_scores = HEADINGS.values()
+    shown, left_out = without_what_has_no_room(
+        whole, width, spare=["MB", "date"], at_need=other_scores[::-1]
+    )
+
+    words = []
+    if alike:
+        words.append("all: " + " · ".join(f"{name} {value}" for name, value in alike.items()))
+    if left_out:
+        words.append(f"no room for {', '.join(left_out)}: --json has them")
+    words.append(_summary(listed))
+
+    filled = [fill(safe(line), width, break_on_hyphens=False) for line in words]
+    return "\n\n".join([fitted(shown, width), *filled])
+
+
+def _any_has(listed: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(run[name] is not None for run in listed)
+
+
+def _options_apart(listed: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, str]]:
+    """The options in which the runs differ, and the others with the value that all runs have."""
+    differing = []
+    alike = {}
+    for name in OPTIONS:
+        values = {_shown_option(run, name, listed) for run in listed}
+        if len(values) > 1 or len(listed) == 1:
+            differing.append(name)
+        else:
+            alike[name] = values.pop()
+    return differing, alike
+
+
+def _shown_option(run: Mapping[str, Any], name: str, listed: Sequence[Mapping[str, Any]]) -> str:
+    """An option's value; features have their fingerprints only where these tell runs apart."""
+    value = str(run[name])
+    if name != "features":
+        return value
+    short = _without_fingerprints(value)
+    same_names = {other[name] for other in listed if _without_fingerprints(other[name]) == short}
+    return short if len(same_names) == 1 else value
+
+
+def _without_fingerprints(features: str) -> str:
+    """The names alone.
+
+    >>> _without_fingerprints("hubert@e0fe+mpnet@cd4c")
+    'hubert+mpnet'
+    """
+    return re.sub(r"@[0-9a-f]+", "", features)
 
 
 def _summary(listed: Sequence[Mapping[str, Any]]) -> str:
@@ -77,18 +137,40 @@ def _summary(listed: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _table(listed: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Runs by their facts, one a line; only the columns of scores are numbers."""
+def _runs_table(listed: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "Table":
+    """Runs by their facts, one a line, in these columns."""
+    from ser.train.report.formats import COUNT, FINE, PERCENT, TEXT, Format
+    from ser.train.report.table import Column, Table
     from ser.train.scores.measures import HEADINGS
+
+    formats = {"MB": Format("{:.1f}"), "seed": COUNT, "": COUNT}
+    for metric in HEADINGS:
+        formats[metric] = FINE if metric == "ccc" else PERCENT
 
     rows = []
     for run in listed:
-        rows.append([run[name] for name in columns])
+        row = {}
+        for name in columns:
+            row[HEADINGS.get(name, name)] = _shown_fact(run, name, listed)
+        rows.append(row)
+    return Table(
+        name="runs",
+        caption="",
+        columns=[Column(HEADINGS.get(name, name), formats.get(name, TEXT)) for name in columns],
+        rows=rows,
+    )
 
-    headings = [HEADINGS.get(name, name) for name in columns]
-    formats = [".3f" if name == "ccc" else ".2f" for name in columns]
-    texts = [number for number, name in enumerate(columns) if name not in HEADINGS]
-    return table(rows, headings, floatfmt=formats, disable_numparse=texts)
+
+def _shown_fact(run: Mapping[str, Any], name: str, listed: Sequence[Mapping[str, Any]]) -> Any:
+    """What a column of the list shows of a run."""
+    if name == "MB":
+        return run["bytes"] / 1e6
+    if name == "date":
+        # The zone is UTC, and a date with a space could be broken there.
+        return run["date"].partition("+")[0]
+    if name == "features":
+        return _shown_option(run, name, listed)
+    return run[name]
 
 
 @runs.command("compare")
@@ -101,6 +183,9 @@ def compare_runs(folders: tuple[Path, ...], where: tuple[str, ...], as_json: boo
 
     Example: ser runs compare runs --where fold="session 1"
     """
+    from ser.train.report.fitted_table import fitted
+    from ser.train.report.formats import TEXT
+    from ser.train.report.table import Table, columns_of
     from ser.train.runs import option_differences, run_facts, select_runs
     from ser.train.scores.measures import HEADINGS
 
@@ -115,14 +200,20 @@ def compare_runs(folders: tuple[Path, ...], where: tuple[str, ...], as_json: boo
         answer({"runs": names, "differences": different, **scores})
         return
 
+    width = terminal_width()
     for number, run in enumerate(compared, 1):
         run[""] = number
-    answer(_table(compared, ["", "run", *HEADINGS]))
+    scores_of_any = [metric for metric in HEADINGS if _any_has(compared, metric)]
+    answer(fitted(_runs_table(compared, ["", "run", *scores_of_any]), width) + "\n")
 
     rows = []
     for key, values in different.items():
-        rows.append([key, _values_with_runs(values)])
-    answer(table(rows, ["", "value (runs)"], disable_numparse=True, maxcolwidths=[None, 60]))
+        rows.append({"option": key, "value (runs)": _values_with_runs(values)})
+    if not rows:
+        answer("they differ in no option or setting")
+        return
+    columns = columns_of(TEXT, ["option", "value (runs)"])
+    answer(fitted(Table("differences", "", columns, rows), width))
 
 
 def _values_with_runs(values: Sequence[Any]) -> str:

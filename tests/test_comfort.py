@@ -161,7 +161,11 @@ def test_runs_are_listed_filtered_and_compared(here: Path) -> None:
     assert sum(line.startswith("fusion ") for line in told) == 1
 
 
-def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
+def test_a_run_of_ratings_is_listed_with_its_ccc(
+    newcomer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So wide that each heading is on one line.
+    monkeypatch.setenv("COLUMNS", "400")
     run = run_of(newcomer, "vad")
     [listed] = json.loads(ser("runs", "list", run.path, "--json").stdout)
     assert listed["ccc"] == pytest.approx(sum(run.result.ccc.values()) / 3)
@@ -171,6 +175,20 @@ def test_a_run_of_ratings_is_listed_with_its_ccc(newcomer: Path) -> None:
     assert "mean CCC" in shown
     assert f"{listed['ccc']:.3f}" in shown
     assert "\n1 run on " in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("command", ["list", "compare"])
+def test_a_list_of_runs_fits_the_terminal(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    shown = ser("runs", command, "runs").stdout
+
+    assert max(map(len, shown.splitlines())) <= width
+    for run in find_runs("runs"):
+        assert run.name in shown
 
 
 def test_only_runs_are_removed(here: Path) -> None:

@@ -35,6 +35,7 @@ from ser.train.report.conditions import cautions, conditions
 from ser.train.report.csv_file import to_csv
 from ser.train.report.figures import dots, lines
 from ser.train.report.files import write_tables
+from ser.train.report.fitted_table import fitted, without_what_has_no_room
 from ser.train.report.formats import (
     COUNT,
     DIFFERENCE,
@@ -60,7 +61,7 @@ from ser.train.report.sections.what_was_run import (
     left_out_table,
 )
 from ser.train.report.svg import to_svg
-from ser.train.report.table import Column, Table
+from ser.train.report.table import Column, Table, columns_of
 from ser.train.report.terminal import report_text
 from ser.train.run_folder import CONFIG, RESULT, Run, column, find_runs, run_name
 from ser.train.scores.classes import scores
@@ -229,7 +230,8 @@ def test_unfinished_runs_count_nowhere_and_a_store_that_is_gone_is_told(
     (dropped, *_) = (run for run in report.runs if run.config.fusion == "lgf-add")
     cells, _ = group_runs([run for run in report.runs if run != dropped])
     label = "lgf-add · is13+bert · perspective"
-    assert re.search(rf"^{re.escape(label)} .*  3 in 2 × 2  ", report_text(cells, []), re.MULTILINE)
+    text = report_text(cells, [], width=140)
+    assert re.search(rf"^{re.escape(label)} .*  3 in 2 × 2  ", text, re.MULTILINE)
     assert f"Runs are missing, so not every seed is scored on every fold: {label}." in cautions(
         cells
     )
@@ -816,15 +818,91 @@ def test_480_runs_stay_small_and_quick(report: Any, tmp_path: Path) -> None:
 # --- on the terminal
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_every_line_fits_the_terminal(report: Any, width: int) -> None:
+    cells = report.content.cells
+
+    text = report_text(cells, report.runs[:1], paired=True, width=width)
+    everything = report_text(cells, [], tables=["all"], width=width)
+
+    for line in [*text.splitlines(), *everything.splitlines()]:
+        assert len(line) <= width, line
+    words = " ".join(text.split())
+    for cell in cells:
+        value, *_ = cell.scores.with_interval("ua")
+        assert f"{value:.2f}" in words
+    assert "over seeds" not in text, "of one seed it repeats the score"
+    assert words.count("95 % interval (jackknife") == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_cell_of_a_table_is_lost_where_it_is_narrow(width: int) -> None:
+    table = Table(
+        "narrow",
+        "Narrow",
+        [
+            Column("cell", TEXT),
+            *columns_of(PERCENT_WITH_INTERVAL, [f"score {number} %" for number in range(6)]),
+            Column("words", TEXT),
+        ],
+        [
+            {
+                "cell": f"cell-{row} · with a name of some length",
+                **{f"score {n} %": (10.0 * row + n, 1.0, 99.0) for n in range(6)},
+                "words": "said in ten words that may go to a further line",
+            }
+            for row in range(3)
+        ],
+    )
+
+    text = fitted(table, width)
+
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    assert words.count("[1.00,") == words.count("99.00]") == 18
+    for row in range(3):
+        for number in range(6):
+            assert f"{10.0 * row + number:.2f}" in words
+    assert "  ".join(words).count("further") == 3
+
+
+def test_columns_without_room_are_left_out_and_named() -> None:
+    columns = columns_of(TEXT, ["run", "fusion", "date"])
+    rows = [{"run": "r" * 16, "fusion": "f" * 16, "date": "d" * 16}]
+    table = Table("runs", "", columns, rows)
+
+    whole, none_left_out = without_what_has_no_room(table, 52, ["date"], [])
+    smaller, left_out = without_what_has_no_room(table, 40, ["date"], [])
+
+    assert none_left_out == []
+    assert whole.headings == ["run", "fusion", "date"]
+    assert left_out == ["date"]
+    assert smaller.headings == ["run", "fusion"]
+
+
+def test_the_tables_that_are_named_are_printed(report: Any) -> None:
+    cells = report.content.cells
+
+    text = report_text(cells, [], tables=["calibration", "raters"])
+
+    assert "Calibration and conformal sets" in text
+    assert "The raters’ own scores" in text
+    assert "macro-F1: mean F1" not in text
+    with pytest.raises(WrongUse, match="calibration"):
+        report_text(cells, [], tables=["calibratoin"])
+    with pytest.raises(WrongUse, match="nothing to show there"):
+        report_text(cells, [], tables=["chosen"])
+
+
 def test_the_terminal_says_the_same(report: Any) -> None:
     cells = report.content.cells
-    text = report_text(cells, [])
+    text = report_text(cells, [], width=140)
     for cell in cells:
         line = next(line for line in text.splitlines() if line.startswith(f"{cell.label} "))
         whole, *ends = cell.scores.with_interval("ua")
         assert f"{whole:.2f}{' [' * (None not in ends)}" in line
     assert "no comparison with the paper is meant" in text and "McNemar" not in text
-    paired = report_text(cells, [], paired=True)
+    paired = report_text(cells, [], paired=True, width=400)
     ours, theirs = paired.split("Tests that papers print, which ignore clusters")
     assert "McNemar" in theirs and "McNemar" not in ours and "no test: 4 dialogues" in ours
     assert "chosen on the test score" in text and "chosen on the test score" not in report_text(

@@ -137,7 +137,7 @@ def test_a_report_shows_the_best_candidates_alone(searched: tuple[Recipe, Sweep]
     cells, _ = group_runs(runs, find_search_records(out_of(recipe)))
     assert {run.name for cell in cells for run in cell.runs} == expected
 
-    text = report_text(cells, [])
+    text = report_text(cells, [], tables=["chosen"], width=400)
     tables = [str(table.rows) for table in make_page(cells, []).tables]
     for run in runs:
         assert (run.name in text) == (run.name in expected)

@@ -34,6 +34,7 @@ class Table:
     rows: Sequence[Row]
     note: str = ""
     folded: bool = False  # behind its caption in the page
+    names: int = 1  # columns, from the left, that name a row
 
     def __bool__(self) -> bool:
         return bool(self.rows)

@@ -100,11 +100,16 @@ def _results_row(cell: Cell) -> Row:
     for name, score in scores.items():
         row[f"{name} over folds %"] = score.over_folds
 
-    folds_and_seeds = f"{len(cell.folds)} × {len(cell.seeds)}"
     row["interval over"] = cell.scores.interval_over
-    row["runs"] = folds_and_seeds if cell.whole else f"{len(cell.runs)} in {folds_and_seeds}"
+    row["runs"] = folds_and_seeds(cell)
     row["n"] = cell.scores.n
     return row
+
+
+def folds_and_seeds(cell: Cell) -> str:
+    """How many runs: "5 × 2", folds × seeds, or "9 in 5 × 2" where some are missing."""
+    product = f"{len(cell.folds)} × {len(cell.seeds)}"
+    return product if cell.whole else f"{len(cell.runs)} in {product}"
 
 
 def _score_plot(cells: Cells, name: str, metric: str) -> Plot:

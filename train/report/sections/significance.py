@@ -84,6 +84,7 @@ def significance_table(cells: Cells) -> Table:
         columns=columns,
         rows=rows,
         note=joined(note, CHOSEN if first_was_chosen else "", against_first),
+        names=2,
     )
 
 
@@ -145,6 +146,7 @@ def papers_tests_table(cells: Cells) -> Table:
             "their p tend to be too small. Holm: over the column. –: the two share no utterances, "
             "or too few runs."
         ),
+        names=2,
     )
 
 
