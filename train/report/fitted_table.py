@@ -156,7 +156,16 @@ def _widths(columns: Sequence[Column], width: int) -> list[int]:
         _narrow(widths, texts, [column.least for column in columns], width)
 
     _narrow(widths, range(len(columns)), [SHORTEST] * len(columns), width)
+    _give_to_headings(widths, columns, width)
     return widths
+
+
+def _give_to_headings(widths: list[int], columns: Sequence[Column], width: int) -> None:
+    """Widen columns to their heading on one line, as far as there is room."""
+    for place, column in enumerate(columns):
+        missing = len(column.heading) - widths[place]
+        if missing > 0 and _total(widths) + missing <= width:
+            widths[place] += missing
 
 
 def _narrow(widths: list[int], places: Sequence[int], floors: Sequence[int], width: int) -> None:
