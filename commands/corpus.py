@@ -88,7 +88,7 @@ def _lines(facts: dict[str, Any], scan: "Scan") -> list[str]:
 def _text_of(value: Any) -> str:
     """A count, the counts of a group, or a list of warnings, in one line."""
     if isinstance(value, dict):
-        return " · ".join(f"{key} {count}" for key, count in value.items())
+        return " · ".join(f"{key} {count}" for key, count in value.items()) or "none"
     if isinstance(value, list):
         return "; ".join(map(str, value)) or "none"
     return str(value)

@@ -27,23 +27,55 @@ class DelimitedRow:
 def read_delimited(text: str, has_tabs: bool) -> Iterator[DelimitedRow]:
     """The rows of a table, its header first; empty lines are none.
 
-    TSV (`has_tabs`) knows no quotation: a line is a row, whatever marks it holds, and only a cell
-    in which a writer doubled them loses those that it put around it. In CSV a quoted cell may hold
-    line ends. Raises `csv.Error` where its quotation swallows what looks like a row, with the line
-    on which it opens: a transcript that begins with a quotation mark does so, and utterances would
-    be merged.
+    TSV (`has_tabs`, or a CSV with tabs) knows no quotation: a line is a row, whatever marks it
+    holds. In CSV a quoted cell may hold line ends. Raises `csv.Error` where its quotation swallows
+    what looks like a row, with the line on which it opens: a transcript that begins with a
+    quotation mark does so, and utterances would be merged.
     """
     # Split as the csv module counts lines; str.splitlines splits at other characters too.
     lines = list(io.StringIO(text, newline=""))
-    if has_tabs:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-        delimiter = "\t"
-    else:
-        # As Excel saves it, the delimiter hangs on the language.
-        header = lines[0] if lines else ""
-        delimiter = max(CSV_DELIMITERS, key=header.count)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = lines[0] if lines else ""
+    # As Excel saves it, the delimiter hangs on the language.
+    delimiter = "\t" if has_tabs else max(CSV_DELIMITERS, key=header.count)
+    quotes_headings = _quotes_all(header, delimiter)
 
+    if delimiter == "\t":
+        return _read_tabs(lines, quotes_headings)
+    return _read_quoted(lines, delimiter, quotes_headings)
+
+
+def _quotes_all(header: str, delimiter: str) -> bool:
+    """Whether all headings are quoted: then so is each text below them."""
+    cells = header.strip("\r\n").split(delimiter)
+    return all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+
+
+def _read_tabs(lines: list[str], quotes_headings: bool) -> Iterator[DelimitedRow]:
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        if text:
+            cells = [_without_writers_marks(cell, quotes_headings) for cell in text.split("\t")]
+            yield DelimitedRow(cells, number, number)
+
+
+def _without_writers_marks(cell: str, quotes_headings: bool) -> str:
+    """A cell of a TSV without the quotation of a writer that quotes nevertheless.
+
+    Such a writer (pandas, R) doubles the marks within a cell, or quotes an empty text (polars). All
+    other marks belong to the text.
+    """
+    within = cell[1:-1]
+    is_quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    if not is_quoted or '"' in within.replace('""', ""):
+        return cell
+    if within == "" or '""' in within or quotes_headings:
+        return within.replace('""', '"')
+    return cell
+
+
+def _read_quoted(lines: list[str], delimiter: str, quotes_headings: bool) -> Iterator[DelimitedRow]:
+    # Blanks before a cell would hide that it is quoted.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     width = 0
     last_line = 0
     while True:
@@ -59,40 +91,27 @@ def read_delimited(text: str, has_tabs: bool) -> Iterator[DelimitedRow]:
         if not cells:
             continue
         width = width or len(cells)
-        swallowed = lines[first_line:last_line]
-        if swallowed and _only_first_is_broken(cells):
-            # The last of its lines ends a row that is whole, and the first one may begin one.
-            swallowed = [lines[first_line - 1].lstrip('"'), *swallowed[:-1]]
-        is_broken = last_line > first_line and len(cells) != width
-        if is_broken or _hold_a_row(swallowed, delimiter, width):
+        of_row = lines[first_line - 1 : last_line]
+        if len(of_row) > 1 and (
+            len(cells) != width or _may_hold_rows(of_row, delimiter, width, quotes_headings)
+        ):
             raise csv.Error(
                 f"line {first_line}: a quotation opens there and takes the lines up to {last_line} "
-                'into one cell; close it, or write the mark in a quoted cell twice ("")'
+                "into one cell, which may be rows; close it, write the mark in a quoted cell twice "
+                '(""), or write the lines of the cell as one'
             )
-        if has_tabs:
-            cells = [_without_marks(cell) for cell in cells]
         yield DelimitedRow(cells, first_line, last_line)
 
 
-def _only_first_is_broken(cells: list[str]) -> bool:
-    """Whether the line breaks of a row are those of its first cell."""
-    broken = ["\n" in cell or "\r" in cell for cell in cells]
-    return broken[0] and not any(broken[1:])
+def _may_hold_rows(lines: list[str], delimiter: str, width: int, quotes_headings: bool) -> bool:
+    """Whether the lines of one row look as if they were several rows.
 
-
-def _without_marks(cell: str) -> str:
-    """The cell of a TSV without the marks that pandas or R put around it, doubling those in it."""
-    inner = cell[1:-1]
-    is_quoted = len(cell) > 2 and cell[0] == cell[-1] == '"'
-    if is_quoted and '""' in inner and '"' not in inner.replace('""', ""):
-        return inner.replace('""', '"')
-    return cell
-
-
-def _hold_a_row(lines: list[str], delimiter: str, width: int) -> bool:
-    """Whether one of these lines, by itself, has as many cells as the table's rows."""
+    Behind the quoted cell the last line always has the rest of the row; it counts if the first line
+    has the cells of a whole row, too. Where each text is quoted no row begins without a mark.
+    """
+    is_row = []
     for line in lines:
-        cells = next(csv.reader([line], delimiter=delimiter), [])
-        if len(cells) == width:
-            return True
-    return False
+        begins_as_row = line.startswith('"') or not quotes_headings
+        is_row.append(line.count(delimiter) + 1 >= width and begins_as_row)
+
+    return any(is_row[1:-1]) or (is_row[0] and is_row[-1])

@@ -394,7 +394,7 @@ EVIL_TEXT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "csv with ragged rows": (
         "x.csv",
         lambda path: path.write_text("id,a\nu000,1,2\n"),
-        "cannot be read as csv",
+        "line 2 has 3 columns where the first line has 2",
     ),
     "another kind of file": ("x.pkl", pickled, "unknown feature file format"),
 }

@@ -523,7 +523,8 @@ def test_a_format_that_is_not_known_names_those_that_are(tmp_path: Path) -> None
     listed = ser("corpus", "show", tmp_path, "--format", "mien")
 
     assert listed.exit_code == 2
-    assert "known: FILE.toml, audformat, crema-d, emodb, esd, iemocap, meld" in listed.output
+    known = "known: FILE.toml, audformat, crema-d, emodb, esd, folder, iemocap, meld"
+    assert known in listed.output
 
 
 @pytest.mark.parametrize(

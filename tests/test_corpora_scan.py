@@ -117,7 +117,7 @@ WRONG_ROWS = {
     ),
     "NUL in an id": ("a\0b", "a.wav", "holds a control character"),
     "an id that turns writing around": ("a\u202egpj", "a.wav", "holds a control character"),
-    "a blank id": (" ", "a.wav", "the id is empty"),
+    "a blank id": (" ", "a.wav", "has no id"),
 }
 
 
@@ -459,7 +459,7 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
         "b,,no audio,0,2.5,",
         "c,c.wav,too,many,columns,here,see",
         "d,b.wav,bad turn,first,2.5,",
-        "e,b.wav,bad valence,0,nan,",
+        "e,b.wav,bad valence,0,many,",
         "f,b.wav,bad votes,0,2.5," + "[" * 5000,
         "f,b.wav,bad votes,0,2.5,[1]",
         'g,b.wav,"two',
@@ -474,8 +474,8 @@ def test_every_bad_row_is_named_by_its_line(folder: Path) -> None:
     assert [problem.reason for problem in scan.problems] == [
         "line 3: has no audio",
         "line 4: has 7 columns where the header has 6",
-        "line 5: the turn 'first' is not a number from 0",
-        "line 6: the valence 'nan' is not a number",
+        "line 5: the turn 'first' is not a whole number from 0",
+        "line 6: the valence 'many' is not a number",
         f'line 7: the votes \'{"[" * 59} is not JSON such as [["ang"], ["neu", "sad"]]',
         'line 8: the votes \'[1]\' is not JSON such as [["ang"], ["neu", "sad"]]',
         "lines 9 to 10: the valence 'inf' is not a number",
@@ -594,7 +594,7 @@ def test_a_manifest_without_audio(tmp_path: Path) -> None:
     ("line", "fault"),
     [
         pytest.param("a,1,s1,d,2,sad,1", "there twice", id="an id twice"),
-        pytest.param("c,1,s1,d,x,sad,1", "the turn 'x' is not a number", id="a turn of letters"),
+        pytest.param("c,1,s1,d,x,sad,1", "turn 'x' is not a whole number", id="a turn of letters"),
     ],
 )
 def test_a_bad_row_of_a_manifest_without_audio_is_refused(

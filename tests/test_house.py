@@ -56,6 +56,7 @@ READERS = (
     "ser.extract.corpora.iemocap:read_iemocap",
     "ser.extract.corpora.audformat:read_audformat",
     "ser.extract.corpora.table:read_table",
+    "ser.extract.corpora.folder:read_folder",
     "ser.extract.corpora.described:read_described",
     "ser.extract.corpora.described:fits",
 )

@@ -346,7 +346,7 @@ def test_fold_files_that_are_none(tmp_path: Path, utterances: Utterances) -> Non
     for name, content, says in [
         ("a.csv", "name\nx\n", "columns id and fold"),
         ("c.csv", 'id,fold\n"x', "not a list of folds"),
-        ("a.json", "", ".csv or .tsv"),
+        ("a.json", "", "is no file of folds; give a .csv"),
         ("b.csv", "id,fold\nstranger,1\n", "tests no labelled utterance"),
         ("d.csv", "id,fold\na,1\nb,\n", "b names no fold"),
         ("e.csv", "id,fold\na,1\nb\n", "line 3 has 1 columns where the header has 2"),

@@ -13,17 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ser.cache.hdf5_layout import foreign_hdf5
-from ser.disk.read import LARGE, read_named
+from ser.disk.read import read_named
 from ser.errors import SerError, StoreError, WrongUse, unknown
+
+from .feature_table import read_feature_table
 
 # The arrays of an open file by name, each of which is read when it is indexed.
 OpenFile = AbstractContextManager[Mapping[str, Any]]
@@ -34,6 +34,12 @@ ForeignArrays = dict[str, Any]
 # Blosc, zstd and gzip unpack at most the chunk's shape; sharding is not here, as it hides missing
 # chunks.
 ZARR_CODECS = {"bytes", "crc32c", "zstd", "gzip", "blosc"}
+
+# What an array is called that is not named by an utterance's id.
+ARRAYS = {"values", "offsets", "ids", "about"}
+
+# Of the groups of an HDF5 file, within each other: the folders of an audio path.
+MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -164,16 +170,18 @@ def read_npz(path: Path) -> ForeignArrays:
 
 
 def read_hdf5(path: Path) -> ForeignArrays:
-    """An HDF5 file: datasets in its root, texts among them."""
+    """An HDF5 file: its datasets, texts among them.
+
+    HDF5 makes a group of what stands before a slash in a name: the dataset `wav/a` of a group `wav`
+    is the utterance `wav/a`.
+    """
     import h5py
 
     texts: ForeignArrays = {}
+    names = []
     with h5py.File(path, "r") as file:
-        for name in file:
-            fault = foreign_hdf5(file, name)
-            if fault:
-                raise StoreError(f"{path}: {fault}; copy its values into plain datasets first")
-
+        for name in _dataset_names(path, file):
+            names.append(name)
             dataset = file[name]
             # HDF5 would read zeros for values that were never written.
             if dataset.size and not _holds_all_values(dataset):
@@ -185,7 +193,34 @@ def read_hdf5(path: Path) -> ForeignArrays:
                 check_size(path, dataset.nbytes)
                 texts[name] = np.asarray(dataset.asstr()[()], str)
 
-    return {**leave_values_in_file(path, partial(h5py.File, path, "r")), **texts}
+    @contextlib.contextmanager
+    def open_file() -> Iterator[Mapping[str, Any]]:
+        with h5py.File(path, "r") as file:
+            yield {name: file[name] for name in names}
+
+    return {**leave_values_in_file(path, open_file), **texts}
+
+
+def _dataset_names(path: Path, group: Any, prefix: str = "", depth: int = 0) -> Iterator[str]:
+    """The names of all datasets of an HDF5 group, with those of the groups that they are in.
+
+    Raises `StoreError` for one that lies elsewhere or needs foreign code.
+    """
+    import h5py
+
+    for name in group:
+        # Links are examined before they are followed: a group may hold itself.
+        link = group.get(name, getlink=True)
+        is_group = isinstance(link, h5py.HardLink) and isinstance(group[name], h5py.Group)
+        is_folder = is_group and name not in ARRAYS and len(group[name]) > 0
+        if is_folder and depth < MAX_DEPTH:
+            yield from _dataset_names(path, group[name], f"{prefix}{name}/", depth + 1)
+            continue
+
+        fault = foreign_hdf5(group, name)
+        if fault:
+            raise StoreError(f"{path}: {fault}; copy its values into plain datasets first")
+        yield f"{prefix}{name}"
 
 
 def _holds_all_values(dataset: Any) -> bool:
@@ -206,8 +241,14 @@ def read_safetensors(path: Path) -> ForeignArrays:
     @contextlib.contextmanager
     def open_file() -> Iterator[Mapping[str, Any]]:
         with safe_open(path, "np") as file:
-            names = file.keys()
-            yield {name: TensorSlice(file.get_slice(name)) for name in names}
+            tensors: dict[str, Any] = {}
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                if tensor.get_dtype() == "BF16":
+                    tensors[name] = Bfloat16Slice(path, name)
+                else:
+                    tensors[name] = TensorSlice(tensor)
+            yield tensors
 
     arrays = leave_values_in_file(path, open_file)
     if index_of(path).exists() and "ids" not in arrays:
@@ -228,88 +269,33 @@ class TensorSlice:
         return self.tensor[rows]
 
 
-def read_csv(path: Path, has_header: bool = True) -> ForeignArrays:
-    """A CSV or TSV of numbers, read at once; a column called id holds the ids.
+class Bfloat16Slice:
+    """A tensor of bfloat16 of a safetensors file, as an array of float32: numpy has no such type.
 
-    A file whose first line is numbers has no header, unless they are 0, 1, 2, …: those may be the
-    numbers of its columns, as pandas writes them. Without `has_header` the first line is a row.
+    A bfloat16 is the first half of a float32. The file has been opened, so its header is right.
     """
-    import pyarrow.csv as csv
 
-    is_tsv = path.suffix.lower() == ".tsv"
-    layout = csv.ParseOptions(delimiter="\t") if is_tsv else csv.ParseOptions()
-    if is_tsv:
-        # TSV knows no quotation.
-        layout.quote_char = False
-    nameless = csv.ReadOptions(autogenerate_column_names=True)
-    kinds = csv.ConvertOptions(column_types={name: pa.string() for name in ID_COLUMNS})
-    content = pa.py_buffer(read_named(path, LARGE))
+    dtype = np.dtype(np.float32)
 
-    if has_header:
-        table = csv.read_csv(pa.BufferReader(content), parse_options=layout, convert_options=kinds)
-        names = table.column_names
-        _check_header(path, names)
-        has_header = not _are_numbers(names)
-    if not has_header:
-        table = csv.read_csv(pa.BufferReader(content), nameless, layout, kinds)
+    def __init__(self, path: Path, name: str) -> None:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(length))[name]
+        self.shape = tuple(entry["shape"])
+        start = 8 + length + entry["data_offsets"][0]
+        self.halves = np.memmap(path, "<u2", mode="r", offset=start, shape=self.shape)
 
-    arrays: ForeignArrays = {}
-    for number, name in enumerate(table.column_names):
-        if name in ID_COLUMNS:
-            arrays["ids"] = np.array(table.column(number).to_pylist(), str)
-            table = table.remove_column(number)
-            break
-    _check_first_column(path, table, has_header)
+    def __getitem__(self, rows: Any) -> Any:
+        return (self.halves[rows].astype(np.uint32) << 16).view(np.float32)
 
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        if column.null_count or not is_number:
-            raise StoreError(f"{path}: column {name!r} holds something that is not a number")
 
-    columns = [column.to_numpy().astype(np.float64) for column in table.columns]
-    arrays["values"] = np.stack(columns, axis=1)
+def read_csv(path: Path, has_header: bool = True) -> ForeignArrays:
+    """A CSV or TSV of numbers, read at once: see `read_feature_table`."""
+    table = read_feature_table(path, has_header)
+    arrays: ForeignArrays = {"values": table.values}
+    if table.ids is not None:
+        arrays["paths" if table.ids_are_paths else "ids"] = np.array(table.ids, str)
     return leave_values_in_file(path, lambda: contextlib.nullcontext(arrays))
-
-
-def _check_header(path: Path, names: list[str]) -> None:
-    """Raise `StoreError` for a header that may be an index, or the numbers of the columns."""
-    for number, name in enumerate(names, 1):
-        if not name.strip() or name.startswith("Unnamed:"):
-            raise StoreError(
-                f"{path}: column {number} has no name, and may be the index of a table; call it id "
-                "if it holds the ids, or save the table without it (in pandas index=False)"
-            )
-    for start in (0, 1):
-        if names == [str(start + number) for number in range(len(names))]:
-            raise StoreError(
-                f"{path}: its first line is {start}, {start + 1}, …: the numbers of the columns, "
-                "or a row of features; remove the line, or say --no-header if it is a row"
-            )
-
-
-def _check_first_column(path: Path, table: pa.Table, has_header: bool) -> None:
-    """Raise `StoreError` for a first column that counts the rows, and has no name but index."""
-    if has_header and table.column_names[0].strip().lower() != "index":
-        return
-
-    values = table.column(0)
-    if len(values) < 2 or not pa.types.is_integer(values.type) or values.null_count:
-        return
-    counted = values.to_numpy() - values[0].as_py()
-    if values[0].as_py() in (0, 1) and np.array_equal(counted, np.arange(len(values))):
-        raise StoreError(
-            f"{path}: its first column counts the rows, and may be the index of a table; give the "
-            "columns names, and call it id if it holds the ids, or save the table without it"
-        )
-
-
-def _are_numbers(texts: list[str]) -> bool:
-    try:
-        for text in texts:
-            float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def read_zarr(path: Path) -> ForeignArrays:
@@ -320,6 +306,10 @@ def read_zarr(path: Path) -> ForeignArrays:
         if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
             raise StoreError(f"{path}: holds a symbolic link or a special file ({entry.name!r})")
 
+    if not (path / "zarr.json").exists() and (path / ".zgroup").exists():
+        raise StoreError(
+            f"{path}: is in the format Zarr 2; save it in Zarr 3 (zarr_format=3), or as .npz or .h5"
+        )
     ids = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("ids")
 
     stored: ForeignArrays = {}
@@ -348,11 +338,9 @@ def _check_zarr_array(folder: Path, array: Any) -> None:
     needed = count_chunks(array)
     if present != needed:
         fault = f"has {present} of {needed} chunks; Zarr would fill the rest silently"
-        raise StoreError(f"{folder}: {fault}")
+        remedy = 'if they are all zeros, save them with config={"write_empty_chunks": True}'
+        raise StoreError(f"{folder}: {fault}; {remedy}")
 
-
-# What the column of the ids is called.
-ID_COLUMNS = ("id", "ID", "Id")
 
 READERS: dict[str, Callable[[Path], ForeignArrays]] = {
     ".npy": read_npy,

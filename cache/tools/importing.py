@@ -26,7 +26,7 @@ from .foreign import ForeignArrays, StoredArray, read_arrays
 from .in_memory import utterances_in_memory
 
 # ForeignArrays of a feature file that are no extras of its rows.
-NO_EXTRAS = {"values", "offsets", "ids", "about"}
+NO_EXTRAS = {"values", "offsets", "ids", "paths", "about"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def _arrange(
     if "values" not in arrays:
         ids, arrays = _join_arrays_of_utterances(path, arrays, ids)
     elif ids is None and "ids" in arrays:
-        ids = [str(id_) for id_ in arrays["ids"].reshape(-1)]
+        ids = [_id_of(id_) for id_ in arrays["ids"].reshape(-1)]
+    elif ids is None and "paths" in arrays:
+        ids = _ids_of_paths(arrays["paths"].tolist(), manifest)
 
     values = _check_values(path, arrays["values"])
     offsets = _check_offsets(path, arrays.get("offsets"), values.shape[0])
@@ -167,6 +169,28 @@ def _arrange(
             extras[name] = array
 
     return Packed(values, offsets.astype(np.int64), names, extras), ids is not None
+
+
+def _id_of(value: Any) -> str:
+    """An id as a text; some tools write bytes."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value)
+
+
+def _ids_of_paths(paths: Sequence[str], manifest: Manifest) -> list[str]:
+    """The ids of audio paths without their endings: what of each path is an id of the manifest.
+
+    `/data/wav/a` is the utterance `wav/a`, or else `a`; a path that is neither stays as it is.
+    """
+    known = set(manifest.ids)
+    ids = []
+    for path in paths:
+        below = path
+        while below not in known and "/" in below:
+            below = below.partition("/")[2]
+        ids.append(below if below in known else path)
+    return ids
 
 
 def _join_arrays_of_utterances(

@@ -7,6 +7,7 @@ from typing import Any
 from ser.disk.paths import real_path
 from ser.errors import printable
 
+from .audio_paths import AudioPaths
 from .reading import Problem, Reading
 
 # Unicode categories that could rewrite a terminal's line or hide in a name: control, format,
@@ -20,13 +21,23 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
     problems = list(reading.problems)
     # By their NFC form.
     earlier_ids: dict[str, str] = {}
+    files = AudioPaths(reading.root)
+    # Audio paths that are spelled otherwise than their files.
+    respelled: dict[str, str] = {}
 
     for row in reading.rows:
         id = row["id"]
         audio = row.get("audio") or ""
         opened = audio if reading.paths != "unopened" else ""
 
-        fault = _id_fault(row, opened, earlier_ids) or _path_fault(opened, reading)
+        fault = _id_fault(row, opened, earlier_ids) or _path_fault(opened, reading.root)
+        if fault is None and opened and reading.paths == "inside":
+            path = files.find(opened)
+            if path != opened:
+                respelled[opened] = path
+                row = {**row, "audio": path}
+            fault = _link_fault(path, reading.root)
+
         if fault is None:
             rows.append(row)
             continue
@@ -34,6 +45,12 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
         reason = f"{where}: {fault}" if where else fault
         problems.append(Problem(printable(id), printable(audio or reading.corpus), reason))
 
+    if respelled:
+        first, path = next(iter(respelled.items()))
+        reading.warnings.append(
+            f"{len(respelled)} audio paths differ from the names of their files in slashes, case "
+            f"or Unicode form: {first} is read from {path}"
+        )
     return rows, problems
 
 
@@ -67,20 +84,18 @@ def _has_invisible(text: str) -> bool:
     return any(unicodedata.category(character) in INVISIBLE for character in text)
 
 
-def _path_fault(audio: str, reading: Reading) -> str | None:
-    """Why audio may not be opened there, or None."""
-    root = reading.root
+def _path_fault(audio: str, root: Path) -> str | None:
+    """Why a path may not be followed, or None."""
     path = PurePosixPath(audio.replace("\\", "/"))
     if path.is_absolute() or audio[1:2] == ":":
         return f"the audio path {audio} is absolute; give it relative to {root}"
     if ".." in path.parts:
         return f"the audio path {audio} leaves the corpus with '..'; move the file under {root}"
-    if reading.paths == "inside" and not _is_inside(root / audio, root):
-        return (
-            f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"
-        )
     return None
 
 
-def _is_inside(path: Path, root: Path) -> bool:
-    return real_path(path).is_relative_to(real_path(root))
+def _link_fault(audio: str, root: Path) -> str | None:
+    """Why a file may not be opened, or None."""
+    if real_path(root / audio).is_relative_to(real_path(root)):
+        return None
+    return f"the audio path {audio} is a link that leaves the corpus; move the file under {root}"

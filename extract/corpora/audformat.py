@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import yaml
 
+from ser.corpus.table_file import read_table_file
 from ser.disk.read import read_named
 from ser.errors import WrongUse
 
-from .reading import Problem, Reading
-from .records import Record, read_records
+from .reading import Problem, Reading, rows_of
 from .rows import add_row
 from .table import COLUMNS
 
@@ -67,18 +67,22 @@ def read_audformat(root: Path) -> Reading:
             )
             continue
 
-        records = read_records(path, reading.problems, path.name, reading.warnings)
-        for where, record in records:
-            file = record.get("file")
+        for line in rows_of(read_table_file(path), reading, path.name):
+            file = line.values.get("file")
             if not isinstance(file, str):
-                reading.problems.append(Problem(None, path.name, f"{where}: names no file"))
+                reading.problems.append(Problem(None, path.name, f"{line.where}: names no file"))
                 continue
             row = rows.setdefault(file, {"audio": file})
-            for key, value in _values(record, table, database, meanings).items():
+            for key, value in _values(line.values, table, database, meanings).items():
                 column = COLUMN_OF_SCHEME.get(key, key)
                 if column in COLUMNS and value is not None:
                     row.setdefault(column, value)
 
+    if not rows and reading.warnings:
+        raise WrongUse(
+            f"{root}: {reading.warnings[0]}; save one table by file as CSV or Parquet, and cut "
+            "segments into files of their own"
+        )
     for file, row in sorted(rows.items()):
         add_row(reading, {"turn": 0, **row}.items(), file)
     return reading
@@ -111,7 +115,7 @@ def _table_file(root: Path, name: str) -> Path | None:
 
 
 def _values(
-    record: Record, table: DatabaseTable, database: Database, meanings: dict[str, Meanings]
+    record: dict[str, Any], table: DatabaseTable, database: Database, meanings: dict[str, Meanings]
 ) -> dict[str, Any]:
     """The values of a record, by their schemes, with labels replaced by what they mean."""
     values: dict[str, Any] = {}

@@ -20,6 +20,19 @@ from .scan import Scan
 ROUNDING = 0.006
 ROUNDING_OF = {"min": 0.0006, "p95": 0.03, "p99": 0.1}
 
+# Columns whose missing values are counted, where the corpus has any value of them.
+MAY_BE_MISSING = (
+    "text",
+    "label",
+    "session",
+    "speaker",
+    "gender",
+    "votes",
+    "valence",
+    "arousal",
+    "dominance",
+)
+
 PERCENTILES = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100}
 
 # The counts that `ser corpus show` prints.
@@ -92,6 +105,16 @@ def _count_values(values: Iterable[str | None]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def count_missing(manifest: Manifest) -> dict[str, int]:
+    """How many utterances lack a value that others have, by column."""
+    counts = {}
+    for name in MAY_BE_MISSING:
+        missing = manifest.table.column(name).null_count
+        if 0 < missing < len(manifest):
+            counts[name] = missing
+    return counts
+
+
 def _count_policies(codes: list[str]) -> dict[str, int]:
     """How many utterances have a class under each label policy."""
     counts = {}
@@ -154,6 +177,7 @@ def summary(scan: Scan) -> dict[str, Any]:
         facts[name] = counts[name]
     facts["hours"] = round(counts["hours"], 4)
 
+    facts["missing"] = count_missing(scan.manifest)
     facts["problems"] = [asdict(problem) for problem in scan.problems]
     facts["warnings"] = scan.warnings
     comparable = {name: counts[name] for name in scan.known}

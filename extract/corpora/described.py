@@ -8,14 +8,15 @@ from typing import Any
 
 import msgspec
 
+from ser.corpus.table_file import read_table_file
+from ser.disk.text import read_text
 from ser.errors import WrongUse
 
 from ..audio import CODED, SOUND
-from .files import read_text, walk_files
+from .files import walk_files
 from .layout import Layout, TableLayout, read_layout
 from .patterns import FIELD, Fields, fill, match_fields
-from .reading import Problem, Reading
-from .records import read_records
+from .reading import Problem, Reading, rows_of
 from .rows import add_row
 
 # What decides whether a corpus has a layout: as many recordings, of as many folders.
@@ -214,9 +215,8 @@ def _read_rows(
 def _read_table_records(table: TableLayout, path: str, reading: Reading) -> Iterator[Fields]:
     """The records of a table: of a known kind, or what a pattern takes from the lines of a text."""
     if table.line is None:
-        records = read_records(reading.root / path, reading.problems, path, reading.warnings)
-        for _, record in records:
-            yield record
+        for row in rows_of(read_table_file(reading.root / path), reading, path):
+            yield row.values
         return
 
     for line in read_text(reading.root / path, table.encoding).split("\n"):

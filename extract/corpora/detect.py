@@ -1,12 +1,14 @@
 """Which format a path has: a quick check, before anything slow."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ser.corpus.table_file import TABLE_ENDINGS
 from ser.disk.paths import expand_user
 from ser.errors import WrongUse, unknown
 
+from ..audio import SOUND
+from .files import walk_files
 from .formats import DETECTORS, FORMATS, looks_described
-from .records import TABLE_ENDINGS
 
 
 def find_format(path: str | Path, format: str | None = None) -> str:
@@ -59,6 +61,8 @@ def _not_a_corpus(folder: Path) -> str:
         hint = f"it holds {tables[0]}: give that file"
     else:
         hint = "give a CSV, TSV, Parquet or JSONL file"
+    if any(PurePosixPath(path).suffix.lower() in SOUND for path in walk_files(folder)):
+        hint += "; --format folder reads its recordings as a corpus without labels"
     return (
         f"{folder} is not a corpus that ser knows: neither laid out nor named as any of "
         f"{', '.join(FORMATS)}; describe it in a TOML file for --format (docs/add-a-corpus.md), "

@@ -1,13 +1,9 @@
-"""The files of a corpus folder: which there are, and their text in whatever encoding it has."""
+"""The files of a corpus folder: which there are."""
 
 import os
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-
-from ser.disk.read import LARGE, read_named
 
 
 def visible(folder: Path, suffix: str) -> list[Path]:
@@ -23,23 +19,6 @@ def visible(folder: Path, suffix: str) -> list[Path]:
         if entry.suffix.lower() == suffix and not entry.name.startswith("."):
             entries.append(entry)
     return sorted(entries)
-
-
-def read_text(path: Path, fallback: str = "cp1252") -> str:
-    """The text of a file: UTF-16 by its byte order mark, else UTF-8, else the `fallback` encoding.
-
-    What is none of these is read as Latin-1.
-    """
-    content = read_named(path, LARGE)
-    if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
-        encodings = ["utf-16"]
-    else:
-        encodings = ["utf-8-sig", fallback]
-
-    for encoding in encodings:
-        with suppress(UnicodeError):
-            return content.decode(encoding)
-    return content.decode("latin-1")
 
 
 def walk_files(root: Path, folders: int | None = None) -> Iterator[str]:

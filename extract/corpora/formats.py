@@ -30,6 +30,12 @@ def _read_audformat(path: Path) -> "Reading":
     return read_audformat(path)
 
 
+def _read_folder(path: Path) -> "Reading":
+    from .folder import read_folder
+
+    return read_folder(path)
+
+
 def _read_table(path: Path) -> "Reading":
     from .table import read_table
 
@@ -54,6 +60,7 @@ _SER: dict[str, Reader | Path] = {
     "msp-podcast": _description("msp-podcast"),
     "audformat": _read_audformat,
     "table": _read_table,
+    "folder": _read_folder,
 }
 FORMATS: Registry[Reader | Path] = Registry("corpus format", "ser.corpora", Callable | Path, _SER)
 

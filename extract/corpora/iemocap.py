@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ser.corpus.labels import IEMOCAP
+from ser.disk.text import read_text
 
-from .files import read_text, visible
+from .files import visible
 from .reading import Problem, Reading
 
 # The file by which the demo corpus, in the same layout, is told from IEMOCAP.

@@ -13,6 +13,7 @@ from ser.errors import CodedAudio, UtteranceError
 
 from ..audio import open_audio, read_bytes
 from ..audio_header import Header
+from .audio_paths import files_meant, is_there
 from .reading import Problem
 
 
@@ -69,6 +70,9 @@ def measure(rows: list[dict[str, Any]], root: Path) -> Measured:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
 
+    missing = [row["audio"] for row in rows if not is_there(root / row["audio"])]
+    meant = files_meant(root, missing) if missing else {}
+
     measured = []
     problems = []
     coded = []
@@ -78,7 +82,10 @@ def measure(rows: list[dict[str, Any]], root: Path) -> Measured:
         if result.sha256 is not None:
             readable += 1
         if result.fault is not None:
-            problems.append(Problem(row["id"], row["audio"], str(result.fault), "audio"))
+            reason = str(result.fault)
+            if row["audio"] in meant:
+                reason += f"; did you mean {meant[row['audio']]}?"
+            problems.append(Problem(row["id"], row["audio"], reason, "audio"))
         if isinstance(result.fault, CodedAudio):
             coded.append(row["audio"])
 

@@ -1,9 +1,11 @@
 """What a reader returns: the rows of a corpus as it found them, and what is wrong with it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ser.corpus.table_file import TableFile, TableRow
 from ser.errors import printable
 
 
@@ -52,3 +54,13 @@ class Reading:
     Parts of a corpus folder may be links to another disk, but the audio that a table names stays
     inside its folder, links included, if it is opened.
     """
+
+
+def rows_of(table: TableFile, reading: Reading, place: str) -> Iterator[TableRow]:
+    """The rows of a table that are whole; the others become problems of that `place`."""
+    reading.warnings.extend(table.notes)
+    for row in table.rows:
+        if row.fault:
+            reading.problems.append(Problem(None, place, f"{row.where}: {row.fault}"))
+        else:
+            yield row

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ser.corpus.people import one_spelling
 from ser.corpus.schema import SCHEMA
+from ser.corpus.table_file import is_missing
 
 from .reading import Problem, Reading
 
@@ -19,6 +20,12 @@ MEASURED = ("audio_sha256", "text_sha256", "duration")
 
 # What is compared between the parts of a fold.
 COMPARED = ("session", "dialogue", "speaker")
+
+# What has one spelling, however it is written.
+NAMES = (*COMPARED, "label", "gender")
+
+# What stands in a column of numbers where there is none; in a column of texts these are words.
+NO_NUMBER = {"nan", "na", "n/a", "null", "none", "<na>"}
 
 # A gender that is none of these is unknown.
 GENDERS = {
@@ -39,21 +46,24 @@ def add_row(
     values: Iterable[tuple[str, Any]],
     place: str,
     where: str = "",
-    need: str = "audio",
+    needs: Sequence[str] = ("audio",),
 ) -> dict[str, Any] | None:
     """Add a row of these `values`, by the manifest's columns, to a reading; None if it is wrong.
 
-    A wrong value, or a record without the column that it `need`s, is a problem of that `place`. So
+    Values that are missing are left out.
+
+    A wrong value, or a record without a column that it `needs`, is a problem of that `place`. So
     is a `ValueError` that `values` raises while it is read. Without an id, the row takes that of
     its audio path, and without a dialogue it is a dialogue by itself.
     """
     row: dict[str, Any] = {"where": where}
     try:
         for column, value in values:
-            if value is not None:
+            if not is_missing(value):
                 row[column] = _converted(column, value)
-        if need not in row:
-            raise ValueError(f"has no {need}")
+        for column in needs:
+            if column not in row:
+                raise ValueError(f"has no {column}")
     except ValueError as error:
         reason = f"{where}: {error}" if where else str(error)
         reading.problems.append(Problem(None, place, reason))
@@ -64,6 +74,7 @@ def add_row(
         if "id" not in row:
             row["id"] = _id_of(row["audio"])
             row["id_is_path"] = True
+    row = {column: value for column, value in row.items() if value is not None}
     row.setdefault("dialogue", row["id"])
     if "gender" in row:
         row["gender"] = GENDERS.get(row["gender"].lower())
@@ -74,13 +85,17 @@ def add_row(
 
 def _id_of(audio: str) -> str:
     """The audio path without its ending; empty if it names nothing."""
-    if not audio.strip("./"):
+    path = audio.replace("\\", "/")
+    if not path.strip("./"):
         return ""
-    return str(PurePosixPath(audio).with_suffix(""))
+    return str(PurePosixPath(path).with_suffix(""))
 
 
 def _converted(column: str, value: Any) -> Any:
-    """The value in the type of its column. Raises `ValueError`, which says what is expected."""
+    """The value in the type of its column; None for a word that says that there is no number.
+
+    Raises `ValueError`, which says what is expected.
+    """
     try:
         return _convert(column, value)
     except (ValueError, TypeError, OverflowError, RecursionError, msgspec.ValidationError):
@@ -99,27 +114,56 @@ def _convert(column: str, value: Any) -> Any:
         raise TypeError
 
     if kind == pa.int32():
-        turn = int(value)
-        if not 0 <= turn <= MAX_TURN:
-            raise ValueError
-        return turn
-
+        return _turn(value)
     if kind == pa.float64():
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
+        return _number(value)
+
+    # A table with missing values holds 1.0 where the others hold 1.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif isinstance(value, float) and math.isinf(value):
+        raise ValueError
 
     text = str(value)
     text.encode()  # raises for half a surrogate pair
-    return one_spelling(text) if column in COMPARED else text
+    if column in NAMES:
+        return one_spelling(text)
+    return text.strip() if column == "id" else text
+
+
+def _number(value: Any) -> float | None:
+    """A number, with a decimal point or, as Excel writes it in many languages, a comma."""
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        value = value.strip()
+        if value.casefold() in NO_NUMBER:
+            return None
+        if "_" in value:  # which float() takes
+            raise ValueError
+        if "." not in value:
+            value = value.replace(",", ".")
+
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _turn(value: Any) -> int | None:
+    number = _number(value)
+    if number is None:
+        return None
+    if not number.is_integer() or not 0 <= number <= MAX_TURN:
+        raise ValueError
+    return int(number)
 
 
 def _expected(column: str) -> str:
     if column == "votes":
         return 'JSON such as [["ang"], ["neu", "sad"]]'
     if column == "turn":
-        return "a number from 0"
+        return "a whole number from 0"
     if SCHEMA.field(column).type == pa.string():
         return "valid Unicode"
     return "a number"

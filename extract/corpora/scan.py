@@ -18,8 +18,8 @@ from .detect import find_format
 from .formats import find_reader
 from .measure import measure
 from .reading import Problem, Reading
-from .rows import COMPARED
-from .table import read_transcripts
+from .rows import COMPARED, NAMES, NO_NUMBER
+from .table import Transcripts, read_transcripts
 
 # Readers of other packages take the first two from here.
 __all__ = ["Problem", "Reading", "Scan", "scan_corpus"]
@@ -111,15 +111,15 @@ def scan_corpus(
     corpus = _name_from(reading.corpus)
 
     # Names and transcripts are refused before any audio is read.
-    texts: dict[str, str] = {}
-    without_text: list[Problem] = []
+    transcripts = Transcripts()
     if text is None:
         corpus = name or corpus
     else:
         text = expand_user(text)
         name = check_name("corpus", name or f"{corpus}-{_name_from(text.stem)}")
-        texts, without_text = read_transcripts(text, [row["id"] for row in rows])
+        transcripts = read_transcripts(text, [row["id"] for row in rows])
 
+    without_text = transcripts.problems
     if limit is not None:
         rows = _spread(rows, limit)
         problems = _of_rows(problems, rows)
@@ -136,12 +136,17 @@ def scan_corpus(
         reading.root,
         format,
         problems + measured.problems,
-        reading.warnings + _alike(measured.rows) + measured.warnings + warn_of_copies(manifest),
+        reading.warnings
+        + transcripts.warnings
+        + _alike(measured.rows)
+        + _missing_as_words(measured.rows)
+        + measured.warnings
+        + warn_of_copies(manifest),
         reading.known,
     )
     if text is None or name is None:
         return scan
-    return scan.with_texts(texts, without_text, name)
+    return scan.with_texts(transcripts.texts, without_text, name)
 
 
 def _alike(rows: list[dict[str, Any]]) -> list[str]:
@@ -156,6 +161,20 @@ def _alike(rows: list[dict[str, Any]]) -> list[str]:
                 f"{len(groups)} {column}s are written in several ways that differ by case or zeros "
                 f"alone, such as {first}: each way counts as another {column}, and may stand on "
                 "the other side of a split; write them alike if they are one"
+            )
+    return warnings
+
+
+def _missing_as_words(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each column in which a word may stand for a value that is missing."""
+    warnings = []
+    for column in NAMES:
+        values = [row.get(column) for row in rows]
+        words = [value for value in values if value is not None and value.casefold() in NO_NUMBER]
+        if words:
+            warnings.append(
+                f"the {column} of {len(words)} utterances is the word {words[0]!r}: leave the cell "
+                "empty if it is missing"
             )
     return warnings
 

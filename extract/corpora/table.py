@@ -1,22 +1,23 @@
 """Any corpus as a table: CSV, TSV, Parquet or JSONL with an audio column.
 
-Columns have the manifest's names, or those of `ALIASES`. Audio paths are relative to the table's
-folder.
+Columns have the manifest's names, in any case, or those of `headings.ALIASES`. Audio paths are
+relative to the table's folder.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ser.corpus.headings import column_of
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
+from ser.corpus.table_file import TableFile, read_table_file
 from ser.errors import CorpusError, WrongUse
 
 from .admit import admit
-from .reading import Problem, Reading
-from .records import ALIASES, read_records
+from .reading import Problem, Reading, rows_of
 from .rows import MEASURED, add_row
 
 COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
@@ -27,33 +28,101 @@ def read_table(
 ) -> Reading:
     """Read these of the manifest's `columns` from a table file.
 
-    Every row must have the column `need`. A bad row becomes a `Problem` with its line number.
+    Every row must have the column `need`, and an id if any row has one; where none has, its audio
+    path names it. A bad row becomes a `Problem` with its line number.
     """
     reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
-    names: dict[str, str] = {}  # the manifest's, by the file's
-    next_turn = Counter[str]()  # of each dialogue
+    table = read_table_file(path)
+    _refuse_embedded_audio(path, table)
+    column_by_heading = {heading: column_of(heading) for heading in table.headings}
+    if need == "audio":
+        _refuse_spans(path, table, column_by_heading)
+    needs = [need]
+    if _has_values(table, "id"):
+        needs = ["id", need]
+    elif _has_values(table, "audio"):
+        needs = ["audio"]
+    # Of each dialogue.
+    next_turn = Counter[str]()
 
-    for line, record in read_records(path, reading.problems, str(path), reading.warnings):
-        values = []
-        for name, value in record.items():
-            column = ALIASES.get(name, name)
-            names[name] = column
+    for line in rows_of(table, reading, str(path)):
+        values = {}
+        for heading, value in line.values.items():
+            column = column_by_heading[heading]
+            if column == "audio" and isinstance(value, str):
+                value = value.strip()
             if column in columns:
-                values.append((column, value))
+                values[column] = value
 
-        row = add_row(reading, values, str(path), line, need)
+        row = add_row(reading, values.items(), str(path), line.where, needs)
         if row is not None:
             dialogue = row["dialogue"]
             next_turn[dialogue] = row.setdefault("turn", next_turn[dialogue]) + 1
 
+    _check_columns(path, table, need, reading)
+    return reading
+
+
+def _refuse_embedded_audio(path: Path, table: TableFile) -> None:
+    """Raise `CorpusError` if the audio column holds recordings, not their paths."""
+    for row in table.rows[:1]:
+        for heading, value in row.values.items():
+            if column_of(heading) == "audio" and isinstance(value, dict | bytes):
+                raise CorpusError(
+                    f"{path}: its column {heading} holds recordings, not their paths, as the "
+                    "datasets of Hugging Face do; write them to files (docs/corpora.md, Tables, "
+                    "has the lines that do it)"
+                )
+
+
+def _refuse_spans(path: Path, table: TableFile, column_by_heading: dict[str, str]) -> None:
+    """Raise `CorpusError` if rows are parts of one recording, each of which would be the whole."""
+    places_by_audio: dict[str, set[tuple[str, str]]] = {}
+    for row in table.rows:
+        values = {column_by_heading[heading]: str(value) for heading, value in row.values.items()}
+        if "audio" in values:
+            place = (values.get("start", ""), values.get("end", ""))
+            places_by_audio.setdefault(values["audio"], set()).add(place)
+
+    spans = {audio: places for audio, places in places_by_audio.items() if len(places) > 1}
+    if spans:
+        first = next(iter(spans))
+        raise CorpusError(
+            f"{path}: {len(spans[first])} rows are parts of {first}, by start and end; ser reads a "
+            "recording as a whole: cut each part into a file of its own, such as with `ffmpeg -i "
+            "FILE -ss START -to END PART.wav`, and name that file in its row"
+        )
+
+
+def _has_values(table: TableFile, column: str) -> bool:
+    """Whether any row has a value of this column, whatever its heading."""
+    for heading in table.headings:
+        if column_of(heading) == column and any(heading in row.values for row in table.rows):
+            return True
+    return False
+
+
+def _check_columns(path: Path, table: TableFile, need: str, reading: Reading) -> None:
+    """Name the columns that are not read. Raises `WrongUse` if no column is the one to `need`."""
+    names = {column_of(heading) for heading in table.headings}
     # Where every line is wrong, the problems say more than the missing column.
     columns_known = bool(names) or not reading.problems
-    if not reading.rows and columns_known and need not in names.values():
+    if not reading.rows and columns_known and names.isdisjoint({need, "audio"}):
         raise WrongUse(
-            f"{path} has no {need} column ({', '.join(names) or 'empty'}); "
+            f"{path} has no {need} column ({', '.join(table.headings) or 'empty'}); "
             f"name one of its columns {need}"
         )
-    return reading
+
+    unread = [
+        heading or "one without a name"
+        for heading in table.headings
+        if column_of(heading) not in SCHEMA.names
+    ]
+    if unread:
+        reading.warnings.append(
+            f"{path.name}: columns that are not read: {', '.join(unread)}; those that are: "
+            f"{', '.join(COLUMNS)}"
+        )
 
 
 def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") -> Manifest:
@@ -68,13 +137,24 @@ def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") 
     return Manifest.from_rows(corpus, rows)
 
 
-def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[Problem]]:
-    """The texts of a table with columns `id` and `text`, by id, and what is wrong with them.
+@dataclass(frozen=True)
+class Transcripts:
+    """The texts of a table, and what is wrong with them."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    """By id; empty where the table has none."""
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_transcripts(path: Path, ids: list[str]) -> Transcripts:
+    """Read the transcripts of a table with columns `id` and `text`.
 
     It is a problem if one of `ids` has no text, or the table has an id that is not among them.
     Raises `WrongUse` if the file lacks those columns.
     """
-    rows, problems = admit(read_table(path, "id", ["id", "text"]))
+    reading = read_table(path, "id", ["id", "audio", "text"])
+    rows, problems = admit(reading)
     if not any("text" in row for row in rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")
 
@@ -91,4 +171,4 @@ def read_transcripts(path: Path, ids: list[str]) -> tuple[dict[str, str], list[P
     for id in ids:
         if id not in texts:
             problems.append(Problem(id, place, "no transcript of this utterance", "text"))
-    return texts, problems
+    return Transcripts(texts, problems, reading.warnings)

@@ -1,16 +1,13 @@
 """Files of folds: a table, or EmoBox's folders, as sets of ids."""
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ser.corpus.delimited import read_delimited
-from ser.disk.read import read_named
-from ser.errors import WrongUse
+from ser.corpus.headings import column_of
+from ser.corpus.table_file import TABLE_ENDINGS, TableRow, read_table_file
+from ser.errors import CorpusError, WrongUse
 
 PARTS = ("train", "dev", "test")
 
@@ -27,36 +24,23 @@ class ListedFold:
 def read_folds(path: Path) -> list[ListedFold]:
     """Folds in the file's order.
 
-    - `.csv`, `.tsv` with columns `id,fold`: each utterance is tested in its fold and trains in the
-      others; with a third column `part` (train, dev, test) each line names one utterance's part in
-      one fold.
+    - a table (CSV, TSV, JSONL, Parquet) with columns `id` and `fold`: each utterance is tested in
+      its fold and trains in the others; with a third column `part` (train, dev, test) each line
+      names one utterance's part in one fold.
     - a folder: EmoBox's `fold_1/…train….jsonl` and `…test….jsonl` (`valid` too), ids under `key`.
 
     Raises `WrongUse` for anything else.
     """
+    kinds = "give a .csv, .tsv, .jsonl or .parquet, or a folder of EmoBox's fold_N"
+    if not path.exists():
+        raise WrongUse(f"{path}: no such file of folds; {kinds}")
+    if not path.is_dir() and path.suffix.lower() not in TABLE_ENDINGS:
+        raise WrongUse(f"{path}: is no file of folds; {kinds}")
+
     try:
-        if path.is_dir():
-            folds = _read_emobox(path)
-        elif path.suffix in (".csv", ".tsv"):
-            folds = _read_table(path)
-        else:
-            raise WrongUse(f"{path}: folds come as .csv or .tsv, or as a folder of EmoBox's fold_N")
-    except FileNotFoundError:
-        raise WrongUse(
-            f"{path}: no such file of folds; give a .csv or .tsv, or a folder of EmoBox's fold_N"
-        ) from None
-    except WrongUse:
-        raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-        csv.Error,
-        msgspec.MsgspecError,
-    ) as error:
-        raise WrongUse(f"{path}: not a list of folds ({type(error).__name__}: {error})") from None
+        folds = _read_emobox(path) if path.is_dir() else _read_table(path)
+    except (CorpusError, OSError) as error:
+        raise WrongUse(f"{path}: not a list of folds ({error})") from None
 
     if not folds:
         raise WrongUse(f"{path}: holds no fold; a folder holds fold_1, fold_2, … as EmoBox's do")
@@ -64,48 +48,73 @@ def read_folds(path: Path) -> list[ListedFold]:
 
 
 def _read_table(path: Path) -> list[ListedFold]:
-    import pandas as pd
-
-    text = read_named(path).decode("utf-8-sig")
-    rows = list(read_delimited(text, has_tabs=path.suffix == ".tsv"))
-    names = rows[0].cells if rows else []
-    for row in rows:
-        if len(row.cells) != len(names):
-            raise WrongUse(
-                f"{path}: {row.where} has {len(row.cells)} columns where the header has "
-                f"{len(names)}; correct the line"
-            )
-    table = pd.DataFrame([row.cells for row in rows[1:]], columns=names, dtype=str)
-    if not {"id", "fold"} <= set(table) or table.empty:
+    table = read_table_file(path)
+    columns = [_column(heading) for heading in table.headings]
+    for name in ("fold", "part"):
+        if columns.count(name) > 1:
+            raise WrongUse(f"{path}: two columns are called {name}; keep the one that counts")
+    if not {"id", "fold"} <= set(columns) or not table.rows:
         raise WrongUse(
             f"{path}: needs the columns id and fold (and part, if each fold's parts are named)"
         )
-    for id_, fold in zip(table["id"], table["fold"], strict=True):
-        if fold == "":
-            raise WrongUse(f"{path}: {id_} names no fold; give each line an id and its fold")
 
-    names_parts = "part" in table
-    if names_parts:
-        for id_, part in zip(table["id"], table["part"], strict=True):
-            if part not in PARTS:
-                raise WrongUse(f"{path}: part '{part}' of {id_} must be train, dev or test")
+    all_ids = set()
+    lines_by_fold: dict[str, list[_FoldLine]] = {}
+    for row in table.rows:
+        line = _fold_line(path, row)
+        if "part" in columns and line.part not in PARTS:
+            raise WrongUse(f"{path}: part '{line.part}' of {line.id} must be train, dev or test")
+        all_ids.add(line.id)
+        lines_by_fold.setdefault(line.fold, []).append(line)
 
     folds = []
-    for name, lines in table.groupby("fold", sort=False):
-        ids = {}
-        if names_parts:
-            for part in PARTS:
-                ids[part] = set(lines["id"][lines["part"] == part])
+    for name, lines in lines_by_fold.items():
+        ids: dict[str, set[str]] = {part: set() for part in PARTS}
+        if "part" in columns:
+            for line in lines:
+                ids[line.part].add(line.id)
         else:
-            ids["train"] = set(table["id"].drop(lines.index))
-            ids["dev"] = set()
-            ids["test"] = set(lines["id"])
+            ids["test"] = {line.id for line in lines}
+            ids["train"] = all_ids - ids["test"]
         folds.append(ListedFold(name, ids))
     return folds
 
 
+@dataclass(frozen=True)
+class _FoldLine:
+    """A line of a table of folds."""
+
+    id: str
+    fold: str
+    part: str
+
+
+def _fold_line(path: Path, row: TableRow) -> _FoldLine:
+    """The line of a row. Raises `WrongUse` if it is none, or lacks its id or fold."""
+    if row.fault:
+        raise WrongUse(f"{path}: {row.where} {row.fault}; correct the line")
+
+    values = {_column(heading): _text(value) for heading, value in row.values.items()}
+    if "id" not in values:
+        raise WrongUse(f"{path}: {row.where} names no utterance; give each line an id and its fold")
+    if "fold" not in values:
+        raise WrongUse(f"{path}: {values['id']} names no fold; give each line an id and its fold")
+    return _FoldLine(values["id"], values["fold"], values.get("part", "").casefold())
+
+
+def _column(heading: str) -> str:
+    """What a heading means: `id`, whatever it is called, or the heading in lower case."""
+    return column_of(heading).casefold()
+
+
+def _text(value: Any) -> str:
+    """A value as it names something; a whole number with a point, as pandas makes, without it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
 def _read_emobox(path: Path) -> list[ListedFold]:
-    decoder = msgspec.json.Decoder(dict[str, Any])
     words = {"train": "train", "dev": "valid", "test": "test"}
 
     folds = []
@@ -114,10 +123,20 @@ def _read_emobox(path: Path) -> list[ListedFold]:
         for part, word in words.items():
             ids[part] = set()
             for file in sorted(folder.glob(f"*{word}*.jsonl")):
-                lines = decoder.decode_lines(read_named(file))
-                ids[part].update(str(line["key"]) for line in lines)
+                ids[part].update(_ids_of_part(file))
         folds.append(ListedFold(folder.name.replace("_", " "), ids))
     return folds
+
+
+def _ids_of_part(file: Path) -> list[str]:
+    """The ids of one file of EmoBox's, which has a line for each utterance."""
+    ids = []
+    for row in read_table_file(file).rows:
+        values = {_column(heading): value for heading, value in row.values.items()}
+        if row.fault or "id" not in values:
+            raise WrongUse(f"{file}: {row.where} {row.fault or 'has no key'}; correct the line")
+        ids.append(_text(values["id"]))
+    return ids
 
 
 def _number(folder: Path) -> int:
