@@ -31,7 +31,7 @@ from ser.commands import (
 from ser.commands.options import read_defaults, sets_any
 from ser.commands.output import LineStream, say
 from ser.commands.surroundings import prepare, restart_in_utf8
-from ser.errors import DISTRIBUTION, SerError
+from ser.errors import DISTRIBUTION, FREE_MEMORY, SerError
 
 
 class Commands(click.Group):
@@ -115,6 +115,9 @@ def _unexpected(fault: BaseException) -> str:
         )
     if isinstance(fault, OSError) and fault.errno is not None:
         return f"{fault.filename}: {fault.strerror}" if fault.filename else f"{fault.strerror}"
+
+    if isinstance(fault, MemoryError):
+        return f"the memory left is not enough; {FREE_MEMORY}"
 
     first_line = f"{type(fault).__name__}: {fault}".splitlines()[0]
     where = _keep_traceback("".join(traceback.format_exception(fault)))

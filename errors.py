@@ -21,6 +21,9 @@ __all__ = [
     "WrongUse",
 ]
 
+# What to do where memory ends.
+FREE_MEMORY = "end other programs, or use a machine with more memory"
+
 # The name on the package index, where `ser` is somebody else's.
 DISTRIBUTION = "ser-fusion"
 

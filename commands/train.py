@@ -78,6 +78,7 @@ def train(
 
     ahead = estimate(jobs)
     summary = _estimate_in_words(experiment, jobs[0], ahead)
+    _warn_of_alike_speakers(jobs)
     if dry_run:
         _print_dry_run(jobs, ahead, summary, as_json)
         return
@@ -88,6 +89,17 @@ def train(
     _print_scores(runs, as_json)
     if not as_json:
         next_step("report", experiment.out, "--html", "report.html")
+
+
+def _warn_of_alike_speakers(jobs: Sequence["Job"]) -> None:
+    """Say before hours of training that a score may be of people who are known."""
+    from ser.train.data.leakage import alike_in_words, alike_speakers
+
+    alike: dict[str, str] = {}
+    for job in jobs:
+        alike.update(alike_speakers(job.fold, job.data.utterances))
+    if alike:
+        say(f"warning: {alike_in_words(alike)}; write their names alike if so", err=True)
 
 
 def _prepare(options: dict[str, Any], resume: bool) -> tuple[Experiment, list["Job"]]:

@@ -11,6 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ser.disk.parquet import open_parquet
 from ser.disk.records import FORMAT_VERSION, canonical_json, check_version
 from ser.errors import CorruptStore, WrongUse
 
@@ -239,7 +240,7 @@ class Manifest:
 
     @classmethod
     def _decode(cls, content: bytes, where: str) -> "Manifest":
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        table = open_parquet(content).read(use_threads=False)
         # Among others, that texts are UTF-8.
         table.validate(full=True)
 

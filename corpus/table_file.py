@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ser.disk.parquet import read_parquet
 from ser.disk.read import LARGE, read_named
 from ser.disk.text import read_text
-from ser.errors import CorpusError, WrongUse
+from ser.errors import FREE_MEMORY, CorpusError, WrongUse
 
 from .delimited import DelimitedRow, read_delimited
 from .headings import check_headings
 
 TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
-
-# More than any corpus has: a small Parquet file can claim any number.
-MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,12 @@ def read_table_file(path: Path) -> TableFile:
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CorpusError(f"{path} cannot be read as {ending[1:]}: {reason}") from error
+    except MemoryError:
+        raise CorpusError(f"{path} does not fit into the memory left; {FREE_MEMORY}") from None
 
 
 def _read_parquet(path: Path) -> TableFile:
-    file = pq.ParquetFile(pa.BufferReader(read_named(path, LARGE)))
-    if file.metadata.num_rows > MAX_ROWS:
-        raise ValueError(f"it claims {file.metadata.num_rows} rows, more than any corpus has")
-
-    table = file.read(use_threads=False)
+    table = read_parquet(read_named(path, LARGE))
     headings = [name.strip() for name in table.column_names]
     check_headings(headings)
 

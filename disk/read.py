@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ser.errors import CorruptStore, StoreError, WrongUse
+from ser.errors import FREE_MEMORY, CorruptStore, StoreError, WrongUse
 
 from .flags import O_NOFOLLOW, PLAIN
 
@@ -26,6 +26,8 @@ SMALL = 256 << 20
 
 # Bytes: more than any table or array has.
 LARGE = 64 << 30
+
+TOO_LARGE = "more than this machine's memory"
 
 
 @contextlib.contextmanager
@@ -73,12 +75,27 @@ def open_named(path: Path | str, flags: int = os.O_RDONLY) -> int:
 def read_named(path: Path | str, limit: int = SMALL) -> bytes:
     """The content of a plain file that a user named.
 
-    Raises as `open_named` does, and for more than `limit` bytes.
+    Raises as `open_named` does, and for more than `limit` bytes or than the memory holds.
     """
     with os.fdopen(open_named(path), "rb") as file:
-        if os.fstat(file.fileno()).st_size > limit:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             raise OSError(errno.EFBIG, f"is larger than {limit >> 20} MB", str(path))
-        return file.read()
+
+        memory = machine_memory()
+        if memory is not None and size > memory:
+            raise OSError(errno.ENOMEM, f"has {size / 1e9:.0f} GB, {TOO_LARGE}", str(path))
+        try:
+            return file.read()
+        except MemoryError:
+            raise OSError(errno.ENOMEM, "does not fit into the memory left", str(path)) from None
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this machine has; None where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_toml(path: Path, example: str) -> dict[str, Any]:
@@ -97,5 +114,7 @@ def read_toml(path: Path, example: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         remedy = f"write lines such as `{example}`"
         raise WrongUse(f"{path}: not a TOML file ({error}); {remedy}") from None
+    except MemoryError:
+        raise WrongUse(f"{path}: does not fit into the memory left; {FREE_MEMORY}") from None
 
     return table

@@ -15,7 +15,7 @@ from ser.train.data.dev_part import Cut
 from ser.train.data.folds import Fold
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import get_policy
-from ser.train.data.leakage import check_leakage, known_before
+from ser.train.data.leakage import alike_in_words, check_leakage, known_before
 from ser.train.data.protocols import PROTOCOLS, find_protocol, make_folds
 from ser.train.data.utterances import Utterances
 
@@ -136,6 +136,7 @@ def test_speaker_out_without_dialogues_is_plain() -> None:
         "speaker_independent": False,
         "repeated_texts": None,
         "repeated_audio": None,
+        "alike_speakers": {},
     }
 
 
@@ -228,6 +229,7 @@ def test_random_split_is_stratified_and_seeded(utterances: Utterances) -> None:
         "speaker_independent": True,
         "repeated_texts": 0,
         "repeated_audio": 0,
+        "alike_speakers": {},
     }
 
 
@@ -287,6 +289,23 @@ def test_guard_finds_what_stands_in_two_parts(utterances: Utterances) -> None:
     alike = replace(alone(), ids=["u39", *alone().ids[1:]])
     with pytest.raises(LeakageError, match="u39"):
         check_leakage(Fold("bad", np.array([0, 1]), np.array([2]), np.array([39])), alike, ())
+
+
+def test_speakers_that_differ_by_case_or_zeros_are_said() -> None:
+    names = [*["anna", "ben", "01"] * 10, *["Anna", "eve", "1"] * 10]
+    utterances = replace(alone(60), speakers=names, sessions=["1"] * 30 + ["2"] * 30)
+    folds = make_folds("session-out", utterances)
+
+    # Either way round; what stands apart in the test part itself is no leak.
+    assert known_before(folds[0], utterances)["alike_speakers"] == {"01": "1", "anna": "Anna"}
+    assert known_before(folds[1], utterances)["alike_speakers"] == {"1": "01", "Anna": "anna"}
+    together = replace(utterances, speakers=["anna"] * 15 + ["Anna"] * 15 + ["ben"] * 30)
+    for fold in make_folds("session-out", together):
+        assert known_before(fold, together)["alike_speakers"] == {}
+
+    words = alike_in_words({"1": "01", "Anna": "anna"})
+    assert words.startswith("2 test speakers are spelled as ones in training but for case or zeros")
+    assert alike_in_words({}) == ""
 
 
 # Folds from files.

@@ -438,6 +438,9 @@ class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
     repeated_audio: int | None = None
     """How many test utterances' audio stands in train or dev under another id."""
 
+    alike_speakers: dict[str, str] = {}
+    """By test speaker, a name in train or dev that differs by case or zeros alone."""
+
     synthetic: bool
     """Whether any of the speech is generated."""
 

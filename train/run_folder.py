@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 
 from ser.disk.leftovers import remove_leftovers
 from ser.disk.locks import locked
+from ser.disk.parquet import open_parquet
 from ser.disk.paths import real_path
 from ser.disk.read import read_small
 from ser.disk.records import short_hash
@@ -163,7 +164,7 @@ class Run:
         """Predictions on the test part, or those of another file, one row per utterance."""
         with self._content(name) as content:
             # Not read_table, whose threads may outlive the interpreter and abort it.
-            return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            return open_parquet(content).read(use_threads=False)
 
     def tensors(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The torch tensors of one of its safetensors files, and the file's metadata."""

@@ -8,7 +8,6 @@ import bisect
 import contextlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ser.cache.hdf5_layout import foreign_hdf5
-from ser.disk.read import read_named
+from ser.disk.read import TOO_LARGE, machine_memory, read_named
 from ser.errors import SerError, StoreError, WrongUse, unknown
 
 from .feature_table import read_feature_table
@@ -114,12 +113,9 @@ def explain_foreign(path: Path) -> Iterator[None]:
 
 def check_size(path: Path, size: int) -> None:
     """Raise `StoreError` for more bytes than this machine's memory holds."""
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        claim = f"claims {size / 1e9:.0f} GB of values, more than this machine's memory"
-        raise StoreError(f"{path}: {claim}")
+    memory = machine_memory()
+    if memory is not None and size > memory:
+        raise StoreError(f"{path}: claims {size / 1e9:.0f} GB of values, {TOO_LARGE}")
 
 
 def leave_values_in_file(path: Path, open_file: Callable[[], OpenFile]) -> ForeignArrays:

@@ -27,6 +27,13 @@ COLUMN_OF_SCHEME = {
 }
 
 
+# Bytes: more than any header has.
+MAX_HEADER = 16 << 20
+
+# The values of a header with all that its aliases stand for.
+MAX_NODES = 1_000_000
+
+
 class DatabaseTable(msgspec.Struct):
     """One table, as the header of a database describes it."""
 
@@ -90,11 +97,46 @@ def read_audformat(root: Path) -> Reading:
 
 def _read_header(path: Path) -> Database:
     try:
-        content = yaml.safe_load(read_named(path))
+        content = _load_yaml(read_named(path, MAX_HEADER))
         return msgspec.convert(content, Database, strict=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
         reason = " ".join(str(error).split())
         raise WrongUse(f"{path} is not the header of an audformat database ({reason})") from None
+
+
+def _load_yaml(content: bytes) -> Any:
+    """The value of a YAML document. Raises `ValueError` for aliases that make it far larger.
+
+    An alias stands for a part of the document; aliases of aliases double it line by line.
+    """
+    loader = yaml.SafeLoader(content)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _count_nodes(root, {}) > MAX_NODES:
+            raise ValueError(f"its aliases make it more than {MAX_NODES} values")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values a node holds, those of aliases each time; `counts` are of nodes so far."""
+    if id(node) in counts:
+        return counts[id(node)]
+
+    # An alias may stand for a part that it is in: that has no end.
+    counts[id(node)] = MAX_NODES
+    count = 1
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            count += _count_nodes(entry, counts)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            count += _count_nodes(key, counts) + _count_nodes(value, counts)
+    counts[id(node)] = count
+    return count
 
 
 def _meanings(database: Database) -> dict[str, Meanings]:

@@ -1,10 +1,11 @@
 """What stands in two parts of a fold: refused, or said beside the scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ser.corpus.people import spelled_alike
 from ser.errors import LeakageError
 
 from .folds import Fold
@@ -49,7 +50,8 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
     `speakers`: whether each one is heard in train or dev, None where one is unknown;
     `speaker_independent`: if none is; `repeated_texts`: how many utterances' transcripts stand in
     train word for word, None where none has a transcript; `repeated_audio`: how many utterances'
-    audio stands in train or dev under another id, None where none has audio.
+    audio stands in train or dev under another id, None where none has audio; `alike_speakers`: the
+    names in train or dev that differ by case or zeros alone from those of test speakers, by these.
     """
     speakers = _heard_speakers(fold, utterances)
     return {
@@ -57,7 +59,37 @@ def known_before(fold: Fold, utterances: Utterances) -> dict[str, Any]:
         "speaker_independent": speakers is not None and not any(speakers.values()),
         "repeated_texts": _repeated_texts(fold, utterances),
         "repeated_audio": _repeated_audio(fold, utterances),
+        "alike_speakers": alike_speakers(fold, utterances),
     }
+
+
+def alike_speakers(fold: Fold, utterances: Utterances) -> dict[str, str]:
+    """The test speakers whose names differ by case or zeros alone from one heard before them.
+
+    By each, that other name, such as `Anna` by `anna`: the two may be one person.
+    """
+    heard = {utterances.speakers[row] for row in np.concatenate([fold.train, fold.dev])}
+    tested = {utterances.speakers[row] for row in fold.test}
+    names = {str(name) for name in (heard | tested) - {None}}
+
+    alike: dict[str, str] = {}
+    for group in spelled_alike(names):
+        for name in group:
+            others = [other for other in group if other != name and other in heard]
+            if name in tested and others:
+                alike[name] = others[0]
+    return alike
+
+
+def alike_in_words(alike: Mapping[str, str]) -> str:
+    """What `alike_speakers` are, in one clause; "" where there is none."""
+    if not alike:
+        return ""
+    name, other = next(iter(alike.items()))
+    return (
+        f"{len(alike)} test speakers are spelled as ones in training but for case or zeros, such "
+        f"as {name} and {other}: they may be the same people"
+    )
 
 
 def _heard_speakers(fold: Fold, utterances: Utterances) -> dict[str, bool] | None:

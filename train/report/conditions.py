@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ser.train.data.leakage import alike_in_words
 from ser.train.records import RunResult
 from ser.train.run_folder import Run
 
@@ -25,7 +26,7 @@ def conditions(runs: Sequence[Run]) -> str:
     protocol = first.protocol
     if heard not in ("", NOT_KNOWN) or protocol.startswith("random"):
         protocol += " (speaker-dependent)"
-    pieces = [protocol, heard, _repeated_audio(results)]
+    pieces = [protocol, heard, _repeated_audio(results), _alike_speakers(results)]
 
     selection = first.select
     if selection == "best-test":
@@ -55,6 +56,14 @@ def _repeated_audio(results: Sequence[RunResult]) -> str:
         return ""
     tested = sum(result.n for result in results)
     return f"{repeated} of {tested} test utterances are in training under another id"
+
+
+def _alike_speakers(results: Sequence[RunResult]) -> str:
+    """Which test speakers may be heard in training under another spelling; "" where none is."""
+    alike: dict[str, str] = {}
+    for result in results:
+        alike.update(result.alike_speakers)
+    return alike_in_words(alike)
 
 
 def _target(run: Run) -> str:

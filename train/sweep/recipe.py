@@ -265,13 +265,17 @@ def _read_cell(
 
 def _check_cells(path: Path, cells: Sequence[RecipeCell]) -> None:
     """Raise `WrongUse` for cells of one name, or with searches of different sizes."""
-    if len({len(cell.candidates) for cell in cells}) > 1:
-        tried = ", ".join(f"'{cell.name}' {len(cell.candidates)}" for cell in cells)
+    # By their number of candidates, the first cell that has so many.
+    first_cells: dict[int, str] = {}
+    names: set[str] = set()
+    for cell in cells:
+        if cell.name in names:
+            raise WrongUse(f"{path}: two cells are called '{cell.name}'")
+        names.add(cell.name)
+        first_cells.setdefault(len(cell.candidates), cell.name)
+
+    if len(first_cells) > 1:
+        tried = ", ".join(f"'{name}' {count}" for count, name in first_cells.items())
         raise WrongUse(
             f"{path}: its cells must try as many candidates each, and these do not: {tried}"
         )
-
-    names = [cell.name for cell in cells]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise WrongUse(f"{path}: two cells are called '{min(twice)}'")

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,6 +20,12 @@ from ..run_folder import Run
 Scalar = str | int | float | bool
 # The largest end of a range: beyond it the numbers between the ends are no longer finite.
 LARGEST = 1e300
+
+# Of one search, whatever its recipe says.
+MOST_RUNS = 1_000_000
+
+# Draws without a new one, for each that there is: the last of n is missed by e^-20.
+REPEATS = 20
 
 
 class Range(
@@ -60,11 +66,16 @@ class SearchBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many candidates each cell draws; None for all combinations of lists."""
     seed: int = 0
     """Of these draws."""
-    at_most: int = 10_000
+    at_most: Annotated[int, msgspec.Meta(le=MOST_RUNS)] = 10_000
     """The most runs allowed, so that none are started by a slip."""
 
     def check(self, runs: int, file: Path | str) -> None:
         """Raise `WrongUse` for more runs than are meant, naming the recipe's file."""
+        if runs > MOST_RUNS:
+            raise WrongUse(
+                f"{file}: the search has {runs:,} runs, and no search may have more than "
+                f"{MOST_RUNS:,}; write fewer `draws` under [search], or shorter lists"
+            )
         if runs > self.at_most:
             raise WrongUse(
                 f"{file}: the search has {runs:,} runs; if they are meant, write "
@@ -109,10 +120,10 @@ def _draw(
     """So many different draws; the same settings and seed give the same ones."""
     budget.check(count, file)
     generator = random.Random(budget.seed)
-    # A draw that was made before is not counted. So many attempts find all that there are.
-    attempts = 100 * count if searched else 0
     distinct: dict[tuple[str, ...], None] = {}
-    for _ in range(attempts):
+    # A draw that was made before is not counted. After so many of those in a row there are no more.
+    repeats = 0
+    while searched and repeats < 100 + REPEATS * len(distinct):
         draw = {}
         for name, values in searched.items():
             share = generator.random()
@@ -121,7 +132,9 @@ def _draw(
             else:
                 draw[name] = values[int(share * len(values))]
 
-        distinct[setting_texts(draw)] = None
+        texts = setting_texts(draw)
+        repeats = repeats + 1 if texts in distinct else 0
+        distinct[texts] = None
         if len(distinct) == count:
             return tuple(distinct)
 
