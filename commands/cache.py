@@ -12,7 +12,7 @@ import click
 
 from ser.errors import SerError
 
-from .options import BACKENDS, FILE, corpus_option, json_option, store_option
+from .options import BACKENDS, FILE, corpus_option, decimal_option, json_option, store_option
 from .output import answer, plural, progress, safe, say, table
 
 if TYPE_CHECKING:
@@ -254,6 +254,7 @@ def import_(
     metavar="A,B",
     help="Of the corpus beside the values of a .csv, such as speaker,label.",
 )
+@decimal_option
 @corpus_option
 @store_option
 def export(
@@ -261,6 +262,7 @@ def export(
     file: Path,
     backend: str | None,
     with_columns: str | None,
+    decimal: str,
     corpus: str | None,
     store: Path,
 ) -> None:
@@ -282,6 +284,8 @@ def export(
     beside = with_columns.split(",") if with_columns else []
     if beside and backend:
         raise click.UsageError("--with is for a table (.csv); a store holds the manifest anyway")
+    if decimal != "." and backend:
+        raise click.UsageError("--decimal is for a table (.csv); leave it out")
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
@@ -294,7 +298,7 @@ def export(
         answer(f"copied {copied} parts to {file}{already}")
         return
 
-    path = export_feature(feature, manifest, file, names_of_dimensions(feature), beside)
+    path = export_feature(feature, manifest, file, names_of_dimensions(feature), beside, decimal)
     answer(f"wrote {path}")
     quarantined = feature.quarantined(manifest)
     for id_, reason in quarantined.items():

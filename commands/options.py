@@ -34,6 +34,12 @@ EXAMPLE = 'store = "/data/features"'
 store_option = click.option("--store", type=FILE, default=Path("features"), show_default=True)
 corpus_option = click.option("--corpus", metavar="N", help="The store's only corpus by default.")
 open_option = click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
+decimal_option = click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    default=".",
+    help="Mark in the numbers of the CSV; with a comma ; parts its cells, as Excel reads it.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 
 

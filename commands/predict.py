@@ -8,7 +8,7 @@ import click
 
 from ser.extract.config import ExtractionConfig
 
-from .options import FILE, config_options, json_option
+from .options import FILE, config_options, decimal_option, json_option
 from .output import answer, plural, progress, say
 from .output import table as table_of
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write a row for each utterance: file, predicted, p_CLASS, and those of each run.",
 )
+@decimal_option
 @config_options(ExtractionConfig, "models", "device")
 @click.option(
     "--abstain-below",
@@ -51,6 +52,7 @@ def predict(
     text: str | None,
     table: Path | None,
     csv: Path | None,
+    decimal: str,
     models: tuple[str, ...],
     device: str,
     abstain_below: float,
@@ -79,6 +81,8 @@ def predict(
     from ser.predict.several import Predictors
     from ser.predict.table import check_destination, write_table
 
+    if decimal != "." and csv is None:
+        raise click.UsageError("--decimal is for --csv; add --csv FILE, or leave it out")
     runs, audio = _runs_and_audio(paths)
     check_inputs(audio, text, table)
     if csv is not None:
@@ -94,7 +98,7 @@ def predict(
         answers = predictors(given.turns, abstain_below, update)
 
     if csv is not None:
-        write_table(csv, answers, given.files)
+        write_table(csv, answers, given.files, decimal)
     if as_json:
         answer(_as_json(answers, runs))
     elif csv is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import FILE, open_option
+from .options import FILE, decimal_option, open_option
 from .output import answer, next_step, open_page, terminal_width
 
 
@@ -19,6 +19,7 @@ from .output import answer, next_step, open_page, terminal_width
 @click.option("--latex", type=FILE, metavar="FILE", help="Write every table for LaTeX (booktabs).")
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write every table as Markdown.")
 @click.option("--csv", type=FILE, metavar="FILE", help="Write every table as CSV.")
+@decimal_option
 @click.option(
     "--tables",
     metavar="NAME,…",
@@ -40,6 +41,7 @@ from .output import answer, next_step, open_page, terminal_width
 def report(
     runs: tuple[Path, ...],
     html: Path | None,
+    decimal: str,
     tables: str,
     paired: bool,
     ours: str,
@@ -60,6 +62,8 @@ def report(
         raise click.UsageError(
             "--open shows the page that --html writes: name it, such as --html report.html"
         )
+    if decimal != "." and files["csv"] is None:
+        raise click.UsageError("--decimal is for --csv; add --csv FILE, or leave it out")
     from ser.train.report.files import write_tables
     from ser.train.report.grouping import group_runs
     from ser.train.report.page import make_page, write_html
@@ -82,7 +86,7 @@ def report(
         write_html(page, html)
         answer(f"wrote {html}")
     for form, path in requested.items():
-        write_tables(page.tables, path, form)
+        write_tables(page.tables, path, form, decimal)
         answer(f"wrote {path}")
     if html is not None:
         open_page(html, open_)

@@ -1,10 +1,10 @@
 """The predictions of some runs as one table: a row for each utterance."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ser.corpus.sheet import Sheet
 from ser.disk.write import write_whole
 from ser.errors import WrongUse
 
@@ -12,11 +12,13 @@ from .several import SeveralAnswers
 from .turns import Prediction
 
 
-def write_table(path: Path, answers: SeveralAnswers, files: Mapping[str, str]) -> None:
+def write_table(
+    path: Path, answers: SeveralAnswers, files: Mapping[str, str], decimal: str = "."
+) -> None:
     """Write a CSV with a row for each utterance that a run can use.
 
     Columns: `file` as it was given; `predicted`, `p_CLASS` and ratings, means over the runs; then
-    those of each run, such as `predicted@RUN`.
+    those of each run, such as `predicted@RUN`. Numbers have a `decimal` point or comma.
     """
     by_run = {}
     for name, answer in answers.by_run.items():
@@ -28,16 +30,16 @@ def write_table(path: Path, answers: SeveralAnswers, files: Mapping[str, str]) -
     for name in by_run:
         columns += [f"{heading}@{name}" for heading in headings]
 
-    sheet = io.StringIO(newline="")
-    table = csv.writer(sheet, lineterminator="\n")
-    table.writerow(columns)
+    sink = io.StringIO(newline="")
+    table = Sheet(sink, decimal)
+    table.write_row(columns)
     for mean in answers.mean:
         row = [files[mean.id], *_values(mean, first)]
         for predictions in by_run.values():
             row += _values(predictions.get(mean.id), first)
-        table.writerow(row)
+        table.write_row(row)
     # A file name that is not UTF-8 keeps its bytes.
-    write_whole(path, sheet.getvalue().encode(errors="surrogateescape"))
+    write_whole(path, sink.getvalue().encode(errors="surrogateescape"))
 
 
 def check_destination(path: Path, inputs: Sequence[Path]) -> None:

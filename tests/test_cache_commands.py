@@ -326,7 +326,7 @@ def test_nothing_that_is_printed_steers_a_terminal(
     if words[0] != "report":
         assert "owned" in done.output
     if "--json" in words:
-        assert STEERING in json.loads(done.stdout)["labels"]
+        assert STEERING.strip() in json.loads(done.stdout)["labels"]
 
 
 def test_an_answer_in_json_has_null_where_a_number_is_not_finite(

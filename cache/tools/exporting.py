@@ -1,7 +1,6 @@
 """Export a feature: to one file of a format that other tools read, or to another store."""
 
 import contextlib
-import csv
 import dataclasses
 import gc
 import io
@@ -25,6 +24,7 @@ from ser.cache.rows import Packed
 from ser.cache.store import Store, open_store
 from ser.cache.zarr_layout import chunk_rows
 from ser.corpus.manifest import Manifest
+from ser.corpus.sheet import Sheet
 from ser.disk.faults import explain_disk_errors
 from ser.disk.paths import real_path
 from ser.disk.read import read_named
@@ -50,6 +50,8 @@ class ExportedFeature:
     columns: Sequence[str]
     # Columns of the manifest, by name, with a value for each utterance.
     beside: Mapping[str, Sequence[Any]]
+    # Of the numbers of a table: a point, or a comma.
+    decimal: str = "."
 
     @property
     def arrays_beside_values(self) -> dict[str, npt.NDArray[Any]]:
@@ -67,20 +69,23 @@ def export(
     path: Path,
     columns: Sequence[str] | None = None,
     beside: Sequence[str] = (),
+    decimal: str = ".",
 ) -> Path:
     """Write a manifest's utterances, in its order and without the quarantined, to one file.
 
     The suffix is the format. The file holds `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, the
     extras `[rows]`, the ids, and the spec as JSON; .zarr is a folder, .safetensors has ids and spec
-    in `<path>.json`, and .csv names the values by `columns`, if given, and has the columns `beside`
-    of the manifest behind the id. Raises `WrongUse` if `path` exists, `MissingRows` if an utterance
-    is not in the store.
+    in `<path>.json`, and .csv names the values by `columns`, if given, has the columns `beside` of
+    the manifest behind the id, and numbers with a `decimal` point or comma. Raises `WrongUse` if
+    `path` exists, `MissingRows` if an utterance is not in the store.
     """
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise unknown("export format", path.suffix or path.name, WRITERS)
     if beside and suffix != ".csv":
         raise WrongUse(f"{path}: --with is for a table; name a .csv file, or leave --with out")
+    if decimal != "." and suffix != ".csv":
+        raise WrongUse(f"{path}: --decimal is for a table; name a .csv file, or leave it out")
     for name in beside:
         if name == "id" or name not in manifest.table.column_names:
             known = [column for column in manifest.table.column_names if column != "id"]
@@ -90,7 +95,7 @@ def export(
     if path.exists() or _is_foreign(index_of(path)):
         raise WrongUse(f"{path}: exists already; name another file")
 
-    exported = _prepare_export(feature, manifest, columns, beside)
+    exported = _prepare_export(feature, manifest, columns, beside, decimal)
     _check_no_nul(path, exported.rows.ids)
 
     size = exported.rows.values.nbytes
@@ -135,7 +140,11 @@ def _is_foreign(index: Path) -> bool:
 
 
 def _prepare_export(
-    feature: Feature, manifest: Manifest, columns: Sequence[str] | None, beside: Sequence[str]
+    feature: Feature,
+    manifest: Manifest,
+    columns: Sequence[str] | None,
+    beside: Sequence[str],
+    decimal: str,
 ) -> ExportedFeature:
     """Find the rows of every utterance that is not quarantined."""
     origin = {
@@ -159,7 +168,7 @@ def _prepare_export(
     names = columns or [f"{feature.spec.name}.{number}" for number in range(feature.spec.dim)]
     of_manifest = {name: manifest.column(name) for name in beside}
     batches = utterances_in_memory(rows, read_values)
-    return ExportedFeature(rows, batches, origin, names, of_manifest)
+    return ExportedFeature(rows, batches, origin, names, of_manifest, decimal)
 
 
 def _check_no_nul(path: Path, ids: list[str]) -> None:
@@ -282,16 +291,17 @@ def write_csv(path: Path, exported: ExportedFeature) -> None:
     is_vector = level == "utterance"
     number_columns = [] if is_vector else [level]
 
-    with path.open("x", encoding="utf-8", newline="") as sheet:
-        table = csv.writer(sheet)
-        table.writerow(["id", *exported.beside, *number_columns, *exported.columns])
+    with path.open("x", encoding="utf-8", newline="") as sink:
+        table = Sheet(sink, exported.decimal, line_end="\r\n")
+        table.write_row(["id", *exported.beside, *number_columns, *exported.columns])
         beside = zip(*exported.beside.values(), strict=True) if exported.beside else repeat(())
         for batch in exported.batches:
             for utterance, id_ in enumerate(batch.ids):
                 of_utterance = [id_, *map(_as_text, next(beside))]
                 for number, row in enumerate(batch[utterance].astype(str)):
                     numbers = [] if is_vector else [number]
-                    table.writerow([*of_utterance, *numbers, *row])
+                    values = map(table.number, row)
+                    table.write_row([*of_utterance, *numbers, *values])
 
 
 def _as_text(value: Any) -> Any:

@@ -1,43 +1,53 @@
 """Tables for a spreadsheet, with every digit that is worth keeping."""
 
-import csv
 import io
+from numbers import Real
+from typing import Any
+
+from ser.corpus.sheet import Sheet
 
 from .formats import harmless
 from .table import Column, Table
 
 
-def to_csv(table: Table) -> str:
+def to_csv(table: Table, decimal: str = ".") -> str:
     """A line with the caption, one with the headings, then the rows.
+
+    Numbers have a `decimal` point or comma.
 
     A value with an interval or a deviation takes a column for each of its numbers; a column without
     any value takes one.
     """
     sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow([harmless(table.caption)])
+    sheet = Sheet(sink, decimal)
+    sheet.write_row([harmless(table.caption)])
 
     headings = []
     for column in table.shown_columns:
         for part in _parts(table, column):
             headings.append(harmless(column.heading) + part)
-    writer.writerow(headings)
+    sheet.write_row(headings)
 
     for row in table.rows:
         texts: list[str] = []
         for column in table.shown_columns:
             value = row.get(column.heading)
             if isinstance(value, tuple):
-                texts += [_exact_part(column, part) for part in value]
+                texts += [_exact_part(column, part, sheet) for part in value]
             else:
                 missing = len(_parts(table, column)) - 1
-                texts += [column.format.exact(value), *[""] * missing]
-        writer.writerow(texts)
+                texts += [_exact(column, value, sheet), *[""] * missing]
+        sheet.write_row(texts)
     return sink.getvalue()
 
 
-def _exact_part(column: Column, part: float | None) -> str:
-    return column.format.exact(part if part is None else float(part))
+def _exact_part(column: Column, part: float | None, sheet: Sheet) -> str:
+    return _exact(column, part if part is None else float(part), sheet)
+
+
+def _exact(column: Column, value: Any, sheet: Sheet) -> str:
+    text = column.format.exact(value)
+    return sheet.number(text) if isinstance(value, Real) else text
 
 
 def _parts(table: Table, column: Column) -> tuple[str, ...]:

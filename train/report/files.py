@@ -1,6 +1,7 @@
 """A report's tables in one file."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ser.disk.write import write_whole
@@ -13,8 +14,12 @@ from .table import Table
 FORMS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv}
 
 
-def write_tables(tables: Sequence[Table], path: Path, form: str) -> None:
-    """Write all tables into one file, one after the other; `form` is one of `FORMS`."""
-    written = [FORMS[form](table) for table in tables]
+def write_tables(tables: Sequence[Table], path: Path, form: str, decimal: str = ".") -> None:
+    """Write all tables into one file, one after the other; `form` is one of `FORMS`.
+
+    The numbers of a CSV have a `decimal` point or comma.
+    """
+    to_form = partial(to_csv, decimal=decimal) if form == "csv" else FORMS[form]
+    written = [to_form(table) for table in tables]
     opening = OPENING if form == "latex" else ""
     write_whole(path, (opening + "\n".join(written)).encode())
