@@ -4,6 +4,10 @@ BIN := .venv/bin
 SER := $(BIN)/ser
 STORE ?= features
 ONLY ?=
+
+# Some machines forbid Python to keep what it compiles: every process would then compile ser anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help install demo demo-features features papers test test-fast test-slow check bench clean
 
 help:

@@ -235,6 +235,11 @@ class Gpu(TorchDispatchMode):
         """The values on the CPU of tensors in any nest, for the test alone."""
         return tree_map(lambda leaf: leaf.inner if isinstance(leaf, Pretend) else leaf, x)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, seconds of CPU, to keep it out of this class."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = tensors_in((args, kwargs))

@@ -31,16 +31,17 @@ from ser.train.options import Experiment
 from ser.train.settings import parse_settings
 
 MOST = 450  # operations of an update of MIT that a GPU's host can start in 5 ms
-HIDDEN = [True, False, False, True], [True] * 4  # some and all, beside nothing
+# Beside nothing.
+HIDDEN = {"some": [True, False, False, True], "all": [True] * 4}
 CLOSE = {"float32": 1e-5, "bf16": 0.2}  # of the largest number
+# Outputs by head, and gradients by weight.
+Step = tuple[dict[str, Tensor], dict[str, Tensor | None]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Warning only once for all operators"
 )  # kernels that the device replaces
 
 
-def step(
-    model: nn.Module, batch: Batch, bf16: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+def step(model: nn.Module, batch: Batch, bf16: bool) -> Step:
     """The outputs and the gradients of one update."""
     model.zero_grad()
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
@@ -54,37 +55,54 @@ def step(
 )
 def test_a_step_gives_the_numbers_of_the_cpu(case: str) -> None:
     torch.manual_seed(0)
-    model, whole = build(case), make_batch(case, [5, 26, 1, 9])  # longer than what a CPU pads
-    there, idle = copy.deepcopy(model), list[set[str]]()  # what no gradient reaches
-    hides = CASES[case].hide and "no-" not in case  # what MIT's variants hide, MIT does
-    some = [{m: torch.tensor(mask)} for m in CASES[case].inputs for mask in HIDDEN if hides]
-    tried = [("float32", hidden) for hidden in ({}, *some)]
-    tried += [
-        ("bf16", hidden) for hidden in ({}, *some[1::2])
-    ]  # where some is hidden there are no other dtypes
-    for precision, hidden in tried:
-        batch = without(whole, hidden)
-        outputs, grads = step(model, batch, bf16=False)
-        with Gpu() as gpu:
-            moved = there.to(DEVICE), gpu.uploads["waiting"]
-            found = step(there, on_device(batch, DEVICE), bf16=precision == "bf16")
-            assert gpu.uploads["waiting"] == moved[1], "set_sync_debug_mode would tell of a wait"
-        outputs_there, grads_there = gpu.read(found)
-        idle += [
-            {name for name, grad in each.items() if grad is None} for each in (grads, grads_there)
-        ]
-        assert idle[-1] == idle[-2] == idle[0], (
-            f"{hidden} hidden: Adam leaves alone what has no gradient"
-        )
+    model = build(case)
+    there = copy.deepcopy(model)
+    # Longer than what a CPU pads.
+    whole = make_batch(case, [5, 26, 1, 9])
+
+    batches = {"nothing": whole}
+    # What MIT's variants hide, MIT does.
+    if CASES[case].hide and "no-" not in case:
+        for modality in CASES[case].inputs:
+            for how, mask in HIDDEN.items():
+                batches[f"{how} {modality}"] = without(whole, {modality: torch.tensor(mask)})
+    expected = {hidden: step(model, batch, bf16=False) for hidden, batch in batches.items()}
+    idle = idle_weights(expected["nothing"])
+
+    # In bf16, where some is hidden there are no other dtypes.
+    tried = [("float32", hidden) for hidden in batches]
+    tried += [("bf16", hidden) for hidden in batches if not hidden.startswith("some")]
+
+    found = {}
+    with Gpu() as gpu:
+        there.to(DEVICE)
+        uploads = gpu.uploads["waiting"]
+        for precision, hidden in tried:
+            batch = on_device(batches[hidden], DEVICE)
+            found[precision, hidden] = gpu.read(step(there, batch, bf16=precision == "bf16"))
+        assert gpu.uploads["waiting"] == uploads, "set_sync_debug_mode would tell of a wait"
+
+    for (precision, hidden), step_there in found.items():
+        what = f"{hidden} hidden: Adam leaves alone what has no gradient"
+        assert idle_weights(expected[hidden]) == idle_weights(step_there) == idle, what
+
+        outputs, grads = expected[hidden]
+        outputs_there, grads_there = step_there
         pairs = [(x, outputs_there[head]) for head, x in outputs.items()]
         pairs += [(x, grads_there[name]) for name, x in grads.items() if x is not None]
-        largest = (
-            max(float(x.detach().abs().max()) for x, _ in pairs) if precision == "bf16" else 0.0
-        )
+        largest = 0.0
+        if precision == "bf16":
+            largest = max(float(x.detach().abs().max()) for x, _ in pairs)
         for here, elsewhere in pairs:
             assert elsewhere.dtype == torch.float32
             size = max(largest, float(here.detach().abs().max())) + 1e-3
             torch.testing.assert_close(elsewhere, here, rtol=0.0, atol=CLOSE[precision] * size)
+
+
+def idle_weights(found: Step) -> set[str]:
+    """The weights that no gradient reaches."""
+    _, grads = found
+    return {name for name, grad in grads.items() if grad is None}
 
 
 def mit(store: Path, *assignments: str, **how: Any) -> tuple[Any, TrainConfig, nn.Module]:

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ser.engines.machine import exact_arithmetic
 
@@ -19,13 +22,37 @@ SIZE = 4096
 TIMES = 20
 
 
+class FlopCounter(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products while entered, by torch's formulas.
+
+    As `torch.utils.flop_counter.FlopCounterMode`, but for the modules that they are of.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, seconds of CPU, to keep it out of this class."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        return result
+
+
 def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     """Floating-point operations of the matrix products of jobs that differ in seed and fold alone.
 
     Those of the first job are counted while it trains on one batch, in which nothing is hidden.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     trial = trial_job(jobs[0], epochs=1, batches=1)
     config = trial.config
     config = replace(config, fusion=replace(config.fusion, hide=None), select="last")
@@ -35,11 +62,11 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     # The counter knows products: attention made of products, and recurrent layers step by step.
     attention = sdpa_kernel(SDPBackend.MATH)
     recurrent = torch.backends.cudnn.flags(enabled=False)
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     with one_thread(), oom_as_error(config), attention, recurrent, counter:
         fit(trial.data, trial.fold, config)
 
-    flops_per_row = counter.get_total_flops() / len(config.fusion.stages) / rows_per_epoch(trial)
+    flops_per_row = counter.flops / len(config.fusion.stages) / rows_per_epoch(trial)
     rows = sum(rows_per_epoch(job) for job in jobs)
     return float(flops_per_row * rows * epochs)
 
