@@ -1,6 +1,7 @@
 """The command `ser`: gathers the commands, and is the only place where an error becomes a message.
 
-Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined utterances.
+Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined
+utterances, or an audit with a fault.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from typing import Any
 import click
 
 from ser.commands import (
+    audit,
     cache,
     corpus,
     demo,
@@ -172,6 +174,7 @@ main.add_command(train.train)
 main.add_command(sweep.sweep)
 main.add_command(report.report)
 main.add_command(runs.runs)
+main.add_command(audit.audit)
 main.add_command(predict.predict)
 main.add_command(predict.export)
 main.add_command(cache.cache)

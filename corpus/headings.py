@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 from .schema import SCHEMA
 
@@ -30,7 +31,12 @@ def column_of(heading: str) -> str:
 
 def check_headings(headings: Iterable[str]) -> None:
     """Raise `ValueError` if two headings mean the same column of the manifest."""
-    headings = list(headings)
+    _check_headings(tuple(headings))
+
+
+# Each line of a JSONL file has headings, most often the same.
+@lru_cache(64)
+def _check_headings(headings: tuple[str, ...]) -> None:
     counts = Counter(column_of(heading) for heading in headings)
     for column in SCHEMA.names:
         if counts[column] > 1:

@@ -14,7 +14,8 @@ HEAD = """# Every command
 
 Written by `docs/commands.py` from the commands' own help. Exit codes: 0 done · 1 failed · \
 2 wrong use ·
-3 finished, with quarantined utterances. `--json` prints one JSON value on standard output; \
+3 finished, with quarantined utterances, or, of `ser audit`, with a fault. \
+`--json` prints one JSON value on standard output; \
 progress goes to standard
 error.
 """

@@ -17,6 +17,7 @@ from ser.extract.registry import FEATURES
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
+    "audit",
     "cache",
     "commands",
     "corpus",
@@ -46,8 +47,9 @@ MAY_IMPORT = {
     "train": {"train", *STAGES},
     "predict": {"extract", "predict", "train", *STAGES},
     "export": {"export", "extract", "predict", "train", *STAGES},
+    "audit": {"audit", "extract", "train", *STAGES},
     "doctor": {"extract", "train", *STAGES},
-    "commands": {"commands", "doctor", "export", "extract", "predict", "train", *STAGES},
+    "commands": {"audit", "commands", "doctor", "export", "extract", "predict", "train", *STAGES},
     "cli": {"commands"},
     "__main__": {"cli"},
 }

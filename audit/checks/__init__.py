@@ -1,0 +1,1 @@
+"""The checks, one file per kind: each is a function `(Evidence) -> list[Finding]`."""

@@ -1,0 +1,124 @@
+"""What stands in two parts of a fold: the same for utterances, audio, dialogues and speakers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..evidence import PAIRS, Evidence, Predictions, Split
+from ..finding import Finding, Severity
+from ..words import counted, examples
+
+# From the id of an utterance to what it must share with no other part; None if it is not known.
+SharedThing = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing that two parts may share."""
+
+    check: str
+    """The name of the check."""
+    noun: str
+    """Such as "speaker"."""
+    consequence: str
+    """What it does to the result, and what to do."""
+    severity: Severity = "fault"
+
+
+def shared_between_parts(evidence: Evidence, kind: Kind, thing_of: SharedThing) -> list[Finding]:
+    """A finding for each pair of parts that share something, over all folds."""
+    findings = []
+    for first, second in PAIRS:
+        shared: dict[str, list[str]] = {}
+        folds = []
+        for split in evidence.splits:
+            in_fold = _shared(split, first, second, thing_of)
+            if in_fold:
+                folds.append(split.fold)
+            for thing, ids in in_fold.items():
+                shared.setdefault(thing, []).extend(ids)
+        if shared:
+            findings.append(_finding(evidence, kind, (first, second), shared, folds))
+    return findings
+
+
+def _shared(split: Split, first: str, second: str, thing_of: SharedThing) -> dict[str, list[str]]:
+    """The utterances of the second part by what they share with the first."""
+    in_first = {thing_of(id_) for id_ in split.of(first)} - {None}
+    shared: dict[str, list[str]] = {}
+    for id_ in split.of(second):
+        thing = thing_of(id_)
+        if thing is not None and thing in in_first:
+            shared.setdefault(thing, []).append(id_)
+    return shared
+
+
+def _finding(
+    evidence: Evidence,
+    kind: Kind,
+    parts: tuple[str, str],
+    shared: dict[str, list[str]],
+    folds: Sequence[str],
+) -> Finding:
+    ids: dict[str, None] = {}
+    for of_thing in shared.values():
+        ids.update(dict.fromkeys(of_thing))
+
+    verb = "stands" if len(shared) == 1 else "stand"
+    return Finding(
+        check=kind.check,
+        severity=kind.severity,
+        sentence=(
+            f"{counted(len(shared), kind.noun)} {verb} in {parts[0]} and {parts[1]}"
+            f"{in_folds(folds, len(evidence.splits))} ({examples(shared)}), with "
+            f"{counted(len(ids), 'utterance')} of {parts[1]}: {kind.consequence}"
+        ),
+        ids=tuple(ids),
+        count=len(shared),
+    )
+
+
+def tested_in_several_folds(
+    evidence: Evidence, predictions: Predictions, kind: Kind, thing_of: SharedThing
+) -> list[Finding]:
+    """What stands in the test parts of several folds, so in train where it is not tested.
+
+    Only where each utterance is tested in one fold: then the other folds are what trains.
+    """
+    fold_of: dict[str, str] = {}
+    folds: dict[str, set[str]] = {}
+    ids: dict[str, dict[str, None]] = {}
+    for id_, fold in zip(predictions.ids, predictions.folds or [], strict=True):
+        if fold_of.setdefault(evidence.key(id_), fold) != fold:
+            return []
+        thing = thing_of(id_)
+        if thing is not None:
+            folds.setdefault(thing, set()).add(fold)
+            ids.setdefault(thing, {})[id_] = None
+
+    several = [thing for thing, of_thing in folds.items() if len(of_thing) > 1]
+    if not several:
+        return []
+    shared: dict[str, None] = {}
+    for thing in several:
+        shared.update(ids[thing])
+    return [
+        Finding(
+            check=kind.check,
+            severity="fault",
+            sentence=(
+                f"{len(several):,} of {counted(len(folds), kind.noun)} are tested in several folds "
+                f"({examples(several)}), so each is in train when it is in test: {kind.consequence}"
+            ),
+            ids=tuple(shared),
+            count=len(several),
+        )
+    ]
+
+
+def in_folds(folds: Sequence[str], of_all: int) -> str:
+    """Such as " of fold 3", or " of 4 of 5 folds"; nothing for a split that is no fold."""
+    if of_all == 1:
+        return f" of {folds[0]}" if folds[0] else ""
+    if len(folds) == 1:
+        return f" of {folds[0] or 'one fold'}"
+    return f" of {len(folds)} of {of_all} folds"

@@ -1,0 +1,164 @@
+"""Utterances that a result is silent about: against the corpus, and against its known counts."""
+
+from collections import Counter
+
+from ser.corpus.labels import IEMOCAP, LABEL_POLICIES, code
+
+from ..evidence import Evidence, Predictions
+from ..finding import Finding, NotChecked
+from ..reading.known_ids import is_iemocap
+from ..words import examples
+
+CHECK = "coverage"
+
+SESSIONS = ("Ses01", "Ses02", "Ses03", "Ses04", "Ses05")
+
+
+def check_coverage(evidence: Evidence) -> list[Finding]:
+    """What the corpus has of the tested classes, and no part and no prediction has."""
+    if not evidence.predictions and not evidence.splits:
+        raise NotChecked("whether utterances are left out: give predictions or a split")
+
+    if evidence.corpus is not None and _knows_labels(evidence):
+        return _against_the_corpus(evidence, evidence.corpus)
+
+    findings = []
+    checked = False
+    for predictions in evidence.predictions:
+        keys = {evidence.key(id_) for id_ in predictions.ids}
+        if is_iemocap(keys):
+            checked = True
+            findings += _against_iemocap(evidence, predictions)
+    if not checked:
+        raise NotChecked(
+            "whether utterances are left out: give the corpus folder, ser's store, or a table with "
+            "id and label of the whole corpus"
+        )
+    return findings
+
+
+def _knows_labels(evidence: Evidence) -> bool:
+    return any(evidence.utterances[key].label is not None for key in evidence.corpus or ())
+
+
+def _against_the_corpus(evidence: Evidence, corpus: list[str]) -> list[Finding]:
+    """Utterances whose label has a class, and that no file has at all."""
+    if any(found.declared and found.declared.limited for found in evidence.predictions):
+        return []
+
+    known = set()
+    labels_used = set()
+    for id_ in evidence.all_ids():
+        key = evidence.key(id_)
+        known.add(key)
+        label = evidence.about(id_).label
+        if label is not None:
+            labels_used.add(label)
+
+    missing = []
+    for key in corpus:
+        if evidence.utterances[key].label in labels_used and key not in known:
+            missing.append(key)
+    if not missing:
+        return []
+
+    if not evidence.splits and _tests_whole_sessions(evidence):
+        return []
+    return [
+        Finding(
+            CHECK,
+            "fault",
+            f"{len(missing):,} utterances of the corpus have a label that is tested, and are in no "
+            f"file ({examples(missing)}): the result is not of the whole corpus; say which are "
+            "left out and why",
+            tuple(missing),
+            len(missing),
+        )
+    ]
+
+
+def _tests_whole_sessions(evidence: Evidence) -> bool:
+    """Whether all that is missing is of speakers who are not tested at all: one fold of several."""
+    tested_speakers = set()
+    known = set()
+    for id_ in evidence.all_ids():
+        tested_speakers.add(evidence.about(id_).speaker)
+        known.add(evidence.key(id_))
+    if None in tested_speakers:
+        return False
+    for key in evidence.corpus or ():
+        if key not in known and evidence.utterances[key].speaker in tested_speakers:
+            return False
+    return True
+
+
+def _against_iemocap(evidence: Evidence, predictions: Predictions) -> list[Finding]:
+    """The tested utterances of each class against the counts of the release."""
+    declared = predictions.declared
+    if declared is not None and (declared.limited or declared.synthetic):
+        return []
+    keys: dict[str, str] = {}
+    for id_, name in zip(predictions.ids, predictions.truth, strict=True):
+        keys[evidence.key(id_)] = code(name)
+    counts = Counter(keys.values())
+    sessions = sorted({key[:5] for key in keys})
+
+    if not any("_script" in key for key in keys):
+        return [
+            Finding(
+                CHECK,
+                "note",
+                f"{predictions.source}: only improvised dialogues are tested; the scripted ones, "
+                "half of the release, are not",
+                (),
+                1,
+            )
+        ]
+    if sessions == list(SESSIONS):
+        published = _published_counts(set(counts))
+        where = ""
+    else:
+        published = _published_in_sessions(set(counts), sessions)
+        where = f" of {', '.join(sessions)}"
+    if published is None:
+        return []
+
+    findings = []
+    for name, expected in published.items():
+        if counts[name] == expected:
+            continue
+        difference = counts[name] - expected
+        findings.append(
+            Finding(
+                CHECK,
+                "fault",
+                f"{predictions.source}: {counts[name]:,} utterances of {name}{where} are tested, "
+                f"and the release has {expected:,} ({difference:+,}): say which are left out, or "
+                "whose labels they are",
+                (),
+                abs(difference),
+            )
+        )
+    return findings
+
+
+def _published_counts(codes: set[str]) -> dict[str, int] | None:
+    """The counts of the whole release for these classes; None if they are not its labels."""
+    labels = IEMOCAP["labels"]
+    if not codes <= set(labels):
+        return None
+    counts = {name: labels[name] for name in codes}
+    # Where excited is no class of its own, the field counts it as happy.
+    if "hap" in codes and "exc" not in codes:
+        counts["hap"] += labels["exc"]
+    return counts
+
+
+def _published_in_sessions(codes: set[str], sessions: list[str]) -> dict[str, int] | None:
+    """The counts of some sessions; they are known for the four classes of the field."""
+    if codes != set(LABEL_POLICIES["4class"]):
+        return None
+    counts: Counter[str] = Counter()
+    for session in sessions:
+        counts.update(IEMOCAP["4class per session"][session.removeprefix("Ses0")])
+    return dict(counts)

@@ -1,0 +1,186 @@
+"""What the files of an audit say together, whichever toolkit wrote them.
+
+n  predictions     K  classes
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# The parts that a fold can have, as checks call them.
+PARTS = ("train", "dev", "test")
+
+# Pairs of parts between which nothing may be shared, the worst first.
+PAIRS = (("train", "test"), ("dev", "test"), ("train", "dev"))
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What is known of one utterance, from its row, its id, or the corpus."""
+
+    speaker: str | None = None
+    dialogue: str | None = None
+    text: str | None = None
+    label: str | None = None
+    """The category, as the corpus writes it."""
+    sound: str | None = None
+    """Equal for equal audio bytes."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one system predicted, over all folds and seeds that are here."""
+
+    source: str
+    """The file or files, as they were named."""
+
+    ids: list[str]
+    """Of each prediction `[n]`, as the file writes them."""
+
+    truth: list[str]
+    """The true classes `[n]`."""
+
+    predicted: list[str]
+    """The predicted classes `[n]`."""
+
+    classes: list[str]
+    """The K classes, in the order of `probabilities`; sorted where there are none."""
+
+    probabilities: np.ndarray | None = None
+    """`[n, K]`, or None."""
+
+    folds: list[str] | None = None
+    """The fold that each was tested in `[n]`."""
+
+    seeds: list[str] | None = None
+    """The seed of each `[n]`."""
+
+    epochs: list[str] | None = None
+    """The epoch of each `[n]`, where predictions of several were kept."""
+
+    declared: "Declaration | None" = None
+    """What a run of ser says of itself."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What runs of ser say of themselves."""
+
+    protocol: str
+    """Such as "speaker-out"."""
+
+    select: str
+    """Such as "val" or "best-test"."""
+
+    heard_speakers: tuple[str, ...]
+    """Test speakers that are heard in train or dev."""
+
+    repeated_texts: int
+    """Test utterances whose transcript stands in train word for word."""
+
+    repeated_audio: int
+    """Test utterances whose audio stands in train or dev under another id."""
+
+    limited: bool
+    """Whether the runs took a part of the corpus on purpose."""
+
+    synthetic: bool
+    """Whether the speech is generated, under ids that look like a corpus's."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold: which utterances stand in which part."""
+
+    source: str
+    fold: str
+    parts: Mapping[str, list[str]]
+    """Ids by part, in the file's order, repeats included. The parts are "train", "dev" and "test";
+    a corpus with several test parts also has "test1", "test2", …"""
+
+    def of(self, part: str) -> list[str]:
+        """The ids of train, dev or test; of all test parts together."""
+        ids: list[str] = []
+        for name, members in self.parts.items():
+            if name == part or (part == "test" and name.startswith("test")):
+                ids += members
+        return ids
+
+
+@dataclass(frozen=True)
+class History:
+    """The scores of a training by epoch."""
+
+    source: str
+    epochs: list[str]
+    columns: Mapping[str, list[float]]
+    """By heading, a number of each row; NaN where there is none."""
+    kept: str | None = None
+    """The epoch that is marked as kept."""
+    utterances: bool = False
+    """Whether each row is of one utterance, so that an epoch has many."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Scores that somebody claims: by metric, in [0, 1], and half of the last digit given."""
+
+    scores: Mapping[str, tuple[float, float]]
+    text: str
+    """As it was given."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Python file that was given, and where it does not parse."""
+
+    source: str
+    fault: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that an audit knows."""
+
+    predictions: list[Predictions] = field(default_factory=list)
+    """One for each system; those of a system's folds and seeds are one."""
+
+    splits: list[Split] = field(default_factory=list)
+    histories: list[History] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    scripts: list[Script] = field(default_factory=list)
+
+    utterances: Mapping[str, Utterance] = field(default_factory=dict)
+    """What is known of utterances, by `key`."""
+
+    corpus: list[str] | None = None
+    """The keys of the whole corpus, if it was given."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Under which name an id of a file is compared with those of others."""
+
+    notes: list[str] = field(default_factory=list)
+    """What was read of each file, and how its columns were taken."""
+
+    def key(self, id_: str) -> str:
+        """The name under which an utterance is compared with those of other files."""
+        return self.keys.get(id_, id_)
+
+    def about(self, id_: str) -> Utterance:
+        """What is known of the utterance with that id."""
+        return self.utterances.get(self.key(id_), _NOTHING)
+
+    def all_ids(self) -> Iterator[str]:
+        """Every id that a file of predictions or a split has, repeats included."""
+        for predictions in self.predictions:
+            yield from predictions.ids
+        for split in self.splits:
+            for members in split.parts.values():
+                yield from members
+
+
+_NOTHING = Utterance()

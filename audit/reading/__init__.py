@@ -1,0 +1,1 @@
+"""What a path holds: a sheet of columns, and what its columns say."""

@@ -1,0 +1,113 @@
+"""What the columns of somebody's file are called, and what they hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ser.errors import WrongUse, unknown
+
+from .sheet import Sheet
+
+# What toolkits call each of them, in small letters and without separators; the first that a file
+# has is taken.
+NAMES: dict[str, tuple[str, ...]] = {
+    "id": (
+        "id", "utteranceid", "uttid", "utterance", "utt", "key", "filename", "file", "wav", "path",
+        "audio", "clip", "segment", "name", "sample",
+    ),
+    "truth": (
+        "truth", "true", "ytrue", "truelabel", "groundtruth", "gold", "target", "targets",
+        "reference", "label", "labels", "emotion", "emo", "emoclass", "actual", "y",
+    ),
+    "predicted": (
+        "predicted", "prediction", "predictions", "pred", "preds", "ypred", "predlabel",
+        "predictedlabel", "predictedemotion", "hyp", "hypothesis", "yhat", "output",
+    ),
+    "probabilities": ("probabilities", "probs", "prob", "proba", "posteriors", "logits", "scores"),
+    "fold": ("fold", "foldid", "testfold", "cvfold", "cv"),
+    "part": ("part", "split", "splitset", "subset", "partition", "set"),
+    "seed": ("seed", "randomseed", "randomstate"),
+    "epoch": ("epoch", "epochs"),
+    "speaker": ("speaker", "speakerid", "spk", "spkid", "spkrid", "actor"),
+    "dialogue": ("dialogue", "dialog", "dialogueid", "dialogid", "conversation"),
+    "text": ("text", "transcript", "transcription", "sentence"),
+    "sound": ("audiosha256", "sha256", "md5", "hash"),
+    "kept": ("kept", "selected", "best", "chosen"),
+}  # fmt: skip
+
+# What stands before the name of a class where each has a column of its own.
+PROBABILITY_PREFIXES = ("p_", "p(", "prob_", "proba_", "probability_", "posterior_", "logit_")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which heading holds what."""
+
+    headings: Mapping[str, str]
+    """By what it holds, one of `NAMES`."""
+
+    probabilities: Mapping[str, str]
+    """By class, the heading of its probability, where each has its own column."""
+
+    def __contains__(self, held: str) -> bool:
+        return held in self.headings
+
+    def in_words(self) -> str:
+        """Such as "id = utt_id, truth = y_true"."""
+        pairs = [f"{held} = {heading}" for held, heading in self.headings.items()]
+        if self.probabilities:
+            pairs.append(f"probabilities = {', '.join(self.probabilities.values())}")
+        return ", ".join(pairs)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """What `--columns truth=y_true,predicted=hyp` says. Raises `WrongUse`."""
+    given = {}
+    for pair in filter(None, text.split(",")):
+        held, equals, heading = pair.partition("=")
+        if not equals or not heading.strip():
+            raise WrongUse(
+                f"--columns: '{pair}' is not WHAT=HEADING; write such as truth=y_true,id=file"
+            )
+        if held.strip() not in NAMES:
+            raise unknown("column in --columns", held.strip(), NAMES)
+        given[held.strip()] = heading.strip()
+    return given
+
+
+def find_columns(sheet: Sheet, given: Mapping[str, str]) -> Columns:
+    """Which heading holds what: as `given`, else guessed by its name."""
+    by_name: dict[str, str] = {}
+    for heading in sheet.headings:
+        by_name.setdefault(_plain(heading), heading)
+
+    found: dict[str, str] = {}
+    taken = set(given.values())
+    for held, names in NAMES.items():
+        if given.get(held) in sheet.headings:
+            found[held] = given[held]
+            continue
+        for name in names:
+            named = by_name.get(name)
+            if named is not None and named not in taken:
+                found[held] = named
+                break
+
+    probabilities = {}
+    for heading in sheet.columns:
+        class_name = _class_of(heading)
+        if class_name and heading not in found.values():
+            probabilities[class_name] = heading
+    return Columns(found, probabilities)
+
+
+def _plain(heading: str) -> str:
+    """The heading in small letters and without what separates its words."""
+    return "".join(character for character in heading.casefold() if character.isalnum())
+
+
+def _class_of(heading: str) -> str | None:
+    """The class of which a heading is the probability, if it is one."""
+    for prefix in PROBABILITY_PREFIXES:
+        if heading.casefold().startswith(prefix) and len(heading) > len(prefix):
+            return heading[len(prefix) :].rstrip(")").strip()
+    return None

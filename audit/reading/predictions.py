@@ -1,0 +1,193 @@
+"""Predictions from the columns of a file."""
+
+from typing import Any
+
+import numpy as np
+
+from ser.errors import WrongUse, printable
+
+from ..evidence import Predictions, Split
+from .columns import Columns
+from .parts import part_of
+from .sheet import Sheet
+from .values import as_names
+
+
+def has_predictions(columns: Columns) -> bool:
+    """Whether a file says what a model predicted."""
+    return "predicted" in columns or "probabilities" in columns or bool(columns.probabilities)
+
+
+def read_predictions(sheet: Sheet, columns: Columns) -> tuple[Predictions, list[Split]]:
+    """The predictions of a file, on its test part if it names parts, and the split if it does.
+
+    Raises `WrongUse` where rows lack what a prediction needs.
+    """
+    if "id" not in columns:
+        raise WrongUse(
+            f"{sheet.path}: no column names the utterances; its columns are "
+            f"{_listed(sheet.headings)}: say which with --columns id=…"
+        )
+    if "truth" not in columns:
+        raise WrongUse(
+            f"{sheet.path}: no column holds the true classes; its columns are "
+            f"{_listed(sheet.headings)}: say which with --columns truth=…"
+        )
+
+    probabilities, names = _probabilities(sheet, columns)
+    ids = _complete(sheet, columns, "id")
+    truth = _complete(sheet, columns, "truth")
+
+    if names and not set(truth) <= set(names) and all(name.isdecimal() for name in set(truth)):
+        truth = [_numbered(name, names, sheet) for name in truth]
+    if "predicted" in columns:
+        predicted = _complete(sheet, columns, "predicted")
+        if names and not set(predicted) <= set(names) and set(predicted) <= _numbers(names):
+            predicted = [_numbered(name, names, sheet) for name in predicted]
+    else:
+        assert probabilities is not None
+        names = names or sorted(set(truth))
+        if probabilities.shape[1] != len(names):
+            raise WrongUse(
+                f"{sheet.path}: {probabilities.shape[1]} probabilities a row, and {len(names)} "
+                "classes are true somewhere; name the classes (columns p_CLASS, or an array "
+                "`classes`)"
+            )
+        predicted = [names[place] for place in probabilities.argmax(1)]
+
+    everything = Predictions(
+        source=sheet.source,
+        ids=ids,
+        truth=truth,
+        predicted=predicted,
+        classes=names or sorted({*truth, *predicted}),
+        probabilities=probabilities,
+        folds=_optional(sheet, columns, "fold"),
+        seeds=_optional(sheet, columns, "seed"),
+        epochs=_optional(sheet, columns, "epoch"),
+    )
+    if "part" not in columns:
+        return everything, []
+    return _by_part(everything, sheet, columns)
+
+
+def _by_part(
+    everything: Predictions, sheet: Sheet, columns: Columns
+) -> tuple[Predictions, list[Split]]:
+    """The predictions of the test part, and the parts as splits, one for each fold."""
+    words = _complete(sheet, columns, "part")
+    parts = [part_of(word) for word in words]
+    if not any(part is not None and part.startswith("test") for part in parts):
+        raise WrongUse(
+            f"{sheet.path}: {columns.headings['part']} names no test part "
+            f"({_listed(sorted(set(words)))}); call its parts train, dev and test"
+        )
+
+    tested = [row for row, part in enumerate(parts) if part and part.startswith("test")]
+    if len(tested) == len(parts):
+        return everything, []
+
+    folds = everything.folds or [""] * len(parts)
+    members: dict[str, dict[str, list[str]]] = {}
+    for id_, fold, part in zip(everything.ids, folds, parts, strict=True):
+        if part is not None:
+            members.setdefault(fold, {}).setdefault(part, []).append(id_)
+    splits = [Split(sheet.source, fold, in_parts) for fold, in_parts in members.items()]
+    return rows_of(everything, tested), splits
+
+
+def rows_of(predictions: Predictions, rows: list[int]) -> Predictions:
+    """Some rows of predictions, in this order."""
+
+    def chosen(values: list[str] | None) -> list[str] | None:
+        return None if values is None else [values[row] for row in rows]
+
+    probabilities = predictions.probabilities
+    return Predictions(
+        source=predictions.source,
+        ids=[predictions.ids[row] for row in rows],
+        truth=[predictions.truth[row] for row in rows],
+        predicted=[predictions.predicted[row] for row in rows],
+        classes=predictions.classes,
+        probabilities=None if probabilities is None else probabilities[rows],
+        folds=chosen(predictions.folds),
+        seeds=chosen(predictions.seeds),
+        epochs=chosen(predictions.epochs),
+        declared=predictions.declared,
+    )
+
+
+def _probabilities(sheet: Sheet, columns: Columns) -> tuple[np.ndarray | None, list[str]]:
+    """Those of the classes `[n, K]`, and the classes' names where the file has them."""
+    if columns.probabilities:
+        values = []
+        for heading in columns.probabilities.values():
+            values.append(_numbers_of(sheet, heading))
+        return np.stack(values, 1), list(columns.probabilities)
+
+    matrix = sheet.matrices.get(columns.headings.get("probabilities", ""))
+    if matrix is None:
+        return None, []
+    for array in sheet.extra.values():
+        if len(array) == matrix.shape[1]:
+            return matrix, array
+    return matrix, []
+
+
+def _numbers_of(sheet: Sheet, heading: str) -> np.ndarray:
+    """A column as numbers `[n]`, NaN where one is missing. Raises `WrongUse`."""
+    numbers = []
+    for row, value in enumerate(sheet.columns[heading], 1):
+        try:
+            numbers.append(np.nan if value is None else float(value))
+        except (ValueError, TypeError):
+            raise WrongUse(
+                f"{sheet.path}: row {row}: {heading} is not a number: {printable(str(value))[:40]}"
+            ) from None
+    return np.array(numbers)
+
+
+def _complete(sheet: Sheet, columns: Columns, held: str) -> list[str]:
+    """A column that every row must have. Raises `WrongUse` for the first that has not."""
+    heading = columns.headings[held]
+    values = sheet.columns.get(heading)
+    if values is None:
+        raise WrongUse(f"{sheet.path}: {heading} has several numbers a row, and not one {held}")
+    names = as_names(values) if held != "id" else [_id(value) for value in values]
+    complete: list[str] = []
+    for row, name in enumerate(names, 1):
+        if name is None:
+            raise WrongUse(
+                f"{sheet.path}: row {row} has no {held} ({heading}); fill it in, or leave the row "
+                "out"
+            )
+        complete.append(name)
+    return complete
+
+
+def _id(value: Any) -> str | None:
+    """An id as it is written."""
+    return None if value is None else str(value).strip()
+
+
+def _optional(sheet: Sheet, columns: Columns, held: str) -> list[str] | None:
+    if held not in columns:
+        return None
+    names = as_names(sheet.columns[columns.headings[held]])
+    return [name or "" for name in names]
+
+
+def _numbers(names: list[str]) -> set[str]:
+    return {str(number) for number in range(len(names))}
+
+
+def _numbered(name: str, names: list[str], sheet: Sheet) -> str:
+    """The class of that number, in the order in which the file has their probabilities."""
+    number = int(name)
+    if number >= len(names):
+        raise WrongUse(f"{sheet.path}: class {number} is none of {len(names)} ({_listed(names)})")
+    return names[number]
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names))

@@ -1,0 +1,111 @@
+"""The scores of predictions: pooled over folds, then the mean over seeds, as every table of ser.
+
+n  predictions     K  classes     F  folds     S  seeds
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from ser.train.scores.classes import METRICS, confusions, metrics
+
+from .evidence import Predictions
+
+# How people write them.
+NAMES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1", "weighted_f1": "weighted F1"}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one system by metric, in [0, 1]."""
+
+    pooled: dict[str, float]
+    """Of all predictions of a seed together, then the mean over the seeds."""
+
+    mean_of_folds: dict[str, float]
+    """The mean over the folds of a seed, then over the seeds."""
+
+    by_seed: dict[str, dict[str, float]]
+    """Pooled, by seed; a single entry where no seed is named."""
+
+    by_fold: dict[str, dict[str, float]]
+    """By fold, over all its seeds; a single entry where no fold is named."""
+
+    n: int
+    """How many utterances are predicted, each once."""
+
+
+def score(predictions: Predictions) -> Scored:
+    """All scores of one system."""
+    return _score(_Hashable(predictions))
+
+
+class _Hashable:
+    """Predictions as a key of a cache: the same object."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self.predictions = predictions
+
+    def __hash__(self) -> int:
+        return id(self.predictions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashable) and other.predictions is self.predictions
+
+
+@cache
+def _score(hashable: _Hashable) -> Scored:
+    predictions = hashable.predictions
+    n = len(predictions)
+    truth, predicted, classes = class_numbers(predictions)
+    seeds = np.array(predictions.seeds or [""] * n)
+    folds = np.array(predictions.folds or [""] * n)
+
+    by_seed = {}
+    fold_means = []
+    for seed in np.unique(seeds):
+        of_seed = seeds == seed
+        by_seed[str(seed)] = scores_of(truth[of_seed], predicted[of_seed], classes)
+        of_folds = []
+        for fold in np.unique(folds[of_seed]):
+            rows = of_seed & (folds == fold)
+            of_folds.append(scores_of(truth[rows], predicted[rows], classes))
+        fold_means.append(_mean(of_folds))
+
+    by_fold = {}
+    for fold in np.unique(folds):
+        rows = folds == fold
+        by_fold[str(fold)] = scores_of(truth[rows], predicted[rows], classes)
+
+    return Scored(
+        pooled=_mean(list(by_seed.values())),
+        mean_of_folds=_mean(fold_means),
+        by_seed=by_seed,
+        by_fold=by_fold,
+        n=len(set(predictions.ids)),
+    )
+
+
+def class_numbers(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, int]:
+    """Truth and prediction as class numbers `[n]`, and how many classes there are."""
+    names = list(dict.fromkeys([*predictions.classes, *predictions.truth, *predictions.predicted]))
+    number = {name: place for place, name in enumerate(names)}
+    truth = np.array([number[name] for name in predictions.truth], int)
+    predicted = np.array([number[name] for name in predictions.predicted], int)
+    return truth, predicted, len(names)
+
+
+def scores_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
+    """The `METRICS` of predictions `[n]`, in [0, 1]."""
+    values = metrics(confusions(truth, predicted[None], classes)[0])
+    return {metric: float(values[metric]) for metric in METRICS}
+
+
+def agrees(claimed: float, measured: float, rounding: float) -> bool:
+    """Whether a score rounds to the claimed one, in either way of rounding a half."""
+    return abs(claimed - measured) <= rounding * (1 + 1e-6)
+
+
+def _mean(scores: list[dict[str, float]]) -> dict[str, float]:
+    return {metric: float(np.mean([found[metric] for found in scores])) for metric in METRICS}
