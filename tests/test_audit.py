@@ -240,6 +240,32 @@ def test_rows_that_cannot_count_are_refused(tmp_path: Path) -> None:
         audit([path])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.csv", "", "has no row"),
+        ("header.csv", "id,truth,predicted\n", "has no row"),
+        ("list.json", "[1, 2]", "list of objects"),
+        ("numbers.csv", "1,2\n3,4\n", "neither predictions nor a split nor a history"),
+        ("short.csv", "id,truth,predicted\na,ang\n", "line 2 has 2 columns"),
+        ("p.csv", "id,truth,p_ang,p_sad\na,ang,much,0.1\n", "p_ang is not a number"),
+    ],
+    ids=["empty", "header alone", "numbers in JSON", "numbers", "a short row", "no number"],
+)
+def test_files_that_hold_nothing_to_audit(
+    name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(WrongUse, match=reason):
+        audit([tmp_path / name])
+
+
+def test_the_same_file_twice_is_one_system(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("id,truth,predicted\na,ang,ang\nb,sad,sad\n")
+    assert len(audit([path, path]).evidence.predictions) == 1
+
+
 def test_npz_of_objects_is_not_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "p.npz"
     np.savez(path, id=np.array(["a", None], object), truth=np.array(["a", "b"]))

@@ -62,8 +62,9 @@ class Gathering:
 def gather(paths: Sequence[Path], columns: Mapping[str, str], claims: Sequence[Claim]) -> Evidence:
     """Read all paths. Raises `WrongUse` for one that holds nothing to audit."""
     gathering = Gathering(columns)
-    for path in paths:
-        _read_path(expand_user(path), gathering)
+    # The same file twice is no second system.
+    for path in dict.fromkeys(expand_user(path) for path in paths):
+        _read_path(path, gathering)
     _check_columns_were_found(gathering)
 
     splits = [*gathering.splits, *join_members(gathering.members, "the files of parts")]

@@ -51,7 +51,17 @@ class Sheet:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """Read a file of one table. Raises `WrongUse` if it is none, `CorpusError` for a broken one."""
+    """Read a file of one table.
+
+    Raises `WrongUse` if it is none, or has no row, `CorpusError` for a broken one.
+    """
+    sheet = _read(path)
+    if not len(sheet):
+        raise WrongUse(f"{path}: has no row; give a file with a row for each utterance or epoch")
+    return sheet
+
+
+def _read(path: Path) -> Sheet:
     ending = path.suffix.lower()
     if ending == ".npz":
         return _read_npz(path)
@@ -69,10 +79,12 @@ def _read_delimited(path: Path) -> Sheet:
     """CSV and TSV, column by column: a hundred thousand predictions are read at once."""
     try:
         rows = list(read_delimited(read_text(path), has_tabs=path.suffix.lower() == ".tsv"))
-    except (csv.Error, OSError, ValueError) as error:
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); give a plain file") from None
+    except (csv.Error, ValueError) as error:
         raise WrongUse(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
     if not rows:
-        raise WrongUse(f"{path}: is empty; give a table with a header")
+        return Sheet(path.name, path, {})
 
     headings = [heading.strip() for heading in rows[0].cells]
     for row in rows:
