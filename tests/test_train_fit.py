@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load
 from scipy import special, stats
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
 from ser.errors import WrongUse
@@ -37,10 +37,11 @@ from ser.train.fit import (
     training_loss,
 )
 from ser.train.fit_many import fit_many
-from ser.train.models import Stage
+from ser.train.models import FUSIONS, Stage
 from ser.train.options import Experiment
-from ser.train.records import Epoch
+from ser.train.records import Epoch, Scores
 from ser.train.run_folder import Run
+from ser.train.selection import Selection, count_tied, describe_choice
 from ser.train.settings import TrainingSettings, parse_settings
 from ser.train.targets import TARGETS
 
@@ -199,8 +200,12 @@ def test_patience_ends_a_stage_where_no_better_score_has_come(store: Path, fusio
             assert ua[0] is None
             continue
 
-        # Epochs since the best of those so far.
-        waited = [n - int(np.argmax(ua[: n + 1])) for n in range(len(ua))]
+        # Epochs since the best of those so far, which the loss decides where the scores are equal.
+        losses = [epoch.eval_loss for epoch in epochs]
+        waited = []
+        for n in range(len(ua)):
+            order = np.lexsort([-np.arange(n + 1), losses[: n + 1], -np.array(ua[: n + 1])])
+            waited.append(n - int(order[0]))
         assert max(waited[:-1], default=0) < 2
         assert waited[-1] == 2 or len(ua) == 9
 
@@ -279,13 +284,72 @@ def test_selection_keeps_the_epoch_that_it_names(store: Path) -> None:
             assert uas == [None] * 6
             continue
 
-        # The first of equals.
-        assert fitted.epoch == int(np.argmax(uas)) + 1
+        # Of equals the one with the lowest loss.
+        losses = [line.eval_loss for line in fitted.history]
+        best = min((-ua, loss, -n) for n, (ua, loss) in enumerate(zip(uas, losses, strict=True)))
+        assert fitted.epoch == 1 - best[2]
 
         watched = fold.dev if select == "val" else fold.test
-        predicted = fitted.predict(data, watched, plan)["logits"].argmax(1)
-        ua = balanced_accuracy_score(data.utterances.labels[watched], predicted)
+        probabilities = fitted.predict(data, watched, plan)["logits"]
+        truth = data.utterances.labels[watched]
+        ua = balanced_accuracy_score(truth, probabilities.argmax(1))
         assert ua == pytest.approx(max(uas))
+        loss = log_loss(truth, probabilities, labels=range(4))
+        assert loss == pytest.approx(losses[fitted.epoch - 1], rel=1e-5)
+
+
+CHOICES = {
+    "the highest score": ([0.5, 0.9, 0.7], [3.0, 2.0, 1.0], 2, 1),
+    "of equal scores the lowest loss": ([0.5, 1.0, 1.0, 1.0], [3.0, 0.4, 0.2, 0.3], 3, 3),
+    "of equal losses too the later": ([1.0, 1.0, 1.0, 0.9], [0.1, 0.0, 0.0, 0.0], 3, 3),
+    "a higher score in spite of its loss": ([0.9, 0.9, 1.0], [0.2, 0.1, 5.0], 3, 1),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_dev_loss_decides_between_epochs_of_one_score(choice: str) -> None:
+    uas, losses, expected, tied = CHOICES[choice]
+    fusion = FUSIONS["lgf-add"]
+    selection = Selection(TrainConfig(fusion, fusion.settings(), TrainingSettings()))
+    [stage] = fusion.stages
+
+    for epoch, (ua, loss) in enumerate(zip(uas, losses, strict=True)):
+        scores = Scores(n=9, wa=0.5, ua=ua, macro_f1=0.5)
+        selection.add(stage, epoch, 1.0, scores, loss, seconds=0.1)
+
+    assert Fitted(torch.nn.Identity(), {}, selection.history).epoch == expected
+    assert count_tied(selection.history, "val", "ua") == tied
+    sentence = str(describe_choice(selection.history, "val", "ua"))
+    assert sentence.startswith(f"epoch {expected} is kept: ua {max(uas):.4f} on dev, ")
+    assert (f"as {tied} epochs have" in sentence) == (tied > 1)
+    assert count_tied(selection.history, "last", "ua") is None
+
+
+def test_the_loss_that_decides_is_that_of_what_is_learnt() -> None:
+    truth = np.array([0, 1])
+    ratings = np.array([[1.0, 3.0, 5.0], [3.0, 3.0, 3.0]])
+    utterances = SimpleNamespace(
+        classes=("a", "b"),
+        labels=truth,
+        votes=np.array([[0.5, 0.5], [0.0, 1.0]], dtype=np.float32),
+        dimensions=ratings,
+    )
+    probabilities = np.array([[0.8, 0.2], [0.4, 0.6]], dtype=np.float32)
+    predicted_ratings = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32)
+    both = np.concatenate([probabilities, predicted_ratings], 1)
+    config = SimpleNamespace(training=replace(TrainingSettings(), vad_scale="1..5"))
+    rows = np.array([0, 1])
+
+    def loss(target: str, predicted: np.ndarray) -> float:
+        return TARGETS[target].evaluation_loss(utterances, rows, predicted, config)
+
+    of_classes = -(np.log(0.8) + np.log(0.6)) / 2
+    of_votes = -(0.5 * np.log(0.8) + 0.5 * np.log(0.2) + np.log(0.6)) / 2
+    of_ratings = 1 / 6
+    assert loss("class", probabilities) == pytest.approx(of_classes)
+    assert loss("distribution", probabilities) == pytest.approx(of_votes)
+    assert loss("vad", predicted_ratings) == pytest.approx(of_ratings)
+    assert loss("class+vad", both) == pytest.approx(of_classes + of_ratings)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(

@@ -28,6 +28,8 @@ class Progress:
     """How many epochs of it are done."""
     best_score: float
     """The best of them."""
+    loss_of_best: float
+    """The evaluated part's loss of the epoch that is kept of these."""
     history: Sequence[Epoch]
     """All epochs of this training."""
     chosen: Sequence[Epoch]
@@ -81,6 +83,7 @@ def write_state(
         "stage": progress.stage,
         "epoch": progress.epoch,
         "best_score": repr(progress.best_score),
+        "loss_of_best": repr(progress.loss_of_best),
         "history": to_builtins(progress.history),
         "chosen": to_builtins(progress.chosen),
     }
@@ -94,6 +97,7 @@ def read_progress(metadata: Mapping[str, str]) -> Progress:
         stage=values["stage"],
         epoch=values["epoch"],
         best_score=float(values["best_score"]),
+        loss_of_best=float(values["loss_of_best"]),
         history=convert(values["history"], list[Epoch]),
         chosen=convert(values["chosen"], list[Epoch]),
     )

@@ -25,6 +25,7 @@ from .records import (
 )
 from .run_folder import CONFIG, DEV, RESULT, STATE, Run, RunFiles
 from .scores.raters import divergences
+from .selection import count_tied
 from .targets import TARGETS
 
 Predictions = Mapping[str, np.ndarray]  # by the way of testing, `[n, …]` each
@@ -162,6 +163,7 @@ def make_result(
         refit=refit,
         left_out=left_out,
         epoch=model.epoch,
+        tied=count_tied(model.history, record.select, job.config.training.select_score),
         seconds=round(seconds, 3),
         history=model.history,
         layers=layer_shares(weights, record.features) if has_sums else None,

@@ -238,12 +238,13 @@ def fit_once(
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
-        selection.best = -math.inf
+        selection.start_stage()
         first_epoch = 0
         if resumed and stage_number == first_stage:
             # As it was after its last epoch: the counts here, the tensors by `restore_state`.
             first_epoch = resumed.epoch
             selection.best = resumed.best_score
+            selection.loss_of_best = resumed.loss_of_best
             selection.history = list(resumed.history)
             kept = restore_state(saved_tensors, model, optimiser, generators, config.device)
 
@@ -299,17 +300,20 @@ def fit_once(
             total_loss = sum(value * weight for value, weight in weighted_losses)
             mean_loss = total_loss / len(train_rows)
 
-            # The scores of the part that selects.
+            # The scores, and the loss, of the part that selects.
             scores = None
+            eval_loss = None
             if len(eval_rows):
                 heads = frozenset({stage.output})
                 model_so_far = Fitted(model, batch_scaling)
-                predicted = model_so_far.predict(data, eval_rows, config, heads=heads)
-                scores = target.score(data.utterances, eval_rows, predicted[stage.output], config)
+                by_head = model_so_far.predict(data, eval_rows, config, heads=heads)
+                predicted = by_head[stage.output]
+                scores = target.score(data.utterances, eval_rows, predicted, config)
+                eval_loss = target.evaluation_loss(data.utterances, eval_rows, predicted, config)
 
             # Keep the weights if this epoch is the best yet.
             seconds = time.perf_counter() - started
-            epoch_record = selection.add(stage, epoch, mean_loss, scores, seconds)
+            epoch_record = selection.add(stage, epoch, mean_loss, scores, eval_loss, seconds)
             if epoch_record.kept:
                 kept = snapshot(model.state_dict())
 
@@ -319,6 +323,7 @@ def fit_once(
                     stage=stage_number,
                     epoch=epoch + 1,
                     best_score=selection.best,
+                    loss_of_best=selection.loss_of_best,
                     history=selection.history,
                     chosen=selection.chosen,
                 )

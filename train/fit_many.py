@@ -163,16 +163,18 @@ def fit_many(
                 faults[run] = fault
         mean_losses = (updates.loss_sums / len(fold.train)).tolist()
 
-        # The scores of the part that selects.
+        # The scores, and the loss, of the part that selects.
         scores: list[Scores] = []
+        eval_losses: list[float] = []
         if eval_batches:
-            best_classes = []
+            classified = []
             for number, eval_batch in enumerate(eval_batches):
-                best_classes.append(graphs(number, partial(updates.classify, *eval_batch)))
-            predicted = torch.cat(best_classes, 1).cpu()
-            predicted = predicted[:, predicted[0] >= 0]
+                classified.append(graphs(number, partial(updates.classify, *eval_batch)))
+            predicted, of_truth = torch.cat(classified, 2).cpu().numpy()
+            real = predicted[0] >= 0
             truth = data.utterances.labels[np.concatenate(eval_groups)]
-            scores = score_runs(truth, predicted.numpy(), len(classes))
+            scores = score_runs(truth, predicted[:, real].astype(np.int64), len(classes))
+            eval_losses = losses_of_runs(of_truth[:, real])
 
         # Keep the weights of the runs for which this epoch is the best yet.
         seconds = (time.perf_counter() - started) / len(configs)
@@ -181,8 +183,9 @@ def fit_many(
             if run in faults:
                 continue
             scores_of_run = scores[run] if scores else None
+            eval_loss = eval_losses[run] if eval_losses else None
             epoch_record = selections[run].add(
-                stage, epoch, mean_losses[run], scores_of_run, seconds
+                stage, epoch, mean_losses[run], scores_of_run, eval_loss, seconds
             )
             improved[run] = epoch_record.kept
             if on_epoch:
@@ -259,6 +262,13 @@ def score_runs(truth: np.ndarray, predicted: np.ndarray, classes: int) -> list[S
             )
         )
     return scores
+
+
+def losses_of_runs(of_truth: np.ndarray) -> list[float]:
+    """The mean -log p of each run, of the probabilities of the true classes `[R, n]`."""
+    p = np.maximum(of_truth.astype(np.float64), np.finfo(np.float32).tiny)
+    mean_losses: list[float] = (-np.log(p)).mean(1).tolist()
+    return mean_losses
 
 
 def idle_weights(model: nn.Module, batch: Batch, loss: Loss) -> set[str]:

@@ -132,7 +132,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     version: int
-    """`experiment.TRAIN_VERSION` of the run: raised when the same config gives other numbers."""
+    """`run_config.TRAIN_VERSION` of the run: raised when the same config gives other numbers."""
 
     corpus: str
     """The corpus, or several joined with +."""
@@ -352,8 +352,11 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     ccc: float | None
     """The mean CCC over valence, arousal and dominance."""
 
+    eval_loss: float | None = None
+    """The mean loss per utterance of the part that is evaluated, see `Target.evaluation_loss`."""
+
     def score(self, metric: str) -> float | None:
-        """The number of that name: loss, wa, ua, macro_f1 or ccc."""
+        """The number of that name: loss, eval_loss, wa, ua, macro_f1 or ccc."""
         value: float | None = getattr(self, metric)
         return value
 
@@ -461,6 +464,10 @@ class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
 
     epoch: int
     """The epoch that was kept, of the last stage, from 1."""
+
+    tied: int | None = None
+    """How many epochs of that stage have its score, itself among them: of these the evaluated
+    part's loss chose. None where no score selected."""
 
     seconds: float
     """How long the training took; of runs that are trained at once, each its share."""

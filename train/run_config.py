@@ -25,6 +25,8 @@ from .settings import settings_to_record
 
 # Raised when the same config gives other numbers than before.
 TRAIN_VERSION = 1
+# What it rises by where a score selects: since then the loss decides between equal epochs.
+TIES_BY_LOSS = 2
 # Fusions with recurrent layers, which run in float32 under bf16 too since version 2.
 RECURRENT_IN_FLOAT32 = ("bc-lstm", "catf-lstm", "cma", "cme", "gban")
 
@@ -36,6 +38,8 @@ def make_run_config(
     version = TRAIN_VERSION
     if config.precision == "bf16" and config.fusion.name in RECURRENT_IN_FLOAT32:
         version += 1
+    if config.select != "last":
+        version += TIES_BY_LOSS
 
     run_config = RunConfig(
         version=version,

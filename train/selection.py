@@ -5,6 +5,7 @@ then copies its weights.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,8 @@ class Selection:
     config: TrainConfig
     best: float = -math.inf
     """The best score of this stage's epochs."""
+    loss_of_best: float = math.inf
+    """The evaluated part's loss of the epoch that is kept of this stage."""
     history: list[Epoch] = field(default_factory=list)
     chosen: list[Epoch] = field(default_factory=list)
 
@@ -40,14 +43,26 @@ class Selection:
                 return waited >= patience
         return False
 
+    def start_stage(self) -> None:
+        """Forget the best of the stage before."""
+        self.best = -math.inf
+        self.loss_of_best = math.inf
+
     def add(
-        self, stage: Stage, epoch: int, loss: float, scored: Scores | None, seconds: float
+        self,
+        stage: Stage,
+        epoch: int,
+        loss: float,
+        scored: Scores | None,
+        eval_loss: float | None,
+        seconds: float,
     ) -> Epoch:
-        """Add an epoch (from 0) with the scores of the evaluated part.
+        """Add an epoch (from 0) with the scores and the loss of the evaluated part.
 
         `kept` of it says whether it is the best yet. With `--select last` a later epoch is always
-        better; else the score that `select_score` names decides, and of equal epochs the first is
-        kept.
+        better; else the score that `select_score` names decides. A small dev part gives many
+        epochs the same score: of these the one with the lowest loss there is kept, and of equals
+        the later one.
         """
         scores = _epoch_scores(scored)
         if self.config.select == "last":
@@ -55,9 +70,10 @@ class Selection:
         else:
             score = scores[self.config.training.select_score]
 
-        kept = score is not None and score > self.best
+        kept = score is not None and self._is_best(score, eval_loss)
         if score is not None and kept:
             self.best = score
+            self.loss_of_best = math.inf if eval_loss is None else eval_loss
 
         record = Epoch(
             stage=f"{stage.name} again" if self.chosen else stage.name,
@@ -70,9 +86,52 @@ class Selection:
             kept=kept,
             macro_f1=scores["macro_f1"],
             ccc=scores["ccc"],
+            eval_loss=eval_loss,
         )
         self.history.append(record)
         return record
+
+    def _is_best(self, score: float, eval_loss: float | None) -> bool:
+        """Whether an epoch with that score and loss is better than those before."""
+        if score != self.best:
+            return score > self.best
+        return eval_loss is not None and eval_loss <= self.loss_of_best
+
+
+def count_tied(history: Sequence[Epoch], select: str, score: str) -> int | None:
+    """How many epochs of the last stage that a score selected have the kept one's, it included.
+
+    `select` and `score` are the run's `--select` and `select_score`. None where no score selected.
+    """
+    if select == "last":
+        return None
+    scored = [epoch for epoch in history if epoch.score(score) is not None]
+    if not scored:
+        return None
+
+    of_last_stage = [epoch for epoch in scored if epoch.stage == scored[-1].stage]
+    kept = [epoch for epoch in of_last_stage if epoch.kept]
+    if not kept:
+        return None
+    best = kept[-1].score(score)
+    return sum(epoch.score(score) == best for epoch in of_last_stage)
+
+
+def describe_choice(history: Sequence[Epoch], select: str, score: str) -> str | None:
+    """A sentence for the log: which epoch is kept, and of how many that tied.
+
+    None where no score selected.
+    """
+    tied = count_tied(history, select, score)
+    if tied is None:
+        return None
+
+    kept = [epoch for epoch in history if epoch.kept and epoch.score(score) is not None][-1]
+    part = "test" if select == "best-test" else "dev"
+    words = f"epoch {kept.epoch} is kept: {score} {kept.score(score):.4f} on {part}"
+    if tied == 1:
+        return f"{words}, which no other epoch has"
+    return f"{words}, as {tied} epochs have; of these its loss there is the lowest"
 
 
 def _epoch_scores(scored: Scores | None) -> dict[str, float | None]:

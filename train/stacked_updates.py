@@ -89,10 +89,18 @@ class StackedUpdates:
 
     @torch.no_grad()
     def classify(self, turns: Tensor, dialogues: Tensor, r: int) -> Tensor:
-        """The most likely class of each row, int64 `[R, r]`; -1 where there is none."""
+        """The most likely class of each row, and the probability of the true one, `[2, R, r]`.
+
+        The class is -1 where there is no row.
+        """
         with self.config.autocast():
-            outputs, _, real = self.stack(turns, dialogues, r)
-        return torch.where(real, outputs["logits"].argmax(2), -1)
+            outputs, rows, real = self.stack(turns, dialogues, r)
+
+        logits = outputs["logits"].float()
+        best_classes = torch.where(real, logits.argmax(2), -1)
+        truth = self.labels.gather(1, rows)
+        of_truth = logits.softmax(2).gather(2, truth[:, :, None]).squeeze(2)
+        return torch.stack([best_classes.to(of_truth.dtype), of_truth])
 
     def keep(self) -> Tensor:
         """Put the weights of the runs that have `improved` in the place of what is kept of them."""

@@ -234,6 +234,33 @@ class Target:
 
         return Scores(**values)
 
+    def evaluation_loss(
+        self, utterances: Utterances, rows: np.ndarray, predicted: np.ndarray, config: TrainConfig
+    ) -> float:
+        """The mean loss per utterance of predictions for the rows.
+
+        It says which of several epochs with one score is the best, so it has no weights of classes.
+        Classes: -log p of the true one, or the cross-entropy with the raters' votes. Ratings: the
+        mean squared error on [-1, 1]. Both: their sum.
+        """
+        loss = 0.0
+        k = len(utterances.classes) if self.labelled else 0
+        if self.labelled:
+            p = predicted[:, :k].astype(np.float64)
+            log_p = np.log(np.maximum(p, np.finfo(np.float32).tiny))
+            if self.voted:
+                by_utterance = -(utterances.votes[rows] * log_p).sum(1)
+            else:
+                by_utterance = -log_p[np.arange(len(rows)), utterances.labels[rows]]
+            loss += float(by_utterance.mean())
+
+        if self.rated:
+            ratings = normalise_ratings(utterances.dimensions[rows], config.training)
+            errors = predicted[:, k:].astype(np.float64) - ratings
+            loss += float(np.square(errors).mean())
+
+        return loss
+
     def calibrate(
         self,
         utterances: Utterances,

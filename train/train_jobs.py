@@ -21,6 +21,7 @@ from .job import Job, OnProgress
 from .job_in_training import JobInTraining
 from .model_file import write_model
 from .run_folder import FAULT, STATE, Run, claimed
+from .selection import describe_choice
 
 
 def train_jobs(
@@ -145,6 +146,11 @@ def end(job_in_training: JobInTraining, model: Fitted, seconds: float) -> Run | 
     run = job_in_training.run
     if model.fault:
         write_model(run, snapshot(model.model.state_dict()), model.scaling)
+
+    config = job_in_training.job.config
+    choice = describe_choice(model.history, config.select, config.training.select_score)
+    if choice:
+        job_in_training(choice)
 
     fault = model.fault or finish(run, job_in_training.job, model, seconds)
     if not fault:

@@ -420,6 +420,7 @@ def runs_table(cells: Cells) -> Table:
             *columns_of(PERCENT, [f"{name} %" for name in SHOWN]),
             *columns_of(FINE, [f"CCC {name}" for name in dimensions]),
             Column("epoch kept", COUNT),
+            Column("epochs tied", COUNT),
             Column("seconds", NUMBER),
             *columns_of(COUNT, [f"n {part}" for part in named_parts]),
         ],
@@ -443,6 +444,8 @@ def _run_row(cell: Cell, run: Run) -> Row:
     for name, value in (result.ccc or {}).items():
         row[f"CCC {name}"] = value
     row["epoch kept"] = result.epoch
+    if result.tied is not None:
+        row["epochs tied"] = result.tied
     row["seconds"] = float(result.seconds)
     for part, n in result.parts.items():
         row[f"n {part}"] = n
