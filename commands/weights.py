@@ -60,13 +60,16 @@ def list_(as_json: bool) -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("folder", type=FILE, metavar="DIR")
 def convert(source: str, folder: Path) -> None:
-    """Write the pickled weights of SRC (a folder, a Hugging Face id, or torchaudio:HUBERT_BASE) to
-    DIR as safetensors.
+    """Write the weights of SRC (a folder, a Hugging Face id, or torchaudio:HUBERT_BASE) to DIR as
+    safetensors.
 
-    The pickle is opened in a child process, and only its tensors are taken.
+    SRC holds a pickle, which is opened in a child process and of which only tensors are taken, or
+    a Whisper model of CTranslate2, as faster-whisper takes it.
 
     \b
-    Example: ser weights convert /downloads/hubert-base-ls960 /models/hubert-base-ls960
+    Examples:
+      ser weights convert /downloads/hubert-base-ls960 /models/hubert-base-ls960
+      ser weights convert /downloads/faster-whisper-base /models/whisper-base
     """
     from ser.weights.convert import convert as convert_weights
 

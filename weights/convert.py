@@ -1,7 +1,7 @@
-"""Convert pickled weights to safetensors: `ser weights convert`.
+"""Convert weights to safetensors: `ser weights convert`.
 
-The pickle is opened in a child process (`open_pickle.py`), to which no token of the environment
-comes.
+A pickle is opened in a child process (`open_pickle.py`), to which no token of the environment
+comes. A Whisper model of CTranslate2 is read here (`ctranslate2.py`): its file holds numbers alone.
 """
 
 import os
@@ -11,10 +11,13 @@ from pathlib import Path
 
 from ser.children import isolated, python_module
 from ser.disk.faults import explain_disk_errors
+from ser.disk.paths import expand_user
 from ser.disk.workspace import workspace_beside
 from ser.disk.write import move_into_place, sync_tree
 from ser.errors import SerError, WrongUse
 
+from .ctranslate2 import is_ctranslate2
+from .ctranslate2_whisper import convert_ctranslate2
 from .find import find_checkpoint, find_folder
 from .folder import FILES_BESIDE_WEIGHTS, check_config
 from .load import load_encoder
@@ -39,9 +42,9 @@ def convert(source: str, folder: Path) -> Path:
     """Write `source` to `folder` as safetensors with its config, tokenizer and preprocessor files.
 
     `source` is a folder, a Hugging Face id, or a torchaudio bundle such as
-    `torchaudio:HUBERT_BASE`. The folder appears whole or not at all, and has been loaded once.
-    Raises `WrongUse` for a source that is not a checkpoint or a folder that is not empty, and
-    `SerError` for a pickle that would run code.
+    `torchaudio:HUBERT_BASE`; a folder may be one of CTranslate2. The new folder appears whole or
+    not at all, and has been loaded once. Raises `WrongUse` for a source that is not a checkpoint or
+    a folder that is not empty, and `SerError` for a pickle that would run code.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongUse(f"{folder} exists and is not empty; name a new folder")
@@ -59,11 +62,14 @@ def _convert_to(folder: Path, source: str) -> None:
         converted = temporary / "made"
         converted.mkdir()
 
-        if source.startswith(TORCHAUDIO):
-            pickle = source
+        of_ctranslate2 = _ctranslate2_folder(source)
+        if of_ctranslate2 is not None:
+            convert_ctranslate2(of_ctranslate2, converted)
+        elif source.startswith(TORCHAUDIO):
+            _open_in_child(source, converted)
         else:
-            pickle = str(_copy_beside_pickle(source, converted))
-        _open_in_child(pickle, converted)
+            pickle = _copy_beside_pickle(source, converted)
+            _open_in_child(str(pickle), converted)
 
         # A checkpoint that lacks a weight fails here.
         load_encoder(find_checkpoint(converted))
@@ -71,6 +77,14 @@ def _convert_to(folder: Path, source: str) -> None:
         sync_tree(converted)
         if not move_into_place(converted, folder):
             raise WrongUse(f"{folder}: another process has just made it; name a new folder")
+
+
+def _ctranslate2_folder(name: str) -> Path | None:
+    """The local folder of that name, if it holds a model of CTranslate2."""
+    folder = expand_user(name)
+    if folder.is_dir() and is_ctranslate2(folder):
+        return folder
+    return None
 
 
 def _copy_beside_pickle(name: str, converted: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ser.errors import WeightsError
 
 from .checkpoint import SHARED_PREPROCESSOR, read_json
+from .ctranslate2 import is_ctranslate2
 from .redirects import check_redirects
 
 # Everything beside the tensors that decides what the encoder computes.
@@ -60,6 +61,11 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     Raises `WeightsError` if it is not a checkpoint, or holds only pickles, or no weights.
     """
     check_config(folder, name)
+    if is_ctranslate2(folder):
+        raise WeightsError(
+            f"{name} is a model of CTranslate2 (faster-whisper); `ser weights convert {name} DIR` "
+            "writes a Whisper model as safetensors, then point at DIR"
+        )
 
     whole = folder / "model.safetensors"
     if whole.exists():
