@@ -15,6 +15,7 @@ from .output import answer, duration, next_step, plural, say, stage_bars, table
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
+    from ser.extract.corpora.transcribe import Transcription
     from ser.extract.run import ExtractionPlan, ExtractionRun, Summary
 
 COLUMNS = ("rows", "computed", "reused", "quarantined", "seconds")
@@ -77,10 +78,13 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
     missing = len(job.left)
     rows = len(job.utterances)
     if dry_run:
+        seconds = job.estimate()
         if as_json:
-            answer({"corpus": job.name, "transcripts": {"rows": rows, "missing": missing}})
+            transcripts = {"rows": rows, "missing": missing, "seconds": seconds}
+            answer({"corpus": job.name, "transcripts": transcripts})
         else:
-            answer(f"{job.name}: {missing} of {rows} utterances to transcribe")
+            words = f"{job.name}: {missing} of {rows} utterances to transcribe"
+            answer(words + _estimate_text(seconds))
         return None
 
     with stage_bars() as update:
@@ -96,9 +100,31 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
         "without case and punctuation",
         as_json,
     )
+    for warning in _warnings_of_transcripts(job):
+        say(f"warning: {warning}", err=True)
     for line in problem_lines(scan.unusable("text").values()):
         say(f"left out: {line}", err=True)
     return scan
+
+
+def _warnings_of_transcripts(job: "Transcription") -> list[str]:
+    """What cannot be right in the transcripts of a job that has run."""
+    warnings = []
+    if job.runaway:
+        named = ", ".join(job.runaway[:3])
+        if len(job.runaway) > 3:
+            named += ", …"
+        warnings.append(
+            f"{plural(len(job.runaway), 'transcript')} cannot be what was said, as the recogniser "
+            f"repeats itself or says too much ({named}); hear them, and correct them by --text"
+        )
+    rate = job.summary.wer
+    if rate is not None and rate > 1:
+        warnings.append(
+            f"the word error rate is {100 * rate:.0f} %: more words are wrong than were said; name "
+            "the language with --language, or take another model"
+        )
+    return warnings
 
 
 def _answer_plan(run: "ExtractionRun", as_json: bool) -> None:

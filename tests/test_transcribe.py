@@ -3,6 +3,7 @@ and trained on with the audio features of the corpus that they are of.
 """
 
 import json
+import re
 import shutil
 import signal
 import string
@@ -27,6 +28,8 @@ from ser.cache.transcripts import put_transcripts
 from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.config import ExtractionConfig
+from ser.extract.corpora.recogniser import Recogniser
+from ser.extract.corpora.runaway import has_run_away
 from ser.extract.corpora.transcribe import Transcription
 from ser.extract.corpora.word_errors import word_errors
 from ser.tests.command_line import printed, ser
@@ -91,12 +94,13 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def directly(folder: Path, path: Path) -> str:
+def directly(folder: Path, path: Path, **options: Any) -> str:
     """One file's transcript, as the documentation of transformers shows it."""
+    options = {"language": "en", **options}
     processor = transformers.WhisperProcessor.from_pretrained(folder)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     inputs = processor(decode(path).at(16000), sampling_rate=16000, return_tensors="pt")
-    tokens = model.generate(**inputs, language="en", task="transcribe")
+    tokens = model.generate(**inputs, **options, task="transcribe")
 
     return processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
 
@@ -130,6 +134,7 @@ def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_p
 
     planned = json.loads(features(table, whisper, store, *english, "--dry-run").stdout)
     assert planned["transcripts"]["missing"] == COUNT
+    assert 0 < planned["transcripts"]["seconds"] < 600
 
     done = features(table, whisper, store, *english, "--batch-seconds", 120)
     assert done.exit_code == 0, done.output
@@ -156,12 +161,83 @@ def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_p
     assert record["wer"] >= 1
     assert f"{COUNT} of {COUNT} utterances transcribed now" in done.stderr
     assert "word error rate" in done.stderr
+    assert record["runaway"] == 0
 
     # No transcript is made twice, and another language makes others.
     again = features(table, whisper, store, *english)
     assert f"0 of {COUNT} utterances transcribed now" in again.stderr
     other = features(table, whisper, store, "--json")
     assert f"{COUNT} of {COUNT} utterances transcribed now" in other.stderr
+
+    # The task is said where the language is not, and no file of the checkpoint says it.
+    manifest = open_store(store).manifest()
+    texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
+    for number in (0, 1):
+        path = tmp_path / f"{number}.wav"
+        assert texts[f"u{number:03d}"] == directly(whisper, path, language=None)
+
+
+# A transcript, the seconds of its audio, and whether nobody can have said it.
+SAID = {
+    "a sentence": ("The cloth is lying on the fridge.", 2.0, False),
+    "nothing": ("", 1.0, False),
+    "a word that is repeated": ("so " * 100, 30.0, True),
+    "a word that is repeated in the second window": (
+        "ab cd ef gh ij kl mn" + " so" * 100,
+        45.0,
+        True,
+    ),
+    "as many letters as an hour has": (string.ascii_letters * 2, 2.0, True),
+    "a short word of a short noise": ("Thank you for watching!", 0.2, False),
+    "verses with a refrain": ("we all live on a farm, and it is green; " * 3, 12.0, False),
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_a_transcript_that_nobody_can_have_said_is_known(kind: str) -> None:
+    text, seconds, expected = SAID[kind]
+    assert has_run_away(text, seconds, window_seconds=30.0) is expected
+
+
+@pytest.mark.parametrize("ends", ["at temperature 0.4", "never"])
+def test_a_text_that_runs_away_is_heard_again_and_named(
+    whisper: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Sampling at one temperature after the other, with the same random numbers each time."""
+    temperatures: list[float] = []
+    draws: list[float] = []
+    looping = "so " * 100
+
+    def hear(recogniser: Recogniser, windows: list[Any], **sampling: Any) -> list[str]:
+        if not sampling:
+            return [looping if len(window) < 20_000 else "a word" for window in windows]
+        temperatures.append(sampling["temperature"])
+        draws.append(float(torch.rand(1)))
+        stops = ends != "never" and sampling["temperature"] == 0.4
+        return ["so it is" if stops else looping]
+
+    monkeypatch.setattr(Recogniser, "_hear", hear)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    done = features(table, whisper, tmp_path / "s", "--json")
+    assert torch.equal(torch.get_rng_state(), before)
+
+    # Those of one second, which are every second one, and the last window of the last.
+    short = [f"u{number:03d}" for number in range(0, COUNT - 1, 2)]
+    manifest = open_store(tmp_path / "s").manifest()
+    texts = dict(zip(manifest.ids, manifest.column("text"), strict=True))
+    tried = [0.2, 0.4] if ends != "never" else [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert temperatures == tried * (len(short) + 1)
+    assert len(set(draws)) == len(tried)
+    assert texts["u001"] == "a word"
+    if ends != "never":
+        assert {texts[id_] for id_ in short} == {"so it is"}
+        assert "cannot be what was said" not in done.stderr
+        return
+    assert "warning: 5 transcripts cannot be what was said" in done.stderr
+    assert "(u000, u002, u004, …)" in done.stderr
+    assert re.search(r"warning: the word error rate is 1\d{3} %: more words are wrong", done.stderr)
+    assert json.loads(done.stdout)["transcripts"]["runaway"] == len(short) + 1
 
 
 @pytest.mark.parametrize("kind", MISFITS)

@@ -1,33 +1,36 @@
 """Whisper as a speech recogniser: from audio to text, always the same text for the same audio.
 
-Its most likely token at each step (greedy, no sampling), in windows of 30 s: longer audio is cut
-there, and the texts are joined.
+Its most likely token at each step (greedy), in windows of its own length, 30 s: longer audio is cut
+there, and the texts are joined. Where a window's text runs away (`runaway.py`), it samples, as
+Whisper's authors do, from the same random numbers each time.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from ser.disk.read import read_named
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import WeightsError, WrongUse
-from ser.weights.checkpoint import Checkpoint, read_json
+from ser.weights.checkpoint import read_json
 from ser.weights.find import find_checkpoint, parse_models
 from ser.weights.load import load_encoder, loading
 
 from ..audio import CHANNELS, RESAMPLER, Clip
 from ..config import ExtractionConfig
 from ..registry import FEATURES
+from .runaway import TEMPERATURES, has_run_away
 
 # Hz: Whisper's own.
 WHISPER_RATE = 16000
-# Whisper's own.
+# Where the checkpoint names no `chunk_length`: Whisper's own.
 WINDOW_SECONDS = 30.0
-WINDOW_SAMPLES = round(WHISPER_RATE * WINDOW_SECONDS)
 
 # To raise when the same model would give other transcripts than before.
-VERSION = 1
+VERSION = 2
 
 
 class Recogniser:
@@ -50,7 +53,12 @@ class Recogniser:
                 "which says how it transcribes; copy the whole folder, "
                 "or name another with --model whisper=ID_OR_PATH"
             )
-        _check_language(self.language, self.checkpoint)
+        self.generation = read_json(generation)
+        _check_language(self.language, self.checkpoint.model, self.generation)
+
+        # As its feature extractor pads.
+        preprocessor = self.checkpoint.preprocessor or {}
+        self.window_seconds = float(preprocessor.get("chunk_length", WINDOW_SECONDS))
 
         # All that decides what a transcript is: it is kept under the hash of this.
         self.made_by = {
@@ -59,7 +67,7 @@ class Recogniser:
             "checkpoint": self.checkpoint.digest,
             "generation": hashlib.sha256(read_named(generation)).hexdigest(),
             "language": self.language,
-            "window": WINDOW_SECONDS,
+            "window": self.window_seconds,
             "audio": [RESAMPLER, CHANNELS],
         }
 
@@ -85,43 +93,78 @@ class Recogniser:
 
     def transcribe(self, clips: Sequence[Clip]) -> list[str]:
         """What is said in each clip. All windows of all clips are one batch."""
-        import torch
-
-        waves = [clip.at(WHISPER_RATE) for clip in clips]
-        windows = []
+        window_samples = round(WHISPER_RATE * self.window_seconds)
+        windows: list[np.ndarray] = []
         windows_of_clip = []
-        for wave in waves:
-            starts = range(0, len(wave), WINDOW_SAMPLES)
+        for clip in clips:
+            wave = clip.at(WHISPER_RATE)
+            starts = range(0, len(wave), window_samples)
             windows_of_clip.append(len(starts))
             for start in starts:
-                windows.append(wave[start : start + WINDOW_SAMPLES])
+                windows.append(wave[start : start + window_samples])
 
-        features = self.model.processor.feature_extractor(
-            windows, sampling_rate=WHISPER_RATE, return_tensors="pt"
-        ).input_features
-        options = {}
-        if self.language:
-            options = {"language": self.language, "task": "transcribe"}
-        with torch.inference_mode():
-            tokens = self.model.generate(
-                features.to(self.device), do_sample=False, num_beams=1, **options
-            )
-        heard = self.model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        heard = self._hear(windows)
+        for number, window in enumerate(windows):
+            if self._has_run_away(heard[number], window):
+                heard[number] = self._hear_again(window)
 
         texts = []
         for count in windows_of_clip:
-            parts = [text.strip() for text in heard[:count]]
+            parts = heard[:count]
             heard = heard[count:]
             texts.append(" ".join(part for part in parts if part))
         return texts
 
+    def _hear(self, windows: Sequence[np.ndarray], **sampling: Any) -> list[str]:
+        """The text of each window, padded by its feature extractor; greedy, or `sampling`."""
+        import torch
 
-def _check_language(language: str | None, checkpoint: Checkpoint) -> None:
+        processor = self.model.processor
+        features = processor.feature_extractor(
+            windows, sampling_rate=WHISPER_RATE, return_tensors="pt"
+        ).input_features
+        options: dict[str, Any] = {"do_sample": False, "num_beams": 1, **sampling}
+        if self._is_multilingual:
+            # Without a task it may translate, or repeat a word up to its longest text.
+            options["task"] = "transcribe"
+        if self.language:
+            options["language"] = self.language
+
+        with torch.inference_mode():
+            tokens = self.model.generate(features.to(self.device), **options)
+        texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _hear_again(self, window: np.ndarray) -> str:
+        """The first text of a window that does not run away; the last one where all do."""
+        import torch
+
+        devices = [] if self.device == "cpu" else [self.device]
+        kind = torch.device(self.device).type
+        text = ""
+        with torch.random.fork_rng(devices, device_type=kind):
+            torch.manual_seed(0)
+            for temperature in TEMPERATURES:
+                [text] = self._hear([window], do_sample=True, temperature=temperature, top_k=0)
+                if not self._has_run_away(text, window):
+                    break
+        return text
+
+    def _has_run_away(self, text: str, window: np.ndarray) -> bool:
+        return has_run_away(text, len(window) / WHISPER_RATE, self.window_seconds)
+
+    @property
+    def _is_multilingual(self) -> bool:
+        """Whether it takes a language and a task."""
+        return bool(self.generation.get("is_multilingual"))
+
+
+def _check_language(language: str | None, model: str, generation: Mapping[str, Any]) -> None:
     """Raise `WrongUse` for a language that the checkpoint does not know."""
-    listed = read_json(checkpoint.path / "generation_config.json").get("lang_to_id")
+    listed = generation.get("lang_to_id")
     codes = []
     if isinstance(listed, dict):
         codes = sorted(token.strip("<|>") for token in listed)
     if language and language not in codes:
         known = ", ".join(codes) or "none: it takes no language"
-        raise WrongUse(f"--language {language}: {checkpoint.model} knows {known}")
+        raise WrongUse(f"--language {language}: {model} knows {known}")

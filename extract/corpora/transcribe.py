@@ -8,7 +8,8 @@ Transcripts are kept after each minute of audio, so a killed run goes on from th
 """
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 
@@ -25,12 +26,16 @@ from ..pipeline import read_input
 from ..tasks import Utterance, utterances_of
 from ..unusable import stop_at
 from .reading import Problem
-from .recogniser import WINDOW_SECONDS, Recogniser
+from .recogniser import Recogniser
+from .runaway import has_run_away
 from .scan import Scan, scan_corpus
 from .word_errors import word_errors
 
 # Seconds of audio whose transcripts are written together: what a killed run loses at most.
 KEPT_SECONDS = 60.0
+
+# Utterances that an estimate transcribes, of all lengths.
+TIMED = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class TranscriptionSummary:
     """Words of those transcripts."""
     utterances: int
     """Utterances that are compared."""
+    runaway: int
+    """Transcripts that no speaker can have said, see `runaway.has_run_away`."""
 
 
 class Transcription:
@@ -63,8 +70,9 @@ class Transcription:
     the config says `on_error="skip"`.
     """
 
-    # Once it has run.
+    # Once it has run: the summary, and the ids of transcripts that cannot be right.
     summary: TranscriptionSummary
+    runaway: list[str]
 
     def __init__(self, config: ExtractionConfig) -> None:
         if config.text is not None:
@@ -123,7 +131,7 @@ class Transcription:
         done = 0
         for group in batches(self.left, attrgetter("length"), kept_seconds, padded=False):
             texts: dict[str, str] = {}
-            for batch in batches(group, _seconds_heard, limit, padded=False):
+            for batch in batches(group, self._seconds_heard, limit, padded=False):
                 texts.update(self._transcribe(batch))
                 done += len(batch)
                 if on_progress:
@@ -135,6 +143,30 @@ class Transcription:
             stop_at(self.config, {"whisper": self.quarantined})
 
         return self._with_transcripts()
+
+    def estimate(self) -> float | None:
+        """About how many seconds `run` will take: a few of the utterances are transcribed.
+
+        Nothing is written. None where nothing is left, or those cannot be read.
+        """
+        timed = self.left[:: max(1, len(self.left) // TIMED)][:TIMED]
+        clips = []
+        heard = 0.0
+        for utterance in timed:
+            content = read_input(utterance, "audio", self.scan.root)
+            if isinstance(content, Clip):
+                clips.append(content)
+                heard += self._seconds_heard(utterance)
+        if not clips:
+            return None
+
+        # The first one warms up.
+        self.recogniser.transcribe(clips[:1])
+        started = time.perf_counter()
+        for clip in clips:
+            self.recogniser.transcribe([clip])
+        seconds_per_second = (time.perf_counter() - started) / heard
+        return seconds_per_second * sum(self._seconds_heard(utterance) for utterance in self.left)
 
     def _transcribe(self, batch: Sequence[Utterance]) -> dict[str, str]:
         """The texts of a batch by the sha256 of the audio; unusable audio is quarantined."""
@@ -157,6 +189,7 @@ class Transcription:
         for utterance in self.utterances:
             if utterance.digest in self.texts:
                 texts[utterance.id] = self.texts[utterance.digest]
+        self.runaway = self._find_runaway(texts)
         self.summary = self._summarise(texts)
 
         # By file: the corpus may hold it twice.
@@ -169,6 +202,21 @@ class Transcription:
                     Problem(utterance.id, utterance.file, f"not transcribed: {reason}", "text")
                 )
         return self.scan.with_texts(texts, problems, self.name, asdict(self.summary))
+
+    def _find_runaway(self, texts: Mapping[str, str]) -> list[str]:
+        """The ids whose transcript cannot be what was said."""
+        window_seconds = self.recogniser.window_seconds
+        ids = []
+        for utterance in self.utterances:
+            text = texts.get(utterance.id, "")
+            if has_run_away(text, utterance.length, window_seconds):
+                ids.append(utterance.id)
+        return ids
+
+    def _seconds_heard(self, utterance: Utterance) -> float:
+        """What an utterance costs the recogniser: whole windows."""
+        window_seconds = self.recogniser.window_seconds
+        return window_seconds * math.ceil(utterance.length / window_seconds)
 
     def _summarise(self, texts: dict[str, str]) -> TranscriptionSummary:
         manifest = self.scan.manifest
@@ -189,9 +237,5 @@ class Transcription:
             wer=compared.rate,
             words=compared.words,
             utterances=compared.utterances,
+            runaway=len(self.runaway),
         )
-
-
-def _seconds_heard(utterance: Utterance) -> float:
-    """What an utterance costs the recogniser: whole windows."""
-    return WINDOW_SECONDS * math.ceil(utterance.length / WINDOW_SECONDS)
