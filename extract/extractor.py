@@ -75,6 +75,8 @@ class Extractor:
     always_float32: ClassVar[bool] = False
     # Settings that the user cannot change.
     fixed: ClassVar[frozenset[str]] = frozenset()
+    # Settings without a meaning for it, which stand in no spec.
+    unrecorded: ClassVar[frozenset[str]] = frozenset()
     # Settings that may differ between features that are computed together.
     varying: ClassVar[frozenset[str]] = frozenset()
 

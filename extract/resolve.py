@@ -16,7 +16,8 @@ from ser.disk.paths import real_path
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import not_installed
 from ser.weights.checkpoint import Checkpoint
-from ser.weights.find import find_checkpoint, recorded_checkpoint
+from ser.weights.find import find_checkpoint, recorded_checkpoint, short_digest
+from ser.weights.folder import TOKENIZER_FILES
 
 from .extractor import Extractor, ResolvedFeature
 from .registry import FEATURES, parse_name
@@ -73,7 +74,7 @@ def resolve_again(
             checkpoints[key] = recorded_checkpoint(spec, models)
 
         feature, settings = parse_name(spec.name)
-        again = _resolve_feature(feature, settings, checkpoints.get(key), spec.dtype)
+        again = _resolve_feature(feature, settings, checkpoints.get(key), spec.dtype, spec)
         if again.spec.fingerprint != spec.fingerprint:
             raise WrongUse(
                 f"{spec.name} would be computed otherwise than for training "
@@ -179,9 +180,16 @@ def _expand_layers(settings: dict[str, str], checkpoint: Checkpoint | None) -> l
 
 
 def _resolve_feature(
-    feature: str, settings: dict[str, str], checkpoint: Checkpoint | None, dtype: Dtype
+    feature: str,
+    settings: dict[str, str],
+    checkpoint: Checkpoint | None,
+    dtype: Dtype,
+    stored: Spec | None = None,
 ) -> ResolvedFeature:
-    """One feature with its complete config and spec. Raises `WrongUse` for impossible settings."""
+    """One feature with its complete config and spec. Raises `WrongUse` for impossible settings.
+
+    `stored` is the spec of the same feature in a store, which may say more, as it did earlier.
+    """
     kind = FEATURES[feature]
     extractor = kind.extractor_class
     types = kind.settings
@@ -194,6 +202,10 @@ def _resolve_feature(
         # `pool` was added later: without it, fingerprints are those of before.
         hashed.pop("pool", None)
 
+    for name in extractor.unrecorded:
+        if stored is None or name not in stored.config:
+            hashed.pop(name)
+
     hop = None if pooled else extractor.hop(config, checkpoint)
     # openSMILE gives vectors or frames, as its settings say.
     level = kind.level
@@ -205,7 +217,10 @@ def _resolve_feature(
     variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     identity: dict[str, Any] = {}
     if checkpoint:
-        identity = {"digest": checkpoint.digest, "random": checkpoint.random}
+        digest = checkpoint.speech_digest if kind.modality == "audio" else checkpoint.digest
+        if stored is not None and stored.checkpoint.get("digest") == checkpoint.digest:
+            digest = checkpoint.digest
+        identity = {"digest": digest, "random": checkpoint.random}
 
     spec = Spec(
         feature=feature,
@@ -259,6 +274,11 @@ def _provenance(
     if checkpoint:
         provenance["model"] = checkpoint.model
         provenance["layers"] = checkpoint.setting("num_hidden_layers")
+        files = {}
+        for file, digest in sorted(checkpoint.files.items()):
+            if FEATURES[feature].modality == "text" or file not in TOKENIZER_FILES:
+                files[file] = short_digest(digest)
+        provenance["files"] = files
         folder = real_path(checkpoint.path)
         # Not an id of the Hub: `ser predict` looks for the folder.
         if checkpoint.model == folder.name:

@@ -26,6 +26,8 @@ class WhisperExtractor(FilterbankExtractor):
     name = "whisper"
     version = 1
     fixed = frozenset({"norm", "normalize", "window", "context"})
+    # Its preprocessor says what its windows are.
+    unrecorded = fixed
     architectures = ("whisper",)
 
     preprocessor = "WhisperFeatureExtractor"

@@ -6,7 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ser.errors import SerError, WeightsError, WrongUse
-from ser.extract.resolve import resolve
+from ser.extract.resolve import resolve, resolve_again
 from ser.tests.command_line import ser
 from ser.weights.convert import convert
 from ser.weights.demo import write_random_checkpoint
@@ -340,6 +340,46 @@ def test_what_is_cached_is_found_without_a_network(
     assert listed == "some/hubert hubert None"
     assert "--model hubert=PATH" in message
     assert "facebook/hubert-base-ls960" in message
+
+
+def test_a_feature_of_speech_does_not_hang_on_a_tokenizer(copy: Path) -> None:
+    """Its digest is that of the same encoder without one; the digest of all files is another."""
+    bare = find_checkpoint(copy)
+    (copy / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    (copy / "vocab.json").write_text('{"a": 0}')
+    with_tokenizer = find_checkpoint(copy)
+
+    assert bare.speech_digest == bare.digest
+    assert with_tokenizer.speech_digest == bare.digest
+    assert with_tokenizer.digest != bare.digest
+
+    [feature], _ = resolve(["hubert:pool=mean"], {"hubert": str(copy)}, "float16")
+    assert feature.spec.checkpoint["digest"] == bare.digest
+    assert sorted(feature.spec.provenance["files"]) == [
+        "config.json",
+        "preprocessor_config.json",
+        "weights",
+    ]
+
+    # What an earlier ser stored hangs on all files, and is computed again as it was.
+    earlier = replace(feature.spec, checkpoint={"digest": with_tokenizer.digest, "random": True})
+    [again] = resolve_again([earlier], {"hubert": str(copy)})
+    assert again.spec.fingerprint == earlier.fingerprint
+
+
+@pytest.mark.parametrize("changed", ["preprocessor_config.json", "weights"])
+def test_the_refusal_of_another_checkpoint_names_the_file(copy: Path, changed: str) -> None:
+    [feature], _ = resolve(["hubert"], {"hubert": str(copy)}, "float16")
+    if changed == "weights":
+        tensors = load_file(copy / "model.safetensors")
+        name = next(iter(tensors))
+        tensors[name] = tensors[name] + 1
+        save_file(tensors, copy / "model.safetensors")
+    else:
+        edit(copy / changed, do_normalize=False)
+
+    with pytest.raises(WrongUse, match=rf"digest [0-9a-f]{{12}}…; its {changed} differs\)"):
+        resolve_again([feature.spec], {"hubert": str(copy)})
 
 
 def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint on disk: its folder, its config.json and its preprocessor, without its tensors."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,11 @@ class Checkpoint:
     path: Path
     model: str
     digest: str = field(repr=False)
+    """Of its tensors and of all files beside them, see `digest.Digests.whole`."""
+    speech_digest: str = field(default="", repr=False)
+    """The same without the files of a tokenizer: what features of speech hang on."""
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The digest of each file by itself."""
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ser.disk.records import canonical_json
 from ser.errors import WeightsError
 
 from .checkpoint import SHARED_PREPROCESSOR, plain_preprocessor, read_json, shared_preprocessor
-from .folder import CONFIG_FILES
+from .folder import CONFIG_FILES, TOKENIZER_FILES
 from .redirects import check_layers
 
 # Entries of JSON files that say where a file came from and what wrote it, not what the model is.
@@ -30,8 +31,20 @@ INCIDENTAL = (
 )
 
 
-def digest_checkpoint(folder: Path, weight_files: list[Path]) -> str:
-    """Sha256 of every tensor's name, dtype, shape and bytes, and of the `CONFIG_FILES`.
+@dataclass(frozen=True)
+class Digests:
+    """What tells a checkpoint from others: sha256 in hex."""
+
+    whole: str
+    """Of every tensor's name, dtype, shape and bytes, and of the `CONFIG_FILES`."""
+    without_tokenizer: str
+    """The same but for the `TOKENIZER_FILES`: all that an encoder of speech hangs on."""
+    files: dict[str, str]
+    """Of each file by itself, the tensors as "weights": to name what differs."""
+
+
+def digest_checkpoint(folder: Path, weight_files: list[Path]) -> Digests:
+    """The digests of a checkpoint.
 
     Raises `WeightsError` for a file that cannot be read, and for more layers than tensors.
     """
@@ -41,9 +54,26 @@ def digest_checkpoint(folder: Path, weight_files: list[Path]) -> str:
     config = folder / "config.json"
     check_layers(config, read_json(config), len(tensors))
 
-    # The files as text, since they may hold NaN, which canonical JSON does not allow.
-    files = json.dumps(_hashed_files(folder), sort_keys=True)
-    return hashlib.sha256(canonical_json({"tensors": tensors, "files": files})).hexdigest()
+    files = _hashed_files(folder)
+    of_speech = {name: files[name] for name in files if name not in TOKENIZER_FILES}
+    by_file = {"weights": _sha256({"tensors": tensors})}
+    for name, content in files.items():
+        by_file[name] = _sha256({"files": _as_text(content)})
+
+    return Digests(
+        whole=_sha256({"tensors": tensors, "files": _as_text(files)}),
+        without_tokenizer=_sha256({"tensors": tensors, "files": _as_text(of_speech)}),
+        files=by_file,
+    )
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def _as_text(content: Any) -> str:
+    """The content of files as JSON, which may hold NaN, as canonical JSON does not allow."""
+    return json.dumps(content, sort_keys=True)
 
 
 def _hashed_files(folder: Path) -> dict[str, Any]:

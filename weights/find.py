@@ -39,7 +39,8 @@ def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH")
     name = str(id_or_folder)
     folder = find_folder(name, SAFETENSORS, f"and point at it with {option}")
     model = real_path(folder).name if expand_user(name).is_dir() else name
-    return Checkpoint(folder, model, digest_checkpoint(folder, weight_files(folder, name)))
+    digests = digest_checkpoint(folder, weight_files(folder, name))
+    return Checkpoint(folder, model, digests.whole, digests.without_tokenizer, digests.files)
 
 
 def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
@@ -56,13 +57,32 @@ def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
     source = models.get(spec.feature) or folder or model or "(not recorded)"
     option = f"--model {spec.feature}=PATH"
     checkpoint = find_checkpoint(source, option)
-    if checkpoint.digest != digest:
+    if digest not in (checkpoint.digest, checkpoint.speech_digest):
         raise WrongUse(
             f"{source}: is not the checkpoint that {spec.name} was computed with "
-            f"({model}, digest {digest[:12]}…; here {checkpoint.digest[:12]}…); "
+            f"({model}, digest {digest[:12]}…{_difference(spec, checkpoint)}); "
             f"point at that one with {option}"
         )
     return checkpoint
+
+
+def _difference(spec: Spec, checkpoint: Checkpoint) -> str:
+    """Which files of a checkpoint are not those of the spec, in words; else the digest here."""
+    recorded = spec.provenance.get("files")
+    differing = []
+    if isinstance(recorded, dict):
+        for name in sorted(recorded.keys() | checkpoint.files.keys()):
+            if recorded.get(name) != short_digest(checkpoint.files.get(name)):
+                differing.append(str(name))
+    if not differing:
+        here = checkpoint.speech_digest if spec.modality == "audio" else checkpoint.digest
+        return f"; here {here[:12]}…"
+    return f"; its {' and '.join(differing)} {'differs' if len(differing) == 1 else 'differ'}"
+
+
+def short_digest(digest: str | None) -> str | None:
+    """What a spec records of a file's digest: enough to see that it is another file."""
+    return None if digest is None else digest[:12]
 
 
 def find_folder(name: str, weights: Sequence[str], remedy: str) -> Path:

@@ -27,6 +27,9 @@ CONFIG_FILES = (
     "spm.model",
 )
 
+# Of these, what turns text into tokens: an encoder of speech has no use for it.
+TOKENIZER_FILES = frozenset(CONFIG_FILES) - {"config.json", "preprocessor_config.json"}
+
 # All that is read beside the tensors. generation_config.json says how Whisper transcribes.
 FILES_BESIDE_WEIGHTS = (*CONFIG_FILES, SHARED_PREPROCESSOR, "generation_config.json")
 
