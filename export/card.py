@@ -92,8 +92,12 @@ def facts(predictor: Predictor) -> str:
             rows.append((f"{name} of the test part", f"{100 * value:.2f} %"))
     for name, value in (result.ccc or {}).items():
         rows.append((f"CCC of {name} of the test part", f"{value:.3f}"))
-    if predictor.temperature is not None:
-        rows.append(("temperature", f"{predictor.temperature:.3f}, fitted on the dev part"))
+    calibration = predictor.run.result.calibration
+    if calibration is not None:
+        how = "fitted on the dev part"
+        if calibration.unfitted:
+            how = f"not fitted: {calibration.unfitted}"
+        rows.append(("temperature", f"{calibration.temperature:.3f}, {how}"))
 
     lines = ["| | |", "|---|---|"]
     lines += [f"| {name} | {plain(value)} |" for name, value in rows]

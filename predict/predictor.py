@@ -39,6 +39,8 @@ from .turns import Answer, Prediction, Turn
 MODALITIES = ("audio", "text")
 # How many utterances are asked whether training would hide one of their modalities.
 HIDDEN_SAMPLES = 4096
+# Percentile of the training part's distances from which on new audio is said to be far from it.
+FAR = 99.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class Predictor:
             notes += warnings
             if not usable:
                 return Answer([], unusable, notes)
+            notes += self._far_from_training(usable)
             predicted = self.predict_rows(
                 [each.turn for each in usable], [each.rows for each in usable]
             )
@@ -224,6 +227,11 @@ class Predictor:
                 "trained on synthetic speech: shows that the pipeline works, and says nothing "
                 "about people"
             )
+        if result.calibration is not None and result.calibration.unfitted:
+            notes.append(
+                f"its probabilities have no temperature, since {result.calibration.unfitted}: they "
+                "may be too sure"
+            )
         if result.random_weights:
             notes.append(f"computed with random weights: {', '.join(result.random_weights)}")
 
@@ -265,6 +273,31 @@ class Predictor:
                 unusable[turn.id] = str(fault)
             notes += [f"{turn.id}: {warning}" for warning in warnings]
         return usable, unusable, notes
+
+    def _far_from_training(self, usable: Sequence[Usable]) -> list[str]:
+        """A note of the turns whose audio lies farther from the training part than its own does."""
+        feature_range = self.fitted.ranges.get("audio")
+        if feature_range is None:
+            return []
+
+        far: list[str] = []
+        for each in usable:
+            rows = each.rows["audio"]
+            if not len(rows):
+                continue
+            percentile = feature_range.percentile(rows)
+            if percentile > FAR:
+                far.append(f"{each.turn.id} than {percentile:.1f} %")
+        if not far:
+            return []
+
+        shown = ", ".join(far[:3])
+        if len(far) > 3:
+            shown += ", …"
+        return [
+            f"{len(far)} of {len(usable)} lie farther from the training part's audio than nearly "
+            f"all of that part does ({shown}): their probabilities say little"
+        ]
 
     def _rows(self, turn: Turn, warnings: list[str]) -> dict[str, Tensor]:
         """The rows of each modality `[rows, dim]` as the run takes them.

@@ -48,6 +48,7 @@ from ser.train.report.sections.calibration import calibration_table
 from ser.train.run_folder import RESULT, Run
 from ser.train.scores import calibration, classes, errors, intervals, raters, ratings, tests
 from ser.train.scores.calibration import (
+    choose_temperature,
     conformal_threshold,
     ece,
     fit_temperature,
@@ -666,6 +667,26 @@ def test_the_error_is_that_of_its_bins_and_a_temperature_mends_it() -> None:
     )
 
 
+SURE = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]])
+UNFITTED = {
+    "dev has no error": ([0, 1, 0], SURE),
+    "the fit ended at a bound": ([1, 0, 1], SURE),
+}
+
+
+@pytest.mark.parametrize("reason", UNFITTED)
+def test_a_temperature_that_dev_does_not_say_stays_1(reason: str) -> None:
+    """27 of 30 runs on EmoDB: a dev part of one speaker was all right, and T went to its bound."""
+    truth, sure = UNFITTED[reason]
+    chosen = choose_temperature(np.array(truth), sure)
+    assert (chosen.temperature, chosen.fault) == (1.0, reason)
+
+    truth_with_errors, unsure = drawn(4000, 0, 2.5)
+    chosen = choose_temperature(truth_with_errors, unsure)
+    assert chosen.temperature == fit_temperature(truth_with_errors, unsure) != 1
+    assert chosen.fault is None
+
+
 @pytest.mark.parametrize("n", [5, 9, 29, 100])
 def test_conformal_sets_keep_their_promise_to_those_who_are_alike(n: int) -> None:
     """Of exchangeable utterances from 90 % to 90 % + 1 / (n + 1) are covered; all, with too few to
@@ -698,7 +719,9 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
         truth = np.array([run.result.classes.index(name) for name in dev["truth"].to_pylist()])
         sure = np.array(dev["probabilities"].to_pylist())
         assert len(dev) == run.result.parts["dev"] == told.n_dev
-        assert told.temperature == pytest.approx(fit_temperature(truth, sure), rel=1e-6)
+        chosen = choose_temperature(truth, sure)
+        assert told.temperature == pytest.approx(chosen.temperature, rel=1e-6)
+        assert told.unfitted == chosen.fault
         assert set(dev["id"].to_pylist()).isdisjoint(run.predictions()["id"].to_pylist())
     ours = scores_as_json(cell)
     assert (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
+import soundfile as sf
 import torch
 from msgspec import structs
 
@@ -197,6 +198,18 @@ def test_ratings_on_the_command_line(newcomer: Path) -> None:
     [prediction] = json.loads(printed(*words, "--json"))["predictions"]
     assert prediction["label"] is None
     assert len(prediction["ratings"]) == 3
+
+
+def test_audio_that_is_far_from_the_training_part_is_named(newcomer: Path, tmp_path: Path) -> None:
+    run = run_of(newcomer, "mit")
+    near, *_ = turns_of_test_part(newcomer, run)
+    samples = np.random.default_rng(0).choice([-1.0, 1.0], 16000)
+    sf.write(tmp_path / "clipped.wav", samples, 16000)
+    far = Turn(audio=tmp_path / "clipped.wav", text="a noise", id="clipped")
+
+    [note] = [note for note in Predictor(run.path)([near, far]).notes if "farther" in note]
+    assert note.startswith("1 of 2 lie farther from the training part's audio")
+    assert "(clipped than 100.0 %)" in note
 
 
 def test_unusable_audio_is_named_and_the_rest_is_told(newcomer: Path, tmp_path: Path) -> None:

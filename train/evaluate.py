@@ -8,6 +8,7 @@ from msgspec import structs
 from torch import Tensor
 
 from .checkpoint import snapshot
+from .data.feature_range import FeatureRange
 from .data.leakage import known_before
 from .data.protocols import UNDECIDED
 from .fit import NO_NUMBERS, Fitted
@@ -109,12 +110,20 @@ def write_files(
     utterances = job.data.utterances
 
     files = run.write_json(CONFIG, job.record)
-    files |= write_model(run, weights, model.scaling)
+    files |= write_model(run, weights, model.scaling, find_ranges(job))
     files |= run.write_predictions(target.columns(utterances, job.fold.test, on_test, job.config))
     if on_dev:
         columns = target.columns(utterances, job.fold.dev, on_dev, job.config)
         files |= run.write_predictions(columns, DEV)
     return files
+
+
+def find_ranges(job: Job) -> dict[str, FeatureRange]:
+    """Where the audio features of the training part lie, as `ser predict` compares new ones."""
+    audio = job.data.inputs.get("audio")
+    if audio is None or not len(job.fold.train):
+        return {}
+    return {"audio": FeatureRange.of(audio, job.fold.train)}
 
 
 def make_result(

@@ -43,6 +43,7 @@ from ser.errors import WrongUse
 from .checkpoint import Progress, read_progress, restore_state, snapshot, write_state
 from .config import TrainConfig
 from .data.dataset import Dataset, Hide
+from .data.feature_range import FeatureRange
 from .data.folds import Fold
 from .data.standardizer import Standardizer
 from .data.views import with_views
@@ -74,6 +75,8 @@ class Fitted:
     history: list[Epoch] = field(default_factory=list)
     fault: str | None = None
     """Why it ended too early; the weights are the best before that."""
+    ranges: dict[str, FeatureRange] = field(default_factory=dict)
+    """By modality, where the training part lies, of a model that was opened again."""
 
     @property
     def epoch(self) -> int:

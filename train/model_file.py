@@ -9,6 +9,7 @@ from ser.errors import CorruptStore, SerError, WrongUse
 from ser.plugins import not_installed
 
 from .config import TrainConfig
+from .data.feature_range import PERCENTILES, FeatureRange
 from .data.standardizer import Standardizer
 from .finetune import with_recorded_encoder
 from .fit import Fitted
@@ -21,13 +22,23 @@ from .targets import TARGETS
 
 
 def write_model(
-    run: Run, weights: Mapping[str, torch.Tensor], scaling: Mapping[str, Standardizer]
+    run: Run,
+    weights: Mapping[str, torch.Tensor],
+    scaling: Mapping[str, Standardizer],
+    ranges: Mapping[str, FeatureRange] | None = None,
 ) -> RunFiles:
-    """Write `model.safetensors`. Returns its entry in the result's `files`."""
+    """Write `model.safetensors`. Returns its entry in the result's `files`.
+
+    `ranges` say by modality where the training part lies, if that is known.
+    """
     tensors = {f"model.{name}": weight.contiguous() for name, weight in weights.items()}
     for modality, standardizer in scaling.items():
         tensors[f"scaling.{modality}.mean"] = standardizer.mean
         tensors[f"scaling.{modality}.std"] = standardizer.std
+    for modality, feature_range in (ranges or {}).items():
+        tensors[f"range.{modality}.mean"] = feature_range.mean
+        tensors[f"range.{modality}.std"] = feature_range.std
+        tensors[f"range.{modality}.percentiles"] = feature_range.percentiles
     return run.write_tensors(MODEL, save(tensors))
 
 
@@ -63,6 +74,7 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
         model = target.build(fusion_with_encoder, settings, record.dims, classes)
         model.load_state_dict(weights)
         scaling = _read_scaling(_under("scaling.", tensors), record.dims)
+        ranges = _read_ranges(_under("range.", tensors), record.dims)
     except SerError:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
@@ -71,7 +83,7 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
         raise faulty
 
     config = TrainConfig(fusion, settings, training, target=record.target, device=device)
-    return Fitted(model.eval().to(device), scaling), config
+    return Fitted(model.eval().to(device), scaling, ranges=ranges), config
 
 
 def _known_fusion(run: Run, record: RunConfig) -> Fusion:
@@ -99,6 +111,21 @@ def _read_scaling(
         std = moments[f"{modality}.std"].view(-1, dims[modality]).squeeze(0)
         scaling[modality] = Standardizer(mean, std)
     return scaling
+
+
+def _read_ranges(
+    tensors: Mapping[str, torch.Tensor], dims: Mapping[str, int]
+) -> dict[str, FeatureRange]:
+    """By modality, from "<modality>.mean", "<modality>.std" and "<modality>.percentiles"."""
+    ranges = {}
+    for modality in sorted({name.partition(".")[0] for name in tensors}):
+        dim = dims[modality]
+        ranges[modality] = FeatureRange(
+            mean=tensors[f"{modality}.mean"].view(dim),
+            std=tensors[f"{modality}.std"].view(dim),
+            percentiles=tensors[f"{modality}.percentiles"].view(PERCENTILES),
+        )
+    return ranges
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -300,7 +300,7 @@ class UndecidedScores(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
 
-class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The temperature that is fitted on dev, and what it does to the test part."""
 
     temperature: float
@@ -314,6 +314,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     ece_tempered: float
     """The same after T."""
+
+    unfitted: str | None = None
+    """Why T is 1 and not fitted: "dev has no error", or "the fit ended at a bound"."""
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):

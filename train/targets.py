@@ -26,7 +26,7 @@ from .models import Fusion
 from .rating_scales import normalise_ratings, predicted_ratings, use_one_scale
 from .records import Calibration, Scores
 from .run_folder import column
-from .scores.calibration import ece, fit_temperature, reliability, tempered
+from .scores.calibration import choose_temperature, ece, reliability, tempered
 from .scores.classes import scores
 from .scores.raters import divergences
 from .scores.ratings import dimension_scores
@@ -276,7 +276,8 @@ class Target:
             return None
 
         dev_rows, on_dev = dev
-        temperature = fit_temperature(utterances.labels[dev_rows], on_dev[:, :k])
+        fitted = choose_temperature(utterances.labels[dev_rows], on_dev[:, :k])
+        temperature = fitted.temperature
 
         test_rows, on_test = test
         truth = utterances.labels[test_rows]
@@ -284,7 +285,11 @@ class Target:
         before = ece(reliability(truth, probabilities))
         after = ece(reliability(truth, tempered(probabilities, temperature)))
         return Calibration(
-            temperature=temperature, n_dev=len(dev_rows), ece=before, ece_tempered=after
+            temperature=temperature,
+            n_dev=len(dev_rows),
+            ece=before,
+            ece_tempered=after,
+            unfitted=fitted.fault,
         )
 
     def columns(

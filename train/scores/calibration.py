@@ -1,6 +1,7 @@
 """How sure a model is, and how sure it may be: reliability, temperature, conformal sets."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,31 @@ def fit_temperature(truth: np.ndarray, probabilities: np.ndarray) -> float:
 
     fitted = minimize_scalar(nll, bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(fitted.x))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The temperature that a run applies."""
+
+    temperature: float
+    """1 where none could be fitted."""
+    fault: str | None = None
+    """Why it was not fitted."""
+
+
+def choose_temperature(truth: np.ndarray, probabilities: np.ndarray) -> Temperature:
+    """The fitted temperature, or 1 where the dev part `[n]`, `[n, K]` does not say what it is.
+
+    Where all are right, the best temperature is 0: it would call the next mistake certain. One at
+    a bound says no more.
+    """
+    if (predicted_classes(probabilities) == truth).all():
+        return Temperature(1.0, "dev has no error")
+
+    temperature = fit_temperature(truth, probabilities)
+    if count_at_a_bound([temperature]):
+        return Temperature(1.0, "the fit ended at a bound")
+    return Temperature(temperature)
 
 
 def count_at_a_bound(temperatures: Sequence[float]) -> int:

@@ -108,13 +108,13 @@ def calibration_table(cells: Cells) -> Table:
         note=(
             f"ECE: {BINS} bins of equal width, pooled over the folds of a seed, then the mean "
             "over the seeds (Guo et al. 2017). Each run’s temperature is fitted on its dev part "
-            f"between the bounds {bounds}, and never changes which class comes first; one at a "
-            "bound says that the dev part is too small, or too well or too badly recognised, to "
-            "fit one. Sets: split conformal prediction on the dev part (LAC, Sadinle et al. "
-            "2019); the dev part also chose the epoch with --select val, and its speakers are as "
-            "a rule not those of the test part, so no guarantee is claimed across speakers: the "
-            "coverage is what was found. –, not recorded: no dev part beside the training, or "
-            "runs of an earlier ser."
+            f"between the bounds {bounds}, and never changes which class comes first; it stays 1 "
+            "where the dev part has no error, or the fit ended at a bound: then that part is too "
+            "small, or too well or too badly recognised, to fit one. Sets: split conformal "
+            "prediction on the dev part (LAC, Sadinle et al. 2019); the dev part also chose the "
+            "epoch with --select val, and its speakers are as a rule not those of the test part, "
+            "so no guarantee is claimed across speakers: the coverage is what was found. –, not "
+            "recorded: no dev part beside the training, or runs of an earlier ser."
         ),
     )
 
@@ -133,7 +133,7 @@ def _calibration_row(cell: Cell) -> Row:
         "cell": cell.label,
         "ECE %": ece_before,
         "ECE with temperature %": ece_after,
-        "temperatures": _range_of_temperatures(fitted),
+        "temperatures": _range_of_temperatures(fitted, _unfitted(cell)),
         "nominal coverage %": 100 * LEVEL,
         "coverage of the sets %": coverage,
         "classes in a set": size,
@@ -142,14 +142,28 @@ def _calibration_row(cell: Cell) -> Row:
     }
 
 
-def _range_of_temperatures(fitted: list[float]) -> str:
-    """The lowest and the highest, and how many are at a bound."""
-    if not fitted:
+def _unfitted(cell: Cell) -> dict[str, int]:
+    """Why temperatures of the cell's runs are 1 and not fitted → of how many."""
+    reasons: dict[str, int] = {}
+    for result in cell.results:
+        if result.calibration and result.calibration.unfitted:
+            reason = result.calibration.unfitted
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return reasons
+
+
+def _range_of_temperatures(temperatures: list[float], unfitted: dict[str, int]) -> str:
+    """The lowest and the highest, how many were not fitted, and how many are at a bound."""
+    if not temperatures:
         return "not recorded"
-    text = f"{min(fitted):.2f}–{max(fitted):.2f}"
-    at_a_bound = count_at_a_bound(fitted)
+    text = f"{min(temperatures):.2f}–{max(temperatures):.2f}"
+    for reason, count in sorted(unfitted.items()):
+        text += f", {count} of {len(temperatures)} stay 1 ({reason})"
+
+    # Of runs of an earlier ser.
+    at_a_bound = count_at_a_bound(temperatures)
     if at_a_bound:
-        text += f", {at_a_bound} of {len(fitted)} at a bound"
+        text += f", {at_a_bound} of {len(temperatures)} at a bound"
     return text
 
 
