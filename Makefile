@@ -38,6 +38,7 @@ demo-features: install
 	$(SER) weights demo demo/checkpoints
 	$(SER) features demo/corpus --store demo/features $(foreach m,hubert mpnet bert,--model $(m)=demo/checkpoints/$(m)-random)
 
+# The encoders are downloaded, and converted where they are published as pickles alone (ARGS=--no-convert refuses).
 # With neither IEMOCAP nor CORPUS this is the demo corpus, and says so.
 ifneq ($(IEMOCAP),)
 features: install

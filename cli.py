@@ -1,7 +1,7 @@
 """The command `ser`: gathers the commands, and is the only place where an error becomes a message.
 
-Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with quarantined
-utterances, or an audit with a fault.
+Exit codes: 0 done · 1 failed · 2 wrong use · 3 finished, with something left out, or an audit with
+a fault.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ from ser.engines.machine import cores, memory
 from ser.errors import DISTRIBUTION
 from ser.extract.config import ExtractionConfig
 from ser.extract.registry import FEATURES
-from ser.weights.hub_cache import list_checkpoints
+from ser.weights.hub_cache import CachedModel, list_checkpoints
 
 # One file system a line: device, folder, type, options.
 MOUNTS = Path("/proc/mounts")
@@ -185,39 +185,48 @@ def _file_system(folder: Path) -> tuple[str, list[str]]:
 
 
 def _weights() -> Iterator[Finding]:
-    """Each encoder of the default features, and the others in Hugging Face's cache."""
-    cached = {checkpoint.model: checkpoint for checkpoint in list_checkpoints()}
+    """Each encoder of the default features, and the others on this machine."""
+    here = {checkpoint.model: checkpoint for checkpoint in list_checkpoints()}
 
     for feature in str(ExtractionConfig.features).split(","):
         model = FEATURES[feature].model
-        if model is None:
-            continue
-        subject = f"weights of {feature}"
-        checkpoint = cached.pop(model, None)
-        if checkpoint is None:
-            yield Finding(
-                subject,
-                f"{model} is not on this machine",
-                "fetched when first used if there is a network; "
-                f"else copy its folder: --model {feature}=PATH",
-            )
-        elif checkpoint.fault is not None:
-            yield Finding(
-                subject,
-                checkpoint.fault,
-                f"ser weights convert {checkpoint.path} DIR, then --model {feature}=DIR",
-            )
-        else:
-            yield Finding(subject, f"{model} in Hugging Face's cache")
+        if model is not None:
+            yield _weights_of(feature, model, here.pop(model, None))
 
-    usable = [model for model, checkpoint in cached.items() if checkpoint.fault is None]
+    usable = [model for model, checkpoint in here.items() if checkpoint.fault is None]
     if usable:
-        yield Finding("other weights", f"in Hugging Face's cache: {', '.join(usable)}")
+        yield Finding("other weights", f"on this machine: {', '.join(usable)}")
 
-    for model, checkpoint in sorted(cached.items()):
+    for model, checkpoint in sorted(here.items()):
         if checkpoint.fault is not None:
             yield Finding(
                 f"weights of {model}",
                 checkpoint.fault,
                 f"ser weights convert {checkpoint.path} DIR",
             )
+
+
+def _weights_of(feature: str, model: str, checkpoint: CachedModel | None) -> Finding:
+    """Whether the weights of a feature are here: in Hugging Face's cache, or converted by ser."""
+    subject = f"weights of {feature}"
+    if checkpoint is None:
+        return Finding(
+            subject,
+            f"{model} is not on this machine",
+            "fetched when first used if there is a network, and converted if it is a pickle; "
+            f"else copy its folder: --model {feature}=PATH",
+        )
+    if checkpoint.fault is not None:
+        return Finding(
+            subject,
+            checkpoint.fault,
+            f"ser weights convert {checkpoint.path} DIR, then --model {feature}=DIR",
+        )
+    if checkpoint.is_pickle:
+        return Finding(
+            subject,
+            f"{model} in Hugging Face's cache, as a pickle: converted when it is first used",
+        )
+    if checkpoint.is_converted:
+        return Finding(subject, f"{model}, converted, in {checkpoint.path}")
+    return Finding(subject, f"{model} in Hugging Face's cache")

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ser.errors import SerError
 from ser.extract.config import ExtractionConfig
 
 from .next_training import train_options
 from .options import FILE, config_options, json_option
-from .output import answer, duration, next_step, plural, say, stage_bars, table
+from .output import answer, duration, next_step, plural, say, size_text, stage_bars, table
+from .weights_in_words import fetching_lines, left_out_lines
 
 if TYPE_CHECKING:
     from ser.extract.corpora.scan import Scan
     from ser.extract.corpora.transcribe import Transcription
-    from ser.extract.run import ExtractionPlan, ExtractionRun, Summary
+    from ser.extract.preparation import Preparation
+    from ser.extract.run import ExtractionPlan, Summary
 
 COLUMNS = ("rows", "computed", "reused", "quarantined", "seconds")
 
@@ -37,7 +38,7 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
       ser features corpus --features hubert:layer=9 --model hubert=/models/hubert-base-ls960
       ser features corpus --transcribe whisper --model whisper=/models/whisper-base.en
     """
-    from ser.extract.run import ExtractionRun, plan
+    from ser.extract.preparation import prepare
 
     scan = None
     whole = True
@@ -50,19 +51,17 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
             return
         whole = not scan.unusable("text")
 
-    planned = plan(ExtractionConfig(**options), scan)
-    with ExtractionRun(planned) as run:
-        if dry_run:
-            _answer_plan(run, as_json)
-        else:
-            summary = _extract(run, scan is not None, as_json)
-            whole = whole and summary.whole
+    preparation = prepare(ExtractionConfig(**options), scan)
+    if dry_run:
+        planned = _answer_plan(preparation, as_json)
+        whole = whole and not planned.unavailable
+    else:
+        planned = _fetch_weights(preparation)
+        summary = _extract(planned, scan is not None, as_json)
+        whole = whole and summary.whole
 
-    if planned.unavailable:
-        left_out = [
-            f"{feature} is left out: {fault}" for feature, fault in planned.unavailable.items()
-        ]
-        raise SerError("; ".join(left_out))
+    for line in left_out_lines(planned):
+        say(line, err=True)
     ctx.exit(0 if whole else 3)
 
 
@@ -72,9 +71,16 @@ def _transcribe(config: ExtractionConfig, dry_run: bool, as_json: bool) -> "Scan
     With `dry_run` None, and only what is missing is printed.
     """
     from ser.extract.corpora.alike import problem_lines
+    from ser.extract.corpora.recogniser import find_recogniser
     from ser.extract.corpora.transcribe import Transcription
 
-    job = Transcription(config)
+    source = find_recogniser(config)
+    if not source.is_ready:
+        for line in fetching_lines({"whisper": source}):
+            say(line, err=True)
+    with stage_bars("B", unit_scale=True) as update:
+        job = Transcription(config, update)
+
     missing = len(job.left)
     rows = len(job.utterances)
     if dry_run:
@@ -127,25 +133,56 @@ def _warnings_of_transcripts(job: "Transcription") -> list[str]:
     return warnings
 
 
-def _answer_plan(run: "ExtractionRun", as_json: bool) -> None:
-    """Print what would be computed, and how long it would take."""
-    seconds = run.estimate()
-    if as_json:
-        answer(_plan_json(run.plan, seconds))
+def _answer_plan(preparation: "Preparation", as_json: bool) -> "ExtractionPlan":
+    """Print what would be fetched and computed, and how long it would take, where that is known."""
+    from ser.extract.plan import complete_plan, plan_without_fetching
+    from ser.extract.run import ExtractionRun
+
+    seconds = None
+    if preparation.to_fetch:
+        plan = plan_without_fetching(preparation)
     else:
-        answer(_plan_text(run.plan) + _estimate_text(seconds))
+        plan = complete_plan(preparation)
+        with ExtractionRun(plan) as run:
+            seconds = run.estimate()
+
+    if as_json:
+        answer(_plan_json(preparation, plan, seconds))
+        return plan
+    for line in fetching_lines(preparation.to_fetch):
+        answer(line)
+    answer(_plan_text(plan) + _estimate_text(seconds))
+    return plan
 
 
-def _extract(run: "ExtractionRun", transcribed: bool, as_json: bool) -> "Summary":
-    """Compute what is missing, and print what was done."""
+def _fetch_weights(preparation: "Preparation") -> "ExtractionPlan":
+    """The plan, once weights that are not here are downloaded and converted: that is said first."""
+    from ser.extract.plan import complete_plan, plan_without_fetching
     from ser.extract.unusable import stop_if_unusable
 
-    plan = run.plan
-    stop_if_unusable(plan)
-    say(_plan_text(plan), err=True, nl=False)
-    say(_estimate_text(run.estimate()), err=True)
-    with stage_bars() as update:
-        summary = run.extract(update)
+    if preparation.to_fetch:
+        known = plan_without_fetching(preparation)
+        # Before gigabytes are downloaded for a corpus that cannot be used.
+        stop_if_unusable(known)
+        for line in fetching_lines(preparation.to_fetch):
+            say(line, err=True)
+        say(_plan_text(known), err=True)
+
+    with stage_bars("B", unit_scale=True) as update:
+        return complete_plan(preparation, update)
+
+
+def _extract(plan: "ExtractionPlan", transcribed: bool, as_json: bool) -> "Summary":
+    """Compute what is missing, and print what was done."""
+    from ser.extract.run import ExtractionRun
+    from ser.extract.unusable import stop_if_unusable
+
+    with ExtractionRun(plan) as run:
+        stop_if_unusable(plan)
+        say(_plan_text(plan), err=True, nl=False)
+        say(_estimate_text(run.estimate()), err=True)
+        with stage_bars() as update:
+            summary = run.extract(update)
 
     if as_json:
         transcripts = {}
@@ -178,7 +215,9 @@ def _suggest_training(plan: "ExtractionPlan", summary: "Summary") -> None:
         )
 
 
-def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
+def _plan_json(
+    preparation: "Preparation", plan: "ExtractionPlan", seconds: float | None
+) -> dict[str, Any]:
     """What `--dry-run --json` prints."""
     rows = len(plan.manifest)
     features = {}
@@ -189,8 +228,16 @@ def _plan_json(plan: "ExtractionPlan", seconds: float | None) -> dict[str, Any]:
             "missing": len(plan.missing[fingerprint]),
             "bytes": plan.sizes[fingerprint],
         }
+    for name, size in plan.pending.items():
+        features[name] = {"rows": rows, "missing": rows, "bytes": size}
+
+    weights = {}
+    for name, source in preparation.to_fetch.items():
+        weights[name] = {"download": source.download, "convert": source.pickle}
     return {
         "features": features,
+        "weights": weights,
+        "left_out": {name: str(fault) for name, fault in plan.unavailable.items()},
         "bytes": plan.bytes,
         "free": plan.free,
         "seconds": seconds,
@@ -213,14 +260,16 @@ def _plan_text(plan: "ExtractionPlan") -> str:
         random = " (random weights)" if spec.random_weights else ""
         lines.append(
             f"  {spec.name}@{fingerprint}{random}: {missing} to compute, {rows - missing} there, "
-            f"about {plan.sizes[fingerprint] / 1e6:.1f} MB"
+            f"about {size_text(plan.sizes[fingerprint])}"
         )
-    for name in plan.unavailable:
-        lines.append(f"  {name}: left out, its weights are not here")
+    for name, size in plan.pending.items():
+        lines.append(f"  {name}: {rows} to compute once its weights are here, {size_text(size)}")
+    for name, fault in plan.unavailable.items():
+        lines.append(f"  {name}: left out, its weights are not here: {fault}")
     for problem in problem_lines(plan.scan.refused):
         lines.append(f"  not in the corpus as read: {problem}")
 
-    lines.append(f"  {plan.bytes / 1e6:.1f} MB in all, {plan.free / 1e9:.1f} GB free")
+    lines.append(f"  {size_text(plan.bytes)} in all, {plan.free / 1e9:.1f} GB free")
     return "\n".join(lines)
 
 

@@ -78,6 +78,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def size_text(size: float) -> str:
+    """Bytes in the unit that fits them: "12.3 MB", "1.20 GB"."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def duration(seconds: float) -> str:
     """A duration in its two largest units: "3.2 s", "5 min 20 s", "12 h 26 min"."""
     if seconds < 60:
@@ -117,14 +122,19 @@ def progress(total: float | None, what: str, unit: str = "it", **options: Any) -
 
 
 @contextmanager
-def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per stage, made when the stage first reports how many utterances are done."""
+def stage_bars(unit: str = "utt", **options: Any) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per stage, made when the stage first reports how much of it is done.
+
+    `options` are tqdm's.
+    """
     bars: dict[str, tqdm[Any]] = {}
     with ExitStack() as stack:
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in bars:
-                bars[stage] = stack.enter_context(progress(total, f"{stage:<8}", "utt"))
+                bars[stage] = stack.enter_context(progress(total, f"{stage:<8}", unit, **options))
             bars[stage].update(done - bars[stage].n)
+            if done >= total:
+                bars[stage].close()
 
         yield update

@@ -2,11 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import FILE, json_option
-from .output import answer, table
+from .output import answer, stage_bars, table
+
+if TYPE_CHECKING:
+    from ser.weights.hub_cache import CachedModel
 
 
 @click.group()
@@ -34,7 +38,8 @@ def demo(folder: Path) -> None:
 @weights.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """The checkpoints in Hugging Face's cache, and what keeps ser from using them.
+    """The checkpoints in Hugging Face's cache and those that ser has converted (in the folder that
+    SER_CACHE names, by default ~/.cache/ser), and what keeps ser from using them.
 
     Example: ser weights list
     """
@@ -45,15 +50,25 @@ def list_(as_json: bool) -> None:
         answer([asdict(checkpoint) for checkpoint in checkpoints])
         return
     if not checkpoints:
-        answer("Hugging Face's cache holds no model")
+        answer("no model is in Hugging Face's cache, and none has been converted")
         return
 
     rows = []
     for checkpoint in checkpoints:
         size = f"{checkpoint.bytes / 1e6:.0f} MB"
-        state = checkpoint.fault or "ok"
-        rows.append([checkpoint.model, checkpoint.architecture, size, state])
+        rows.append([checkpoint.model, checkpoint.architecture, size, _state(checkpoint)])
     answer(table(rows, ["model", "architecture", "size", "state"]))
+
+
+def _state(checkpoint: "CachedModel") -> str:
+    """Whether ser can use a checkpoint, and how."""
+    if checkpoint.fault is not None:
+        return checkpoint.fault
+    if checkpoint.is_pickle:
+        return "a pickle: converted when it is first used"
+    if checkpoint.is_converted:
+        return f"ok, converted: {checkpoint.path}"
+    return "ok"
 
 
 @weights.command()
@@ -64,7 +79,8 @@ def convert(source: str, folder: Path) -> None:
     safetensors.
 
     SRC holds a pickle, which is opened in a child process and of which only tensors are taken, or
-    a Whisper model of CTranslate2, as faster-whisper takes it.
+    a Whisper model of CTranslate2, as faster-whisper takes it. `ser features` converts by itself,
+    once, what a repository publishes as a pickle alone.
 
     \b
     Examples:
@@ -73,4 +89,6 @@ def convert(source: str, folder: Path) -> None:
     """
     from ser.weights.convert import convert as convert_weights
 
-    answer(f"wrote {convert_weights(source, folder)}")
+    with stage_bars("B", unit_scale=True) as update:
+        converted = convert_weights(source, folder, update)
+    answer(f"wrote {converted}")

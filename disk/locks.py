@@ -79,7 +79,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[int]:
 def _wait_for(lock: OpenLock, path: Path, waiting: str) -> None:
     """Wait until another process gives a lock back, if one holds it."""
     if lock.held is None and waiting:
-        fault = "%s: its file system has no locks; let no two processes train the same run at once"
+        fault = "%s: its file system has no locks; let no two processes do the same work at once"
         _warn_once(fault, path.parent.parent)
 
     if lock.held is False:

@@ -78,6 +78,10 @@ class ExtractionConfig:
         metavar="NAME=ID_OR_PATH",
         name="model",
     )
+    no_convert: bool = option(
+        False,
+        help="Refuse encoders that are published as pickles alone, which are converted once.",
+    )
     workers: int | None = option(
         None,
         help="Processes; by default one, or with auto one per GPU.",

@@ -12,22 +12,21 @@ import numpy as np
 
 from ser.cache.feature import Feature
 from ser.cache.spec import Spec
-from ser.cache.store import Store, check_local, open_store
+from ser.cache.store import Store, open_store
 from ser.corpus.manifest import Manifest, Parent
 from ser.corpus.names import RESERVED, Modality
-from ser.engines.machine import choose_device
-from ser.engines.scheduler import check_scheduler, local_workers
-from ser.errors import DISTRIBUTION, StoreError, WeightsError, WrongUse
-from ser.options import options_of
-from ser.weights.find import parse_models
+from ser.errors import DISTRIBUTION, StoreError, WeightsError
+from ser.weights.checkpoint import Checkpoint
+from ser.weights.hub import OnDownload
+from ser.weights.source import Source, fetch_config
 
 from .batches import batches
 from .config import ExtractionConfig
-from .corpora.detect import find_format
-from .corpora.scan import Scan, scan_corpus
+from .corpora.scan import Scan
 from .extractor import ResolvedFeature
-from .registry import split_names
-from .resolve import resolve
+from .preparation import Preparation, prepare, stop_if_asked_for
+from .registry import parse_name
+from .resolve import open_sources, resolve_from
 from .tasks import ExtractionTask, Utterance, WorkerConfig, tasks_for, utterances_of
 
 # The rows of one part, at most, in bytes.
@@ -51,8 +50,11 @@ class ExtractionPlan:
     sizes: Mapping[str, int]
     # Bytes on the store's disk.
     free: int
-    # Features whose weights are not here.
+    # Features whose weights are not to be had.
     unavailable: dict[str, WeightsError] = field(default_factory=dict)
+    # Estimated bytes of the features whose weights are still to be fetched, by their names with
+    # variants.
+    pending: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -62,7 +64,7 @@ class ExtractionPlan:
     @property
     def bytes(self) -> int:
         """Estimated size of what will be computed."""
-        return sum(self.sizes.values())
+        return sum(self.sizes.values()) + sum(self.pending.values())
 
     def worker_config(self) -> WorkerConfig:
         """What the tasks share; the device as requested."""
@@ -106,31 +108,76 @@ class ExtractionPlan:
         return tasks
 
 
-def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
-    """Read the corpus (unless its `scan` is given), find the weights, look up what the store has.
+def plan(
+    config: ExtractionConfig, scan: Scan | None = None, on_download: OnDownload | None = None
+) -> ExtractionPlan:
+    """Read the corpus (unless its `scan` is given), get the weights, look up what the store has.
 
-    Features whose weights are not here are left out of the plan and named in `unavailable`. Raises
-    `WrongUse` for an impossible corpus, feature, model or setting, `WeightsError` if no feature is
-    left, and `StoreError` if the disk is too small for the estimated size.
+    Features whose weights are not to be had are left out of the plan and named in `unavailable`;
+    see `prepare`, whose errors it raises.
     """
-    _check_config(config)
+    return complete_plan(prepare(config, scan), on_download)
 
-    names: list[str] = []
-    if config.features or scan is None:
-        names = split_names(config.features)
-    if scan is None:
-        # Before the weights, which may come over the network.
-        find_format(config.corpus, config.format)
 
-    features, unavailable = resolve(names, parse_models(config.models), config.dtype)
-    if unavailable and not features:
-        raise next(iter(unavailable.values()))
+def complete_plan(
+    preparation: Preparation, on_download: OnDownload | None = None
+) -> ExtractionPlan:
+    """The plan, once the weights that it needs are downloaded and converted.
 
-    if scan is None:
-        scan = scan_corpus(
-            config.corpus, config.format, config.corpus_name, config.text, config.limit
-        )
+    Raises `WeightsError` and `StoreError` as `prepare` does.
+    """
+    checkpoints, not_opened = open_sources(preparation.sources, on_download)
+    stop_if_asked_for(preparation.config, not_opened)
+    unavailable = {**preparation.unavailable, **not_opened}
+    return _plan(preparation, checkpoints, unavailable, {})
 
+
+def plan_without_fetching(preparation: Preparation) -> ExtractionPlan:
+    """The plan as far as it is known while weights are still to be fetched.
+
+    The features that wait for them are not in it, but for their `pending` bytes. Only the configs
+    of their models are downloaded. Raises `StoreError` if the disk is too small.
+    """
+    ready = {}
+    for feature, source in preparation.sources.items():
+        if feature not in preparation.to_fetch:
+            ready[feature] = source
+    checkpoints, unavailable = open_sources(ready)
+
+    pending: dict[str, int] = {}
+    for feature, source in preparation.to_fetch.items():
+        try:
+            pending.update(_pending_bytes(preparation, feature, source))
+        except WeightsError as fault:
+            # Such as that of a model whose files are for those alone who accept its conditions.
+            unavailable[feature] = fault
+    stop_if_asked_for(preparation.config, unavailable)
+    return _plan(preparation, checkpoints, {**preparation.unavailable, **unavailable}, pending)
+
+
+def _pending_bytes(preparation: Preparation, feature: str, source: Source) -> dict[str, int]:
+    """The estimated bytes of each variant of a feature, by name, as its model's config has them."""
+    names = [name for name in preparation.names if parse_name(name)[0] == feature]
+    unhashed = {feature: fetch_config(source)}
+
+    sizes: dict[str, int] = {}
+    for single in resolve_from(names, unhashed, preparation.config.dtype):
+        utterances = utterances_of(preparation.scan, single.spec.modality)
+        sizes[single.spec.name] = _estimate_bytes(single.spec, utterances)
+    return sizes
+
+
+def _plan(
+    preparation: Preparation,
+    checkpoints: Mapping[str, Checkpoint | None],
+    unavailable: dict[str, WeightsError],
+    pending: Mapping[str, int],
+) -> ExtractionPlan:
+    """The plan of the features whose checkpoints are here."""
+    config = preparation.config
+    features = resolve_from(preparation.names, checkpoints, config.dtype)
+
+    scan = preparation.scan
     store = _existing_store(config.store)
     if store is not None:
         scan = _with_parent(scan, store)
@@ -146,33 +193,12 @@ def plan(config: ExtractionConfig, scan: Scan | None = None) -> ExtractionPlan:
         missing[spec.fingerprint] = lacked
         sizes[spec.fingerprint] = _estimate_bytes(spec, lacked)
 
+    free = _free_bytes(config.store)
     planned = ExtractionPlan(
-        config, scan, utterances, features, missing, sizes, _free_bytes(config.store), unavailable
+        config, scan, utterances, features, missing, sizes, free, unavailable, pending
     )
     _check_space(planned)
     return planned
-
-
-def _check_config(config: ExtractionConfig) -> None:
-    """Raise `WrongUse` for what an option cannot be, before anything is read."""
-    for name, option in options_of(config).items():
-        value = getattr(config, name)
-        if option.choices and value not in (None, *option.choices):
-            allowed = " or ".join(option.choices)
-            raise WrongUse(f"--{name.replace('_', '-')} {value}: it is {allowed}")
-
-    check_local(config.store)
-    elsewhere = config.scheduler is not None and local_workers(config.scheduler) is None
-    choose_device(config.device, here=config.device != "auto" and not elsewhere)
-
-    seconds = [config.part_seconds]
-    if config.batch_seconds is not None:
-        seconds.append(config.batch_seconds)
-    if not all(value > 0 for value in seconds):
-        raise WrongUse("--part-seconds and --batch-seconds must be above 0")
-
-    if config.scheduler is not None:
-        check_scheduler(config.scheduler, config.insecure, config.workers)
 
 
 def _existing_store(folder: Path) -> Store | None:

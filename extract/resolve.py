@@ -16,8 +16,10 @@ from ser.disk.paths import real_path
 from ser.errors import DISTRIBUTION, WeightsError, WrongUse, unknown
 from ser.plugins import not_installed
 from ser.weights.checkpoint import Checkpoint
-from ser.weights.find import find_checkpoint, recorded_checkpoint, short_digest
+from ser.weights.find import open_source, pointing_with, recorded_checkpoint, short_digest
 from ser.weights.folder import TOKENIZER_FILES
+from ser.weights.hub import OnDownload
+from ser.weights.source import Source, find_source
 
 from .extractor import Extractor, ResolvedFeature
 from .registry import FEATURES, parse_name
@@ -28,29 +30,69 @@ def resolve(
 ) -> tuple[list[ResolvedFeature], dict[str, WeightsError]]:
     """Every feature that `names` stand for, each once. Finds and hashes the checkpoints.
 
-    A feature whose checkpoint is not on this machine is left out; its error is returned beside
-    them, by feature. Raises `WrongUse` for an unknown name or an impossible setting.
+    A feature whose checkpoint is not to be had is left out; its error is returned beside them, by
+    feature. Raises `WrongUse` for an unknown name or an impossible setting.
     """
-    parsed = [parse_name(name) for name in names]
+    sources, not_found = find_sources(names, models)
+    checkpoints, not_opened = open_sources(sources)
+    return resolve_from(names, checkpoints, dtype), {**not_found, **not_opened}
+
+
+def find_sources(
+    names: Sequence[str], models: Mapping[str, str], convert: bool = True
+) -> tuple[dict[str, Source | None], dict[str, WeightsError]]:
+    """Where the checkpoint of each feature comes from; None for one without weights.
+
+    Of a feature whose checkpoint is not to be had, the error is returned beside them. Nothing is
+    downloaded. Raises `WrongUse` for an unknown name.
+    """
+    features = [parse_name(name)[0] for name in names]
     _check_models(models)
 
+    sources: dict[str, Source | None] = {}
+    missing: dict[str, WeightsError] = {}
+    for feature in dict.fromkeys(features):
+        try:
+            sources[feature] = _find_source(feature, models, convert)
+        except WeightsError as fault:
+            missing[feature] = fault
+    return sources, missing
+
+
+def open_sources(
+    sources: Mapping[str, Source | None], on_download: OnDownload | None = None
+) -> tuple[dict[str, Checkpoint | None], dict[str, WeightsError]]:
+    """The checkpoint of each feature: downloaded and converted if it has to be, and hashed.
+
+    Of a feature whose checkpoint cannot be opened, the error is returned beside them.
+    """
     checkpoints: dict[str, Checkpoint | None] = {}
     missing: dict[str, WeightsError] = {}
-    resolved: dict[str, ResolvedFeature] = {}
-    for feature, settings in parsed:
-        if feature not in checkpoints and feature not in missing:
-            try:
-                checkpoints[feature] = _find(feature, models)
-            except WeightsError as fault:
-                missing[feature] = fault
-        if feature in missing:
-            continue
+    for feature, source in sources.items():
+        try:
+            checkpoints[feature] = None if source is None else open_source(source, on_download)
+        except WeightsError as fault:
+            missing[feature] = fault
+    return checkpoints, missing
 
+
+def resolve_from(
+    names: Sequence[str], checkpoints: Mapping[str, Checkpoint | None], dtype: Dtype
+) -> list[ResolvedFeature]:
+    """Every feature that `names` stand for, each once, but for those without a checkpoint.
+
+    Raises `WrongUse` for an impossible setting.
+    """
+    resolved: dict[str, ResolvedFeature] = {}
+    for name in names:
+        feature, settings = parse_name(name)
+        if feature not in checkpoints:
+            continue
         checkpoint = checkpoints[feature]
         for single in _expand_layers(settings, checkpoint):
             resolved_feature = _resolve_feature(feature, single, checkpoint, dtype)
             resolved.setdefault(resolved_feature.spec.fingerprint, resolved_feature)
-    return list(resolved.values()), missing
+    return list(resolved.values())
 
 
 def resolve_again(
@@ -135,8 +177,8 @@ def _check_known(spec: Spec) -> None:
         raise WrongUse(not_installed(f"{spec.name} was computed by an extractor", package))
 
 
-def _find(feature: str, models: Mapping[str, str]) -> Checkpoint | None:
-    """The checkpoint of a feature: that of --model, or its own; None if it has no weights."""
+def _find_source(feature: str, models: Mapping[str, str], convert: bool) -> Source | None:
+    """Where a feature's checkpoint comes from: --model, or its own; None if it has no weights."""
     model = models.get(feature, FEATURES[feature].model)
     if model is None:
         return None
@@ -144,7 +186,7 @@ def _find(feature: str, models: Mapping[str, str]) -> Checkpoint | None:
         raise WrongUse(
             f"{feature} has no checkpoint of its own: name one by --model {feature}=ID_OR_PATH"
         )
-    return find_checkpoint(model, f"--model {feature}=PATH")
+    return find_source(model, pointing_with(f"--model {feature}=PATH"), convert)
 
 
 def _expand_layers(settings: dict[str, str], checkpoint: Checkpoint | None) -> list[dict[str, str]]:
@@ -279,6 +321,8 @@ def _provenance(
             if FEATURES[feature].modality == "text" or file not in TOKENIZER_FILES:
                 files[file] = short_digest(digest)
         provenance["files"] = files
+        if checkpoint.converted_from:
+            provenance["converted_from"] = checkpoint.converted_from
         folder = real_path(checkpoint.path)
         # Not an id of the Hub: `ser predict` looks for the folder.
         if checkpoint.model == folder.name:

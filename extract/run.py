@@ -143,6 +143,7 @@ class ExtractionRun(ExitStack):
         summary = Summary(
             store=str(self.plan.config.store),
             refused=[str(problem) for problem in scan.refused],
+            left_out={name: str(fault) for name, fault in self.plan.unavailable.items()},
             warnings=[*scan.warnings, *group_warnings(total.warnings)],
             seconds=seconds,
             audio_seconds=total.audio_seconds,

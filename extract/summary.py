@@ -19,6 +19,8 @@ class Summary:
     # Parts of the corpus without a row: a missing session, a bad line.
     refused: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    # Default features whose weights are not to be had, and why.
+    left_out: dict[str, str] = field(default_factory=dict)
     # Wall clock.
     seconds: float = 0.0
     # Of audio that was decoded.
@@ -30,11 +32,11 @@ class Summary:
 
     @property
     def whole(self) -> bool:
-        """Whether every feature has every utterance of the corpus.
+        """Whether every feature is there, and has every utterance of the corpus.
 
         If not, the run ends with exit code 3.
         """
-        return not any(self.quarantined.values()) and not self.refused
+        return not (any(self.quarantined.values()) or self.refused or self.left_out)
 
     @property
     def sentence(self) -> str:

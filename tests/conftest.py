@@ -27,6 +27,7 @@ HEAVY_FILES = (
     "test_extract_encoders",
     "test_faults",
     "test_fuzz",
+    "test_hub",
     "test_report_html",
     "test_weights",
 )
@@ -94,6 +95,36 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory, newcomer: Path) -> Path
 
     folder = once(tmp_path_factory, "demo", partial(make_recipes_store, newcomer=newcomer))
     return folder / "features"
+
+
+@pytest.fixture(scope="session")
+def hub_of_session() -> Iterator[Any]:
+    """The one stand-in for Hugging Face's Hub; see tests/hub_server.py."""
+    from ser.tests.hub_server import hub_server
+
+    with hub_server() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(hub_of_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty Hub, for this process and those that it starts, and empty caches."""
+    from huggingface_hub import constants
+
+    hub_of_session.forget()
+    url = hub_of_session.url
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("SER_CACHE", str(tmp_path / "ser"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return hub_of_session
 
 
 @pytest.fixture(params=["zarr", "hdf5"])

@@ -22,6 +22,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory without models, and an empty cache of Hugging Face's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("SER_CACHE", str(tmp_path / "ser"))
 
 
 def findings(**options: Any) -> dict[str, doctor.Finding]:
@@ -57,12 +58,28 @@ def test_weights_in_the_cache_are_found_and_pickles_are_named(tmp_path: Path) ->
     found = findings()["weights of hubert"]
     assert found.fine and "facebook/hubert-base-ls960 in Hugging Face's cache" in found.state
     shutil.copytree(folder, tmp_path / "hub" / "models--me--hubert")
-    assert findings()["other weights"].state == "in Hugging Face's cache: me/hubert"
+    assert findings()["other weights"].state == "on this machine: me/hubert"
+
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     found = findings()["weights of hubert"]
+    assert found.fine
+    assert "as a pickle: converted when it is first used" in found.state
+
+    (snapshot / "pytorch_model.bin").unlink()
+    found = findings()["weights of hubert"]
     assert not found.fine
-    assert "pickle" in found.state
     assert f"ser weights convert {snapshot}" in found.advice
+
+
+def test_converted_weights_are_found_and_listed(tmp_path: Path) -> None:
+    kept = tmp_path / "ser" / "converted" / "facebook--hubert-base-ls960" / ("0" * 40)
+    write_random_checkpoint(kept, "hubert")
+
+    found = findings()["weights of hubert"]
+    assert found.fine
+    assert found.state == f"facebook/hubert-base-ls960, converted, in {kept}"
+    listed = ser("weights", "list").stdout
+    assert f"ok, converted: {kept}" in listed
 
 
 def test_what_lacks_has_advice_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Every row accounted for, nothing computed twice, the same rows however it is run
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -305,22 +306,40 @@ def test_warnings_of_the_scan_are_in_the_summary(corpus: Corpus) -> None:
     assert extract(warning).warnings == ["a clip is left out"]
 
 
-def test_missing_weights_stop_their_own_feature_alone(corpus: Corpus) -> None:
+def test_missing_weights_stop_what_names_them_before_anything_is_computed(corpus: Corpus) -> None:
     def features(names: str) -> Result:
         words = ["features", corpus.table, "--store", corpus.store, "--json"]
         words += ["--model", "hubert=/nowhere", "--model", f"bert={corpus.models['bert']}"]
         return ser(*words, "--features", names)
 
-    done = features("hubert,hubert:layer=1,bert,is13")
-    assert done.exit_code == 1
-    assert "\nser: hubert is left out: /nowhere: no such folder" in done.stderr
-    rows = {name: facts["rows"] for name, facts in json.loads(done.stdout).items()}
-    assert rows == {"bert": 8, "is13": 8}
+    for names in ("hubert,hubert:layer=1,bert,is13", "hubert,hubert:layer=1"):
+        done = features(names)
+        assert done.exit_code == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith("ser: hubert: /nowhere: no such folder")
+        assert not corpus.store.exists()
 
-    alone = features("hubert,hubert:layer=1")
-    assert alone.exit_code == 2
-    assert alone.stdout == ""
-    assert "/nowhere: no such folder" in alone.stderr
+
+def test_missing_weights_leave_out_a_default_feature_by_name(corpus: Corpus) -> None:
+    words = ["features", corpus.table, "--store", corpus.store, "--json"]
+    for name in ENCODERS:
+        place = "/nowhere" if name == "hubert" else corpus.models[name]
+        words += ["--model", f"{name}={place}"]
+    done = ser(*words)
+
+    assert done.exit_code == 3
+    before, _, after = done.stderr.partition("decode")
+    assert "hubert: left out, its weights are not here: /nowhere: no such folder" in before
+    rows = {name: facts["rows"] for name, facts in json.loads(done.stdout).items()}
+    assert rows == {"mpnet": 8, "bert": 8, "is13": 8, "logmel": 8}
+
+    last = after.splitlines()[-1]
+    [named] = [part for part in last.split("`") if part.startswith("ser ")]
+    assert "--features hubert --model hubert=PATH" in named
+    command = shlex.split(named.replace("PATH", corpus.models["hubert"]))
+    completed = ser(*command[1:])
+    assert completed.exit_code == 0, completed.output
+    assert open_store(corpus.store).feature("hubert").rows(open_store(corpus.store).manifest()) == 8
 
 
 def test_audio_that_changes_while_running_stops_it(corpus: Corpus) -> None:

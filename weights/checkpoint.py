@@ -45,6 +45,8 @@ class Checkpoint:
     """The same without the files of a tokenizer: what features of speech hang on."""
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The digest of each file by itself."""
+    converted_from: str = ""
+    """What ser has converted it from: "pytorch_model.bin"; empty if it was published as it is."""
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -16,8 +16,14 @@ from ser.disk.read import read_named
 from ser.disk.records import canonical_json
 from ser.errors import WeightsError
 
-from .checkpoint import SHARED_PREPROCESSOR, plain_preprocessor, read_json, shared_preprocessor
-from .folder import CONFIG_FILES, TOKENIZER_FILES
+from .checkpoint import (
+    SHARED_PREPROCESSOR,
+    Checkpoint,
+    plain_preprocessor,
+    read_json,
+    shared_preprocessor,
+)
+from .folder import CONFIG_FILES, TOKENIZER_FILES, weight_files
 from .redirects import check_layers
 
 # Entries of JSON files that say where a file came from and what wrote it, not what the model is.
@@ -41,6 +47,23 @@ class Digests:
     """The same but for the `TOKENIZER_FILES`: all that an encoder of speech hangs on."""
     files: dict[str, str]
     """Of each file by itself, the tensors as "weights": to name what differs."""
+
+
+def hash_checkpoint(folder: Path, name: str, model: str, converted_from: str = "") -> Checkpoint:
+    """The checkpoint in a folder, checked and hashed.
+
+    `name` is what the user called it, for messages; `model` and `converted_from` are as in
+    `Checkpoint`. Raises `WeightsError`.
+    """
+    digests = digest_checkpoint(folder, weight_files(folder, name))
+    return Checkpoint(
+        folder,
+        model,
+        digests.whole,
+        digests.without_tokenizer,
+        digests.files,
+        converted_from,
+    )
 
 
 def digest_checkpoint(folder: Path, weight_files: list[Path]) -> Digests:

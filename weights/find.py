@@ -1,16 +1,18 @@
-"""Find an encoder's checkpoint by Hugging Face id or folder: here, in the cache, or on the Hub."""
+"""Find an encoder's checkpoint by Hugging Face id or folder: here, in a cache, or on the Hub."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ser.cache.spec import Spec
 from ser.disk.paths import expand_user, real_path
-from ser.errors import WeightsError, WrongUse
+from ser.errors import WrongUse
 
 from .checkpoint import Checkpoint
-from .digest import digest_checkpoint
-from .folder import FILES_BESIDE_WEIGHTS, SAFETENSORS, shards, weight_files
+from .convert import convert_once
+from .digest import hash_checkpoint
+from .folder import PICKLE
+from .hub import OnDownload
+from .source import Source, fetch, find_source
 
 
 def parse_models(models: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
@@ -30,17 +32,39 @@ def parse_models(models: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
     return sources
 
 
-def find_checkpoint(id_or_folder: str | Path, option: str = "--model NAME=PATH") -> Checkpoint:
-    """The checkpoint in a local folder, in Hugging Face's cache, or (with a network) on the Hub.
+def find_checkpoint(
+    id_or_folder: str | Path, option: str = "--model NAME=PATH", convert: bool = True
+) -> Checkpoint:
+    """The checkpoint in a local folder, in a cache, or (with a network) on the Hub.
 
-    It is checked and hashed. With HF_HUB_OFFLINE=1 the network is never tried. Raises
-    `WeightsError` with what to do, naming the `option` that points at another one.
+    It is checked and hashed. A model that is published as a pickle alone is converted once, unless
+    `convert` is False. With HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with
+    what to do, naming the `option` that points at another one.
     """
-    name = str(id_or_folder)
-    folder = find_folder(name, SAFETENSORS, f"and point at it with {option}")
-    model = real_path(folder).name if expand_user(name).is_dir() else name
-    digests = digest_checkpoint(folder, weight_files(folder, name))
-    return Checkpoint(folder, model, digests.whole, digests.without_tokenizer, digests.files)
+    return open_source(find_source(str(id_or_folder), pointing_with(option), convert))
+
+
+def pointing_with(option: str) -> str:
+    """How a message ends that tells the user to bring a checkpoint to this machine."""
+    return f"and point at it with {option}"
+
+
+def open_source(source: Source, on_download: OnDownload | None = None) -> Checkpoint:
+    """The checkpoint of a source, checked and hashed: downloaded and converted if it has to be.
+
+    Raises `WeightsError`, `StoreError` if a disk is full, and `SerError` for a pickle that holds
+    more than tensors.
+    """
+    folder = fetch(source, on_download)
+    converted_from = ""
+    if source.pickle:
+        folder = convert_once(source.name, folder)
+    if source.pickle or source.is_kept:
+        converted_from = PICKLE
+
+    is_folder = expand_user(source.name).is_dir()
+    model = real_path(folder).name if is_folder else source.name
+    return hash_checkpoint(folder, source.name, model, converted_from)
 
 
 def recorded_checkpoint(spec: Spec, models: Mapping[str, str]) -> Checkpoint:
@@ -83,55 +107,3 @@ def _difference(spec: Spec, checkpoint: Checkpoint) -> str:
 def short_digest(digest: str | None) -> str | None:
     """What a spec records of a file's digest: enough to see that it is another file."""
     return None if digest is None else digest[:12]
-
-
-def find_folder(name: str, weights: Sequence[str], remedy: str) -> Path:
-    """The folder that `name` stands for: one on this machine, or that of a Hugging Face id.
-
-    Of an id, the files `weights` (patterns) and `FILES_BESIDE_WEIGHTS` are downloaded if necessary;
-    with HF_HUB_OFFLINE=1 the network is never tried. Raises `WeightsError` with what to do, whose
-    sentence ends in `remedy`.
-    """
-    folder = expand_user(name)
-    if folder.is_dir():
-        return folder.absolute()
-
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = _cached_folder(name, weights)
-        if cached is not None:
-            return cached
-        patterns = [*weights, *FILES_BESIDE_WEIGHTS]
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
-    except HFValidationError as error:
-        raise WeightsError(
-            f"{name}: no such folder, and it is not a Hugging Face id either; "
-            f"copy the model's folder here, {remedy}"
-        ) from error
-    except Exception as error:
-        # The Hub's client raises its own, requests', httpx' and OS errors.
-        if constants.HF_HUB_OFFLINE:
-            reason = "HF_HUB_OFFLINE is set"
-        else:
-            reason = f"could not be fetched ({type(error).__name__})"
-        raise WeightsError(
-            f"{name}: no such folder, and not in Hugging Face's cache, and {reason}; copy the "
-            f"model's folder here from a machine with a network, {remedy}"
-        ) from error
-
-
-def _cached_folder(name: str, weights: Sequence[str]) -> Path | None:
-    """The folder of a Hugging Face id in the cache; None if it is not there, or not all of it."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [*weights, *FILES_BESIDE_WEIGHTS]
-    with suppress(OSError, WeightsError):
-        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        for index in folder.glob("*.index.json"):
-            shards(index, name)
-        has_weights = any(any(folder.glob(pattern)) for pattern in weights)
-        if has_weights and (folder / "config.json").exists():
-            return folder
-    return None

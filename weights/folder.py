@@ -1,6 +1,6 @@
 """What lies in the folder of a checkpoint, and what may not: only safetensors, and no code.
 
-A pickle is opened by `ser weights convert` alone (see `convert.py`).
+A pickle is only ever opened to convert it (see `convert.py`).
 """
 
 from pathlib import Path
@@ -35,6 +35,9 @@ FILES_BESIDE_WEIGHTS = (*CONFIG_FILES, SHARED_PREPROCESSOR, "generation_config.j
 
 # The patterns of the files that hold the tensors.
 SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+
+# Its name where a repository holds one instead.
+PICKLE = "pytorch_model.bin"
 
 
 def check_config(folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The models in Hugging Face's cache, and what keeps ser from using them."""
+"""The models in Hugging Face's cache and in ser's own, and what keeps ser from using them."""
 
 from dataclasses import dataclass
 from operator import attrgetter
@@ -7,12 +7,13 @@ from pathlib import Path
 from ser.errors import WeightsError
 
 from .checkpoint import Checkpoint
-from .folder import weight_files
+from .folder import PICKLE, check_config, weight_files
+from .kept import list_kept
 
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model in the cache, at its newest revision."""
+    """A model in a cache; in Hugging Face's at its newest revision."""
 
     model: str
     """Its Hugging Face id."""
@@ -24,10 +25,19 @@ class CachedModel:
     """`model_type` of its config.json; "unknown" if it cannot be used."""
     fault: str | None
     """Why ser cannot use it; None: it can."""
+    is_pickle: bool = False
+    """Whether it has to be converted, as it is when it is first used."""
+    is_converted: bool = False
+    """Whether ser has converted it, into its own cache."""
 
 
 def list_checkpoints() -> list[CachedModel]:
-    """The models in Hugging Face's cache, by their ids."""
+    """The models in Hugging Face's cache by their ids, then those that ser has converted."""
+    return [*_downloaded(), *_converted()]
+
+
+def _downloaded() -> list[CachedModel]:
+    """The models in Hugging Face's cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -41,20 +51,32 @@ def list_checkpoints() -> list[CachedModel]:
         if repository.repo_type != "model" or not repository.revisions:
             continue
         newest = max(repository.revisions, key=attrgetter("last_modified"))
-        folder = newest.snapshot_path
-        architecture, fault = _inspect(folder, repository.repo_id)
-        models.append(
-            CachedModel(
-                repository.repo_id, str(folder), repository.size_on_disk, architecture, fault
-            )
-        )
+        models.append(_inspect(repository.repo_id, newest.snapshot_path, repository.size_on_disk))
     return models
 
 
-def _inspect(folder: Path, model: str) -> tuple[str, str | None]:
-    """The architecture of a model, and what keeps ser from using it."""
+def _inspect(model: str, folder: Path, size: int) -> CachedModel:
+    """A model in Hugging Face's cache: its architecture, or what keeps ser from using it."""
+    path = str(folder)
+    is_pickle = False
     try:
-        weight_files(folder, model)
-        return Checkpoint(folder, model, "").architecture, None
+        check_config(folder, model)
+        is_pickle = (folder / PICKLE).exists() and not any(folder.glob("model*.safetensors"))
+        if not is_pickle:
+            weight_files(folder, model)
+        architecture = Checkpoint(folder, model, "").architecture
     except WeightsError as error:
-        return "unknown", str(error)
+        return CachedModel(model, path, size, "unknown", str(error))
+    return CachedModel(model, path, size, architecture, None, is_pickle=is_pickle)
+
+
+def _converted() -> list[CachedModel]:
+    """The models in ser's own cache."""
+    models = []
+    for kept in list_kept():
+        size = sum(file.stat().st_size for file in kept.path.iterdir())
+        architecture = Checkpoint(kept.path, kept.model, "").architecture
+        models.append(
+            CachedModel(kept.model, str(kept.path), size, architecture, None, is_converted=True)
+        )
+    return models

@@ -16,8 +16,10 @@ from ser.disk.read import read_named
 from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import WeightsError, WrongUse
 from ser.weights.checkpoint import read_json
-from ser.weights.find import find_checkpoint, parse_models
+from ser.weights.find import open_source, parse_models, pointing_with
+from ser.weights.hub import OnDownload
 from ser.weights.load import load_encoder, loading
+from ser.weights.source import Source, find_source
 
 from ..audio import CHANNELS, RESAMPLER, Clip
 from ..config import ExtractionConfig
@@ -33,6 +35,13 @@ WINDOW_SECONDS = 30.0
 VERSION = 2
 
 
+def find_recogniser(config: ExtractionConfig) -> Source:
+    """Where the weights of Whisper come from. Raises `WeightsError`."""
+    model = parse_models(config.models).get("whisper") or FEATURES["whisper"].model or ""
+    remedy = pointing_with("--model whisper=PATH")
+    return find_source(model, remedy, convert=not config.no_convert)
+
+
 class Recogniser:
     """A Whisper model that says what it hears.
 
@@ -40,11 +49,10 @@ class Recogniser:
     that it does not know.
     """
 
-    def __init__(self, config: ExtractionConfig) -> None:
-        model = parse_models(config.models).get("whisper") or FEATURES["whisper"].model or ""
+    def __init__(self, config: ExtractionConfig, on_download: OnDownload | None = None) -> None:
         self.device = choose_device(config.device)
         self.language = config.language
-        self.checkpoint = find_checkpoint(model, "--model whisper=PATH")
+        self.checkpoint = open_source(find_recogniser(config), on_download)
 
         generation = self.checkpoint.path / "generation_config.json"
         if self.checkpoint.architecture != "whisper" or not generation.exists():

@@ -18,6 +18,7 @@ from ser.cache.transcripts import put_transcripts, read_transcripts
 from ser.corpus.names import check_name
 from ser.disk.records import short_hash
 from ser.errors import WrongUse
+from ser.weights.hub import OnDownload
 
 from ..audio import Clip
 from ..batches import GPU_SECONDS, batches
@@ -74,7 +75,7 @@ class Transcription:
     summary: TranscriptionSummary
     runaway: list[str]
 
-    def __init__(self, config: ExtractionConfig) -> None:
+    def __init__(self, config: ExtractionConfig, on_download: OnDownload | None = None) -> None:
         if config.text is not None:
             raise WrongUse(
                 "--text and --transcribe both say where the transcripts come from: give one"
@@ -84,7 +85,7 @@ class Transcription:
             check_name("corpus", config.corpus_name)
 
         self.config = config
-        self.recogniser = Recogniser(config)
+        self.recogniser = Recogniser(config, on_download)
         self.made_by = self.recogniser.made_by
 
         self.scan = scan_corpus(config.corpus, config.format, limit=config.limit)
