@@ -132,14 +132,21 @@ def _prepare_one_run(ctx: click.Context, folder: str) -> tuple[Experiment, list[
 
 def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") -> str:
     most = "at most " if ahead.at_most else ""
+    config = job.config
+    if config.fusion.solved:
+        work = f"{plural(ahead.runs, 'run')} × {plural(ahead.epochs, 'fit')}"
+        if experiment.seeds > 1:
+            work += " (every seed is the same: one is trained)"
+    else:
+        work = (
+            f"{plural(ahead.runs, 'run')} × {most}{plural(ahead.epochs, 'epoch')}, "
+            f"{plural(ahead.updates, 'update')}"
+        )
     words = (
         f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
-        f"{ahead.utterances:,} utterances, "
-        f"{plural(ahead.runs, 'run')} × {most}{plural(ahead.epochs, 'epoch')}, "
-        f"{plural(ahead.updates, 'update')}, {most}about {duration(ahead.seconds)}"
+        f"{ahead.utterances:,} utterances, {work}, {most}about {duration(ahead.seconds)}"
     )
 
-    config = job.config
     if config.device.startswith("cuda"):
         words += f", in {config.precision} on {config.device}"
         if config.precision != "bf16":
@@ -164,8 +171,10 @@ def _print_dry_run(jobs: Sequence["Job"], ahead: "Estimate", summary: str, as_js
     times = []
     for precision, rate in rates.items():
         times.append(f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {precision}")
-    words = f"{summary}; {flops:.3g} FLOP in matrix products"
-    if times:
+    words = summary
+    if flops:
+        words += f"; {flops:.3g} FLOP in matrix products"
+    if flops and times:
         words += f", which alone take this GPU {' or '.join(times)}"
     answer(words)
 

@@ -224,6 +224,7 @@ def test_a_sweep_trains_on_the_workers(
 
     def sweep(out: str):
         options = {"epochs": 1, "seeds": 2, "set": ("d_model=16",), "device": "cpu"}
+        options["named"] = ("Audio", "Text")
         return plan_sweep(read_recipe("perspective-table1", store=store, out=Path(out), **options))
 
     from distributed import Client

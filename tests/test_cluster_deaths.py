@@ -335,6 +335,7 @@ def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_p
         "epochs": 2,
         "seeds": 6,
         "set": ("d_model=16",),
+        "named": ("Audio", "Text"),
     }
     sweep = plan_sweep(
         read_recipe("perspective-table1", out=tmp_path / "runs", **options), elsewhere=True

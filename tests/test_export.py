@@ -27,11 +27,12 @@ from ser.extract.run import ExtractionConfig, extract, plan
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed, ser
 from ser.tests.newcomer import run_of, turns_of_test_part
-from ser.tests.small_models import DIMS, build
+from ser.tests.small_models import DIMS, TRAINED, build
 from ser.tests.test_extract_encoders import SPEECH
 from ser.train.experiment import Experiment, run_experiment
-from ser.train.models import FUSIONS
+from ser.train.models import FUSIONS, Fusion, with_layers
 from ser.train.models.batch import Batch, Sequences
+from ser.train.models.solved import Truth
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
@@ -336,16 +337,36 @@ ONE_LAYER_EACH = {"encoder_depth": 1, "decoder_depth": 1, "cross_depth": 1, "las
 TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "gban", "cme")
 FUSIONS_TO_TRACE = [
     pytest.param(name, marks=() if name in TRACED else pytest.mark.slow)
-    for name in FUSIONS
+    for name in TRAINED
     if name not in WITHOUT_GRAPH
 ]
 
 
 @pytest.mark.parametrize("name", FUSIONS_TO_TRACE)
 def test_every_fusion_is_traced_for_any_length(name: str, tmp_path: Path) -> None:
-    fusion = FUSIONS[name]
     torch.manual_seed(0)
     model = build(name, **ONE_LAYER_EACH).eval().requires_grad_(False)
+    check_graph(FUSIONS[name], model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["linear", "svm"])
+def test_what_a_solver_fits_is_a_graph(name: str, tmp_path: Path) -> None:
+    """On one of three layers of the audio, beside the text."""
+    layers = {"audio": [(3, DIMS["audio"] // 3)]}
+    fusion = with_layers(FUSIONS[name], layers)
+    model = fusion.build(fusion.settings(), DIMS, 4)
+    model.choose_layer(2)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, model.width))
+    labels = rng.integers(0, 4, 60)
+    model.solver(x, Truth(np.eye(4)[labels]))(1.0)
+    model.calibrate(x, labels)
+    check_graph(fusion, model.eval().requires_grad_(False), tmp_path)
+
+
+def check_graph(fusion: Fusion, model: torch.nn.Module, tmp_path: Path) -> None:
+    """Write the model as a graph, which gives its numbers for any count of rows."""
     predictor: Any = SimpleNamespace(
         fusion=fusion,
         fitted=SimpleNamespace(model=model, scaling={}),

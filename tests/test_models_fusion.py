@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from ser.errors import WrongUse
 from ser.export.one_sequence import replaced
 from ser.tests import one_by_one
-from ser.tests.small_models import CASES, FRAMES, LONG, build, make_batch, parts, widths, without
+from ser.tests.small_models import (
+    CASES,
+    FRAMES,
+    LONG,
+    TRAINED,
+    build,
+    make_batch,
+    parts,
+    widths,
+    without,
+)
 from ser.train.models import FUSIONS
 from ser.train.models.layers.attention import attention
 from ser.train.models.layers.gru import bigru
@@ -276,7 +286,7 @@ def test_bigru_and_its_gradients_are_those_of_torchs_gru(lengths, count):
     torch.testing.assert_close(gradients(packed), wanted, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_fusion_gives_the_same_numbers_on_plain_layers(name: str) -> None:
     """One sequence after the other, also where an utterance lacks its text."""
     torch.manual_seed(0)

@@ -34,18 +34,20 @@ from ser.train.sweep.tasks import GPU_WORKERS, Sweep, plan_sweep
 
 # Runs that are trained where the recipes of a paper come one after the other into one folder:
 # Table 1 of MSMSER trains only what it compares with, Table 3 only models without RMM, Fig. 2 all
-# but L = 30, and SUPERB's one encoder.
+# but L = 30, and SUPERB's one encoder. A paper's linear rows are on the same features.
 TRAINED = {
-    "msmser": {"msmser-table2": 7, "msmser-table1": 4, "msmser-table3": 2, "msmser-fig2": 5},
+    "msmser": {"msmser-table2": 10, "msmser-table1": 4, "msmser-table3": 2, "msmser-fig2": 5},
     "perspective": {
-        "perspective-table2": 24,
-        "perspective-table1": 2,
+        "perspective-table2": 25,
+        "perspective-table1": 4,
         "perspective-table3": 0,
         "perspective-table4": 2,
     },
-    "superb": {"superb-er": 1},
-    "usc": {"usc-table3": 17},
+    "superb": {"superb-er": 2},
+    "usc": {"usc-table3": 20},
 }
+
+TWO_CELLS = ("Audio", "Text")
 
 
 @pytest.mark.parametrize("paper", TRAINED)
@@ -105,7 +107,8 @@ def check_table(recipe: Recipe, sweep: Sweep, rows: list[RecipeRow]) -> None:
 def test_shards_split_all_runs_without_overlap(store: Path, tmp_path: Path) -> None:
     recipe = read_recipe("perspective-table2", store=store, out=tmp_path, seeds=2)
     whole = [task.name for task in plan_sweep(recipe).tasks]
-    assert len(whole) == len(set(whole)) == 24 * 2
+    # Each cell with two seeds, and the linear one, which no seed changes.
+    assert len(whole) == len(set(whole)) == 24 * 2 + 1
     assert [task.name for task in plan_sweep(recipe, "3/7").tasks] == whole[2::7]
 
 
@@ -117,7 +120,7 @@ def test_wrong_shards(store: Path, tmp_path: Path, shard: str) -> None:
 
 
 def test_an_unfinished_sweep_says_what_is_open(store: Path, tmp_path: Path) -> None:
-    recipe = tiny("perspective-table1", store, tmp_path, known=("d_model=16",), seeds=2)
+    recipe = tiny("perspective-table1", store, tmp_path, ("d_model=16",), seeds=2, named=TWO_CELLS)
     sweep = plan_sweep(recipe)
     running = run_sweep(sweep)
     next(running)
@@ -145,7 +148,10 @@ def test_on_a_gpu_one_cell_is_timed_for_all(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Job, "stacked", True)
-    sweep = plan_sweep(tiny("perspective-table2", store, tmp_path))
+    recipe = tiny("perspective-table2", store, tmp_path)
+    # The linear one is not trained on a GPU.
+    gpu_cells = [cell.name for cell in recipe.cells if cell.experiment.fusion != "linear"]
+    sweep = plan_sweep(tiny("perspective-table2", store, tmp_path, named=gpu_cells))
     _, cells = estimate_sweep(sweep, 1)
     assert Counter(cell.timed for cell in cells.values()) == {True: 1, False: 23}
 
@@ -154,7 +160,8 @@ def test_two_workers_give_the_same_bytes_as_one(store: Path, tmp_path: Path) -> 
     weights = {}
     for workers in (1, 2):
         out = tmp_path / f"{workers} workers"
-        recipe = tiny("perspective-table1", store, out, known=("d_model=16",), seeds=2, epochs=2)
+        options = {"seeds": 2, "epochs": 2, "named": TWO_CELLS}
+        recipe = tiny("perspective-table1", store, out, ("d_model=16",), **options)
         assert len(list(run_sweep(plan_sweep(recipe), workers))) == 4
         weights[workers] = {}
         for run in find_runs(out):
@@ -169,7 +176,7 @@ import sys
 from ser.train.sweep.recipe import read_recipe
 from ser.train.sweep.run import run_sweep
 from ser.train.sweep.tasks import plan_sweep
-options = {"epochs": 3, "seeds": 6, "set": ("d_model=16",)}
+options = {"epochs": 3, "seeds": 6, "set": ("d_model=16",), "named": ("Audio", "Text")}
 recipe = read_recipe("perspective-table1", store=sys.argv[1], out=sys.argv[2], **options)
 for task, _ in run_sweep(plan_sweep(recipe)):
     print(task.name, flush=True)
@@ -187,7 +194,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(store: Path, tmp_path: Path) ->
         return {name: (tmp_path / name / "result.json").stat().st_mtime_ns for name in done}
 
     before = changes()
-    options = {"epochs": 3, "seeds": 6, "set": ("d_model=16",)}
+    options = {"epochs": 3, "seeds": 6, "set": ("d_model=16",), "named": ("Audio", "Text")}
     sweep = plan_sweep(read_recipe("perspective-table1", store=store, out=tmp_path, **options))
     assert len(sweep.tasks) == 12
     assert len(sweep.open_tasks) <= 9
@@ -210,7 +217,8 @@ def test_a_bundle_that_kills_its_worker_is_tried_run_by_run(
 
     cluster = SimpleNamespace(kinds=[{"GPU": 1.0}], run=run)
     monkeypatch.setattr(engines, "Cluster", lambda *_: nullcontext(cluster))
-    recipe = tiny("perspective-table1", store, tmp_path, ("d_model=16",), seeds=3, device="auto")
+    options = {"seeds": 3, "device": "auto", "named": TWO_CELLS}
+    recipe = tiny("perspective-table1", store, tmp_path, ("d_model=16",), **options)
     sweep = plan_sweep(recipe, elsewhere=True)
     ended = list(run_sweep(sweep, scheduler="tcp://127.0.0.1:1"))
     assert [fault for _, fault in ended] == ["it dies", None, None] * 2
@@ -395,6 +403,6 @@ def test_the_array_trains_every_run_once(store: Path, tmp_path: Path) -> None:
         results = (tmp_path / "runs").glob("*/result.json")
         trained.append({file.parent.name for file in results})
 
-    assert len(trained[0]) == 2
+    assert len(trained[0]) == 3
     assert trained[0] < trained[1]
-    assert len(trained[1]) == 4
+    assert len(trained[1]) == 6

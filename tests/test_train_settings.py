@@ -65,8 +65,10 @@ def test_every_setting_has_a_default_a_source_and_help(name: str) -> None:
     assert not names & set(fusion.unused)
     for modality in ("audio", "text"):
         assert (f"standardise_{modality}" in names) == (modality in fusion.inputs)
-    for common in ("epochs", "batch_size", "lr", "weight_decay", "dropout", "dev", "soft_labels"):
-        assert common in names
+    for of_any in ("dev", "class_weights", "refit"):
+        assert of_any in names
+    for of_the_loop in ("epochs", "batch_size", "lr", "weight_decay", "dropout"):
+        assert (of_the_loop in names) == (not fusion.solved)
     for setting in listed:
         assert setting.source and setting.help and setting.kind, setting.name
 

@@ -407,7 +407,7 @@ def test_the_parents_audio_trains_with_the_recognisers_words(
         "--out",
         tmp_path / "runs",
     ]
-    audio, text = json.loads(
+    audio, text, *_ = json.loads(
         printed(*words, "--seeds", 1, "--epochs", 1, "--workers", 1, "--json")
     )["rows"]
     assert len(audio["folders"]) == len(text["folders"]) == 1

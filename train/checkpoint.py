@@ -79,6 +79,17 @@ def write_state(
         for name, value in snapshot(values).items():
             tensors[f"{part}.{name}"] = value
 
+    return save(tensors, _write_progress(progress))
+
+
+def write_kept(progress: Progress, kept: Mapping[str, Tensor]) -> bytes:
+    """The state of a model without a training loop: the weights kept so far, `kept.*`."""
+    tensors = {f"kept.{name}": value for name, value in kept.items()}
+    return save(tensors, _write_progress(progress))
+
+
+def _write_progress(progress: Progress) -> dict[str, str]:
+    """The metadata of a state."""
     metadata = {
         "stage": progress.stage,
         "epoch": progress.epoch,
@@ -87,7 +98,7 @@ def write_state(
         "history": to_builtins(progress.history),
         "chosen": to_builtins(progress.chosen),
     }
-    return save(tensors, {"state": json.dumps(metadata)})
+    return {"state": json.dumps(metadata)}
 
 
 def read_progress(metadata: Mapping[str, str]) -> Progress:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from .data.dataset import Dataset
 from .experiment import fit_groups
 from .fit import Fitted, fit, rows_to_evaluate
 from .fit_many import fit_many, runs_at_once
+from .fit_solved import fit_candidates
 from .job import Job
+from .solved_candidates import list_candidates
 from .targets import TARGETS
 from .train_jobs import one_thread, oom_as_error
 
@@ -21,6 +24,8 @@ TIMED_EPOCHS = 4
 TIMED_BATCHES = 3
 # Seconds of timed steps: if so many batches would take longer, the time of a single one counts.
 ENOUGH_SECONDS = 0.5
+# Utterances on which a model without a training loop is timed, at most.
+TIMED_UTTERANCES = 500
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     writes there, and the time of the others is taken to grow with rows and parameters.
     """
     first = jobs[0]
+    if first.config.fusion.solved:
+        return estimate_solved(jobs)
     data = first.data
     config = first.config
 
@@ -76,7 +83,6 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
 
     rows = sum(rows_per_epoch(job) for job in jobs)
     seconds = paces[config.precision] * parameters * rows * epochs
-    streamed = [modality for modality, inputs in data.inputs.items() if inputs.streamed]
     return Estimate(
         parameters=parameters,
         utterances=len(data.utterances),
@@ -86,8 +92,46 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
         seconds=seconds,
         at_most=config.training.patience > 0,
         timed=timed,
-        streamed=tuple(streamed),
+        streamed=_streamed(data),
     )
+
+
+def estimate_solved(jobs: Sequence[Job]) -> Estimate:
+    """The estimate of models without a training loop, by one candidate on a few utterances.
+
+    Their epochs are candidates. The time of a fit is taken to grow with the utterances.
+    """
+    first = jobs[0]
+    candidates = list_candidates(first.config, first.data)
+    middle = candidates[len(candidates) // 2]
+
+    train = first.fold.train
+    spread = np.linspace(0, len(train) - 1, min(len(train), TIMED_UTTERANCES)).astype(int)
+    fold = replace(first.fold, train=train[spread])
+    with oom_as_error(first.config), one_thread():
+        # The first time scikit-learn is imported.
+        for _ in range(2):
+            model = fit_candidates(first.data, fold, first.config, [middle])
+    seconds_per_utterance = model.history[0].seconds / len(spread)
+
+    utterances = sum(len(job.fold.train) for job in jobs)
+    weights = model.model.state_dict()
+    return Estimate(
+        parameters=sum(weight.numel() for weight in weights.values()),
+        utterances=len(first.data.utterances),
+        runs=len(jobs),
+        epochs=len(candidates),
+        updates=0,
+        seconds=seconds_per_utterance * utterances * len(candidates),
+        at_most=False,
+        timed=True,
+        streamed=_streamed(first.data),
+    )
+
+
+def _streamed(data: Dataset) -> tuple[str, ...]:
+    """The modalities that are read from the store as they are needed."""
+    return tuple(modality for modality, inputs in data.inputs.items() if inputs.streamed)
 
 
 def rows_per_epoch(job: Job) -> float:

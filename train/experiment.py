@@ -31,6 +31,7 @@ from .options import Experiment, check_options
 from .run_config import make_run_config
 from .run_folder import CONFIG, Run, load_run
 from .settings import TrainingSettings, has_setting, parse_settings
+from .solved_candidates import check_solved
 from .targets import TARGETS
 from .train_jobs import train_jobs
 
@@ -62,6 +63,11 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     _check_dev_is_there(experiment, training, folds)
 
     device = choose_device(experiment.device)
+    precision = _choose_precision(experiment, fusion, device)
+    if fusion.solved:
+        # scikit-learn computes there, in float64.
+        device = "cpu"
+        precision = "float32"
     config = TrainConfig(
         fusion=fusion,
         settings=settings,
@@ -70,7 +76,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         loss=experiment.loss,
         select=experiment.select,
         device=device,
-        precision=_choose_precision(experiment, fusion, device),
+        precision=precision,
         log=experiment.log,
         deterministic=experiment.deterministic,
     )
@@ -78,8 +84,14 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         # Refuses a selection on a dev part that is empty.
         rows_to_evaluate(fold, config)
 
+    seeds = experiment.seeds
+    if fusion.solved:
+        check_solved(config, data)
+        # All seeds would be the same run.
+        seeds = 1
+
     jobs = []
-    for seed in range(experiment.seeds):
+    for seed in range(seeds):
         seeded = replace(config, seed=seed)
         for fold in folds:
             record = make_run_config(experiment, data, fold, seeded)

@@ -52,7 +52,11 @@ def count_flops(jobs: Sequence[Job], epochs: int) -> float:
     """Floating-point operations of the matrix products of jobs that differ in seed and fold alone.
 
     Those of the first job are counted while it trains on one batch, in which nothing is hidden.
+    0 for a model without a training loop, of whose solver nothing is known.
     """
+    if jobs[0].config.fusion.solved:
+        return 0.0
+
     trial = trial_job(jobs[0], epochs=1, batches=1)
     config = trial.config
     config = replace(config, fusion=replace(config.fusion, hide=None), select="last")

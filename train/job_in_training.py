@@ -14,6 +14,7 @@ from ser.engines import defer_sigint
 from .job import Job, OnProgress
 from .records import Epoch
 from .run_folder import CONFIG, FAULT, LOG, STATE, Run
+from .selection import describe_tried
 
 # Between two states of an unfinished run: what a kill costs at most.
 STATE_SECONDS = 30.0
@@ -119,6 +120,9 @@ class JobInTraining:
         words = []
         for name, value in structs.asdict(epoch).items():
             if value is None:
+                continue
+            if isinstance(value, dict):
+                words.append(describe_tried(value))
                 continue
             values[name] = value
             shown = f"{value:.4f}" if isinstance(value, float) else value

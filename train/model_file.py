@@ -13,7 +13,7 @@ from .data.feature_range import PERCENTILES, FeatureRange
 from .data.standardizer import Standardizer
 from .finetune import with_recorded_encoder
 from .fit import Fitted
-from .models import FUSIONS, Fusion, with_layer_sums
+from .models import FUSIONS, Fusion, with_layers
 from .records import RunConfig
 from .run_folder import CONFIG, MODEL, Run, RunFiles
 from .seal import AGAIN
@@ -98,7 +98,7 @@ def _known_fusion(run: Run, record: RunConfig) -> Fusion:
     if record.fusion not in FUSIONS:
         trained_with = f"was trained with the fusion '{record.fusion}'"
         raise WrongUse(f"{run.path}: {not_installed(trained_with, record.provenance.package)}")
-    return with_layer_sums(FUSIONS[record.fusion], record.layer_sums)
+    return with_layers(FUSIONS[record.fusion], record.layer_sums)
 
 
 def _read_scaling(

@@ -34,7 +34,7 @@ class Experiment:
         help="Features in the store, joined with +, such as hubert+mpnet.",
     )
     fusion: str = option(
-        help="The model, such as mit, lgf-add, cnn, audio or text.",
+        help="The model, such as mit, lgf-add, cnn, audio, text or linear.",
     )
     store: Path | str = option(
         "features",

@@ -358,6 +358,10 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     eval_loss: float | None = None
     """The mean loss per utterance of the part that is evaluated, see `Target.evaluation_loss`."""
 
+    tried: dict[str, float] | None = None
+    """Of a model without a training loop, whose epochs are what was tried: the values of the
+    settings, such as {"C": 0.01, "layer": 3}."""
+
     def score(self, metric: str) -> float | None:
         """The number of that name: loss, eval_loss, wa, ua, macro_f1 or ccc."""
         value: float | None = getattr(self, metric)

@@ -5,7 +5,7 @@ then copies its weights.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,7 +64,7 @@ class Selection:
         epochs the same score: of these the one with the lowest loss there is kept, and of equals
         the later one.
         """
-        scores = _epoch_scores(scored)
+        scores = epoch_scores(scored)
         if self.config.select == "last":
             score: float | None = float(epoch)
         else:
@@ -103,7 +103,8 @@ def count_tied(history: Sequence[Epoch], select: str, score: str) -> int | None:
 
     `select` and `score` are the run's `--select` and `select_score`. None where no score selected.
     """
-    if select == "last":
+    solved = any(epoch.tried is not None for epoch in history)
+    if select == "last" or solved:
         return None
     scored = [epoch for epoch in history if epoch.score(score) is not None]
     if not scored:
@@ -122,6 +123,8 @@ def describe_choice(history: Sequence[Epoch], select: str, score: str) -> str | 
 
     None where no score selected.
     """
+    if history and history[-1].tried is not None:
+        return _describe_solved(history)
     tied = count_tied(history, select, score)
     if tied is None:
         return None
@@ -134,7 +137,24 @@ def describe_choice(history: Sequence[Epoch], select: str, score: str) -> str | 
     return f"{words}, as {tied} epochs have; of these its loss there is the lowest"
 
 
-def _epoch_scores(scored: Scores | None) -> dict[str, float | None]:
+def _describe_solved(history: Sequence[Epoch]) -> str | None:
+    """Which candidate of a model without a training loop is kept; None where there is one alone."""
+    tried = [epoch for epoch in history if epoch.eval_loss is not None]
+    if len(tried) < 2:
+        return None
+    kept = [epoch for epoch in tried if epoch.kept][-1]
+    return (
+        f"{describe_tried(kept.tried or {})} is kept: its loss on the part that selects, "
+        f"{kept.eval_loss:.4f}, is the lowest of {len(tried)}"
+    )
+
+
+def describe_tried(tried: Mapping[str, float]) -> str:
+    """The values of a candidate, such as "C 0.01, layer 3"."""
+    return ", ".join(f"{name} {value:g}" for name, value in tried.items())
+
+
+def epoch_scores(scored: Scores | None) -> dict[str, float | None]:
     """The scores that may select, by name; CCC is the mean over the dimensions."""
     if scored is None:
         return dict.fromkeys(("wa", "ua", "macro_f1", "ccc"))

@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .evaluate import finish
 from .fit import Fitted, fit
 from .fit_many import fit_many, runs_at_once
+from .fit_solved import fit_solved
 from .job import Job, OnProgress
 from .job_in_training import JobInTraining
 from .model_file import write_model
@@ -137,7 +138,8 @@ def train_alone(job_in_training: JobInTraining) -> Run | Diverged:
     state = None
     if (job_in_training.run.path / STATE).exists():
         state = job_in_training.run.tensors(STATE)
-    model = fit(job.data, job.fold, job.config, job_in_training, state)
+    train = fit_solved if job.config.fusion.solved else fit
+    model = train(job.data, job.fold, job.config, job_in_training, state)
     return end(job_in_training, model, time.monotonic() - started)
 
 

@@ -15,7 +15,7 @@ from ser.disk.paths import real_path
 from ser.disk.records import canonical_json
 from ser.engines.machine import memory_budget
 
-from ..models import Fusion, get_fusion, with_layer_sums
+from ..models import Fusion, get_fusion, with_layers
 from ..options import Experiment
 from ..records import LabelRecord
 from ..scores.raters import rater_scores
@@ -66,7 +66,7 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
     if fusion.level == "vector":
         selections = {m: selection.as_vectors() for m, selection in selections.items()}
     if any(max(selection.sums) > 1 for selection in selections.values()):
-        fusion = with_layer_sums(
+        fusion = with_layers(
             fusion, {m: selection.record.sums or [] for m, selection in selections.items()}
         )
 

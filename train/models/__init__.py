@@ -12,13 +12,16 @@ from . import (
     gban,
     icon,
     ks_transformer,
+    linear,
     msmser,
     perspective,
     superb,
+    svm,
     usc,
 )
 from .fusion import CommonSettings, Fusion, Stage, setting
 from .layer_sums import with_layer_sums
+from .solved import Layers, with_layer_choice
 
 __all__ = [
     "FUSIONS",
@@ -28,9 +31,26 @@ __all__ = [
     "get_fusion",
     "setting",
     "with_layer_sums",
+    "with_layers",
 ]
 
-_PAPERS = (msmser, perspective, usc, baselines, icon, catf_lstm, gban, cme, ks_transformer, superb)
+_PAPERS = (
+    msmser,
+    perspective,
+    usc,
+    baselines,
+    icon,
+    catf_lstm,
+    gban,
+    cme,
+    ks_transformer,
+    superb,
+    linear,
+    svm,
+)
+
+# Fusions that are chosen by the modalities that the features have.
+BY_MODALITY = ("linear", "svm")
 
 
 def _fusions_of_papers() -> dict[str, Fusion]:
@@ -51,7 +71,8 @@ def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
     `levels` says by modality "frame", "token" or "utterance". One modality alone, `audio` or
     `text`, is a different model for vectors (`audio:utterance`, Perspective §2.2) and for sequences
     (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by the feature's level; all three
-    names can be asked for, since frames and tokens can always be pooled into vectors.
+    names can be asked for, since frames and tokens can always be pooled into vectors. `linear` and
+    `svm` take what is there: one modality (`linear:audio`) or both.
 
     Raises `WrongUse` for an unknown name, a modality too few or too many, or vectors where
     sequences are needed.
@@ -60,6 +81,9 @@ def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
         if name not in levels:
             raise WrongUse(f"--fusion {name} needs one {name} feature, and --features names none")
         name = f"{name}:{levels[name]}"
+    if name in BY_MODALITY and len(levels) == 1:
+        [modality] = levels
+        name = f"{name}:{modality}"
 
     if name not in FUSIONS:
         raise unknown("fusion", name, [*FUSIONS, "audio", "text"])
@@ -79,3 +103,13 @@ def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
                 "vectors such as lgf-add"
             )
     return fusion
+
+
+def with_layers(fusion: Fusion, layers: Layers) -> Fusion:
+    """The fusion on features of several layers of an encoder, by modality.
+
+    It sees their learnt sum, or, where a solver fits it, the one that is chosen.
+    """
+    if fusion.solved:
+        return with_layer_choice(fusion, layers)
+    return with_layer_sums(fusion, layers)

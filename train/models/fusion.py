@@ -118,6 +118,9 @@ class Fusion:
     """`stacks(settings)`, where there is one, says whether many runs can be trained at once
     (`stacked_runs.StackedRuns`): the model takes vectors of whole dialogues, may be given their
     layout, is deterministic but for `nn.Dropout`, has one stage and no `hide`."""
+    solved: bool = False
+    """Whether a solver fits it at once, in the place of the training loop: then its module is a
+    `solved.SolvedModel`, its settings are `solved.SolvedSettings`, and no seed changes it."""
     unused: tuple[str, ...] = ()
     """The settings of its class that this fusion has no use for, and which cannot be set for it;
     they stay in a run's config. That it does not standardise what it does not take, and that whole

@@ -124,7 +124,8 @@ def layer_shares(
 ) -> dict[str, float]:
     """What each layer counts in its sum, from 0 to 1, by the name of its feature.
 
-    Of a trained model's `weights` and the `features` of its config, by modality.
+    1 for the layer that a solved model sees, and 0 for its others. Of a trained model's `weights`
+    and the `features` of its config, by modality.
     """
     shares: dict[str, float] = {}
     for modality, feature in features.items():
@@ -132,7 +133,16 @@ def layer_shares(
         first = 0
         for number, (layers, _) in enumerate(feature.sums or []):
             if layers > 1:
-                learned = weights[f"{FRONT}.weights.{modality} {number}"].softmax(0).tolist()
-                shares.update(zip(names[first : first + layers], learned, strict=True))
+                counted = _counted(weights, f"{modality} {number}", layers)
+                shares.update(zip(names[first : first + layers], counted, strict=True))
             first += layers
     return shares
+
+
+def _counted(weights: Mapping[str, Tensor], sum_name: str, layers: int) -> list[float]:
+    """What each layer of one sum counts."""
+    if "layer" in weights:
+        chosen = int(weights["layer"])
+        return [float(layer == chosen) for layer in range(layers)]
+    counted: list[float] = weights[f"{FRONT}.weights.{sum_name}"].softmax(0).tolist()
+    return counted

@@ -9,6 +9,7 @@ from ser.train.run_folder import Run
 from .cell import Cells
 from .conditions import cautions
 from .fitted_table import fitted
+from .sections.against_linear import against_linear, against_linear_table
 from .sections.calibration import calibration_table, votes_table
 from .sections.errors import hardest_table
 from .sections.ratings import ratings_table
@@ -39,6 +40,7 @@ WIDTH = 100  # letters in a line, where nothing says how many there are
 OF_CLASSES: dict[str, Callable[[Cells], Table]] = {
     "results": results_table,
     "papers": papers_table,
+    "against-linear": against_linear_table,
     "calibration": calibration_table,
     "raters": votes_table,
     "hardest": hardest_table,
@@ -139,6 +141,9 @@ def _scores(cells: Cells, width: int) -> list[str]:
     pieces: list[str] = []
     for table in tables:
         pieces += _table_pieces(table, width)
+    beside_linear = against_linear(classifying)
+    if beside_linear:
+        pieces.append(_filled(beside_linear, width))
     return pieces
 
 

@@ -157,8 +157,8 @@ def list_recipes() -> dict[str, dict[str, Any]]:
 def read_recipe(name: str | Path, named: Collection[str] = (), **options: Any) -> Recipe:
     """A recipe by name, or from a TOML file, with all its cells or the `named` ones.
 
-    `options` of `Experiment` go before what the recipe says. Those of `set` go to the cells whose
-    fusion has that setting. Raises `WrongUse`, saying what is wrong.
+    `options` of `Experiment` go before what the recipe says. Those of `set`, and `epochs`, go to
+    the cells whose fusion has that setting. Raises `WrongUse`, saying what is wrong.
     """
     path = _find_recipe(name)
     table = read_toml(path, "[[cell]]")
@@ -248,8 +248,14 @@ def _read_cell(
             fixed[name] = value
 
     written = Experiment(**{**options, "set": setting_texts(fixed), "model": read.model})
-    changes = {name: value for name, value in overriding.items() if name != "set"}
-    experiment = replace(written, **changes, also_set=tuple(overriding.get("set", ())))
+    # As --set does, --epochs goes to the fusions that have it.
+    changes = dict(overriding)
+    also_set = [*changes.pop("set", ())]
+    epochs = changes.pop("epochs", None)
+    if epochs is not None:
+        also_set.append(f"epochs={epochs}")
+        changes["epochs"] = None
+    experiment = replace(written, **changes, also_set=tuple(also_set))
     return RecipeCell(
         name=read.name,
         experiment=experiment,

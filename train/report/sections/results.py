@@ -11,7 +11,7 @@ from ser.train.scores.measures import SHOWN
 from ..by_corpus import corpora_columns, corpora_rows
 from ..cell import Cell, Cells, grouped
 from ..conditions import caution_of_unreal, caveat, conditions
-from ..elements import Element, Plot, Section, side_by_side, table_elements
+from ..elements import Element, Paragraph, Plot, Section, side_by_side, table_elements
 from ..figures import Points, dots
 from ..formats import (
     COUNT,
@@ -22,6 +22,7 @@ from ..formats import (
 from ..paper import Quoted, beside, beside_columns, quoted_for
 from ..searches import chosen_columns, chosen_rows
 from ..table import Column, Row, Table, columns_of, joined
+from .against_linear import against_linear, against_linear_table
 from .notes import CHOSEN, drawn
 
 MAIN = ("ua", "wa")  # what papers give
@@ -33,11 +34,15 @@ def results(cells: Cells) -> Section | None:
     if not cells:
         return None
     plots = [_score_plot(cells, name, metric) for name, metric in SHOWN.items()]
-    elements: list[Element] = [
-        *table_elements(results_table(cells)),
-        *side_by_side(*plots),
-        *table_elements(corpora_table(cells), chosen_table(cells), papers_table(cells)),
-    ]
+    elements: list[Element] = [*table_elements(results_table(cells))]
+
+    beside_linear = against_linear(cells)
+    if beside_linear:
+        elements.append(Paragraph(beside_linear))
+    elements += table_elements(against_linear_table(cells))
+
+    elements += side_by_side(*plots)
+    elements += table_elements(corpora_table(cells), chosen_table(cells), papers_table(cells))
     return Section("results", "Results", elements)
 
 

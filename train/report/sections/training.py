@@ -7,7 +7,7 @@ import numpy as np
 from ser.train.scores.curves import curve_over_epochs
 from ser.train.scores.pooling import spread
 
-from ..cell import Cells
+from ..cell import Cell, Cells
 from ..elements import Plot, Section, side_by_side, table_elements
 from ..figures import Points, lines
 from ..formats import COUNT, FINE, NUMBER, PERCENT, PERCENT_WITH_DEVIATION, TEXT
@@ -20,15 +20,21 @@ EPOCHS = 30  # of each cell in the table
 
 def training(cells: Cells) -> Section | None:
     """The section; None where no run has an epoch."""
-    classifying = [cell for cell in cells if cell.scores.classes]
-    rating = [cell for cell in cells if cell.scores.dimensions]
+    in_epochs = [cell for cell in cells if not _is_solved(cell)]
+    classifying = [cell for cell in in_epochs if cell.scores.classes]
+    rating = [cell for cell in in_epochs if cell.scores.dimensions]
     plots = side_by_side(
-        _curves(cells, "loss", "Training loss", Column("loss", NUMBER)),
+        _curves(in_epochs, "loss", "Training loss", Column("loss", NUMBER)),
         _curves(classifying, "ua", "UA of the evaluated part", Column("UA %", PERCENT), scale=100),
         _curves(rating, "ccc", "Mean CCC of the evaluated part", Column("mean CCC", FINE)),
     )
     elements = [*plots, *table_elements(layers_table(cells))]
     return Section("training", "How training went", elements) if elements else None
+
+
+def _is_solved(cell: Cell) -> bool:
+    """Whether the cell's models had no training loop: their epochs are what was tried."""
+    return cell.results[0].history[0].tried is not None
 
 
 def _curves(cells: Cells, key: str, title: str, column: Column, scale: int = 1) -> Plot | None:

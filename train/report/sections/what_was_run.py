@@ -305,7 +305,7 @@ def command(cell: Cell) -> str:
     for key, value in config.provenance.asked.items():
         if key in defaults and key not in ("resume", "also_set"):
             options[key] = value
-    options["features"] = "+".join(map(_exact_name, config.features.values()))
+    options["features"] = "+".join(map(exact_name, config.features.values()))
     options["fusion"] = config.fusion
     options["seeds"] = max(cell.seeds) + 1
     options["set"] = setting_texts(_changed_settings(cell))
@@ -323,7 +323,7 @@ def command(cell: Cell) -> str:
     return shlex.join(words)
 
 
-def _exact_name(feature: FeatureRecord) -> str:
+def exact_name(feature: FeatureRecord) -> str:
     """A feature's name with its fingerprint; of several that are joined, no folder has it."""
     name = feature.read_name
     return name if feature.joined else f"{name}@{feature.fingerprint[:8]}"
