@@ -8,13 +8,14 @@ ONLY ?=
 # Some machines forbid Python to keep what it compiles: every process would then compile ser anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help install demo demo-features features papers test test-fast test-slow check bench clean
+.PHONY: help install demo demo-features features papers test test-fast test-slow test-lowest test-newest check bench clean
 
 help:
 	@echo "make demo                           five features, two trained models and a table, under demo/"
 	@echo "make features IEMOCAP=/path/to/it   the real job (CORPUS=... for other corpora)"
 	@echo "make papers IEMOCAP=/path/to/it     every table of the papers beside ours (ONLY=msmser for a part)"
 	@echo "make test-fast | test | test-slow   unit tests, all tests, torture that takes minutes"
+	@echo "make test-lowest | test-newest      all tests on the oldest and the newest packages that pyproject.toml allows"
 	@echo "make check                          linters, types, and the documentation as a site, in .docs/"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
 
@@ -77,6 +78,22 @@ test: install
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
+# Each in a virtual environment of its own, with the pinned torch, which goes in first and alone: it is the CPU build
+# where there is one, and what it needs comes from pyproject.toml's bounds as the rest does.
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+.venv-%/bin/.installed: pyproject.toml constraints.txt
+	rm -rf .venv-$*
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q --disable-pip-version-check --no-compile --no-deps -c constraints.txt torch uv
+	grep '^torch==' constraints.txt > .venv-$*/torch.txt
+	.venv-$*/bin/uv pip install -q --python .venv-$*/bin/python --resolution $(RESOLUTION) -c .venv-$*/torch.txt \
+	  -e '.[dev,cluster]'
+	touch $@
+
+test-lowest test-newest: test-%: .venv-%/bin/.installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
+
 # The site is built from the code too; with -q, mkdocs would not count warnings as errors.
 # Type checkers need the root under the package's name.
 check: install
@@ -90,4 +107,4 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ONLY)
 
 clean:
-	rm -rf demo .docs .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv-lowest .venv-newest demo .docs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

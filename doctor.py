@@ -13,7 +13,7 @@ from pathlib import Path
 from ser.disk.descriptor_lock import try_lock
 from ser.disk.paths import real_path
 from ser.engines.machine import cores, memory
-from ser.errors import DISTRIBUTION
+from ser.errors import DISTRIBUTION, ser_command
 from ser.extract.config import ExtractionConfig
 from ser.extract.registry import FEATURES
 from ser.weights.hub_cache import CachedModel, list_checkpoints
@@ -202,7 +202,7 @@ def _weights() -> Iterator[Finding]:
             yield Finding(
                 f"weights of {model}",
                 checkpoint.fault,
-                f"ser weights convert {checkpoint.path} DIR",
+                ser_command("weights", "convert", checkpoint.path, "DIR"),
             )
 
 
@@ -220,7 +220,8 @@ def _weights_of(feature: str, model: str, checkpoint: CachedModel | None) -> Fin
         return Finding(
             subject,
             checkpoint.fault,
-            f"ser weights convert {checkpoint.path} DIR, then --model {feature}=DIR",
+            f"{ser_command('weights', 'convert', checkpoint.path, 'DIR')}, "
+            f"then --model {feature}=DIR",
         )
     if checkpoint.is_pickle:
         return Finding(

@@ -5,6 +5,7 @@ The library raises them, and `ser.cli` alone turns them into a message and an ex
 
 import difflib
 import json
+import shlex
 from collections.abc import Iterable
 
 __all__ = [
@@ -109,3 +110,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> WrongUse:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return WrongUse(f"unknown {kind} '{name}'{hint}; known: {', '.join(names)}")
+
+
+def ser_command(*words: object) -> str:
+    """A command that a message names, in backquotes, as a shell takes it.
+
+    Words in capitals, such as CORPUS, stand for what only the user knows.
+    """
+    line = shlex.join(["ser", *map(str, words)])
+    return f"`{line}`"

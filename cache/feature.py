@@ -16,6 +16,7 @@ from ser.disk.workspace import put_files
 from ser.errors import CorruptStore, MissingRows
 
 from .blocks import ArrayRead, ArrayRecord, Stretch, read_stretches
+from .extract_command import extract_rows_command
 from .manifests import list_corpora, read_manifest
 from .part import Part
 from .rows import Packed, PartRows
@@ -209,13 +210,15 @@ class Feature:
     def _say_missing(self, manifest: Manifest, missing: Sequence[Key], wanted: int) -> str:
         quarantined = sum(key in self._quarantined for key in missing)
         note = f", {quarantined} of them quarantined" if quarantined else ""
-        retry = " --retry" if quarantined else ""
 
         fault = f"{len(missing)} of {wanted} utterances of corpus {manifest.corpus}{note}"
-        command = f"ser features CORPUS --features {self.spec.name} --store {self.store}{retry}"
+        corpus = missing[0][0]
+        command = extract_rows_command(
+            self.store, self.spec.name, manifest, corpus, retry=quarantined > 0
+        )
         return (
             f"{self.spec.name} lacks {fault} (such as {missing[0][1]!r}); "
-            f"run `{command}`, or import all"
+            f"run {command}, or import all"
         )
 
     def __getitem__(self, id_: str) -> npt.NDArray[Any]:

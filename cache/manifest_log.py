@@ -27,8 +27,8 @@ _CHECKSUM = b',"sha256":"%s"}'
 _CHECKSUM_LENGTH = len(_CHECKSUM % (b"0" * 64))
 
 _MEND = (
-    "run `ser cache verify --repair`, which writes the log again from what can be read of it; the "
-    "manifests themselves are not touched"
+    "run `ser cache verify --repair --store STORE`, which writes the log again from what can be "
+    "read of it; the manifests themselves are not touched"
 )
 
 

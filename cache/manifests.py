@@ -12,7 +12,7 @@ from ser.errors import CorruptStore, WrongUse
 from .manifest_log import LOG, read_log, with_line
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_AGAIN = "run `ser features` to write it again"
+_AGAIN = "run the `ser features` command of this corpus again, which writes it again"
 
 
 def list_corpora(store: Path) -> list[str]:
@@ -29,6 +29,11 @@ def read_manifest(store: Path, corpus: str, digest: str | None = None) -> Manife
     folder = store / "manifests" / corpus
     if digest is None:
         digest = _latest_digest(folder)
+        latest = folder / f"{digest}.parquet"
+        if not latest.exists():
+            # One of the two is damaged.
+            names = f"{folder / 'latest'} names it"
+            raise CorruptStore(f"{latest}: is missing, and {names}; {_AGAIN}")
     elif not _DIGEST.fullmatch(digest) or not (folder / f"{digest}.parquet").exists():
         raise WrongUse(f"{folder}: has no manifest {digest!r}")
 

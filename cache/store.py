@@ -24,8 +24,9 @@ from ser.disk.leftovers import remove_leftovers
 from ser.disk.records import canonical_json, checksummed_json
 from ser.disk.workspace import put_files
 from ser.disk.write import make_folder
-from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse
+from ser.errors import CorruptStore, MissingRows, StoreError, WrongUse, ser_command
 
+from .extract_command import extract_command
 from .feature import Feature
 from .manifest_log import earlier_digests, generations
 from .manifests import list_corpora, make_latest, read_manifest
@@ -53,8 +54,8 @@ def open_store(path: Path | str, create: bool = False) -> "Store":
 
     if not manifests.is_dir():
         if not create:
-            command = f"ser features CORPUS --store {path}"
-            raise WrongUse(f"{path}: holds no store; run `{command}` to make one")
+            command = extract_command(path)
+            raise WrongUse(f"{path}: holds no store; run {command} to make one")
         with explain_disk_errors("making a store", path):
             make_folder(manifests)
 
@@ -97,8 +98,8 @@ class Store:
         """
         known = self.corpora()
         if not known:
-            command = f"ser features CORPUS --store {self.path}"
-            raise WrongUse(f"{self.path}: holds no corpus yet; run `{command}`")
+            command = extract_command(self.path)
+            raise WrongUse(f"{self.path}: holds no corpus yet; run {command}")
 
         if corpus is None:
             if len(known) > 1:
@@ -180,7 +181,8 @@ class Store:
         It is the one whose digest begins so (None: the one before). Raises `WrongUse` if there is
         none or several.
         """
-        folder = self.path / "manifests" / self.only_corpus(corpus)
+        corpus = self.only_corpus(corpus)
+        folder = self.path / "manifests" / corpus
         if digest is None:
             chosen = earlier_digests(folder)[-1:]
             fault = "no manifest before its latest"
@@ -190,8 +192,8 @@ class Store:
             fault = f"{len(chosen)} manifests {digest!r}"
 
         if len(chosen) != 1:
-            remedy = f"`ser cache rollback {corpus} --list` names them"
-            raise WrongUse(f"{self.path}: corpus {corpus} has {fault}; {remedy}")
+            command = ser_command("cache", "rollback", corpus, "--list", "--store", self.path)
+            raise WrongUse(f"{self.path}: corpus {corpus} has {fault}; {command} names them")
 
         manifest = self.manifest(corpus, chosen[0])
         make_latest(self.path, manifest, "cache rollback")
@@ -287,8 +289,8 @@ class Store:
 
         if not ways:
             hint = self._similar(feature, folders)
-            command = f"ser features CORPUS --features {full_name} --store {self.path}"
-            raise MissingRows(f"{self.path}: has no feature {name!r}{hint} run `{command}`")
+            command = extract_command(self.path, full_name)
+            raise MissingRows(f"{self.path}: has no feature {name!r}{hint} run {command}")
         return ways
 
     def _similar(self, feature: str, folders: Sequence[Path]) -> str:

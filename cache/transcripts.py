@@ -57,5 +57,5 @@ def check_transcripts(path: Path) -> dict[str, str]:
         if path.stem == transcripts.name:
             return transcripts.texts
 
-    remedy = "remove it, and `ser features --transcribe` makes it again"
+    remedy = "remove it, and `ser features CORPUS --transcribe whisper` makes it again"
     raise CorruptStore(f"{path}: altered or cut short; {remedy}")

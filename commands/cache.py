@@ -161,7 +161,7 @@ def fault_line(check: "Checked") -> str:
     line = f"{check.path}: {check.problem or check.note}"
     if check.repaired:
         is_part = "/parts/" in check.path
-        again = "; `ser features` computes it again" if is_part else ""
+        again = "; the `ser features` command that made it computes it again" if is_part else ""
         line += f" ({check.repaired}{again})"
     return line
 

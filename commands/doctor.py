@@ -29,8 +29,9 @@ def doctor(ctx: click.Context, store: Path, as_json: bool, gpu: bool) -> None:
     if gpu:
         if find_spec("ser.benchmarks") is None:
             raise WrongUse(
-                "--gpu needs a checkout's benchmarks: git clone https://github.com/ser-fusion/ser, "
-                "and run python -m benchmarks.gpu there"
+                "--gpu needs a checkout's benchmarks: "
+                "`git clone https://github.com/ser-fusion/ser`, `make install` and "
+                "`.venv/bin/python -m benchmarks.gpu` there"
             )
         ctx.exit(import_module("ser.benchmarks.gpu").main([]))
 

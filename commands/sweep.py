@@ -231,6 +231,20 @@ def _print_results(planned: "Sweep", as_json: bool) -> None:
         return
 
     answer(recipe_table(planned.recipe, planned.runs))
-    if planned.tasks:
+    if any(task.run.finished for task in planned.tasks):
+        paired = ["--paired"] if _cells_to_compare(planned) > 1 else []
         out = planned.tasks[0].experiment.out
-        next_step("report", out, "--html", "report.html", "--paired")
+        next_step("report", out, "--html", "report.html", *paired)
+
+
+def _cells_to_compare(planned: "Sweep") -> int:
+    """How many cells have finished runs of classes, which paired tests compare.
+
+    Cells that are the same runs count once.
+    """
+    first_runs = set()
+    for runs in planned.runs.values():
+        finished = [run for run in runs if run.finished and run.result.classes]
+        if finished:
+            first_runs.add(finished[0].name)
+    return len(first_runs)

@@ -21,7 +21,7 @@ from .schema import OF_ITS_CORPUS, SCHEMA
 # The format's version of a manifest that names a parent.
 WITH_PARENT = 2
 
-_AGAIN = "run `ser features` to write it again"
+_AGAIN = "run the `ser features` command of this corpus again, which writes it again"
 
 # What a row of a store is computed from: corpus, id, and the digest of its audio or text.
 Key = tuple[str, str, str | None]

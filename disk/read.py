@@ -19,7 +19,10 @@ from ser.errors import FREE_MEMORY, CorruptStore, StoreError, WrongUse
 
 from .flags import O_NOFOLLOW, PLAIN
 
-REPAIR = "run `ser cache verify --repair`, then `ser features` again"
+REPAIR = (
+    "run `ser cache verify --repair --store STORE`, "
+    "then the `ser features` command that made it again"
+)
 
 # Bytes: more than any description has.
 SMALL = 256 << 20

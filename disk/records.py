@@ -92,4 +92,4 @@ def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> Non
         raise StoreError(f"{where}: has format version {version}, {remedy}")
 
     if version not in range(FORMAT_VERSION, newest + 1):
-        raise CorruptStore(f"{where}: has no valid format version; run `ser cache verify`")
+        raise CorruptStore(f"{where}: has no valid format version; {REPAIR}")

@@ -42,7 +42,7 @@ def check_scheduler(scheduler: str, insecure: bool = False, workers: int | None 
             )
 
     if find_spec("distributed") is None:
-        raise SerError("--scheduler needs dask: pip install 'ser-fusion[cluster]'")
+        raise SerError("--scheduler needs dask: run `pip install 'ser-fusion[cluster]'`")
     return address
 
 

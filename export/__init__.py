@@ -58,7 +58,9 @@ def export(
         raise WrongUse(f"{folder}: is there already and not an empty folder; name another one")
     missing = [name for name in PACKAGES if not find_spec(name)]
     if missing:
-        raise SerError(f"ser export needs {', '.join(missing)}: pip install '{DISTRIBUTION}[onnx]'")
+        raise SerError(
+            f"an export needs {', '.join(missing)}: run `pip install '{DISTRIBUTION}[onnx]'`"
+        )
 
     predictor = Predictor(run, models, "cpu")
     make_folder(path.parent)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +72,13 @@ class DaskProcesses:
         here = (*HERE, "--nthreads", "1", "--memory-limit", "0", "--name", name)
         address = () if "--scheduler-file" in words else (self.address,)
         process, _ = self._start("worker", *address, *here, *words)
+        return process
+
+    def printed(self, command: str) -> subprocess.Popen[bytes]:
+        """Start a `dask …` as a message names it."""
+        program, *words = shlex.split(command)
+        assert program == "dask"
+        process, _ = self._start(*words)
         return process
 
     def stop(self) -> None:

@@ -1,7 +1,6 @@
 """What ser advises works: every `next:` and every command or option that an error names is run."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ser.corpus.manifest import Manifest
 from ser.errors import LeakageError, WrongUse
 from ser.extract.corpora.scan import scan_corpus
 from ser.tests.command_line import ser
+from ser.tests.named_commands import commands_in, next_command
 from ser.tests.newcomer import shrink
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.dev_part import Cut
@@ -30,17 +30,6 @@ ALSO_FAST = "smile:set=GeMAPSv01b"
 
 # Options that make a training small, and change nothing of what is allowed.
 SMALL = ("--epochs", 1, "--folds", 1, "--set", "d_model=8", "--set", "heads=2")
-
-
-def next_command(answer: Result) -> list[str]:
-    """The words of the command that is printed behind `next:`, without `ser`."""
-    [line] = [line for line in answer.stderr.splitlines() if line.startswith("next: ")]
-    return shlex.split(line.removeprefix("next: "))[1:]
-
-
-def commands_in(answer: Result) -> list[list[str]]:
-    """The words of each `ser …` that a message has in backticks, without `ser`."""
-    return [shlex.split(command)[1:] for command in re.findall(r"`(ser [^`]+)`", answer.output)]
 
 
 # What `ser corpus` and `ser features` say
@@ -378,9 +367,9 @@ def test_superseded_and_damaged_parts_are_mended_by_the_commands_that_are_named(
     refused = ser(*train, "--out", tmp_path / "runs")
     assert refused.exit_code == 1, refused.output
     verify, features = commands_in(refused)
-    assert verify == ["cache", "verify", "--repair"]
+    assert verify == ["cache", "verify", "--repair", "--store", "STORE"]
     assert features == ["features"]
 
-    ser(*verify, *store)
+    ser(*verify[:-1], tmp_path / "s")
     assert ser(*extract).exit_code == 0
     assert ser(*train, "--out", tmp_path / "runs").exit_code == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -259,6 +260,30 @@ def test_a_worker_with_another_ser_is_refused(cluster: DaskProcesses) -> None:
         patch.setattr("ser.engines.cluster.version", lambda _: "9.9")
         with pytest.raises(SerError, match=r"worker has ser .*, and this command has ser 9\.9"):
             list(connected.run(worker_name, range(2)))
+
+
+@pytest.mark.parametrize("needs", [{}, {"GPU": 1}], ids=["any", "with a GPU"])
+def test_a_worker_is_started_as_printed(
+    processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch, needs: dict[str, float]
+) -> None:
+    processes.scheduler()
+    if needs:
+        processes.worker("without")
+        with (
+            engines.Cluster(processes.address, patience=200) as connected,
+            pytest.raises(WrongUse) as refused,
+        ):
+            list(connected.run(worker_name, range(2), needs=lambda _: needs))
+    else:
+        with pytest.raises(SerError) as refused:
+            engines.Cluster(processes.address, patience=0.5).__enter__()
+
+    [command] = re.findall(r"start one by `([^`]+)`", str(refused.value))
+    processes.printed(command)
+    with engines.Cluster(processes.address, patience=200) as connected:
+        wait_for(lambda: len(connected.workers(anew=True)) == 1 + bool(needs))
+        names = list(connected.run(worker_name, range(2), needs=lambda _: needs))
+    assert len(names) == 2
 
 
 def test_a_port_that_never_speaks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

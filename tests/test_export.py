@@ -304,7 +304,7 @@ def test_without_the_packages_it_says_what_to_install(
     newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_room, "find_spec", lambda name: None)
-    with pytest.raises(SerError, match=r"needs onnx, .*: pip install 'ser-fusion\[onnx\]'"):
+    with pytest.raises(SerError, match=r"needs onnx, .*: run `pip install 'ser-fusion\[onnx\]'"):
         export(run_of(newcomer, "text").path, tmp_path / "out")
 
 

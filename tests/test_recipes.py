@@ -270,6 +270,7 @@ def test_what_is_missing_is_made_by_one_command(store: Path, tmp_path: Path) -> 
         views.append(f"logmel:sampling_rate=22050,view={kind}-1")
     features = ["bert-cased", "logmel:sampling_rate=22050", *views]
     features += ["mfcc:sampling_rate=22050", "bert", "is13"]
-    command = f"ser features CORPUS --features {','.join(features)} --store {store}"
+    names = ",".join(features)
+    command = f"ser features CORPUS --features {names} --corpus-name tiny --store {store}"
     with pytest.raises(MissingRows, match=f"cell 'Text'.*`{command}`"):
         plan_sweep(read_recipe("usc-table3", store=store, out=tmp_path))

@@ -271,7 +271,7 @@ def test_quarantined_utterances_are_refused_or_named(tmp_path: Path) -> None:
     )
 
     with pytest.raises(
-        MissingRows, match=r"labelled utterances are quarantined.*ser features --retry`$"
+        MissingRows, match=r"labelled utterances are quarantined.*`ser features .* --retry`$"
     ):
         load_dataset(Experiment("is13", "audio", every.path, allow_missing=True))
 

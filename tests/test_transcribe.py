@@ -25,7 +25,7 @@ from click.testing import Result
 from ser.cache.store import Store, open_store
 from ser.cache.tools.remove import remove_superseded
 from ser.cache.transcripts import put_transcripts
-from ser.errors import ExtractionStopped, StoreError, WeightsError, WrongUse
+from ser.errors import ExtractionStopped, MissingRows, StoreError, WeightsError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.config import ExtractionConfig
 from ser.extract.corpora.recogniser import Recogniser
@@ -33,6 +33,7 @@ from ser.extract.corpora.runaway import has_run_away
 from ser.extract.corpora.transcribe import Transcription
 from ser.extract.corpora.word_errors import word_errors
 from ser.tests.command_line import printed, ser
+from ser.tests.named_commands import commands_in
 
 # It registers an extractor too.
 from ser.tests.stand_in_corpus import write_corpus
@@ -303,6 +304,43 @@ def test_what_cannot_be_transcribed_is_named(whisper: Path, table: Path, tmp_pat
         if "not transcribed: holds NaN" in problem.reason:
             of_nan.append(problem.id)
     assert of_nan == ["u000", "u001"]
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four noises of a second and manual transcripts, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return write_corpus(tmp_path, [f"so it is {number}" for number in range(4)], [1] * 4)
+
+
+def test_damaged_transcripts_are_made_again_as_printed(whisper: Path, short: Path) -> None:
+    assert features(short, whisper, Path("features"), "--features", "standin").exit_code == 0
+    [transcripts] = Path("features", "transcripts").glob("*.json")
+    transcripts.write_bytes(transcripts.read_bytes()[:-9])
+    refused = ser("cache", "verify")
+    assert "remove it" in refused.output
+
+    transcripts.unlink()
+    [command] = commands_in(refused)
+    words = [short if word == "CORPUS" else word for word in command]
+    done = ser(*words, "--features", "standin", "--model", f"whisper={whisper}")
+    assert done.exit_code == 0, done.output
+    assert ser("cache", "verify").exit_code == 0
+
+
+def test_a_transcribed_corpus_is_made_again_as_named(whisper: Path, short: Path) -> None:
+    """What made it only its user knows: no other words may take their place."""
+    store = Path("features")
+    for options in (["--features", "standin", "--limit", 2], ["--features", "logmel"]):
+        assert features(short, whisper, store, *options).exit_code == 0
+    opened = open_store(store)
+    with pytest.raises(
+        MissingRows, match="run the `ser features` command that made corpus corpus-asr again"
+    ):
+        opened["standin"].load(opened.manifest("corpus-asr"))
+
+    assert features(short, whisper, store, "--features", "standin").exit_code == 0
+    assert len(open_store(store)["standin"].load(opened.manifest("corpus-asr"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 
 from ser.cache.spec import Spec
 from ser.disk.records import to_record
-from ser.errors import CorruptStore, WrongUse
+from ser.errors import CorruptStore, WrongUse, ser_command
 from ser.weights.checkpoint import Checkpoint
 from ser.weights.digest import INCIDENTAL
 from ser.weights.find import parse_models, recorded_checkpoint
@@ -143,8 +143,9 @@ def _check_layer(spec: Spec, layers: int, depth: int) -> None:
         if option and not option.startswith("layer="):
             options.append(option)
     name = f"{spec.feature}:{','.join(sorted(options))}"
+    extract = ser_command("features", "CORPUS", "--features", name, "--store", "STORE")
     raise WrongUse(
         f"finetune_layers={layers} starts from layer {layer_below} of {spec.feature}'s {depth}, "
-        f"and {spec.name} is layer {layer}; run `ser features CORPUS --features {name}`, "
+        f"and {spec.name} is layer {layer}; run {extract}, "
         f"and train on {name}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import save
 
-from ser.errors import CorruptStore, SerError, WrongUse
+from ser.errors import CorruptStore, SerError, WrongUse, ser_command
 from ser.plugins import not_installed
 
 from .config import TrainConfig
@@ -52,7 +52,7 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     if not (run.path / MODEL).exists():
         raise WrongUse(
             f"{run.path}: holds no trained model yet; finish the run with "
-            f"`ser train --resume {run.path}`"
+            f"{ser_command('train', '--resume', run.path)}"
         )
 
     record = run.config

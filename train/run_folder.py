@@ -40,7 +40,7 @@ from ser.disk.read import read_small
 from ser.disk.records import short_hash
 from ser.disk.unfinished import is_unfinished
 from ser.disk.write import Buffer, write_whole
-from ser.errors import CorruptStore, SerError, StoreError, WrongUse
+from ser.errors import CorruptStore, SerError, StoreError, WrongUse, ser_command
 
 from .records import ConfigOrResult, RunConfig, RunFile, RunResult, from_json, to_json
 from .seal import AGAIN, SEAL, check_json, check_tensors, sealed_json, sealed_tensors
@@ -140,8 +140,8 @@ class Run:
         """The scores. Raises `WrongUse` if the run is not finished."""
         if not self.finished:
             raise WrongUse(
-                f"{self.path}: this run is not finished; `ser train --resume {self.path}` "
-                "continues it"
+                f"{self.path}: this run is not finished; "
+                f"{ser_command('train', '--resume', self.path)} continues it"
             )
         return self._record(RESULT, RunResult, self._json(RESULT))
 

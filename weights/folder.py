@@ -5,7 +5,7 @@ A pickle is only ever opened to convert it (see `convert.py`).
 
 from pathlib import Path
 
-from ser.errors import WeightsError
+from ser.errors import WeightsError, ser_command
 
 from .checkpoint import SHARED_PREPROCESSOR, read_json
 from .ctranslate2 import is_ctranslate2
@@ -81,9 +81,10 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     if index.exists():
         return shards(index, name)
 
+    command = ser_command("weights", "convert", name, "DIR")
     raise WeightsError(
         f"{name} holds no model.safetensors; if its weights are a pickle, which could run code, "
-        f"`ser weights convert {name} DIR` writes them as safetensors, then point at DIR"
+        f"{command} writes them as safetensors, then point at DIR"
     )
 
 

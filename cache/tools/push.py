@@ -17,7 +17,7 @@ from ser.cache.part import Part, PartRecord, file_record
 from ser.cache.publish import publish_part
 from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
-from ser.disk.read import read_small
+from ser.disk.read import REPAIR, read_small
 from ser.disk.records import checksummed_json
 from ser.errors import CorruptStore, WrongUse
 
@@ -206,7 +206,7 @@ class Push:
             for name, known in sorted(part.record.files.items()):
                 content = read_small(part.folder / name)
                 if file_record(content) != known:
-                    fault = "altered (its sha256 is wrong); run `ser cache verify`"
+                    fault = f"altered (its sha256 is wrong); {REPAIR}"
                     raise CorruptStore(f"{part.folder / name}: {fault}")
                 self.remote.create(f"{folder}/{name}", content, self._replace)
                 on_progress(known.bytes)

@@ -28,8 +28,8 @@ TRIES = 3
 THREADS = 4
 
 MEND = (
-    "if it stays so, it is damaged there, and who pushed it mends it by `ser cache push --replace` "
-    "to the same URL"
+    "if it stays so, it is damaged there, and who pushed it mends it by `ser cache push URL "
+    "--replace`"
 )
 GO_ON = (
     "check the address, the network and who may write there; the same command goes on from there"
@@ -61,7 +61,7 @@ def explained(where: str, here: Path | None = None) -> Iterator[None]:
     except SerError:
         raise
     except ImportError as error:
-        remedy = f"pip install '{DISTRIBUTION}[cloud]', or the package that is named"
+        remedy = f"run `pip install '{DISTRIBUTION}[cloud]'`, or install the package that is named"
         raise WrongUse(f"{where}: needs a package that is not here ({error}); {remedy}") from None
     except FileNotFoundError:
         raise StoreError(f"{where}: there is no such bucket, repository, folder or file") from None

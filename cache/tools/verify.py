@@ -28,7 +28,7 @@ from ser.disk.faults import explain_disk_errors
 from ser.disk.read import REPAIR
 from ser.disk.workspace import put_files
 from ser.disk.write import make_folder, sync_folder
-from ser.errors import CorruptStore, SerError
+from ser.errors import CorruptStore, SerError, ser_command
 
 from .published import LATEST
 
@@ -160,7 +160,8 @@ def _note_rows_twice(feature: Feature) -> str | None:
     twice = keys.total() - len(keys)
     if not twice:
         return None
-    return f"{twice} rows stand in two parts; `ser cache remove --superseded` rewrites them"
+    command = ser_command("cache", "remove", "--superseded", "--store", feature.store)
+    return f"{twice} rows stand in two parts; {command} rewrites them"
 
 
 def _set_aside(store: Store, path: Path) -> str | None:

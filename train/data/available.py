@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ser.cache.extract_command import extract_rows_command
 from ser.cache.feature import Feature
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows
@@ -27,10 +28,13 @@ def with_rows(
         others_are_left = len(reasons) < len(utterances)
         if reasons and not (allow_missing and others_are_left):
             example, why = next(iter(reasons.items()))
+            row = utterances.rows[utterances.ids.index(example)]
+            corpus = manifest.keys(feature.spec.modality)[row][0]
+            again = extract_rows_command(feature.store, name, manifest, corpus, retry=True)
             way_out = ", or leave them out with --allow-missing" if others_are_left else ""
             raise MissingRows(
                 f"{name}: {len(reasons)} labelled utterances are quarantined, such as {example} "
-                f"({why}); mend and extract them with `ser features --retry`{way_out}"
+                f"({why}); mend and extract them with {again}{way_out}"
             )
 
         if reasons:

@@ -183,6 +183,6 @@ def _check_iemocap(policy: Policy, corpus: str, utterances: Utterances) -> None:
     if differences:
         raise CorpusError(
             f"corpus {corpus} has the utterances of the IEMOCAP release but not its {policy.name} "
-            f"counts: {', '.join(differences)}; run `ser corpus show` on it to see which files "
+            f"counts: {', '.join(differences)}; run `ser corpus show CORPUS` to see which files "
             "differ"
         )

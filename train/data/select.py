@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 
 from msgspec import to_builtins
 
+from ser.cache.extract_command import extract_command
 from ser.cache.feature import Feature
 from ser.cache.feature_name import parse_feature_name
 from ser.cache.store import Store, listed
@@ -312,8 +313,8 @@ def _layers(
         firsts = listed([layers[0] for layers in complete])
         raise WrongUse(f"{store.path}: {name} is there in several ways, choose one: {firsts}")
     if not complete:
-        command = f"ser features CORPUS --features {name} --store {store.path}"
-        raise MissingRows(f"{store.path}: does not have all of {name}; run `{command}`")
+        command = extract_command(store.path, name, corpus)
+        raise MissingRows(f"{store.path}: does not have all of {name}; run {command}")
     return complete[0]
 
 

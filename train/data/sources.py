@@ -6,10 +6,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from ser.cache.feature import Feature
 from ser.cache.part import Part
 from ser.cache.spec import Spec
 from ser.corpus.manifest import Manifest
-from ser.errors import MissingRows, WrongUse
+from ser.errors import MissingRows, WrongUse, ser_command
 
 from ..records import FeatureRecord
 from .inputs import Inputs
@@ -44,7 +45,7 @@ def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.nda
     if not lengths.all():
         raise MissingRows(
             f"{spec.name}: utterance {manifest.ids[rows[lengths.argmin()]]} has no rows at all; "
-            "extract it again with `ser features --retry`"
+            f"run {_remove(feature)} and extract or import it again"
         )
 
     def read(utterances: np.ndarray) -> Inputs:
@@ -55,8 +56,8 @@ def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.nda
         if selection.extra is not None:
             if selection.extra not in packed.extras:
                 raise MissingRows(
-                    f"{spec.name} holds rows without '{selection.extra}'; run `ser cache remove "
-                    f"{spec.feature}@{feature.fingerprint}` and extract it again"
+                    f"{spec.name} holds rows without '{selection.extra}'; "
+                    f"run {_remove(feature)} and extract it again"
                 )
             values = packed.extras[selection.extra][:, None]
         stored = Inputs(torch.from_numpy(values), packed.offsets)
@@ -85,6 +86,12 @@ def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.nda
 
     offsets = np.concatenate([[0], np.cumsum(lengths_read)])
     return Streamed(empty, offsets, read=read, cost=cost, order=order)
+
+
+def _remove(feature: Feature) -> str:
+    """The command that removes a feature whose rows cannot be trained on."""
+    name = f"{feature.spec.feature}@{feature.fingerprint}"
+    return ser_command("cache", "remove", name, "--store", feature.store)
 
 
 def modality_source(selection: ModalitySelection, manifest: Manifest, rows: np.ndarray) -> Streamed:

@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ser import engines
+from ser.cache.extract_command import extract_command
 from ser.engines.machine import choose_device
 from ser.errors import MissingRows, WrongUse
 
@@ -228,8 +229,8 @@ def _remedy(fault: Exception, recipe: Recipe, cell: RecipeCell) -> str:
     if not isinstance(fault, MissingRows):
         return ""
     features = ",".join(features_to_extract(recipe))
-    command = f"ser features CORPUS --features {features} --store {cell.experiment.store}"
-    return f"; for all cells: `{command}`"
+    command = extract_command(cell.experiment.store, features, cell.experiment.corpus)
+    return f"; for all cells: {command}"
 
 
 def _check_also_set(recipe: Recipe, configs: Sequence[TrainConfig]) -> None:
