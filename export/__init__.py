@@ -19,6 +19,7 @@ from ser.disk.read import read_small
 from ser.disk.workspace import workspace_beside
 from ser.disk.write import make_folder, move_into_place, sync_tree, write_folder
 from ser.errors import DISTRIBUTION, SerError, WrongUse
+from ser.extract.audio import ENCODER_RATE
 from ser.predict import Predictor
 from ser.predict.trained import EXPORTED, ExportRecord
 from ser.train.records import RunFile, to_json
@@ -26,9 +27,10 @@ from ser.train.run_folder import CONFIG, MODEL
 from ser.train.seal import sealed_json
 
 from .card import model_card
+from .compare import compare_on_features, compare_on_waveforms
 from .graph import FromFeatures, FromWaveform
 from .inputs import GraphInput, feature_inputs, is_on_one_encoder, waveform_input
-from .trace import NoGraph, compare_on_features, compare_on_waveforms, write_graph
+from .trace import NoGraph, write_graph
 from .waveform import EncoderFrames, WhisperStates
 
 __all__ = ["export"]
@@ -36,8 +38,9 @@ __all__ = ["export"]
 GRAPH = "model.onnx"
 CARD = "README.md"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-# Who speaks decides which turns their recurrent layers go over.
-WITHOUT_GRAPH = ("icon", "icon:audio", "icon:text")
+
+# So many rows of features a graph is compared with; the first is traced.
+COUNTS_TO_COMPARE = (30, 53, 9, 1)
 
 
 def export(
@@ -95,7 +98,6 @@ class WrittenModel:
 def _write_model(predictor: Predictor, folder: Path) -> WrittenModel:
     """Write model.onnx, if the run can be a graph."""
     try:
-        _check_fusion(predictor)
         return _write_graph(predictor, folder / GRAPH)
     except NoGraph as fault:
         reason = f"{predictor.fusion.name} cannot be written as ONNX: {fault}"
@@ -107,41 +109,55 @@ def _write_model(predictor: Predictor, folder: Path) -> WrittenModel:
     return WrittenModel(feature_inputs(predictor), [], sentence, reason)
 
 
-def _check_fusion(predictor: Predictor) -> None:
-    """Raise `NoGraph` for a run that is known not to be one."""
-    if predictor.fusion.name in WITHOUT_GRAPH:
-        raise NoGraph("who speaks decides what it computes")
-    if getattr(predictor.config.settings, "finetune_layers", 0):
-        raise NoGraph("with finetune_layers it holds a text encoder of its own")
-
-
 def _write_graph(predictor: Predictor, path: Path) -> WrittenModel:
     """Write model.onnx and compare it. Raises `NoGraph`."""
     if is_on_one_encoder(predictor):
-        extractor: Any
-        [extractor] = predictor.extractors("audio")
-        kind = WhisperStates if extractor.name == "whisper" else EncoderFrames
-        frames = kind(extractor)
-        graph = FromWaveform(predictor, frames)
-        inputs = [waveform_input(predictor)]
-        # Of Whisper several windows, so that one window is no special case.
-        counts = {"samples": 80 * 16000 + 123}
-        write_graph(graph, predictor, inputs, graph.outputs.names, counts, path, extractor.shortest)
-        worst = compare_on_waveforms(path, predictor, frames)
-        taken = "a waveform at 16 kHz"
-    else:
-        graph = FromFeatures(predictor)  # type: ignore[assignment]
-        inputs = feature_inputs(predictor)
-        axes: list[str] = []
-        for each in inputs:
-            axes += [axis for axis in each.shape if isinstance(axis, str) and axis not in axes]
-        several = [{axis: rows + 7 * i for i, axis in enumerate(axes)} for rows in (30, 53, 9)]
-        write_graph(graph, predictor, inputs, graph.outputs.names, several[0], path)
-        worst = compare_on_features(path, predictor, inputs, several)
-        taken = " and ".join(each.name for each in inputs)
+        return _write_graph_of_waveform(predictor, path)
+    return _write_graph_of_features(predictor, path)
 
-    sentence = f"{GRAPH} takes {taken}, and gives the numbers of `ser predict` within {worst:.1g}"
-    return WrittenModel(inputs, graph.outputs.names, sentence)
+
+def _write_graph_of_waveform(predictor: Predictor, path: Path) -> WrittenModel:
+    """Write model.onnx from the waveform on, and compare it. Raises `NoGraph`."""
+    extractor: Any
+    [extractor] = predictor.extractors("audio")
+    kind = WhisperStates if extractor.name == "whisper" else EncoderFrames
+    frames = kind(extractor)
+    graph = FromWaveform(predictor, frames)
+    inputs = [waveform_input(predictor)]
+    outputs = graph.outputs.names
+
+    # Of Whisper several windows, so that one window is no special case.
+    counts = {"samples": 80 * ENCODER_RATE + 123}
+    write_graph(graph, inputs, outputs, counts, path, extractor.shortest)
+    difference = compare_on_waveforms(path, predictor, frames)
+    return WrittenModel(inputs, outputs, _sentence("a waveform at 16 kHz", difference))
+
+
+def _write_graph_of_features(predictor: Predictor, path: Path) -> WrittenModel:
+    """Write model.onnx from the features on, and compare it. Raises `NoGraph`."""
+    graph = FromFeatures(predictor)
+    inputs = feature_inputs(predictor)
+    outputs = graph.outputs.names
+
+    # Another count for each axis, so that none is taken for another.
+    cases: list[dict[str, int]] = []
+    for rows in COUNTS_TO_COMPARE:
+        counts: dict[str, int] = {}
+        for graph_input in inputs:
+            for axis in graph_input.shape:
+                if isinstance(axis, str) and axis not in counts:
+                    counts[axis] = rows + 7 * len(counts)
+        cases.append(counts)
+
+    write_graph(graph, inputs, outputs, cases[0], path)
+    difference = compare_on_features(path, predictor, inputs, cases)
+    names = " and ".join(graph_input.name for graph_input in inputs)
+    return WrittenModel(inputs, outputs, _sentence(names, difference))
+
+
+def _sentence(inputs: str, difference: float) -> str:
+    """What model.onnx takes, and how near it is to `ser predict`."""
+    return f"{GRAPH} takes {inputs}, and gives the numbers of `ser predict` within {difference:.1g}"
 
 
 def _write_others(predictor: Predictor, folder: Path, model: WrittenModel) -> None:

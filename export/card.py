@@ -61,12 +61,14 @@ def introduction(predictor: Predictor) -> str:
             "speech.**"
         )
 
-    told = [plain(", ".join(predictor.classes))] if predictor.classes else []
+    predicted: list[str] = []
+    if predictor.classes:
+        predicted.append(plain(", ".join(predictor.classes)))
     if TARGETS[predictor.config.target].rated:
-        told.append("valence, arousal and dominance")
+        predicted.append("valence, arousal and dominance")
     paragraphs.append(
         f"A speech emotion model, `{predictor.fusion.name}` ({predictor.fusion.source}). It tells "
-        f"{' and '.join(told)}."
+        f"{' and '.join(predicted)}."
     )
     return "\n\n".join(paragraphs)
 
@@ -109,12 +111,16 @@ def use(predictor: Predictor, record: ExportRecord) -> str:
     if record.no_graph is not None:
         return (
             f"## Use\n\nThere is no `model.onnx` here: {plain(record.no_graph)}. "
-            "`model.safetensors` holds the trained weights, for `ser predict FOLDER`."
+            f"`model.safetensors` holds the trained weights, for {_what_to_install(predictor)}:"
+            f"\n\n```sh\n{_predict_command(predictor)}\n```"
         )
 
-    by_turns = predictor.fusion.unit == "dialogue" and record.inputs[0].name != "waveform"
+    takes_waveform = record.inputs[0].name == "waveform"
+    is_of_dialogues = predictor.fusion.unit == "dialogue"
+    by_turns = is_of_dialogues and not takes_waveform
     lines = ["## Use", ""]
-    lines += [f"- input `{each.name}`: float32 {_shape(each)}" for each in record.inputs]
+    for graph_input in record.inputs:
+        lines.append(f"- input `{graph_input.name}`: {graph_input.dtype} {_shape(graph_input)}")
     rows = "turns" if by_turns else 1
     if predictor.classes:
         k = len(predictor.classes)
@@ -127,6 +133,11 @@ def use(predictor: Predictor, record: ExportRecord) -> str:
         )
     if by_turns:
         lines.append("- the rows are the turns of one dialogue, in their order")
+    elif is_of_dialogues:
+        lines.append(
+            "- the waveform is one turn, and a dialogue of its own: the model was trained on whole "
+            "dialogues, and `ser predict FOLDER --table` takes them"
+        )
     if record.longest_seconds is not None:
         lines.append(
             f"- for audio of at most {record.longest_seconds:g} s: longer audio is one window "
@@ -139,6 +150,27 @@ def use(predictor: Predictor, record: ExportRecord) -> str:
         "`model.safetensors` holds the trained weights alone, for `ser predict FOLDER`."
     )
     return "\n".join(lines)
+
+
+def _predict_command(predictor: Predictor) -> str:
+    """How to predict with the folder."""
+    words = ["ser predict FOLDER"]
+    if predictor.fusion.unit == "dialogue":
+        words.append("--table turns.csv")
+    else:
+        if "audio" in predictor.fusion.inputs:
+            words.append("speech.wav")
+        if "text" in predictor.fusion.inputs:
+            words.append('--text "what is said"')
+    return " ".join(words)
+
+
+def _what_to_install(predictor: Predictor) -> str:
+    """What has to be installed for `ser predict`."""
+    package = predictor.run.config.provenance.package
+    if package is None:
+        return "ser"
+    return f"ser with the package {plain(package)}, which brings the fusion"
 
 
 def example(record: ExportRecord) -> list[str]:
@@ -154,9 +186,10 @@ def example(record: ExportRecord) -> list[str]:
         ]
     else:
         lines += ["", "inputs = {"]
-        for each in record.inputs:
-            sizes = ", ".join(str(axis) if isinstance(axis, int) else "10" for axis in each.shape)
-            lines.append(f"    {json.dumps(each.name)}: np.zeros([{sizes}], np.float32),")
+        for graph_input in record.inputs:
+            axes = [axis if isinstance(axis, int) else 10 for axis in graph_input.shape]
+            name = json.dumps(graph_input.name)
+            lines.append(f"    {name}: np.zeros({axes}, np.{graph_input.dtype}),")
         lines.append("}")
     outputs = ", ".join(record.outputs)
     if len(record.outputs) == 1:
@@ -169,7 +202,9 @@ def example(record: ExportRecord) -> list[str]:
 def features(record: ExportRecord) -> str:
     """How each input is made."""
     lines = ["## How the inputs are made", ""]
-    lines += [f"- `{each.name}` {_shape(each)}: {plain(each.made)}." for each in record.inputs]
+    for graph_input in record.inputs:
+        description = plain(graph_input.description)
+        lines.append(f"- `{graph_input.name}` {_shape(graph_input)}: {description}.")
     return "\n".join(lines)
 
 
@@ -199,5 +234,6 @@ def licences(predictor: Predictor) -> str:
     )
 
 
-def _shape(each: InputRecord) -> str:
-    return f"[{', '.join(str(axis) for axis in each.shape)}]"
+def _shape(graph_input: InputRecord) -> str:
+    """The axes in brackets, each a size or what is counted."""
+    return f"[{', '.join(str(axis) for axis in graph_input.shape)}]"

@@ -89,10 +89,17 @@ def text_encoder(spec: Spec) -> list[str]:
     sentences = [checkpoint_in_words(spec), "its own tokenizer", layer_in_words(spec)]
     kept = "with" if config["special"] else "without"
     sentences.append(f"one row per token, {kept} the special tokens, which the encoder always sees")
-    if config["tags"] == "remove":
-        sentences.append("tags such as [LAUGHTER] are removed from the text")
-    sentences.append(f"cut to {config['most']} tokens")
-    return sentences
+    return [*sentences, *text_in_words(spec)]
+
+
+def tokens_in_words(spec: Spec) -> str:
+    """What the encoder of a text feature takes, where the run trained it from the tokens on."""
+    sentences = [
+        "token ids, with the special tokens",
+        f"by the tokenizer of {checkpoint_in_words(spec)}",
+        *text_in_words(spec),
+    ]
+    return "; ".join(sentences)
 
 
 def mel(spec: Spec) -> list[str]:
@@ -163,3 +170,12 @@ def pooling_in_words(spec: Spec) -> list[str]:
     """Of an encoder whose frames were averaged before they were stored."""
     config: Any = spec.config
     return ["the mean of all frames"] if config.get("pool") == "mean" else []
+
+
+def text_in_words(spec: Spec) -> list[str]:
+    """What is done to a text, and where it ends."""
+    sentences: list[str] = []
+    if spec.config["tags"] == "remove":
+        sentences.append("tags such as [LAUGHTER] are removed from the text")
+    sentences.append(f"cut to {spec.config['most']} tokens")
+    return sentences

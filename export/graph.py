@@ -4,6 +4,8 @@ x  a feature's rows, as a store holds them     K  classes
 r  rows: frames or tokens                      n  utterances: the turns of a dialogue, or 1
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from ser.train.rating_scales import scale_of
 from ser.train.records import FeatureRecord
 from ser.train.targets import TARGETS
 
+from .inputs import takes_tokens
 from .one_sequence import OneSequence
 from .waveform import EncoderFrames
 
@@ -46,9 +49,12 @@ class Outputs(nn.Module):
             names.append("ratings")
         return names
 
-    def forward(self, columns: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self, columns: dict[str, Tensor], speakers: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Each modality's rows `[r, dim]`, or vectors `[n, dim]`, to the outputs of `names`.
 
+        Of a model that takes speakers, who speaks each turn; int64 `[n]`.
         Logits and probabilities `[n, K]`, and ratings `[n, 3]` on the corpus's scale, as far as the
         run learnt them.
         """
@@ -61,16 +67,17 @@ class Outputs(nn.Module):
 
         n = next(iter(columns.values())).shape[0] if self.by_vectors else 1
         # The models make a layout of `dialogues`; it is one already: see `one_sequence.layout_of`.
-        batch = Batch(inputs, OneSequence(n), heads=frozenset({"logits"}))  # type: ignore[arg-type]
-        of_head = self.model(batch)["logits"]
+        dialogue: Any = OneSequence(n)
+        batch = Batch(inputs, dialogue, speakers, heads=frozenset({"logits"}))
+        predictions = self.model(batch)["logits"]
 
         outputs: list[Tensor] = []
         if self.n_classes:
-            logits = of_head[:, : self.n_classes]
+            logits = predictions[:, : self.n_classes]
             outputs += [logits, (logits / self.temperature).softmax(1)]
         if self.is_rated:
             low, high = self.scale
-            outputs.append(low + (high - low) * (of_head[:, self.n_classes :] + 1) / 2)
+            outputs.append(low + (high - low) * (predictions[:, self.n_classes :] + 1) / 2)
         return tuple(outputs)
 
     def sequences(self, values: Tensor) -> Sequences:
@@ -82,7 +89,10 @@ class Outputs(nn.Module):
 
 
 class FromFeatures(nn.Module):
-    """From a run's features to its outputs. Takes them in the order of the columns."""
+    """From a run's features to its outputs.
+
+    Takes them in the order of the columns, and then the speakers, if the fusion does.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -94,21 +104,30 @@ class FromFeatures(nn.Module):
         }
         self.by_vectors = predictor.fusion.level == "vector"
         self.by_turns = predictor.fusion.unit == "dialogue"
+        self.takes_speakers = predictor.fusion.takes_speakers
+        self.of_tokens = [m for m in predictor.features if takes_tokens(predictor, m)]
 
-    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        """Each `[r, dim]`; `[dim]` where it is one vector; `[n, dim]` of a model of dialogues."""
-        remaining = list(features)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Each feature `[r, dim]`.
+
+        `[dim]` where it is one vector, `[n, dim]` of a model of dialogues, whose speakers are int64
+        `[n]`, and int64 `[r]` of token ids.
+        """
+        remaining = list(inputs)
+        speakers = remaining.pop() if self.takes_speakers else None
         columns: dict[str, Tensor] = {}
         for modality, records in self.records.items():
             read: list[Tensor] = []
             for record, spec in zip(records, self.specs[modality], strict=True):
                 x = remaining.pop(0)
-                if not self.by_turns:
+                if modality in self.of_tokens:
+                    x = x[:, None].float()
+                elif not self.by_turns:
                     x = x[None] if spec.level == "utterance" else x
                     x = as_read(x, record, spec, self.by_vectors)
                 read.append(x)
             columns[modality] = torch.cat(read, 1)
-        return self.outputs(columns)
+        return self.outputs(columns, speakers)
 
 
 class FromWaveform(nn.Module):

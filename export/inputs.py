@@ -1,17 +1,24 @@
 """What a graph takes: one waveform, or one input per feature."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+
+from ser.cache.spec import Spec
 from ser.extract.audio import ENCODER_RATE
 from ser.extract.extractor import ResolvedFeature
 from ser.predict import Predictor
 from ser.predict.trained import InputRecord
 from ser.train.records import FeatureRecord
 
-from .features_in_words import feature_in_words, reading_in_words
+from .features_in_words import feature_in_words, reading_in_words, tokens_in_words
 
 # Extractors whose encoder can stand in a graph, waveform and all.
 ON_WAVEFORMS = ("speech", "whisper")
+
+# So many speakers a graph is compared with.
+SPEAKERS = 3
 
 
 @dataclass(frozen=True)
@@ -20,16 +27,36 @@ class GraphInput:
 
     name: str
     shape: tuple[int | str, ...]
-    made: str
+    description: str
+    """How it is made, in words and numbers."""
+    numbers: int | None = None
+    """Of an input of int64: so many numbers, from 0, it is compared with. None: float32."""
+
+    @property
+    def dtype(self) -> Literal["float32", "int64"]:
+        """The type of its values."""
+        return "float32" if self.numbers is None else "int64"
 
     def sized(self, counts: dict[str, int]) -> tuple[int, ...]:
         """The shape with the axes of these counts."""
         return tuple(counts[axis] if isinstance(axis, str) else axis for axis in self.shape)
 
+    def random(self, counts: dict[str, int], generator: np.random.Generator) -> np.ndarray:
+        """Random values of these counts."""
+        shape = self.sized(counts)
+        if self.numbers is not None:
+            return generator.integers(self.numbers, size=shape)
+        return generator.standard_normal(shape).astype(np.float32)
+
     @property
     def record(self) -> InputRecord:
         """What config.json says of it."""
-        return InputRecord(name=self.name, shape=list(self.shape), made=self.made)
+        return InputRecord(
+            name=self.name,
+            shape=list(self.shape),
+            dtype=self.dtype,
+            description=self.description,
+        )
 
 
 def is_on_one_encoder(predictor: Predictor) -> bool:
@@ -46,6 +73,11 @@ def is_on_one_encoder(predictor: Predictor) -> bool:
     return len(predictor.extractors("audio")) == 1
 
 
+def takes_tokens(predictor: Predictor, modality: str) -> bool:
+    """Whether the run takes token ids, since it trained the whole encoder of the feature."""
+    return predictor.run.config.features[modality].extra is not None
+
+
 def waveform_input(predictor: Predictor) -> GraphInput:
     """The waveform, for a run on one audio encoder."""
     steps: list[str] = []
@@ -53,37 +85,67 @@ def waveform_input(predictor: Predictor) -> GraphInput:
         predictor.features["audio"], predictor.records["audio"], strict=True
     ):
         steps.append(f"{feature.spec.name}: {whole_way(predictor, feature, record)}")
-    made = f"samples at {ENCODER_RATE} Hz, mono, from -1 to 1; the graph makes of it " + ". ".join(
-        steps
-    )
-    return GraphInput("waveform", (1, "samples"), made)
+
+    samples = f"samples at {ENCODER_RATE} Hz, mono, from -1 to 1"
+    description = f"{samples}; the graph makes of it {'. '.join(steps)}"
+    return GraphInput("waveform", (1, "samples"), description)
 
 
 def feature_inputs(predictor: Predictor) -> list[GraphInput]:
-    """One input per feature, in the order of the columns: audio before text."""
-    by_vectors = predictor.fusion.level == "vector"
-    by_turns = predictor.fusion.unit == "dialogue"
+    """One input per feature, in the order of the columns: audio before text.
 
+    Then one for the speakers, if the fusion takes them.
+    """
     inputs: list[GraphInput] = []
     for modality, features in predictor.features.items():
         for feature, record in zip(features, predictor.records[modality], strict=True):
-            spec = feature.spec
-            dim = spec.dim
-            shape: tuple[int | str, ...] = (f"{modality}_rows", dim)
-            if by_turns:
-                if record.pool == "meanstd" and spec.level != "utterance":
-                    dim *= 2
-                shape = ("turns", dim)
-            elif spec.level == "utterance":
-                shape = (dim,)
+            name = _unique(feature.spec.name, inputs)
+            if takes_tokens(predictor, modality):
+                inputs.append(token_input(predictor, modality, name, feature.spec))
+            else:
+                inputs.append(feature_input(predictor, modality, name, feature.spec, record))
 
-            made = feature_in_words(spec)
-            reading = reading_in_words(spec, record, by_vectors)
-            if reading:
-                who = "you give what is" if by_turns else "the graph takes the rows, which are"
-                made += f"; {who} {reading}"
-            inputs.append(GraphInput(_unique(spec.name, inputs), shape, made))
+    if predictor.fusion.takes_speakers:
+        inputs.append(speaker_input(_unique("speakers", inputs)))
     return inputs
+
+
+def feature_input(
+    predictor: Predictor, modality: str, name: str, spec: Spec, record: FeatureRecord
+) -> GraphInput:
+    """The rows of a feature, its vector, or a vector of each turn."""
+    by_turns = predictor.fusion.unit == "dialogue"
+    dim = spec.dim
+    shape: tuple[int | str, ...] = (f"{modality}_rows", dim)
+    if by_turns:
+        if record.pool == "meanstd" and spec.level != "utterance":
+            dim *= 2
+        shape = ("turns", dim)
+    elif spec.level == "utterance":
+        shape = (dim,)
+
+    description = feature_in_words(spec)
+    reading = reading_in_words(spec, record, predictor.fusion.level == "vector")
+    if reading:
+        who = "you give what is" if by_turns else "the graph takes the rows, which are"
+        description += f"; {who} {reading}"
+    return GraphInput(name, shape, description)
+
+
+def token_input(predictor: Predictor, modality: str, name: str, spec: Spec) -> GraphInput:
+    """The token ids, for a run that trained the whole encoder of a feature."""
+    encoders = predictor.run.config.provenance.encoders or {}
+    vocabulary: int = encoders[modality]["vocab_size"]
+    return GraphInput(name, (f"{modality}_rows",), tokens_in_words(spec), vocabulary)
+
+
+def speaker_input(name: str) -> GraphInput:
+    """Who speaks each turn of a dialogue."""
+    description = (
+        "a number for each turn, such as 0 and 1, the same for all turns of one speaker; 0 for all "
+        "turns where nobody tells the speakers apart"
+    )
+    return GraphInput(name, ("turns",), description, SPEAKERS)
 
 
 def whole_way(predictor: Predictor, feature: ResolvedFeature, record: FeatureRecord) -> str:
@@ -92,7 +154,10 @@ def whole_way(predictor: Predictor, feature: ResolvedFeature, record: FeatureRec
     return "; ".join(filter(None, [feature_in_words(feature.spec), reading]))
 
 
-def _unique(name: str, before: list[GraphInput]) -> str:
+def _unique(name: str, inputs: list[GraphInput]) -> str:
     """The name, with a number where an input before it has the same."""
-    same = sum(each.name == name or each.name.startswith(f"{name} ") for each in before)
+    same = 0
+    for graph_input in inputs:
+        if graph_input.name == name or graph_input.name.startswith(f"{name} "):
+            same += 1
     return f"{name} {same + 1}" if same else name

@@ -65,10 +65,10 @@ class WhisperStates(EncoderFrames):
 
     def __init__(self, extractor: Any) -> None:
         super().__init__(extractor)
-        made = extractor.features
-        self.window_samples: int = made.n_samples
-        self.size: int = made.n_fft
-        self.shift: int = made.hop_length
+        features = extractor.features
+        self.window_samples: int = features.n_samples
+        self.size: int = features.n_fft
+        self.shift: int = features.hop_length
 
         # Of a discrete Fourier transform of windowed frames: `[size, size / 2 + 1]` each. In
         # float64, in which silent bands beside loud ones are as exact as an FFT's.
@@ -78,7 +78,7 @@ class WhisperStates(EncoderFrames):
         hann = torch.hann_window(self.size, dtype=torch.float64)[:, None]
         self.register_buffer("cosines", hann * angles.cos())
         self.register_buffer("sines", hann * angles.sin())
-        self.register_buffer("mel", torch.from_numpy(made.mel_filters).double())
+        self.register_buffer("mel", torch.from_numpy(features.mel_filters).double())
 
     def encode(self, waveform: Tensor) -> Any:
         """The encoder's output `[windows, 1500, dim]` for `[1, samples]`."""

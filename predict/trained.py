@@ -7,7 +7,7 @@ its own, whose record is here because both who writes it and who reads it need i
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
@@ -24,15 +24,18 @@ AGAIN = "export the run again"
 
 
 class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An input of model.onnx, float32."""
+    """An input of model.onnx."""
 
     name: str
-    """`waveform`, or the name of a feature."""
+    """`waveform`, the name of a feature, or `speakers`."""
 
     shape: list[int | str]
     """Its axes: a size, or what is counted."""
 
-    made: str
+    dtype: Literal["float32", "int64"]
+    """The type of its values: int64 of token ids and of speakers."""
+
+    description: str
     """How it is made, in words and numbers."""
 
 

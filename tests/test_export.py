@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ from ser import export as export_room
 from ser.cache.store import open_store
 from ser.cache.tools.tables import pooled
 from ser.errors import CorruptStore, SerError, WrongUse
-from ser.export import WITHOUT_GRAPH, export
+from ser.export import export
+from ser.export.compare import OnnxModel
 from ser.export.graph import Outputs
 from ser.export.inputs import GraphInput
-from ser.export.trace import OnnxModel, write_graph
+from ser.export.trace import write_graph
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.predict import Predictor, Turn
 from ser.tests.command_line import printed, ser
@@ -33,6 +35,7 @@ from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS, Fusion, with_layers
 from ser.train.models.batch import Batch, Sequences
 from ser.train.models.solved import Truth
+from ser.train.models.transformer_encoder import TopLayers, untrained
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
@@ -66,8 +69,10 @@ def outputs_in_a_child(folder: Path, inputs: list[Path]) -> list[dict[str, np.nd
     command = [sys.executable, "-c", CHILD, str(folder), *map(str, inputs)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
-    return [{name: np.array(values) for name, values in each.items()} for each in answers]
+    answers: list[dict[str, np.ndarray]] = []
+    for outputs in json.loads(done.stdout):
+        answers.append({name: np.array(values) for name, values in outputs.items()})
+    return answers
 
 
 def predicted(prediction: Any) -> np.ndarray:
@@ -75,8 +80,8 @@ def predicted(prediction: Any) -> np.ndarray:
     return np.array([*prediction.probabilities.values(), *prediction.ratings.values()])
 
 
-def told(outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """The same of a graph, `[n, …]`."""
+def answered(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The same of a graph's outputs, `[n, …]`."""
     parts = [outputs[name] for name in ("probabilities", "ratings") if name in outputs]
     return np.concatenate(parts, 1)
 
@@ -152,7 +157,7 @@ def test_a_run_on_one_encoder_takes_the_waveform(case: str, newcomer: Path, tmp_
     outputs = outputs_in_a_child(tmp_path / "out", recordings)
     for prediction, output in zip(answer.predictions, outputs, strict=True):
         assert output["logits"].shape == (1, 4)
-        assert np.abs(told(output) - predicted(prediction)).max() < TOLERANCE, prediction.id
+        assert np.abs(answered(output) - predicted(prediction)).max() < TOLERANCE, prediction.id
 
 
 @pytest.fixture(scope="module")
@@ -187,28 +192,55 @@ def test_others_take_one_input_per_feature(
     answer = Predictor(run.path)(turns)
     for prediction, output in zip(answer.predictions, outputs, strict=True):
         assert output["ratings"].shape == (1, 3)
-        assert np.abs(told(output) - predicted(prediction)).max() < TOLERANCE
+        assert np.abs(answered(output) - predicted(prediction)).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["lgf-add", "icon"])
 def test_a_model_of_dialogues_takes_their_turns(
-    exported: Callable[[str], Path], newcomer: Path, tmp_path: Path
+    name: str, exported: Callable[[str], Path], newcomer: Path, tmp_path: Path
 ) -> None:
-    run = run_of(newcomer, "lgf-add")
+    """And icon who speaks, by whatever numbers."""
+    run = run_of(newcomer, name)
     store = open_store(newcomer / "features")
     turns = turns_of_test_part(newcomer, run)[:5]
 
     tables = {name: pooled(store[name], store.manifest()) for name in ("logmel", "bert")}
     ids = [turn.id for turn in turns]
     rows = {name: table.loc[ids].to_numpy(np.float32) for name, table in tables.items()}
+    if name == "icon":
+        speakers = sorted({str(turn.speaker) for turn in turns})
+        assert len(speakers) > 1
+        rows["speakers"] = np.array([7 + speakers.index(str(turn.speaker)) for turn in turns])
     np.savez(tmp_path / "dialogue.npz", **rows)
     np.savez(tmp_path / "turn.npz", **{name: values[:1] for name, values in rows.items()})
 
-    several = [tmp_path / "dialogue.npz", tmp_path / "turn.npz"]
-    dialogue, alone = outputs_in_a_child(exported("lgf-add"), several)
+    files = [tmp_path / "dialogue.npz", tmp_path / "turn.npz"]
+    dialogue, alone = outputs_in_a_child(exported(name), files)
     predictor = Predictor(run.path)
-    for outputs, given in ((dialogue, turns), (alone, turns[:1])):
-        expected = [predicted(each) for each in predictor(given).predictions]
-        assert np.abs(told(outputs) - expected).max() < TOLERANCE
+    for outputs, predicted_turns in ((dialogue, turns), (alone, turns[:1])):
+        predictions = predictor(predicted_turns).predictions
+        expected = [predicted(prediction) for prediction in predictions]
+        assert np.abs(answered(outputs) - expected).max() < TOLERANCE
+
+
+def test_a_model_that_trained_its_text_encoder_takes_tokens(
+    exported: Callable[[str], Path], newcomer: Path, tmp_path: Path
+) -> None:
+    """As the encoder's own tokenizer makes them."""
+    run = run_of(newcomer, "finetuned")
+    turns = turns_of_test_part(newcomer, run)[:3]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(newcomer / "checkpoints" / "bert-random")
+
+    files: list[Path] = []
+    for turn in turns:
+        path = tmp_path / f"{turn.id}.npz"
+        np.savez(path, bert=np.array(tokenizer(turn.text).input_ids))
+        files.append(path)
+
+    outputs = outputs_in_a_child(exported("finetuned"), files)
+    predictions = Predictor(run.path)(turns).predictions
+    for prediction, output in zip(predictions, outputs, strict=True):
+        assert np.abs(answered(output) - predicted(prediction)).max() < TOLERANCE
 
 
 def test_the_card_says_what_it_is_and_how_inputs_are_made(exported: Callable[[str], Path]) -> None:
@@ -219,9 +251,27 @@ def test_the_card_says_what_it_is_and_how_inputs_are_made(exported: Callable[[st
     assert "session-out, session 1: this is the model of one fold" in card
     assert "- input `hubert`: float32 [audio_rows, 64]" in card
     assert "layer 2 of 2" in card and "mono at 16000 Hz" in card and "rounded to float16" in card
+    run_example(folder, "assert probabilities.shape == (1, 4)")
 
+
+def test_the_card_says_who_speaks_and_which_tokens(exported: Callable[[str], Path]) -> None:
+    card = (exported("icon") / "README.md").read_text(encoding="utf-8")
+    assert "- input `speakers`: int64 [turns]" in card
+    assert "the rows are the turns of one dialogue" in card
+    assert "the same for all turns of one speaker" in card
+    run_example(exported("icon"), "assert probabilities.shape == (10, 4)")
+
+    card = (exported("finetuned") / "README.md").read_text(encoding="utf-8")
+    assert "- input `bert`: int64 [text_rows]" in card
+    assert "token ids, with the special tokens; by the tokenizer of encoder" in card
+    run_example(exported("finetuned"), "assert probabilities.shape == (1, 4)")
+
+
+def run_example(folder: Path, check: str) -> None:
+    """Run the card's code, and a line behind it."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
     code = card.partition("```python\n")[2].partition("```")[0]
-    command = [sys.executable, "-c", f"{code}\nassert probabilities.shape == (1, 4)"]
+    command = [sys.executable, "-c", f"{code}\n{check}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -265,27 +315,68 @@ def test_an_altered_folder_is_refused(
         Predictor(copy)
 
 
+def listens_to_speakers(fusion: Fusion) -> Fusion:
+    """One that does not say that it takes them."""
+    return replace(fusion, takes_speakers=False)
+
+
+def reads_lengths(fusion: Fusion) -> Fusion:
+    """One whose model decides by a number of rows, which a graph does not have."""
+
+    def check_length(model: torch.nn.Module, arguments: tuple[Batch]) -> None:
+        if arguments[0].inputs["text"].lengths.sum() > 1000:
+            raise ValueError("too long")
+
+    def build(*arguments: Any) -> torch.nn.Module:
+        model = fusion.build(*arguments)
+        model.register_forward_pre_hook(check_length)
+        return model
+
+    return replace(fusion, build=build)
+
+
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "fusion", "change", "says"),
     [
-        ("icon", "icon cannot be written as ONNX: who speaks decides what it computes"),
-        ("finetuned", "with finetune_layers it holds a text encoder of its own"),
+        pytest.param(
+            "icon",
+            "icon",
+            listens_to_speakers,
+            "icon cannot be written as ONNX: its numbers would be",
+            id="speakers that it does not ask for",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "text",
+            "text:token",
+            reads_lengths,
+            "text:token cannot be written as ONNX: ",
+            id="a decision by a number",
+        ),
     ],
 )
 def test_what_is_no_graph_is_written_without_one(
-    name: str, says: str, newcomer: Path, tmp_path: Path
+    name: str,
+    fusion: str,
+    change: Callable[[Fusion], Fusion],
+    says: str,
+    newcomer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As a fusion of another package may be."""
+    monkeypatch.setitem(FUSIONS, fusion, change(FUSIONS[fusion]))
     run = run_of(newcomer, name)
     folder = tmp_path / "out"
     done = ser("export", run.path, folder)
     assert done.exit_code == 0
-    assert says in " ".join(done.stderr.split())
+    assert f"without model.onnx: {says}" in " ".join(done.stderr.split())
 
     names = {path.name for path in folder.iterdir()}
     assert names == {"model.safetensors", "config.json", "README.md"}
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert says in card.replace("\\", "")
-    assert "onnxruntime" not in card
+    assert "onnxruntime" not in card and "ser predict FOLDER" in card
 
     turns = turns_of_test_part(newcomer, run)[:2]
     assert Predictor(folder)(turns) == Predictor(run.path)(turns)
@@ -294,7 +385,7 @@ def test_what_is_no_graph_is_written_without_one(
 def test_a_graph_that_is_not_right_is_not_kept(
     newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ser.export.trace.TOLERANCE", -1.0)
+    monkeypatch.setattr("ser.export.compare.TOLERANCE", -1.0)
     sentence = export(run_of(newcomer, "text").path, tmp_path / "out")
     assert "cannot be written as ONNX: its numbers would be" in sentence
     assert not list((tmp_path / "out").glob("model.onnx*"))
@@ -333,20 +424,81 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
 
 # One layer is traced as several are, and the time that it takes grows faster than their number.
 ONE_LAYER_EACH = {"encoder_depth": 1, "decoder_depth": 1, "cross_depth": 1, "last_depth": 1}
-# One of each kind of layers; the others are traced by `make test-slow`.
+# One of each kind of layers; the others are traced by `make test-slow`. A run of icon is exported
+# above.
 TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "gban", "cme")
 FUSIONS_TO_TRACE = [
-    pytest.param(name, marks=() if name in TRACED else pytest.mark.slow)
-    for name in TRAINED
-    if name not in WITHOUT_GRAPH
+    pytest.param(name, marks=() if name in TRACED else pytest.mark.slow) for name in TRAINED
 ]
+
+# Rows of audio, or turns, and rows of text.
+COUNTS = ((30, 23), (57, 5), (3, 60), (1, 1))
+
+
+class GraphOfModel(torch.nn.Module):
+    """From the rows of each modality, and the speakers of a fusion that takes them, to outputs."""
+
+    def __init__(self, fusion: Fusion, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.fusion = fusion
+        predictor: Any = SimpleNamespace(
+            fusion=fusion,
+            fitted=SimpleNamespace(model=model, scaling={}),
+            classes=("a", "b", "c", "d"),
+            temperature=None,
+            config=SimpleNamespace(target="class"),
+        )
+        self.outputs = Outputs(predictor)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        columns = dict(zip(self.fusion.inputs, inputs, strict=False))
+        speakers = inputs[-1] if self.fusion.takes_speakers else None
+        return self.outputs(columns, speakers)
+
+
+def check_graph(
+    fusion: Fusion, model: torch.nn.Module, inputs: list[GraphInput], folder: Path
+) -> None:
+    """Write the graph of a model, and hold it to the model at several counts of rows."""
+    model.eval().requires_grad_(False)
+    axes = {axis for graph_input in inputs for axis in graph_input.shape}
+    counts = {"rows": 30, "audio_rows": 30, "text_rows": 23}
+    traced = {axis: count for axis, count in counts.items() if axis in axes}
+    path = folder / "model.onnx"
+    write_graph(GraphOfModel(fusion, model), inputs, ["logits", "probabilities"], traced, path)
+
+    graph = OnnxModel(path)
+    generator = np.random.default_rng(0)
+    for rows, text_rows in COUNTS:
+        counts = {"rows": rows, "audio_rows": rows, "text_rows": text_rows}
+        values = {x.name: x.random(counts, generator) for x in inputs}
+        answer = graph(values)["logits"]
+
+        expected = model(one_sequence(fusion, values))["logits"]
+        assert np.abs(answer - expected.numpy()).max() < TOLERANCE
+
+
+def one_sequence(fusion: Fusion, values: dict[str, np.ndarray]) -> Batch:
+    """The batch of one utterance, or of one dialogue."""
+    sequences: dict[str, Sequences] = {}
+    turns = 1
+    for modality in fusion.inputs:
+        rows = torch.from_numpy(values[modality]).float()
+        lengths = torch.tensor([len(rows)])
+        if fusion.level == "vector":
+            turns = len(rows)
+            lengths = torch.ones(turns, dtype=torch.int64)
+        sequences[modality] = Sequences(rows, lengths)
+
+    speakers = torch.from_numpy(values["speakers"]) if fusion.takes_speakers else None
+    return Batch(sequences, torch.tensor([turns]), speakers)
 
 
 @pytest.mark.parametrize("name", FUSIONS_TO_TRACE)
 def test_every_fusion_is_traced_for_any_length(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build(name, **ONE_LAYER_EACH).eval().requires_grad_(False)
-    check_graph(FUSIONS[name], model, tmp_path)
+    fusion = FUSIONS[name]
+    check_graph(fusion, build(name, **ONE_LAYER_EACH), graph_inputs(fusion), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["linear", "svm"])
@@ -362,48 +514,48 @@ def test_what_a_solver_fits_is_a_graph(name: str, tmp_path: Path) -> None:
     labels = rng.integers(0, 4, 60)
     model.solver(x, Truth(np.eye(4)[labels]))(1.0)
     model.calibrate(x, labels)
-    check_graph(fusion, model.eval().requires_grad_(False), tmp_path)
+    check_graph(fusion, model, graph_inputs(fusion), tmp_path)
 
 
-def check_graph(fusion: Fusion, model: torch.nn.Module, tmp_path: Path) -> None:
-    """Write the model as a graph, which gives its numbers for any count of rows."""
-    predictor: Any = SimpleNamespace(
-        fusion=fusion,
-        fitted=SimpleNamespace(model=model, scaling={}),
-        classes=("a", "b", "c", "d"),
-        temperature=None,
-        config=SimpleNamespace(target="class"),
+def graph_inputs(fusion: Fusion) -> list[GraphInput]:
+    """The inputs of a graph of this fusion alone."""
+    inputs: list[GraphInput] = []
+    for modality in fusion.inputs:
+        axis = "rows" if fusion.level == "vector" else f"{modality}_rows"
+        inputs.append(GraphInput(modality, (axis, DIMS[modality]), ""))
+    if fusion.takes_speakers:
+        inputs.append(GraphInput("speakers", ("rows",), "", 3))
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("encoder", "layers"),
+    [
+        pytest.param("bert", 1, id="the top layer of bert"),
+        pytest.param("bert", "all", id="all of bert", marks=pytest.mark.slow),
+        pytest.param("mpnet", 1, id="the top layer of mpnet", marks=pytest.mark.slow),
+        pytest.param("mpnet", "all", id="all of mpnet"),
+    ],
+)
+def test_a_text_encoder_that_was_trained_is_in_the_graph(
+    encoder: str, layers: TopLayers, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = {
+        "model_type": encoder,
+        "vocab_size": 50,
+        "hidden_size": DIMS["text"] + 1,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    fusion = FUSIONS["bert"]
+    dims = {"text": config["hidden_size"]}
+    model = fusion.build(
+        fusion.settings(finetune_layers=layers), dims, 4, untrained(config, layers)
     )
 
-    class Graph(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.outputs = Outputs(predictor)
-
-        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return self.outputs(dict(zip(fusion.inputs, inputs, strict=True)))
-
-    by_vectors = fusion.level == "vector"
-    inputs = [
-        GraphInput(m, ("rows" if by_vectors else f"{m}_rows", DIMS[m]), "") for m in fusion.inputs
-    ]
-    path = tmp_path / "model.onnx"
-    counts = {"rows": 30, "audio_rows": 30, "text_rows": 23}
-    used = {axis: n for axis, n in counts.items() if any(axis in each.shape for each in inputs)}
-    write_graph(Graph(), predictor, inputs, ["logits", "probabilities"], used, path)
-
-    graph = OnnxModel(path)
-    for rows, text_rows in ((30, 23), (57, 5), (3, 60), (1, 1)):
-        counts = {"rows": rows, "audio_rows": rows, "text_rows": text_rows}
-        given = {each.name: torch.randn(each.sized(counts)) for each in inputs}
-        found = graph({name: values.numpy() for name, values in given.items()})["logits"]
-
-        sequences: dict[str, Sequences] = {}
-        for modality, values in given.items():
-            lengths = torch.ones(rows, dtype=torch.int64)
-            if not by_vectors:
-                lengths = torch.tensor([len(values)])
-            sequences[modality] = Sequences(values, lengths)
-        dialogues = torch.tensor([rows if by_vectors else 1])
-        expected = model(Batch(sequences, dialogues))["logits"]
-        assert np.abs(found - expected.numpy()).max() < TOLERANCE
+    graph_input = GraphInput("text", ("text_rows", config["hidden_size"]), "")
+    if layers == "all":
+        graph_input = GraphInput("text", ("text_rows", 1), "", config["vocab_size"])
+    check_graph(fusion, model, [graph_input], tmp_path)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser.errors import WrongUse
-from ser.export.one_sequence import replaced
+from ser.export.substitutes import replaced
 from ser.tests import one_by_one
 from ser.tests.small_models import (
     CASES,
@@ -296,8 +296,8 @@ def test_every_fusion_gives_the_same_numbers_on_plain_layers(name: str) -> None:
     if len(FUSIONS[name].inputs) == 2 and FUSIONS[name].level == "sequence":
         batches.append(without(whole, {"text": torch.tensor([False, True, False, True])}))
 
-    names = ("RaggedLayout", "attention", "recurrent", "bigru", "max_rows", "concatenate")
-    plain = {name: getattr(one_by_one, name) for name in names}
+    layers = (RaggedLayout, attention, recurrent, bigru, max_rows, concatenate)
+    plain = {layer: getattr(one_by_one, layer.__name__) for layer in layers}
     for batch in batches:
         with torch.no_grad(), replaced(plain, model):
             expected = model(batch)

@@ -121,28 +121,17 @@ class Icon(nn.Module):
                 q = self._read(q, m, layout, is_earlier)
 
             # Each turn's answer is the one in the history of whoever speaks it.
-            own_rows = histories.is_own.nonzero()[:, 0]
-            own_turns = histories.turns[histories.is_own]
+            own_rows, own_turns = rows_of_speakers(histories)
             answers = self.logits(q.index_select(0, send(own_rows, h.device)))
             logits = torch.empty_like(answers).index_copy(0, send(own_turns, h.device), answers)
         return {"logits": logits}
 
     def _self_influence(self, h: Tensor, histories: Histories) -> Tensor:
         """own_k or other_k of every turn in every history; `[n, Σ dim]` → `[v, d]`."""
-        states = h.new_zeros(len(histories.turns), self.query.out_features)
+        states = h.new_zeros(histories.turns.shape[0], self.query.out_features)
 
         for gru, is_spoken in ((self.own, histories.is_own), (self.other, ~histories.is_own)):
-            # Where nobody else speaks, nothing is to move the weights of that GRU.
-            if not is_spoken.any():
-                continue
-
-            parts = is_spoken.split(histories.lengths.tolist())
-            lengths = torch.stack([part.sum() for part in parts])
-            turns = h.index_select(0, send(histories.turns[is_spoken], h.device))
-            influence = recurrent(gru, turns, RaggedLayout(lengths, h.device))
-
-            rows = is_spoken.nonzero()[:, 0]
-            states = states.index_copy(0, send(rows, h.device), self.dropout(influence))
+            states = with_influence(states, gru, h, histories, is_spoken, self.dropout)
         return states
 
     def _read(self, q: Tensor, m: Tensor, layout: RaggedLayout, is_earlier: Tensor) -> Tensor:
@@ -175,6 +164,39 @@ def speaker_histories(batch: Batch) -> Histories:
     return Histories(torch.cat(turns), torch.cat(is_own), lengths)
 
 
+def rows_of_speakers(histories: Histories) -> tuple[Tensor, Tensor]:
+    """The rows that stand in the history of whoever speaks them, and which turn each is.
+
+    int64 `[n]` each, on the CPU.
+    """
+    return histories.is_own.nonzero()[:, 0], histories.turns[histories.is_own]
+
+
+def with_influence(
+    states: Tensor,
+    gru: nn.GRU,
+    h: Tensor,
+    histories: Histories,
+    is_spoken: Tensor,
+    dropout: nn.Dropout,
+) -> Tensor:
+    """The states `[v, d]`, with those of `gru` in the rows that `is_spoken`, bool `[v]`.
+
+    In each history it goes over these turns of `h`, `[n, Σ dim]`, alone.
+    """
+    # Where nobody else speaks, nothing is to move the weights of that GRU.
+    if not is_spoken.any():
+        return states
+
+    parts = is_spoken.split(histories.lengths.tolist())
+    lengths = torch.stack([part.sum() for part in parts])
+    turns = h.index_select(0, send(histories.turns[is_spoken], h.device))
+    influence = recurrent(gru, turns, RaggedLayout(lengths, h.device))
+
+    rows = is_spoken.nonzero()[:, 0]
+    return states.index_copy(0, send(rows, h.device), dropout(influence))
+
+
 PAPER = "Hazarika et al., EMNLP 2018"
 FUSIONS = [
     Fusion(
@@ -185,6 +207,7 @@ FUSIONS = [
         level="vector",
         build=Icon,
         unit="dialogue",
+        takes_speakers=True,
     ),
     Fusion(
         name="icon:audio",
@@ -194,6 +217,7 @@ FUSIONS = [
         level="vector",
         build=Icon,
         unit="dialogue",
+        takes_speakers=True,
     ),
     Fusion(
         name="icon:text",
@@ -203,5 +227,6 @@ FUSIONS = [
         level="vector",
         build=Icon,
         unit="dialogue",
+        takes_speakers=True,
     ),
 ]
