@@ -290,7 +290,9 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
 
     forms = ("html", "csv", "latex", "markdown")
     files = [f"--{form}={tmp_path / f'r.{form}'}" for form in forms]
-    texts = [ser("report", tmp_path / "runs", *files).output]
+    terminal = ser("report", tmp_path / "runs", *files).output
+    by_name = ser("report", tmp_path / "runs", "--tables", "corpora").output
+    texts = [" ".join(f"{terminal} {by_name}".split())]
     for form in forms:
         texts.append((tmp_path / f"r.{form}").read_text())
 

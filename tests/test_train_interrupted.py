@@ -36,7 +36,9 @@ def epochs_in_state(run: Run) -> int:
 
 
 def epochs_in_log(run: Run) -> list[int]:
-    return [int(number) for number in re.findall(r"epoch (\d+)", (run.path / LOG).read_text())]
+    """Those that were trained; which one is kept is said in a line of its own."""
+    trained = re.findall(r"epoch (\d+)\b(?! is kept)", (run.path / LOG).read_text())
+    return [int(number) for number in trained]
 
 
 def weights(run: Run) -> bytes:

@@ -33,15 +33,33 @@ class Selection:
         return chosen.get(stage.name, self.config.settings.epochs)
 
     def stopped(self, stage: Stage) -> bool:
-        """Whether `patience` epochs of the stage have passed since the one to keep."""
+        """Whether `patience` epochs of the stage have passed since one that was better."""
         patience = self.config.training.patience
         if not patience:
             return False
 
-        for waited, epoch in enumerate(reversed(self.history)):
-            if epoch.kept or epoch.stage != stage.name:
-                return waited >= patience
-        return False
+        if self.config.select == "last":
+            return False
+
+        waited = 0
+        best: float | None = None
+        loss_of_best = math.inf
+        for epoch in self.history:
+            if epoch.stage != stage.name:
+                continue
+            score = epoch.score(self.config.training.select_score)
+            loss = math.inf if epoch.eval_loss is None else epoch.eval_loss
+            if score is None:
+                continue
+
+            # Of equals the later one is kept, but it is no better: patience goes on.
+            if best is None or score > best or (score == best and loss < loss_of_best):
+                best = score
+                loss_of_best = loss
+                waited = 0
+            else:
+                waited += 1
+        return waited >= patience
 
     def start_stage(self) -> None:
         """Forget the best of the stage before."""

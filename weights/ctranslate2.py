@@ -15,6 +15,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ MODEL_FILE = "model.bin"
 VERSIONS = range(4, 7)
 
 # `ctranslate2::DataType`; 5 is bfloat16, which numpy does not know.
-DTYPES = {
+DTYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype("<f4"),
     1: np.dtype("i1"),
     2: np.dtype("<i2"),
