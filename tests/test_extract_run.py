@@ -620,7 +620,7 @@ def test_new_speech_gets_the_stores_numbers(
         digested.append(path.name)
         return digest_checkpoint(path, files)
 
-    monkeypatch.setattr("ser.weights.find.digest_checkpoint", note_digest)
+    monkeypatch.setattr("ser.weights.digest.digest_checkpoint", note_digest)
     resolved = resolve_again([feature.spec for feature in features], corpus.models)
     # The checkpoint of two layers once.
     assert sorted(digested) == ["bert", "hubert"]
