@@ -26,9 +26,13 @@ from ser.train.data.dataset import Dataset
 from ser.train.data.folds import Fold
 from ser.train.fit import Fitted, fit, make_optimiser, training_loss
 from ser.train.fit_many import can_train_together, fit_many
-from ser.train.models import FUSIONS, Stage
+from ser.train.models import FUSIONS as ALL_FUSIONS
+from ser.train.models import Stage
 from ser.train.models.batch import Batch, Sequences, on_device
 from ser.train.settings import has_setting
+
+# Those that are trained by updates; what a solver fits is computed on the CPU.
+FUSIONS = {name: fusion for name, fusion in ALL_FUSIONS.items() if not fusion.solved}
 
 # Settings; each fusion takes those that it has.
 TINY = [

@@ -143,7 +143,7 @@ def test_what_is_lost_or_cut_on_the_server_is_mended_by_replace(s3: Faulty, tmp_
     server_files.rm(lost)
     server_files.pipe(cut, b"cut")
 
-    assert "push --replace" in run_pull(s3.url, tmp_path / "lacking").stderr
+    assert "push URL --replace" in run_pull(s3.url, tmp_path / "lacking").stderr
 
     assert run_push(s3.url, store.path, "--replace").exit_code == 0
     assert run_pull(s3.url, tmp_path / "mended").exit_code == 0

@@ -140,7 +140,7 @@ def test_a_dask_worker_with_a_gpu_has_several_parts_in_hand(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     disk = StandingDisk(monkeypatch, 3)
-    for module in ("plan", "tasks"):
+    for module in ("preparation", "tasks"):
         monkeypatch.setattr(f"ser.extract.{module}.choose_device", lambda name, here=True: "cuda")
     corpus = write_corpus(tmp_path / "corpus", TEXTS)
     tasks = tasks_with_a_model(corpus, tmp_path / "store")
