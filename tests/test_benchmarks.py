@@ -214,7 +214,7 @@ def test_the_papers_tables_are_written_and_gone_on_with(
     assert len(times[0]) == 4 and times[0] == times[1], "each cell is trained once"
 
     text = page.read_text()
-    assert text.count("1 of 1") == 2
+    assert text.count("1 of 1") == 4
     assert "not measured" in text
     assert "synthetic corpus (demo)" in text
     assert "ser sweep perspective-table1 --select last" in text
