@@ -11,6 +11,7 @@ from .checks.difference import groupings
 from .evidence import Evidence, Predictions
 from .intervals import interval_of_ua
 from .scores import score
+from .words import counted
 
 # Ids that the text names of a finding; JSON and the page have all.
 IDS = 8
@@ -73,12 +74,12 @@ def score_sentence(evidence: Evidence, predictions: Predictions) -> str:
         ua += f" (95 % interval {low:.2f} to {high:.2f}, {over})"
     sentence = (
         f"{predictions.source}: {ua}, WA {pooled['wa']:.2f} %, "
-        f"macro-F1 {pooled['macro_f1']:.2f} %, {scored.n:,} utterances"
+        f"macro-F1 {pooled['macro_f1']:.2f} %, {counted(scored.n, 'utterance')}"
     )
     if predictions.folds is not None:
-        sentence += f", {len(scored.by_fold)} folds"
+        sentence += f", {counted(len(scored.by_fold), 'fold')}"
     if predictions.seeds is not None:
-        sentence += f", {len(scored.by_seed)} seeds"
+        sentence += f", {counted(len(scored.by_seed), 'seed')}"
     return sentence
 
 
