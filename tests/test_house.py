@@ -167,7 +167,9 @@ def test_extractors_and_corpora_are_reached_through_their_registries() -> None:
             "import torch; from ser.train.fit import Adam; "
             "from ser.train.estimate import estimate; "
             "from ser.train.experiment import Experiment, prepare; "
-            "print(estimate(prepare(Experiment('is13+bert', 'lgf-add', store='store')))); "
+            "from ser.train.flops import count_flops; "
+            "jobs = prepare(Experiment('is13+bert', 'lgf-add', store='store')); "
+            "print(estimate(jobs)); count_flops(jobs, 1); "
             "adam = Adam([torch.nn.Parameter(torch.ones(3))], fused=True); "
             "adam.load_state_dict(adam.state_dict())",
             HEAVY - {"torch"} | {"torch._dynamo", "sympy", "soundfile", "distributed"},
