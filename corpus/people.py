@@ -11,15 +11,23 @@ def one_spelling(name: str) -> str:
 
 
 def spelled_alike(names: Iterable[str]) -> list[list[str]]:
-    """The names that differ by case or zeros alone: `anna` and `Anna`; `1`, `01` and `1.0`.
+    """The names that differ by case, zeros or the form of characters alone.
+
+    `anna` and `Anna`; `1`, `01` and `1.0`; what is wide, or joined by characters without a shape.
 
     >>> spelled_alike(["anna", "Anna", "1", "01", "1.0", "10", "ben"])
     [['01', '1', '1.0'], ['Anna', 'anna']]
     """
     groups: dict[str, set[str]] = {}
     for name in names:
-        groups.setdefault(_without_case_and_zeros(name), set()).add(name)
+        groups.setdefault(_without_case_and_zeros(_plain(name)), set()).add(name)
     return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]
+
+
+def _plain(name: str) -> str:
+    """The name in Unicode's plainest form (NFKC), without characters that have no shape."""
+    plain = unicodedata.normalize("NFKC", name)
+    return "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
 
 
 def _without_case_and_zeros(name: str) -> str:

@@ -246,6 +246,53 @@ def test_spellings(name: str, expected: str) -> None:
     assert one_spelling(name) == expected
 
 
+# Whether two ways to write a speaker count as one person, as one with a warning, or as two.
+PEOPLE: dict[str, tuple[object, object, str]] = {
+    "a tab before": ("\tanna", "anna", "one"),
+    "a line end behind": ("anna\n", "anna", "one"),
+    "a wide blank": ("anna\u3000", "anna", "one"),
+    "thin blanks within": ("anna\u2009 b", "anna b", "one"),
+    "an Angstrom sign": ("\u212bsa", "\u00c5sa", "one"),
+    "accents apart": ("Zoe\u0308", "Zo\u00eb", "one"),
+    "a number and its text": (7, "7", "one"),
+    "a number with a point": (7.0, "7", "one"),
+    "a text with a point": ("7.0", "7", "warned"),
+    "a zero before": ("07", "7", "warned"),
+    "zeros within": ("Ses01F", "Ses1F", "warned"),
+    "a large letter": ("anna B", "anna b", "warned"),
+    "capitals alone": ("ANNA", "anna", "warned"),
+    "a sharp s": ("Stra\u00dfe", "STRASSE", "warned"),
+    "wide digits": ("\uff17", "7", "warned"),
+    "a ligature": ("\ufb01ona", "fiona", "warned"),
+    "nothing that is seen": ("an\u200bna", "anna", "warned"),
+    "a soft hyphen": ("an\u00adna", "anna", "warned"),
+    "a mark of order": ("\ufeffanna", "anna", "warned"),
+    "true and True": (True, "true", "warned"),
+    "another number": ("10", "1", "two"),
+    "more zeros behind": ("100", "10", "two"),
+    "a point behind": ("anna.", "anna", "two"),
+    "another accent": ("Zo\u00eb", "Zo\u00e9", "two"),
+}
+
+
+@pytest.mark.parametrize("column", ["speaker", "session", "dialogue"])
+@pytest.mark.parametrize("kind", PEOPLE)
+def test_who_counts_as_one_person(four_files: Path, kind: str, column: str) -> None:
+    first, second, expected = PEOPLE[kind]
+    path = four_files / "t.jsonl"
+    rows: list[dict[str, object]] = []
+    for name, value in zip("ab", (first, second), strict=True):
+        rows.append({"audio": f"{name}.wav", column: value})
+    write_jsonl(path, rows)
+
+    scan = scan_corpus(path)
+    count = len(set(scan.manifest.column(column)))
+    is_warned = any("differ by case or zeros" in warning for warning in scan.warnings)
+    assert (count, is_warned) == {"one": (1, False), "warned": (2, True), "two": (2, False)}[
+        expected
+    ]
+
+
 def test_what_differs_by_case_or_zeros() -> None:
     names = ["S1", "s01", "s10", "1", "01", "1.0", "10", "100", "0", "00", "Anna", "anna", "1.5"]
     assert spelled_alike(names) == [
