@@ -138,11 +138,14 @@ class SpeechExtractor(Encoder):
         defaults = {"norm": norm, "normalize": bool(preprocessor.get("do_normalize", True))}
         config: SpeechConfig = super().resolve({**defaults, **settings}, checkpoint)
 
-        if (config.norm == "none") == ends_in_norm:
-            allowed = "none: this encoder ends in no LayerNorm"
-            if ends_in_norm:
-                allowed = "before or after"
-            raise WrongUse(f"norm={config.norm}: for {checkpoint.model} it is {allowed}")
+        names_norm = config.norm != "none"
+        if names_norm and not ends_in_norm:
+            raise WrongUse(
+                f"norm={config.norm}: for {checkpoint.model} it is none: "
+                "this encoder ends in no LayerNorm"
+            )
+        if ends_in_norm and not names_norm:
+            raise WrongUse(f"norm=none: for {checkpoint.model} it is before or after")
 
         last = checkpoint.setting("num_hidden_layers")
         if config.norm == "after" and config.layer != last:
