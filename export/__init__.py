@@ -128,7 +128,7 @@ def _write_graph_of_waveform(predictor: Predictor, path: Path) -> WrittenModel:
 
     # Of Whisper several windows, so that one window is no special case.
     counts = {"samples": 80 * ENCODER_RATE + 123}
-    write_graph(graph, inputs, outputs, counts, path, extractor.shortest)
+    write_graph(graph, inputs, outputs, counts, path)
     difference = compare_on_waveforms(path, predictor, frames)
     return WrittenModel(inputs, outputs, _sentence("a waveform at 16 kHz", difference))
 

@@ -27,6 +27,7 @@ class OnnxModel:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # Of what it has to say, what ends the process alone.
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(path, options)

@@ -34,12 +34,9 @@ class Outputs(nn.Module):
         self.is_rated = TARGETS[predictor.config.target].rated
         self.scale = scale_of(predictor.config.training) if self.is_rated else (-1.0, 1.0)
 
-        # Of several corpora that were z-scored each by itself, row 0 is that of new speech.
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         for modality, standardizer in predictor.fitted.scaling.items():
-            mean = standardizer.mean.view(-1, standardizer.mean.shape[-1])[0]
-            std = standardizer.std.view(-1, standardizer.std.shape[-1])[0]
-            self.moments[modality] = (mean, std)
+            self.moments[modality] = standardizer.of_new_speech
 
     @property
     def names(self) -> list[str]:

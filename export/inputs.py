@@ -22,6 +22,18 @@ SPEAKERS = 3
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How the columns of a feature are spread in training, `[dim]` each.
+
+    A graph is compared on features like these: of what lies a thousand deviations away float32
+    leaves no more than three digits, in the graph and in `ser predict` alike.
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+
+
+@dataclass(frozen=True)
 class GraphInput:
     """One input: its name, and its axes, each a size or what is counted."""
 
@@ -31,6 +43,9 @@ class GraphInput:
     """How it is made, in words and numbers."""
     numbers: int | None = None
     """Of an input of int64: so many numbers, from 0, it is compared with. None: float32."""
+    spread: Spread | None = None
+    """Of a feature that the run z-scores, how the values that it is compared with are spread; those
+    of any other are from a standard normal distribution."""
 
     @property
     def dtype(self) -> Literal["float32", "int64"]:
@@ -46,7 +61,10 @@ class GraphInput:
         shape = self.sized(counts)
         if self.numbers is not None:
             return generator.integers(self.numbers, size=shape)
-        return generator.standard_normal(shape).astype(np.float32)
+        values = generator.standard_normal(shape)
+        if self.spread is not None:
+            values = self.spread.means + self.spread.deviations * values
+        return values.astype(np.float32)
 
     @property
     def record(self) -> InputRecord:
@@ -98,12 +116,16 @@ def feature_inputs(predictor: Predictor) -> list[GraphInput]:
     """
     inputs: list[GraphInput] = []
     for modality, features in predictor.features.items():
+        first_column = 0
         for feature, record in zip(features, predictor.records[modality], strict=True):
             name = _unique(feature.spec.name, inputs)
             if takes_tokens(predictor, modality):
                 inputs.append(token_input(predictor, modality, name, feature.spec))
-            else:
-                inputs.append(feature_input(predictor, modality, name, feature.spec, record))
+                continue
+
+            spread = spread_in_training(predictor, modality, first_column, feature.spec, record)
+            first_column += read_columns(predictor, feature.spec, record)
+            inputs.append(feature_input(predictor, modality, name, feature.spec, record, spread))
 
     if predictor.fusion.takes_speakers:
         inputs.append(speaker_input(_unique("speakers", inputs)))
@@ -111,25 +133,58 @@ def feature_inputs(predictor: Predictor) -> list[GraphInput]:
 
 
 def feature_input(
-    predictor: Predictor, modality: str, name: str, spec: Spec, record: FeatureRecord
+    predictor: Predictor,
+    modality: str,
+    name: str,
+    spec: Spec,
+    record: FeatureRecord,
+    spread: Spread | None,
 ) -> GraphInput:
     """The rows of a feature, its vector, or a vector of each turn."""
     by_turns = predictor.fusion.unit == "dialogue"
-    dim = spec.dim
-    shape: tuple[int | str, ...] = (f"{modality}_rows", dim)
+    shape: tuple[int | str, ...] = (f"{modality}_rows", spec.dim)
     if by_turns:
-        if record.pool == "meanstd" and spec.level != "utterance":
-            dim *= 2
-        shape = ("turns", dim)
+        shape = ("turns", read_columns(predictor, spec, record))
     elif spec.level == "utterance":
-        shape = (dim,)
+        shape = (spec.dim,)
 
     description = feature_in_words(spec)
     reading = reading_in_words(spec, record, predictor.fusion.level == "vector")
     if reading:
         who = "you give what is" if by_turns else "the graph takes the rows, which are"
         description += f"; {who} {reading}"
-    return GraphInput(name, shape, description)
+    return GraphInput(name, shape, description, spread=spread)
+
+
+def read_columns(predictor: Predictor, spec: Spec, record: FeatureRecord) -> int:
+    """The columns of a feature as the run takes them: twice its own for mean and deviation."""
+    by_vectors = predictor.fusion.level == "vector"
+    if by_vectors and spec.level != "utterance" and record.pool == "meanstd":
+        return 2 * spec.dim
+    return spec.dim
+
+
+def spread_in_training(
+    predictor: Predictor, modality: str, first_column: int, spec: Spec, record: FeatureRecord
+) -> Spread | None:
+    """How the values of a feature's input are spread, whose columns begin at `first_column`.
+
+    None where the run does not z-score them, and so keeps no statistics.
+    """
+    standardizer = predictor.fitted.scaling.get(modality)
+    if standardizer is None:
+        return None
+
+    columns = slice(first_column, first_column + read_columns(predictor, spec, record))
+    mean, std = standardizer.of_new_speech
+    means = mean[columns].numpy()
+    deviations = std[columns].numpy()
+
+    is_pooled_by_graph = predictor.fusion.unit != "dialogue"
+    if is_pooled_by_graph and len(means) == 2 * spec.dim:
+        # Of the rows, from the means of their means and of their deviations.
+        return Spread(means[: spec.dim], means[spec.dim :])
+    return Spread(means, deviations)
 
 
 def token_input(predictor: Predictor, modality: str, name: str, spec: Spec) -> GraphInput:

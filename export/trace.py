@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -31,25 +30,23 @@ def write_graph(
     outputs: Sequence[str],
     counts: dict[str, int],
     path: Path,
-    shortest: int = 1,
 ) -> None:
     """Trace the graph with inputs of these counts, and write it.
 
-    Every axis with a name stays free, from `shortest` on. Raises `NoGraph` if torch's exporter
-    cannot.
+    Every axis with a name stays free. Raises `NoGraph` if torch's exporter cannot.
     """
-    # Where an axis has the same name, the graph may rely on the same size.
-    dims = {axis: torch.export.Dim(axis, min=shortest) for axis in counts}
     examples: list[torch.Tensor] = []
-    free_axes: list[dict[int, Any]] = []
+    # By their names alone: with bounds torch traces a second time, since it finds narrower ones,
+    # which no operator of ONNX has.
+    free_axes: list[dict[int, str]] = []
     for graph_input in inputs:
         dtype = getattr(torch, graph_input.dtype)
         examples.append(torch.zeros(graph_input.sized(counts), dtype=dtype))
 
-        free: dict[int, Any] = {}
+        free: dict[int, str] = {}
         for number, axis in enumerate(graph_input.shape):
             if isinstance(axis, str):
-                free[number] = dims[axis]
+                free[number] = axis
         free_axes.append(free)
 
     weights = sum(tensor.nbytes for tensor in graph.state_dict().values())

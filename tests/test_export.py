@@ -1,20 +1,23 @@
 """An exported run gives what `ser predict` gives, in a process that does not import ser."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 import transformers
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from ser import export as export_room
 from ser.cache.store import open_store
@@ -23,7 +26,7 @@ from ser.errors import CorruptStore, SerError, WrongUse
 from ser.export import export
 from ser.export.compare import OnnxModel
 from ser.export.graph import Outputs
-from ser.export.inputs import GraphInput
+from ser.export.inputs import GraphInput, feature_inputs
 from ser.export.trace import write_graph
 from ser.extract.run import ExtractionConfig, extract, plan
 from ser.predict import Predictor, Turn
@@ -114,7 +117,7 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 SECONDS = (0.03, 0.5, 1.7, 4.2, 23.0)
 
 
-# Group and layer normalisation, and Whisper's windows; tracing one takes half a minute, and the
+# Group and layer normalisation, and Whisper's windows; tracing one takes time, and the
 # others are traced by `make test-slow`.
 TRACED_ENCODERS = ("hubert's frames", "layers of a large hubert", "whisper in windows")
 ENCODERS_TO_TRACE = [
@@ -158,6 +161,17 @@ def test_a_run_on_one_encoder_takes_the_waveform(case: str, newcomer: Path, tmp_
     for prediction, output in zip(answer.predictions, outputs, strict=True):
         assert output["logits"].shape == (1, 4)
         assert np.abs(answered(output) - predicted(prediction)).max() < TOLERANCE, prediction.id
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parse_torchlib_once() -> Iterator[None]:
+    """Torch's exporter parses all its functions of ONNX anew for each graph.
+
+    That takes longer than a small graph does.
+    """
+    parse = functools.cache(ONNXRegistry.from_torchlib)
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(parse)):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +394,24 @@ def test_what_is_no_graph_is_written_without_one(
 
     turns = turns_of_test_part(newcomer, run)[:2]
     assert Predictor(folder)(turns) == Predictor(run.path)(turns)
+
+
+def test_a_graph_is_compared_on_features_as_they_are_in_training(newcomer: Path) -> None:
+    """Far from there float32 has no digits left for either side."""
+    predictor = Predictor(run_of(newcomer, "lgf-add").path)
+    logmel, bert = feature_inputs(predictor)
+    generator = np.random.default_rng(0)
+    counts = {"turns": 2000}
+
+    mean, std = predictor.fitted.scaling["audio"].of_new_speech
+    scores = (logmel.random(counts, generator) - mean.numpy()) / std.numpy()
+    assert scores.mean(0) == pytest.approx(0, abs=0.15)
+    assert scores.std(0) == pytest.approx(1, abs=0.15)
+
+    # The text is not z-scored.
+    values = bert.random(counts, generator)
+    assert values.mean(0) == pytest.approx(0, abs=0.15)
+    assert values.std(0) == pytest.approx(1, abs=0.15)
 
 
 def test_a_graph_that_is_not_right_is_not_kept(

@@ -57,6 +57,13 @@ class Standardizer:
             std = std[row]
         return (values.float() - mean) / std
 
+    @property
+    def of_new_speech(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation that new speech, which is of no corpus, is z-scored by; [dim] each."""
+        if self.mean.ndim > 1:
+            return self.mean[0], self.std[0]
+        return self.mean, self.std
+
     def on(self, device: torch.device | str) -> "Standardizer":
         """The same on a device."""
         return Standardizer(self.mean.to(device), self.std.to(device))
