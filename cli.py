@@ -122,8 +122,8 @@ def _unexpected(fault: BaseException) -> str:
         return f"the memory left is not enough; {FREE_MEMORY}"
 
     first_line = f"{type(fault).__name__}: {fault}".splitlines()[0]
-    where = _keep_traceback("".join(traceback.format_exception(fault)))
-    return f"an unexpected error ({first_line[:200]}); {where}"
+    traceback_words = _keep_traceback("".join(traceback.format_exception(fault)))
+    return f"an unexpected error ({first_line[:200]}); {traceback_words}"
 
 
 def _keep_traceback(text: str) -> str:

@@ -20,8 +20,8 @@ class Registry(UserDict[str, Entry]):
     ser or another package has.
     """
 
-    def __init__(self, what: str, group: str, kind: Any, own: Mapping[str, Entry]) -> None:
-        self.what = what
+    def __init__(self, noun: str, group: str, kind: Any, own: Mapping[str, Entry]) -> None:
+        self.noun = noun
         self.kind = kind
         self._own = frozenset(own)
         self._brought = entry_points(group=group)
@@ -58,24 +58,24 @@ class Registry(UserDict[str, Entry]):
 
         if len(rivals) > 1:
             raise WrongUse(
-                f"{' and '.join(rivals)} both bring a {self.what} called '{name}'; "
+                f"{' and '.join(rivals)} both bring a {self.noun} called '{name}'; "
                 f"uninstall {rivals[-1]}, or have it renamed there"
             )
 
     def _load(self, name: str, point: EntryPoint) -> Any:
         """Import what a package brings. Raises `WrongUse`."""
-        where = f"the {self.what} '{name}' of {_package(point)}"
+        subject = f"the {self.noun} '{name}' of {_package(point)}"
         remedy = "mend that package, or uninstall it"
         try:
             entry = point.load()
         # It is someone else's code: a script without a main guard may end the process.
         except (Exception, SystemExit) as fault:
             reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
-            raise WrongUse(f"{where} cannot be imported ({reason}); {remedy}") from fault
+            raise WrongUse(f"{subject} cannot be imported ({reason}); {remedy}") from fault
 
         if not isinstance(entry, self.kind):
             kind = getattr(self.kind, "__name__", self.kind)
-            raise WrongUse(f"{where} is not a {kind}: {point.value}; {remedy}")
+            raise WrongUse(f"{subject} is not a {kind}: {point.value}; {remedy}")
         return entry
 
 
@@ -86,12 +86,12 @@ def _package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}"
 
 
-def not_installed(what: str, package: Any) -> str:
-    """Why `what` is unknown, which a `package` brought that is not here now, and what to do.
+def not_installed(subject: str, package: Any) -> str:
+    """Why a `subject` is unknown, which a `package` brought that is not here now, and what to do.
 
     `package` is a name and version; None: ser itself brought it.
     """
     if package is None:
-        return f"{what}, which this ser does not know; train on one that it knows"
+        return f"{subject}, which this ser does not know; train on one that it knows"
     requirement = str(package).replace(" ", "==")
-    return f"{what} of {package}, which is not installed here; run `pip install {requirement}`"
+    return f"{subject} of {package}, which is not installed here; run `pip install {requirement}`"

@@ -162,7 +162,7 @@ def _as_stored(id_: str, array: npt.NDArray[Any], spec: Spec, finite: bool) -> n
 
     `finite`: the caller has checked values of that dtype.
     """
-    where = f"{spec.name}: utterance {id_!r}"
+    utterance = f"{spec.name}: utterance {id_!r}"
 
     array = np.asarray(array)
     if spec.level == "utterance" and array.ndim == 1:
@@ -170,19 +170,19 @@ def _as_stored(id_: str, array: npt.NDArray[Any], spec: Spec, finite: bool) -> n
 
     is_table = array.ndim == 2 and array.shape[1] == spec.dim
     if not is_table or (spec.level == "utterance" and len(array) != 1):
-        raise StoreError(f"{where} has shape {list(array.shape)}, not [rows, {spec.dim}]")
+        raise StoreError(f"{utterance} has shape {list(array.shape)}, not [rows, {spec.dim}]")
     if array.dtype.kind != "f":
-        raise StoreError(f"{where} has dtype {array.dtype}, not a float")
+        raise StoreError(f"{utterance} has dtype {array.dtype}, not a float")
 
     if finite and array.dtype == spec.dtype:
         return np.ascontiguousarray(array)
 
     if not np.isfinite(array).all():
-        raise StoreError(f"{where} has values that are not finite; see what its input holds")
+        raise StoreError(f"{utterance} has values that are not finite; see what its input holds")
 
     with np.errstate(over="ignore"):
         stored = array.astype(spec.dtype, copy=False)
     if stored.dtype != array.dtype and not np.isfinite(stored).all():
-        raise StoreError(f"{where} has values too large for float16; use --dtype float32")
+        raise StoreError(f"{utterance} has values too large for float16; use --dtype float32")
 
     return np.ascontiguousarray(stored)

@@ -502,9 +502,9 @@ def remove(name: str | None, superseded: bool, dry_run: bool, yes: bool, store: 
         raise click.UsageError(f"--dry-run is for --superseded; {remedy}")
 
     folders = [only_feature(opened, name)] if name else []
-    what = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
+    subject = f"superseded rows of {name or 'every feature'}" if superseded else str(folders[0])
     if not yes and not dry_run:
-        _confirm(f"remove {what}?")
+        _confirm(f"remove {subject}?")
 
     if not superseded:
         freed = remove_feature(opened, folders[0])

@@ -137,8 +137,8 @@ def _group_defaults(
 ) -> dict[str, Any]:
     """The defaults of each command of a group: its own table, and what is `common` to all."""
     for name in sorted(tables.keys() - group.commands.keys()):
-        what = f"command in {path} (options stand under theirs, such as [train])"
-        raise unknown(what, name, group.commands)
+        kind = f"command in {path} (options stand under theirs, such as [train])"
+        raise unknown(kind, name, group.commands)
 
     defaults: dict[str, Any] = {}
     for name, command in group.commands.items():
@@ -157,7 +157,7 @@ def _command_defaults(
     command: click.Command,
     common: Mapping[str, Any],
     table: Mapping[str, Any],
-    where: str,
+    table_name: str,
     path: Path,
 ) -> dict[str, Any]:
     """The defaults of one command, by parameter. Its own table wins over what is `common`."""
@@ -167,7 +167,7 @@ def _command_defaults(
             options[parameter.opts[-1].lstrip("-")] = parameter
 
     for key in sorted(table.keys() - options.keys()):
-        raise unknown(f"option in {where}", key, options)
+        raise unknown(f"option in {table_name}", key, options)
 
     defaults: dict[str, Any] = {}
     for key, value in {**common, **table}.items():
@@ -184,9 +184,9 @@ def _check_may_be_set(key: str, value: Any, path: Path) -> None:
     is_url = any("://" in text for text in values if isinstance(text, str))
 
     if key in COMMAND_LINE_ONLY or is_url:
-        what = f"{key} on a URL" if is_url and key not in COMMAND_LINE_ONLY else key
+        name = f"{key} on a URL" if is_url and key not in COMMAND_LINE_ONLY else key
         raise WrongUse(
-            f"{path}: {what} is taken from the command line alone, since a file in the working "
+            f"{path}: {name} is taken from the command line alone, since a file in the working "
             f"folder may be somebody else's; remove it there, and say --{key}"
         )
 
@@ -197,14 +197,14 @@ def sets_any(defaults: Mapping[str, Any]) -> bool:
     return len(tables) < len(defaults) or any(sets_any(table) for table in tables)
 
 
-def _as_given(option: click.Option, value: Any, where: str) -> Any:
+def _as_given(option: click.Option, value: Any, place: str) -> Any:
     """The value as the command line would give it.
 
     That is a text, a flag, or a list of texts where an option is repeatable. Raises `WrongUse` for
     a value of another type.
     """
     if not _fits(option, value):
-        raise WrongUse(f"{where} must be {_kind(option)}")
+        raise WrongUse(f"{place} must be {_kind(option)}")
 
     if option.is_flag:
         return value

@@ -105,13 +105,13 @@ class LineStream(io.StringIO):
         return len(text)
 
 
-def progress(total: float | None, what: str, unit: str = "it", **options: Any) -> "tqdm[Any]":
-    """A `tqdm` bar of `total` steps on standard error, labelled `what`."""
+def progress(total: float | None, label: str, unit: str = "it", **options: Any) -> "tqdm[Any]":
+    """A `tqdm` bar of `total` steps on standard error, with this label."""
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, **options)
+        return tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, **options)
     return tqdm(
         total=total,
-        desc=what,
+        desc=label,
         unit=unit,
         file=LineStream(),
         mininterval=60,

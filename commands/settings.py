@@ -53,8 +53,8 @@ def _fusions_called(name: str) -> list[str]:
 def _settings_table(listed: "list[ListedSetting]") -> str:
     rows = []
     for setting in listed:
-        what = f"{setting.help} ({setting.range})" if setting.range else setting.help
-        rows.append([setting.name, setting.default, setting.source, what])
+        help_text = f"{setting.help} ({setting.range})" if setting.range else setting.help
+        rows.append([setting.name, setting.default, setting.source, help_text])
 
     headings = ["setting", "default", "source", "what"]
     return table(rows, headings, maxcolwidths=[None, None, 32, 56])

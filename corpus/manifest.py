@@ -141,8 +141,8 @@ class Manifest:
 
         return [id_ for id_ in self.ids if id_ in lost]
 
-    def gives_way(self, other: "Manifest", replace: bool, where: object) -> bool:
-        """Whether `other` takes the place of this one, the latest at `where`.
+    def gives_way(self, other: "Manifest", replace: bool, store: object) -> bool:
+        """Whether `other` takes the place of this one, the latest of `store`.
 
         It does not if it is the same, or, unless it may `replace` this one, the same without
         transcripts. Otherwise raises `WrongUse` if it lacks utterances, their audio or transcripts,
@@ -158,7 +158,7 @@ class Manifest:
         lost = self.lost(other)
         if lost:
             raise WrongUse(
-                f"{where}: corpus {self.corpus} has {len(self)} utterances there, and {len(lost)} "
+                f"{store}: corpus {self.corpus} has {len(self)} utterances there, and {len(lost)} "
                 f"of them (such as {lost[0]!r}) are missing now, or their audio or transcript is; "
                 "if a part of the corpus is away, bring it back; give another corpus a "
                 "--corpus-name of its own, or let this one take its place with --replace"
@@ -210,18 +210,18 @@ class Manifest:
 
     @classmethod
     def from_content(
-        cls, content: bytes, digest: str, where: str, corpus: str | None = None
+        cls, content: bytes, digest: str, source: str, corpus: str | None = None
     ) -> "Manifest":
-        """Read a manifest back. `where` is for messages.
+        """Read a manifest back. `source` is for messages.
 
         Raises `CorruptStore` for other bytes than `digest` names, or of another `corpus`, and
         `StoreError` for a newer format.
         """
         if hashlib.sha256(content).hexdigest() != digest:
-            raise CorruptStore(f"{where}: the manifest's bytes do not match its name; {_AGAIN}")
+            raise CorruptStore(f"{source}: the manifest's bytes do not match its name; {_AGAIN}")
 
         try:
-            manifest = cls._decode(content, where)
+            manifest = cls._decode(content, source)
         except (
             pa.ArrowException,
             ValueError,
@@ -229,23 +229,23 @@ class Manifest:
             RecursionError,
             msgspec.MsgspecError,
         ) as error:
-            raise CorruptStore(f"{where}: not a manifest of a store; {_AGAIN}") from error
+            raise CorruptStore(f"{source}: not a manifest of a store; {_AGAIN}") from error
 
         if corpus and manifest.corpus != corpus:
-            raise CorruptStore(f"{where}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
+            raise CorruptStore(f"{source}: is the manifest of corpus {manifest.corpus!r}; {_AGAIN}")
 
         # Another pyarrow would write other bytes for the same table, and so another digest.
         manifest.__dict__["content"] = content
         return manifest
 
     @classmethod
-    def _decode(cls, content: bytes, where: str) -> "Manifest":
+    def _decode(cls, content: bytes, source: str) -> "Manifest":
         table = open_parquet(content).read(use_threads=False)
         # Among others, that texts are UTF-8.
         table.validate(full=True)
 
         metadata = table.schema.metadata or {}
-        check_version(int(metadata.get(b"format_version", 0)), where, WITH_PARENT)
+        check_version(int(metadata.get(b"format_version", 0)), source, WITH_PARENT)
         corpus = metadata[b"corpus"].decode()
         synthetic = metadata[b"synthetic"] == b"true"
         parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)

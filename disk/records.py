@@ -60,36 +60,36 @@ def read_checksummed(path: Path, kind: type[RecordType]) -> RecordType:
     return parse_checksummed(read_small(path), kind, str(path))
 
 
-def parse_checksummed(content: bytes, kind: type[RecordType], where: str) -> RecordType:
-    """The record that `checksummed_json` wrote, as an instance of `kind`; `where` is for messages.
+def parse_checksummed(content: bytes, kind: type[RecordType], source: str) -> RecordType:
+    """The record that `checksummed_json` wrote, as an instance of `kind`; `source` is for messages.
 
     Raises `CorruptStore` if one bit of it has changed or it is no `kind`, and `StoreError` for a
     newer format.
     """
     body = content[:-_CHECKSUM_LENGTH] + b"}"
     if content[-_CHECKSUM_LENGTH:] != _checksum(body):
-        raise CorruptStore(f"{where}: altered or cut short (its checksum is wrong); {REPAIR}")
-    return to_record(body, kind, where)
+        raise CorruptStore(f"{source}: altered or cut short (its checksum is wrong); {REPAIR}")
+    return to_record(body, kind, source)
 
 
-def to_record(record: bytes | Mapping[str, Any], kind: type[RecordType], where: str) -> RecordType:
+def to_record(record: bytes | Mapping[str, Any], kind: type[RecordType], source: str) -> RecordType:
     """A record, or its JSON, as an instance of `kind`. Raises as `parse_checksummed` does."""
     try:
         values = msgspec.json.decode(record, type=dict) if isinstance(record, bytes) else record
-        check_version(values.get("format_version"), where)
+        check_version(values.get("format_version"), source)
         return msgspec.convert(values, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptStore(f"{where}: not a record of a store ({error}); {REPAIR}") from None
+        raise CorruptStore(f"{source}: not a record of a store ({error}); {REPAIR}") from None
 
 
-def check_version(version: Any, where: str, newest: int = FORMAT_VERSION) -> None:
+def check_version(version: Any, source: str, newest: int = FORMAT_VERSION) -> None:
     """Raise `StoreError` for a version of the format that is newer than the `newest` known here.
 
     Raises `CorruptStore` for what is no version.
     """
     if type(version) is int and version > newest:
         remedy = f"newer than this ser's {newest}; update ser"
-        raise StoreError(f"{where}: has format version {version}, {remedy}")
+        raise StoreError(f"{source}: has format version {version}, {remedy}")
 
     if version not in range(FORMAT_VERSION, newest + 1):
-        raise CorruptStore(f"{where}: has no valid format version; {REPAIR}")
+        raise CorruptStore(f"{source}: has no valid format version; {REPAIR}")

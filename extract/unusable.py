@@ -50,13 +50,13 @@ def stop_at(
         return
 
     count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
-    where = f" for {', '.join(failed)}" if failures else ""
+    of_features = f" for {', '.join(failed)}" if failures else ""
     lines = grouped(faults)
     named = "; ".join(lines[:MAX_NAMED])
     more = ""
     if len(lines) > MAX_NAMED:
         more = f"; and {len(lines) - MAX_NAMED} more"
     raise ExtractionStopped(
-        f"{count} with the corpus{where}: {named}{more}; "
+        f"{count} with the corpus{of_features}: {named}{more}; "
         "correct the corpus, or go on without them by --on-error skip"
     )

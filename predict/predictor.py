@@ -80,17 +80,17 @@ class Predictor:
 
     def _resolve(self, models: Mapping[str, str]) -> dict[str, list[ResolvedFeature]]:
         """What computes each modality, by the very specs that the run records."""
-        where = str(self.run.path / CONFIG)
+        file = str(self.run.path / CONFIG)
         specs: dict[str, list[Spec]] = {}
         for modality, records in self.records.items():
             written = self.run.config.provenance.feature_specs(modality)
-            specs[modality] = [to_record(spec, Spec, where) for spec in written]
+            specs[modality] = [to_record(spec, Spec, file) for spec in written]
 
             recorded = [record.fingerprint for record in records]
             if [spec.fingerprint for spec in specs[modality]] != recorded:
                 name = self.run.config.features[modality].feature
                 raise CorruptStore(
-                    f"{where}: its spec of {name} was altered, or is not there; train the run again"
+                    f"{file}: its spec of {name} was altered, or is not there; train the run again"
                 )
 
         known: list[str] = []

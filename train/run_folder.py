@@ -76,11 +76,11 @@ _READING_FAULTS = (
 )
 
 
-def column(what: str, test: str) -> str:
-    """The column of predictions.parquet with `what` was predicted in one way of testing."""
+def column(quantity: str, test: str) -> str:
+    """The column of predictions.parquet with a `quantity` as one way of testing predicted it."""
     if test == "both":
-        return what
-    return f"{what} {test}"
+        return quantity
+    return f"{quantity} {test}"
 
 
 def run_name(config: RunConfig, without: Collection[str] = ()) -> str:

@@ -50,21 +50,21 @@ def sealed_tensors(content: bytes, run: str) -> tuple[Buffer, ...]:
     return head[:place], digest, head[place + len(_ZEROS) :], tensors
 
 
-def check_json(content: bytes, values: Mapping[str, Any], run: str, where: object) -> None:
+def check_json(content: bytes, values: Mapping[str, Any], run: str, file: object) -> None:
     """Raise `CorruptStore` unless a JSON file, which holds these values, has that run's seal."""
-    _check(content, _place_in_json(content), values.get("run"), run, where)
+    _check(content, _place_in_json(content), values.get("run"), run, file)
 
 
-def check_tensors(content: bytes, metadata: Mapping[str, Any], run: str, where: object) -> None:
+def check_tensors(content: bytes, metadata: Mapping[str, Any], run: str, file: object) -> None:
     """Raise `CorruptStore` unless a safetensors file of that metadata has the seal of that run."""
-    _check(content, _place_in_tensors(), metadata.get("run"), run, where)
+    _check(content, _place_in_tensors(), metadata.get("run"), run, file)
 
 
-def _check(content: bytes, place: int, named: object, run: str, where: object) -> None:
+def _check(content: bytes, place: int, named: object, run: str, file: object) -> None:
     if content[place : place + len(_ZEROS)] != _digest(content, place):
-        raise CorruptStore(f"{where}: altered or cut short (its checksum is wrong); {AGAIN}")
+        raise CorruptStore(f"{file}: altered or cut short (its checksum is wrong); {AGAIN}")
     if named != run:
-        raise CorruptStore(f"{where}: belongs to run {named}; name the folder so, or {AGAIN}")
+        raise CorruptStore(f"{file}: belongs to run {named}; name the folder so, or {AGAIN}")
 
 
 def _place_in_json(content: bytes) -> int:

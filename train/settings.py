@@ -255,11 +255,11 @@ def settings_to_record(settings: Any) -> dict[str, Any]:
     return record
 
 
-def settings_from_record(kind: type, record: Mapping[str, Any], where: str) -> Any:
+def settings_from_record(kind: type, record: Mapping[str, Any], file: str) -> Any:
     """The settings of that `kind` that a run's config names; what it does not name is at default.
 
-    Raises `CorruptStore` for a setting that is unknown here, or of another type or range. `where`
-    is the file.
+    Raises `CorruptStore`, which names the `file`, for a setting that is unknown here, or of another
+    type or range.
     """
     try:
         strange = record.keys() - {field.name for field in fields(kind)}
@@ -268,5 +268,5 @@ def settings_from_record(kind: type, record: Mapping[str, Any], where: str) -> A
         return msgspec.convert(record, kind)
     except (ValueError, msgspec.ValidationError) as fault:
         raise CorruptStore(
-            f"{where}: its settings cannot be used ({fault}); train the run again"
+            f"{file}: its settings cannot be used ({fault}); train the run again"
         ) from None

@@ -18,8 +18,8 @@ NOT_NEEDED = ("masked_spec_embed", "pooler.")
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turn any exception into a `WeightsError` that begins with `what`.
+def loading(fault: str) -> Iterator[None]:
+    """Turn any exception into a `WeightsError` that begins with `fault`.
 
     transformers raises nearly every kind.
     """
@@ -28,7 +28,7 @@ def loading(what: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
-        raise WeightsError(f"{what}: {reason}") from error
+        raise WeightsError(f"{fault}: {reason}") from error
 
 
 def load_encoder(checkpoint: Checkpoint, kind: str = "AutoModel") -> Any:

@@ -61,7 +61,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The record as a file."""
         return canonical_json(msgspec.to_builtins(self))
 
-    def folders_of(self, features: str, where: object) -> set[str]:
+    def folders_of(self, features: str, url: str) -> set[str]:
         """The folders of these features, "a+b:variant@fingerprint", that `ser train` would read.
 
         With `layers=` they are all of the feature; otherwise those that are stored under the whole
@@ -73,7 +73,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             matching = self._folders_of_one(name)
             if not matching:
                 known = {spec.name for spec in self.features.values()}
-                raise unknown(f"feature of {where}", name, known)
+                raise unknown(f"feature of {url}", name, known)
             folders |= matching
         return folders
 
@@ -118,18 +118,18 @@ def read_published(remote: Remote, digest: str) -> Published:
     Raises `CorruptStore` if it is not what the digest names.
     """
     path = RECORD.format(digest)
-    where = f"{remote.shown}/{path}"
+    url = f"{remote.shown}/{path}"
 
     content = remote.read(path) if re.fullmatch(_HEX64, digest) else None
-    with explained(where):
+    with explained(url):
         if content is None or file_record(content).sha256 != digest:
-            raise CorruptStore(f"{where}: is missing, or not what its digest names")
-        return to_record(content, Published, where)
+            raise CorruptStore(f"{url}: is missing, or not what its digest names")
+        return to_record(content, Published, url)
 
 
-def read_part_record(content: bytes, where: str) -> tuple[PublishedPart, PartRecord]:
+def read_part_record(content: bytes, url: str) -> tuple[PublishedPart, PartRecord]:
     """What a part.json says, and how it stands in the record. Raises `CorruptStore`."""
-    record = parse_checksummed(content, PartRecord, f"{where}/part.json")
+    record = parse_checksummed(content, PartRecord, f"{url}/part.json")
     size = sum(file.bytes for file in record.files.values())
     part = PublishedPart(file_record(content), record.corpus, len(record.ids), size)
     return part, record
@@ -138,9 +138,9 @@ def read_part_record(content: bytes, where: str) -> tuple[PublishedPart, PartRec
 def read_published_manifest(remote: Remote, corpus: str, record: FileRecord) -> Manifest:
     """A published manifest. Raises `CorruptStore` if it is not the one of the record."""
     path = f"manifests/{corpus}/{record.sha256}.parquet"
-    where = f"{remote.shown}/{path}"
-    with explained(where):
-        return Manifest.from_content(remote.fetch(path, record), record.sha256, where, corpus)
+    url = f"{remote.shown}/{path}"
+    with explained(url):
+        return Manifest.from_content(remote.fetch(path, record), record.sha256, url, corpus)
 
 
 def with_parents(manifests: Iterable[Manifest]) -> set[str]:

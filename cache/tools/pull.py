@@ -57,12 +57,12 @@ class Pull:
         self.digest = digest or self._read_latest()
 
         published = read_published(self.remote, self.digest)
-        where = self.remote.shown
+        url = self.remote.shown
 
         corpora = set(corpus.split("+")) if corpus else set(published.manifests)
         strangers = corpora - published.manifests.keys()
         if strangers:
-            raise unknown(f"corpus of {where}", min(strangers), published.manifests)
+            raise unknown(f"corpus of {url}", min(strangers), published.manifests)
         self._manifests = [
             read_published_manifest(self.remote, name, published.manifests[name])
             for name in sorted(corpora)
@@ -70,7 +70,7 @@ class Pull:
 
         folders = set(published.features)
         if features:
-            folders = published.folders_of(features, where)
+            folders = published.folders_of(features, url)
         self._specs = {folder: published.features[folder] for folder in sorted(folders)}
 
         wanted = self._find_parts(published)
@@ -150,13 +150,13 @@ class Pull:
         """Copy a part into a workspace, check it against its feature, and give it its name."""
         expected = self.parts[path]
         spec = self._specs[feature_folder(path)]
-        where = f"{self.remote.shown}/{path}"
+        url = f"{self.remote.shown}/{path}"
 
-        with explained(where):
+        with explained(url):
             content = self.remote.fetch(f"{path}/part.json", expected.record)
-            published, record = read_part_record(content, where)
+            published, record = read_part_record(content, url)
             if published != expected:
-                raise CorruptStore(f"{where}: is another part than was published")
+                raise CorruptStore(f"{url}: is another part than was published")
 
         def fetch_file(name: str, known: FileRecord) -> Iterator[bytes]:
             yield self.remote.fetch(f"{path}/{name}", known)
@@ -168,7 +168,7 @@ class Pull:
         with explain, workspace(store.path) as temporary:
             folder = temporary / path.rpartition("/")[2]
             write_folder(folder, {**files, "part.json": [content]})
-            with explained(where, folder):
+            with explained(url, folder):
                 check_part(folder, spec.fingerprint, spec)
             move_into_place(folder, store.path / path)
 

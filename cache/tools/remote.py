@@ -48,7 +48,7 @@ def redacted(text: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(where: str, here: Path | None = None) -> Iterator[None]:
+def explained(url: str, here: Path | None = None) -> Iterator[None]:
     """Turn what fsspec and its file systems raise into one sentence.
 
     Damage that is seen in a copy `here` is told of the place it was copied from.
@@ -56,37 +56,37 @@ def explained(where: str, here: Path | None = None) -> Iterator[None]:
     try:
         yield
     except CorruptStore as error:
-        fault = str(error).replace(str(here or where), where).partition("; run ")[0]
+        fault = str(error).replace(str(here or url), url).partition("; run ")[0]
         raise CorruptStore(f"{fault.removesuffix(f'; {MEND}')}; {MEND}") from None
     except SerError:
         raise
     except ImportError as error:
         remedy = f"run `pip install '{DISTRIBUTION}[cloud]'`, or install the package that is named"
-        raise WrongUse(f"{where}: needs a package that is not here ({error}); {remedy}") from None
+        raise WrongUse(f"{url}: needs a package that is not here ({error}); {remedy}") from None
     except FileNotFoundError:
-        raise StoreError(f"{where}: there is no such bucket, repository, folder or file") from None
+        raise StoreError(f"{url}: there is no such bucket, repository, folder or file") from None
     except Exception as error:
-        raise _explain_unknown(where, error) from None
+        raise _explain_unknown(url, error) from None
 
 
-def _explain_unknown(where: str, error: Exception) -> SerError:
+def _explain_unknown(url: str, error: Exception) -> SerError:
     """One sentence for an error of a file system; each has classes of its own."""
     reason = redacted(" ".join(str(error).split()))[:300] or type(error).__name__
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
 
     if re.search("Permission|Credential|Auth|Gated", names):
         remedy = "check the credentials, which come from the environment, and this machine's clock"
-        return StoreError(f"{where}: access is denied ({reason}); {remedy}")
+        return StoreError(f"{url}: access is denied ({reason}); {remedy}")
 
     if "TimeoutError" in names:
         return StoreError(
-            f"{where}: is silent or too slow, nothing came in time (--timeout); {GO_ON}"
+            f"{url}: is silent or too slow, nothing came in time (--timeout); {GO_ON}"
         )
 
     if type(error) is ValueError:
-        return WrongUse(f"{where}: cannot be used as a place of stores ({reason})")
+        return WrongUse(f"{url}: cannot be used as a place of stores ({reason})")
 
-    return StoreError(f"{where}: cannot be reached ({reason}); {GO_ON}")
+    return StoreError(f"{url}: cannot be reached ({reason}); {GO_ON}")
 
 
 class Remote:

@@ -41,8 +41,8 @@ def admit(reading: Reading) -> tuple[list[dict[str, Any]], list[Problem]]:
         if fault is None:
             rows.append(row)
             continue
-        where = row.get("where", "")
-        reason = f"{where}: {fault}" if where else fault
+        line = row.get("line", "")
+        reason = f"{line}: {fault}" if line else fault
         problems.append(Problem(printable(id), printable(audio or reading.corpus), reason))
 
     if respelled:

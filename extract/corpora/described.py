@@ -226,8 +226,8 @@ def _read_table_records(table: TableLayout, path: str, reading: Reading) -> Iter
                 yield fields
 
 
-def _meets(row: Fields, where: dict[str, str]) -> bool:
-    return all(row.get(name) == value for name, value in where.items())
+def _meets(row: Fields, conditions: dict[str, str]) -> bool:
+    return all(row.get(name) == value for name, value in conditions.items())
 
 
 def _add_rows(layout: Layout, recordings: Iterable[Recording], reading: Reading) -> None:

@@ -40,7 +40,7 @@ class Reading:
     rows: list[dict[str, Any]]
     """By the manifest's columns; `audio` is a path under `root` with forward slashes.
 
-    A row may say `where` it comes from, such as "line 7".
+    A row may say from which `line` it comes, such as "line 7".
     """
     problems: list[Problem] = field(default_factory=list)
     synthetic: bool = False

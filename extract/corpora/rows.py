@@ -45,7 +45,7 @@ def add_row(
     reading: Reading,
     values: Iterable[tuple[str, Any]],
     place: str,
-    where: str = "",
+    line: str = "",
     needs: Sequence[str] = ("audio",),
 ) -> dict[str, Any] | None:
     """Add a row of these `values`, by the manifest's columns, to a reading; None if it is wrong.
@@ -56,7 +56,7 @@ def add_row(
     is a `ValueError` that `values` raises while it is read. Without an id, the row takes that of
     its audio path, and without a dialogue it is a dialogue by itself.
     """
-    row: dict[str, Any] = {"where": where}
+    row: dict[str, Any] = {"line": line}
     try:
         for column, value in values:
             if not is_missing(value):
@@ -65,7 +65,7 @@ def add_row(
             if column not in row:
                 raise ValueError(f"has no {column}")
     except ValueError as error:
-        reason = f"{where}: {error}" if where else str(error)
+        reason = f"{line}: {error}" if line else str(error)
         reading.problems.append(Problem(None, place, reason))
         return None
 

@@ -165,7 +165,7 @@ def read_transcripts(path: Path, ids: list[str]) -> Transcripts:
     known = set(ids)
     for row in rows:
         if row["id"] not in known:
-            reason = f"{row['where']}: the id {row['id']!a} is not in the corpus"
+            reason = f"{row['line']}: the id {row['id']!a} is not in the corpus"
             problems.append(Problem(None, place, reason))
 
     for id in ids:

@@ -168,9 +168,9 @@ def _check_iemocap(policy: Policy, corpus: str, utterances: Utterances) -> None:
     """Raise `CorpusError` if these utterances of IEMOCAP's release have other counts than its."""
     differences = []
 
-    def compare(where: str, n: int, known: int) -> None:
+    def compare(group: str, n: int, known: int) -> None:
         if n != known:
-            differences.append(f"{where} {n} instead of {known}")
+            differences.append(f"{group} {n} instead of {known}")
 
     compare("all", len(utterances), IEMOCAP["policies"][policy.name])
     if policy.name == "4class":

@@ -85,14 +85,14 @@ class Utterances:
             scenes.append(f"{match[1]} {match[2]}" if match else None)
         return scenes
 
-    def take(self, which: np.ndarray) -> "Utterances":
-        """The utterances `which` [m], in that order; one may come several times."""
+    def take(self, places: np.ndarray) -> "Utterances":
+        """The utterances at these `places` [m], in that order; one may come several times."""
 
         def rows_of(column: np.ndarray) -> np.ndarray:
-            return column[which] if len(column) else column
+            return column[places] if len(column) else column
 
         def items_of(column: Sequence[Any]) -> Sequence[Any]:
-            return [column[row] for row in which] if column else column
+            return [column[row] for row in places] if column else column
 
         return replace(
             self,

@@ -51,8 +51,8 @@ class Quoted(NamedTuple):
     @property
     def described(self) -> str:
         """Where it stands, and what differs from it."""
-        where = f"{self.paper}, {self.place}"
-        return f"{where}; differs in {', '.join(self.differs)}" if self.differs else where
+        place = f"{self.paper}, {self.place}"
+        return f"{place}; differs in {', '.join(self.differs)}" if self.differs else place
 
 
 @cache

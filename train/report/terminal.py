@@ -178,7 +178,7 @@ def _filled(text: str, width: int) -> str:
 
 def _no_pair(cells: Cells) -> str:
     """Why nothing can be tested, and the remedy."""
-    which = "are one cell"
+    fault = "are one cell"
     if len(cells) > 1:
-        which = "have fewer than two cells of classes, which the tests are for"
-    return f"--paired compares cells, and these runs {which}; name the runs of another one too"
+        fault = "have fewer than two cells of classes, which the tests are for"
+    return f"--paired compares cells, and these runs {fault}; name the runs of another one too"

@@ -48,16 +48,16 @@ class Attention(nn.Module):
         k, v = self.project(memory_rows, slice(1, 3)).unbind(1)
         return self.attend(q, k, v, layout, memory_layout)
 
-    def project(self, x: Tensor, which: slice = slice(3)) -> Tensor:
+    def project(self, x: Tensor, parts: slice = slice(3)) -> Tensor:
         """The queries, keys and values of rows `[r, d]`; `[r, 3, h, d / h]`.
 
-        Or those of the three that `which` cuts out.
+        Or those of the three that `parts` cuts out.
         """
         weight = self.in_proj_weight
         bias = self.in_proj_bias
-        if which != slice(3):
-            weight = weight.unflatten(0, (3, -1))[which].flatten(0, 1)
-            bias = bias.unflatten(0, (3, -1))[which].flatten(0, 1)
+        if parts != slice(3):
+            weight = weight.unflatten(0, (3, -1))[parts].flatten(0, 1)
+            bias = bias.unflatten(0, (3, -1))[parts].flatten(0, 1)
 
         d_head = weight.shape[1] // self.heads
         return F.linear(x, weight, bias).unflatten(1, (-1, self.heads, d_head))

@@ -264,7 +264,7 @@ def hardest_table(cells: Cells) -> Table:
             }
         )
 
-    where = ", of all cells" if len(comparable) > 1 else ""
+    scope = ", of all cells" if len(comparable) > 1 else ""
     return Table(
         name="hardest",
         caption=f"The {len(rows)} hardest utterances",
@@ -278,7 +278,7 @@ def hardest_table(cells: Cells) -> Table:
         ],
         rows=rows,
         note=(
-            f"Wrong in the largest share of the runs that tested it{where}; of equals, the one "
+            f"Wrong in the largest share of the runs that tested it{scope}; of equals, the one "
             "whose truth got least."
         ),
     )

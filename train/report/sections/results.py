@@ -57,10 +57,10 @@ def results_table(cells: Cells) -> Table:
             row["conditions"] = of_cell
         rows.append(row)
 
-    where = f" ({all_conditions[0]})" if alike else ""
+    shared_conditions = f" ({all_conditions[0]})" if alike else ""
     return Table(
         name="results",
-        caption=f"Scores of each cell{where}",
+        caption=f"Scores of each cell{shared_conditions}",
         columns=[
             Column("cell", TEXT),
             *columns_of(PERCENT_WITH_INTERVAL, [f"{name} %" for name in SHOWN]),

@@ -388,10 +388,10 @@ def versions_table(cells: Cells) -> Table:
                 **run.config.provenance.versions,
                 "device": run.config.provenance.device,
             }
-            counts.update((what, str(version)) for what, version in versions.items())
+            counts.update((name, str(version)) for name, version in versions.items())
     rows: list[Row] = []
-    for (what, version), n in counts.items():
-        rows.append({"what": what, "version": version, "runs": n})
+    for (name, version), n in counts.items():
+        rows.append({"what": name, "version": version, "runs": n})
     return Table(
         name="versions",
         caption="Versions and devices",
