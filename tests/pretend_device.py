@@ -45,20 +45,43 @@ WIDE = (
 PROMOTED = "cat stack addcmul index_put"
 # cuDNN's, which autocast computes in float16 whatever it is told.
 IN_HALF = "gru.data lstm.data gru.input lstm.input"
+# What floats become before these; None: the widest of theirs.
+CASTS = (
+    (LOWER, torch.bfloat16),
+    (WIDE, torch.float32),
+    (PROMOTED, None),
+    (IN_HALF, torch.half),
+)
+
+
+def answering(value: Any) -> Callable[..., Any]:
+    """A function of `torch.cuda` that always says this."""
+
+    def answer(*_: Any, **__: Any) -> Any:
+        return value
+
+    return answer
+
+
+def cpu_rng_state(*_: Any) -> Tensor:
+    """Random numbers come from the CPU's generator."""
+    return torch.get_rng_state()
+
+
 PATCHED = {
-    "is_available": lambda: True,
-    "is_initialized": lambda: True,
-    "is_bf16_supported": lambda including_emulation=True: True,
-    "device_count": lambda: 1,
-    "current_device": lambda: 0,
-    "set_device": lambda *_: None,
-    "mem_get_info": lambda *_: (MEMORY, MEMORY),
-    "empty_cache": lambda: None,
-    "synchronize": lambda *_: None,
-    "get_rng_state": lambda *_: torch.get_rng_state(),
-    "set_rng_state": lambda *_: None,
-    "manual_seed_all": lambda *_: None,
-    "_lazy_init": lambda: None,
+    "is_available": answering(True),
+    "is_initialized": answering(True),
+    "is_bf16_supported": answering(True),
+    "device_count": answering(1),
+    "current_device": answering(0),
+    "set_device": answering(None),
+    "mem_get_info": answering((MEMORY, MEMORY)),
+    "empty_cache": answering(None),
+    "synchronize": answering(None),
+    "get_rng_state": cpu_rng_state,
+    "set_rng_state": answering(None),
+    "manual_seed_all": answering(None),
+    "_lazy_init": answering(None),
 }
 
 
@@ -78,9 +101,9 @@ class Pretend(Tensor):
                 return cls(inner)
 
         shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
-        made = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
-        made.inner = inner
-        return made
+        tensor = Tensor._make_subclass(cls, shape, False, device_for_backend_keys=DEVICE)
+        tensor.inner = inner
+        return tensor
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -119,8 +142,8 @@ def with_tensors(nest: Any, change: Callable[[Tensor], Any]) -> Any:
     return nest
 
 
-def inner_of(x: Tensor) -> Tensor:
-    """What is computed with on the CPU."""
+def inner_of(x: Any) -> Any:
+    """What is computed with on the CPU; what is no tensor of the device as it is."""
     return x.inner if isinstance(x, Pretend) else x
 
 
@@ -139,7 +162,7 @@ def _cast(name: str, dtype: torch.dtype | None) -> Any:
     op = getattr(getattr(aten, name), overload or "default")
     without = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def cast_and_call(*args: Any, **kwargs: Any) -> Any:
         if dtype is torch.half:
             raise RuntimeError(
                 f"{name}: cuDNN computes it in float16 under autocast; leave autocast before"
@@ -157,7 +180,7 @@ def _cast(name: str, dtype: torch.dtype | None) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(without):
             return op(*tree_map(convert, args), **kwargs)
 
-    return call
+    return cast_and_call
 
 
 def _attention(
@@ -172,16 +195,26 @@ def _attention(
     """Fused; as it is computed on the CPU, which has no dropout there."""
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
+
     if dropout_p or rest or more or q.dim() != 4:
-        how = dropout_p, more.get("is_causal", bool(rest and rest[0]))
-        return aten._scaled_dot_product_attention_math(
-            q, k, v, attn_mask, *how, scale=more.get("scale")
-        )[0]
-    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
+        is_causal = more.get("is_causal", bool(rest and rest[0]))
+        attended, _ = aten._scaled_dot_product_attention_math(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=more.get("scale")
+        )
+        return attended
+
+    attended, _ = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)
+    return attended
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    return aten.native_dropout(x, p, train)[0] if train and p else x
+    if not train or not p:
+        return x
+    dropped, _ = aten.native_dropout(x, p, train)
+    return dropped
+
+
+FUSED = (("scaled_dot_product_attention", _attention), ("dropout", _dropout))
 
 
 class Gpu(TorchDispatchMode):
@@ -210,16 +243,12 @@ class Gpu(TorchDispatchMode):
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         # torch.tensor(…, device=…) is sent as any other.
         torch._C._set_only_lift_cpu_tensors(True)
+
         self._instead = torch.library.Library("aten", "IMPL")
-        for names, dtype in (
-            (LOWER, torch.bfloat16),
-            (WIDE, torch.float32),
-            (PROMOTED, None),
-            (IN_HALF, torch.half),
-        ):
+        for names, dtype in CASTS:
             for name in names.split():
                 self._instead.impl(name, _cast(name, dtype), "AutocastCUDA", allow_override=True)
-        for name, fused in (("scaled_dot_product_attention", _attention), ("dropout", _dropout)):
+        for name, fused in FUSED:
             self._instead.impl(name, fused, "AutogradCUDA", allow_override=True)
         return super().__enter__()
 
@@ -233,7 +262,7 @@ class Gpu(TorchDispatchMode):
     @staticmethod
     def read(x: Any) -> Any:
         """The values on the CPU of tensors in any nest, for the test alone."""
-        return tree_map(lambda leaf: leaf.inner if isinstance(leaf, Pretend) else leaf, x)
+        return tree_map(inner_of, x)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -242,81 +271,152 @@ class Gpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = tensors_in((args, kwargs))
-        there = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
-        here = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
-
-        device = kwargs.get("device")
-        onto = bool(there)
-        if device is not None:
-            # C++ says meta.
-            onto = torch.device(device).type in ("cuda", "meta")
-        copies = func in (aten._to_copy.default, aten.copy_.default)
         if func is aten.is_pinned.default:
             return args[0] in self._pinned
         if is_composite(func):
-            # In inference mode, what is made of other operations comes whole.
-            super().__enter__()
-            try:
-                return func.decompose(*args, **kwargs)
-            finally:
-                super().__exit__(None, None, None)
-        if func is aten.copy_.default:
-            onto = isinstance(args[0], Pretend)
-        elif there and any(tensor.ndim or torch.Tag.pointwise not in func.tags for tensor in here):
-            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+            return self._decompose(func, args, kwargs)
 
-        if there and self._waiting(func, args, kwargs):
-            self._waits -= 1
-            if self._waits < 0:
-                raise RuntimeError(f"{func}: waits for a value from the GPU")
-        if copies and there and not onto:
+        operation = Operation(func, args, kwargs)
+        operation.check_devices()
+        if operation.waits:
+            self._count_wait(operation)
+        if operation.is_copy:
+            self._count_copy(operation)
+
+        if operation.changes_nothing:
+            return args[0]
+        if operation.result_on_gpu and not func.is_view:
+            self.operations[str(func)] += 1
+        return self._compute(operation)
+
+    def _decompose(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The result of an operation that is made of others, which come here one by one.
+
+        In inference mode it comes whole.
+        """
+        super().__enter__()
+        try:
+            return func.decompose(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
+
+    def _count_wait(self, operation: "Operation") -> None:
+        """Raise if more operations wait for a value from the GPU than may."""
+        self._waits -= 1
+        if self._waits < 0:
+            raise RuntimeError(f"{operation.func}: waits for a value from the GPU")
+
+    def _count_copy(self, operation: "Operation") -> None:
+        """Count an upload or a download. Raises if there are more downloads than may be."""
+        if operation.on_gpu and not operation.result_on_gpu:
             self.downloads += 1
             if self.downloads > self._allowed_downloads:
+                func = operation.func
                 raise RuntimeError(f"{func}: waits for the GPU to send values to the CPU")
-        if copies and onto and here:
-            at_once = kwargs.get("non_blocking") or args[2:] == (True,)
-            self.uploads["at once" if at_once else "waiting"] += 1
 
-        is_move = func is aten._to_copy.default and onto and there
-        # A real GPU's `.to` sees that it is there already.
-        if is_move and kwargs.get("dtype") in (None, there[0].dtype):
-            return args[0]
+        if operation.on_cpu and operation.result_on_gpu:
+            self.uploads["at once" if operation.is_sent_at_once else "waiting"] += 1
 
-        if onto and not func.is_view:
-            self.operations[str(func)] += 1
-
-        pins = func in (aten._pin_memory.default, aten.pin_memory.default)
-        is_pinned = kwargs.get("pin_memory") or pins
-        plain = with_tensors(args, inner_of)
-        kwargs = with_tensors(kwargs, inner_of)
+    def _compute(self, operation: "Operation") -> Any:
+        """The operation on the CPU, its results on the pretend device if they belong there."""
+        func = operation.func
+        args = with_tensors(operation.args, inner_of)
+        kwargs = with_tensors(operation.kwargs, inner_of)
         if kwargs.get("device"):
             kwargs["device"] = torch.device("cpu")
-        if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False
+
+        # Memory is not pinned, which takes a driver.
+        pins = func in (aten._pin_memory.default, aten.pin_memory.default)
+        is_pinned = pins or kwargs.get("pin_memory")
         if pins:
             func = aten.clone.default
-        wrappers = {id(tensor.inner): tensor for tensor in there}
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+
+        wrappers = {id(tensor.inner): tensor for tensor in operation.on_gpu}
 
         def wrap(result: Tensor) -> Tensor:
             if is_pinned:
                 self._pinned[result] = True
-            if not onto:
+            if not operation.result_on_gpu:
                 return result
             # An operation in place gives back what it was given.
-            return wrappers[id(result)] if id(result) in wrappers else Pretend(result)
+            if id(result) in wrappers:
+                return wrappers[id(result)]
+            return Pretend(result)
 
-        return with_tensors(func(*plain, **kwargs), wrap)
+        return with_tensors(func(*args, **kwargs), wrap)
 
-    @staticmethod
-    def _waiting(func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether an operation waits until the GPU has sent a value or a shape."""
-        if torch.Tag.dynamic_output_shape in func.tags or "index_put" in str(func):
-            indices = tree_leaves(args[1:2])
-            masks = (torch.bool, torch.uint8)
-            by_mask = any(getattr(index, "dtype", None) in masks for index in indices)
-            # CUDA fills one value in by the mask itself.
-            filled = "index_put" in str(func) and args[2].numel() == 1
-            known = "index" in str(func) or kwargs.get("output_size") is not None
-            return (by_mask and not filled) or not known
-        return torch.Tag.data_dependent_output in func.tags
+
+class Operation:
+    """An operation with its arguments, and on which device its tensors and its result are."""
+
+    def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+
+        self.on_gpu: list[Pretend] = []
+        self.on_cpu: list[Tensor] = []
+        for tensor in tensors_in((args, kwargs)):
+            if isinstance(tensor, Pretend):
+                self.on_gpu.append(tensor)
+            else:
+                self.on_cpu.append(tensor)
+
+        self.is_copy = func in (aten._to_copy.default, aten.copy_.default)
+        self.result_on_gpu = self._is_result_on_gpu()
+
+    def _is_result_on_gpu(self) -> bool:
+        if self.func is aten.copy_.default:
+            return isinstance(self.args[0], Pretend)
+
+        device = self.kwargs.get("device")
+        if device is None:
+            return bool(self.on_gpu)
+        # C++ says meta.
+        return torch.device(device).type in ("cuda", "meta")
+
+    def check_devices(self) -> None:
+        """Raise for tensors of both devices, but for a copy, and a CPU's number in arithmetic."""
+        if self.func is aten.copy_.default or not self.on_gpu:
+            return
+
+        is_arithmetic = torch.Tag.pointwise in self.func.tags
+        for tensor in self.on_cpu:
+            if tensor.ndim or not is_arithmetic:
+                raise RuntimeError(f"{self.func}: expected all tensors to be on the same device")
+
+    @property
+    def is_sent_at_once(self) -> bool:
+        """Whether an upload waits for nobody."""
+        return bool(self.kwargs.get("non_blocking")) or self.args[2:] == (True,)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it moves to the GPU what is there already, which a real one's `.to` sees."""
+        if self.func is not aten._to_copy.default or not self.result_on_gpu or not self.on_gpu:
+            return False
+        return self.kwargs.get("dtype") in (None, self.on_gpu[0].dtype)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits until the GPU has sent a value or a shape."""
+        if not self.on_gpu:
+            return False
+
+        name = str(self.func)
+        puts = "index_put" in name
+        if torch.Tag.dynamic_output_shape not in self.func.tags and not puts:
+            return torch.Tag.data_dependent_output in self.func.tags
+
+        indices = tree_leaves(self.args[1:2])
+        masks = (torch.bool, torch.uint8)
+        by_mask = any(getattr(index, "dtype", None) in masks for index in indices)
+        # CUDA fills one value in by the mask itself.
+        fills_in = puts and self.args[2].numel() == 1
+        if by_mask and not fills_in:
+            return True
+
+        has_known_shape = "index" in name or self.kwargs.get("output_size") is not None
+        return not has_known_shape

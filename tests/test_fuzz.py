@@ -5,9 +5,7 @@
 """
 
 import contextlib
-import csv
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -17,7 +15,7 @@ import shutil
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -35,8 +33,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ser.cache.transcripts import put_transcripts
-from ser.disk.records import checksummed_json
 from ser.tests.command_line import ser
+from ser.tests.file_forms import form_of
 from ser.tests.newcomer import once
 from ser.train.sweep.search_record import SearchRecord
 from ser.weights.demo import write_random_checkpoint
@@ -57,9 +55,11 @@ def make(folder: Path) -> None:
     noise = np.random.default_rng(0)
     for n in range(12):
         sf.write(folder / "audio" / f"u{n}.wav", noise.normal(0, 0.1, 4000 + 100 * n), 16000)
+
     rows = [json.loads(line) for line in (folder / "table.jsonl").read_text().splitlines()]
     pq.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:3]), folder / "turns.parquet")
+
     values = noise.normal(size=(12, 4)).astype("f4")
     ids = [row["id"] for row in rows]
     np.save(folder / "new.npy", values)
@@ -68,14 +68,14 @@ def make(folder: Path) -> None:
     with h5py.File(folder / "new.h5", "w") as file:
         file["values"] = values
         file["offsets"] = np.arange(13)
-    zarr.create_group(folder / "new.zarr", attributes={"ids": ids}).create_array(
-        "values", data=values
-    )
+    group = zarr.create_group(folder / "new.zarr", attributes={"ids": ids})
+    group.create_array("values", data=values)
+
     write_random_checkpoint(folder / "bert", "bert", words=["well", "word"])
-    shutil.copytree(folder / "bert", folder / "shards", dirs_exist_ok=True)
-    (folder / "shards" / "model.safetensors").rename(
-        folder / "shards" / "model-00001-of-00001.safetensors"
-    )
+    shards = folder / "shards"
+    shutil.copytree(folder / "bert", shards, dirs_exist_ok=True)
+    (shards / "model.safetensors").rename(shards / "model-00001-of-00001.safetensors")
+
     with contextlib.chdir(folder):
         for command in (
             "features table.csv --store store --features logmel,bert --model bert=bert",
@@ -151,8 +151,10 @@ def changed(value: Any, random: Random) -> Any:
     """A copy with one node dropped, doubled, moved or put in place of another, or something odd."""
     if not isinstance(value, dict | list) or not value or random.random() < 0.1:
         return random.choice(ODD)
+
     copy = value.copy()
     keys = list(value) if isinstance(value, dict) else range(len(value))
+
     key: Any = random.choice(keys)
     other: Any = random.choice(keys)
     match random.randrange(8):
@@ -190,95 +192,17 @@ def flipped(content: bytes, random: Random) -> bytes:
     return content[:start] + odd + content[stop:]
 
 
-def to_toml(table: dict[str, Any], sink: io.BytesIO) -> None:
-    """Each key's value as inline TOML; `null` is none, and so no file that can be read."""
-    for key, value in table.items():
-        inline = (
-            json.dumps(value)
-            .replace('": ', '" = ')
-            .replace("NaN", "nan")
-            .replace("Infinity", "inf")
-        )
-        sink.write(f"{json.dumps(key)} = {inline}\n".encode())
-
-
-def to_csv(rows: list[Any], sink: io.BytesIO) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    sink.write(text.getvalue().encode())
-
-
-def to_hdf5(arrays: dict[str, Any], sink: io.BytesIO) -> None:
-    with h5py.File(sink, "w") as file:
-        for name, array in arrays.items():
-            file[name] = np.array(array)
-
-
-def to_parquet(columns: list[Any], sink: io.BytesIO) -> None:
-    table = pa.table([pa.array(values) for _, values in columns], [name for name, _ in columns])
-    marks = {"format_version": "1", "corpus": "table", "synthetic": "false"}
-    pq.write_table(table.replace_schema_metadata(marks), sink)
-
-
-def from_safetensors(content: bytes) -> list[Any]:
-    size = 8 + int.from_bytes(content[:8], "little")
-    return [json.loads(content[8:size]), content[size:]]
-
-
-def to_safetensors(value: Any, sink: io.BytesIO) -> None:
-    head = json.dumps(value[0]).encode()
-    sink.write(len(head).to_bytes(8, "little") + head + value[1])
-
-
-def from_arrays(arrays: Any) -> dict[str, Any]:
-    return {name: array[()].tolist() for name, array in arrays.items()}
-
-
-# By suffix: bytes to a value of dicts and lists, and such a value into a file.
-Form = tuple[Callable[[bytes], Any], Callable[[Any, Any], Any]]
-FORMS: dict[str, Form] = {
-    ".json": (json.loads, lambda value, sink: sink.write(json.dumps(value).encode())),
-    ".jsonl": (
-        lambda content: [json.loads(line) for line in content.splitlines()],
-        lambda lines, sink: sink.write("\n".join(map(json.dumps, lines)).encode()),
-    ),
-    ".toml": (lambda content: tomllib.loads(content.decode()), to_toml),
-    ".csv": (lambda content: list(csv.reader(content.decode().splitlines())), to_csv),
-    ".parquet": (
-        lambda content: [[*c] for c in pq.read_table(io.BytesIO(content)).to_pydict().items()],
-        to_parquet,
-    ),
-    ".npy": (
-        lambda content: np.load(io.BytesIO(content)).tolist(),
-        lambda value, sink: np.save(sink, np.array(value)),
-    ),
-    ".npz": (
-        lambda content: from_arrays(np.load(io.BytesIO(content))),
-        lambda arrays, sink: np.savez(
-            sink, **{name: np.array(array) for name, array in arrays.items()}
-        ),
-    ),
-    ".h5": (lambda content: from_arrays(h5py.File(io.BytesIO(content))), to_hdf5),
-    ".safetensors": (from_safetensors, to_safetensors),
-}
-CHECKSUMMED: Form = (
-    lambda content: {key: value for key, value in json.loads(content).items() if key != "sha256"},
-    lambda record, sink: sink.write(checksummed_json(record)),
-)
-
-
 def changed_file(path: Path, content: bytes, random: Random) -> tuple[bytes, bool]:
     """Other content, and whether its checksum is right: a lie."""
-    form = CHECKSUMMED if path.name in ("spec.json", "part.json") else FORMS.get(path.suffix)
+    form = form_of(path)
     if form is None or random.random() < 0.3:
         return flipped(content, random), False
-    sink = io.BytesIO()
+
     try:
-        form[1](changed(form[0](content), random), sink)
+        return form.write(changed(form.read(content), random)), True
     except Exception:
         # There is no such file.
         hypothesis.reject()
-    return sink.getvalue(), True
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""Scores against scikit-learn, intervals, tests and calibration against slow formulas; the same
-digits everywhere.
+"""Scores against scikit-learn; intervals, tests and calibration against slow formulas.
+
+And the same digits everywhere.
 """
 
 import csv
@@ -77,9 +78,10 @@ def percent(metric: str, rows: pandas.DataFrame) -> float:
     return 100 * float(measure(rows.truth, rows.predicted, sample_weight=rows.get("weight")))
 
 
-def made(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]]:
-    """Classes, of which the first are more frequent, and predictions that are right more often than
-    not.
+def truth_and_predictions(seed: int, n: int = 97, classes: int = 4) -> tuple[list[int], list[int]]:
+    """Classes, of which the first are more frequent, and predictions of them.
+
+    These are right more often than not.
     """
     rng = np.random.default_rng(seed)
     shares = np.array([5, 2, 1, 1])[:classes]
@@ -99,19 +101,19 @@ def make_run(
 ) -> Run:
     """A finished run with these predictions; a fold has the same utterances for every seed."""
     folder.mkdir()
-    run, found = Run(folder), scores(truth, predicted, CLASSES)
+    run = Run(folder)
+    numbers = scores(truth, predicted, CLASSES)
+
     columns = {"id": [f"{fold}-{i}" for i in range(len(truth))], "speaker": people}
-    columns |= {"dialogue": dialogues} if dialogues else {}
-    columns |= {
-        name: [CLASSES[k] for k in rows]
-        for name, rows in (("truth", truth), ("predicted", predicted))
-    }
-    columns |= {
-        "probabilities": list(np.eye(4)[predicted]),
-        "probabilities only audio": list(np.eye(4)[truth]),
-    }
+    if dialogues:
+        columns["dialogue"] = dialogues
+    columns["truth"] = [CLASSES[k] for k in truth]
+    columns["predicted"] = [CLASSES[k] for k in predicted]
+    columns["probabilities"] = list(np.eye(4)[predicted])
+    columns["probabilities only audio"] = list(np.eye(4)[truth])
+
     result = RunResult(
-        **found,
+        **numbers,
         corpus="c",
         fusion="audio",
         loss="single",
@@ -122,7 +124,7 @@ def make_run(
         labels="4class",
         classes=list(CLASSES),
         tests={
-            "both": Scores(**found),
+            "both": Scores(**numbers),
             "only audio": Scores(**scores(truth, truth, CLASSES)),
         },
         raters=None,
@@ -149,32 +151,33 @@ def make_run(
 @pytest.mark.parametrize("seed", range(20))
 def test_scores_equal_scikit_learn_s(seed: int) -> None:
     """Also where a class occurs nowhere, is never predicted, or is predicted alone."""
-    truth, predicted = made(seed, 5 + 3 * seed, 2 + seed % 3)
+    truth, predicted = truth_and_predictions(seed, 5 + 3 * seed, 2 + seed % 3)
 
-    found = scores(truth, predicted, CLASSES)
+    numbers = scores(truth, predicted, CLASSES)
 
     matrix = confusion_matrix(truth, predicted, labels=range(4))
-    assert found["confusion"] == matrix.tolist()
-    assert found["n"] == len(truth)
-    assert found["wa"] == accuracy_score(truth, predicted)
-    assert found["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-15)
+    assert numbers["confusion"] == matrix.tolist()
+    assert numbers["n"] == len(truth)
+    assert numbers["wa"] == accuracy_score(truth, predicted)
+    assert numbers["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-15)
 
     present = sorted(set(truth))
     for name in ("macro", "weighted"):
         f1 = f1_score(truth, predicted, labels=present, average=name, zero_division=0)
-        assert found[f"{name}_f1"] == pytest.approx(f1, abs=1e-15)
+        assert numbers[f"{name}_f1"] == pytest.approx(f1, abs=1e-15)
 
     recalls = recall_score(truth, predicted, labels=range(4), average=None, zero_division=np.nan)
     expected = [None if np.isnan(recall) else recall for recall in recalls]
-    assert list(found["per_class"].values()) == expected
+    assert list(numbers["per_class"].values()) == expected
 
 
 def test_the_examples_hold() -> None:
     attempted = 0
     for module in (calibration, classes, errors, intervals, raters, ratings, tests):
-        found = doctest.testmod(module)
-        attempted += found.attempted
-        assert found.attempted > 0 and found.failed == 0, module.__name__
+        outcome = doctest.testmod(module)
+        attempted += outcome.attempted
+        assert outcome.attempted > 0, module.__name__
+        assert outcome.failed == 0, module.__name__
     assert attempted >= 12
 
 
@@ -183,17 +186,19 @@ def cell(tmp_path: Path) -> Any:
     """Two seeds × three folds of unequal size, and what was predicted."""
     runs = {}
     for seed, fold in product(range(2), range(3)):
-        truth, predicted = made(fold, 20 + 31 * fold)[0], made(10 * seed + fold, 20 + 31 * fold)[1]
-        speakers = [f"{fold}{'ab'[i % 3 == 0]}" for i in range(len(truth))]
-        runs[seed, fold] = make_run(
-            tmp_path / f"{seed}{fold}", seed, fold, truth, predicted, speakers
-        )
+        n = 20 + 31 * fold
+        truth, _ = truth_and_predictions(fold, n)
+        _, predicted = truth_and_predictions(10 * seed + fold, n)
+        speakers = [f"{fold}b" if i % 3 == 0 else f"{fold}a" for i in range(n)]
+
+        folder = tmp_path / f"{seed}{fold}"
+        runs[seed, fold] = make_run(folder, seed, fold, truth, predicted, speakers)
     return SimpleNamespace(runs=runs, scores=CellScores([*runs.values()]))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_several_predictions_are_counted_at_once(seed: int) -> None:
-    truth, predicted = made(seed, 5 + 3 * seed, 2 + seed % 3)
+    truth, predicted = truth_and_predictions(seed, 5 + 3 * seed, 2 + seed % 3)
 
     both = confusions(np.array(truth), np.array([predicted, truth]), 4)
 
@@ -225,29 +230,31 @@ def test_a_score_is_pooled_over_the_folds_of_a_seed_then_averaged(cell: Any, met
 
 @pytest.mark.parametrize("metric", ["ua", "wa", "macro_f1"])
 def test_an_interval_is_students_on_pseudo_values_of_the_groups(cell: Any, metric: str) -> None:
-    """By hand: the score without each speaker in both seeds at once; g θ − (g − 1) θ₍ᵢ₎; their
-    t-test's interval.
+    """By hand: the t-test's interval of g θ − (g − 1) θ₍ᵢ₎.
+
+    θ₍ᵢ₎ is the score without the i-th of g speakers in both seeds at once.
     """
+    table = cell.scores.predictions.table
 
-    def without(speaker: str | None) -> float:
-        held = cell.scores.predictions.table
-        return float(
-            np.mean(
-                [percent(metric, rows) for _, rows in held[held.speaker != speaker].groupby("seed")]
-            )
-        )
+    def score_without(speaker: str | None) -> float:
+        kept = table[table.speaker != speaker]
+        by_seed = [percent(metric, rows) for _, rows in kept.groupby("seed")]
+        return float(np.mean(by_seed))
 
-    values = np.array(
-        [6 * without(None) - 5 * without(f"{fold}{part}") for fold in range(3) for part in "ab"]
-    )
-    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    half = (theirs.high - theirs.low) / 2
+    theta = score_without(None)
+    pseudo_values = []
+    for speaker in ("0a", "0b", "1a", "1b", "2a", "2b"):
+        pseudo_values.append(6 * theta - 5 * score_without(speaker))
+    interval = stats.ttest_1samp(pseudo_values, 0).confidence_interval(0.95)
+    half = (interval.high - interval.low) / 2
+
     whole, low, high = cell.scores.with_interval(metric)
-    assert whole == pytest.approx(without(None)) and cell.scores.predictions.over == "speakers"
+
+    assert cell.scores.predictions.over == "speakers"
+    assert whole == pytest.approx(theta)
     assert (low, high) == pytest.approx((whole - half, whole + half))
-    assert cell.scores.with_interval("wa", "only audio") == (100, None, None), (
-        "nothing is that certain"
-    )
+    # Where all is right, no interval: nothing is that certain.
+    assert cell.scores.with_interval("wa", "only audio") == (100, None, None)
 
 
 @pytest.mark.parametrize(
@@ -270,34 +277,40 @@ def test_groups_are_speakers_else_dialogues_else_utterances(
     if dialogues:
         numbers = [dialogues[number % len(dialogues)] for number in range(60)]
 
-    found = CellScores([make_run(tmp_path / "r", 0, 0, *made(0, 60), people, numbers)])
+    truth, predicted = truth_and_predictions(0, 60)
+    run = make_run(tmp_path / "r", 0, 0, truth, predicted, people, numbers)
+    cell_scores = CellScores([run])
 
-    assert found.interval_over == over
-    assert over in summary_text(found)
-    shown = list(scores_as_json(found)["intervals"])
+    assert cell_scores.interval_over == over
+    assert over in summary_text(cell_scores)
+    shown = list(scores_as_json(cell_scores)["intervals"])
     if over.startswith("no"):
         assert shown == []
-        assert None in found.with_interval("ua")
+        assert None in cell_scores.with_interval("ua")
     else:
         group = over.split()[1].strip(",")
         assert shown == [f"{metric} over {group}" for metric in ("ua", "wa", "macro_f1")]
-        assert None not in found.with_interval("ua")
+        assert None not in cell_scores.with_interval("ua")
 
 
-def test_what_a_cell_says_of_itself(cell: Any, tmp_path: Path) -> None:
-    found = cell.scores
-    assert found.classes == list(CLASSES)
-    assert found.tests == ["both", "only audio"]
-    assert found.confusion().sum() == 2 * (20 + 51 + 82)
-    assert conditions(found.runs) == "session-out · val · 4class · only scripted · dev none"
-    assert left_out(found.results) == {"label xxx is not in 4class": 5, "--only scripted": 7}
-    assert caveat(found.results) == "synthetic corpus (c): no comparison with the paper is meant"
+def test_what_a_cell_says_of_itself(cell: Any) -> None:
+    cell_scores = cell.scores
+    assert cell_scores.classes == list(CLASSES)
+    assert cell_scores.tests == ["both", "only audio"]
+    assert cell_scores.confusion().sum() == 2 * (20 + 51 + 82)
 
-    record = scores_as_json(found)
+    results = cell_scores.results
+    said = conditions(cell_scores.runs)
+    assert said == "session-out · val · 4class · only scripted · dev none"
+    assert left_out(results) == {"label xxx is not in 4class": 5, "--only scripted": 7}
+    assert caveat(results) == "synthetic corpus (c): no comparison with the paper is meant"
+
+    record = scores_as_json(cell_scores)
+    _, low, high = cell_scores.with_interval("ua")
     keys = {"wa", "ua", "macro_f1", "intervals", "calibration", "conformal"}
     assert record.keys() == keys
-    assert record["ua"] == found.score("ua").pooled
-    assert record["intervals"]["ua over speakers"] == list(found.with_interval("ua")[1:])
+    assert record["ua"] == cell_scores.score("ua").pooled
+    assert record["intervals"]["ua over speakers"] == [low, high]
 
 
 def test_a_class_that_is_nowhere_has_no_score(tmp_path: Path) -> None:
@@ -353,43 +366,64 @@ def test_a_share_counts_groups() -> None:
 
 
 def test_a_t_test_of_runs_is_scipys() -> None:
-    first, second = [0.61, 0.64, 0.60, 0.66, 0.63], [0.60, 0.60, 0.59, 0.61, 0.64]
-    assert p_of_runs(first, second)[0] == pytest.approx(stats.ttest_rel(first, second).pvalue)
+    first = [0.61, 0.64, 0.60, 0.66, 0.63]
+    second = [0.60, 0.60, 0.59, 0.61, 0.64]
+
+    p, _ = p_of_runs(first, second)
+
+    assert p == pytest.approx(stats.ttest_rel(first, second).pvalue)
     assert p_of_runs(first, first) == (None, 1.0)
-    rounded = np.array([0.1 + 0.2, -0.3, 0.5, 0.7, 0.9])  # 0.30000000000000004 and 0.3 share a rank
-    assert p_of_runs(rounded, np.zeros(5))[1] == stats.wilcoxon([3, -3, 5, 7, 9]).pvalue
+
+
+def test_a_rank_test_of_runs_is_scipys() -> None:
+    # 0.30000000000000004 and 0.3 share a rank.
+    rounded = np.array([0.1 + 0.2, -0.3, 0.5, 0.7, 0.9])
+
+    _, p = p_of_runs(rounded, np.zeros(5))
+
+    assert p == stats.wilcoxon([3, -3, 5, 7, 9]).pvalue
 
 
 def test_sign_flips_are_all_patterns_counted() -> None:
     parts = np.random.default_rng(3).normal(0.4, 1, 9).round(1)
-    sums = [abs(np.dot(parts, signs)) for signs in product((-1, 1), repeat=9)]
-    assert sign_flip(parts) == pytest.approx(np.mean(np.array(sums) >= abs(parts.sum()) - 1e-9))
+    sums = np.array([abs(np.dot(parts, signs)) for signs in product((-1, 1), repeat=9)])
+
+    assert sign_flip(parts) == pytest.approx(np.mean(sums >= abs(parts.sum()) - 1e-9))
     assert sign_flip(parts, sides=1) + sign_flip(-parts, sides=1) >= 1
-    assert sign_flip(np.array([0.1, 0.2, -0.3, 0.1, 0.2, -0.3])) == 1, (
-        "their sum is 0 but for rounding"
-    )
+    # Their sum is 0 but for rounding.
+    assert sign_flip(np.array([0.1, 0.2, -0.3, 0.1, 0.2, -0.3])) == 1
+
+
+def test_many_sign_flips_are_drawn_always_alike() -> None:
     many = np.random.default_rng(4).normal(0.3, 1, 40)
-    assert (
-        sign_flip(many)
-        == sign_flip(many)
-        == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
-    )
+
+    p = sign_flip(many)
+
+    assert p == sign_flip(many)
+    assert p == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
 
 
 def two_cells(
     folder: Path, speakers: int, dialogues: list[int] | None = None
 ) -> tuple[CellScores, CellScores]:
     """The second is worse by a third on each odd speaker; two seeds against three."""
-    truth, people = made(1, 240)[0], [str(i % speakers) for i in range(240)]
-    runs: dict[str, list[Run]] = {"one": [], "two": []}
-    for name, seed in (("one", 0), ("one", 1), ("two", 0), ("two", 1), ("two", 2)):
-        predicted = made(20 + seed if seed else 1, 240)[1]
-        worse = [0 if i % 3 == 0 and i % speakers % 2 else k for i, k in enumerate(predicted)]
-        found = predicted if name == "one" else worse
-        runs[name].append(
-            make_run(folder / f"{name}{seed}", seed, 0, truth, found, people, dialogues)
-        )
-    return CellScores(runs["one"]), CellScores(runs["two"])
+    truth, _ = truth_and_predictions(1, 240)
+    people = [str(i % speakers) for i in range(240)]
+
+    better: list[Run] = []
+    worse: list[Run] = []
+    for seed in range(3):
+        _, predicted = truth_and_predictions(20 + seed if seed else 1, 240)
+        if seed < 2:
+            path = folder / f"better{seed}"
+            better.append(make_run(path, seed, 0, truth, predicted, people, dialogues))
+
+        for i in range(0, 240, 3):
+            if i % speakers % 2:
+                predicted[i] = 0
+        path = folder / f"worse{seed}"
+        worse.append(make_run(path, seed, 0, truth, predicted, people, dialogues))
+    return CellScores(better), CellScores(worse)
 
 
 @pytest.mark.parametrize("metric", ["ua", "wa"])
@@ -397,11 +431,11 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
     """By hand: the difference with each set of speakers swapped between the cells, and without each
     speaker.
     """
-    one, two = two_cells(tmp_path, 6)
+    better, worse = two_cells(tmp_path, 6)
     # The cells have different numbers of seeds: an utterance's predictions weigh together as one.
     tables = [
-        one.predictions.table.assign(cell=0, weight=1 / 2),
-        two.predictions.table.assign(cell=1, weight=1 / 3),
+        better.predictions.table.assign(cell=0, weight=1 / 2),
+        worse.predictions.table.assign(cell=1, weight=1 / 3),
     ]
     rows = pandas.concat(tables)
 
@@ -411,128 +445,200 @@ def test_cells_are_compared_over_speakers_with_all_seeds(tmp_path: Path, metric:
         return percent(metric, kept[cell == 0]) - percent(metric, kept[cell == 1])
 
     names = list("012345")
-    flipped = [difference([*compress(names, signs)]) for signs in product((0, 1), repeat=6)]
-    found = compare_cells(one, two, metric)
-    whole, low, high = found.difference
-    assert (
-        whole
-        == pytest.approx(flipped[0])
-        == pytest.approx(one.score(metric).pooled - two.score(metric).pooled)
-    )
-    assert found.p == pytest.approx(np.mean(np.abs(flipped) >= abs(flipped[0]) - 1e-9))
-    values = np.array([6 * whole - 5 * difference([], name) for name in names])
-    half = stats.t.ppf(0.975, 5) * stats.sem(values)
-    assert (low, high) == pytest.approx(
-        (whole - half, whole + half)
-    ) and found.about == "two-sided, 6 speakers"
+    flipped = np.array([difference([*compress(names, s)]) for s in product((0, 1), repeat=6)])
+    unflipped = flipped[0]
+
+    comparison = compare_cells(better, worse, metric)
+
+    whole, low, high = comparison.difference
+    assert whole == pytest.approx(unflipped)
+    assert whole == pytest.approx(better.score(metric).pooled - worse.score(metric).pooled)
+    assert comparison.about == "two-sided, 6 speakers"
+    assert comparison.p == pytest.approx(np.mean(abs(flipped) >= abs(unflipped) - 1e-9))
+
+    pseudo_values = [6 * whole - 5 * difference([], name) for name in names]
+    half = stats.t.ppf(0.975, 5) * stats.sem(pseudo_values)
+    assert (low, high) == pytest.approx((whole - half, whole + half))
+
     for claimed in (1, -1):
-        found = compare_cells(one, two, metric, claimed=claimed)
-        assert found.p == pytest.approx(
-            np.mean(claimed * np.array(flipped) >= claimed * flipped[0] - 1e-9)
-        )
-        assert found.about == "one-sided, 6 speakers"
+        comparison = compare_cells(better, worse, metric, claimed=claimed)
+        as_large = claimed * flipped >= claimed * unflipped - 1e-9
+        assert comparison.about == "one-sided, 6 speakers"
+        assert comparison.p == pytest.approx(np.mean(as_large))
 
 
-def test_dialogues_are_compared_where_there_are_too_few_speakers(tmp_path: Path) -> None:
-    for name, speakers, dialogues, about in (
-        ("a", 2, [i // 20 for i in range(240)], "two-sided, 12 dialogues"),
-        ("b", 5, None, "no test: 5 speakers"),
-        ("c", 2, [i // 60 for i in range(240)], "no test: 4 dialogues"),
-    ):
-        (tmp_path / name).mkdir()
-        found = compare_cells(*two_cells(tmp_path / name, speakers, dialogues))
-        assert (
-            found is not None
-            and found.about == about
-            and (found.p is None) == about.startswith("no")
-        )
-    other = CellScores([make_run(tmp_path / "other", 0, 7, *made(1, 30), ["a"] * 30)])
-    mine, theirs = (
-        make_run(tmp_path / name, 0, 0, *made(1, 30), ["a"] * 30) for name in ("mine", "theirs")
-    )
-    assert (
-        compare_cells(CellScores([mine]), other) is None
-        and compare_cells(CellScores([mine]), CellScores([theirs])) is not None
-    )
-    # Whose utterances have the same ids.
+@pytest.mark.parametrize(
+    ("speakers", "utterances_of_a_dialogue", "about"),
+    [
+        pytest.param(2, 20, "two-sided, 12 dialogues", id="enough dialogues"),
+        pytest.param(5, None, "no test: 5 speakers", id="too few speakers"),
+        pytest.param(2, 60, "no test: 4 dialogues", id="too few dialogues"),
+    ],
+)
+def test_dialogues_are_compared_where_there_are_too_few_speakers(
+    tmp_path: Path, speakers: int, utterances_of_a_dialogue: int | None, about: str
+) -> None:
+    dialogues = None
+    if utterances_of_a_dialogue:
+        dialogues = [i // utterances_of_a_dialogue for i in range(240)]
+
+    comparison = compare_cells(*two_cells(tmp_path, speakers, dialogues))
+
+    assert comparison is not None
+    assert comparison.about == about
+    assert (comparison.p is None) == about.startswith("no")
+
+
+def test_only_cells_of_the_same_utterances_are_compared(tmp_path: Path) -> None:
+    truth, predicted = truth_and_predictions(1, 30)
+    people = ["a"] * 30
+    mine = make_run(tmp_path / "mine", 0, 0, truth, predicted, people)
+    theirs = make_run(tmp_path / "theirs", 0, 0, truth, predicted, people)
+    of_another_fold = make_run(tmp_path / "other", 0, 7, truth, predicted, people)
+
+    cell = CellScores([mine])
+    assert compare_cells(cell, CellScores([theirs])) is not None
+    assert compare_cells(cell, CellScores([of_another_fold])) is None
+
+    # The ids are the same, and the corpus is another one.
     theirs.write_json(RESULT, structs.replace(theirs.result, corpus="d"))
-    assert compare_cells(CellScores([mine]), CellScores([Run(theirs.path)])) is None
+    assert compare_cells(cell, CellScores([Run(theirs.path)])) is None
 
 
 def test_a_quoted_number_is_signed_and_says_what_it_lacks() -> None:
     rng = np.random.default_rng(0)
-    own, theirs = rng.normal(79.9, 0.4, 20), rng.normal(84.79, 0.5, 20)
-    score = Score(own.mean(), (own.mean(), own.std(ddof=1)), 20, (own.mean(), None), 1)
-    found = against_quoted(score, 84.79)
-    alone = stats.ttest_1samp(own, 84.79)
-    assert found.difference == pytest.approx(
-        [own.mean() - 84.79, *(np.array(alone.confidence_interval()) - 84.79)]
-    )
-    assert found.difference[0] < 0 and found.p == pytest.approx(alone.pvalue)
-    assert found.about == "two-sided, 20 seeds; quoted without a deviation"
-    welch = stats.ttest_ind(own, theirs, equal_var=False)
-    found = against_quoted(score, theirs.mean(), theirs.std(ddof=1), 20)
-    assert found.difference == pytest.approx(
-        [own.mean() - theirs.mean(), *welch.confidence_interval()]
-    )
-    assert found.p == pytest.approx(welch.pvalue) and found.about == "two-sided, 20 seeds"
-    assert (
-        against_quoted(score, 84.79, 0.5).about == "two-sided, 20 seeds; quoted without its seeds"
-    )
-    alone = against_quoted(Score(80.0, (80.0, None), 1, (80.0, None), 1), 75)
-    assert alone.difference == (5, None, None) and alone.p is None
+    ours = rng.normal(79.9, 0.4, 20)
+    theirs = rng.normal(84.79, 0.5, 20)
+    mean = ours.mean()
+    score = Score(mean, (mean, ours.std(ddof=1)), 20, (mean, None), 1)
+
+    # Of the paper's number no deviation is known.
+    against_one = stats.ttest_1samp(ours, 84.79)
+    low, high = against_one.confidence_interval()
+    comparison = against_quoted(score, 84.79)
+    assert comparison.difference == pytest.approx([mean - 84.79, low - 84.79, high - 84.79])
+    assert comparison.difference[0] < 0
+    assert comparison.p == pytest.approx(against_one.pvalue)
+    assert comparison.about == "two-sided, 20 seeds; quoted without a deviation"
+
+    welch = stats.ttest_ind(ours, theirs, equal_var=False)
+    low, high = welch.confidence_interval()
+    comparison = against_quoted(score, theirs.mean(), theirs.std(ddof=1), 20)
+    assert comparison.difference == pytest.approx([mean - theirs.mean(), low, high])
+    assert comparison.p == pytest.approx(welch.pvalue)
+    assert comparison.about == "two-sided, 20 seeds"
+
+    without_seeds = against_quoted(score, 84.79, 0.5)
+    assert without_seeds.about == "two-sided, 20 seeds; quoted without its seeds"
+
+    of_one_seed = against_quoted(Score(80.0, (80.0, None), 1, (80.0, None), 1), 75)
+    assert of_one_seed.difference == (5, None, None)
+    assert of_one_seed.p is None
 
 
-@pytest.mark.parametrize(("paper", "claim"), [("wa = 76.9", 1), ("wa = 70", -1), ("", 0)])
+RECIPE_OF_TWO = """
+tested = "ours"
+[[cell]]
+name = "ours"
+features = "is13"
+fusion = "audio"
+paper = {{ {paper} }}
+[[cell]]
+name = "built"
+features = "is13"
+fusion = "audio"
+paper = {{ wa = 75.6 }}
+[[quoted]]
+name = "higher"
+paper = {{ wa = 84.79 }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("paper", "claim"),
+    [
+        pytest.param("wa = 76.9", 1, id="ours is claimed to be better"),
+        pytest.param("wa = 70", -1, id="ours is claimed to be worse"),
+        pytest.param("", 0, id="nothing is claimed"),
+    ],
+)
 def test_a_recipes_table_gives_signs_sides_and_corrected_p(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paper: str, claim: int
 ) -> None:
-    monkeypatch.setattr(
-        "ser.train.report.recipe_table.differences", lambda *_: ((), ())
-    )  # these runs have no configs
+    # These runs have no configs.
+    differ_in(monkeypatch, ())
     cells = two_cells(tmp_path, 8)
-    for run in (run for cell in cells for run in cell.runs):
-        run.write_json(RESULT, structs.replace(run.result, synthetic=False))
-    lines = [
-        f'[[cell]]\nname = "{name}"\nfeatures = "is13"\nfusion = "audio"\npaper = {{ {numbers} }}'
-        for name, numbers in (("ours", paper), ("built", "wa = 75.6"))
-    ]
-    lines += ['[[quoted]]\nname = "higher"\npaper = { wa = 84.79 }']
-    (tmp_path / "mine.toml").write_text("\n".join(['tested = "ours"', *lines]))
+    for cell in cells:
+        for run in cell.runs:
+            run.write_json(RESULT, structs.replace(run.result, synthetic=False))
+
+    (tmp_path / "mine.toml").write_text(RECIPE_OF_TWO.format(paper=paper))
     recipe = read_recipe(tmp_path / "mine.toml")
-    runs = {
-        name: [Run(run.path) for run in cell.runs]
-        for name, cell in zip(("ours", "built"), cells, strict=True)
-    }
+    runs = {}
+    for name, cell in zip(("ours", "built"), cells, strict=True):
+        runs[name] = [Run(run.path) for run in cell.runs]
+
     ours, built, higher = recipe_rows(recipe, runs)
-    assert ours.compared is None and built.compared == compare_cells(*cells, "wa", claimed=claim)
-    assert (
-        higher.compared is not None
-        and higher.compared.difference[0] == ours.scores["wa"].pooled - 84.79 < 0
-    )
-    p = [built.compared and built.compared.p, higher.compared.p]
-    assert [built.holm_p, higher.holm_p] == pytest.approx([min(1, max(2 * min(p), q)) for q in p])
+    ours_to_quoted = ours.scores["wa"].pooled - 84.79
+    assert ours.compared is None
+    assert built.compared is not None
+    assert built.compared == compare_cells(*cells, "wa", claimed=claim)
+    assert higher.compared is not None
+    assert higher.compared.difference[0] == ours_to_quoted
+    assert ours_to_quoted < 0
+
+    # Holm's, of two.
+    p_of_built = built.compared.p
+    p_of_quoted = higher.compared.p
+    doubled = 2 * min(p_of_built, p_of_quoted)
+    assert built.holm_p == pytest.approx(min(1, max(doubled, p_of_built)))
+    assert higher.holm_p == pytest.approx(min(1, max(doubled, p_of_quoted)))
+
     table = recipe_table(recipe, runs)
-    assert f"−{84.79 - ours.scores['wa'].pooled:.2f} [−" in table
-    assert f"{'one' if claim else 'two'}-sided, 8 speakers" in table
+    sides = "one" if claim else "two"
+    assert f"−{-ours_to_quoted:.2f} [−" in table
+    assert f"{sides}-sided, 8 speakers" in table
     assert "two-sided, 2 seeds; quoted without a deviation" in table
+
     # With another selection than the paper's, cells are still tested against cells.
-    monkeypatch.setattr("ser.train.report.recipe_table.differences", lambda *_: ((), ("select",)))
+    differ_in(monkeypatch, ("select",))
     ours, built, higher = recipe_rows(recipe, runs)
-    assert built.compared == compare_cells(*cells, "wa", claimed=claim) and higher.compared is None
+    assert built.compared == compare_cells(*cells, "wa", claimed=claim)
+    assert higher.compared is None
+
+
+def differ_in(monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]) -> None:
+    """Let runs differ from what a paper did in these settings, whatever their configs say."""
+
+    def differences(*_: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (), settings
+
+    monkeypatch.setattr("ser.train.report.recipe_table.differences", differences)
+
+
+RECIPE_OF_SADNESS = """
+[[cell]]
+name = "ours"
+features = "is13"
+fusion = "audio"
+paper = { sad = 50.0 }
+"""
 
 
 def test_a_recipes_runs_are_counted_where_folds_lack_a_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ser.train.report.recipe_table.differences", lambda *_: ((), ()))
-    told = 'name = "ours"\nfeatures = "is13"\nfusion = "audio"\npaper = { sad = 50.0 }'
-    (tmp_path / "mine.toml").write_text(f"[[cell]]\n{told}")
-    runs = [
-        make_run(tmp_path / str(k), 0, k, [0, 3 * (k > 0)], [0, 0], ["a", "b"]) for k in range(10)
-    ]
+    differ_in(monkeypatch, ())
+    (tmp_path / "mine.toml").write_text(RECIPE_OF_SADNESS)
     recipe = read_recipe(tmp_path / "mine.toml")
-    assert recipe_rows(recipe, {"ours": runs})[0].scores["sad"].folds == 9
+
+    runs = []
+    for fold in range(10):
+        truth = [0, 3] if fold else [0, 0]
+        runs.append(make_run(tmp_path / str(fold), 0, fold, truth, [0, 0], ["a", "b"]))
+
+    [row] = recipe_rows(recipe, {"ours": runs})
+    assert row.scores["sad"].folds == 9
     assert "10 × 1" in recipe_table(recipe, {"ours": runs})
 
 
@@ -552,9 +658,26 @@ paper = { ua = 50.0, wa = 50.0 }
 
 def table_line(text: str, start: str) -> list[str]:
     """The cells of the first line that begins so, split where the table has two spaces."""
-    return re.split(
-        r"\s{2,}", next(line for line in text.splitlines() if line.startswith(start)).strip()
-    )
+    for line in text.splitlines():
+        if line.startswith(start):
+            return re.split(r"\s{2,}", line.strip())
+    raise AssertionError(f"no line of the table begins with {start}")
+
+
+def row_of_results(path: Path) -> dict[str, str]:
+    """The first row of the table of results in a file of several tables as CSV, by heading."""
+    with path.open(encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    for number, line in enumerate(lines):
+        if line and line[0] == "cell" and "macro-F1 %" in line:
+            return dict(zip(line, lines[number + 1], strict=True))
+    raise AssertionError(f"{path}: no table of results")
+
+
+def mean_and_deviation(spread: tuple[float, float]) -> str:
+    """As tables show it."""
+    mean, deviation = spread
+    return f"{mean:.2f} ± {deviation:.2f}"
 
 
 def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,76 +685,77 @@ def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.M
     # So wide that no number stands in two lines.
     monkeypatch.setenv("COLUMNS", "400")
     make_store(tmp_path / "store")
-    (tmp_path / "mine.toml").write_text(RECIPE)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(RECIPE)
     places = ("--store", tmp_path / "store", "--out", tmp_path / "runs", "--device", "cpu")
-    asked = (
-        "--features",
-        "is13",
-        "--fusion",
-        "audio",
-        "--folds",
-        2,
-        "--seeds",
-        3,
-        "--epochs",
-        3,
-        *places,
-    )
-    runs = json.loads(printed("train", *asked, "--json"))["runs"]
-    trained = printed("train", *asked)
-    sweep = ("sweep", tmp_path / "mine.toml", "--workers", 1, *places)
-    swept, as_json = printed(*sweep), json.loads(printed(*sweep, "--json"))["rows"][0]["scores"]
-    files = [
-        word
-        for form in ("csv", "html", "markdown", "latex")
-        for word in (f"--{form}", tmp_path / form)
-    ]
+    numbers = ("--folds", 2, "--seeds", 3, "--epochs", 3)
+    train = ("train", "--features", "is13", "--fusion", "audio", *numbers, *places)
+    sweep = ("sweep", recipe, "--workers", 1, *places)
+    forms = ("csv", "html", "markdown", "latex")
+    files: list[object] = []
+    for form in forms:
+        files += [f"--{form}", tmp_path / form]
+
+    runs = json.loads(printed(*train, "--json"))["runs"]
+    trained = printed(*train)
+    swept = printed(*sweep)
+    [swept_row] = json.loads(printed(*sweep, "--json"))["rows"]
     reported = printed("report", tmp_path / "runs", *files)
     in_full = printed("report", tmp_path / "runs", "--tables", "results")
-    lines = list(csv.reader((tmp_path / "csv").open(encoding="utf-8")))
-    place = next(
-        n for n, line in enumerate(lines) if line and line[0] == "cell" and "macro-F1 %" in line
-    )
-    exact = dict(zip(lines[place], lines[place + 1], strict=True))
+    exact = row_of_results(tmp_path / "csv")
 
-    cell = CellScores([Run(Path(run["path"])) for run in runs])
     assert len(runs) == 6
+    # Held to the formulas above.
+    cell = CellScores([Run(Path(run["path"])) for run in runs])
     for metric in ("ua", "wa"):
-        name, score = metric.upper(), cell.score(metric)  # held to the formulas above
-        pooled, over = score.pooled, {"seeds": score.over_seeds, "folds": score.over_folds}
-        seeds, folds = (f"{mean:.2f} ± {deviation:.2f}" for mean, deviation in over.values())
-        assert f"{pooled:.2f}" != f"{score.over_folds[0]:.2f}", "the two must differ"
+        score = cell.score(metric)
+        heading = metric.upper()
+        seeds = mean_and_deviation(score.over_seeds)
+        folds = mean_and_deviation(score.over_folds)
+        mean_over_folds, _ = score.over_folds
+        assert f"{score.pooled:.2f}" != f"{mean_over_folds:.2f}", "the two must differ"
 
-        assert table_line(trained, name)[1:5] == [seeds, "3", folds, "2"]
-        [low, high] = re.search(
-            rf"{metric} over speakers: {pooled:.2f} \[([\d.]+), ([\d.]+)\]", trained
-        ).groups()
-        assert seeds in table_line(swept, "mine") and folds in table_line(swept, "mine")
-        assert as_json[metric]["pooled"] == pytest.approx(pooled)
-        interval = f"{pooled:.2f} [{low}, {high}]"
-        line = table_line(reported, "audio")
-        assert interval in line
+        # `ser train`
+        assert table_line(trained, heading)[1:5] == [seeds, "3", folds, "2"]
+        pattern = rf"{metric} over speakers: ({score.pooled:.2f} \[[\d.]+, [\d.]+\])"
+        interval = re.search(pattern, trained)[1]
+
+        # `ser sweep`
+        swept_line = table_line(swept, "mine")
+        assert seeds in swept_line
+        assert folds in swept_line
+        swept_score = swept_row["scores"][metric]
+        assert swept_score["pooled"] == pytest.approx(score.pooled)
+        assert swept_score["over_seeds"] == pytest.approx(score.over_seeds)
+        assert swept_score["over_folds"] == pytest.approx(score.over_folds)
+
+        # `ser report`
+        assert interval in table_line(reported, "audio")
         assert "over 4 speakers" in " ".join(reported.split())
-        assert seeds in in_full and folds in in_full
-        assert float(exact[f"{name} %"]) == pytest.approx(pooled, abs=1e-4)
-        for what, spread in over.items():
-            assert as_json[metric][f"over_{what}"] == pytest.approx(spread)
-            found = [float(exact[f"{name} over {what} %{end}"]) for end in ("", " deviation")]
-            assert found == pytest.approx(spread, abs=1e-4)
+        assert seeds in in_full
+        assert folds in in_full
+        assert float(exact[f"{heading} %"]) == pytest.approx(score.pooled, abs=1e-4)
+        for over, spread in (("seeds", score.over_seeds), ("folds", score.over_folds)):
+            mean = float(exact[f"{heading} over {over} %"])
+            deviation = float(exact[f"{heading} over {over} % deviation"])
+            assert (mean, deviation) == pytest.approx(spread, abs=1e-4)
+
         for form in ("html", "markdown", "latex"):
-            text = (
-                (tmp_path / form).read_text(encoding="utf-8").replace("\\", "").replace("$pm$", "±")
-            )
-            assert interval in text and seeds in text and folds in text, form
-        assert f"{pooled:.2f} %" in (tmp_path / "html").read_text(encoding="utf-8")
+            text = (tmp_path / form).read_text(encoding="utf-8")
+            text = text.replace("\\", "").replace("$pm$", "±")
+            assert interval in text, form
+            assert seeds in text, form
+            assert folds in text, form
+        assert f"{score.pooled:.2f} %" in (tmp_path / "html").read_text(encoding="utf-8")
 
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "batch_size=2", "lr=0.01")
 
 
 def drawn(n: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Classes drawn from softmax(z), and the probabilities softmax(scale · z) of a model that is
-    too sure of them.
+    """Classes drawn from softmax(z), and the probabilities softmax(scale · z).
+
+    These are of a model that is too sure of them.
     """
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, 4)) * 2
@@ -639,72 +763,106 @@ def drawn(n: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray
     return truth, softmax(scale * logits, 1)
 
 
-def test_the_error_is_that_of_its_bins_and_a_temperature_mends_it() -> None:
-    truth, sure = drawn(4000, 0, 2.5)
-    right, confidence = sure.argmax(1) == truth, sure.max(1)
-    share, mean = calibration_curve(right, confidence, n_bins=15)
-    bins, opposed = reliability(truth, sure), np.array([[1, 0.9, 0], [1, 0.6, 1]])
-    filled = bins[bins[:, 0] > 0]
+def test_the_calibration_error_is_that_of_its_bins() -> None:
+    truth, probabilities = drawn(4000, 0, 2.5)
+    is_right = probabilities.argmax(1) == truth
+    confidence = probabilities.max(1)
+    share, mean = calibration_curve(is_right, confidence, n_bins=15)
+
+    bins = reliability(truth, probabilities)
+
     assert bins[:, 0].tolist() == np.histogram(confidence, 15, (0, 1))[0].tolist()
-    assert filled[:, 2] / filled[:, 0] == pytest.approx(share) and filled[:, 1] / filled[
-        :, 0
-    ] == pytest.approx(mean)
-    assert ece(bins) == pytest.approx(filled[:, 0] @ abs(share - mean) / 4000) and ece(bins) > 0.1
-    assert ece(opposed) == pytest.approx((0.9 + 0.4) / 2), (
-        "too sure and not sure enough do not cancel out"
-    )
-    temperature = fit_temperature(truth, sure)
+    counts, confidences, rights = bins[bins[:, 0] > 0].T
+    assert rights / counts == pytest.approx(share)
+    assert confidences / counts == pytest.approx(mean)
+    assert ece(bins) == pytest.approx(counts @ abs(share - mean) / 4000)
+    assert ece(bins) > 0.1
+
+    # Too sure in one bin and not sure enough in another do not cancel out.
+    opposed = np.array([[1, 0.9, 0], [1, 0.6, 1]])
+    assert ece(opposed) == pytest.approx((0.9 + 0.4) / 2)
+
+
+def test_a_temperature_mends_the_calibration() -> None:
+    truth, probabilities = drawn(4000, 0, 2.5)
+
+    temperature = fit_temperature(truth, probabilities)
+    mended = tempered(probabilities, temperature)
+
     assert temperature == pytest.approx(2.5, rel=0.06)
-    after = tempered(sure, temperature)
-    assert ece(reliability(truth, after)) < 0.03 and (after.argmax(1) == sure.argmax(1)).all()
-    assert after == pytest.approx(softmax(np.log(sure) / temperature, 1))
-    losses = [
-        -np.log(tempered(sure, t)[np.arange(4000), truth]).mean() for t in (temperature, 2, 3)
-    ]
+    assert mended == pytest.approx(softmax(np.log(probabilities) / temperature, 1))
+    assert (mended.argmax(1) == probabilities.argmax(1)).all()
+    assert ece(reliability(truth, mended)) < 0.03
+
+    losses = []
+    for t in (temperature, 2, 3):
+        of_truth = tempered(probabilities, t)[np.arange(4000), truth]
+        losses.append(-np.log(of_truth).mean())
     assert losses[0] == min(losses)
-    assert 0.05 < fit_temperature(np.array([0, 1]), np.array([[0.6, 0.4], [0.4, 0.6]])) < 0.06, (
-        "as sure as may be"
-    )
 
 
-SURE = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]])
-UNFITTED = {
-    "dev has no error": ([0, 1, 0], SURE),
-    "the fit ended at a bound": ([1, 0, 1], SURE),
-}
+def test_a_temperature_has_a_bound() -> None:
+    """Of what is always right: as sure as may be."""
+    probabilities = np.array([[0.6, 0.4], [0.4, 0.6]])
+    assert 0.05 < fit_temperature(np.array([0, 1]), probabilities) < 0.06
 
 
-@pytest.mark.parametrize("reason", UNFITTED)
-def test_a_temperature_that_dev_does_not_say_stays_1(reason: str) -> None:
+PROBABILITIES_OF_DEV = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("truth", "fault"),
+    [
+        pytest.param([0, 1, 0], "dev has no error", id="all are right"),
+        pytest.param([1, 0, 1], "the fit ended at a bound", id="all are wrong"),
+    ],
+)
+def test_a_temperature_that_dev_does_not_say_stays_1(truth: list[int], fault: str) -> None:
     """27 of 30 runs on EmoDB: a dev part of one speaker was all right, and T went to its bound."""
-    truth, sure = UNFITTED[reason]
-    chosen = choose_temperature(np.array(truth), sure)
-    assert (chosen.temperature, chosen.fault) == (1.0, reason)
+    chosen = choose_temperature(np.array(truth), PROBABILITIES_OF_DEV)
 
-    truth_with_errors, unsure = drawn(4000, 0, 2.5)
-    chosen = choose_temperature(truth_with_errors, unsure)
-    assert chosen.temperature == fit_temperature(truth_with_errors, unsure) != 1
+    assert chosen.temperature == 1.0
+    assert chosen.fault == fault
+
+
+def test_a_temperature_that_dev_says_is_taken() -> None:
+    truth, probabilities = drawn(4000, 0, 2.5)
+
+    chosen = choose_temperature(truth, probabilities)
+
+    assert chosen.temperature != 1
+    assert chosen.temperature == fit_temperature(truth, probabilities)
     assert chosen.fault is None
 
 
 @pytest.mark.parametrize("n", [5, 9, 29, 100])
 def test_conformal_sets_keep_their_promise_to_those_who_are_alike(n: int) -> None:
-    """Of exchangeable utterances from 90 % to 90 % + 1 / (n + 1) are covered; all, with too few to
-    calibrate on.
+    """Of exchangeable utterances from 90 % to 90 % + 1 / (n + 1) are covered.
+
+    All, with too few to calibrate on.
     """
-    held = []
+    # The share of n scores that is 90 % of n + 1 of them, rounded up.
+    level = math.ceil((n + 1) * 0.9 - 1e-9) / n
+
+    shares_covered = []
     for seed in range(400):
-        truth, sure = drawn(n + 50, seed, 2.5)
-        threshold = conformal_threshold(truth[:n], sure[:n])
-        scores = 1 - sure[np.arange(n), truth[:n]]
-        if (level := math.ceil((n + 1) * 0.9 - 1e-9) / n) <= 1:
-            assert threshold == pytest.approx(1 - np.quantile(scores, level, method="inverted_cdf"))
-        held.append((sure[n:] >= threshold)[np.arange(50), truth[n:]].mean())
-    assert 0.89 < np.mean(held) <= 1 if n < 9 else 0.89 < np.mean(held) < 0.91 + 1 / (n + 1)
+        truth, probabilities = drawn(n + 50, seed, 2.5)
+        threshold = conformal_threshold(truth[:n], probabilities[:n])
+        if level <= 1:
+            distances = 1 - probabilities[np.arange(n), truth[:n]]
+            expected = 1 - np.quantile(distances, level, method="inverted_cdf")
+            assert threshold == pytest.approx(expected)
+
+        is_in_set = probabilities[n:] >= threshold
+        shares_covered.append(is_in_set[np.arange(50), truth[n:]].mean())
+
+    most = 1 if n < 9 else 0.91 + 1 / (n + 1)
+    assert 0.89 < np.mean(shares_covered) <= most
 
 
-def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> None:
-    options = {
+def lgf_options(store: Path) -> dict[str, Any]:
+    """What to train, of two folds."""
+    return {
         "features": "is13+bert",
         "fusion": "lgf-add",
         "epochs": 4,
@@ -712,77 +870,111 @@ def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> 
         "store": store,
         "folds": 2,
     }
-    runs = run_experiment(Experiment(**options, out=tmp_path / "runs"))
-    cell = CellScores(runs)
+
+
+def test_a_run_keeps_its_dev_predictions_sealed(store: Path, tmp_path: Path) -> None:
+    runs = run_experiment(Experiment(**lgf_options(store), out=tmp_path / "runs"))
     for run in runs:
-        dev, told = run.dev_predictions, run.result.calibration
+        dev = run.dev_predictions
+        calibrated = run.result.calibration
         truth = np.array([run.result.classes.index(name) for name in dev["truth"].to_pylist()])
-        sure = np.array(dev["probabilities"].to_pylist())
-        assert len(dev) == run.result.parts["dev"] == told.n_dev
-        chosen = choose_temperature(truth, sure)
-        assert told.temperature == pytest.approx(chosen.temperature, rel=1e-6)
-        assert told.unfitted == chosen.fault
-        assert set(dev["id"].to_pylist()).isdisjoint(run.predictions()["id"].to_pylist())
-    ours = scores_as_json(cell)
-    assert (
-        temperatures(cell) == ours["calibration"]["temperatures"]
-        and 0 <= ours["calibration"]["ece_tempered"] <= 100
-    )
-    assert (
-        abstaining(cell, 0.0)[1] == pytest.approx(cell.with_interval("wa"))
-        and abstaining(cell, 1.1)[1] is None
-    )
+        probabilities = np.array(dev["probabilities"].to_pylist())
+        assert len(dev) == run.result.parts["dev"] == calibrated.n_dev
+        chosen = choose_temperature(truth, probabilities)
+        assert calibrated.temperature == pytest.approx(chosen.temperature, rel=1e-6)
+        assert calibrated.unfitted == chosen.fault
+
+        test_ids = run.predictions()["id"].to_pylist()
+        assert set(dev["id"].to_pylist()).isdisjoint(test_ids)
+
+    cell = CellScores(runs)
+    calibration_as_json = scores_as_json(cell)["calibration"]
+    assert temperatures(cell) == calibration_as_json["temperatures"]
+    assert 0 <= calibration_as_json["ece_tempered"] <= 100
     assert "no guarantee across speakers" in summary_text(cell)
+
+    _, right_of_all = abstaining(cell, 0.0)
+    _, right_of_none = abstaining(cell, 1.1)
+    assert right_of_all == pytest.approx(cell.with_interval("wa"))
+    assert right_of_none is None
+
     hot = structs.replace(cell.results[0].calibration, temperature=19.9999)
     runs[0].__dict__["result"] = structs.replace(runs[0].result, calibration=hot)
-    assert " of 2 at a bound" in calibration_table(group_runs(runs)[0]).rows[0]["temperatures"]
-    content = (runs[0].path / "dev.parquet").read_bytes()
-    (runs[0].path / "dev.parquet").write_bytes(
-        content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
-    )
+    [row] = calibration_table(group_runs(runs)[0]).rows
+    assert " of 2 at a bound" in row["temperatures"]
+
+    file = runs[0].path / "dev.parquet"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
     with pytest.raises(CorruptStore, match="is not the file that"):
         scores_as_json(CellScores([Run(runs[0].path)]))
-    for more in ({"select": "last"}, {"set": (*SMALL, "refit=true")}):
-        [bare] = run_experiment(
-            Experiment(**{**options, "folds": 1, **more}, out=tmp_path / "bare")
-        )
-        assert (
-            bare.dev_predictions is bare.result.calibration is conformal(CellScores([bare])) is None
-        )
-    [row, *_] = calibration_table(group_runs([bare])[0]).rows
-    assert (
-        row["temperatures"] == "not recorded"
-        and row["coverage of the sets %"] is None
-        and row["ECE %"] > 0
-    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"select": "last"}, id="the last epoch"),
+        pytest.param({"set": (*SMALL, "refit=true")}, id="trained again with the dev part"),
+    ],
+)
+def test_without_a_dev_part_nothing_is_calibrated(
+    store: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    options = {**lgf_options(store), "folds": 1, **changes}
+
+    [run] = run_experiment(Experiment(**options, out=tmp_path / "runs"))
+
+    assert run.dev_predictions is None
+    assert run.result.calibration is None
+    assert conformal(CellScores([run])) is None
+    row = calibration_table(group_runs([run])[0]).rows[0]
+    assert row["temperatures"] == "not recorded"
+    assert row["coverage of the sets %"] is None
+    assert row["ECE %"] > 0
 
 
 def test_what_is_below_the_threshold_is_no_answer(newcomer: Path, tmp_path: Path) -> None:
     run = run_of(newcomer, "text")
-    turns = [
-        Turn(str(n), text=text)
-        for n, text in enumerate(("hello there", "I am so happy", "leave me alone now"))
-    ]
+    texts = ("hello there", "I am so happy", "leave me alone now")
+    turns = [Turn(str(number), text=text) for number, text in enumerate(texts)]
     predictor = Predictor(run.path)
     assert predictor.temperature == run.result.calibration.temperature
-    sure = [max(one.probabilities.values()) for one in predictor(turns).predictions]
-    middle = sorted(sure)[1]
+
+    predictions = predictor(turns).predictions
+    confidences = [max(prediction.probabilities.values()) for prediction in predictions]
+    middle = sorted(confidences)[1]
+
     answer = predictor(turns, middle)
-    assert [one.abstained for one in answer.predictions] == [p < middle for p in sure]
+
+    abstained = [prediction.abstained for prediction in answer.predictions]
+    assert abstained == [confidence < middle for confidence in confidences]
     (covered, *_), right = abstaining(CellScores([run]), middle)
-    assert right is None or f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(
-        answer.notes
-    )
-    asked = ("predict", run.path, "--text", "hello there", "--abstain-below")
-    wrong, done = ser(*asked, "nan"), ser(*asked, 1)
-    assert wrong.exit_code == 2 and "must be a probability" in wrong.output
-    assert done.exit_code == 0 and "abstained" in done.stdout
-    [one] = json.loads(ser(*asked, 1, "--json").stdout)["predictions"]
-    assert one["abstained"] and sum(one["probabilities"].values()) == pytest.approx(1)
-    before = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
-    files = {name: file for name, file in before.result.files.items() if name != "dev.parquet"}
-    before.write_json(RESULT, structs.replace(before.result, calibration=None, files=files))
-    plain = Predictor(before.path)
-    assert plain.temperature is None and [one.label for one in plain(turns).predictions] == [
-        one.label for one in answer.predictions
-    ]
+    if right is not None:
+        assert f"answered {covered:.1f} %, and {right[0]:.1f} %" in " ".join(answer.notes)
+
+    # Without a temperature the labels are the same.
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    files = {name: file for name, file in copy.result.files.items() if name != "dev.parquet"}
+    copy.write_json(RESULT, structs.replace(copy.result, calibration=None, files=files))
+    untempered = Predictor(copy.path)
+    assert untempered.temperature is None
+    labels = [prediction.label for prediction in untempered(turns).predictions]
+    assert labels == [prediction.label for prediction in answer.predictions]
+
+
+def test_a_bound_of_predict_is_a_probability(newcomer: Path) -> None:
+    run = run_of(newcomer, "text")
+    words = ("predict", run.path, "--text", "hello there", "--abstain-below")
+
+    wrong = ser(*words, "nan")
+    assert wrong.exit_code == 2
+    assert "must be a probability" in wrong.output
+
+    done = ser(*words, 1)
+    assert done.exit_code == 0
+    assert "abstained" in done.stdout
+
+    [prediction] = json.loads(ser(*words, 1, "--json").stdout)["predictions"]
+    assert prediction["abstained"]
+    assert sum(prediction["probabilities"].values()) == pytest.approx(1)
