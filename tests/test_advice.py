@@ -209,7 +209,9 @@ def test_one_dialogue_is_cut_by_the_protocol_that_is_named(tmp_path: Path) -> No
 # What training says
 
 
-def trained_by(store: Path, tmp_path: Path, *words: object, fusion: str = "audio") -> Result:
+def trained_by(
+    store: Path, tmp_path: Path, *words: object, fusion: str = "audio:utterance"
+) -> Result:
     base = ["train", "--features", "is13", "--store", store, "--out", tmp_path / "runs"]
     return ser(*base, "--fusion", fusion, *SMALL, *words)
 

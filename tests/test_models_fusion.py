@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser.corpus.manifest import Manifest
 from ser.errors import WrongUse
 from ser.export.substitutes import replaced
 from ser.tests import one_by_one
@@ -22,7 +23,8 @@ from ser.tests.small_models import (
     widths,
     without,
 )
-from ser.train.models import FUSIONS
+from ser.train.data.loading import has_dialogues
+from ser.train.models import FUSIONS, get_fusion
 from ser.train.models.layers.attention import attention
 from ser.train.models.layers.gru import bigru
 from ser.train.models.layers.layout import RaggedLayout, concatenate
@@ -303,3 +305,31 @@ def test_every_fusion_gives_the_same_numbers_on_plain_layers(name: str) -> None:
             expected = model(batch)
         for head, logits in model(batch).items():
             torch.testing.assert_close(logits, expected[head], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "with_dialogues", "expected"),
+    [
+        pytest.param("audio", "utterance", True, "audio:utterance", id="vectors of dialogues"),
+        pytest.param("audio", "utterance", False, "linear:audio", id="vectors by themselves"),
+        pytest.param("text", "utterance", False, "linear:text", id="text by itself"),
+        pytest.param("audio", "frame", False, "audio:frame", id="frames"),
+        pytest.param("audio:utterance", "utterance", False, "audio:utterance", id="by its name"),
+    ],
+)
+def test_one_modality_alone_is_the_model_that_fits_its_corpus(
+    name: str, level: str, with_dialogues: bool, expected: str
+) -> None:
+    modality = name.partition(":")[0]
+    assert get_fusion(name, {modality: level}, with_dialogues).name == expected
+
+
+@pytest.mark.parametrize("dialogues", ["of two turns", "of one", "unnamed"])
+def test_a_corpus_has_dialogues_where_one_joins_two_utterances(dialogues: str) -> None:
+    names = {"of two turns": ["a", "a", "b"], "of one": ["a", "b", "c"], "unnamed": [None] * 3}
+    rows = []
+    for number, dialogue in enumerate(names[dialogues]):
+        rows.append({"id": str(number), "dialogue": dialogue, "label": "ang"})
+
+    manifest = Manifest.from_rows("made", rows)
+    assert has_dialogues(manifest) == (dialogues == "of two turns")

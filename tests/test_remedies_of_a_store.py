@@ -161,7 +161,7 @@ def test_a_quarantined_recording_is_computed_as_printed_when_it_is_mended(
     skipped = ser("features", table, *named_store(recordings), "--on-error", "skip")
     assert skipped.exit_code == 3, skipped.output
 
-    train = ["train", "--features", FEATURE, "--fusion", "audio", "--labels", "all"]
+    train = ["train", "--features", FEATURE, "--fusion", "audio:utterance", "--labels", "all"]
     train += ["--protocol", "speaker-out", "--epochs", 1, "--folds", 1]
     train += ["--store", recordings / "features", "--out", recordings / "runs"]
     refused = ser(*train)

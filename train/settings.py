@@ -179,7 +179,12 @@ def _check_name(fusion: Fusion, name: str, text: str, known: set[str]) -> None:
         raise WrongUse(f"--set {text}: must be key=value")
 
     if name in fusion.unused:
-        raise WrongUse(f"--set {text}: fusion {fusion.name} has no use for it; leave it out")
+        remedy = "leave it out"
+        if fusion.solved and len(fusion.inputs) == 1:
+            remedy += (
+                f", or take a model with a training loop: --fusion {fusion.inputs[0]}:utterance"
+            )
+        raise WrongUse(f"--set {text}: fusion {fusion.name} has no use for it; {remedy}")
 
     if name in fusion.fixed:
         value, _ = fusion.fixed[name]

@@ -55,9 +55,8 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
     selected, augmented = select_features(
         store, experiment.features, manifest.corpus, experiment.views
     )
-    fusion = get_fusion(
-        experiment.fusion, {modality: selection.level for modality, selection in selected.items()}
-    )
+    levels = {modality: selection.level for modality, selection in selected.items()}
+    fusion = get_fusion(experiment.fusion, levels, has_dialogues(manifest))
     policy = UNLABELLED
     if target.labelled:
         policy = get_policy(experiment.labels, manifest.column("label"))
@@ -177,6 +176,12 @@ class InputReader:
             else:
                 inputs[modality] = stream
         return inputs
+
+
+def has_dialogues(manifest: Manifest) -> bool:
+    """Whether a dialogue joins two utterances of the corpus."""
+    named = [dialogue for dialogue in manifest.column("dialogue") if dialogue is not None]
+    return len(set(named)) < len(named)
 
 
 def _budget(experiment: Experiment, cache: DataCache) -> int | None:

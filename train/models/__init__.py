@@ -65,14 +65,16 @@ def _fusions_of_papers() -> dict[str, Fusion]:
 FUSIONS: Registry[Fusion] = Registry("fusion", "ser.fusions", Fusion, _fusions_of_papers())
 
 
-def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
+def get_fusion(name: str, levels: Mapping[str, str], with_dialogues: bool = True) -> Fusion:
     """The fusion called `name`, for features of these levels.
 
     `levels` says by modality "frame", "token" or "utterance". One modality alone, `audio` or
-    `text`, is a different model for vectors (`audio:utterance`, Perspective §2.2) and for sequences
-    (`audio:frame`, `text:token`, MSMSER §2.1), and is chosen by the feature's level; all three
-    names can be asked for, since frames and tokens can always be pooled into vectors. `linear` and
-    `svm` take what is there: one modality (`linear:audio`) or both.
+    `text`, is a different model for sequences (`audio:frame`, `text:token`, MSMSER §2.1), for
+    vectors of dialogues (`audio:utterance`, Perspective §2.2) and for vectors of utterances by
+    themselves (`linear:audio`: a recurrent layer over one vector has nothing to add), and is chosen
+    by the feature's level and by whether the corpus is `with_dialogues`; each can be asked for by
+    its own name, since frames and tokens can always be pooled into vectors. `linear` and `svm` take
+    what is there: one modality (`linear:audio`) or both.
 
     Raises `WrongUse` for an unknown name, a modality too few or too many, or vectors where
     sequences are needed.
@@ -80,7 +82,10 @@ def get_fusion(name: str, levels: Mapping[str, str]) -> Fusion:
     if name in ("audio", "text"):
         if name not in levels:
             raise WrongUse(f"--fusion {name} needs one {name} feature, and --features names none")
-        name = f"{name}:{levels[name]}"
+        if levels[name] == "utterance" and not with_dialogues:
+            name = f"linear:{name}"
+        else:
+            name = f"{name}:{levels[name]}"
     if name in BY_MODALITY and len(levels) == 1:
         [modality] = levels
         name = f"{name}:{modality}"
