@@ -17,6 +17,11 @@ ALIASES = {
     "spk": "speaker",
 }
 
+# Columns that hold the path of the audio where no other is called audio. They may stand beside one
+# that is, such as in the tables of Hugging Face.
+PATHS = {"path", "filename", "file_name", "filepath", "file_path"}
+PATHS |= {"audio_file", "audio_path", "wav_file", "wav_path"}
+
 
 def column_of(heading: str) -> str:
     """The manifest's column that a heading means, whatever its case; else the heading itself.
@@ -27,6 +32,19 @@ def column_of(heading: str) -> str:
     name = heading.strip().casefold()
     column = ALIASES.get(name, name)
     return column if column in SCHEMA.names else heading
+
+
+def path_heading(headings: Iterable[str]) -> str | None:
+    """The one heading of `PATHS` in a table without an audio column; None if it is not known.
+
+    >>> path_heading(["Path", "emotion"]), path_heading(["path", "wav"]), path_heading(["id"])
+    ('Path', None, None)
+    """
+    headings = list(headings)
+    if any(column_of(heading) == "audio" for heading in headings):
+        return None
+    candidates = [heading for heading in headings if heading.strip().casefold() in PATHS]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def check_headings(headings: Iterable[str]) -> None:

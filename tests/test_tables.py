@@ -454,6 +454,38 @@ def test_headings_in_any_case_and_columns_that_are_not_read(four_files: Path) ->
         scan_corpus(path)
 
 
+@pytest.mark.parametrize("heading", ["path", "Path", "filename", "file_path"])
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_column_of_paths_is_the_audio_where_no_other_is(
+    four_files: Path, heading: str, form: str
+) -> None:
+    path = four_files / f"t.{form}"
+    if form == "csv":
+        path.write_text(f"{heading};emotion;valence\na.wav;happy;0,300\nb.wav;sad;1\n")
+    else:
+        path.write_text(f'{{"{heading}": "a.wav"}}\n{{"emotion": "sad", "{heading}": "b.wav"}}\n')
+
+    scan = scan_corpus(path)
+
+    assert scan.manifest.column("audio") == ["a.wav", "b.wav"]
+    assert scan.manifest.ids == ["a", "b"]
+    assert scan.warnings == []
+    assert scan.problems == []
+
+
+def test_a_column_of_paths_beside_the_audio_is_not_read(four_files: Path) -> None:
+    path = four_files / "t.csv"
+
+    path.write_text("path,audio\nb.wav,a.wav\n")
+    scan = scan_corpus(path)
+    path.write_text("path,filename\nb.wav,a.wav\n")
+
+    assert scan.manifest.column("audio") == ["a.wav"]
+    assert "columns that are not read: path" in scan.warnings[0]
+    with pytest.raises(WrongUse, match=r"no audio column \(path, filename\); name one of its"):
+        scan_corpus(path)
+
+
 @pytest.mark.parametrize(
     "encoding",
     ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"],

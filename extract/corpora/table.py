@@ -1,7 +1,7 @@
 """Any corpus as a table: CSV, TSV, Parquet or JSONL with an audio column.
 
-Columns have the manifest's names, in any case, or those of `headings.ALIASES`. Audio paths are
-relative to the table's folder.
+Columns have the manifest's names, in any case, or those of `headings.ALIASES`; where none is called
+audio, one of `headings.PATHS` is. Audio paths are relative to the table's folder.
 """
 
 from collections import Counter
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ser.corpus.headings import column_of
+from ser.corpus.headings import column_of, path_heading
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
-from ser.corpus.table_file import TableFile, read_table_file
+from ser.corpus.table_file import TableFile, TableRow, read_table_file
 from ser.errors import CorpusError, WrongUse
 
 from .admit import admit
@@ -33,6 +33,8 @@ def read_table(
     """
     reading = Reading(path.stem, path.parent, [], paths="inside" if need == "audio" else "unopened")
     table = read_table_file(path)
+    if need == "audio":
+        table = _with_audio_column(table)
     _refuse_embedded_audio(path, table)
     column_by_heading = {heading: column_of(heading) for heading in table.headings}
     if need == "audio":
@@ -61,6 +63,22 @@ def read_table(
 
     _check_columns(path, table, need, reading)
     return reading
+
+
+def _with_audio_column(table: TableFile) -> TableFile:
+    """The table, its column of paths called audio if no other column is."""
+    heading = path_heading(table.headings)
+    if heading is None:
+        return table
+
+    headings = ["audio" if name == heading else name for name in table.headings]
+    rows: list[TableRow] = []
+    for row in table.rows:
+        values = {}
+        for name, value in row.values.items():
+            values["audio" if name == heading else name] = value
+        rows.append(replace(row, values=values))
+    return replace(table, headings=headings, rows=rows)
 
 
 def _refuse_embedded_audio(path: Path, table: TableFile) -> None:
