@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .options import FILE, decimal_option, open_option
-from .output import answer, next_step, open_page, terminal_width
+from .output import answer, next_step, open_page, plural, terminal_width
 
 
 @click.command()
@@ -16,7 +16,24 @@ from .output import answer, next_step, open_page, terminal_width
     metavar="FILE",
     help="Write one self-contained page: tables, plots and attention.",
 )
-@click.option("--latex", type=FILE, metavar="FILE", help="Write every table for LaTeX (booktabs).")
+@click.option(
+    "--latex",
+    type=FILE,
+    metavar="FILE",
+    help="Write tables that fit a paper's column, cells by the recipe's names (LaTeX, booktabs).",
+)
+@click.option(
+    "--latex-all",
+    type=FILE,
+    metavar="FILE",
+    help="Write every table with every column for LaTeX (booktabs).",
+)
+@click.option(
+    "--figures",
+    type=FILE,
+    metavar="DIR",
+    help="Write each figure as PDF, SVG and PNG, with its numbers as CSV.",
+)
 @click.option("--markdown", type=FILE, metavar="FILE", help="Write every table as Markdown.")
 @click.option("--csv", type=FILE, metavar="FILE", help="Write every table as CSV.")
 @decimal_option
@@ -37,14 +54,23 @@ from .output import answer, next_step, open_page, terminal_width
     default="",
     help="Your cell, by its label: tested against each of the others.",
 )
+@click.option(
+    "--with-text",
+    is_flag=True,
+    help="Show transcripts too, if the corpus's licence lets you pass them on; those of generated "
+    "speech are always shown.",
+)
 @open_option
 def report(
     runs: tuple[Path, ...],
     html: Path | None,
     decimal: str,
+    latex: Path | None,
+    figures: Path | None,
     tables: str,
     paired: bool,
     ours: str,
+    with_text: bool,
     open_: bool,
     **files: Path | None,
 ) -> None:
@@ -54,7 +80,7 @@ def report(
     \b
     Examples:
       ser report runs
-      ser report runs --html report.html --latex tables.tex
+      ser report runs --html report.html --latex tables.tex --figures figures
       ser report runs --paired --ours mit
       ser report runs --tables calibration,raters
     """
@@ -62,23 +88,32 @@ def report(
         raise click.UsageError(
             "--open shows the page that --html writes: name it, such as --html report.html"
         )
-    if decimal != "." and files["csv"] is None:
-        raise click.UsageError("--decimal is for --csv; add --csv FILE, or leave it out")
-    from ser.train.report.files import write_tables
+    if decimal != "." and files["csv"] is None and figures is None:
+        raise click.UsageError(
+            "--decimal is for --csv and --figures; add --csv FILE, or leave it out"
+        )
+    from ser.train.report.figure_files import write_figures
+    from ser.train.report.files import write_paper_tables, write_tables
     from ser.train.report.grouping import group_runs
     from ser.train.report.page import make_page, write_html
     from ser.train.report.terminal import report_text
     from ser.train.run_folder import find_runs
     from ser.train.sweep.search_record import find_search_records
 
-    cells, unfinished = group_runs(find_runs(*runs), find_search_records(*runs), ours)
+    cells, unfinished = group_runs(find_runs(*runs), find_search_records(*runs), ours, with_text)
     names = [name.strip() for name in tables.split(",") if name.strip()]
     answer(report_text(cells, unfinished, paired, names, terminal_width()))
 
     # In the order in which they are named.
     requested = {form: path for form, path in files.items() if path is not None}
-    if html is None and not requested:
+    if html is None and latex is None and figures is None and not requested:
         next_step("report", *runs, "--html", "report.html", "--open")
+        return
+
+    if latex is not None:
+        write_paper_tables(cells, latex)
+        answer(f"wrote {latex}")
+    if html is None and figures is None and not requested:
         return
 
     page = make_page(cells, unfinished)
@@ -88,5 +123,8 @@ def report(
     for form, path in requested.items():
         write_tables(page.tables, path, form, decimal)
         answer(f"wrote {path}")
+    if figures is not None:
+        write_figures(page.plots, figures, decimal)
+        answer(f"wrote {plural(len(page.plots), 'figure')} into {figures}")
     if html is not None:
         open_page(html, open_)

@@ -72,13 +72,18 @@ def runs_text(listed: Sequence[Mapping[str, Any]], width: int) -> str:
 
     columns, alike = _options_apart(listed)
     columns += [name for name in HEADINGS if _any_has(listed, name)]
-    whole = _runs_table(listed, ["run", *columns, "date", "MB"])
-    _, *other_scores = HEADINGS.values()
+    folder = _common_folder(listed)
+    whole = _runs_table(listed, ["run", *columns, "date", "MB"], folder)
     shown, left_out = without_what_has_no_room(
-        whole, width, spare=["MB", "date"], at_need=other_scores[::-1]
+        whole,
+        width,
+        spare=["MB", "date", HEADINGS["macro_f1"]],
+        at_need=[HEADINGS["ccc"], HEADINGS["wa"]],
     )
 
     words = []
+    if folder:
+        words.append(f"in {folder}{os.sep}")
     if alike:
         words.append("all: " + " · ".join(f"{name} {value}" for name, value in alike.items()))
     if left_out:
@@ -87,6 +92,12 @@ def runs_text(listed: Sequence[Mapping[str, Any]], width: int) -> str:
 
     filled = [fill(safe(line), width, break_on_hyphens=False) for line in words]
     return "\n\n".join([fitted(shown, width), *filled])
+
+
+def _common_folder(listed: Sequence[Mapping[str, Any]]) -> str:
+    """The folder of all runs; "" where they are in several, or in the working folder."""
+    folders = {str(Path(run["run"]).parent) for run in listed}
+    return "" if len(folders) > 1 or os.curdir in folders else folders.pop()
 
 
 def _any_has(listed: Sequence[Mapping[str, Any]], name: str) -> bool:
@@ -137,8 +148,10 @@ def _summary(listed: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _runs_table(listed: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "Table":
-    """Runs by their facts, one a line, in these columns."""
+def _runs_table(
+    listed: Sequence[Mapping[str, Any]], columns: Sequence[str], folder: str = ""
+) -> "Table":
+    """Runs by their facts, one a line, in these columns; those in the folder by their name."""
     from ser.train.report.formats import COUNT, FINE, PERCENT, TEXT, Format
     from ser.train.report.table import Column, Table
     from ser.train.scores.measures import HEADINGS
@@ -152,6 +165,8 @@ def _runs_table(listed: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
         row = {}
         for name in columns:
             row[HEADINGS.get(name, name)] = _shown_fact(run, name, listed)
+        if folder:
+            row["run"] = os.path.relpath(run["run"], folder)
         rows.append(row)
     return Table(
         name="runs",
@@ -204,7 +219,10 @@ def compare_runs(folders: tuple[Path, ...], where: tuple[str, ...], as_json: boo
     for number, run in enumerate(compared, 1):
         run[""] = number
     scores_of_any = [metric for metric in HEADINGS if _any_has(compared, metric)]
-    answer(fitted(_runs_table(compared, ["", "run", *scores_of_any]), width) + "\n")
+    folder = _common_folder(compared)
+    answer(fitted(_runs_table(compared, ["", "run", *scores_of_any], folder), width) + "\n")
+    if folder:
+        answer(fill(safe(f"in {folder}{os.sep}"), width, break_on_hyphens=False) + "\n")
 
     rows = []
     for key, values in different.items():

@@ -134,6 +134,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are without their drawings, which take most of the time."""
+    monkeypatch.setattr("ser.train.report.elements.to_svg", lambda draw, name: ("", ""))
+
+
+@pytest.fixture
 def double() -> Iterator[None]:
     """Everything in float64, from one seed."""
     import torch

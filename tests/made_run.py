@@ -1,5 +1,6 @@
 """A finished run whose numbers are made up, for tests that only need one to be there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +105,21 @@ def made_result(config: RunConfig, **changes: Any) -> RunResult:
     return RunResult(**values | changes)
 
 
-def write_run(folder: Path) -> Run:
-    """Such a run in a folder of runs, without a model."""
-    config = made_config()
+def write_run(folder: Path, speakers: Sequence[str] = ("a", "b"), **changes: Any) -> Run:
+    """Such a run in a folder of runs, of these two speakers' turns, without a model.
+
+    `changes` are those of its config.
+    """
+    config = made_config(**changes)
     run = Run(folder / run_name(config))
     run.path.mkdir(parents=True)
 
     truth = [0, 1, 2, 3, 0, 1, 2, 3]
     predicted = [0, 1, 2, 3, 1, 1, 2, 0]
+    first_letters = "" if "a" in speakers else speakers[0]
     columns = {
-        "id": [f"u{number}" for number in range(8)],
-        "speaker": ["a", "b"] * 4,
+        "id": [f"{first_letters}u{number}" for number in range(8)],
+        "speaker": [*speakers] * 4,
         "dialogue": [number // 2 for number in range(8)],
         "truth": [CLASSES[label] for label in truth],
         "predicted": [CLASSES[label] for label in predicted],

@@ -406,7 +406,7 @@ def test_files_in_memory_are_no_devices() -> None:
 @pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="which file was synced is read from /proc")
 def test_what_users_are_given_is_on_disk_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: Any
+    tmp_path: Path, monkeypatch: Any, undrawn: None
 ) -> None:
     _, feature, manifest, _ = sample_store(tmp_path / "s", "zarr", count=2)
     out = tmp_path / "out"
@@ -433,11 +433,10 @@ def test_what_users_are_given_is_on_disk_before_it_has_its_name(
     write_random_checkpoint(out / "weights", "bert")
     Run(out).write_json("config.json", {})
     run = write_run(tmp_path / "runs").path
-    printed(
-        "report", run, *(f"--{form}={out / form}" for form in ("html", "latex", "markdown", "csv"))
-    )
+    forms = ("html", "latex", "latex-all", "markdown", "csv")
+    printed("report", run, *[f"--{form}={out / form}" for form in forms])
     assert out in durable, "the last name is not on disk"
-    assert len(list(out.iterdir())) == 11
+    assert len(list(out.iterdir())) == 12
 
 
 def test_a_tmp_on_a_disk_that_is_away_is_told(tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ def test_a_disk_that_fills_up_on_the_way(corpus: Path, disk: Path, backend: str)
     assert after.values.tobytes() == before.values.tobytes()
 
 
-@pytest.mark.parametrize("form", ["html", "latex", "markdown", "csv"])
-def test_a_report_on_a_full_disk_leaves_the_old_one(tmp_path: Path, disk: Path, form: str) -> None:
+@pytest.mark.parametrize("form", ["html", "latex", "latex-all", "markdown", "csv"])
+def test_a_report_on_a_full_disk_leaves_the_old_one(
+    tmp_path: Path, disk: Path, form: str, undrawn: None
+) -> None:
     report = disk / "report"
     report.write_bytes(b"old" * 1000)
     fill(disk)

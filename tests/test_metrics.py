@@ -669,7 +669,7 @@ def row_of_results(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8") as file:
         lines = list(csv.reader(file))
     for number, line in enumerate(lines):
-        if line and line[0] == "cell" and "macro-F1 %" in line:
+        if line and line[0] == "cell" and "macro-F1 over seeds %" in line:
             return dict(zip(line, lines[number + 1], strict=True))
     raise AssertionError(f"{path}: no table of results")
 
@@ -680,7 +680,9 @@ def mean_and_deviation(spread: tuple[float, float]) -> str:
     return f"{mean:.2f} ± {deviation:.2f}"
 
 
-def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_table_shows_the_same_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
     """Two folds and three seeds, so that pooled scores and means over folds differ."""
     # So wide that no number stands in two lines.
     monkeypatch.setenv("COLUMNS", "400")
@@ -691,7 +693,7 @@ def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.M
     numbers = ("--folds", 2, "--seeds", 3, "--epochs", 3)
     train = ("train", "--features", "is13", "--fusion", "audio", *numbers, *places)
     sweep = ("sweep", recipe, "--workers", 1, *places)
-    forms = ("csv", "html", "markdown", "latex")
+    forms = ("csv", "html", "markdown", "latex-all")
     files: list[object] = []
     for form in forms:
         files += [f"--{form}", tmp_path / form]
@@ -717,8 +719,8 @@ def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.M
 
         # `ser train`
         assert table_line(trained, heading)[1:5] == [seeds, "3", folds, "2"]
-        pattern = rf"{metric} over speakers: ({score.pooled:.2f} \[[\d.]+, [\d.]+\])"
-        interval = re.search(pattern, trained)[1]
+        pattern = rf"{metric} over speakers: ({score.pooled:.2f} \[([\d.]+), ([\d.]+)\])"
+        [interval, low, high] = re.search(pattern, trained).groups()
 
         # `ser sweep`
         swept_line = table_line(swept, "mine")
@@ -730,7 +732,9 @@ def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.M
         assert swept_score["over_folds"] == pytest.approx(score.over_folds)
 
         # `ser report`
-        assert interval in table_line(reported, "audio")
+        in_short = f"{score.pooled:.2f} [{float(low):.1f}, {float(high):.1f}]"
+        assert in_short in table_line(reported, "audio")
+        assert interval in in_full
         assert "over 4 speakers" in " ".join(reported.split())
         assert seeds in in_full
         assert folds in in_full
@@ -740,7 +744,7 @@ def test_every_table_shows_the_same_digits(tmp_path: Path, monkeypatch: pytest.M
             deviation = float(exact[f"{heading} over {over} % deviation"])
             assert (mean, deviation) == pytest.approx(spread, abs=1e-4)
 
-        for form in ("html", "markdown", "latex"):
+        for form in ("html", "markdown", "latex-all"):
             text = (tmp_path / form).read_text(encoding="utf-8")
             text = text.replace("\\", "").replace("$pm$", "±")
             assert interval in text, form

@@ -238,7 +238,9 @@ def test_each_corpus_is_standardised_by_itself(store: Path, protocol: str, fusio
                 assert np.allclose(got[row], z, atol=1e-4)
 
 
-def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) -> None:
+def test_a_run_from_the_command_line_to_the_report(
+    store: Path, tmp_path: Path, undrawn: None
+) -> None:
     words = [
         "train",
         "--store",
@@ -288,7 +290,7 @@ def test_a_run_from_the_command_line_to_the_report(store: Path, tmp_path: Path) 
     assert [over_corpora[metric][0] for metric in metrics] == pytest.approx(mean)
     assert [line.get("has no") for line in scores["corpora"]] == [None, "sad", None]
 
-    forms = ("html", "csv", "latex", "markdown")
+    forms = ("html", "csv", "latex-all", "markdown")
     files = [f"--{form}={tmp_path / f'r.{form}'}" for form in forms]
     terminal = ser("report", tmp_path / "runs", *files).output
     by_name = ser("report", tmp_path / "runs", "--tables", "corpora").output

@@ -256,8 +256,10 @@ def test_classes_select_where_ratings_are_learnt_too(store: Path, tmp_path: Path
     assert run.config.training["select_score"] == "ua"
 
 
-def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Path) -> None:
-    files = [f"--{form}={tmp_path / form}" for form in ("html", "latex", "markdown", "csv")]
+def test_reports_show_ratings_and_never_beside_a_paper(
+    runs: Path, tmp_path: Path, undrawn: None
+) -> None:
+    files = [f"--{form}={tmp_path / form}" for form in ("html", "latex-all", "markdown", "csv")]
     shown = ser("report", runs, "--paired", *files)
     assert shown.exit_code == 0 and "CCC valence" in shown.output, shown.output
 
@@ -268,7 +270,7 @@ def test_reports_show_ratings_and_never_beside_a_paper(runs: Path, tmp_path: Pat
     assert "calibration-ratings" in page
     assert "Mean CCC of the evaluated part" in page
 
-    for form in ("latex", "markdown", "csv"):
+    for form in ("latex-all", "markdown", "csv"):
         assert "RMSE dominance" in (tmp_path / form).read_text()
 
     cells, _ = group_runs(find_runs(runs))

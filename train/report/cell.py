@@ -41,7 +41,8 @@ class Cell:
     """One configuration with its finished runs, by seed and fold.
 
     `label` tells it from the report's other cells. `search`: the runs are what it chose. `ours`: it
-    is the user's own, to be tested against each of the others. Raises as `CellScores`.
+    is the user's own, to be tested against each of the others. `with_text`: transcripts are shown,
+    whoever's they are. Raises as `CellScores`.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Cell:
         runs: Sequence[Run],
         search: SearchRecord | None = None,
         ours: bool = False,
+        with_text: bool = False,
     ) -> None:
         self.label = label
+        self.with_text = with_text
         self.search = search
         self.ours = ours
         self.runs = sorted(runs, key=lambda run: (run.config.seed, run.config.fold))
@@ -80,6 +83,20 @@ class Cell:
         unused = fusion.unused if fusion else ()
         settings = {**self.config.settings, **self.config.training}
         return {key: value for key, value in settings.items() if key not in unused}
+
+    @property
+    def folds_and_seeds(self) -> str:
+        """How many runs: "5 × 2", folds × seeds, or "9 in 5 × 2" where some are missing."""
+        product = f"{len(self.folds)} × {len(self.seeds)}"
+        return product if self.whole else f"{len(self.runs)} in {product}"
+
+    @property
+    def shows_text(self) -> bool:
+        """Whether its transcripts may be shown: the user asks for them, or all are generated."""
+        manifest = self.origin.manifest
+        if self.with_text or manifest is None:
+            return self.with_text
+        return all(part.synthetic for part in manifest.parts or [manifest])
 
     @cached_property
     def origin(self) -> Origin:

@@ -24,6 +24,8 @@ from ser.train.scores.tests import Comparison, compare_predictions
 
 from .predictions import CellPredictions
 
+NO_INTERVAL = "no interval: "  # what `interval_over` begins with where there is none
+
 
 class CellScores:
     """The scores of the finished runs of one cell, which are its folds × seeds.
@@ -115,7 +117,7 @@ class CellScores:
         """What the intervals are over and of how many, or why there is none."""
         groups = self.predictions.group.nunique()
         counted = count_of_groups(groups, self.predictions.over)
-        return counted if groups >= FEWEST else f"no interval: {counted}"
+        return counted if groups >= FEWEST else NO_INTERVAL + counted
 
     @property
     def intervals(self) -> dict[str, Ends]:

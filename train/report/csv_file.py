@@ -11,7 +11,14 @@ from .table import Column, Table
 
 
 def to_csv(table: Table, decimal: str = ".") -> str:
-    """A line with the caption, one with the headings, then the rows.
+    """A line with the caption, then `rows_to_csv`."""
+    sink = io.StringIO()
+    Sheet(sink, decimal).write_row([harmless(table.caption)])
+    return sink.getvalue() + rows_to_csv(table, decimal)
+
+
+def rows_to_csv(table: Table, decimal: str = ".") -> str:
+    """A line with the headings, then the rows.
 
     Numbers have a `decimal` point or comma.
 
@@ -20,7 +27,6 @@ def to_csv(table: Table, decimal: str = ".") -> str:
     """
     sink = io.StringIO()
     sheet = Sheet(sink, decimal)
-    sheet.write_row([harmless(table.caption)])
 
     headings = []
     for column in table.shown_columns:

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Any, ClassVar
 
 from .svg import to_svg
 from .table import Table
+from .without_repeats import without_repeats
 
 LONG = 40  # rows; a table with more is folded
 DESCRIBED = 6  # rows of a plot for those who do not see it
@@ -14,6 +16,14 @@ DESCRIBED = 6  # rows of a plot for those who do not see it
 # Letters: a column whose texts are all so short is not broken, one with a text so long needs room.
 SHORT = 18
 ROOMY = 34
+
+# Widths in rem, as style.css has them: a letter of a table, the gap behind a column, and the least
+# of a column of words, and of one of long texts.
+LETTER = 0.53
+GAP = 1.4
+WORDS = 11.0
+LONG_TEXT = 15.0
+STEP = 4  # widths of tables are told apart by as much
 
 
 class Element:
@@ -26,12 +36,35 @@ class Element:
         """Those in it, or behind it, in reading order."""
         return ()
 
+    @property
+    def plots(self) -> "Sequence[Plot]":
+        """Those in it."""
+        return ()
+
+    @property
+    def table_widths(self) -> Sequence[int]:
+        """What `table_width` gives for each table that the page shows of it."""
+        return [table_width(table) for table in self.tables]
+
 
 @dataclass(frozen=True)
 class Paragraph(Element):
-    """A few sentences."""
+    """A few sentences; a command in them stands between backticks."""
 
     kind: ClassVar[str] = "paragraph"
+    text: str
+
+    @property
+    def pieces(self) -> list[tuple[str, bool]]:
+        """Its texts without the backticks, and whether each is a command."""
+        return [(text, number % 2 == 1) for number, text in enumerate(self.text.split("`"))]
+
+
+@dataclass(frozen=True)
+class Note(Element):
+    """Small words below a table or a plot."""
+
+    kind: ClassVar[str] = "note"
     text: str
 
 
@@ -50,10 +83,24 @@ class TableElement(Element):
     kind: ClassVar[str] = "table"
     table: Table
     turned: bool = False  # a few rows of many words: each column is a line, so none leaves the page
+    in_short: bool = False  # the page has the same with more columns, which goes into files
 
     @property
     def tables(self) -> Sequence[Table]:
-        return [self.table]
+        return [] if self.in_short else [self.table]
+
+    @property
+    def table_widths(self) -> Sequence[int]:
+        return [table_width(self.shown)]
+
+    @property
+    def shown(self) -> Table:
+        """The table as it stands in the open: what repeats is said once.
+
+        Not so in a short form, whose scores are what is read first.
+        """
+        as_it_is = self.folded or self.in_short
+        return self.table if as_it_is else without_repeats(self.table)
 
     @property
     def folded(self) -> bool:
@@ -73,6 +120,10 @@ class Plot(Element):
     @property
     def tables(self) -> Sequence[Table]:
         return [self.table]
+
+    @property
+    def plots(self) -> "Sequence[Plot]":
+        return [self]
 
     @cached_property
     def svg(self) -> tuple[str, str]:
@@ -113,6 +164,10 @@ class Card(Element):
     def tables(self) -> Sequence[Table]:
         return self.plot.tables
 
+    @property
+    def plots(self) -> Sequence[Plot]:
+        return [self.plot]
+
 
 @dataclass(frozen=True)
 class SideBySide(Element):
@@ -127,6 +182,13 @@ class SideBySide(Element):
         for element in self.elements:
             tables += element.tables
         return tables
+
+    @property
+    def plots(self) -> Sequence[Plot]:
+        plots: list[Plot] = []
+        for element in self.elements:
+            plots += element.plots
+        return plots
 
 
 @dataclass(frozen=True)
@@ -159,7 +221,7 @@ def side_by_side(*elements: Element | None) -> list[Element]:
     return [SideBySide(shown)] if shown else []
 
 
-def css_classes(table: Table) -> list[str]:
+def column_classes(table: Table) -> list[str]:
     """How each column is set: numbers to the right, short words unbroken, long texts with room."""
     classes = []
     for position, column in enumerate(table.shown_columns):
@@ -169,5 +231,21 @@ def css_classes(table: Table) -> list[str]:
         elif longest <= SHORT:
             classes.append("short")
         else:
-            classes.append("long" if longest > ROOMY else "")
+            classes.append("long" if longest > ROOMY else "words")
     return classes
+
+
+def table_width(table: Table) -> int:
+    """The rem that a table needs; where there are fewer, each of its rows becomes a card."""
+    width = 0.0
+    for position, name in enumerate(column_classes(table)):
+        words_of_heading = table.headings[position].split()
+        heading = max((len(word) for word in words_of_heading), default=0)
+        longest = max(len(texts[position]) for texts in table.texts)
+        least = LETTER * longest
+        if name in ("words", "long"):
+            words = [len(word) for texts in table.texts for word in texts[position].split()]
+            longest_word = LETTER * max(words, default=0)
+            least = max(longest_word, WORDS if name == "words" else LONG_TEXT)
+        width += max(LETTER * heading, least) + GAP
+    return STEP * ceil(width / STEP)

@@ -93,6 +93,7 @@ def dots(
     points: Points,
     legend: int = 0,
     above: bool = False,
+    apart: bool = False,
     baseline: float = np.nan,
     **axes_settings: Any,
 ) -> Any:
@@ -100,7 +101,8 @@ def dots(
 
     A bar is the value's interval.
     `legend`: its columns. `above`: the names stand above their lines, so that long ones fit on a
-    phone. `baseline`: where a dashed line stands.
+    phone; the series are then on one line, or each on its own if they are kept `apart`. `baseline`:
+    where a dashed line stands; it is broken where names are in its way.
     """
     placed: Points = []
     for series_name, place, value in points:
@@ -114,30 +116,35 @@ def dots(
     headings = {heading for heading, _ in texts} - {""}
     breaks = max(text.count("\n") for text in texts.values())
 
-    # Series of one line are drawn beside each other, but not where the name stands above it.
-    neighbours = 0 if above else len(series) - 1
-    step = 21 + 4 * neighbours + 15 * breaks
+    # Points between the middles of two series, and between the names of two lines.
+    neighbours = len(series) - 1 if apart or not above else 0
+    gap = 11.0 if above else 4.0
+    step = 21 + gap * neighbours + 15 * breaks
     if above:
-        step = (40 if legend else 36) + 15 * breaks
+        step = (40 if legend else 36) + gap * neighbours + 15 * breaks
     height = 55 + step * len(texts) + 30 * len(headings) + 22 * _legend_rows(series, legend)
     drawing, axes = figure(height)
 
-    lines = _name_lines(axes, texts, above)
+    lines = _name_lines(axes, texts, above, raised=gap * neighbours / 2)
     end = max(lines.values()) + 1
     for number, one_series in enumerate(series):
         y = np.array([lines[place] for place in one_series.places])
         if neighbours > 0:
-            y = y + (number - neighbours / 2) * 0.16
+            y = y + (number - neighbours / 2) * (gap / step)
         colour = one_series.style["color"]
         axes.hlines(
             y, one_series.low, one_series.high, color=colour, linewidth=2.5, capstyle="round"
         )
         axes.plot(one_series.values, y, **one_series.style | {"linestyle": ""})
 
-    axes.axvline(baseline, **DASHED)
     if above:
+        middles = np.array(list(lines.values()))
+        half = gap * neighbours / 2
+        top = middles - (half + 5) / step
+        axes.vlines(np.full_like(middles, baseline), top, middles + (half + 8) / step, **DASHED)
         axes.set_yticks([], [])
     else:
+        axes.axvline(baseline, **DASHED)
         axes.set_yticks(list(lines.values()), list(texts.values()))
     axes.set(ylim=(end - 0.4, -0.8 - 0.4 * breaks))
     axes.grid(axis="y", visible=not above and not headings)
@@ -147,11 +154,12 @@ def dots(
 
 
 def _name_lines(
-    axes: Any, texts: Mapping[tuple[str, str], str], above: bool
+    axes: Any, texts: Mapping[tuple[str, str], str], above: bool, raised: float
 ) -> dict[tuple[str, str], float]:
     """The y of each (heading, name), in order.
 
-    Headings, and names that stand `above` their lines, are written.
+    Headings, and names that stand `above` their lines, are written; those are `raised` by so many
+    points more.
     """
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     lines: dict[tuple[str, str], float] = {}
@@ -165,8 +173,8 @@ def _name_lines(
             axes.annotate(heading, (0, y), (-4, 0), ha="right", fontsize=11, color=MUTED, **edge)
             y += 1
         if above:
-            raised = 13 + 7.5 * text.count("\n")
-            axes.annotate(text, (0, y), (0, raised), fontsize=12, **edge)
+            height = 13 + raised + 7.5 * text.count("\n")
+            axes.annotate(text, (0, y), (0, height), fontsize=12, **edge)
         lines[heading, name] = y
         y += 1
     return lines

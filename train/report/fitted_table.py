@@ -76,7 +76,9 @@ def fitted(table: Table, width: int) -> str:
     beside = _parted(names, columns[table.names :], width)
     below = _parted([], columns[table.names :], width - len(INDENT))
 
-    if len(below) < len(beside):
+    spares_tables = len(below) < len(beside)
+    spares_lines = len(below) == len(beside) and _lines_of_a_name(columns, names, width) > 2
+    if spares_tables or spares_lines:
         return "\n\n".join(_lines_below_names(names, others, width) for others in below)
     return "\n\n".join(_lines([*names, *others], width) for others in beside)
 
@@ -84,10 +86,10 @@ def fitted(table: Table, width: int) -> str:
 def without_what_has_no_room(
     table: Table, width: int, spare: Sequence[str], at_need: Sequence[str]
 ) -> tuple[Table, list[str]]:
-    """The table without the columns that would make a second one below it, and their headings.
+    """The table without the columns for which rows have no room, and their headings.
 
     Columns of `spare` are left out, the first of them first, so that a row is one line; those of
-    `at_need` only where there is no room for them below the row's name either.
+    `at_need` only where the values have no room on one line below the row's name either.
     """
     for number in range(len(spare) + 1):
         smaller, left_out = _without(table, spare[:number])
@@ -112,12 +114,12 @@ def _without(table: Table, headings: Sequence[str]) -> tuple[Table, list[str]]:
 
 
 def _fits_beside_names(table: Table, width: int) -> bool:
-    columns = _columns(table)
-    return len(_parted(columns[: table.names], columns[table.names :], width)) == 1
+    return _total([column.natural for column in _columns(table)]) <= width
 
 
 def _fits_below_names(table: Table, width: int) -> bool:
-    return len(_parted([], _columns(table)[table.names :], width - len(INDENT))) == 1
+    values = _columns(table)[table.names :]
+    return _total([column.natural for column in values]) <= width - len(INDENT)
 
 
 def _columns(table: Table) -> list[Column]:
@@ -178,6 +180,15 @@ def _narrow(widths: list[int], places: Sequence[int], floors: Sequence[int], wid
         widths[widest] -= 1
 
 
+def _lines_of_a_name(columns: Sequence[Column], names: Sequence[Column], width: int) -> int:
+    """The most lines that the name of a row takes beside its values."""
+    widths = _widths(columns, width)
+    lines = [1]
+    for name, letters in zip(names, widths, strict=False):
+        lines += [len(name.broken(text, letters)) for text in name.texts]
+    return max(lines)
+
+
 def _lines(columns: Sequence[Column], width: int) -> str:
     """One table: its headings, a rule, and its rows."""
     widths = _widths(columns, width)
@@ -190,11 +201,11 @@ def _lines(columns: Sequence[Column], width: int) -> str:
 def _lines_below_names(names: Sequence[Column], others: Sequence[Column], width: int) -> str:
     """One table whose rows have their names on a line above their values."""
     widths = _widths(others, width - len(INDENT))
-    lines = [", ".join(name.heading for name in names)]
+    lines = [" / ".join(name.heading for name in names)]
     lines += [INDENT + line for line in _heading_lines(others, widths)]
     for row in range(len(others[0].texts)):
-        text = "  ".join(name.texts[row] for name in names)
-        lines += wrap(text, width, break_on_hyphens=False)
+        text = " / ".join(name.texts[row] for name in names)
+        lines += wrap(text, width, subsequent_indent=INDENT * 2, break_on_hyphens=False)
         lines += [INDENT + line for line in _row_lines(others, widths, row)]
     return "\n".join(lines)
 

@@ -9,6 +9,8 @@
     PERCENT_WITH_INTERVAL     50.00 [40.00, 60.00]: the value, and the ends of its 95 % interval
     PERCENT_WITH_DEVIATION    50.00 ± 1.10: the mean, and the sample deviation
     FINE_WITH_INTERVAL        0.512 [0.401, 0.623]
+    PERCENT_IN_SHORT          50.00 [40.0, 60.0]: a narrower one, for a terminal
+    FINE_IN_SHORT             0.512 [0.40, 0.62]
     DIFFERENCE                +1.50 [−0.25, +3.25]: in points, with the ends of its 95 % interval
     P_VALUE                   0.031, or < 0.001
 
@@ -16,7 +18,7 @@ A value with its interval or deviation is a tuple; None is a part that is not kn
 are no value, and are shown as a dash.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -35,6 +37,7 @@ class Format:
     numeric: bool = True  # whether its values stand to the right
     numeric_when_empty: bool = False  # whether that holds of a column of dashes too
     lowest: float | None = None  # shown as "< lowest" below it
+    decimals_of_ends: str = ""  # those of an interval's ends, if there are fewer
 
     def shown(self, value: Any) -> str:
         """A value as a reader sees it.
@@ -43,6 +46,8 @@ class Format:
         ('76.41', '< 0.001', '12,345', '–')
         >>> PERCENT_WITH_DEVIATION.shown((50.0, 1.1)), PERCENT_WITH_INTERVAL.shown((50, 40, 60))
         ('50.00 ± 1.10', '50.00 [40.00, 60.00]')
+        >>> PERCENT_IN_SHORT.shown((50, 40.25, 60))
+        '50.00 [40.2, 60.0]'
         >>> DIFFERENCE.shown((1.5, -0.25, 3.25)), PERCENT_WITH_INTERVAL.shown((50, None, None))
         ('+1.50 [−0.25, +3.25]', '50.00')
         """
@@ -63,10 +68,11 @@ class Format:
 
     def _shown_parts(self, value: tuple[Any, ...]) -> str:
         """A value with the ends of its interval, or its deviation, as far as they are known."""
-        first, *others = [self.shown(float(part)) for part in value if part is not None]
+        first, *others = [float(part) for part in value if part is not None]
         if len(others) == 2:
-            return f"{first} [{', '.join(others)}]"
-        return " ± ".join([first, *others])
+            ends = replace(self, decimals=self.decimals_of_ends or self.decimals)
+            return f"{self.shown(first)} [{', '.join(ends.shown(end) for end in others)}]"
+        return " ± ".join(self.shown(part) for part in (first, *others))
 
     def exact(self, value: Any) -> str:
         """What a CSV file holds of a value, or of one part of it."""
@@ -112,6 +118,9 @@ FINE_WITH_INTERVAL = Format("{:.3f}", "{:.4f}", WITH_INTERVAL)
 PERCENT = Format("{:.2f}", "{:.4f}", numeric_when_empty=True)
 PERCENT_WITH_INTERVAL = Format("{:.2f}", "{:.4f}", WITH_INTERVAL, numeric_when_empty=True)
 PERCENT_WITH_DEVIATION = Format("{:.2f}", "{:.4f}", WITH_DEVIATION, numeric_when_empty=True)
+
+FINE_IN_SHORT = replace(FINE_WITH_INTERVAL, decimals_of_ends="{:.2f}")
+PERCENT_IN_SHORT = replace(PERCENT_WITH_INTERVAL, decimals_of_ends="{:.1f}")
 
 DIFFERENCE = Format("{:+.2f}", "{:.4f}", WITH_INTERVAL, numeric_when_empty=True)
 P_VALUE = Format("{:.3f}", "{:.6g}", numeric_when_empty=True, lowest=0.001)

@@ -12,14 +12,17 @@ from .labels import name_apart
 
 
 def group_runs(
-    runs: Iterable[Run], searches: Sequence[SearchRecord] = (), ours: str = ""
+    runs: Iterable[Run],
+    searches: Sequence[SearchRecord] = (),
+    ours: str = "",
+    with_text: bool = False,
 ) -> tuple[list[Cell], list[Run]]:
     """The cells of the finished runs, highest UA first, and the runs that are not finished.
 
     Cells without classes come after those with, highest mean CCC first. A search is one cell, of
     the runs that were chosen; its other runs are in none, nor is a search within a longer one.
-    `ours` is the label of the user's own cell. Raises `WrongUse` if no run is finished, or no cell
-    has that label.
+    `ours` is the label of the user's own cell; `with_text` as of `Cell`. Raises `WrongUse` if no
+    run is finished, or no cell has that label.
     """
     all_runs = sorted(runs, key=lambda run: run.path.name)
     finished = [run for run in all_runs if run.finished]
@@ -45,7 +48,7 @@ def group_runs(
 
     cells = []
     for label, (of_cell, search) in zip(labels, members, strict=True):
-        cells.append(Cell(label, of_cell, search, ours=label == ours))
+        cells.append(Cell(label, of_cell, search, ours=label == ours, with_text=with_text))
     cells.sort(key=_order)
     return cells, [run for run in all_runs if not run.finished]
 

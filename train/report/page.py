@@ -9,8 +9,9 @@ from ser.train.run_folder import Run
 from ser.train.scores.classes import chance
 
 from .cell import Cell, Cells
-from .conditions import cautions, conditions
-from .elements import Section, css_classes
+from .cell_scores import NO_INTERVAL
+from .conditions import cautions
+from .elements import Plot, Section, column_classes, table_width
 from .sections.calibration import calibration
 from .sections.emotions import emotions
 from .sections.errors import errors
@@ -48,8 +49,26 @@ class Page:
     sections: Sequence[Section]
 
     @property
+    def plots(self) -> list[Plot]:
+        """All plots in reading order."""
+        plots: list[Plot] = []
+        for section in self.sections:
+            for element in section.elements:
+                plots += element.plots
+        return plots
+
+    @property
+    def table_widths(self) -> list[int]:
+        """The widths that tables of the page need, in rem."""
+        widths: set[int] = set()
+        for section in self.sections:
+            for element in section.elements:
+                widths.update(element.table_widths)
+        return sorted(widths)
+
+    @property
     def tables(self) -> list[Table]:
-        """All tables in reading order, those behind plots included."""
+        """All tables in reading order, those behind plots included, for files."""
         tables: list[Table] = []
         for section in self.sections:
             tables += section.tables
@@ -63,17 +82,17 @@ def make_page(cells: Cells, unfinished: Sequence[Run]) -> Page:
     """
     classifying = [cell for cell in cells if cell.scores.classes]
     sections = [
-        what_was_run(cells, unfinished),
         results(classifying),
+        ratings(cells),
         significance(classifying),
         emotions(classifying),
         calibration(classifying),
-        ratings(cells),
         training(cells),
         modalities(classifying),
         query_tokens(classifying),
         inside(classifying),
         errors(classifying, first_of_several=len(cells) > 1),
+        what_was_run(cells, unfinished),
     ]
 
     best = cells[0]
@@ -109,14 +128,22 @@ def _highlights(cell: Cell) -> list[Highlight]:
 
 def _class_highlight(cell: Cell, metric: str, name: str) -> Highlight:
     value, low, high = cell.scores.with_interval(metric)
-    interval = f"95 % interval {low:.2f} to {high:.2f} over " if low is not None else ""
-    return Highlight(name, f"{value:.2f} %", interval + cell.scores.interval_over)
+    interval = f"95 % interval {low:.2f} to {high:.2f}" if low is not None else None
+    return Highlight(name, f"{value:.2f} %", _about_interval(cell, interval))
+
+
+def _about_interval(cell: Cell, interval: str | None) -> str:
+    """The interval and what it is over, or that there is none."""
+    over = cell.scores.interval_over
+    if interval is not None:
+        return f"{interval} over {over}"
+    return over if over.startswith(NO_INTERVAL) else f"{NO_INTERVAL}the same without any of {over}"
 
 
 def _rating_highlight(cell: Cell, dimension: str) -> Highlight:
     value, low, high = cell.scores.with_interval(f"ccc {dimension}")
-    interval = f"95 % interval {low:.3f} to {high:.3f} over " if low is not None else ""
-    return Highlight(f"CCC of {dimension}", f"{value:.3f}", interval + cell.scores.interval_over)
+    interval = f"95 % interval {low:.3f} to {high:.3f}" if low is not None else None
+    return Highlight(f"CCC of {dimension}", f"{value:.3f}", _about_interval(cell, interval))
 
 
 def _lead(cells: Cells, classifying: Cells) -> str:
@@ -134,8 +161,9 @@ def _lead(cells: Cells, classifying: Cells) -> str:
             f"The highest {score} of {len(rivals)} cells, chosen on the test score, is that of "
         )
     features = "+".join(feature.feature for feature in best.config.features.values())
+    of_features = "" if features in best.label else f" ({features})"
     return (
-        f"{opening}{best.label} ({features}; {conditions(best.runs)}): "
+        f"{opening}{best.label}{of_features}: "
         f"{_counted(best.scores.n, 'prediction')} of {_counted(len(best.folds), 'fold')} and "
         f"{_counted(len(best.seeds), 'seed')}."
     )
@@ -159,6 +187,7 @@ def write_html(page: Page, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["css_classes"] = css_classes
+    environment.filters["column_classes"] = column_classes
+    environment.filters["table_width"] = table_width
     text = environment.get_template("page.html").render(page=page)
     write_whole(path, text.encode())

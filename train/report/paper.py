@@ -27,6 +27,8 @@ from .table import Column, Row
 # Folds of IEMOCAP, which all three papers are about: with fewer, other utterances are tested.
 FOLDS = {"session-out": 5, "train1234-test5": 1, "random-70-20-10": 1}
 
+MAIN = ("ua", "wa")  # the metrics that papers give
+
 Pairs = Mapping[str, tuple[Any, Any]]  # ours and the recipe's, by name
 
 
@@ -35,7 +37,8 @@ class Quoted(NamedTuple):
 
     recipe: Recipe
     paper: str  # such as "MSMSER"
-    place: str  # such as "Table 2: Full"
+    table: str  # such as "Table 2"
+    cell: str  # such as "Full"
     numbers: Mapping[str, float]  # in percent: `ua`, `wa`, recalls by class, each with `_std`
     seeds: int  # of which the numbers are the means
     differs: tuple[str, ...]  # what is not as there in the runs
@@ -49,10 +52,26 @@ class Quoted(NamedTuple):
         return tuple(pairs)
 
     @property
+    def numbers_beside_it(self) -> int:
+        """How many cells of its table have numbers."""
+        return sum(cell.paper is not None for cell in self.recipe.cells)
+
+    @property
+    def place(self) -> str:
+        """Where in the paper: "Table 2: Full"."""
+        return f"{self.table}: {self.cell}"
+
+    @property
+    def source(self) -> str:
+        """Where it stands: "MSMSER, Table 2: Full"."""
+        return f"{self.paper}, {self.place}"
+
+    @property
     def described(self) -> str:
         """Where it stands, and what differs from it."""
-        place = f"{self.paper}, {self.place}"
-        return f"{place}; differs in {', '.join(self.differs)}" if self.differs else place
+        if not self.differs:
+            return self.source
+        return f"{self.source}; differs in {', '.join(self.differs)}"
 
 
 @cache
@@ -87,7 +106,8 @@ def quoted_for(cell: Cell, test: str = "both") -> list[Quoted]:
             Quoted(
                 recipe=recipe,
                 paper=paper,
-                place=f"{table}: {other.name}",
+                table=table,
+                cell=other.name,
                 numbers=other.paper or {},
                 seeds=other.written.seeds,
                 differs=differing,
@@ -255,7 +275,8 @@ def _checkpoints(runs: Sequence[Run], models: Mapping[str, str]) -> Pairs:
     for modality, feature in runs[0].config.features.items():
         name = feature.feature.partition(":")[0]
         if name in models:
-            first_spec = provenance.feature_specs(modality)[0]
+            specs = provenance.feature_specs(modality)
+            first_spec = specs[0] if specs else {}
             model = first_spec.get("provenance", {}).get("model", "unknown")
             pairs[f"checkpoint of {name}"] = (Path(model).name, Path(models[name]).name)
     return pairs

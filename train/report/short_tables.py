@@ -3,28 +3,28 @@
 What is the same for all cells, and what belongs to none, is said once, in words around them.
 """
 
+from collections.abc import Sequence
 from string import ascii_lowercase
 
 from ser.train.scores.measures import SHOWN
 
 from .cell import Cell, Cells, grouped
+from .cell_scores import NO_INTERVAL
 from .conditions import caveat, conditions
 from .formats import (
     COUNT,
     DIFFERENCE,
     FINE,
-    FINE_WITH_INTERVAL,
+    FINE_IN_SHORT,
     PERCENT,
-    PERCENT_WITH_INTERVAL,
+    PERCENT_IN_SHORT,
     TEXT,
 )
 from .headings import heading_of
-from .paper import quoted_for
+from .paper import MAIN, Quoted, quoted_for
 from .sections.notes import CHOSEN
-from .sections.results import MAIN, folds_and_seeds
 from .table import Column, Row, Table, columns_of, joined
 
-NO_INTERVAL = "no interval: "  # what `CellScores.interval_over` begins with where there is none
 HEADING_OF_CONDITIONS = "under"  # the letter of a cell's conditions
 
 
@@ -53,14 +53,21 @@ def _add_letter(row: Row, cell: Cell, letters: dict[str, str]) -> None:
 
 
 def scores_table(cells: Cells, letters: dict[str, str]) -> Table:
-    """The scores of each cell that learns classes, with their intervals."""
+    """The scores of each cell that learns classes, with their intervals.
+
+    How many runs and predictions there are stands in columns only where cells differ.
+    """
+    runs = {cell.folds_and_seeds for cell in cells}
+    sizes = {_predictions_of_a_seed(cell) for cell in cells}
     rows: list[Row] = []
     for cell in cells:
         row: Row = {"cell": cell.label}
         for name, metric in SHOWN.items():
             row[f"{name} %"] = cell.scores.with_interval(metric)
-        row["runs"] = folds_and_seeds(cell)
-        row["n"] = cell.scores.n
+        if len(runs) > 1:
+            row["runs"] = cell.folds_and_seeds
+        if len(sizes) > 1:
+            row["n"] = cell.scores.n
         _add_letter(row, cell, letters)
         rows.append(row)
 
@@ -69,23 +76,44 @@ def scores_table(cells: Cells, letters: dict[str, str]) -> Table:
         caption="Scores",
         columns=[
             Column("cell", TEXT),
-            *columns_of(PERCENT_WITH_INTERVAL, [f"{name} %" for name in SHOWN]),
+            *columns_of(PERCENT_IN_SHORT, [f"{name} %" for name in SHOWN]),
             Column("runs", TEXT),
             Column("n", COUNT),
             Column(HEADING_OF_CONDITIONS, TEXT),
         ],
         rows=rows,
         note=joined(
-            intervals_in_words(cells),
             "UA: mean recall of the classes; WA: share that is right; macro-F1: mean F1 of the "
-            "classes. Runs: folds × seeds; n: predictions.",
+            "classes.",
+            _runs_in_words(runs),
+            _sizes_in_words(sizes),
+            intervals_in_words(cells, list(SHOWN.values())),
             CHOSEN if len(cells) > 1 else "",
         ),
     )
 
 
-def intervals_in_words(cells: Cells) -> str:
-    """What the intervals are, and what they are over: once for all cells, or by the cells."""
+def _predictions_of_a_seed(cell: Cell) -> float:
+    return cell.scores.n / len(cell.seeds)
+
+
+def _runs_in_words(runs: set[str]) -> str:
+    if len(runs) > 1:
+        return "Runs: folds × seeds."
+    return f"Runs: {runs.pop()} (folds × seeds)."
+
+
+def _sizes_in_words(sizes: set[float]) -> str:
+    if len(sizes) > 1:
+        return "n: predictions."
+    return f"Predictions of each seed: {sizes.pop():,.0f}."
+
+
+def intervals_in_words(cells: Cells, metrics: Sequence[str]) -> str:
+    """What the intervals are, and what they are over: once for all cells, or by the cells.
+
+    And why some of these metrics have none.
+    """
     over: list[str] = []
     too_few: list[str] = []
     by_groups = grouped(cells, lambda cell: cell.scores.interval_over)
@@ -100,10 +128,20 @@ def intervals_in_words(cells: Cells) -> str:
 
     if not over:
         return f"No intervals: only {' or '.join(too_few)}."
-    words = f"[ ]: 95 % interval (jackknife, Student’s t) over {', '.join(over)}"
+    words = f"In brackets: 95 % interval (jackknife, Student’s t) over {', '.join(over)}"
     if too_few:
         words += f"; none of {' or '.join(too_few)}, which are too few"
+    if any(_lacks_an_interval(cell, metrics) for cell in cells):
+        words += "; none where the score is the same, or not known, without any one of them"
     return f"{words}."
+
+
+def _lacks_an_interval(cell: Cell, metrics: Sequence[str]) -> bool:
+    """Whether one of these scores has no interval although there are groups enough."""
+    if cell.scores.interval_over.startswith(NO_INTERVAL):
+        return False
+    known = [metric for metric in metrics if metric in cell.scores.metrics]
+    return any(cell.scores.with_interval(metric)[1] is None for metric in known)
 
 
 def ratings_in_short(cells: Cells, letters: dict[str, str]) -> Table:
@@ -122,19 +160,19 @@ def ratings_in_short(cells: Cells, letters: dict[str, str]) -> Table:
         rows.append(row)
 
     return Table(
-        name="ratings",
+        name="ratings-in-short",
         caption="Valence, arousal and dominance",
         columns=[
             Column("cell", TEXT),
             Column("mean CCC", FINE),
-            *columns_of(FINE_WITH_INTERVAL, [heading_of(metric) for metric in metrics]),
+            *columns_of(FINE_IN_SHORT, [heading_of(metric) for metric in metrics]),
             Column("n", COUNT),
             Column(HEADING_OF_CONDITIONS, TEXT),
         ],
         rows=rows,
         note=joined(
-            intervals_in_words(rating) if rating else "",
             "CCC: Lin’s concordance correlation coefficient, 1 at best.",
+            intervals_in_words(rating, list(metrics)) if rating else "",
         ),
     )
 
@@ -144,27 +182,58 @@ def papers_in_short(cells: Cells) -> Table:
 
     Without a difference where no comparison is meant.
     """
+    nearest: dict[str, Quoted] = {}
+    for cell in cells:
+        with_numbers = [quoted for quoted in quoted_for(cell) if quoted.of(MAIN)]
+        if with_numbers:
+            # A paper's full model stands in several of its tables.
+            nearest[cell.label] = max(with_numbers, key=lambda quoted: quoted.numbers_beside_it)
+
+    all_differ = _what_all_differ_in(list(nearest.values()))
     rows: list[Row] = []
     for cell in cells:
-        for quoted in quoted_for(cell):
-            if not quoted.of(MAIN):
-                continue
-            row: Row = {"cell": cell.label, "paper": quoted.described}
-            for metric in MAIN:
-                name = metric.upper()
-                number = quoted.numbers.get(metric)
-                row[f"paper’s {name} %"] = number
-                if number is not None and caveat(cell.results) is None:
-                    pooled = cell.scores.score(metric).pooled
-                    row[f"ours − {name}"] = (pooled - number, None, None)
-            rows.append(row)
-            break
+        if cell.label in nearest:
+            rows.append(_papers_row(cell, nearest[cell.label], all_differ))
 
     columns = columns_of(TEXT, ["cell", "paper"])
     for metric in MAIN:
         name = metric.upper()
         columns.append(Column(f"paper’s {name} %", PERCENT))
         columns.append(Column(f"ours − {name}", DIFFERENCE))
+    columns.append(Column("differs in", TEXT))
+    ours = "Ours differs" if len(rows) == 1 else "Each of ours differs"
     return Table(
-        name="papers-in-short", caption="Beside the papers’ numbers", columns=columns, rows=rows
+        name="papers-in-short",
+        caption="Beside the papers’ numbers",
+        columns=columns,
+        rows=rows,
+        note=f"{ours} from the paper’s in {', '.join(all_differ)}." if all_differ else "",
     )
+
+
+def _what_all_differ_in(nearest: Sequence[Quoted]) -> list[str]:
+    """What none of our cells has as its paper, in the order of the first."""
+    if not nearest:
+        return []
+    first, *others = nearest
+    shared = []
+    for difference in first.differs:
+        if all(difference in other.differs for other in others):
+            shared.append(difference)
+    return shared
+
+
+def _papers_row(cell: Cell, quoted: Quoted, all_differ: Sequence[str]) -> Row:
+    row: Row = {"cell": cell.label, "paper": quoted.source}
+    for metric in MAIN:
+        name = metric.upper()
+        number = quoted.numbers.get(metric)
+        row[f"paper’s {name} %"] = number
+        if number is not None and caveat(cell.results) is None:
+            pooled = cell.scores.score(metric).pooled
+            row[f"ours − {name}"] = (pooled - number, None, None)
+
+    others = [difference for difference in quoted.differs if difference not in all_differ]
+    if others:
+        row["differs in"] = ", ".join(others)
+    return row

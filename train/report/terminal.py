@@ -33,6 +33,7 @@ from .short_tables import (
     scores_table,
 )
 from .table import Table
+from .without_repeats import without_repeats
 
 WIDTH = 100  # letters in a line, where nothing says how many there are
 
@@ -87,8 +88,8 @@ def report_text(
     else:
         pieces += _scores(cells, width)
     if paired:
-        pieces += _table_pieces(significance_table(classifying), width)
-        pieces += _table_pieces(papers_tests_table(classifying), width)
+        for table in (significance_table(classifying), papers_tests_table(classifying)):
+            pieces += _table_pieces(without_repeats(table), width)
 
     if not tables:
         pieces += [_filled(words, width) for words in conditions_in_words(cells)]
@@ -169,7 +170,8 @@ def _more_tables(cells: Cells) -> str:
         names.append("corpora")
     if any(cell.search for cell in cells):
         names.append("chosen")
-    return f"More with --tables {','.join(names)}, … or all; everything with --html and --csv."
+    listed = ",".join(names)
+    return f"More tables: --tables {listed} or all; everything: --html FILE, --csv FILE."
 
 
 def _filled(text: str, width: int) -> str:

@@ -16,7 +16,8 @@ from ..cell import Cell, Cells
 from ..elements import Element, Paragraph, Plot, Section, TableElement, side_by_side, table_elements
 from ..figures import Points, dots, lines
 from ..formats import COUNT, DIFFERENCE, NUMBER, PERCENT, PERCENT_WITH_INTERVAL, TEXT
-from ..table import Column, Row, Table, columns_of
+from ..table import Column, Row, Table, columns_of, joined
+from .notes import WITHOUT_TEXT
 
 if TYPE_CHECKING:
     import pandas
@@ -250,19 +251,17 @@ def hardest_table(cells: Cells) -> Table:
     rows: list[Row] = []
     for utterance in utterances.itertuples():
         often = taken_for.get_group(utterance.id).value_counts().index[:2]
-        rows.append(
-            {
-                "utterance": utterance.id,
-                "text": utterance.text,
-                "label": utterance.truth,
-                "taken for": ", ".join(often),
-                "wrong %": wrong_percent(utterance.right),
-                "runs": utterance.run,
-                "given to the truth %": float(utterance.given),
-                "votes": _counted(utterance.votes),
-                "seconds": utterance.duration,
-            }
-        )
+        row: Row = {"utterance": utterance.id}
+        if first.shows_text:
+            row["text"] = utterance.text
+        row["label"] = utterance.truth
+        row["taken for"] = ", ".join(often)
+        row["wrong %"] = wrong_percent(utterance.right)
+        row["runs"] = utterance.run
+        row["given to the truth %"] = float(utterance.given)
+        row["votes"] = _counted(utterance.votes)
+        row["seconds"] = utterance.duration
+        rows.append(row)
 
     scope = ", of all cells" if len(comparable) > 1 else ""
     return Table(
@@ -277,9 +276,10 @@ def hardest_table(cells: Cells) -> Table:
             Column("seconds", NUMBER),
         ],
         rows=rows,
-        note=(
+        note=joined(
             f"Wrong in the largest share of the runs that tested it{scope}; of equals, the one "
-            "whose truth got least."
+            "whose truth got least.",
+            "" if first.shows_text else WITHOUT_TEXT,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,11 @@ from ser.errors import SerError
 
 from ..attention import Attended, attend, audio_by_token, summed_spans
 from ..cell import Cell, Cells
-from ..elements import Card, Element, Paragraph, Plot, Section, SideBySide, Word
+from ..elements import Card, Element, Note, Paragraph, Plot, Section, SideBySide, Word
 from ..figures import AttentionMap, Points, attention_map, lines
 from ..formats import COUNT, PERCENT, PERCENT_WITH_INTERVAL, TEXT
 from ..table import Column, Row, Table, columns_of, evenly
+from .notes import WITHOUT_TEXT
 
 if TYPE_CHECKING:
     import pandas
@@ -51,6 +53,8 @@ def inside(cells: Cells) -> Section | None:
     reasons = _chosen(cell, predictions)
     try:
         attended = attend(cell.runs[0], store, manifest, [*sampled, *reasons])
+        if not cell.shows_text:
+            attended = [_without_words(utterance) for utterance in attended]
         logmel = _logmel(store, manifest)
     except SerError as fault:
         return _not_shown(cell, str(fault))
@@ -73,9 +77,18 @@ def inside(cells: Cells) -> Section | None:
             ),
             SideBySide([_by_token(attended[: len(sampled)])]),
             Paragraph(_about_cards(has_energy=logmel is not None)),
+            *([] if cell.shows_text else [Note(WITHOUT_TEXT)]),
             SideBySide(cards),
         ],
     )
+
+
+def _without_words(utterance: Attended) -> Attended:
+    """The same with the words by their number: "word 1", "word 2", …."""
+    names: list[str | None] = []
+    for number, text in enumerate(utterance.texts, 1):
+        names.append(None if text is None else f"word {number}")
+    return replace(utterance, texts=names)
 
 
 def _not_shown(cell: Cell, fault: str) -> Section:

@@ -3,6 +3,10 @@
 from ..cell import Cells
 
 CHOSEN = "The first cell is chosen on the test score, which lifts its number and its differences."
+WITHOUT_TEXT = (
+    "Transcripts are shown with --with-text: whether they may be passed on, the corpus’s licence "
+    "says."
+)
 
 
 def drawn(cells: Cells, limit: int) -> str:

@@ -8,10 +8,19 @@ from ser.train.scores.ratings import sliced_means
 
 from ..cell import Cell, Cells
 from ..conditions import conditions
-from ..elements import Element, Plot, Section, side_by_side, table_elements
+from ..elements import (
+    Element,
+    Note,
+    Plot,
+    Section,
+    TableElement,
+    side_by_side,
+    table_elements,
+)
 from ..figures import Points, lines
 from ..formats import COUNT, FINE, FINE_WITH_INTERVAL, NUMBER, TEXT
 from ..headings import heading_of
+from ..short_tables import conditions_in_words, letters_of_conditions, ratings_in_short
 from ..table import Column, Row, Table, column_values, columns_of, evenly
 
 DOTS = 300  # of a scatter plot
@@ -34,7 +43,13 @@ def ratings(cells: Cells) -> Section | None:
         plots.append(_scatter(best, name, truth[:, number], predicted[:, number]))
     plots.append(_calibration_of_ratings(best, truth, predicted))
 
-    elements: list[Element] = [*table_elements(ratings_table(cells)), *side_by_side(*plots)]
+    letters = letters_of_conditions(rated)
+    elements: list[Element] = [
+        TableElement(ratings_in_short(rated, letters), in_short=True),
+        *[Note(words) for words in conditions_in_words(rated)],
+        *side_by_side(*plots),
+        *table_elements(ratings_table(cells)),
+    ]
     return Section("ratings", "Valence, arousal and dominance", elements)
 
 
@@ -63,7 +78,7 @@ def ratings_table(cells: Cells) -> Table:
         scores.update(dict.fromkeys(heading_of(metric) for metric in cell.scores.rated))
     return Table(
         name="ratings",
-        caption="Valence, arousal and dominance",
+        caption="Every score of valence, arousal and dominance",
         columns=[
             *columns_of(TEXT, ["cell", "tested with"]),
             Column("mean CCC", FINE),
@@ -80,6 +95,7 @@ def ratings_table(cells: Cells) -> Table:
             "is too narrow, and holds the truth in about 91 % of simulated corpora. Tests between "
             "cells are made for classes, not for these scores."
         ),
+        folded=True,
     )
 
 

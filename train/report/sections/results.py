@@ -3,15 +3,22 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ser.train.scores.classes import chance
 from ser.train.scores.measures import SHOWN
 
 from ..by_corpus import corpora_columns, corpora_rows
 from ..cell import Cell, Cells, grouped
 from ..conditions import caution_of_unreal, caveat, conditions
-from ..elements import Element, Paragraph, Plot, Section, side_by_side, table_elements
+from ..elements import (
+    Element,
+    Note,
+    Paragraph,
+    Plot,
+    Section,
+    TableElement,
+    side_by_side,
+    table_elements,
+)
 from ..figures import Points, dots
 from ..formats import (
     COUNT,
@@ -19,48 +26,50 @@ from ..formats import (
     PERCENT_WITH_INTERVAL,
     TEXT,
 )
-from ..paper import Quoted, beside, beside_columns, quoted_for
+from ..paper import MAIN, Quoted, beside, beside_columns, quoted_for
 from ..searches import chosen_columns, chosen_rows
+from ..short_tables import (
+    conditions_in_words,
+    letters_of_conditions,
+    papers_in_short,
+    scores_table,
+)
 from ..table import Column, Row, Table, columns_of, joined
 from .against_linear import against_linear, against_linear_table
 from .notes import CHOSEN, drawn
 
-MAIN = ("ua", "wa")  # what papers give
-PLOTTED = 30  # cells in a plot of one line for each
+PLOTTED = 20  # cells in the plot
 
 
 def results(cells: Cells) -> Section | None:
     """The section, for cells that learn classes."""
     if not cells:
         return None
-    plots = [_score_plot(cells, name, metric) for name, metric in SHOWN.items()]
-    elements: list[Element] = [*table_elements(results_table(cells))]
+    letters = letters_of_conditions(cells)
+    elements: list[Element] = [
+        TableElement(scores_table(cells, letters), in_short=True),
+        *[Note(words) for words in conditions_in_words(cells)],
+    ]
 
     beside_linear = against_linear(cells)
     if beside_linear:
         elements.append(Paragraph(beside_linear))
     elements += table_elements(against_linear_table(cells))
 
-    elements += side_by_side(*plots)
-    elements += table_elements(corpora_table(cells), chosen_table(cells), papers_table(cells))
+    elements += side_by_side(_score_plot(cells))
+    elements += table_elements(corpora_table(cells), chosen_table(cells))
+    papers = papers_in_short(cells)
+    if papers:
+        elements.append(TableElement(papers, in_short=True))
+    elements += table_elements(results_table(cells), papers_table(cells))
     return Section("results", "Results", elements)
 
 
 def results_table(cells: Cells) -> Table:
     """One line per cell."""
-    all_conditions = [conditions(cell.runs) for cell in cells]
-    alike = len(set(all_conditions)) == 1
-    rows = []
-    for cell, of_cell in zip(cells, all_conditions, strict=True):
-        row = _results_row(cell)
-        if not alike:
-            row["conditions"] = of_cell
-        rows.append(row)
-
-    shared_conditions = f" ({all_conditions[0]})" if alike else ""
     return Table(
         name="results",
-        caption=f"Scores of each cell{shared_conditions}",
+        caption="Every score of each cell",
         columns=[
             Column("cell", TEXT),
             *columns_of(PERCENT_WITH_INTERVAL, [f"{name} %" for name in SHOWN]),
@@ -70,8 +79,9 @@ def results_table(cells: Cells) -> Table:
             Column("n", COUNT),
             Column("conditions", TEXT),
         ],
-        rows=rows,
+        rows=[_results_row(cell) for cell in cells],
         note=_results_note(cells),
+        folded=True,
     )
 
 
@@ -106,42 +116,39 @@ def _results_row(cell: Cell) -> Row:
         row[f"{name} over folds %"] = score.over_folds
 
     row["interval over"] = cell.scores.interval_over
-    row["runs"] = folds_and_seeds(cell)
+    row["runs"] = cell.folds_and_seeds
     row["n"] = cell.scores.n
+    row["conditions"] = conditions(cell.runs)
     return row
 
 
-def folds_and_seeds(cell: Cell) -> str:
-    """How many runs: "5 × 2", folds × seeds, or "9 in 5 × 2" where some are missing."""
-    product = f"{len(cell.folds)} × {len(cell.seeds)}"
-    return product if cell.whole else f"{len(cell.runs)} in {product}"
-
-
-def _score_plot(cells: Cells, name: str, metric: str) -> Plot:
-    """One score of each cell, with its interval."""
-    heading = f"{name} %"
+def _score_plot(cells: Cells) -> Plot:
+    """The scores of each cell, with their intervals."""
     rows: list[Row] = []
     points: Points = []
     for cell in cells[:PLOTTED]:
-        score = cell.scores.with_interval(metric)
-        rows.append({"cell": cell.label, heading: score})
-        points.append((name, cell.label, score))
+        row: Row = {"cell": cell.label}
+        for name, metric in SHOWN.items():
+            row[f"{name} %"] = cell.scores.with_interval(metric)
+            points.append((name, cell.label, row[f"{name} %"]))
+        rows.append(row)
 
-    baseline = np.nan
-    note = ""
-    if metric == "ua":
-        baseline = chance(len(cells[0].scores.classes))
-        note = f"Dashed: chance, {baseline:.0f} %."
+    by_chance = chance(len(cells[0].scores.classes))
     return Plot(
         table=Table(
-            name=f"{metric.replace('_', '-')}-plot",
-            caption=f"{name} of each cell",
-            columns=[Column("cell", TEXT), Column(heading, PERCENT_WITH_INTERVAL)],
+            name="scores-plot",
+            caption="Scores of each cell",
+            columns=[
+                Column("cell", TEXT),
+                *columns_of(PERCENT_WITH_INTERVAL, [f"{name} %" for name in SHOWN]),
+            ],
             rows=rows,
         ),
-        title=f"{name} with its 95 % interval",
-        draw=partial(dots, points, xlabel=heading, above=True, baseline=baseline),
-        note=joined(note, drawn(cells, PLOTTED)),
+        title="Scores with their 95 % intervals",
+        draw=partial(
+            dots, points, xlabel="%", above=True, apart=True, baseline=by_chance, legend=3
+        ),
+        note=joined(f"Dashed: UA by chance, {by_chance:.0f} %.", drawn(cells, PLOTTED)),
     )
 
 
@@ -213,7 +220,7 @@ def papers_table(cells: Cells) -> Table:
     )
     return Table(
         name="papers",
-        caption="Beside the papers’ numbers",
+        caption="Every number of the papers beside ours",
         columns=[
             Column("cell", TEXT),
             Column("in the papers", TEXT),
@@ -222,6 +229,7 @@ def papers_table(cells: Cells) -> Table:
         ],
         rows=rows,
         note=joined(note, "" if all_unreal else meant, not_meant if any_unreal else ""),
+        folded=True,
     )
 
 
