@@ -251,12 +251,20 @@ def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
 
     write(tmp_path / "Transcripts" / "MSP-PODCAST_0001_0003.txt", 'So, "you" know.\n')
     tree(tmp_path, *(f"Audios/MSP-PODCAST_0001_{number:04d}.wav" for number in range(6)))
+    tree(tmp_path, "Audios/MSP-PODCAST_test3_0001.wav", "Audios/MSP-PODCAST_test3_0002.wav")
 
     scan = scan_corpus(tmp_path)
 
     assert scan.format == "msp-podcast"
-    assert len(scan.manifest) == 5
+    assert len(scan.manifest) == 7
     assert scan.problems == []
+    without_label = row(scan, "MSP-PODCAST_test3_0002")
+    assert without_label["session"] == "test3"
+    assert "label" not in without_label
+    facts = summary(scan)
+    assert facts["unlabelled"] == {"test3": 2}
+    assert facts["sessions"]["test3"] == 2
+    assert any("1 files are left out: in no row of" in warning for warning in scan.warnings)
     assert scan.manifest.column("speaker")[:2] == [None, "1"]
     utterance = row(scan, "MSP-PODCAST_0001_0003")
     assert utterance["valence"] == 6.5
@@ -268,6 +276,8 @@ def test_the_official_split_of_podcasts(tmp_path: Path) -> None:
 
     utterances = apply_policy(get_policy("all", scan.manifest.column("label")), scan.manifest)
     assert utterances.classes == ("ang", "hap")
+    assert len(utterances) == 5
+    assert utterances.left_out == {"none": 2}
     folds = make_folds("official", utterances)
     assert [fold.name for fold in folds] == ["test1", "test2"]
     for fold in folds:

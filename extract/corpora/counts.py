@@ -115,6 +115,16 @@ def count_missing(manifest: Manifest) -> dict[str, int]:
     return counts
 
 
+def count_unlabelled(manifest: Manifest) -> dict[str, int]:
+    """How many utterances without a label each session has, if any: they train and test nothing."""
+    sessions = manifest.column("session")
+    unlabelled = []
+    for session, label in zip(sessions, manifest.column("label"), strict=True):
+        if label is None:
+            unlabelled.append(session or "no session")
+    return _count_values(unlabelled)
+
+
 def _count_policies(codes: list[str]) -> dict[str, int]:
     """How many utterances have a class under each label policy."""
     counts = {}
@@ -178,6 +188,7 @@ def summary(scan: Scan) -> dict[str, Any]:
     facts["hours"] = round(counts["hours"], 4)
 
     facts["missing"] = count_missing(scan.manifest)
+    facts["unlabelled"] = count_unlabelled(scan.manifest)
     facts["problems"] = [asdict(problem) for problem in scan.problems]
     facts["warnings"] = scan.warnings
     comparable = {name: counts[name] for name in scan.known}

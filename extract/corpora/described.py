@@ -15,7 +15,7 @@ from ser.errors import WrongUse
 from ..audio import CODED, SOUND
 from .files import walk_files
 from .layout import Layout, TableLayout, read_layout
-from .patterns import FIELD, Fields, fill, match_fields
+from .patterns import FIELD, FROM_ANY_FOLDER, Fields, fill, match_fields
 from .reading import Problem, Reading, rows_of
 from .rows import add_row
 
@@ -123,7 +123,7 @@ def _join(
     """The recordings with the fields of their rows in a table.
 
     If the table lists the utterances (it says which `audio` each row has), recordings without a row
-    are left out, and rows without a recording are added.
+    are left out, but for those that it expects `unlisted`, and rows without a recording are added.
     """
     paths_by_name: dict[str, list[str]] = {}
     for path in files:
@@ -152,7 +152,9 @@ def _join(
 
         row = rows_by_table[file].get(key)
         if row is None and table.audio:
-            continue
+            row = _unlisted_fields(table, recording)
+            if row is None:
+                continue
         joined.append(Recording(recording.path, {**recording.fields, **(row or {})}))
         unused.pop((file, key), None)
 
@@ -186,6 +188,14 @@ def _shared_fields(table: TableLayout, recording: Recording) -> Fields:
     """The fields of a recording that all rows of its table's file have in common with it."""
     names = ("folder", *FIELD.findall(table.file))
     return {name: recording.fields.get(name) for name in names}
+
+
+def _unlisted_fields(table: TableLayout, recording: Recording) -> Fields | None:
+    """What the path tells of a recording that the table need not list; None of any other."""
+    if table.unlisted is None:
+        return None
+    path = str(PurePosixPath(recording.path).with_suffix(""))
+    return match_fields(table.unlisted, path, FROM_ANY_FOLDER)
 
 
 def _read_rows(

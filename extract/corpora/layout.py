@@ -22,7 +22,8 @@ COLUMNS = [name for name in SCHEMA.names if name not in (*MEASURED, "audio", "vo
 class TableLayout(msgspec.Struct, forbid_unknown_fields=True):
     """A table of the corpus.
 
-    The row of a recording's key gives it more fields, or the rows of that key are its raters.
+    The row of a recording's key gives it more fields, or the rows of that key are its raters. Where
+    the table lists the utterances, a recording whose path `unlisted` matches is one without a row.
     """
 
     file: str
@@ -32,6 +33,7 @@ class TableLayout(msgspec.Struct, forbid_unknown_fields=True):
     where: dict[str, str] = {}
     votes: str = ""
     audio: str = ""
+    unlisted: str | None = None
     encoding: Literal["cp1252", "latin-1", "gb18030", "big5", "shift_jis", "euc_kr"] = "cp1252"
 
 
@@ -89,6 +91,7 @@ def read_layout(description: Path) -> Layout:
             compile_pattern(pattern)
         for table in layout.tables:
             compile_pattern(table.line or "")
+            compile_pattern(table.unlisted or "")
     except (msgspec.ValidationError, WrongUse) as error:
         raise WrongUse(f"{description}: {error}; docs/add-a-corpus.md lists the keys") from None
 
