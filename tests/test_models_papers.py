@@ -498,6 +498,47 @@ def test_superb_on_layer_means_is_the_head_on_frames():
     assert weights_were_trained
 
 
+def attentive_statistics(pool, h):
+    """Okabe et al. 2018, eq. 4 to 7, of one utterance's frames `[t, d]`; in float64."""
+    e = torch.tanh(h @ pool.hidden.weight.T + pool.hidden.bias) @ pool.score.weight[0]
+    alpha = e.exp() / e.exp().sum()
+    mean = (alpha[:, None] * h).sum(0)
+    variance = (alpha[:, None] * h * h).sum(0) - mean * mean
+    return torch.cat([mean, variance.clamp(min=1e-5).sqrt()])
+
+
+def mean_and_deviation(pool, h):
+    variance = h.var(0, correction=0)
+    return torch.cat([h.mean(0), variance.clamp(min=1e-5).sqrt()])
+
+
+@short_and_long
+@pytest.mark.parametrize(
+    "name", ["asp", "asp+text", "mean-std", "mean-std+text", "asp+text on layers"]
+)
+def test_statistics_of_each_utterance_and_the_challenges_head(name, frames):
+    """The head as in the baseline's net/ser.py: Linear, LayerNorm, ReLU, Linear."""
+    pool_one = mean_and_deviation if name.startswith("mean") else attentive_statistics
+
+    def plain(model, batch):
+        logits = []
+        for utterance in utterances(batch):
+            pooled = []
+            for modality, rows in utterance.items():
+                if "on layers" in name and modality == "audio":
+                    shares = model.layer_sums.weights["audio 0"].softmax(0)
+                    layers = rows.unflatten(1, (3, 9))
+                    rows = (shares[:, None] * layers).sum(1)
+                pooled.append(pool_one(model.pool[modality], rows))
+            _, first, norm, _, _, last = model.head
+            z = first(torch.cat(pooled))
+            z = (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
+            logits.append(last(z.relu()))
+        return {"logits": torch.stack(logits)}
+
+    check_updates(build(name), build(name), plain, lambda: make_batch(name, frames))
+
+
 def concat_utterance(model, audio, text):
     both = torch.cat([audio, text], 1)
     return model.layers[4](model.layers[1](both).relu())[0]

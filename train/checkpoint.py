@@ -51,11 +51,13 @@ def write_state(
     optimiser: torch.optim.Adam,
     generators: Generators,
     device: str,
+    average: Mapping[str, Tensor] | None = None,
 ) -> bytes:
     """A state as a safetensors file.
 
-    The model, the weights kept so far, Adam's moments and every random generator: `model.*`,
-    `kept.*`, `adam.<n>.*` and `random.*`; stage, epoch and the scores so far in the metadata.
+    The model, the weights kept so far, Adam's moments, every random generator and the average of
+    the weights, if there is one: `model.*`, `kept.*`, `adam.<n>.*`, `random.*` and `average.*`;
+    stage, epoch and the scores so far in the metadata.
     """
     moments = {}
     for number, moments_of_weight in optimiser.state_dict()["state"].items():
@@ -74,6 +76,7 @@ def write_state(
         "kept": kept,
         "adam": moments,
         "random": generator_states,
+        "average": average or {},
     }
     for part, values in parts.items():
         for name, value in snapshot(values).items():
@@ -140,6 +143,11 @@ def restore_state(
         module.set_rng_state(generator_states[accelerator.type], accelerator)
 
     return _under("kept.", tensors)
+
+
+def read_average(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The average of the weights in a state; empty where there was none."""
+    return _under("average.", tensors)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

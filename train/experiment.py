@@ -25,6 +25,7 @@ from .data.protocols import make_folds
 from .finetune import with_encoder
 from .fit import rows_to_evaluate
 from .fit_many import MAX_RUNS
+from .ingredients import auxiliary_task, check_ingredients
 from .job import Job, OnProgress
 from .models import Fusion
 from .options import Experiment, check_options
@@ -58,6 +59,9 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, tuple(experiment.model))
     _check_standardising(settings, training, data)
+    check_ingredients(
+        fusion, training, _has_sums(data), has_ratings=TARGETS[experiment.target].rated
+    )
 
     folds = _cut_folds(experiment, training, data)
     _check_dev_is_there(experiment, training, folds)
@@ -83,6 +87,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     for fold in folds:
         # Refuses a selection on a dev part that is empty.
         rows_to_evaluate(fold, config)
+        # Refuses an auxiliary head without two classes.
+        auxiliary_task(data, fold, training)
 
     seeds = experiment.seeds
     if fusion.solved:
@@ -118,6 +124,15 @@ def _check_standardising(settings: Any, training: TrainingSettings, data: Datase
             "--set standardise_by=corpus needs several corpora (--corpus A+B) and features that "
             "are z-scored (standardise_audio=true); leave it out"
         )
+
+
+def _has_sums(data: Dataset) -> bool:
+    """Whether the model sees a learned sum of several layers."""
+    for record in data.record.features.values():
+        for layers, _ in record.sums or []:
+            if layers > 1:
+                return True
+    return False
 
 
 def _cut_folds(experiment: Experiment, training: TrainingSettings, data: Dataset) -> list[Fold]:

@@ -40,18 +40,35 @@ from torch import Generator, Tensor, nn
 from ser.engines import exact_arithmetic
 from ser.errors import WrongUse
 
-from .checkpoint import Progress, read_progress, restore_state, snapshot, write_state
+from .checkpoint import (
+    Progress,
+    read_average,
+    read_progress,
+    restore_state,
+    snapshot,
+    write_state,
+)
 from .config import TrainConfig
 from .data.dataset import Dataset, Hide
 from .data.feature_range import FeatureRange
 from .data.folds import Fold
 from .data.standardizer import Standardizer
 from .data.views import with_views
+from .ingredients import (
+    add_ingredients,
+    auxiliary_loss,
+    auxiliary_task,
+    draw_mix,
+    rate_factor,
+    remove_auxiliary_heads,
+)
 from .models import Stage
-from .models.batch import Heads
+from .models.batch import Batch, Heads
+from .models.pooled_vector import AUXILIARY
 from .records import Epoch
 from .selection import Selection
 from .targets import TARGETS
+from .weight_average import WeightAverage
 
 NO_NUMBERS = "the predictions became nan; try a lower lr or --set clip_norm=1"
 
@@ -211,7 +228,10 @@ def fit_once(
     torch.manual_seed(config.seed)
     classes = len(data.utterances.classes)
     width = target.width(classes)
-    model = target.build(fusion, settings, data.dims, classes).to(config.device)
+    model = target.build(fusion, settings, data.dims, classes)
+    auxiliary = auxiliary_task(train_data, fold, training)
+    add_ingredients(model, training, auxiliary)
+    model = model.to(config.device)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
 
     # The random numbers of a training: of the order of batches, of which modality an utterance of
@@ -241,6 +261,8 @@ def fit_once(
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable and name.startswith(stage.trains))
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
+        average = WeightAverage(training.ema)
+        updates = selection.epochs(stage) * updates_per_epoch
         selection.start_stage()
         first_epoch = 0
         if resumed and stage_number == first_stage:
@@ -250,6 +272,7 @@ def fit_once(
             selection.loss_of_best = resumed.loss_of_best
             selection.history = list(resumed.history)
             kept = restore_state(saved_tensors, model, optimiser, generators, config.device)
+            average.restore(read_average(saved_tensors), model)
 
         for epoch in range(first_epoch, selection.epochs(stage)):
             if selection.stopped(stage):
@@ -271,15 +294,18 @@ def fit_once(
                 hide=hiding(config, epoch, generators["hiding"]),
             )
             for update, batch in enumerate(batches, epoch * updates_per_epoch):
-                optimiser.param_groups[0]["lr"] = learning_rate(settings, update)
+                rate = learning_rate(settings, update) * rate_factor(training, update, updates)
+                optimiser.param_groups[0]["lr"] = rate
 
                 # The heads that the loss looks at; the model may leave out the rest. It computes in
                 # bfloat16 where the config says so, and the loss in float32.
                 batch.heads = config.heads(stage)
+                batch.mix = draw_mix(training, len(batch), config.device)
                 with config.autocast():
                     returned = model(batch)
                 outputs = checked_outputs(returned, width)
-                loss = training_loss(outputs, batch.truth, config, stage)
+                loss = mixed_loss(outputs, batch, config, stage)
+                loss = loss + auxiliary_loss(returned, batch, auxiliary, training.aux_weight)
 
                 # A mean over a batch counts as many times as the batch has utterances.
                 losses.append(loss.detach())
@@ -293,6 +319,7 @@ def fit_once(
                 if training.clip_norm:
                     nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
                 optimiser.step()
+                average.update(model)
 
             # The mean loss of an utterance, as the weights were at each update.
             loss_values = torch.stack(losses).tolist()
@@ -309,7 +336,8 @@ def fit_once(
             if len(eval_rows):
                 heads = frozenset({stage.output})
                 model_so_far = Fitted(model, batch_scaling)
-                by_head = model_so_far.predict(data, eval_rows, config, heads=heads)
+                with average.applied(model):
+                    by_head = model_so_far.predict(data, eval_rows, config, heads=heads)
                 predicted = by_head[stage.output]
                 scores = target.score(data.utterances, eval_rows, predicted, config)
                 eval_loss = target.evaluation_loss(data.utterances, eval_rows, predicted, config)
@@ -318,7 +346,8 @@ def fit_once(
             seconds = time.perf_counter() - started
             epoch_record = selection.add(stage, epoch, mean_loss, scores, eval_loss, seconds)
             if epoch_record.kept:
-                kept = snapshot(model.state_dict())
+                with average.applied(model):
+                    kept = snapshot(model.state_dict())
 
             # Whoever listens may write the state down.
             if on_epoch:
@@ -331,7 +360,14 @@ def fit_once(
                     chosen=selection.chosen,
                 )
                 make_state = partial(
-                    write_state, progress, kept, model, optimiser, generators, config.device
+                    write_state,
+                    progress,
+                    kept,
+                    model,
+                    optimiser,
+                    generators,
+                    config.device,
+                    average.weights,
                 )
                 on_epoch(epoch_record, make_state)
 
@@ -342,6 +378,7 @@ def fit_once(
         if fault:
             break
 
+    remove_auxiliary_heads(model)
     return Fitted(model, scaling, selection.chosen + selection.history, fault)
 
 
@@ -469,9 +506,13 @@ def learning_rate(settings: Any, update: int) -> float:
 
 
 def checked_outputs(returned: Any, width: int) -> dict[str, Tensor]:
-    """What a model returned, in float32. Raises `WrongUse` unless it is heads `[n, width]`."""
+    """What a model returned, in float32, without auxiliary heads.
+
+    Raises `WrongUse` unless it is heads `[n, width]`.
+    """
     shapes = set()
     if isinstance(returned, Mapping):
+        returned = {head: x for head, x in returned.items() if not head.startswith(AUXILIARY)}
         shapes = {logits.shape[1:] for logits in returned.values()}
     if shapes != {(width,)}:
         raise WrongUse(f"the model must return a dict of heads [n, {width}], 'logits' among them")
@@ -484,6 +525,20 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "single": ("logits",),
     "perspective": ("audio", "text", "logits"),
 }
+
+
+def mixed_loss(
+    outputs: Mapping[str, Tensor], batch: Batch, config: TrainConfig, stage: Stage
+) -> Tensor:
+    """The `training_loss` of a batch; of a mixed one λ times its own, 1 − λ times its partners'.
+
+    That is the loss of mixed truths, as a cross-entropy is linear in them (Zhang et al. 2018, §2).
+    """
+    loss = training_loss(outputs, batch.truth, config, stage)
+    if batch.mix is None:
+        return loss
+    of_partners = training_loss(outputs, batch.truth[batch.mix.partners], config, stage)
+    return batch.mix.share * loss + (1 - batch.mix.share) * of_partners
 
 
 def training_loss(

@@ -33,6 +33,7 @@ from .cuda_graphs import Graphs
 from .data.dataset import Dataset
 from .data.folds import Fold
 from .fit import Fitted
+from .ingredients import rate_factor
 from .models.batch import Batch
 from .records import Epoch, Scores
 from .scores.classes import confusions, metrics
@@ -61,6 +62,9 @@ def can_train_together(data: Dataset, config: TrainConfig) -> bool:
         training.soft_labels
         or training.class_weights != "none"
         or training.clip_norm
+        or training.ema
+        or training.mixup
+        or training.aux != "none"
         or training.refit
         or config.target != "class"
         or data.views
@@ -153,7 +157,9 @@ def fit_many(
 
             if start == 0:
                 stack.draw(turns_on_device, place, r)
-            updates.rate.fill_(fit.learning_rate(settings, update))
+            rate = fit.learning_rate(settings, update)
+            rate *= rate_factor(config.training, update, settings.epochs * len(batch_starts))
+            updates.rate.fill_(rate)
             losses.append(graphs(shape, partial(updates.update, place, r)))
 
         # Checked once per epoch: after every batch the GPU would wait for the answer.

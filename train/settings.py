@@ -14,7 +14,7 @@ import msgspec
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion
-from .models.fusion import Beta, Depth, Gamma, Seed, Weight, setting
+from .models.fusion import Beta, Depth, Dropout, Gamma, Seed, Share, Weight, setting
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,48 @@ class TrainingSettings:
         0.0,
         "ours",
         "largest norm of the gradient; 0 leaves it alone",
+    )
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant",
+        "cosine: Loshchilov and Hutter 2017, without restarts",
+        "learning rate over the updates of a stage: as it is, or down to 0 along a half cosine",
+        recorded_at_default=False,
+    )
+    warmup: Share = setting(
+        0.0,
+        "Goyal et al. 2017",
+        "share of a stage's updates in which the learning rate rises from 0",
+        recorded_at_default=False,
+    )
+    ema: Dropout = setting(
+        0.0,
+        "Polyak and Juditsky 1992",
+        "decay of the moving average of the weights, which is evaluated and kept; 0 is off",
+        recorded_at_default=False,
+    )
+    mixup: Gamma = setting(
+        0.0,
+        "Verma et al. 2019, on the pooled vectors",
+        "alpha of Beta(alpha, alpha), which mixes the vectors of two utterances; 0 is off",
+        recorded_at_default=False,
+    )
+    layer_dropout: Dropout = setting(
+        0.0,
+        "Kondratyuk and Straka 2019",
+        "share of the layers that a learned sum leaves out of a batch",
+        recorded_at_default=False,
+    )
+    aux: Literal["none", "gender", "speaker"] = setting(
+        "none",
+        "ours",
+        "what a second head on the pooled vector learns, in training alone",
+        recorded_at_default=False,
+    )
+    aux_weight: Weight = setting(
+        0.1,
+        "ours",
+        "of the loss of aux beside that of what is learnt",
+        recorded_at_default=False,
     )
     shuffle_labels: bool = setting(
         False,

@@ -70,6 +70,7 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
         votes=soft_labels(policy, columns["votes"], labels),
         undecided=no_majority[rows],
         corpora=corpora,
+        genders=columns["gender"],
     )
     if _is_iemocap_release(manifest) and policy.name in LABEL_POLICIES:
         _check_iemocap(policy, manifest.corpus, utterances)

@@ -46,6 +46,8 @@ class Utterances:
     """Whose label is no majority's, bool [n]."""
     corpora: Sequence[str] = ()
     """Each utterance's corpus, if there are several."""
+    genders: Sequence[str | None] = ()
+    """"F" or "M" of each, or None."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,6 +111,7 @@ class Utterances:
             votes=rows_of(self.votes),
             undecided=rows_of(self.undecided),
             corpora=items_of(self.corpora),
+            genders=items_of(self.genders),
         )
 
 

@@ -6,6 +6,7 @@ from ser.errors import WrongUse, unknown
 from ser.plugins import Registry
 
 from . import (
+    asp,
     baselines,
     catf_lstm,
     cme,
@@ -18,6 +19,7 @@ from . import (
     superb,
     svm,
     usc,
+    xares,
 )
 from .fusion import CommonSettings, Fusion, Stage, setting
 from .layer_sums import with_layer_sums
@@ -45,6 +47,8 @@ _PAPERS = (
     cme,
     ks_transformer,
     superb,
+    asp,
+    xares,
     linear,
     svm,
 )

@@ -37,6 +37,16 @@ class Sequences:
     """Where the rows lie, if that is known already."""
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How the utterances of a batch are mixed: λ of each, and 1 − λ of its partner."""
+
+    share: float
+    """λ."""
+    partners: Tensor
+    """int64 `[n]`: the number of each one's partner in the batch."""
+
+
 @dataclass
 class Batch:
     """Utterances to train on or to classify."""
@@ -53,6 +63,8 @@ class Batch:
     """What the loss compares with: classes, int64 `[n]`, or soft labels, ratings, … `[n, …]`."""
     utterances: Tensor = UNKNOWN
     """int64 `[n]`: the row of each in the dataset."""
+    mix: Mix | None = None
+    """How a model with a `PooledVector` mixes the utterances, if it is to."""
 
     def __len__(self) -> int:
         first_modality = next(iter(self.inputs.values()))

@@ -127,6 +127,8 @@ class Fusion:
     dialogues cannot be drawn by class, is added here."""
     fixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """What no paper states and no setting changes: name → value and help."""
+    pooled: bool = False
+    """Whether the module has a `PooledVector`, so that mixup and auxiliary heads can be had."""
     takes_speakers: bool = False
     """Whether the module reads `batch.speakers`: a model of ONNX then has an input for them."""
 

@@ -41,6 +41,8 @@ class LayerSums(nn.Module):
                     weights[f"{modality} {number}"] = nn.Parameter(torch.zeros(layers))
         # torch sorts them by name.
         self.weights = nn.ParameterDict(weights)
+        # The share of the layers that a sum leaves out of each batch of a training.
+        self.dropout = 0.0
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with rows `[r, Σ layers · dim]` → `[r, Σ dim]`.
@@ -63,10 +65,23 @@ class LayerSums(nn.Module):
         for number, x in enumerate(values.split(widths, 1)):
             layers, dim = sums[number]
             if layers > 1:
-                shares = self.weights[f"{modality} {number}"].softmax(0)
+                shares = self._with_dropout(self.weights[f"{modality} {number}"]).softmax(0)
                 x = torch.einsum("l,rld->rd", shares, x.unflatten(1, (layers, dim)))
             columns.append(x)
         return torch.cat(columns, 1)
+
+    def _with_dropout(self, w: Tensor) -> Tensor:
+        """In training w `[L]` with some at −∞: their layers have no part, the others have theirs.
+
+        Layer dropout: Kondratyuk and Straka, "75 languages, 1 model", EMNLP 2019, §2.2. Where all
+        would go, all stay.
+        """
+        if not self.training or not self.dropout:
+            return w
+        is_left_out = torch.rand(len(w)).to(w.device) < self.dropout
+        if is_left_out.all():
+            return w
+        return w.masked_fill(is_left_out, -torch.inf)
 
 
 def with_layer_sums(fusion: Fusion, sums: Mapping[str, Sums]) -> Fusion:
