@@ -22,6 +22,7 @@ from ser.commands import (
     corpus,
     demo,
     doctor,
+    ensemble,
     features,
     predict,
     report,
@@ -172,6 +173,7 @@ main.add_command(corpus.corpus)
 main.add_command(features.features)
 main.add_command(train.train)
 main.add_command(sweep.sweep)
+main.add_command(ensemble.ensemble)
 main.add_command(report.report)
 main.add_command(runs.runs)
 main.add_command(audit.audit)

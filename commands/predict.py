@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ser.extract.config import ExtractionConfig
+from ser.train.options import Experiment
 
 from .options import FILE, config_options, decimal_option, json_option
 from .output import answer, plural, progress, say
 from .output import table as table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ser.predict import Prediction, SeveralAnswers
+    from ser.predict.from_store import StoredPredictions
+
+# The options that say that features come from a store.
+OF_A_STORE = ("store", "corpus", "part", "memory")
 
 
 @click.command()
@@ -35,6 +40,19 @@ if TYPE_CHECKING:
     help="Write a row for each utterance: file, predicted, p_CLASS, and those of each run.",
 )
 @decimal_option
+@click.option(
+    "--store",
+    type=FILE,
+    metavar="PATH",
+    help="Take the features from this store, and open no audio.",
+)
+@click.option("--corpus", metavar="N", help="The store's only corpus by default.")
+@click.option(
+    "--part",
+    metavar="PART",
+    help="Of a store: only utterances of this session, such as test3 of a split into parts.",
+)
+@config_options(Experiment, "memory")
 @config_options(ExtractionConfig, "models", "device")
 @click.option(
     "--abstain-below",
@@ -53,6 +71,10 @@ def predict(
     table: Path | None,
     csv: Path | None,
     decimal: str,
+    store: Path | None,
+    corpus: str | None,
+    part: str | None,
+    memory: str | None,
     models: tuple[str, ...],
     device: str,
     abstain_below: float,
@@ -71,11 +93,16 @@ def predict(
     Probabilities are those after the temperature that the run fitted on its dev part, if it has
     one.
 
+    With --store or --corpus the utterances are those of a corpus in a store, labelled or not, and
+    so are the features: every argument is a run. Their probabilities are those of the runs'
+    predictions.parquet, before the temperature.
+
     \b
     Examples:
       ser predict runs/3f2a91c07b5d4e68 hello.wav --text "well hello there"
       ser predict runs/3f2a91c07b5d4e68 --table turns.csv --json
       ser predict runs/* recordings --csv predictions.csv
+      ser predict runs/* --store features --corpus msp-podcast --part test3 --csv test3.csv
     """
     from ser.predict.inputs import check_inputs, read_inputs
     from ser.predict.several import Predictors
@@ -83,6 +110,19 @@ def predict(
 
     if decimal != "." and csv is None:
         raise click.UsageError("--decimal is for --csv; add --csv FILE, or leave it out")
+    given_of_store = [f"--{name}" for name in OF_A_STORE if _is_given(ctx, name)]
+    given_otherwise = [f"--{name}" for name in ("text", "table", "models") if ctx.params[name]]
+    if abstain_below:
+        given_otherwise.append("--abstain-below")
+    if given_of_store and given_otherwise:
+        raise click.UsageError(
+            f"{given_otherwise[0].replace('models', 'model')} is for audio, and "
+            f"{given_of_store[0]} takes features from a store; leave one of them out"
+        )
+    if given_of_store:
+        whole = _predict_stored(paths, store, corpus, part, device, memory, csv, decimal, as_json)
+        ctx.exit(0 if whole else 3)
+
     runs, audio = _runs_and_audio(paths)
     check_inputs(audio, text, table)
     if csv is not None:
@@ -112,6 +152,106 @@ def predict(
     ctx.exit(0 if whole else 3)
 
 
+def _is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and not in the user's defaults alone."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _predict_stored(
+    runs: "Sequence[Path]",
+    store: Path | None,
+    corpus: str | None,
+    part: str | None,
+    device: str,
+    memory: str | None,
+    csv: Path | None,
+    decimal: str,
+    as_json: bool,
+) -> bool:
+    """Predict the utterances of a store, and say so. Whether every run can use all of them."""
+    from ser.predict.from_store import predict_stored
+    from ser.predict.table import check_destination, write_stored_table
+
+    if csv is not None:
+        check_destination(csv, [])
+    with progress(len(runs), "predict", "run", disable=len(runs) == 1) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        predictions = predict_stored(
+            runs, store or Path("features"), corpus, part, device, memory, update
+        )
+
+    if csv is not None:
+        write_stored_table(csv, predictions, decimal)
+    if as_json:
+        answer(_stored_as_json(predictions))
+    elif csv is None:
+        answer(stored_table(predictions))
+    else:
+        answer(f"wrote {csv}: {plural(len(predictions.ids), 'utterance')}")
+
+    several = len(predictions.by_run) > 1
+    whole = True
+    for name, of_run in predictions.by_run.items():
+        of_which = f"{name}: " if several else ""
+        whole = whole and not of_run.unusable
+        if not as_json:
+            _print_unusable(of_which, of_run.unusable)
+            for note in of_run.notes:
+                say(f"note: {of_which}{note}", err=True)
+    return whole
+
+
+def _stored_as_json(predictions: "StoredPredictions") -> dict[str, Any]:
+    """What `--json` prints: by run, and the means, a prediction of each utterance that has one."""
+    from ser.train.data.utterances import DIMENSIONS
+
+    by_name = {**predictions.by_run, "mean": predictions.mean()}
+    of_all: dict[str, list[dict[str, Any]]] = {}
+    for name, of_run in by_name.items():
+        of_all[name] = []
+        for row, id_ in enumerate(predictions.ids):
+            if id_ in of_run.unusable:
+                continue
+            probabilities = of_run.probabilities[row].tolist()
+            ratings = of_run.ratings[row].tolist()
+            of_all[name].append(
+                {
+                    "id": id_,
+                    "label": of_run.labels[row],
+                    "probabilities": dict(zip(predictions.classes, probabilities, strict=True)),
+                    "ratings": dict(zip(DIMENSIONS, ratings, strict=False)),
+                }
+            )
+    mean = of_all.pop("mean")
+    unusable = {name: of_run.unusable for name, of_run in predictions.by_run.items()}
+    return {"runs": of_all, "predictions": mean, "unusable": unusable}
+
+
+def stored_table(predictions: "StoredPredictions") -> str:
+    """One line for each utterance of a store: the means over the runs, and the class of each."""
+    from ser.predict.table import stored_cells
+    from ser.train.data.utterances import DIMENSIONS
+
+    mean = predictions.mean()
+    headings = [""]
+    if predictions.classes:
+        headings.append("emotion")
+    headings += [*predictions.classes, *DIMENSIONS[: mean.ratings.shape[1]]]
+    of_runs = []
+    if len(predictions.by_run) > 1 and predictions.classes:
+        headings += predictions.by_run
+        of_runs = list(predictions.by_run.values())
+
+    rows = []
+    for row, id_ in enumerate(predictions.ids):
+        labels = [of_run.labels[row] for of_run in of_runs]
+        rows.append([id_, *stored_cells(mean, row, id_), *labels])
+    return table_of(rows, headings, floatfmt=".3f")
+
+
 def _runs_and_audio(paths: "Sequence[Path]") -> tuple[list[Path], list[Path]]:
     """The leading arguments that are runs, and the others."""
     first, *others = paths
@@ -137,18 +277,23 @@ def _as_json(answers: "SeveralAnswers", runs: "Sequence[Path]") -> dict[str, Any
 
 def _print_notes(answers: "SeveralAnswers") -> None:
     """Say what could not be used, and what is to be known of each run."""
-    from ser.extract.corpora.alike import grouped, kind_of_reason
-
     several = len(answers.by_run) > 1
     for name, each in answers.by_run.items():
         of_run = f"{name}: " if several else ""
-        sentences = []
-        for id_, reason in each.unusable.items():
-            sentences.append((kind_of_reason(reason, id_), f"{id_}: {reason}"))
-        for line in grouped(sentences):
-            say(f"cannot be used: {of_run}{line}", err=True)
+        _print_unusable(of_run, each.unusable)
         for note in each.notes:
             say(f"note: {of_run}{note}", err=True)
+
+
+def _print_unusable(of_run: str, unusable: "Mapping[str, str]") -> None:
+    """Say which utterances cannot be used, and why, those of one reason in one line."""
+    from ser.extract.corpora.alike import grouped, kind_of_reason
+
+    sentences = []
+    for id_, reason in unusable.items():
+        sentences.append((kind_of_reason(reason, id_), f"{id_}: {reason}"))
+    for line in grouped(sentences):
+        say(f"cannot be used: {of_run}{line}", err=True)
 
 
 def predictions_table(answers: "SeveralAnswers") -> str:

@@ -57,13 +57,18 @@ class Usable:
 class Predictor:
     """A trained run, given by its folder, or one that holds it alone, or what `ser export` wrote.
 
-    Raises `WrongUse` if this machine cannot compute its features.
+    Raises `WrongUse` if this machine cannot compute its features, or it is an ensemble.
     """
 
     def __init__(
         self, run: str | Path, models: Mapping[str, str] | Iterable[str] = (), device: str = "auto"
     ) -> None:
         self.run = open_trained(run)
+        if self.run.config.members is not None:
+            raise WrongUse(
+                f"{self.run.path}: is an ensemble, which has no model of its own; use its members, "
+                "or `ser predict` on it"
+            )
         calibration = self.run.result.calibration
         self.temperature = None if calibration is None else calibration.temperature
         self.fitted, self.config = load_model(self.run, choose_device(device))
@@ -112,6 +117,11 @@ class Predictor:
     def extractors(self, modality: str) -> list[Extractor]:
         """What computes the features of a modality, loaded once."""
         return self.source.extractors(modality)
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether the run does."""
+        return "audio" in self.fusion.inputs
 
     @property
     def rated(self) -> bool:

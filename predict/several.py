@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ser.errors import CorpusError, WrongUse, unknown
+from ser.train.run_folder import Run
 from ser.weights.find import parse_models
 
+from .ensemble_predictor import EnsemblePredictor, open_predictor
+from .ensembles import open_ensemble
 from .predictor import Predictor
 from .shared import FeatureSource
 from .trained import open_trained
@@ -49,25 +53,25 @@ class Predictors:
         for name in sorted(folders.keys() - set(known)):
             raise unknown("feature of these runs in --model", name, known)
 
-        self.predictors: dict[str, Predictor] = {}
+        self.predictors: dict[str, Predictor | EnsemblePredictor] = {}
         for path in runs:
             models_of_run = {name: folders[name] for name in folders if name in of_run[path]}
-            predictor = Predictor(path, models_of_run, device)
+            predictor = open_predictor(path, models_of_run, device)
             if predictor.run.name in self.predictors:
                 raise WrongUse(f"{path}: is run {predictor.run.name} again; name each run once")
             self.predictors[predictor.run.name] = predictor
 
         first, *others = self.predictors.values()
-        self.source = FeatureSource(first.config.device, remembers=True)
+        self.source = FeatureSource(first.source.device, remembers=True)
         for predictor in self.predictors.values():
             predictor.share(self.source)
         for other in others:
-            _check_same_outputs(first, other)
+            check_same_outputs(first, other)
 
     @property
     def takes_audio(self) -> bool:
         """Whether any of the runs does."""
-        return any("audio" in each.fusion.inputs for each in self.predictors.values())
+        return any(each.takes_audio for each in self.predictors.values())
 
     def __call__(
         self,
@@ -111,16 +115,40 @@ class Predictors:
 
 
 def _encoders(path: str | Path) -> set[str]:
-    """The features that a run was trained on, as `--model` names them."""
-    config = open_trained(path).config
-    names = set()
+    """The features that a run was trained on, as `--model` names them; of an ensemble all."""
+    run = open_trained(path)
+    ensemble = open_ensemble(run)
+    names: set[str] = set()
+    if ensemble is not None:
+        for member in ensemble.members:
+            names |= _encoders(member.path)
+        return names
+
+    config = run.config
     for modality in config.features:
         for spec in config.provenance.feature_specs(modality):
             names.add(str(spec["feature"]))
     return names
 
 
-def _check_same_outputs(first: Predictor, other: Predictor) -> None:
+class Predicts(Protocol):
+    """A trained run that is open: a `Predictor`, or one that reads a store."""
+
+    @property
+    def run(self) -> Run:
+        """Its folder."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it predicts; none where it predicts ratings alone."""
+
+    @property
+    def rated(self) -> bool:
+        """Whether it predicts valence, arousal and dominance."""
+
+
+def check_same_outputs(first: Predicts, other: Predicts) -> None:
+    """Raise `WrongUse` unless both predict the same classes, and ratings or none."""
     if set(first.classes) != set(other.classes) or first.rated != other.rated:
         raise WrongUse(
             f"{other.run.path}: predicts {_outputs(other)}, and {first.run.path} "
@@ -136,7 +164,7 @@ def _check_ids(turns: Sequence[Turn]) -> None:
             raise WrongUse(f"{turn.id}: stands for two utterances; give each an id of its own")
 
 
-def _outputs(predictor: Predictor) -> str:
+def _outputs(predictor: Predicts) -> str:
     outputs = [*predictor.classes]
     if predictor.rated:
         outputs.append("ratings")

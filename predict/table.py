@@ -7,7 +7,9 @@ from pathlib import Path
 from ser.corpus.sheet import Sheet
 from ser.disk.write import write_whole
 from ser.errors import WrongUse
+from ser.train.data.utterances import DIMENSIONS
 
+from .from_store import RunPredictions, StoredPredictions
 from .several import SeveralAnswers
 from .turns import Prediction
 
@@ -40,6 +42,47 @@ def write_table(
         table.write_row(row)
     # A file name that is not UTF-8 keeps its bytes.
     write_whole(path, sink.getvalue().encode(errors="surrogateescape"))
+
+
+def write_stored_table(path: Path, predictions: StoredPredictions, decimal: str = ".") -> None:
+    """Write a CSV with a row for each utterance of a store, in corpus order.
+
+    Columns: `id`; `predicted`, `p_CLASS` and ratings, means over the runs; then those of each run,
+    such as `predicted@RUN`. Where no run can use an utterance they are empty.
+    """
+    mean = predictions.mean()
+    headings = []
+    if predictions.classes:
+        headings.append("predicted")
+    headings += [f"p_{name}" for name in predictions.classes]
+    headings += DIMENSIONS[: mean.ratings.shape[1]]
+
+    columns = ["id", *headings]
+    for name in predictions.by_run:
+        columns += [f"{heading}@{name}" for heading in headings]
+
+    sink = io.StringIO(newline="")
+    table = Sheet(sink, decimal)
+    table.write_row(columns)
+    for row, id_ in enumerate(predictions.ids):
+        cells: list[str | float] = [id_]
+        for of_run in (mean, *predictions.by_run.values()):
+            cells += stored_cells(of_run, row, id_)
+        table.write_row(cells)
+    write_whole(path, sink.getvalue().encode(errors="surrogateescape"))
+
+
+def stored_cells(predictions: RunPredictions, row: int, id_: str) -> list[str | float]:
+    """What was predicted of one utterance: its class, probabilities and ratings."""
+    probabilities = predictions.probabilities[row].tolist()
+    ratings = predictions.ratings[row].tolist()
+    cells: list[str | float] = []
+    if probabilities:
+        cells.append(predictions.labels[row] or "")
+    cells += [*probabilities, *ratings]
+    if id_ in predictions.unusable:
+        return [""] * len(cells)
+    return cells
 
 
 def check_destination(path: Path, inputs: Sequence[Path]) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+# Before the way in which an ensemble's members become one, in the place of a fusion.
+ENSEMBLE = "ensemble:"
+
 ConfigOrResult = TypeVar("ConfigOrResult", "RunConfig", "RunResult")
 
 
@@ -193,6 +196,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     dims: dict[str, int]
     """The dimension of each modality's rows."""
+
+    members: list[str] | None = None
+    """Of an ensemble: the cell and the seed of each member, "<16 hex digits>/<seed>"."""
 
     provenance: Provenance
     """Where it came from."""
@@ -391,6 +397,32 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """Of its content, in hex."""
 
 
+class MemberRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One member of an ensemble."""
+
+    run: str
+    """The name of its run folder."""
+
+    path: str
+    """Where that was: an absolute path."""
+
+    weight: float | None = None
+    """Its share in the mean; None where all have the same, or a regression weighs them."""
+
+    predictions: str
+    """The sha256 of its predictions.parquet, in hex."""
+
+
+class EnsembleRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Of what an ensemble was made, and how it was fitted on the dev part."""
+
+    members: list[MemberRecord]
+    """In the order of `RunConfig.members`."""
+
+    strength: float | None = None
+    """C of the regression of a stack, the inverse of its regularisation."""
+
+
 class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
     """result.json: the scores of the test part, and how they came about.
 
@@ -493,6 +525,9 @@ class RunResult(Scores, frozen=True, kw_only=True, omit_defaults=True):
 
     standardise_by: str | None = None
     """Of several corpora: whether they were z-scored together ("all") or each by itself."""
+
+    ensemble: EnsembleRecord | None = None
+    """Of an ensemble: its members."""
 
     others: dict[str, Any] = {}
     """Keys that this ser does not know, as a later one may write them."""

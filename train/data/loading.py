@@ -108,7 +108,7 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
         rows=utterances.rows,
         cache=cache,
         budget=budget,
-        size=_size_in_float32(features),
+        size=size_in_float32(features),
         vectors=fusion.level == "vector",
     )
     cache.datasets[key] = Dataset(
@@ -223,7 +223,7 @@ def _features(
     return features
 
 
-def _size_in_float32(features: Sequence[Feature]) -> int:
+def size_in_float32(features: Sequence[Feature]) -> int:
     """The bytes of all rows in float32: no more are held."""
     stored = 0
     for feature in features:

@@ -33,8 +33,9 @@ def training(cells: Cells) -> Section | None:
 
 
 def _is_solved(cell: Cell) -> bool:
-    """Whether the cell's models had no training loop: their epochs are what was tried."""
-    return cell.results[0].history[0].tried is not None
+    """Whether the cell's models had no training loop: their epochs are what was tried, or none."""
+    history = cell.results[0].history
+    return not history or history[0].tried is not None
 
 
 def _curves(cells: Cells, key: str, title: str, column: Column, scale: int = 1) -> Plot | None:

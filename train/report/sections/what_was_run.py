@@ -12,7 +12,7 @@ from ser.train.data.protocols import find_protocol
 from ser.train.listed_settings import ListedSetting, list_settings
 from ser.train.models import FUSIONS
 from ser.train.options import SELECTIONS, Experiment, setting_texts
-from ser.train.records import FeatureRecord, RunResult
+from ser.train.records import ENSEMBLE, FeatureRecord, RunResult
 from ser.train.run_folder import Run
 from ser.train.scores.measures import SHOWN
 
@@ -295,9 +295,14 @@ def commands_table(cells: Cells) -> Table:
 
 
 def command(cell: Cell) -> str:
-    """The `ser train` command that makes the cell's runs again, with these features alone."""
+    """The `ser train` command that makes the cell's runs again, with these features alone.
+
+    Of an ensemble the `ser ensemble` command, with all members.
+    """
     if cell.search:
         return shlex.join(["ser", "sweep", cell.search.file])
+    if cell.config.members is not None:
+        return _ensemble_command(cell)
 
     config = cell.config
     defaults = {field.name: field.default for field in fields(Experiment)}
@@ -320,6 +325,16 @@ def command(cell: Cell) -> str:
             words.append(option)
             if value is not True:
                 words.append(str(value))
+    return shlex.join(words)
+
+
+def _ensemble_command(cell: Cell) -> str:
+    words = ["ser", "ensemble"]
+    for run in cell.runs:
+        words += run.config.provenance.asked["members"]
+    words += ["--by", cell.config.fusion.removeprefix(ENSEMBLE)]
+    if "weights" in cell.config.settings:
+        words += ["--weights", cell.config.settings["weights"]]
     return shlex.join(words)
 
 
