@@ -1,10 +1,12 @@
 """What the columns of other people's tables are called."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
 from .schema import SCHEMA
+from .times import UNITS
 
 # What others call the columns of a manifest: nkululeko's CSV (file, speaker, gender, emotion),
 # EmoBox's JSONL (key, wav, length, emo) and their like.
@@ -22,6 +24,9 @@ ALIASES = {
 PATHS = {"path", "filename", "file_name", "filepath", "file_path"}
 PATHS |= {"audio_file", "audio_path", "wav_file", "wav_path"}
 
+# Such as start_ms, End (s) or "start time [ms]".
+_TIME = re.compile(rf"(start|end)(?:[ _]?time)?(?:[ _]?[(\[]?({'|'.join(UNITS)})[)\]]?)?")
+
 
 def column_of(heading: str) -> str:
     """The manifest's column that a heading means, whatever its case; else the heading itself.
@@ -31,6 +36,9 @@ def column_of(heading: str) -> str:
     """
     name = heading.strip().casefold()
     column = ALIASES.get(name, name)
+    time = _TIME.fullmatch(name)
+    if time is not None and time[2]:
+        column = time[1]
     return column if column in SCHEMA.names else heading
 
 
@@ -45,6 +53,16 @@ def path_heading(headings: Iterable[str]) -> str | None:
         return None
     candidates = [heading for heading in headings if heading.strip().casefold() in PATHS]
     return candidates[0] if len(candidates) == 1 else None
+
+
+def unit_of(heading: str) -> str:
+    """The unit of the times under a heading, as it names it; empty if it names none.
+
+    >>> unit_of("start"), unit_of("start_ms")
+    ('', 'ms')
+    """
+    time = _TIME.fullmatch(heading.strip().casefold())
+    return time[2] or "" if time is not None else ""
 
 
 def check_headings(headings: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,11 +60,21 @@ class Manifest:
     parts: tuple["Manifest", ...] = ()
     """The manifests of several corpora."""
 
+    recordings: Mapping[str, str] = field(default_factory=dict)
+    """If its utterances are segments, the sha256 of each audio file, by its path.
+
+    Then `start` and `end` are places in that file, and `audio_sha256` is a `segment_digest`.
+    """
+
     _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_rows(
-        cls, corpus: str, rows: Iterable[Mapping[str, Any]], synthetic: bool = False
+        cls,
+        corpus: str,
+        rows: Iterable[Mapping[str, Any]],
+        synthetic: bool = False,
+        recordings: Mapping[str, str] | None = None,
     ) -> "Manifest":
         """Build a manifest from mappings; columns that a row lacks are null.
 
@@ -77,7 +87,8 @@ class Manifest:
                 row["text_sha256"] = hashlib.sha256(row["text"].encode()).hexdigest()
             filled.append(row)
 
-        return cls(corpus, pa.Table.from_pylist(filled, schema=SCHEMA), synthetic)
+        table = pa.Table.from_pylist(filled, schema=SCHEMA)
+        return cls(corpus, table, synthetic, recordings=dict(recordings or {}))
 
     @classmethod
     def joined(cls, parts: Sequence["Manifest"]) -> "Manifest":
@@ -118,6 +129,8 @@ class Manifest:
         """Whether both have the same rows in the same order, and say the same of the corpus."""
         if (self.synthetic, self.parent) != (other.synthetic, other.parent):
             return False
+        if self.recordings != other.recordings:
+            return False
         return self.table.equals(other.table)
 
     def without_text(self) -> "Manifest":
@@ -127,7 +140,26 @@ class Manifest:
         """
         nulls = pa.nulls(len(self), pa.string())
         table = self.table.set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), nulls)
-        return Manifest(self.corpus, table, self.synthetic, self.parent)
+        return replace(self, table=table)
+
+    @property
+    def is_segmented(self) -> bool:
+        """Whether its utterances are parts of their audio files."""
+        return bool(self.recordings)
+
+    def recording_digests(self) -> list[str | None]:
+        """The sha256 of the whole audio file of each row, of which a segment is a part."""
+        if self.parts:
+            digests: list[str | None] = []
+            for part in self.parts:
+                digests += part.recording_digests()
+            return digests
+
+        own = self.column("audio_sha256")
+        if not self.recordings:
+            return own
+        paths = self.column("audio")
+        return [self.recordings.get(path, sha) for path, sha in zip(paths, own, strict=True)]
 
     def lost(self, other: "Manifest") -> list[str]:
         """The ids that `other` lacks, or has without the audio or the transcript they have here."""
@@ -193,6 +225,8 @@ class Manifest:
         }
         if self.parent:
             metadata["parent"] = canonical_json(self.parent).decode()
+        if self.recordings:
+            metadata["recordings"] = canonical_json(self.recordings).decode()
 
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink)
@@ -250,9 +284,11 @@ class Manifest:
         synthetic = metadata[b"synthetic"] == b"true"
         parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)
 
+        recordings = msgspec.json.decode(metadata.get(b"recordings", b"{}"), type=dict[str, str])
+
         table = _with_schema(table)
         _check_votes(table["votes"])
-        return cls(corpus, table, synthetic, parent)
+        return cls(corpus, table, synthetic, parent, recordings=recordings)
 
 
 def _with_schema(table: pa.Table) -> pa.Table:

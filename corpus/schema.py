@@ -8,6 +8,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         # Path under the corpus root, with forward slashes; null if the corpus was imported.
         ("audio", pa.string()),
+        # Of a segment, that of the file and its span (`segments.segment_digest`).
         ("audio_sha256", pa.string()),
         # Null where there is no transcript.
         ("text", pa.string()),
@@ -19,7 +20,7 @@ SCHEMA = pa.schema(
         ("speaker", pa.string()),
         # F, M or null.
         ("gender", pa.string()),
-        # Seconds within the dialogue.
+        # Seconds within the dialogue; of segments, within the audio file.
         ("start", pa.float64()),
         ("end", pa.float64()),
         # Seconds of audio.

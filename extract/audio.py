@@ -7,12 +7,14 @@ warning on the clip. A fault that is not in the bytes, such as a lost mount or a
 says nothing about the utterance: it raises `CorpusError`, and nothing is quarantined.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,15 +23,16 @@ import soundfile as sf
 import soxr
 
 from ser.disk.read import read_named
-from ser.errors import CodedAudio, CorpusError, UtteranceError
+from ser.errors import CodedAudio, CorpusError, SerError, UtteranceError
 
+from .audio_content import Content
 from .audio_header import UNKNOWN_LENGTH, Header, read_header
 
 # Stored in every acoustic config: another resampler or mix of channels gives other numbers.
 RESAMPLER = "soxr-hq"
 CHANNELS = "mean, or the loudest where the mean loses 20 dB"
 
-# Seconds; longer files are recordings to be cut into utterances, not utterances.
+# Seconds; what is longer is a recording, whose parts are the utterances.
 LONGEST = 3600.0
 # Bytes: an hour of 96 kHz 64-bit stereo is below.
 LARGEST = 4 << 30
@@ -65,7 +68,8 @@ CODED = {
     ".mpg",
 }
 
-_UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
+# What libsndfile and soundfile raise for what they cannot decode.
+UNDECODABLE = (sf.LibsndfileError, RuntimeError, ValueError, OverflowError)
 # Errors of the path itself: nothing there, a link to itself, a folder, a socket. Any other is the
 # disk's fault.
 _MISNAMED = {
@@ -146,13 +150,21 @@ def _decode_bytes(data: bytes, name: str) -> Clip:
             promised = file.frames
             # The number is given, since some codecs cannot seek, and are read from their start.
             channels = file.read(promised, dtype="float32", always_2d=True)
-    except _UNDECODABLE as fault:
-        raise _undecodable(fault) from fault
+    except UNDECODABLE as fault:
+        raise undecodable(fault) from fault
 
     if len(channels) < promised:
         raise UtteranceError(
             f"is cut short: the header says {promised} samples, {len(channels)} can be decoded"
         )
+    return clip_of(channels, rate)
+
+
+def clip_of(channels: np.ndarray, rate: int) -> Clip:
+    """The utterance of these samples `[n, channels]`.
+
+    Raises `UtteranceError` if one is not finite.
+    """
     if not np.isfinite(channels).all():
         count = np.count_nonzero(~np.isfinite(channels))
         raise UtteranceError(f"holds NaN or infinite samples ({count})")
@@ -183,27 +195,39 @@ def open_audio(data: bytes, name: str) -> tuple[sf.SoundFile, Header]:
     `name`; `UtteranceError` for what is not audio, holds less than its header says, nothing, or
     over an hour.
     """
+    refuse_what_is_no_audio(data)
+    header = read_header(data)
+    mended = data if header.mend is None else header.mend.apply(data, 0)
+    try:
+        file = _open_in_memory(mended)
+    except UNDECODABLE as fault:
+        raise no_decoder(fault, name) from fault
+
+    check_length(file.frames, file.samplerate, file.channels)
+    check_sizes(mended, file)
+    return file, header
+
+
+def refuse_what_is_no_audio(data: Content) -> None:
+    """Raise `UtteranceError` for what only bears the name of an audio file."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, reason in NOT_AUDIO.items():
         if start.startswith(magic):
             raise UtteranceError(reason)
 
-    header = read_header(data)
-    try:
-        file = _open_in_memory(header.data)
-    except _UNDECODABLE as fault:
-        raise CodedAudio(
-            f"{_undecodable(fault)}; if it is video or coded audio, {_convert_hint(name)}"
-        ) from fault
 
-    if file.frames > LONGEST * file.samplerate or file.frames * file.channels * 4 > LARGEST:
+def no_decoder(fault: Exception, name: str) -> CodedAudio:
+    """The error of a file that libsndfile does not open, with the line that converts it."""
+    return CodedAudio(f"{undecodable(fault)}; if it is video or coded audio, {_convert_hint(name)}")
+
+
+def check_length(frames: int, rate: int, channels: int) -> None:
+    """Raise `UtteranceError` for what is too long for one utterance."""
+    if frames > LONGEST * rate or frames * channels * 4 > LARGEST:
         raise UtteranceError(
-            f"has {file.frames} samples by its header, over an hour or 4 GB: cut it into utterances"
+            f"has {frames} samples by its header, over an hour or 4 GB: cut it into utterances, or "
+            "name its parts by start and end in a table"
         )
-    if file.frames <= 0:
-        raise UtteranceError("holds no samples")
-    _check_sizes(header.data, file)
-    return file, header
 
 
 def _open_in_memory(data: bytes) -> sf.SoundFile:
@@ -236,8 +260,14 @@ def _convert_hint(name: str) -> str:
     return f"convert it with `ffmpeg -i {quoted} -vn {converted}{rename}`"
 
 
-def _check_sizes(data: bytes, file: sf.SoundFile) -> None:
-    """Raises `UtteranceError` if an AIFF, AU or SPHERE file holds less than its header says."""
+def check_sizes(data: Content, file: sf.SoundFile) -> None:
+    """Raise `UtteranceError` for a file without samples.
+
+    And if an AIFF, AU or SPHERE file holds less than its header says.
+    """
+    if file.frames <= 0:
+        raise UtteranceError("holds no samples")
+
     if data[:4] != b"RIFF":
         # libsndfile's log says so where the header and the file differ.
         sizes = re.search(r"(\d+) \(should be (\d+)\)", file.extra_info)
@@ -247,7 +277,7 @@ def _check_sizes(data: bytes, file: sf.SoundFile) -> None:
                 f"is cut short: its header says {sizes[1]} bytes, the file holds {sizes[2]}"
             )
 
-    if data.startswith(b"NIST_1A"):
+    if data[:7] == b"NIST_1A":
         samples = re.search(rb"sample_count -i (\d{1,12})\n", data[:1024])
         if samples and file.frames < int(samples[1]):
             raise UtteranceError(
@@ -262,8 +292,25 @@ def read_bytes(path: Path) -> bytes:
     Raises `UtteranceError` for anything else, without ever waiting on it, and `CorpusError` if the
     disk, the mount or the memory fails.
     """
-    try:
+    with explain_reading(path):
         data = read_named(path, LARGEST)
+
+    if not data:
+        raise UtteranceError("is empty")
+    return data
+
+
+@contextlib.contextmanager
+def explain_reading(path: Path) -> Iterator[None]:
+    """Turn what is raised where a file is opened or read into one sentence.
+
+    Raises `UtteranceError` if no plain file is there, and `CorpusError` if the disk, the mount or
+    the memory fails.
+    """
+    try:
+        yield
+    except SerError:
+        raise
     except MemoryError as fault:
         raise CorpusError(
             f"{path}: memory ran out while it was read; free some, and run again"
@@ -278,10 +325,6 @@ def read_bytes(path: Path) -> bytes:
                 f"{path}: cannot be read ({reason}); check the disk or mount, and run again"
             ) from fault
         raise UtteranceError(f"cannot be opened ({reason})") from fault
-
-    if not data:
-        raise UtteranceError("is empty")
-    return data
 
 
 def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -304,7 +347,7 @@ def _one_channel(channels: np.ndarray, warnings: list[str]) -> np.ndarray:
     return mean
 
 
-def _undecodable(fault: Exception) -> UtteranceError:
+def undecodable(fault: Exception) -> UtteranceError:
     """The error of libsndfile, without the name that soundfile gives to bytes.
 
     That is a memory address, which differs in every process.

@@ -8,10 +8,12 @@ are read to the end of the file.
 import re
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from ser.errors import UtteranceError
 
 from . import flac
+from .audio_content import Content, Mend
 
 # A file that is written through a pipe says 0, or this or more, whatever it holds: 0x7FFFFFFF and
 # 0x80000000 less a few bytes, or 0xFFFFFFFF.
@@ -21,15 +23,17 @@ UNKNOWN_LENGTH = 0x7F000000
 LONGEST_TRAILER = 512
 # What other programs put behind the last chunk.
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"3DI")
+LONGEST_TAG = max(map(len, TAGS))
 # Chunks that may follow the samples, known even if the last is cut short.
 KNOWN_CHUNKS = {b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"fact", b"cue ", b"smpl", b"PEAK"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """A file's bytes, with a length in its header that holds."""
+    """What the header of a file says, and what has to be put right in it."""
 
-    data: bytes
+    mend: Mend | None = None
+    """The length that holds, where the file says another."""
 
     uncounted: int = 0
     """Bytes of samples (of FLAC, samples) that the header did not count; they are read."""
@@ -71,7 +75,7 @@ IFF = Chunks(12, struct.Struct(">4sI"), (b"SSND", b"BODY"))
 CAF = Chunks(8, struct.Struct(">4sq"), (b"data",), even=False)
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: Content) -> Header:
     """The header of a sound file.
 
     Raises `UtteranceError` if it counts more samples than the file holds, or, of a WAV file, has no
@@ -86,17 +90,17 @@ def read_header(data: bytes) -> Header:
             )
         return header
     if start == b"FORM":
-        return _read_chunks(data, IFF) or Header(data)
+        return _read_chunks(data, IFF) or Header()
     if start == b"caff":
-        return _read_chunks(data, CAF) or Header(data)
+        return _read_chunks(data, CAF) or Header()
     if start in (b".snd", b"dns."):
         return _read_au(data)
     if start == b"fLaC":
         return _read_flac(data)
-    return Header(data)
+    return Header()
 
 
-def _read_flac(data: bytes) -> Header:
+def _read_flac(data: Content) -> Header:
     """The header of a FLAC file, whose last frame says how many samples there are."""
     counted = flac.counted_samples(data)
     if counted > len(data) * flac.MAX_SAMPLES_PER_BYTE:
@@ -111,30 +115,30 @@ def _read_flac(data: bytes) -> Header:
             "cut short, or followed by a tag; encode it again"
         )
     if held is None or held == counted:
-        return Header(data)
+        return Header()
     if held < counted:
         raise UtteranceError(
             f"is cut short: the header says {counted} samples, the file holds {held}"
         )
-    whole = flac.with_count(data, held)
-    return Header(whole, uncounted=held - counted if counted else 0)
+    mend = flac.mended_count(data, held)
+    return Header(mend, uncounted=held - counted if counted else 0)
 
 
-def _read_chunks(data: bytes, chunks: Chunks) -> Header | None:
+def _read_chunks(data: Content, chunks: Chunks) -> Header | None:
     """The header of a file of chunks; None if none of them holds samples."""
     # Of RF64: where the size stands that 32 bits cannot hold.
     long_size_at: int | None = None
     position = chunks.start
 
     while position + chunks.head.size <= len(data):
-        name, size = chunks.head.unpack_from(data, position)
+        name, size = _unpack(data, position, chunks.head)
         position += chunks.head.size
 
         if name == b"ds64" and len(data) >= position + 16:
             long_size_at = position + 8
         elif name in chunks.of_samples:
             if long_size_at is not None and size == 0xFFFFFFFF:
-                [size] = struct.unpack_from("<Q", data, long_size_at)
+                [size] = _unpack(data, long_size_at, struct.Struct("<Q"))
                 return _with_length(data, chunks, position, size, long_size_at, "<Q")
             size_format = chunks.head.format[0] + chunks.head.format[-1]
             size_at = position - struct.calcsize(size_format)
@@ -147,7 +151,7 @@ def _read_chunks(data: bytes, chunks: Chunks) -> Header | None:
 
 
 def _with_length(
-    data: bytes, chunks: Chunks, position: int, size: int, size_at: int, size_format: str
+    data: Content, chunks: Chunks, position: int, size: int, size_at: int, size_format: str
 ) -> Header:
     """The header of a file whose samples begin at `position`, and are `size` bytes by its header.
 
@@ -161,9 +165,9 @@ def _with_length(
             raise UtteranceError(
                 f"is cut short: its data chunk says {size} bytes, the file holds {held}"
             )
-        return Header(data)
+        return Header()
     if is_unknown:
-        return Header(_with_size(data, size_at, size_format, held))
+        return Header(_mended_size(size_at, size_format, held))
 
     follows = position + size
     rest = held - size
@@ -171,27 +175,30 @@ def _with_length(
         follows += 1
         rest -= 1
     if rest <= 0:
-        return Header(data)
+        return Header()
 
     trailing = _bytes_after_chunks(data, follows, chunks)
-    if trailing < rest or data[follows:].startswith(TAGS) or rest <= LONGEST_TRAILER:
-        return Header(data, trailing=trailing)
+    has_tag = data[follows : follows + LONGEST_TAG].startswith(TAGS)
+    if trailing < rest or has_tag or rest <= LONGEST_TRAILER:
+        return Header(trailing=trailing)
 
-    whole = _with_size(data, size_at, size_format, held)
+    mend = _mended_size(size_at, size_format, held)
     # A length of 0 is what a pipe leaves.
-    return Header(whole, uncounted=rest if size else 0)
+    return Header(mend, uncounted=rest if size else 0)
 
 
-def _with_size(data: bytes, size_at: int, size_format: str, size: int) -> bytes:
-    mended = bytearray(data)
-    struct.pack_into(size_format, mended, size_at, size)
-    return bytes(mended)
+def _mended_size(size_at: int, size_format: str, size: int) -> Mend:
+    return Mend(size_at, struct.pack(size_format, size))
 
 
-def _bytes_after_chunks(data: bytes, position: int, chunks: Chunks) -> int:
+def _unpack(data: Content, position: int, fields: struct.Struct) -> tuple[Any, ...]:
+    return fields.unpack(data[position : position + fields.size])
+
+
+def _bytes_after_chunks(data: Content, position: int, chunks: Chunks) -> int:
     """How many bytes are left after the chunks that begin here; a chunk may be cut short."""
     while position + chunks.head.size <= len(data):
-        name, size = chunks.head.unpack_from(data, position)
+        name, size = _unpack(data, position, chunks.head)
         if not re.fullmatch(rb"[ -~]{4}", name) or size < 0:
             break
 
@@ -202,17 +209,17 @@ def _bytes_after_chunks(data: bytes, position: int, chunks: Chunks) -> int:
     return max(0, len(data) - position)
 
 
-def _read_au(data: bytes) -> Header:
+def _read_au(data: Content) -> Header:
     """The header of an AU file, in which nothing may follow the samples."""
     order = ">" if data[:4] == b".snd" else "<"
     if len(data) < 24:
-        return Header(data)
+        return Header()
 
-    offset, size = struct.unpack_from(f"{order}II", data, 4)
+    offset, size = _unpack(data, 4, struct.Struct(f"{order}II"))
     rest = len(data) - offset - size
     if rest <= 0:
-        return Header(data)
+        return Header()
     if rest <= LONGEST_TRAILER and size:
-        return Header(data, trailing=rest)
-    whole = _with_size(data, 8, f"{order}I", len(data) - offset)
-    return Header(whole, uncounted=rest if size else 0)
+        return Header(trailing=rest)
+    mend = _mended_size(8, f"{order}I", len(data) - offset)
+    return Header(mend, uncounted=rest if size else 0)

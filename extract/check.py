@@ -10,7 +10,7 @@ from ser.errors import UtteranceError
 from .audio import Clip
 from .batches import GPU_SECONDS, batches
 from .extractor import Extractor
-from .pipeline import read_input
+from .inputs import Inputs
 from .plan import ExtractionPlan
 from .resolve import load_extractors
 
@@ -46,10 +46,11 @@ def _spread_inputs(
     usable.sort(key=lambda utterance: (-utterance.length, utterance.id))
     spread = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
 
+    reader = Inputs(plan.scan.root)
     inputs: list[tuple[float, Clip | str]] = []
     for row in spread:
         utterance = usable[row]
-        value = read_input(utterance, modality, plan.scan.root)
+        value = reader.read(utterance, modality)
         if not isinstance(value, UtteranceError):
             inputs.append((utterance.length, value))
     return inputs

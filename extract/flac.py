@@ -1,5 +1,7 @@
 """How many samples a FLAC file holds, by its last frame (RFC 9639, sections 8 and 9)."""
 
+from .audio_content import Content, Mend
+
 # At most 65,535 samples are in a frame, which takes 10 bytes and more.
 MAX_SAMPLES_PER_BYTE = 65535 / 10
 
@@ -20,40 +22,44 @@ _TRIES = 3
 _LONGEST_HEAD = 16
 
 
-def counted_samples(data: bytes) -> int:
+def counted_samples(data: Content) -> int:
     """How many samples the header counts; 0 where it does not know, as after a pipe."""
     return int.from_bytes(data[_COUNT], "big") & ((1 << _COUNT_BITS) - 1)
 
 
-def with_count(data: bytes, count: int) -> bytes:
-    """The file with another number of samples in its header."""
+def mended_count(data: Content, count: int) -> Mend:
+    """Another number of samples for its header."""
     fields = int.from_bytes(data[_COUNT], "big") >> _COUNT_BITS << _COUNT_BITS
-    return data[: _COUNT.start] + (fields | count).to_bytes(5, "big") + data[_COUNT.stop :]
+    return Mend(_COUNT.start, (fields | count).to_bytes(5, "big"))
 
 
-def held_samples(data: bytes) -> int | None:
+def held_samples(data: Content) -> int | None:
     """How many samples there are, by the last frame; None if the file does not end with one."""
     counted = counted_samples(data)
-    start = len(data)
+    smallest_block = int.from_bytes(data[_MIN_BLOCK], "big")
+    tail = data[max(42, len(data) - _LAST_FRAME) : len(data)]
+    start = len(tail)
     tries = 0
     while tries < _TRIES:
-        start = data.rfind(b"\xff", max(42, len(data) - _LAST_FRAME), start)
+        start = tail.rfind(b"\xff", 0, start)
         if start < 0:
             return None
 
-        held = _samples_up_to(data, start)
+        held = _samples_up_to(tail[start : start + _LONGEST_HEAD], smallest_block)
         if held is None:
             continue
         # The CRC-16 of the whole frame takes a moment; it is needed if the header says otherwise.
-        if held == counted or _is_whole_frame(data[start:]):
+        if held == counted or _is_whole_frame(tail[start:]):
             return held
         tries += 1
     return None
 
 
-def _samples_up_to(data: bytes, start: int) -> int | None:
-    """The number of the sample after the frame that begins here; None if none does."""
-    head = data[start : start + _LONGEST_HEAD]
+def _samples_up_to(head: bytes, smallest_block: int) -> int | None:
+    """The number of the sample after the frame that begins so; None if none does.
+
+    Where blocks have one size it is `smallest_block`.
+    """
     sync = head[:2]
     if sync not in (_SYNC_FIXED, _SYNC_VARIABLE) or len(head) < 6 or head[3] & 1:
         return None
@@ -69,7 +75,7 @@ def _samples_up_to(data: bytes, start: int) -> int | None:
 
     if sync == _SYNC_VARIABLE:
         return number + block
-    return number * int.from_bytes(data[_MIN_BLOCK], "big") + block
+    return number * smallest_block + block
 
 
 def _coded_number(head: bytes) -> tuple[int | None, int]:

@@ -8,12 +8,12 @@ import contextlib
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, as_completed, wait
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from ser.cache.feature import part_names
@@ -21,16 +21,16 @@ from ser.cache.part import PartRecord, Quarantine
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows, part_name
 from ser.cache.spec import Spec
-from ser.corpus.names import Modality
 from ser.disk.records import read_checksummed
 from ser.engines import cached, is_out_of_memory
 from ser.errors import SerError, UtteranceError
 
-from .audio import Clip, decode
+from .audio import Clip
 from .batches import batches
 from .extractor import Extracted, Extractor, FeatureRows
+from .inputs import Input
 from .resolve import versions_here
-from .tasks import ExtractionTask, Utterance
+from .tasks import ExtractionTask, Utterance, place_in_recording
 from .worker import Pool, Pools, Worker
 
 # Tasks in work beside those being written, so that no core waits at the end of one.
@@ -102,18 +102,14 @@ def time_task(worker: Worker, task: ExtractionTask) -> TaskResult:
         return PartPipeline(worker, task, pools).compute()
 
 
-def read_input(utterance: Utterance, modality: Modality, root: Path) -> Clip | str | UtteranceError:
-    """An extractor's input: decoded audio or a transcript, or why it cannot be used.
-
-    Raises `CorpusError` if the audio cannot be read or has changed since the scan: no fault of the
-    utterance.
-    """
-    if modality == "text":
-        return utterance.source or ""
-    try:
-        return decode(root / (utterance.source or ""), utterance.digest)
-    except UtteranceError as fault:
-        return fault
+def _pass_on(futures: Mapping[str, Future[Input]], reading: Future[None]) -> None:
+    """Let those who wait for what was not read have the reading's error."""
+    waiting = [future for future in futures.values() if not future.done()]
+    if not waiting:
+        return
+    fault = CancelledError() if reading.cancelled() else reading.exception()
+    for future in waiting:
+        future.set_exception(fault or CancelledError())
 
 
 class PartPipeline:
@@ -143,7 +139,7 @@ class PartPipeline:
         if self.specs:
             usable = [utterance for utterance in task.utterances if not utterance.problem]
         # First in, first out: the inputs that an extractor waits for are submitted before it.
-        self.inputs = {row.id: pools.decoders.submit(self._read, row) for row in usable}
+        self.inputs = self._submit_inputs(usable)
         # By fingerprint and id.
         self.rows: dict[tuple[str, str], FeatureRows | UtteranceError] = {}
         # Of each batch, the names of its features.
@@ -181,10 +177,38 @@ class PartPipeline:
             for batch in batches(units, lambda unit: unit[0].length, limit):
                 self.computing.append(pool.submit(self._compute, extractor, batch, stages, pool))
 
-    def _read(self, utterance: Utterance) -> Clip | str | UtteranceError:
+    def _submit_inputs(self, usable: list[Utterance]) -> dict[str, Future[Input]]:
+        """A future of each utterance's input: segments of one recording are read in one go."""
+        inputs: dict[str, Future[Input]] = {}
+        by_recording: dict[str, list[Utterance]] = {}
+        for utterance in usable:
+            if utterance.span is None:
+                inputs[utterance.id] = self.pools.decoders.submit(self._read, utterance)
+            else:
+                by_recording.setdefault(utterance.source or "", []).append(utterance)
+
+        for segments in by_recording.values():
+            segments.sort(key=place_in_recording)
+            futures = {segment.id: Future[Input]() for segment in segments}
+            reading = self.pools.decoders.submit(self._read_segments, segments, futures)
+            # Whoever waits for a segment must not wait for a reading that was cancelled or failed.
+            reading.add_done_callback(partial(_pass_on, futures))
+            inputs.update(futures)
+        return inputs
+
+    def _read_segments(
+        self, segments: Sequence[Utterance], futures: Mapping[str, Future[Input]]
+    ) -> None:
+        """Read the segments of one recording, in their order. Runs in a decoder's thread."""
+        for segment in segments:
+            if self.pools.stopping.is_set():
+                return
+            futures[segment.id].set_result(self._read(segment))
+
+    def _read(self, utterance: Utterance) -> Input:
         """The input of one utterance. Runs in a decoder's thread."""
         start = time.perf_counter()
-        extractor_input = read_input(utterance, self.task.modality, self.worker.config.root)
+        extractor_input = self.worker.inputs.read(utterance, self.task.modality)
         if self.task.modality == "audio":
             self._note({"decode"}, 1, start, self.pools.decoders)
         return extractor_input

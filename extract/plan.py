@@ -27,7 +27,14 @@ from .extractor import ResolvedFeature
 from .preparation import Preparation, prepare, stop_if_asked_for
 from .registry import parse_name
 from .resolve import open_sources, resolve_from
-from .tasks import ExtractionTask, Utterance, WorkerConfig, tasks_for, utterances_of
+from .tasks import (
+    ExtractionTask,
+    Utterance,
+    WorkerConfig,
+    place_in_recording,
+    tasks_for,
+    utterances_of,
+)
 
 # The rows of one part, at most, in bytes.
 PART_BYTES = 256 << 20
@@ -102,8 +109,7 @@ class ExtractionPlan:
 
             bytes_per_second = max(_row_bytes(spec) * _rows_per_second(spec) for spec in specs)
             limit = min(self.config.part_seconds, PART_BYTES / bytes_per_second)
-            rows = _by_length(utterances, modality)
-            for group in batches(rows, attrgetter("length"), limit, padded=False):
+            for group in _groups(utterances, modality, limit):
                 tasks += tasks_for(config, modality, group, missing)
         return tasks
 
@@ -258,6 +264,20 @@ def _missing(
     # otherwise.
     stored = Feature(store.path, store.path / spec.folder, spec)
     return [utterances[row] for row in stored.missing(manifest, retry)]
+
+
+def _groups(utterances: list[Utterance], modality: Modality, limit: float) -> list[list[Utterance]]:
+    """The utterances in groups of so many seconds; within each the longest first.
+
+    Segments of one recording stay together, in their order there, so that it is decoded once.
+    """
+    if not any(utterance.span for utterance in utterances):
+        rows = _by_length(utterances, modality)
+        return batches(rows, attrgetter("length"), limit, padded=False)
+
+    rows = sorted(utterances, key=place_in_recording)
+    groups = batches(rows, attrgetter("length"), limit, padded=False)
+    return [_by_length(group, modality) for group in groups]
 
 
 def _by_length(utterances: list[Utterance], modality: Modality) -> list[Utterance]:

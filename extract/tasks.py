@@ -12,12 +12,14 @@ from typing import Any
 
 from ser.cache.part import Quarantine
 from ser.cache.spec import Spec
+from ser.corpus.manifest import Manifest
 from ser.corpus.names import Modality
 from ser.engines.machine import choose_device
 
 from .batches import text_seconds
 from .corpora.scan import Scan
 from .extractor import ResolvedFeature
+from .recording import Span
 
 
 # There may be millions, and without slots an unpickled one has a dict.
@@ -28,7 +30,7 @@ class Utterance:
     id: str
     # The path of its audio, or its transcript.
     source: str | None
-    # sha256 of that audio or transcript.
+    # sha256 of that audio or transcript; of a segment, its `segment_digest`.
     digest: str | None
     # What it costs, in seconds of audio.
     length: float
@@ -36,6 +38,9 @@ class Utterance:
     problem: str | None = None
     # The file of the problem: the audio, or what should hold the transcript.
     file: str = ""
+    # Of a segment, where in its file it is, and the sha256 of that file.
+    span: Span | None = None
+    recording: str = ""
 
     def quarantine(self, reason: str) -> Quarantine:
         """What the store records of it where it cannot be used."""
@@ -128,9 +133,11 @@ def utterances_of(scan: Scan, modality: Modality) -> list[Utterance]:
     sources = manifest.column(modality)
     durations = manifest.column("duration")
     digests = manifest.column(f"{modality}_sha256")
+    spans = _spans_of(manifest) if modality == "audio" else [None] * len(manifest)
 
     utterances: list[Utterance] = []
-    for id_, source, seconds, digest in zip(manifest.ids, sources, durations, digests, strict=True):
+    rows = zip(manifest.ids, sources, durations, digests, spans, strict=True)
+    for id_, source, seconds, digest, span in rows:
         if modality == "audio":
             length = seconds or 0.0
             file = source or ""
@@ -147,5 +154,20 @@ def utterances_of(scan: Scan, modality: Modality) -> list[Utterance]:
             file = problem.path or file
         elif digest is None:
             reason = absent
-        utterances.append(Utterance(id_, source, digest, length, reason, file))
+        recording = manifest.recordings.get(source or "", "") if span else ""
+        utterances.append(Utterance(id_, source, digest, length, reason, file, span, recording))
     return utterances
+
+
+def _spans_of(manifest: Manifest) -> list[Span | None]:
+    """The part of its audio file that each row is; None where it is the whole file."""
+    if not manifest.is_segmented:
+        return [None] * len(manifest)
+    places = zip(manifest.column("start"), manifest.column("end"), strict=True)
+    return [Span(start or 0.0, end) for start, end in places]
+
+
+def place_in_recording(utterance: Utterance) -> tuple[str, float, float, str]:
+    """By this segments are sorted so that a recording is read from its start to its end."""
+    start = utterance.span.start if utterance.span else 0.0
+    return utterance.source or "", start, utterance.length, utterance.id

@@ -11,6 +11,7 @@ from ser.corpus.names import Modality
 
 from .batches import GPU_SECONDS
 from .extractor import Extractor
+from .inputs import Inputs
 from .resolve import load_extractors
 from .tasks import WorkerConfig
 
@@ -32,6 +33,7 @@ class Worker:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self.store = Store(config.store)
+        self.inputs = Inputs(config.root)
         # Told of each stage how many more utterances are done.
         self.on_stage: Callable[[str, int], None] | None = None
         self.on_gpu = config.device != "cpu"
@@ -68,8 +70,9 @@ class Worker:
             return self._extractors[modality]
 
     def close(self) -> None:
-        """Drop the extractors, and free the GPU memory that they took."""
+        """Drop the extractors and open recordings, and free the GPU memory that they took."""
         self._extractors.clear()
+        self.inputs.close()
         if self.on_gpu:
             import torch
 
@@ -108,3 +111,6 @@ class Pools(contextlib.ExitStack):
         # Called before the pools are left: all are told to stop, before any is waited for.
         for pool in (self.decoders, self.models, self.cpu, self.writers):
             self.callback(pool.shutdown, wait=False, cancel_futures=True)
+        # Before that: a recording is read in one go, which would not end for long.
+        self.stopping = threading.Event()
+        self.callback(self.stopping.set)

@@ -18,7 +18,7 @@ import soundfile
 from ser.errors import CorpusError, WrongUse
 from ser.extract.audio import decode
 from ser.extract.corpora.counts import summary
-from ser.extract.corpora.measure import probe
+from ser.extract.corpora.probe import probe
 from ser.extract.corpora.scan import scan_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.tests.command_line import printed, ser

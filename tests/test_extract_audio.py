@@ -15,7 +15,7 @@ import soundfile as sf
 
 from ser.errors import CorpusError, UtteranceError
 from ser.extract.audio import Clip, decode
-from ser.extract.corpora.measure import probe
+from ser.extract.corpora.probe import probe
 from ser.extract.flac import held_samples
 
 RATE = 16000

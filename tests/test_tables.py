@@ -571,21 +571,6 @@ def test_what_is_odd_in_transcripts_is_said(four_files: Path) -> None:
     assert any("not read: score" in warning for warning in scan.warnings)
 
 
-@pytest.mark.parametrize(
-    "begin", ["1.5", "1,5", "0 days 00:00:01.5"], ids=["points", "commas", "of pandas"]
-)
-def test_parts_of_a_recording_are_refused(four_files: Path, begin: str) -> None:
-    """Each would have the features of the whole recording."""
-    path = four_files / "t.csv"
-    path.write_text(f"id;audio;start;end\n1;a.wav;0;{begin}\n2;a.wav;{begin};3\n3;b.wav;0;1\n")
-    with pytest.raises(CorpusError, match=r"2 rows are parts of a\.wav.* cut each part into"):
-        scan_corpus(path)
-
-    # The places of files in a dialogue are none.
-    path.write_text("audio;start;end\na.wav;0;1.5\nb.wav;1.5;3\n")
-    assert scan_corpus(path).manifest.column("start") == [0.0, 1.5]
-
-
 # Tables of features
 # ----------------------------------------
 

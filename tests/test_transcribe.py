@@ -128,6 +128,27 @@ def features(table: Path, whisper: Path, store: Path, *options: object) -> Resul
     return ser(*words, "--store", store, *options)
 
 
+def test_segments_have_transcripts_of_their_own(whisper: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = (rng.normal(0, 1, 3 * 44100) * np.linspace(500, 5000, 3 * 44100)).astype(np.int16)
+    sf.write(tmp_path / "long.wav", samples, 44100)
+    spans = [(1.0, 2.5), (0.0, 1.0), (2.5, 3.0)]
+    rows = [f"u{number},long.wav,{start},{end}" for number, (start, end) in enumerate(spans)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,file,start,end", *rows]))
+    store = tmp_path / "s"
+    done = features(tmp_path / "t.csv", whisper, store, "--language", "en", "--features", "logmel")
+    assert done.exit_code == 0, done.output
+
+    manifest = open_store(store).manifest("t-asr")
+    texts = manifest.column("text")
+    for text, (start, end) in zip(texts, spans, strict=True):
+        part = samples[round(start * 44100) : round(end * 44100)]
+        sf.write(tmp_path / "part.wav", part, 44100)
+        assert text == directly(whisper, tmp_path / "part.wav")
+    assert len(set(texts)) > 1
+    assert manifest.is_segmented
+
+
 def test_transcripts_are_those_of_transformers(whisper: Path, table: Path, tmp_path: Path) -> None:
     sf.write(tmp_path / "0.wav", np.zeros(16000), 16000)
     store = tmp_path / "s"

@@ -73,6 +73,8 @@ def _id_fault(row: dict[str, Any], audio: str, earlier_ids: dict[str, str]) -> s
         cause = ""
         if row.get("id_is_path"):
             cause = ": it is the audio path, since no column id gives another; add a column id"
+        if row.get("id_is_span"):
+            cause = ": the same part of one recording; leave one of them out, or add a column id"
         return f"the id {id} is there twice{cause}"
     if earlier is not None:
         return f"the id {id} is there twice, in two Unicode spellings (NFC and NFD)"

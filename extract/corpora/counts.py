@@ -186,6 +186,8 @@ def summary(scan: Scan) -> dict[str, Any]:
     for name in SHOWN:
         facts[name] = counts[name]
     facts["hours"] = round(counts["hours"], 4)
+    if scan.manifest.is_segmented:
+        facts["recordings"] = len(scan.manifest.recordings)
 
     facts["missing"] = count_missing(scan.manifest)
     facts["unlabelled"] = count_unlabelled(scan.manifest)

@@ -46,9 +46,9 @@ def read_iemocap(root: Path) -> Reading:
     """Read the release at `root`, the folder of Session1 … Session5."""
     # A damaged marker marks generated speech too.
     if (root / DEMO_MARKER).exists():
-        reading = Reading("demo", root, [], synthetic=True)
+        reading = Reading("demo", root, [], synthetic=True, places="dialogue")
     else:
-        reading = Reading("iemocap", root, [], known=dict(IEMOCAP))
+        reading = Reading("iemocap", root, [], known=dict(IEMOCAP), places="dialogue")
 
     for number in range(1, 6):
         session = root / f"Session{number}"

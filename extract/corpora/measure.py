@@ -1,55 +1,20 @@
 """The audio files of a corpus: hashed and measured, and what is wrong with each."""
 
-import hashlib
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ser.errors import CodedAudio, UtteranceError
 
-from ..audio import open_audio, read_bytes
-from ..audio_header import Header
+from ..recording import ROUNDED_BY
 from .audio_paths import files_meant, is_there
-from .reading import Problem
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What an audio file is by its bytes and its header."""
-
-    sha256: str | None = None
-    """None if the file cannot be read."""
-    duration: float | None = None
-    """In seconds; None if the header is wrong."""
-    fault: UtteranceError | None = None
-    """Why it cannot be used."""
-    header: Header | None = None
-    """What its header says of its length."""
-
-
-def probe(path: Path) -> Probe:
-    """Hash an audio file and measure it by its header. A fault of the file is returned, not raised.
-
-    Raises `CorpusError` if the disk, the mount or the memory fails. The whole file is read every
-    time: size and modification time do not show changed bytes.
-    """
-    sha256 = None
-    duration = None
-    try:
-        data = read_bytes(path)
-        sha256 = hashlib.sha256(data).hexdigest()
-        file, header = open_audio(data, path.name)
-        with file:
-            duration = file.frames / file.samplerate
-    except UtteranceError as fault:
-        # A new one, without its traceback, which holds the file.
-        return Probe(sha256, duration, type(fault)(str(fault)))
-    # Without the bytes, which are not needed any more.
-    return Probe(sha256, duration, header=replace(header, data=b""))
+from .probe import Probe, probe
+from .reading import Problem, Reading
+from .segments import are_segments, has_place, is_cut_out, segment_of, share_files
 
 
 @dataclass(frozen=True)
@@ -62,50 +27,138 @@ class Measured:
     """Of files that cannot be used."""
     warnings: list[str]
     """Of files that are odd, but can."""
+    recordings: dict[str, str]
+    """If the rows are segments, the sha256 of each file, by its path."""
 
 
-def measure(rows: list[dict[str, Any]], root: Path) -> Measured:
-    """Hash and measure the audio file of each row."""
+def measure(reading: Reading, rows: list[dict[str, Any]]) -> Measured:
+    """Hash and measure the audio file of each row, each file once.
+
+    Of a segment, `audio_sha256` and `duration` are those of its part of the file.
+    """
+    root = reading.root
+    files = list(dict.fromkeys(row["audio"] for row in rows))
     # Reading and hashing release the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        probes = list(pool.map(lambda row: probe(root / row["audio"]), rows))
+        results = pool.map(lambda audio: probe(root / audio), files)
+        probes = dict(zip(files, results, strict=True))
 
-    missing = [row["audio"] for row in rows if not is_there(root / row["audio"])]
+    are_parts = reading.places == "segments" and any(has_place(row) for row in rows)
+    if reading.places == "measured":
+        # By all rows: a few of them, as --limit takes, may be one of each file.
+        are_parts = share_files(reading.rows) or are_segments(rows, probes)
+
+    missing = [audio for audio in files if not is_there(root / audio)]
     meant = files_meant(root, missing) if missing else {}
+    faults = Faults(probes, meant)
 
     measured = []
-    problems = []
-    coded = []
-    readable = 0
-    for row, result in zip(rows, probes, strict=True):
-        measured.append({**row, "audio_sha256": result.sha256, "duration": result.duration})
-        if result.sha256 is not None:
-            readable += 1
-        if result.fault is not None:
-            reason = str(result.fault)
-            if row["audio"] in meant:
-                reason += f"; did you mean {meant[row['audio']]}?"
-            problems.append(Problem(row["id"], row["audio"], reason, "audio"))
-        if isinstance(result.fault, CodedAudio):
-            coded.append(row["audio"])
+    shortened = []
+    for row in rows:
+        result = probes[row["audio"]]
+        digest = result.sha256
+        duration = result.duration
+        fault = result.fault
+        if are_parts and result.unreadable is None:
+            try:
+                segment = segment_of(row, result)
+            except UtteranceError as error:
+                fault = error
+                duration = None
+            else:
+                fault = None
+                digest = segment.digest
+                duration = segment.duration
+                if segment.is_shortened:
+                    shortened.append(row["id"])
+        measured.append({**row, "audio_sha256": digest, "duration": duration})
+        if fault is not None:
+            faults.add(row, fault)
 
-    # Where no file at all can be decoded, one line of shell is more use than a thousand problems.
-    if coded and len(coded) == readable:
-        reason = f"no file here can be decoded as it is: {_how_to_convert(coded, root)}"
-        problems.insert(0, Problem(None, str(root), reason, "audio"))
-    warnings = _warn_of_headers(rows, probes)
-    return Measured(measured, problems, warnings)
+    problems = faults.of_all(root)
+    warnings = _warn_of_headers(probes)
+    warnings += _warn_of_places(rows, probes, are_parts, shortened)
+    recordings = {}
+    if are_parts:
+        for audio, result in probes.items():
+            if result.sha256 is not None:
+                recordings[audio] = result.sha256
+    return Measured(measured, problems, warnings, recordings)
 
 
-def _warn_of_headers(rows: list[dict[str, Any]], probes: list[Probe]) -> list[str]:
+class Faults:
+    """Why rows cannot be used, as problems."""
+
+    def __init__(self, probes: Mapping[str, Probe], meant: Mapping[str, str]) -> None:
+        self.meant = meant
+        self.problems: list[Problem] = []
+        self.readable = sum(result.sha256 is not None for result in probes.values())
+        self.coded: dict[str, None] = {}
+
+    def add(self, row: Mapping[str, Any], fault: UtteranceError) -> None:
+        """Name why a row cannot be used."""
+        audio = row["audio"]
+        reason = str(fault)
+        if audio in self.meant:
+            reason += f"; did you mean {self.meant[audio]}?"
+        self.problems.append(Problem(row["id"], audio, reason, "audio"))
+        if isinstance(fault, CodedAudio):
+            self.coded[audio] = None
+
+    def of_all(self, root: Path) -> list[Problem]:
+        """All problems; first one line of shell, where no file at all can be decoded."""
+        if not self.coded or len(self.coded) != self.readable:
+            return self.problems
+        reason = f"no file here can be decoded as it is: {_how_to_convert(self.coded, root)}"
+        return [Problem(None, str(root), reason, "audio"), *self.problems]
+
+
+def _warn_of_places(
+    rows: Sequence[Mapping[str, Any]],
+    probes: Mapping[str, Probe],
+    are_parts: bool,
+    shortened: Sequence[str],
+) -> list[str]:
+    """What `start` and `end` are taken for, where that is not plain."""
+    with_places = [row for row in rows if has_place(row)]
+    if not with_places:
+        return []
+    if are_parts:
+        warnings = []
+        files = {row["audio"] for row in rows}
+        if len(files) == len(rows):
+            warnings.append(
+                "start and end are taken for places in the audio files, most of which are longer "
+                "than they say: each utterance is a part of its file"
+            )
+        if shortened:
+            warnings.append(
+                f"{len(shortened)} segments, such as {shortened[0]}, end up to {ROUNDED_BY} s "
+                "after their file, as rounded times do: they end with it"
+            )
+        return warnings
+
+    odd = []
+    for row in with_places:
+        if not is_cut_out(row, probes[row["audio"]]):
+            odd.append(row["id"])
+    if not odd:
+        return []
+    return [
+        f"start and end are taken for places in a dialogue, and each file for a whole utterance; "
+        f"{len(odd)} files, such as that of {odd[0]}, are not as long as they say"
+    ]
+
+
+def _warn_of_headers(probes: Mapping[str, Probe]) -> list[str]:
     """One warning each for what headers do not count: how many files, and how many bytes."""
     uncounted: dict[str, int] = {}
     trailing: dict[str, int] = {}
-    for row, result in zip(rows, probes, strict=True):
+    for audio, result in probes.items():
         if result.header is not None and result.header.uncounted:
-            uncounted[row["audio"]] = result.header.uncounted
+            uncounted[audio] = result.header.uncounted
         if result.header is not None and result.header.trailing:
-            trailing[row["audio"]] = result.header.trailing
+            trailing[audio] = result.header.trailing
 
     warnings = []
     if uncounted:

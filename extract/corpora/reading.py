@@ -54,6 +54,10 @@ class Reading:
     Parts of a corpus folder may be links to another disk, but the audio that a table names stays
     inside its folder, links included, if it is opened.
     """
+    places: Literal["measured", "segments", "dialogue"] = "measured"
+    """What `start` and `end` of a row are places in: its audio file, of which it is a segment, or
+    its dialogue. "measured": what the lengths of the files say, see `segments.py`.
+    """
 
 
 def rows_of(table: TableFile, reading: Reading, place: str) -> Iterator[TableRow]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ser.corpus.people import one_spelling
 from ser.corpus.schema import SCHEMA
 from ser.corpus.table_file import is_missing
+from ser.corpus.times import seconds_of
 
 from .reading import Problem, Reading
 
@@ -26,6 +27,9 @@ NAMES = (*COMPARED, "label", "gender")
 
 # What stands in a column of numbers where there is none; in a column of texts these are words.
 NO_NUMBER = {"nan", "na", "n/a", "null", "none", "<na>"}
+
+# In seconds, whatever their notation.
+TIMES = ("start", "end")
 
 # A gender that is none of these is unknown.
 GENDERS = {
@@ -115,6 +119,8 @@ def _convert(column: str, value: Any) -> Any:
 
     if kind == pa.int32():
         return _turn(value)
+    if column in TIMES:
+        return _time(value)
     if kind == pa.float64():
         return _number(value)
 
@@ -150,6 +156,13 @@ def _number(value: Any) -> float | None:
     return number
 
 
+def _time(value: Any) -> float | None:
+    # pandas' word for a time that is missing.
+    if isinstance(value, str) and value.strip().casefold() in {*NO_NUMBER, "nat"}:
+        return None
+    return seconds_of(value)
+
+
 def _turn(value: Any) -> int | None:
     number = _number(value)
     if number is None:
@@ -164,6 +177,8 @@ def _expected(column: str) -> str:
         return 'JSON such as [["ang"], ["neu", "sad"]]'
     if column == "turn":
         return "a whole number from 0"
+    if column in TIMES:
+        return "a time, such as 1.5 (seconds), 1500 ms or 00:00:01.5"
     if SCHEMA.field(column).type == pa.string():
         return "valid Unicode"
     return "a number"

@@ -75,7 +75,7 @@ class Scan:
         for row in parent.table.to_pylist():
             rows.append({**row, "text": texts.get(row["id"]), "text_sha256": None})
 
-        manifest = Manifest.from_rows(name, rows, parent.synthetic)
+        manifest = Manifest.from_rows(name, rows, parent.synthetic, parent.recordings)
         if name != parent.corpus:
             origin = Parent(parent.corpus, parent.digest, dict(made_by or {}))
             manifest = replace(manifest, parent=origin)
@@ -129,8 +129,8 @@ def scan_corpus(
         first = f"; first problem: {problems[0]}" if problems else ""
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
 
-    measured = measure(rows, reading.root)
-    manifest = Manifest.from_rows(corpus, measured.rows, reading.synthetic)
+    measured = measure(reading, rows)
+    manifest = Manifest.from_rows(corpus, measured.rows, reading.synthetic, measured.recordings)
     scan = Scan(
         manifest,
         reading.root,

@@ -8,17 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ser.corpus.headings import column_of, path_heading
+from ser.corpus.headings import column_of, path_heading, unit_of
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
+from ser.corpus.segments import segment_id
 from ser.corpus.table_file import TableFile, TableRow, read_table_file
+from ser.corpus.times import with_unit
 from ser.errors import CorpusError, WrongUse
 
 from .admit import admit
 from .reading import Problem, Reading, rows_of
-from .rows import MEASURED, add_row
+from .rows import MEASURED, TIMES, add_row
 
 COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
@@ -37,29 +39,30 @@ def read_table(
         table = _with_audio_column(table)
     _refuse_embedded_audio(path, table)
     column_by_heading = {heading: column_of(heading) for heading in table.headings}
-    if need == "audio":
-        _refuse_spans(path, table, column_by_heading)
     needs = [need]
     if _has_values(table, "id"):
         needs = ["id", need]
     elif _has_values(table, "audio"):
         needs = ["audio"]
-    # Of each dialogue.
-    next_turn = Counter[str]()
-
     for line in rows_of(table, reading, str(path)):
         values = {}
         for heading, value in line.values.items():
             column = column_by_heading[heading]
             if column == "audio" and isinstance(value, str):
                 value = value.strip()
+            if column in TIMES:
+                value = with_unit(value, unit_of(heading))
             if column in columns:
                 values[column] = value
 
-        row = add_row(reading, values.items(), str(path), line.where, needs)
-        if row is not None:
-            dialogue = row["dialogue"]
-            next_turn[dialogue] = row.setdefault("turn", next_turn[dialogue]) + 1
+        add_row(reading, values.items(), str(path), line.where, needs)
+
+    _name_segments(reading.rows)
+    # Of each dialogue.
+    next_turn = Counter[str]()
+    for row in reading.rows:
+        dialogue = row["dialogue"]
+        next_turn[dialogue] = row.setdefault("turn", next_turn[dialogue]) + 1
 
     _check_columns(path, table, need, reading)
     return reading
@@ -93,23 +96,25 @@ def _refuse_embedded_audio(path: Path, table: TableFile) -> None:
                 )
 
 
-def _refuse_spans(path: Path, table: TableFile, column_by_heading: dict[str, str]) -> None:
-    """Raise `CorpusError` if rows are parts of one recording, each of which would be the whole."""
-    places_by_audio: dict[str, set[tuple[str, str]]] = {}
-    for row in table.rows:
-        values = {column_by_heading[heading]: str(value) for heading, value in row.values.items()}
-        if "audio" in values:
-            place = (values.get("start", ""), values.get("end", ""))
-            places_by_audio.setdefault(values["audio"], set()).add(place)
+def _name_segments(rows: list[dict[str, Any]]) -> None:
+    """Give the parts of one recording ids of their own, where the audio path would be that of all.
 
-    spans = {audio: places for audio, places in places_by_audio.items() if len(places) > 1}
-    if spans:
-        first = next(iter(spans))
-        raise CorpusError(
-            f"{path}: {len(spans[first])} rows are parts of {first}, by start and end; ser reads a "
-            "recording as a whole: cut each part into a file of its own, such as with `ffmpeg -i "
-            "FILE -ss START -to END PART.wav`, and name that file in its row"
-        )
+    A dialogue that was called by the id is called by it still.
+    """
+    places: dict[str, set[tuple[float | None, float | None]]] = {}
+    for row in rows:
+        if row.get("id_is_path"):
+            place = (row.get("start"), row.get("end"))
+            places.setdefault(row["audio"], set()).add(place)
+
+    for row in rows:
+        if row.get("id_is_path") and len(places[row["audio"]]) > 1:
+            is_alone = row["dialogue"] == row["id"]
+            row["id"] = segment_id(row["audio"], row.get("start"), row.get("end"))
+            row["id_is_span"] = True
+            row["id_is_path"] = False
+            if is_alone:
+                row["dialogue"] = row["id"]
 
 
 def _has_values(table: TableFile, column: str) -> bool:
@@ -171,7 +176,7 @@ def read_transcripts(path: Path, ids: list[str]) -> Transcripts:
     It is a problem if one of `ids` has no text, or the table has an id that is not among them.
     Raises `WrongUse` if the file lacks those columns.
     """
-    reading = read_table(path, "id", ["id", "audio", "text"])
+    reading = read_table(path, "id", ["id", "audio", "text", *TIMES])
     rows, problems = admit(reading)
     if not any("text" in row for row in rows):
         raise WrongUse(f"{path} has no text in any row; give a file with the columns id and text")

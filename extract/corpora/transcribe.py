@@ -23,8 +23,8 @@ from ser.weights.hub import OnDownload
 from ..audio import Clip
 from ..batches import GPU_SECONDS, batches
 from ..config import ExtractionConfig
-from ..pipeline import read_input
-from ..tasks import Utterance, utterances_of
+from ..inputs import Inputs
+from ..tasks import Utterance, place_in_recording, utterances_of
 from ..unusable import stop_at
 from .reading import Problem
 from .recogniser import Recogniser
@@ -97,6 +97,7 @@ class Transcription:
                 "its second transcripts need another name"
             )
 
+        self.inputs = Inputs(self.scan.root)
         self.utterances = utterances_of(self.scan, "audio")
         self.quarantined = []
         for utterance in self.utterances:
@@ -104,16 +105,19 @@ class Transcription:
                 self.quarantined.append(utterance.quarantine(utterance.problem))
         stop_at(config, {"whisper": self.quarantined}, self.scan.refused)
 
-        # By the sha256 of the audio.
+        # By the digest of the audio.
         self.texts = read_transcripts(config.store, self.made_by)
         self.left = self._missing()
 
     def _missing(self) -> list[Utterance]:
-        """What has no transcript yet, each file once, longest first."""
+        """What has no transcript yet, each audio once: longest first, segments in their order."""
         missing = {}
         for utterance in self.utterances:
             if not utterance.problem and utterance.digest not in self.texts:
                 missing[utterance.digest] = utterance
+        if self.scan.manifest.is_segmented:
+            # So that each recording is decoded once.
+            return sorted(missing.values(), key=place_in_recording)
         return sorted(missing.values(), key=lambda utterance: (-utterance.length, utterance.id))
 
     def run(self, on_progress: Callable[[str, int, int], None] | None = None) -> Scan:
@@ -154,7 +158,7 @@ class Transcription:
         clips = []
         heard = 0.0
         for utterance in timed:
-            content = read_input(utterance, "audio", self.scan.root)
+            content = self.inputs.read(utterance, "audio")
             if isinstance(content, Clip):
                 clips.append(content)
                 heard += self._seconds_heard(utterance)
@@ -173,7 +177,7 @@ class Transcription:
         """The texts of a batch by the sha256 of the audio; unusable audio is quarantined."""
         clips: dict[str, Clip] = {}
         for utterance in batch:
-            content = read_input(utterance, "audio", self.scan.root)
+            content = self.inputs.read(utterance, "audio")
             if isinstance(content, Clip):
                 clips[utterance.digest or ""] = content
             else:

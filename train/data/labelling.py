@@ -44,7 +44,9 @@ def apply_policy(policy: Policy, manifest: Manifest, undecided: bool = False) ->
     corpora = [corpus_of_row[row] for row in rows] if corpus_of_row else []
     columns = manifest.table.take(rows).to_pydict()
     if corpora:
-        _check_recordings(manifest.corpus, columns["id"], columns["audio_sha256"], corpora)
+        recordings = manifest.recording_digests()
+        of_rows = [recordings[row] for row in rows]
+        _check_recordings(manifest.corpus, columns["id"], of_rows, corpora)
 
     left_out: Counter[str] = Counter()
     for row in np.flatnonzero(numbers < 0):
