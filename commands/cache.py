@@ -254,6 +254,12 @@ def import_(
     metavar="A,B",
     help="Of the corpus beside the values of a .csv, such as speaker,label.",
 )
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["audformat"]),
+    help="A .csv by the index of audformat: file, or file, start and end.",
+)
 @decimal_option
 @corpus_option
 @store_option
@@ -262,6 +268,7 @@ def export(
     file: Path,
     backend: str | None,
     with_columns: str | None,
+    format_: str | None,
     decimal: str,
     corpus: str | None,
     store: Path,
@@ -269,11 +276,13 @@ def export(
     """Write feature NAME to one FILE: .csv (also for R), .h5, .zarr, .npz or .safetensors (with an
     index beside it).
 
-    Quarantined utterances are left out and named, and the exit code is 3 then.
+    A .csv of segments begins with file, start and end. Quarantined utterances are left out and
+    named, and the exit code is 3 then.
 
     \b
     Examples:
       ser cache export egemaps egemaps.csv --with speaker,label
+      ser cache export egemaps db.egemaps.csv --format audformat
       ser cache export hubert features-hdf5 --backend hdf5
     """
     from ser.cache.store import open_store
@@ -286,6 +295,8 @@ def export(
         raise click.UsageError("--with is for a table (.csv); a store holds the manifest anyway")
     if decimal != "." and backend:
         raise click.UsageError("--decimal is for a table (.csv); leave it out")
+    if format_ and backend:
+        raise click.UsageError("--format is for a table (.csv); leave it out")
 
     opened = open_store(store)
     manifest = opened.manifest(corpus)
@@ -298,7 +309,10 @@ def export(
         answer(f"copied {copied} parts to {file}{already}")
         return
 
-    path = export_feature(feature, manifest, file, names_of_dimensions(feature), beside, decimal)
+    names = names_of_dimensions(feature)
+    path = export_feature(
+        feature, manifest, file, names, beside, decimal, audformat=format_ is not None
+    )
     answer(f"wrote {path}")
     quarantined = feature.quarantined(manifest)
     for id_, reason in quarantined.items():

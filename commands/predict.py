@@ -30,14 +30,15 @@ OF_A_STORE = ("store", "corpus", "part", "memory")
     "--table",
     type=FILE,
     metavar="FILE",
-    help="CSV, TSV, Parquet or JSONL with columns audio, text, dialogue, turn, speaker; "
-    "paths are relative to it.",
+    help="CSV, TSV, Parquet or JSONL with columns audio, start, end, text, dialogue, turn, "
+    "speaker; paths are relative to it.",
 )
 @click.option(
     "--csv",
     type=FILE,
     metavar="FILE",
-    help="Write a row for each utterance: file, predicted, p_CLASS, and those of each run.",
+    help="Write a row for each utterance: file (of segments start, end), predicted, p_CLASS, and "
+    "those of each run.",
 )
 @decimal_option
 @click.option(
@@ -138,7 +139,7 @@ def predict(
         answers = predictors(given.turns, abstain_below, update)
 
     if csv is not None:
-        write_table(csv, answers, given.files, decimal)
+        write_table(csv, answers, given.files, decimal, given.spans)
     if as_json:
         answer(_as_json(answers, runs))
     elif csv is None:

@@ -5,20 +5,29 @@ from pathlib import Path
 
 from ser.errors import UtteranceError
 
-from .audio import decode
+from .audio import Clip, decode
 from .extractor import Extractor, FeatureRows
+from .recording import Recordings, Segment
+
+# An audio file, a part of one, or a transcript.
+Source = Path | Segment | str
 
 
 def extract_utterance(
-    extractors: Sequence[Extractor], source: Path | str, warnings: list[str]
+    extractors: Sequence[Extractor],
+    source: Source,
+    warnings: list[str],
+    recordings: Recordings | None = None,
 ) -> dict[str, FeatureRows]:
-    """The features of one audio file (a path) or transcript (a string), by fingerprint.
+    """The features of one audio file or segment, or transcript (a string), by fingerprint.
+
+    `recordings` are those that stay open for further segments of them.
 
     Adds what is odd about it, such as a cut text, to `warnings`. Raises `UtteranceError` if it
     cannot be used.
     """
-    if isinstance(source, Path):
-        clip = decode(source)
+    if not isinstance(source, str):
+        clip = _decoded(source, recordings or Recordings())
         results = [extractor.run([clip])[0] for extractor in extractors]
         # The extractors add theirs to those of the decoder.
         warnings += dict.fromkeys(clip.warnings)
@@ -37,3 +46,12 @@ def extract_utterance(
         of_features.update(dict.fromkeys(rows.warnings))
     warnings += of_features
     return features
+
+
+def _decoded(source: Path | Segment, recordings: Recordings) -> Clip:
+    if isinstance(source, Path):
+        return decode(source)
+    recording = recordings.get(source.path)
+    clip = recording.clip(source.span)
+    clip.warnings += recording.header.warnings
+    return clip

@@ -7,7 +7,9 @@ from pathlib import Path
 from ser.errors import WrongUse
 from ser.extract.audio import SOUND
 from ser.extract.corpora.files import walk_files
+from ser.extract.corpora.segments import segments_in_folder
 from ser.extract.corpora.table import read_manifest
+from ser.extract.recording import Span
 
 from .turns import Turn
 
@@ -19,6 +21,15 @@ class GivenTurns:
     turns: list[Turn]
     files: dict[str, str]
     """By a turn's id, its audio path as it was given, or else its id."""
+
+    @property
+    def spans(self) -> dict[str, Span]:
+        """By a turn's id, the part of its file that it is, where it is not the whole."""
+        spans = {}
+        for turn in self.turns:
+            if turn.is_segment:
+                spans[turn.id] = Span(turn.start or 0.0, turn.end)
+        return spans
 
 
 def read_inputs(
@@ -78,11 +89,18 @@ def _read_table(table: Path, takes_audio: bool) -> GivenTurns:
     manifest = read_manifest(table, "new", "audio" if takes_audio else "id")
     columns = [field.name for field in fields(Turn)]
 
+    rows = manifest.table.select(columns).to_pylist()
+    are_parts = takes_audio and segments_in_folder(rows, table.parent)
+
     turns: list[Turn] = []
     files: dict[str, str] = {}
-    for row in manifest.table.select(columns).to_pylist():
+    for row in rows:
         files[row["id"]] = row["audio"] or row["id"]
         if row["audio"]:
             row["audio"] = table.parent / row["audio"]
+        if not are_parts:
+            # Places in a dialogue.
+            row["start"] = None
+            row["end"] = None
         turns.append(Turn(**row))
     return GivenTurns(turns, files)

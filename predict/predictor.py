@@ -14,7 +14,9 @@ from ser.disk.records import to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
 from ser.extract.extractor import Extractor, ResolvedFeature
+from ser.extract.recording import Segment, Span
 from ser.extract.resolve import resolve_again
+from ser.extract.single import Source
 from ser.train.data.dataset import Dataset
 from ser.train.data.inputs import Inputs
 from ser.train.data.labelling import apply_policy
@@ -316,7 +318,7 @@ class Predictor:
         """
         rows: dict[str, Tensor] = {}
         for modality, features in self.features.items():
-            source = turn.audio if modality == "audio" else turn.text
+            source = _audio_of(turn) if modality == "audio" else turn.text
             # Token ids, if the run trained the encoder.
             extra = self.run.config.features[modality].extra
             if source is None:
@@ -403,3 +405,10 @@ class Predictor:
             ratings=dict(zip(DIMENSIONS, ratings, strict=False)),
             abstained=bool(shares) and max(shares) < abstain_below,
         )
+
+
+def _audio_of(turn: Turn) -> Source | None:
+    """The audio of a turn as an extractor takes it."""
+    if turn.audio is None or not turn.is_segment:
+        return turn.audio
+    return Segment(Path(turn.audio), Span(turn.start or 0.0, turn.end))

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ser.errors import UtteranceError
 from ser.extract.extractor import Extractor, FeatureRows, ResolvedFeature
+from ser.extract.recording import Recordings
 from ser.extract.resolve import load_extractors
-from ser.extract.single import extract_utterance
+from ser.extract.single import Source, extract_utterance
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What came of one audio file or transcript."""
+    """What came of one audio file, segment or transcript."""
 
     rows: dict[str, FeatureRows] = field(default_factory=dict)
     """By fingerprint."""
@@ -33,7 +33,8 @@ class FeatureSource:
         self.features: dict[str, dict[str, ResolvedFeature]] = {}
         # By modality, loaded when an utterance first has it.
         self._extractors: dict[str, list[Extractor]] = {}
-        self._computed: dict[tuple[str, Path | str], Computed] = {}
+        self._recordings = Recordings()
+        self._computed: dict[tuple[str, Source], Computed] = {}
 
     def add(self, modality: str, features: Sequence[ResolvedFeature]) -> None:
         """Compute these features too, where they are not there yet."""
@@ -48,10 +49,8 @@ class FeatureSource:
             self._extractors[modality] = load_extractors(features, self.device)
         return self._extractors[modality]
 
-    def rows(
-        self, modality: str, source: Path | str, warnings: list[str]
-    ) -> dict[str, FeatureRows]:
-        """The features of one audio file or transcript, by fingerprint.
+    def rows(self, modality: str, source: Source, warnings: list[str]) -> dict[str, FeatureRows]:
+        """The features of one audio file, segment or transcript, by fingerprint.
 
         Adds what is odd about it to `warnings`. Raises `UtteranceError` if it cannot be used.
         """
@@ -67,10 +66,10 @@ class FeatureSource:
         warnings += computed.warnings
         return computed.rows
 
-    def _compute(self, modality: str, source: Path | str) -> Computed:
+    def _compute(self, modality: str, source: Source) -> Computed:
         warnings: list[str] = []
         try:
-            rows = extract_utterance(self.extractors(modality), source, warnings)
+            rows = extract_utterance(self.extractors(modality), source, warnings, self._recordings)
         except UtteranceError as fault:
             return Computed(fault=fault)
         return Computed(rows, warnings)

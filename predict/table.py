@@ -7,6 +7,7 @@ from pathlib import Path
 from ser.corpus.sheet import Sheet
 from ser.disk.write import write_whole
 from ser.errors import WrongUse
+from ser.extract.recording import Span
 from ser.train.data.utterances import DIMENSIONS
 
 from .from_store import RunPredictions, StoredPredictions
@@ -15,12 +16,17 @@ from .turns import Prediction
 
 
 def write_table(
-    path: Path, answers: SeveralAnswers, files: Mapping[str, str], decimal: str = "."
+    path: Path,
+    answers: SeveralAnswers,
+    files: Mapping[str, str],
+    decimal: str = ".",
+    spans: Mapping[str, Span] | None = None,
 ) -> None:
     """Write a CSV with a row for each utterance that a run can use.
 
-    Columns: `file` as it was given; `predicted`, `p_CLASS` and ratings, means over the runs; then
-    those of each run, such as `predicted@RUN`. Numbers have a `decimal` point or comma.
+    Columns: `file` as it was given, `start` and `end` in seconds if any is a segment (`spans`, by
+    id; an empty `end` is that of the file); `predicted`, `p_CLASS` and ratings, means over the
+    runs; then those of each run, such as `predicted@RUN`. Numbers have a `decimal` point or comma.
     """
     by_run = {}
     for name, answer in answers.by_run.items():
@@ -28,7 +34,8 @@ def write_table(
 
     first = answers.mean[0]
     headings = _headings(first)
-    columns = ["file", *headings]
+    places = ["start", "end"] if spans else []
+    columns = ["file", *places, *headings]
     for name in by_run:
         columns += [f"{heading}@{name}" for heading in headings]
 
@@ -36,7 +43,10 @@ def write_table(
     table = Sheet(sink, decimal)
     table.write_row(columns)
     for mean in answers.mean:
-        row = [files[mean.id], *_values(mean, first)]
+        row: list[str | float] = [files[mean.id]]
+        if spans:
+            row += _place(spans.get(mean.id))
+        row += _values(mean, first)
         for predictions in by_run.values():
             row += _values(predictions.get(mean.id), first)
         table.write_row(row)
@@ -93,6 +103,13 @@ def check_destination(path: Path, inputs: Sequence[Path]) -> None:
         raise WrongUse(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
+
+
+def _place(span: Span | None) -> list[str | float]:
+    """Where a segment begins and ends; nothing of a whole file."""
+    if span is None:
+        return ["", ""]
+    return [span.start, "" if span.end is None else span.end]
 
 
 def _headings(first: Prediction) -> list[str]:

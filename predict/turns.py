@@ -17,6 +17,14 @@ class Turn:
     turn: int | None = None
     # For models that distinguish the speakers of a dialogue.
     speaker: str | None = None
+    # In seconds: the part of its audio file that it is, where it is not the whole.
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is a part of its audio file."""
+        return self.start is not None or self.end is not None
 
     def __post_init__(self) -> None:
         if not self.id:

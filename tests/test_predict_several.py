@@ -80,9 +80,9 @@ def test_each_feature_of_an_utterance_is_computed_once(
     sources: Counter[Any] = Counter()
     original = shared.extract_utterance
 
-    def counting(extractors: Any, source: Any, warnings: list[str]) -> Any:
+    def counting(extractors: Any, source: Any, *more: Any) -> Any:
         sources[source] += 1
-        return original(extractors, source, warnings)
+        return original(extractors, source, *more)
 
     monkeypatch.setattr(shared, "extract_utterance", counting)
     predictors = Predictors(runs)

@@ -19,6 +19,7 @@ from .known_ids import known_utterances
 from .predictions import has_predictions, read_predictions
 from .runs import is_run_folder, read_runs
 from .scripts import read_script
+from .segments import with_segment_ids
 from .sheet import ENDINGS, Sheet, read_json, read_sheet
 from .splits import (
     Members,
@@ -189,6 +190,7 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
             return
 
     sheet = read_sheet(path)
+    sheet = with_segment_ids(sheet)
     columns = find_columns(sheet, gathering.columns)
     part, fold = part_and_fold(path, root)
     name = str(path.relative_to(root)) if root else path.name

@@ -10,7 +10,6 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from ser.errors import SerError, StoreError, WrongUse, unknown
 from .foreign import index_of
 from .in_memory import utterances_in_memory
 from .listing import corpora_of, latest_manifests
+from .table_index import audformat_index, index_of_table
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class ExportedFeature:
     beside: Mapping[str, Sequence[Any]]
     # Of the numbers of a table: a point, or a comma.
     decimal: str = "."
+    # Of a table, the columns before the values, by name, with a value for each utterance.
+    before: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def arrays_beside_values(self) -> dict[str, npt.NDArray[Any]]:
@@ -70,14 +72,16 @@ def export(
     columns: Sequence[str] | None = None,
     beside: Sequence[str] = (),
     decimal: str = ".",
+    audformat: bool = False,
 ) -> Path:
     """Write a manifest's utterances, in its order and without the quarantined, to one file.
 
     The suffix is the format. The file holds `values` `[rows, dim]`, `offsets` int64 `[n + 1]`, the
     extras `[rows]`, the ids, and the spec as JSON; .zarr is a folder, .safetensors has ids and spec
     in `<path>.json`, and .csv names the values by `columns`, if given, has the columns `beside` of
-    the manifest behind the id, and numbers with a `decimal` point or comma. Raises `WrongUse` if
-    `path` exists, `MissingRows` if an utterance is not in the store.
+    the manifest behind the id, and numbers with a `decimal` point or comma. That of segments begins
+    with `file`, `start` and `end`; with `audformat` it has the index of that format in place of an
+    id. Raises `WrongUse` if `path` exists, `MissingRows` if an utterance is not in the store.
     """
     suffix = path.suffix.lower()
     if suffix not in WRITERS:
@@ -86,6 +90,8 @@ def export(
         raise WrongUse(f"{path}: --with is for a table; name a .csv file, or leave --with out")
     if decimal != "." and suffix != ".csv":
         raise WrongUse(f"{path}: --decimal is for a table; name a .csv file, or leave it out")
+    if audformat:
+        _check_audformat(path, feature, manifest, decimal)
     for name in beside:
         if name == "id" or name not in manifest.table.column_names:
             known = [column for column in manifest.table.column_names if column != "id"]
@@ -95,7 +101,7 @@ def export(
     if path.exists() or _is_foreign(index_of(path)):
         raise WrongUse(f"{path}: exists already; name another file")
 
-    exported = _prepare_export(feature, manifest, columns, beside, decimal)
+    exported = _prepare_export(feature, manifest, columns, beside, decimal, audformat)
     _check_no_nul(path, exported.rows.ids)
 
     size = exported.rows.values.nbytes
@@ -145,6 +151,7 @@ def _prepare_export(
     columns: Sequence[str] | None,
     beside: Sequence[str],
     decimal: str,
+    audformat: bool,
 ) -> ExportedFeature:
     """Find the rows of every utterance that is not quarantined."""
     origin = {
@@ -168,7 +175,26 @@ def _prepare_export(
     names = columns or [f"{feature.spec.name}.{number}" for number in range(feature.spec.dim)]
     of_manifest = {name: manifest.column(name) for name in beside}
     batches = utterances_in_memory(rows, read_values)
-    return ExportedFeature(rows, batches, origin, names, of_manifest, decimal)
+    before = audformat_index(manifest) if audformat else index_of_table(manifest)
+    return ExportedFeature(rows, batches, origin, names, of_manifest, decimal, before)
+
+
+def _check_audformat(path: Path, feature: Feature, manifest: Manifest, decimal: str) -> None:
+    """Raise `WrongUse` for what a table of audformat cannot hold."""
+    if path.suffix.lower() != ".csv":
+        raise WrongUse(f"{path}: a table of audformat is a .csv file; name one")
+    if decimal != ".":
+        raise WrongUse(f"{path}: audformat has decimal points; leave --decimal out")
+    if feature.spec.level != "utterance":
+        raise WrongUse(
+            f"{feature.spec.name} has a row for each {feature.spec.level}, a table of audformat "
+            "one for each utterance; export such a feature, as egemaps or hubert:pool=mean"
+        )
+    if manifest.table.column("audio").null_count:
+        raise WrongUse(
+            f"corpus {manifest.corpus} does not say which audio file each utterance is, which is "
+            "the index of audformat; leave --format out"
+        )
 
 
 def _check_no_nul(path: Path, ids: list[str]) -> None:
@@ -285,7 +311,8 @@ def _write_zarr(path: Path, exported: ExportedFeature) -> None:
 def write_csv(path: Path, exported: ExportedFeature) -> None:
     """A line for each row.
 
-    The id, columns of the manifest, the number of the frame or token, and the values.
+    What names the utterance, columns of the manifest, the number of the frame or token, and the
+    values.
     """
     level = exported.origin["spec"]["level"]
     is_vector = level == "utterance"
@@ -293,11 +320,12 @@ def write_csv(path: Path, exported: ExportedFeature) -> None:
 
     with path.open("x", encoding="utf-8", newline="") as sink:
         table = Sheet(sink, exported.decimal, line_end="\r\n")
-        table.write_row(["id", *exported.beside, *number_columns, *exported.columns])
-        beside = zip(*exported.beside.values(), strict=True) if exported.beside else repeat(())
+        leading = {**exported.before, **exported.beside}
+        table.write_row([*leading, *number_columns, *exported.columns])
+        cells = zip(*leading.values(), strict=True)
         for batch in exported.batches:
-            for utterance, id_ in enumerate(batch.ids):
-                of_utterance = [id_, *map(_as_text, next(beside))]
+            for utterance in range(len(batch)):
+                of_utterance = list(map(_as_text, next(cells)))
                 for number, row in enumerate(batch[utterance].astype(str)):
                     numbers = [] if is_vector else [number]
                     values = map(table.number, row)

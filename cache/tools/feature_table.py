@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ser.corpus.delimited import DelimitedRow, read_delimited
-from ser.corpus.headings import column_of
+from ser.corpus.headings import column_of, unit_of
+from ser.corpus.table_file import is_missing
+from ser.corpus.times import seconds_of, with_unit
 from ser.disk.text import read_text
 from ser.errors import StoreError
 
@@ -34,6 +36,8 @@ class FeatureTable:
     """Of each row; None if no column names it."""
     ids_are_paths: bool
     """Whether the ids come from the paths of audio files."""
+    places: list[tuple[float, float | None]] | None = None
+    """Where each row begins and ends in its file, in seconds, if columns start and end say it."""
 
 
 def read_feature_table(path: Path, has_header: bool = True) -> FeatureTable:
@@ -62,11 +66,16 @@ def read_feature_table(path: Path, has_header: bool = True) -> FeatureTable:
     if not value_columns:
         raise StoreError(f"{path}: has no column of values ({', '.join(headings)})")
 
+    start, end = _place_columns(headings) if key is not None else (None, None)
     ids = []
+    places = []
     values = []
     for row in _whole_rows(path, rows, width):
         if key is not None:
             ids.append(_id_of(headings[key], row.cells[key]))
+        if start is not None and end is not None:
+            begin = _time(path, row, headings, start) or 0.0
+            places.append((begin, _time(path, row, headings, end)))
         values.append(_numbers(path, row, headings, value_columns))
 
     if not values:
@@ -75,7 +84,9 @@ def read_feature_table(path: Path, has_header: bool = True) -> FeatureTable:
     if not is_header or len(values) > 2:
         _check_no_index(path, headings[value_columns[0]], table)
     is_id = key is not None and column_of(headings[key]) == "id"
-    return FeatureTable(table, None if key is None else ids, key is not None and not is_id)
+    return FeatureTable(
+        table, None if key is None else ids, key is not None and not is_id, places or None
+    )
 
 
 def _is_row(path: Path, cells: list[str]) -> bool:
@@ -139,10 +150,33 @@ def _value_columns(headings: list[str], key: int | None) -> list[int]:
     """The places of the columns that hold values."""
     columns = []
     for number, heading in enumerate(headings):
-        is_place = key is not None and heading.casefold() in PLACES
-        if number != key and not is_place:
+        if number != key and not (key is not None and _says_where(heading)):
             columns.append(number)
     return columns
+
+
+def _says_where(heading: str) -> bool:
+    """Whether a column beside the one that names the rows says which audio they are of."""
+    return heading.casefold() in PLACES or column_of(heading) in ("audio", "start", "end")
+
+
+def _place_columns(headings: list[str]) -> tuple[int | None, int | None]:
+    """The columns that say where a row begins and ends, if there are both."""
+    columns = [column_of(heading) for heading in headings]
+    if "start" not in columns or "end" not in columns:
+        return None, None
+    return columns.index("start"), columns.index("end")
+
+
+def _time(path: Path, row: DelimitedRow, headings: list[str], column: int) -> float | None:
+    cell = row.cells[column]
+    if is_missing(cell) or cell.strip().casefold() in ("nat", "nan"):
+        return None
+    try:
+        return seconds_of(with_unit(cell, unit_of(headings[column])))
+    except ValueError:
+        fault = f"{cell!r} in column {headings[column]!r} is not a time"
+        raise StoreError(f"{path}: {row.where}: {fault}; write seconds, such as 1.5") from None
 
 
 def _id_of(heading: str, cell: str) -> str:

@@ -291,6 +291,9 @@ def read_csv(path: Path, has_header: bool = True) -> ForeignArrays:
     arrays: ForeignArrays = {"values": table.values}
     if table.ids is not None:
         arrays["paths" if table.ids_are_paths else "ids"] = np.array(table.ids, str)
+    if table.places is not None and table.ids_are_paths:
+        # NaN: the end of the file.
+        arrays["places"] = np.array(table.places, np.float64)
     return leave_values_in_file(path, lambda: contextlib.nullcontext(arrays))
 
 

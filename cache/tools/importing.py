@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ser.cache.spec import Level, Spec
 from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
 from ser.corpus.names import Modality, check_name
+from ser.corpus.segments import has_segments, places_of
 from ser.disk.read import read_named
 from ser.disk.records import canonical_json
 from ser.errors import StoreError, WrongUse
@@ -26,7 +27,9 @@ from .foreign import ForeignArrays, StoredArray, read_arrays
 from .in_memory import utterances_in_memory
 
 # ForeignArrays of a feature file that are no extras of its rows.
-NO_EXTRAS = {"values", "offsets", "ids", "paths", "about"}
+NO_EXTRAS = {"values", "offsets", "ids", "paths", "places", "about"}
+# Decimals of a second that two notations of one place have in common.
+SAME_PLACE = 3
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,11 @@ def _arrange(
     elif ids is None and "ids" in arrays:
         ids = [_id_of(id_) for id_ in arrays["ids"].reshape(-1)]
     elif ids is None and "paths" in arrays:
-        ids = _ids_of_paths(arrays["paths"].tolist(), manifest)
+        paths = arrays["paths"].tolist()
+        if "places" in arrays and has_segments(manifest):
+            ids = _ids_of_segments(path, paths, arrays["places"], manifest)
+        else:
+            ids = _names_below(paths, set(manifest.ids))
 
     values = _check_values(path, arrays["values"])
     offsets = _check_offsets(path, arrays.get("offsets"), values.shape[0])
@@ -178,12 +185,11 @@ def _id_of(value: Any) -> str:
     return str(value)
 
 
-def _ids_of_paths(paths: Sequence[str], manifest: Manifest) -> list[str]:
-    """The ids of audio paths without their endings: what of each path is an id of the manifest.
+def _names_below(paths: Sequence[str], known: set[str]) -> list[str]:
+    """What of each audio path, without its ending, is a known name.
 
     `/data/wav/a` is the utterance `wav/a`, or else `a`; a path that is neither stays as it is.
     """
-    known = set(manifest.ids)
     ids = []
     for path in paths:
         below = path
@@ -191,6 +197,40 @@ def _ids_of_paths(paths: Sequence[str], manifest: Manifest) -> list[str]:
             below = below.partition("/")[2]
         ids.append(below if below in known else path)
     return ids
+
+
+def _ids_of_segments(
+    path: Path, paths: Sequence[str], places: Any, manifest: Manifest
+) -> list[str]:
+    """The ids of the segments that have these audio paths, without endings, and `places` `[n, 2]`.
+
+    Places are compared by their milliseconds. Raises `StoreError` for one that no segment has, or
+    several.
+    """
+    files = [str(PurePosixPath(name or "").with_suffix("")) for name in manifest.column("audio")]
+    by_place: dict[tuple[str, float, float | None], list[str]] = {}
+    for file, (start, end), id_ in zip(files, places_of(manifest), manifest.ids, strict=True):
+        by_place.setdefault(_rounded(file, start, end), []).append(id_)
+        if end is not None:
+            # What ends with the file may say so.
+            by_place.setdefault(_rounded(file, start, None), []).append(id_)
+
+    ids = []
+    rows = zip(paths, _names_below(paths, set(files)), places.tolist(), strict=True)
+    for written, file, (start, end) in rows:
+        found = by_place.get(_rounded(file, start, None if math.isnan(end) else end), [])
+        if len(found) != 1:
+            fault = f"{len(found) or 'no'} utterances of corpus {manifest.corpus} are the part"
+            raise StoreError(
+                f"{path}: {fault} of {written} from {start:g} to {end:g} s; name each by a column "
+                "id"
+            )
+        ids += found
+    return ids
+
+
+def _rounded(file: str, start: float, end: float | None) -> tuple[str, float, float | None]:
+    return file, round(start, SAME_PLACE), None if end is None else round(end, SAME_PLACE)
 
 
 def _join_arrays_of_utterances(
