@@ -27,8 +27,8 @@ class ExtractionConfig:
     )
     format: str | None = option(
         None,
-        help=f"Layout on disk: {', '.join(FORMATS)}, or a file that describes it; "
-        "detected by default.",
+        help=f"Layout on disk: {', '.join(FORMATS)} (textgrid:TIER, elan:TIER), or a file that "
+        "describes it; detected by default.",
         metavar="NAME|FILE.toml",
     )
     corpus_name: str | None = option(

@@ -328,8 +328,9 @@ def test_a_database_of_audformat(tmp_path: Path, storage: str) -> None:
     scan = scan_corpus(tmp_path)
     assert (scan.format, scan.manifest.corpus, scan.problems) == ("audformat", "mine", [])
     assert but_for_copies(scan.warnings) == [
-        "the table parts is not by file, or not here as CSV or Parquet: it is not read"
+        "the segmented tables say nothing of their 1 segments: the files are the utterances"
     ]
+    assert not scan.manifest.is_segmented
 
     columns = ("label", "speaker", "gender", "session", "text")
     assert [[one[name] for name in columns] for one in scan.manifest.table.to_pylist()] == [
@@ -533,7 +534,7 @@ def test_a_format_that_is_not_known_names_those_that_are(tmp_path: Path) -> None
     listed = ser("corpus", "show", tmp_path, "--format", "mien")
 
     assert listed.exit_code == 2
-    known = "known: FILE.toml, audformat, crema-d, emodb, esd, folder, iemocap, meld"
+    known = "known: FILE.toml, audacity, audformat, crema-d, elan:TIER, emodb, esd, folder, iemocap"
     assert known in listed.output
 
 

@@ -8,7 +8,7 @@ from ser.errors import WrongUse, unknown
 
 from ..audio import SOUND
 from .files import walk_files
-from .formats import DETECTORS, FORMATS, looks_described
+from .formats import DETECTORS, FORMATS, WITH_TIERS, looks_described
 
 
 def find_format(path: str | Path, format: str | None = None) -> str:
@@ -22,8 +22,12 @@ def find_format(path: str | Path, format: str | None = None) -> str:
         raise WrongUse(f"{path} does not exist; give the folder of a corpus, or a table file")
 
     if format is not None:
+        name, _, tier = format.partition(":")
+        if name in WITH_TIERS and tier:
+            return format
         if format not in FORMATS and not format.endswith(".toml"):
-            raise unknown("corpus format", format, [*FORMATS, "FILE.toml"])
+            named = [f"{name}:TIER" if name in WITH_TIERS else name for name in FORMATS]
+            raise unknown("corpus format", format, [*named, "FILE.toml"])
         return format
 
     if not path.is_dir():
@@ -61,7 +65,12 @@ def _not_a_corpus(folder: Path) -> str:
         hint = f"it holds {tables[0]}: give that file"
     else:
         hint = "give a CSV, TSV, Parquet or JSONL file"
-    if any(PurePosixPath(path).suffix.lower() in SOUND for path in walk_files(folder)):
+    endings = {PurePosixPath(path).suffix.lower() for path in walk_files(folder)}
+    if ".textgrid" in endings:
+        hint += "; --format textgrid:TIER reads its TextGrids"
+    if ".eaf" in endings:
+        hint += "; --format elan:TIER reads its documents of ELAN"
+    if endings & SOUND:
         hint += "; --format folder reads its recordings as a corpus without labels"
     return (
         f"{folder} is not a corpus that ser knows: neither laid out nor named as any of "

@@ -42,6 +42,34 @@ def _read_table(path: Path) -> "Reading":
     return read_table(path)
 
 
+def _read_textgrid(path: Path, tier: str | None = None) -> "Reading":
+    from .annotations import read_annotated
+    from .textgrid import FORMAT
+
+    return read_annotated(path, FORMAT, tier)
+
+
+def _read_elan(path: Path, tier: str | None = None) -> "Reading":
+    from .annotations import read_annotated
+    from .elan import FORMAT
+
+    return read_annotated(path, FORMAT, tier)
+
+
+def _read_audacity(path: Path) -> "Reading":
+    from .annotations import read_annotated
+    from .audacity import FORMAT
+
+    return read_annotated(path, FORMAT, None)
+
+
+def _read_rttm(path: Path) -> "Reading":
+    from .annotations import read_annotated
+    from .rttm import FORMAT
+
+    return read_annotated(path, FORMAT, None)
+
+
 def _description(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.toml")
 
@@ -61,7 +89,14 @@ _SER: dict[str, Reader | Path] = {
     "audformat": _read_audformat,
     "table": _read_table,
     "folder": _read_folder,
+    "textgrid": _read_textgrid,
+    "elan": _read_elan,
+    "audacity": _read_audacity,
+    "rttm": _read_rttm,
 }
+
+# Formats that take a tier's name, as in textgrid:TIER.
+WITH_TIERS = ("textgrid", "elan")
 FORMATS: Registry[Reader | Path] = Registry("corpus format", "ser.corpora", Callable | Path, _SER)
 
 # What a folder of a layout holds, as a pattern. Formats are detected by it, in this order; then
@@ -70,7 +105,13 @@ DETECTORS = {"iemocap": "Session[1-5]/dialog/", "audformat": "db.yaml"}
 
 
 def find_reader(format: str) -> Reader:
-    """The reader of a format: one of `FORMATS`, or the path of a description in TOML."""
+    """The reader of a format: one of `FORMATS`, or the path of a description in TOML.
+
+    A tier may stand behind the name of one that has tiers, as in textgrid:TIER.
+    """
+    name, _, tier = format.partition(":")
+    if name in WITH_TIERS and tier:
+        return partial(FORMATS.get(name, None), tier=tier)
     reader = FORMATS.get(format, expand_user(format))
     if isinstance(reader, Path):
         from .described import read_described
