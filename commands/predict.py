@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ser.predict.from_store import StoredPredictions
 
 # The options that say that features come from a store.
-OF_A_STORE = ("store", "corpus", "part", "memory")
+OF_A_STORE = ("store", "corpus", "part", "memory", "submission")
 
 
 @click.command()
@@ -53,6 +53,13 @@ OF_A_STORE = ("store", "corpus", "part", "memory")
     metavar="PART",
     help="Of a store: only utterances of this session, such as test3 of a split into parts.",
 )
+@click.option(
+    "--submission",
+    type=(str, FILE),
+    metavar="FORMAT FILE",
+    help="Of a store: write the mean as a challenge takes it: is25-cat, is25-dim, odyssey24-cat, "
+    "odyssey24-dim or a TOML file.",
+)
 @config_options(Experiment, "memory")
 @config_options(ExtractionConfig, "models", "device")
 @click.option(
@@ -75,6 +82,7 @@ def predict(
     store: Path | None,
     corpus: str | None,
     part: str | None,
+    submission: tuple[str, Path] | None,
     memory: str | None,
     models: tuple[str, ...],
     device: str,
@@ -104,6 +112,7 @@ def predict(
       ser predict runs/3f2a91c07b5d4e68 --table turns.csv --json
       ser predict runs/* recordings --csv predictions.csv
       ser predict runs/* --store features --corpus msp-podcast --part test3 --csv test3.csv
+      ser predict ensembles/* --corpus msp-podcast --part test3 --submission is25-cat test3.csv
     """
     from ser.predict.inputs import check_inputs, read_inputs
     from ser.predict.several import Predictors
@@ -121,7 +130,8 @@ def predict(
             f"{given_of_store[0]} takes features from a store; leave one of them out"
         )
     if given_of_store:
-        whole = _predict_stored(paths, store, corpus, part, device, memory, csv, decimal, as_json)
+        predictions = _predict_stored(paths, store, corpus, part, device, memory, submission, csv)
+        whole = _show_stored(predictions, csv, submission, decimal, as_json)
         ctx.exit(0 if whole else 3)
 
     runs, audio = _runs_and_audio(paths)
@@ -165,33 +175,56 @@ def _predict_stored(
     part: str | None,
     device: str,
     memory: str | None,
+    submission: tuple[str, Path] | None,
     csv: Path | None,
-    decimal: str,
-    as_json: bool,
-) -> bool:
-    """Predict the utterances of a store, and say so. Whether every run can use all of them."""
+) -> "StoredPredictions":
+    """What the runs predict of the utterances of a store."""
     from ser.predict.from_store import predict_stored
-    from ser.predict.table import check_destination, write_stored_table
+    from ser.predict.submission import read_format
+    from ser.predict.table import check_destination
 
     if csv is not None:
         check_destination(csv, [])
+    if submission is not None:
+        # Before anything is computed.
+        read_format(submission[0])
+        check_destination(submission[1], [])
+
     with progress(len(runs), "predict", "run", disable=len(runs) == 1) as bar:
 
         def update(done: int, total: int) -> None:
             bar.update(done - bar.n)
 
-        predictions = predict_stored(
-            runs, store or Path("features"), corpus, part, device, memory, update
-        )
+        return predict_stored(runs, store or Path("features"), corpus, part, device, memory, update)
 
+
+def _show_stored(
+    predictions: "StoredPredictions",
+    csv: Path | None,
+    submission: tuple[str, Path] | None,
+    decimal: str,
+    as_json: bool,
+) -> bool:
+    """Write or print predictions of a store. Whether every run can use all utterances."""
+    from ser.predict.submission import write_submission
+    from ser.predict.table import write_stored_table
+
+    written = []
     if csv is not None:
         write_stored_table(csv, predictions, decimal)
+        written.append(csv)
+    if submission is not None:
+        name, file = submission
+        write_submission(file, name, predictions)
+        written.append(file)
+
     if as_json:
         answer(_stored_as_json(predictions))
-    elif csv is None:
+    elif not written:
         answer(stored_table(predictions))
     else:
-        answer(f"wrote {csv}: {plural(len(predictions.ids), 'utterance')}")
+        for path in written:
+            answer(f"wrote {path}: {plural(len(predictions.ids), 'utterance')}")
 
     several = len(predictions.by_run) > 1
     whole = True

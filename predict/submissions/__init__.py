@@ -1,0 +1,1 @@
+"""The files that challenges take: columns and words, a TOML file each."""
