@@ -30,6 +30,7 @@ from ser.train.ingredients import (
 )
 from ser.train.models import Stage
 from ser.train.models.batch import Mix
+from ser.train.rater_dropout import RaterDropout
 from ser.train.settings import TrainingSettings
 from ser.train.weight_average import WeightAverage
 
@@ -138,12 +139,34 @@ def test_an_auxiliary_head_learns_what_is_known() -> None:
     assert list(model.eval()(batch)) == ["logits"]
 
 
+def test_rater_dropout_leaves_votes_out_of_soft_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two raters of the first utterance, three of the second; the third has none."""
+    ballots = [np.eye(3)[[0, 1]], np.eye(3)[[2, 2, 0]], np.empty((0, 3))]
+    votes = np.float32([[0.5, 0.5, 0], [1 / 3, 0, 2 / 3], [0, 1, 0]])
+    dropout = RaterDropout(ballots, np.tile(votes, (2, 1)), 0.3)
+    drawn = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.9, 0.2, 0.1, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(torch, "rand", lambda n: drawn[:n])
+
+    labels = dropout.draw()
+
+    first_copy = [[1, 0, 0], [0.5, 0, 0.5], [0, 1, 0]]
+    # Of the second copy nothing is left, so all stays.
+    np.testing.assert_allclose(labels, np.concatenate([first_copy, votes]), rtol=1e-6)
+
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    means = np.mean([dropout.draw() for _ in range(4000)], 0)
+    # (0.7² ½ + 2 · 0.7 · 0.3 ½ + 0.3² ½) of each vote: symmetric, so as without dropout.
+    np.testing.assert_allclose(means[0], votes[0], atol=0.03)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         pytest.param(("aux=gender", "aux_weight=0.5"), id="gender"),
         pytest.param(("aux=speaker",), id="speaker"),
         pytest.param(("mixup=0.2",), id="mixup"),
+        pytest.param(("soft_labels=true", "rater_dropout=0.3"), id="raters"),
         pytest.param(("schedule=cosine", "warmup=0.1", "ema=0.9"), id="schedule and average"),
     ],
 )
@@ -187,6 +210,7 @@ def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(store: Pat
     [
         pytest.param({"set": ("mixup=0.2",)}, "has no pooled vector", id="mixup"),
         pytest.param({"set": ("aux=gender",)}, "has no pooled vector", id="aux"),
+        pytest.param({"set": ("rater_dropout=0.1",)}, "none are learnt", id="raters"),
         pytest.param({"set": ("layer_dropout=0.1",)}, "there is none; name layers", id="layers"),
         pytest.param({"fusion": "linear", "set": ("ema=0.9",)}, "has no training loop", id="ema"),
         pytest.param({"fusion": "xares", "set": ("aux_weight=2",)}, "set both", id="weight"),

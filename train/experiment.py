@@ -29,6 +29,7 @@ from .ingredients import auxiliary_task, check_ingredients
 from .job import Job, OnProgress
 from .models import Fusion
 from .options import Experiment, check_options
+from .rater_dropout import rater_dropout
 from .run_config import make_run_config
 from .run_folder import CONFIG, Run, load_run
 from .settings import TrainingSettings, has_setting, parse_settings
@@ -59,8 +60,13 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     if getattr(settings, "finetune_layers", 0) != 0:
         fusion, data = with_encoder(fusion, settings, data, tuple(experiment.model))
     _check_standardising(settings, training, data)
+    target = TARGETS[experiment.target]
     check_ingredients(
-        fusion, training, _has_sums(data), has_ratings=TARGETS[experiment.target].rated
+        fusion,
+        training,
+        has_sums=_has_sums(data),
+        has_ratings=target.rated,
+        learns_votes=target.voted or training.soft_labels,
     )
 
     folds = _cut_folds(experiment, training, data)
@@ -89,6 +95,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         rows_to_evaluate(fold, config)
         # Refuses an auxiliary head without two classes.
         auxiliary_task(data, fold, training)
+    # Refuses a corpus without votes.
+    rater_dropout(data, data, training)
 
     seeds = experiment.seeds
     if fusion.solved:

@@ -65,6 +65,7 @@ from .ingredients import (
 from .models import Stage
 from .models.batch import Batch, Heads
 from .models.pooled_vector import AUXILIARY
+from .rater_dropout import rater_dropout
 from .records import Epoch
 from .selection import Selection
 from .targets import TARGETS
@@ -220,6 +221,7 @@ def fit_once(
     # What it learns from, with the augmented views behind the utterances, and what is scored.
     train_data, train_rows = with_views(shuffled(data, fold, config), fold.train)
     truth = target.truth(train_data, training, fold.train)
+    dropout_of_raters = rater_dropout(data, train_data, training)
     eval_rows = rows_to_evaluate(fold, config)
     units = len(train_data.groups(train_rows, fusion.unit))
     updates_per_epoch = math.ceil(units / settings.batch_size)
@@ -278,6 +280,10 @@ def fit_once(
             if selection.stopped(stage):
                 break
             started = time.perf_counter()
+
+            if dropout_of_raters is not None:
+                votes = dropout_of_raters.draw()
+                truth = target.truth(train_data, training, fold.train, votes)
 
             # One epoch of updates.
             model.train()

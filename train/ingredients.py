@@ -4,6 +4,7 @@
     mixup                `draw_mix`, done by `models.pooled_vector`
     auxiliary heads      `auxiliary_task`, by `models.pooled_vector` too
     layer dropout        `models.layer_sums`
+    rater dropout        `rater_dropout`
     averaged weights     `weight_average`
 
 n  utterances     C  classes of an auxiliary head
@@ -32,7 +33,7 @@ from .settings import TrainingSettings
 NOT_KNOWN = -100
 
 # Settings that the loop of training itself looks at; they are for models that have such a loop.
-OF_THE_LOOP = ("schedule", "warmup", "ema", "mixup", "layer_dropout", "aux")
+OF_THE_LOOP = ("schedule", "warmup", "ema", "mixup", "layer_dropout", "aux", "rater_dropout")
 
 
 def rate_factor(training: TrainingSettings, update: int, updates: int) -> float:
@@ -127,7 +128,11 @@ def auxiliary_loss(
 
 
 def check_ingredients(
-    fusion: Fusion, training: TrainingSettings, has_sums: bool, has_ratings: bool
+    fusion: Fusion,
+    training: TrainingSettings,
+    has_sums: bool,
+    has_ratings: bool,
+    learns_votes: bool,
 ) -> None:
     """Raise `WrongUse` for a setting that does not fit the fusion or what is learnt."""
     defaults = TrainingSettings()
@@ -139,6 +144,11 @@ def check_ingredients(
         raise WrongUse(
             "--set layer_dropout leaves layers out of a learned sum, and there is none; name "
             "layers, such as --features hubert:layers=all"
+        )
+    if training.rater_dropout and (not learns_votes or training.shuffle_labels):
+        raise WrongUse(
+            "--set rater_dropout leaves votes out of soft labels, and none are learnt; use "
+            "--target distribution, or --set soft_labels=true without shuffle_labels"
         )
     for name in ("mixup", "aux"):
         is_set = getattr(training, name) != getattr(defaults, name)

@@ -73,6 +73,12 @@ class TrainingSettings:
         "USC §3.2",
         "train on the annotators' percentages in place of the consensus",
     )
+    rater_dropout: Dropout = setting(
+        0.0,
+        "Feng et al. 2025, annotation dropout",
+        "share of the raters' votes that an epoch's soft labels leave out",
+        recorded_at_default=False,
+    )
     class_weights: Literal["none", "inverse", "effective"] = setting(
         "none",
         "inverse: scikit-learn's balanced; effective: Cui et al. 2019",

@@ -147,14 +147,20 @@ class Target:
                 "vad_loss=mse"
             )
 
-    def truth(self, data: Dataset, training: TrainingSettings, train: np.ndarray) -> Tensor | None:
+    def truth(
+        self,
+        data: Dataset,
+        training: TrainingSettings,
+        train: np.ndarray,
+        votes: np.ndarray | None = None,
+    ) -> Tensor | None:
         """What the loss compares outputs with, of all utterances; None is their classes.
 
         `train` are the rows of the training part, by which classes are weighted: then w_k p_ik `[n,
         K]`. Ratings, the ends of their scale at −1 and 1, are `[n, D]`, and behind class numbers or
-        soft labels if there are classes.
+        soft labels if there are classes. `votes` `[n, K]` are soft labels in place of the raters'.
         """
-        shares = self._class_shares(data, training, train)
+        shares = self._class_shares(data, training, train, votes)
         if not self.rated:
             return shares
 
@@ -167,19 +173,26 @@ class Target:
         return torch.cat([shares, ratings], 1)
 
     def _class_shares(
-        self, data: Dataset, training: TrainingSettings, train: np.ndarray
+        self,
+        data: Dataset,
+        training: TrainingSettings,
+        train: np.ndarray,
+        votes: np.ndarray | None,
     ) -> Tensor | None:
         """Soft labels, and weighted ones, `[n, K]`; None where class numbers say the same."""
         shares = None
         if self.voted or (training.soft_labels and not training.shuffle_labels):
             shares = torch.from_numpy(data.utterances.votes)
+        learnt = shares if votes is None else torch.from_numpy(votes)
         if training.class_weights == "none":
-            return shares
+            return learnt
 
-        if shares is None:
+        if shares is None or learnt is None:
             labels = torch.from_numpy(data.utterances.labels)
             shares = F.one_hot(labels, len(data.utterances.classes)).float()
-        return shares * class_weights(shares[torch.from_numpy(train)], training)
+            learnt = shares
+        # By all votes, whichever of them are learnt.
+        return learnt * class_weights(shares[torch.from_numpy(train)], training)
 
     def loss(self, outputs: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
         """The loss of one head's outputs for a batch, summed or averaged over it.

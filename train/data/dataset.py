@@ -24,6 +24,11 @@ def no_raters(rows: np.ndarray) -> dict[str, Any] | None:
     return None
 
 
+def no_ballots() -> Sequence[np.ndarray]:
+    """Of a dataset whose raters are not known."""
+    return ()
+
+
 @dataclass
 class Dataset:
     """The labelled utterances of a corpus with the inputs of one fusion."""
@@ -40,6 +45,8 @@ class Dataset:
     """Where it comes from, and what of the corpus is not in it."""
     raters: Callable[[np.ndarray], dict[str, Any] | None] = no_raters
     """The raters' own scores of the utterances of these rows."""
+    ballots: Callable[[], Sequence[np.ndarray]] = no_ballots
+    """Gives each utterance's votes [raters, K], see `votes.ballots`."""
     views: tuple[str, ...] = ()
     """The modality of each augmented copy, whose rows follow in its inputs."""
     device: str = "cpu"

@@ -31,7 +31,7 @@ from .origin import DatasetOrigin, DatasetRecord
 from .protocols import corpora_of_protocol
 from .select import ModalitySelection, select_features
 from .sources import modality_source
-from .votes import RaterVotes, rater_votes
+from .votes import RaterVotes, ballots, rater_votes
 
 
 def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tuple[Dataset, Fusion]:
@@ -118,6 +118,7 @@ def load_dataset(experiment: Experiment, cache: DataCache | None = None) -> tupl
         record=record,
         origin=origin,
         raters=partial(_score_raters, policy, manifest.column("votes"), utterances.rows),
+        ballots=partial(_ballots, policy, manifest.column("votes"), utterances.rows),
         views=tuple(view.modality for view in augmented),
     )
     return cache.datasets[key], fusion
@@ -229,6 +230,13 @@ def size_in_float32(features: Sequence[Feature]) -> int:
     for feature in features:
         stored += sum(part.bytes for part in feature.parts())
     return 4 * stored
+
+
+def _ballots(
+    policy: Policy, votes: Sequence[RaterVotes | None], manifest_rows: np.ndarray
+) -> list[np.ndarray]:
+    """Each utterance's votes [raters, K]."""
+    return [ballots(policy, votes[row]) for row in manifest_rows]
 
 
 def _score_raters(
