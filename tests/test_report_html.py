@@ -36,6 +36,7 @@ from ser.train.report.attention import attend
 from ser.train.report.cell import Cell, Origin
 from ser.train.report.conditions import cautions, conditions
 from ser.train.report.csv_file import to_csv
+from ser.train.report.elements import TableElement
 from ser.train.report.figures import dots, lines
 from ser.train.report.files import write_tables
 from ser.train.report.fitted_table import fitted, without_what_has_no_room
@@ -62,6 +63,7 @@ from ser.train.report.sections.what_was_run import (
     corpora_tables,
     features_table,
     left_out_table,
+    what_was_run,
 )
 from ser.train.report.svg import STYLE, to_svg
 from ser.train.report.table import Column, Table, columns_of
@@ -111,9 +113,35 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_same_runs_give_the_same_bytes(report: Any, tmp_path: Path) -> None:
-    (tmp_path / "again.html").symlink_to("again.html")  # which a file takes the place of
-    write_html(make_page(*group_runs(list(reversed(report.runs)))), tmp_path / "again.html")
+    again = make_page(*group_runs(list(reversed(report.runs))))
+    plots = report.content.plots
+    # Drawing takes most of the time: a plot of each kind is drawn anew.
+    redrawn = {plot.draw.func: number for number, plot in enumerate(plots)}.values()
+    assert len(redrawn) > 3
+    for number, plot in enumerate(again.plots):
+        if number not in redrawn:
+            plot.__dict__["svg"] = plots[number].svg
+    # A file takes the place of a link.
+    (tmp_path / "again.html").symlink_to("again.html")
+
+    write_html(again, tmp_path / "again.html")
+
     assert (tmp_path / "again.html").read_bytes() == report.page.read_bytes()
+
+
+def test_several_protocols_are_rows(report: Any) -> None:
+    """Beside each other they would leave a narrow page."""
+    cell = report.cells["audio:utterance · is13"]
+    config = structs.replace(cell.config, protocol="speaker-out")
+    other = made_up("two", cell.runs[0], [config])
+
+    for cells, turned in (([cell], True), ([cell, other], False)):
+        [protocols] = [
+            element
+            for element in what_was_run(cells, []).elements
+            if isinstance(element, TableElement) and element.table.name == "protocol"
+        ]
+        assert protocols.turned is turned
 
 
 def test_nothing_in_the_page_comes_from_elsewhere(report: Any) -> None:

@@ -82,7 +82,7 @@ class TableElement(Element):
 
     kind: ClassVar[str] = "table"
     table: Table
-    turned: bool = False  # a few rows of many words: each column is a line, so none leaves the page
+    turned: bool = False  # one row of many words: each column is a line, so none leaves the page
     in_short: bool = False  # the page has the same with more columns, which goes into files
 
     @property

@@ -22,7 +22,6 @@ from ..elements import Caution, Element, Section, TableElement, table_elements
 from ..formats import COUNT, FINE, NUMBER, PERCENT, TEXT
 from ..table import Column, Row, Table, columns_of, joined
 
-TURNED = 4  # rows of the protocols; with fewer, each column is a line
 NAMED = 5  # runs that are not finished; of more, it says how many
 
 
@@ -31,7 +30,7 @@ def what_was_run(cells: Cells, unfinished: Sequence[Run]) -> Section:
     protocols = protocols_table(cells)
     elements: list[Element] = [
         *table_elements(features_table(cells), *corpora_tables(cells)),
-        TableElement(protocols, turned=len(protocols.rows) < TURNED),
+        TableElement(protocols, turned=len(protocols.rows) == 1),
         *table_elements(left_out_table(cells)),
     ]
     if unfinished:
