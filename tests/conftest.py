@@ -5,6 +5,7 @@ demo, runs or converts encoders of every kind, writes graphs of ONNX, trains tab
 searches. `make test-fast` leaves them out.
 """
 
+import gc
 import inspect
 import os
 import shutil
@@ -35,6 +36,7 @@ HEAVY_TESTS = {
     "test_a_whole_release_has_its_published_counts",
     "test_each_fold_counts_with_its_best_candidate",
     "test_every_table_shows_the_same_digits",
+    "test_from_the_demo_to_a_page_by_what_is_printed",
     "test_published_feature_files_are_trained_on",
     "test_shards_split_all_runs_without_overlap",
     "test_the_time_is_estimated_from_the_corpus_itself",
@@ -75,6 +77,19 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = once(tmp_path_factory, "corpus", lambda folder: write_demo(folder / "corpus"))
     return folder / "corpus"
+
+
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ser corpus demo` writes the first dialogue of each session alone, as `shrink` leaves it."""
+    from ser.extract.corpora.demo.dialogues import draw_dialogues
+
+    first = {}
+    for dialogue in sorted(draw_dialogues(), key=lambda dialogue: dialogue.name):
+        first.setdefault(dialogue.session, dialogue)
+    monkeypatch.setattr(
+        "ser.extract.corpora.demo.write.draw_dialogues", lambda: list(first.values())
+    )
 
 
 @pytest.fixture(scope="session")
@@ -214,6 +229,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if "not heavy" in config.option.markexpr and collection_path.name.startswith(HEAVY_FILES):
         return True
     return None
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the garbage collector looks at its many objects no more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -35,7 +35,7 @@ SMALL = ("--epochs", 1, "--folds", 1, "--set", "d_model=8", "--set", "heads=2")
 # What `ser corpus` and `ser features` say
 
 
-def test_from_the_demo_to_a_page_by_what_is_printed(tmp_path: Path) -> None:
+def test_from_the_demo_to_a_page_by_what_is_printed(tmp_path: Path, short_demo: None) -> None:
     """Each command is the one that the last one has named."""
     store = ["--store", tmp_path / "s"]
     made = ser("corpus", "demo", tmp_path / "demo")

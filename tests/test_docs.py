@@ -81,7 +81,12 @@ def pages_that_run() -> list[str]:
 
 @pytest.mark.parametrize("page", pages_that_run())
 def test_every_block_of_the_page_runs(
-    page: str, newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
+    page: str,
+    newcomer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    registries: None,
+    short_demo: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

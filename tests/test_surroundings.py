@@ -124,7 +124,7 @@ def test_a_link_to_itself_is_named_and_skipped(table: Path, tmp_path: Path) -> N
     ],
 )
 def test_a_home_of_nobody_is_a_folder_of_that_name(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_demo: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
