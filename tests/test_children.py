@@ -7,12 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from ser.children import isolated, isolated_children, python_module
 from ser.tests.command_line import in_a_process
-from ser.weights.demo import write_random_checkpoint
 
 # Modules of the standard library that each child imports.
 PLANTED = ("json.py", "multiprocessing.py", "random.py", "tempfile.py")
@@ -96,6 +93,12 @@ def test_workers_of_a_local_cluster_are_isolated(downloads: Path, tmp_path: Path
 
 
 def test_a_conversion_is_isolated(downloads: Path, tmp_path: Path) -> None:
+    # Imported here alone: every process of these tests imports this file anew.
+    import torch
+    from safetensors.torch import load_file
+
+    from ser.weights.demo import write_random_checkpoint
+
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint", "bert", words=["well"])
     tensors = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
