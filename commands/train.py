@@ -1,6 +1,7 @@
 """`ser train`: stage 2, from the store to results."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,22 +74,35 @@ def train(
     else:
         experiment, jobs = _prepare_one_run(ctx, resume)
 
-    from ser.train.estimate import estimate
-    from ser.train.experiment import run_jobs
-
-    ahead = estimate(jobs)
-    summary = _estimate_in_words(experiment, jobs[0], ahead)
     _warn_of_alike_speakers(jobs)
     if dry_run:
-        _print_dry_run(jobs, ahead, summary, as_json)
+        _print_dry_run(experiment, jobs, as_json)
         return
 
-    say(summary, err=True)
-    with progress(ahead.runs * ahead.epochs, experiment.fusion, "epoch") as bar:
-        runs = list(run_jobs(experiment, jobs, EpochsOnBar(bar, jobs, ahead.epochs)))
+    runs = _run_what_is_left(experiment, jobs)
     _print_scores(runs, as_json)
     if not as_json:
         next_step("report", experiment.out, "--html", "report.html")
+
+
+def _run_what_is_left(experiment: Experiment, jobs: Sequence["Job"]) -> list["Run"]:
+    """Train the jobs whose runs are not finished, after an estimate. Returns the runs of all."""
+    from ser.train.estimate import estimate
+    from ser.train.experiment import run_jobs
+    from ser.train.run_folder import Run
+
+    folder = Path(experiment.out)
+    left = [job for job in jobs if not Run(folder / job.name).finished]
+    finished = len(jobs) - len(left)
+    if finished:
+        say(f"{plural(finished, 'run')} of {len(jobs)} finished already", err=True)
+    if not left:
+        return list(run_jobs(experiment, jobs))
+
+    ahead = estimate(left)
+    say(_estimate_in_words(experiment, left[0], ahead), err=True)
+    with progress(len(jobs) * ahead.epochs, experiment.fusion, "epoch") as bar:
+        return list(run_jobs(experiment, jobs, EpochsOnBar(bar, jobs, ahead.epochs)))
 
 
 def _warn_of_alike_speakers(jobs: Sequence["Job"]) -> None:
@@ -158,10 +172,12 @@ def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") ->
     return words
 
 
-def _print_dry_run(jobs: Sequence["Job"], ahead: "Estimate", summary: str, as_json: bool) -> None:
-    """The estimate, and how much arithmetic it is."""
+def _print_dry_run(experiment: Experiment, jobs: Sequence["Job"], as_json: bool) -> None:
+    """The estimate of all jobs, and how much arithmetic they are."""
+    from ser.train.estimate import estimate
     from ser.train.flops import count_flops, product_rates
 
+    ahead = estimate(jobs)
     flops = count_flops(jobs, ahead.epochs)
     rates = product_rates(jobs[0].config)
     if as_json:
@@ -171,7 +187,7 @@ def _print_dry_run(jobs: Sequence["Job"], ahead: "Estimate", summary: str, as_js
     times = []
     for precision, rate in rates.items():
         times.append(f"{duration(flops / rate)} at its {rate / 1e12:.3g} TFLOP/s in {precision}")
-    words = summary
+    words = _estimate_in_words(experiment, jobs[0], ahead)
     if flops:
         words += f"; {flops:.3g} FLOP in matrix products"
     if flops and times:

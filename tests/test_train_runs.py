@@ -161,6 +161,28 @@ def test_a_finished_run_is_never_trained_again(store: Path, tmp_path: Path) -> N
     assert [epoch for _, epoch in told[20:]] == [None] * 4
 
 
+def test_only_what_is_left_is_estimated(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "--features", "is13", "--fusion", "audio", "--store", store, "--epochs", 1]
+    words += ["--out", tmp_path, "--set", "d_model=8", "--json", "--folds"]
+    first = ser(*words, 1)
+    assert "finished already" not in first.stderr
+
+    more = ser(*words, 2)
+    assert "1 run of 2 finished already" in more.stderr
+    assert ", 1 run × 1 epoch," in more.stderr
+
+    def never(*_: object) -> None:
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr("ser.train.estimate.estimate", never)
+    again = ser(*words, 2)
+    assert again.exit_code == 0, again.output
+    assert "2 runs of 2 finished already" in again.stderr
+    assert again.stdout == more.stdout
+
+
 def test_a_copied_run_counts_once(
     store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
