@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
@@ -34,12 +34,16 @@ from ser.train.run_folder import CONFIG, RESULT, Run, run_name
 
 PREDICTION_FILES = (".csv", ".tsv", ".jsonl", ".parquet", ".npz")
 
-FIFTY = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+# Experiments that hypothesis draws.
+DRAWS = [
+    pytest.param(10, id="ten draws"),
+    pytest.param(50, id="fifty draws", marks=pytest.mark.slow),
+]
+
+
+def drawn(examples: int) -> settings:
+    """So many draws, the same ones each time."""
+    return settings(max_examples=examples, deadline=None, derandomize=True)
 
 
 def run_audit(experiment: Experiment, folder: Path, predictions: str, split: str) -> Audit:
@@ -48,33 +52,41 @@ def run_audit(experiment: Experiment, folder: Path, predictions: str, split: str
 
 
 @pytest.mark.heavy
-@FIFTY
-@given(
-    seed=st.integers(0, 10_000),
-    predictions=st.sampled_from(PREDICTION_FILES),
-    split=st.sampled_from(sorted(SPLITS)),
-)
+@pytest.mark.parametrize("examples", DRAWS)
 def test_nothing_is_found_where_nothing_is_wrong(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, predictions: str, split: str
+    tmp_path_factory: pytest.TempPathFactory, examples: int
 ) -> None:
-    experiment = sound_experiment(seed)
-    done = run_audit(experiment, tmp_path_factory.mktemp("sound"), predictions, split)
-    assert done.findings == []
-    assert done.verdict == "sound"
+    @drawn(examples)
+    @given(
+        seed=st.integers(0, 10_000),
+        predictions=st.sampled_from(PREDICTION_FILES),
+        split=st.sampled_from(sorted(SPLITS)),
+    )
+    def check(seed: int, predictions: str, split: str) -> None:
+        experiment = sound_experiment(seed)
+        done = run_audit(experiment, tmp_path_factory.mktemp("sound"), predictions, split)
+        assert done.findings == []
+        assert done.verdict == "sound"
+
+    check()
 
 
 @pytest.mark.heavy
-@FIFTY
-@given(
-    seed=st.integers(0, 10_000),
-    fault=st.sampled_from(sorted(FAULTS)),
-    predictions=st.sampled_from(PREDICTION_FILES),
-    split=st.sampled_from(sorted(SPLITS)),
-)
+@pytest.mark.parametrize("examples", DRAWS)
 def test_a_fault_is_found_and_none_else(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, fault: str, predictions: str, split: str
+    tmp_path_factory: pytest.TempPathFactory, examples: int
 ) -> None:
-    _check_fault(fault, seed, tmp_path_factory.mktemp("fault"), predictions, split)
+    @drawn(examples)
+    @given(
+        seed=st.integers(0, 10_000),
+        fault=st.sampled_from(sorted(FAULTS)),
+        predictions=st.sampled_from(PREDICTION_FILES),
+        split=st.sampled_from(sorted(SPLITS)),
+    )
+    def check(seed: int, fault: str, predictions: str, split: str) -> None:
+        _check_fault(fault, seed, tmp_path_factory.mktemp("fault"), predictions, split)
+
+    check()
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
