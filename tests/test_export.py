@@ -456,9 +456,9 @@ def test_wrong_use_of_export(newcomer: Path, tmp_path: Path) -> None:
 
 # One layer is traced as several are, and the time that it takes grows faster than their number.
 ONE_LAYER_EACH = {"encoder_depth": 1, "decoder_depth": 1, "cross_depth": 1, "last_depth": 1}
-# One of each kind of layers; the others are traced by `make test-slow`. A run of icon is exported
-# above.
-TRACED = ("cma", "catf-lstm", "cnn+bert", "mf-concat", "gban", "cme")
+# One of each kind of layers; the others are traced by `make test-slow`. Runs of icon, lgf-add and
+# mit are exported above.
+TRACED = ("cma", "catf-lstm", "cnn+bert", "gban", "cme")
 FUSIONS_TO_TRACE = [
     pytest.param(name, marks=() if name in TRACED else pytest.mark.slow) for name in TRAINED
 ]
