@@ -84,13 +84,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for queries in (3, 6):
         run_experiment(
             Experiment(
-                "hubert+mpnet", "mit", epochs=3, set=(*SMALL, f"queries={queries}"), **common
+                "hubert+mpnet", "mit", epochs=2, set=(*SMALL, f"queries={queries}"), **common
             )
         )
     run_experiment(
-        Experiment("is13+bert", "lgf-add", epochs=4, loss="perspective", seeds=2, **common)
+        Experiment("is13+bert", "lgf-add", epochs=2, loss="perspective", seeds=2, **common)
     )
-    run_experiment(Experiment("is13", "audio", epochs=4, **common))
+    run_experiment(Experiment("is13", "audio", epochs=2, **common))
     runs = find_runs(folder / "runs")
     content = make_page(*group_runs(runs))
     cells = {cell.label: cell for cell in content.cells}

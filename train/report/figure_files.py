@@ -40,7 +40,7 @@ def _drawn(plot: Plot) -> dict[str, bytes]:
     """The plot in each form."""
     import matplotlib
 
-    settings = {**_style(), "svg.hashsalt": plot.table.name}
+    settings: Any = {**_style(), "svg.hashsalt": plot.table.name}
     contents = {}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
@@ -57,11 +57,9 @@ def _style() -> dict[str, Any]:
     """The report's style on white paper, its fonts those of a PDF's reader."""
     import matplotlib
 
-    style = dict(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
-    for key, value in style.items():
-        colour = _shown_colour(value)
-        if colour is not None:
-            style[key] = colour
+    style: dict[str, Any] = {}
+    for key, value in matplotlib.rc_params_from_file(STYLE, use_default_template=False).items():
+        style[key] = _shown_colour(value) or value
     return {
         **style,
         "savefig.transparent": False,
