@@ -200,7 +200,7 @@ def _config(runs: Sequence[Run], by: str, weights: str | None) -> RunConfig:
     """What config.json holds: of what the members have in common, theirs."""
     first = runs[0].config
     configs = [run.config for run in runs]
-    settings: dict[str, Any] = {"runs": len(runs)}
+    settings: dict[str, Any] = {}
     if weights is not None:
         settings["weights"] = weights
 

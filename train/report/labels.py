@@ -110,7 +110,7 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
     return {
         "fusion": config.fusion,
-        "features": "+".join(feature.feature for feature in features),
+        "features": config.inputs_in_words,
         "corpus": config.corpus,
         "target": config.target,
         "labels": config.labels.policy,
