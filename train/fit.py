@@ -56,7 +56,6 @@ from .data.standardizer import Standardizer
 from .data.views import with_views
 from .ingredients import (
     add_ingredients,
-    auxiliary_loss,
     auxiliary_task,
     draw_mix,
     rate_factor,
@@ -311,7 +310,9 @@ def fit_once(
                     returned = model(batch)
                 outputs = checked_outputs(returned, width)
                 loss = mixed_loss(outputs, batch, config, stage)
-                loss = loss + auxiliary_loss(returned, batch, auxiliary, training.aux_weight)
+                if auxiliary is not None:
+                    beside = auxiliary.loss(returned, batch)
+                    loss = loss + training.aux_weight * beside
 
                 # A mean over a batch counts as many times as the batch has utterances.
                 losses.append(loss.detach())
