@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ser.errors import FREE_MEMORY, CorruptStore, StoreError, WrongUse
+from ser.errors import CorruptStore, StoreError, WrongUse
 
 from .flags import O_NOFOLLOW, PLAIN
+from .memory import name_what_does_not_fit
 
 REPAIR = (
     "run `ser cache verify --repair --store STORE`, "
@@ -56,7 +57,7 @@ def plain_file(path: Path | str, remedy: str = REPAIR) -> Iterator[io.BufferedRe
 
 def read_small(path: Path | str, remedy: str = REPAIR) -> bytes:
     """The content of a small plain file of a store. Raises as `plain_file` does."""
-    with plain_file(path, remedy) as file:
+    with plain_file(path, remedy) as file, name_what_does_not_fit(path, StoreError):
         return file.read()
 
 
@@ -107,17 +108,18 @@ def read_toml(path: Path, example: str) -> dict[str, Any]:
     Raises `WrongUse` with an `example` of its lines if it is not one.
     """
     try:
-        table = tomllib.loads(read_named(path).decode("utf-8-sig"))
+        with name_what_does_not_fit(path, WrongUse):
+            table = tomllib.loads(read_named(path).decode("utf-8-sig"))
         # No path, name or pattern can hold a NUL.
         if "\\u0000" in json.dumps(table, default=str):
             raise ValueError("a text in it holds a NUL")
+    except WrongUse:
+        raise
     except OSError as error:
         remedy = f"write lines such as `{example}` to it"
         raise WrongUse(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
         remedy = f"write lines such as `{example}`"
         raise WrongUse(f"{path}: not a TOML file ({error}); {remedy}") from None
-    except MemoryError:
-        raise WrongUse(f"{path}: does not fit into the memory left; {FREE_MEMORY}") from None
 
     return table

@@ -2,7 +2,7 @@
 
 from .cluster import Cluster
 from .interrupts import defer_sigint
-from .machine import cores, exact_arithmetic, gpus, is_out_of_memory
+from .machine import cores, exact_arithmetic, gpus
 from .processes import run
 from .worker_cache import cached
 
@@ -13,6 +13,5 @@ __all__ = [
     "defer_sigint",
     "exact_arithmetic",
     "gpus",
-    "is_out_of_memory",
     "run",
 ]

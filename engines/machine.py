@@ -8,9 +8,6 @@ from typing import Any
 
 from ser.errors import WrongUse
 
-# In messages of torch on a GPU and on a CPU, of cuBLAS and cuDNN, and of a cuDNN without memory to
-# try its kernels.
-SIGNS = ("out of memory", "can't allocate", "ALLOC_FAILED", "unable to find an engine")
 # Of `--memory`, in bytes.
 UNITS = {"M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -83,11 +80,6 @@ def exact_arithmetic(device: str, deterministic: bool = False) -> None:
     # Setting it imports torch's compiler.
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)
-
-
-def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether this is an allocation that failed, in this process's memory or a GPU's."""
-    return isinstance(fault, MemoryError) or any(sign in str(fault) for sign in SIGNS)
 
 
 def memory() -> tuple[int | None, int | None]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser.engines import exact_arithmetic, is_out_of_memory
+from ser.disk.memory import is_out_of_memory
+from ser.engines import exact_arithmetic
 from ser.errors import WrongUse
 from ser.weights.checkpoint import Checkpoint
 from ser.weights.load import load_encoder

@@ -21,8 +21,9 @@ from ser.cache.part import PartRecord, Quarantine
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows, part_name
 from ser.cache.spec import Spec
+from ser.disk.memory import is_out_of_memory
 from ser.disk.records import read_checksummed
-from ser.engines import cached, is_out_of_memory
+from ser.engines import cached
 from ser.errors import SerError, UtteranceError
 
 from .audio import Clip

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ser.errors import UtteranceError
+from ser.disk.memory import name_what_does_not_fit
+from ser.errors import CorpusError, UtteranceError
 
 from .audio import Clip, decode
 from .extractor import Extractor, FeatureRows
@@ -28,7 +29,8 @@ def extract_utterance(
     """
     if not isinstance(source, str):
         clip = _decoded(source, recordings or Recordings())
-        results = [extractor.run([clip])[0] for extractor in extractors]
+        with name_what_does_not_fit(getattr(source, "path", source), CorpusError):
+            results = [extractor.run([clip])[0] for extractor in extractors]
         # The extractors add theirs to those of the decoder.
         warnings += dict.fromkeys(clip.warnings)
     else:

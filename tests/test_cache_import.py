@@ -366,7 +366,7 @@ EVIL_NUMPY: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: np.savez(path, values=np.array([Evil()], object)),
         "allow_pickle=False",
     ),
-    "npz bomb": ("x.npz", bomb_npz, "claims|cannot be read"),
+    "npz bomb": ("x.npz", bomb_npz, "claims|cannot be read|does not fit"),
     "npz with more": (
         "x.npz",
         lambda path: zipfile.ZipFile(path, "w").writestr("values.pkl", "x"),

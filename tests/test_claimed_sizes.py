@@ -2,19 +2,32 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
+from unittest.mock import MagicMock, Mock
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
+import zarr
+from safetensors.numpy import save_file
 
+from ser.cache.tools.foreign import read_arrays
+from ser.cache.tools.importing import read_ids
 from ser.corpus.table_file import read_table_file
-from ser.disk.read import read_named
-from ser.errors import CorpusError, WrongUse
+from ser.disk.read import read_named, read_small
+from ser.errors import CorpusError, SerError, WeightsError, WrongUse
+from ser.extract.audio import decode
 from ser.extract.corpora.audformat import read_audformat
+from ser.extract.corpora.probe import probe
 from ser.train.sweep.recipe import read_recipe
+from ser.weights.checkpoint import read_json
+from ser.weights.digest import digest_checkpoint
+from ser.weights.load import loading
 
 ROWS = 11_000_000
 
@@ -29,6 +42,17 @@ def test_more_rows_than_bytes_hold(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     write_one_text(path, "a", ROWS)
     with pytest.raises(CorpusError, match=rf"claims {ROWS} rows, which {path.stat().st_size} byte"):
+        read_table_file(path)
+
+
+def test_more_rows_than_the_bytes_of_many_columns_hold(tmp_path: Path) -> None:
+    """Each column takes bytes for its claim: together they take more than one."""
+    numbers = pa.array(np.zeros(2_000_000, "i4"))
+    column = pa.DictionaryArray.from_arrays(numbers, ["a"])
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({f"c{number}": column for number in range(10)}), path)
+    assert path.stat().st_size > 20_000
+    with pytest.raises(CorpusError, match="claims 2000000 rows"):
         read_table_file(path)
 
 
@@ -172,6 +196,136 @@ def test_memory_that_ends_is_said_with_the_file(
     monkeypatch.setattr("ser.corpus.table_file.read_delimited", Mock(side_effect=MemoryError))
     with pytest.raises(CorpusError, match=r"t\.csv does not fit into the memory left"):
         read_table_file(path)
+
+
+def raise_memory_error(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+def open_features(path: Path) -> None:
+    arrays = read_arrays(path)
+    arrays["values"][0:1]
+
+
+def write_audio(path: Path) -> None:
+    sf.write(path, np.full(800, 0.1), 16000)
+
+
+def write_zarr(path: Path) -> None:
+    zarr.create_group(path).create_array("values", data=np.ones((2, 3)))
+
+
+def write_hdf5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["values"] = np.ones((2, 3))
+
+
+# How a file is written and read, and what runs out of memory on the way.
+Case = tuple[str, Callable[[Path], object], Callable[[Path], object], str]
+READ: dict[str, Case] = {
+    "audio": ("a.wav", write_audio, decode, "soundfile.SoundFile.read"),
+    "audio's header": ("a.wav", write_audio, probe, "ser.extract.recording.Recording.open"),
+    "npy": ("x.npy", lambda path: np.save(path, np.ones((2, 3))), open_features, "numpy.load"),
+    "npz": (
+        "x.npz",
+        lambda path: np.savez(path, values=np.ones((2, 3))),
+        read_arrays,
+        "numpy.load",
+    ),
+    "HDF5": ("x.h5", write_hdf5, read_arrays, "h5py.File"),
+    "Zarr": ("x.zarr", write_zarr, read_arrays, "zarr.open_array"),
+    "safetensors": (
+        "x.safetensors",
+        lambda path: save_file({"values": np.ones((2, 3))}, path),
+        open_features,
+        "ser.cache.tools.foreign.TensorSlice.__getitem__",
+    ),
+    "features in CSV": (
+        "x.csv",
+        lambda path: path.write_text("a,b\n1,2\n"),
+        read_arrays,
+        "ser.cache.tools.feature_table.read_delimited",
+    ),
+    "ids": (
+        "ids.txt",
+        lambda path: path.write_text("a\n"),
+        read_ids,
+        "ser.cache.tools.importing.read_named",
+    ),
+    "Parquet": (
+        "t.parquet",
+        lambda path: write_one_text(path, "a", 2),
+        read_table_file,
+        "ser.corpus.table_file.read_parquet",
+    ),
+    "JSON lines": (
+        "t.jsonl",
+        lambda path: path.write_text('{"id": "a"}\n'),
+        read_table_file,
+        "ser.corpus.table_file.json.loads",
+    ),
+    "YAML": (
+        "db.yaml",
+        lambda path: path.write_text("name: toy\n"),
+        lambda path: read_audformat(path.parent),
+        "ser.extract.corpora.audformat._load_yaml",
+    ),
+    "TOML": (
+        "r.toml",
+        lambda path: path.write_text(CELL.format(1)),
+        read_recipe,
+        "ser.disk.read.tomllib.loads",
+    ),
+    "a config": (
+        "config.json",
+        lambda path: path.write_text("{}"),
+        read_json,
+        "ser.weights.checkpoint.json.loads",
+    ),
+    "a checkpoint": (
+        "model.safetensors",
+        lambda path: save_file({"a": np.ones(2)}, path),
+        lambda path: digest_checkpoint(path.parent, [path]),
+        "safetensors.safe_open",
+    ),
+    "a file of a store": (
+        "spec.json",
+        lambda path: path.write_text("{}"),
+        read_small,
+        "ser.disk.read.os.fdopen",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_memory_that_ends_is_said_with_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    name, write, read, allocates = READ[kind]
+    write(tmp_path / name)
+    if kind == "a file of a store":
+        file = MagicMock()
+        file.__enter__.return_value.read.side_effect = MemoryError
+        monkeypatch.setattr(allocates, lambda *_: file)
+    else:
+        monkeypatch.setattr(allocates, raise_memory_error)
+
+    with pytest.raises(SerError) as told:
+        read(tmp_path / name)
+    sentence = str(told.value)
+    assert str(tmp_path / name) in sentence
+    assert "memory" in sentence
+    assert "save it again" not in sentence
+    assert "copy it again" not in sentence
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str
+)
+def test_a_model_that_does_not_fit_is_no_broken_one(fault: Exception) -> None:
+    sentence = "m cannot be loaded: the memory left is not enough"
+    with pytest.raises(WeightsError, match=sentence), loading("m cannot be loaded"):
+        raise fault
 
 
 def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:

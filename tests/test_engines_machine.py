@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ser import engines
+from ser.disk.memory import is_out_of_memory
 from ser.engines import machine
-from ser.engines.machine import choose_device, exact_arithmetic, is_out_of_memory
+from ser.engines.machine import choose_device, exact_arithmetic
 from ser.errors import WrongUse
 
 ON_ONE_CORE = """

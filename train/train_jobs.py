@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ser.engines import is_out_of_memory
+from ser.disk.memory import is_out_of_memory
 from ser.errors import Diverged, SerError, WrongUse
 
 from .checkpoint import snapshot

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ser.disk.memory import name_what_does_not_fit
 from ser.disk.read import read_named
 from ser.errors import WeightsError
 
@@ -92,7 +93,10 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises `WeightsError`."""
     try:
-        return msgspec.convert(json.loads(read_named(path)), dict[str, Any])
+        with name_what_does_not_fit(path, WeightsError):
+            return msgspec.convert(json.loads(read_named(path)), dict[str, Any])
+    except WeightsError:
+        raise
     except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         raise WeightsError(
             f"{path} cannot be read as a JSON object ({error}); copy it again"

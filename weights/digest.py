@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ser.disk.memory import name_what_does_not_fit
 from ser.disk.read import read_named
 from ser.disk.records import canonical_json
 from ser.errors import WeightsError
@@ -73,7 +74,8 @@ def digest_checkpoint(folder: Path, weight_files: list[Path]) -> Digests:
     """
     tensors: dict[str, list[Any]] = {}
     for file in weight_files:
-        tensors.update(_hashed_tensors(file))
+        with name_what_does_not_fit(file, WeightsError):
+            tensors.update(_hashed_tensors(file))
     config = folder / "config.json"
     check_layers(config, read_json(config), len(tensors))
 
@@ -114,7 +116,8 @@ def _hashed_files(folder: Path) -> dict[str, Any]:
             content = read_json(file)
             hashed[name] = {key: content[key] for key in content if key not in INCIDENTAL}
         else:
-            hashed[name] = hashlib.sha256(read_named(file)).hexdigest()
+            with name_what_does_not_fit(file, WeightsError):
+                hashed[name] = hashlib.sha256(read_named(file)).hexdigest()
     return hashed
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ser.errors import WeightsError
+from ser.disk.memory import is_out_of_memory
+from ser.errors import FREE_MEMORY, WeightsError
 
 from .checkpoint import Checkpoint
 from .folder import weight_files
@@ -26,6 +27,8 @@ def loading(fault: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if is_out_of_memory(error):
+            raise WeightsError(f"{fault}: the memory left is not enough; {FREE_MEMORY}") from error
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise WeightsError(f"{fault}: {reason}") from error

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ser.cache.hdf5_layout import foreign_hdf5
+from ser.disk.memory import does_not_fit, is_out_of_memory
 from ser.disk.read import TOO_LARGE, machine_memory, read_named
 from ser.errors import SerError, StoreError, WrongUse, unknown
 
@@ -106,6 +107,8 @@ def explain_foreign(path: Path) -> Iterator[None]:
     except SerError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise StoreError(does_not_fit(path)) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         fault = f"cannot be read as {path.suffix.lower()[1:]} ({reason})"
         raise StoreError(f"{path}: {fault}; save it again, or in another format") from error

@@ -19,6 +19,7 @@ from ser.cache.store import Store
 from ser.corpus.manifest import Manifest
 from ser.corpus.names import Modality, check_name
 from ser.corpus.segments import has_segments, places_of
+from ser.disk.memory import name_what_does_not_fit
 from ser.disk.read import read_named
 from ser.disk.records import canonical_json
 from ser.errors import StoreError, WrongUse
@@ -52,7 +53,10 @@ class Imported:
 def read_ids(path: Path) -> list[str]:
     """Ids from a file, one per line."""
     try:
-        text = read_named(path).decode()
+        with name_what_does_not_fit(path, WrongUse):
+            text = read_named(path).decode()
+    except WrongUse:
+        raise
     except OSError as error:
         fault = f"cannot be read as ids ({error.strerror}); give one id per line"
         raise WrongUse(f"{path}: {fault}") from None

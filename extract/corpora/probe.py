@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ser.errors import UtteranceError
+from ser.disk.memory import name_what_does_not_fit
+from ser.errors import CorpusError, UtteranceError
 
 from ..audio_header import Header
 from ..recording import Recording
@@ -51,7 +52,7 @@ def probe(path: Path) -> Probe:
     """
     sha256 = None
     try:
-        with Recording(path) as recording:
+        with name_what_does_not_fit(path, CorpusError), Recording(path) as recording:
             sha256 = recording.sha256
             recording.open()
             return Probe(
