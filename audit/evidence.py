@@ -3,9 +3,10 @@
 n  predictions     K  classes
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 # The parts that a fold can have, as checks call them.
@@ -15,8 +16,7 @@ PARTS = ("train", "dev", "test")
 PAIRS = (("train", "test"), ("dev", "test"), ("train", "dev"))
 
 
-@dataclass(frozen=True)
-class Utterance:
+class Utterance(msgspec.Struct, frozen=True, gc=False):
     """What is known of one utterance, from its row, its id, or the corpus."""
 
     speaker: str | None = None
@@ -87,6 +87,9 @@ class Declaration:
 
     limited: bool
     """Whether the runs took a part of the corpus on purpose."""
+
+    corpora: tuple[str, ...]
+    """The names of the corpora in ser's store."""
 
     synthetic: bool
     """Whether the speech is generated, under ids that look like a corpus's."""
@@ -169,6 +172,14 @@ class Evidence:
     def key(self, id_: str) -> str:
         """The name under which an utterance is compared with those of other files."""
         return self.keys.get(id_, id_)
+
+    def keys_of(self, ids: Sequence[str]) -> list[str]:
+        """The key of each."""
+        return list(map(self.keys.get, ids, ids))
+
+    def about_all(self, ids: Sequence[str]) -> list[Utterance]:
+        """What is known of each."""
+        return [self.utterances.get(key, _NOTHING) for key in self.keys_of(ids)]
 
     def about(self, id_: str) -> Utterance:
         """What is known of the utterance with that id."""

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 CSV_DELIMITERS = ",;\t"
 
 
@@ -35,13 +37,52 @@ def read_delimited(text: str, has_tabs: bool) -> Iterator[DelimitedRow]:
     # Split as the csv module counts lines; str.splitlines splits at other characters too.
     lines = list(io.StringIO(text, newline=""))
     header = lines[0] if lines else ""
-    # As Excel saves it, the delimiter hangs on the language.
-    delimiter = "\t" if has_tabs else max(CSV_DELIMITERS, key=header.count)
+    delimiter = _delimiter_of(header, has_tabs)
     quotes_headings = _quotes_all(header, delimiter)
 
     if delimiter == "\t":
         return _read_tabs(lines, quotes_headings)
     return _read_quoted(lines, delimiter, quotes_headings)
+
+
+def read_plain_columns(text: str, has_tabs: bool) -> dict[str, list[str | None]] | None:
+    """The columns of a table that quotes nothing, by heading; None in a cell that is blank.
+
+    It gives what `read_delimited` gives, in a tenth of the time, and None for a table that only
+    that can read: one with quotation marks, rows of other widths, or blanks around its cells.
+    """
+    from pyarrow import ArrowInvalid, csv
+
+    header = text.partition("\n")[0].rstrip("\r")
+    delimiter = _delimiter_of(header, has_tabs)
+    headings = [heading.strip() for heading in header.split(delimiter)]
+    is_odd = '"' in text or f"{delimiter} " in text or "\n " in text
+    has_other_ends = text.count("\r") != text.count("\r\n")
+    if is_odd or has_other_ends or not header or len(set(headings)) < len(headings):
+        return None
+
+    names = [str(number) for number in range(len(headings))]
+    try:
+        table = csv.read_csv(
+            io.BytesIO(text.encode()),
+            csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
+            csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    # Of a row of another width, and of half a surrogate pair.
+    except (ArrowInvalid, UnicodeError):
+        return None
+
+    columns = {}
+    for heading, column in zip(headings, table.columns, strict=True):
+        cells = column.to_pylist()
+        columns[heading] = [cell if cell.strip() else None for cell in cells]
+    return columns
+
+
+def _delimiter_of(header: str, has_tabs: bool) -> str:
+    """What parts the cells: as Excel saves it, it hangs on the language."""
+    return "\t" if has_tabs else max(CSV_DELIMITERS, key=header.count)
 
 
 def _quotes_all(header: str, delimiter: str) -> bool:

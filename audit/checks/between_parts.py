@@ -78,33 +78,34 @@ def _finding(
 
 
 def tested_in_several_folds(
-    evidence: Evidence, predictions: Predictions, kind: Kind, thing_of: SharedThing
+    evidence: Evidence, predictions: Predictions, kind: Kind, things: Sequence[str | None]
 ) -> list[Finding]:
     """What stands in the test parts of several folds, so in train where it is not tested.
 
-    Only where each utterance is tested in one fold: then the other folds are what trains.
+    `things` are those of each prediction. Only where each utterance is tested in one fold: then the
+    other folds are what trains.
     """
-    fold_of: dict[str, str] = {}
+    in_folds = predictions.folds or []
+    keys = evidence.keys_of(predictions.ids)
+    if len(set(zip(keys, in_folds, strict=True))) > len(set(keys)):
+        return []
+
     folds: dict[str, set[str]] = {}
-    ids: dict[str, dict[str, None]] = {}
-    for id_, fold in zip(predictions.ids, predictions.folds or [], strict=True):
-        if fold_of.setdefault(evidence.key(id_), fold) != fold:
-            return []
-        thing = thing_of(id_)
+    for thing, fold in dict.fromkeys(zip(things, in_folds, strict=True)):
         if thing is not None:
             folds.setdefault(thing, set()).add(fold)
-            ids.setdefault(thing, {})[id_] = None
 
-    several = [thing for thing, of_thing in folds.items() if len(of_thing) > 1]
+    several = {thing: None for thing, of_thing in folds.items() if len(of_thing) > 1}
     if not several:
         return []
     shared: dict[str, None] = {}
-    for thing in several:
-        shared.update(ids[thing])
+    for id_, thing in zip(predictions.ids, things, strict=True):
+        if thing in several:
+            shared[id_] = None
     return [
         Finding(
             check=kind.check,
-            severity="fault",
+            severity=kind.severity,
             sentence=(
                 f"{len(several):,} of {counted(len(folds), kind.noun)} are tested in several folds "
                 f"({examples(several)}), so each is in train when it is in test: {kind.consequence}"

@@ -90,10 +90,13 @@ def _predicted_twice(evidence: Evidence, predictions: Predictions) -> list[Findi
     n = len(predictions)
     seeds = predictions.seeds or [""] * n
     epochs = predictions.epochs or [""] * n
+    places = list(zip(evidence.keys_of(predictions.ids), seeds, epochs, strict=True))
+    if len(set(places)) == n:
+        return []
+
     seen: set[tuple[str, str, str]] = set()
     twice: dict[str, None] = {}
-    for id_, seed, epoch in zip(predictions.ids, seeds, epochs, strict=True):
-        place = (evidence.key(id_), seed, epoch)
+    for id_, place in zip(predictions.ids, places, strict=True):
         if place in seen:
             twice[id_] = None
         seen.add(place)

@@ -2,6 +2,7 @@
 
 from ..evidence import Evidence
 from ..finding import Finding, NotChecked
+from ..reading.known_ids import is_msp_podcast
 from .between_parts import Kind, shared_between_parts, tested_in_several_folds
 
 KIND = Kind(
@@ -9,6 +10,15 @@ KIND = Kind(
     noun="dialogue",
     consequence="what was said before and after a test utterance, in the same room and mood, was "
     "trained on; keep a dialogue in one part",
+)
+
+# The parts that MSP-Podcast comes with are cut by speaker, and a podcast has several.
+PODCAST = Kind(
+    check="same dialogue",
+    noun="podcast",
+    consequence="what others said in it, in the same room, was trained on, as the corpus's own "
+    "parts allow; say so beside the scores",
+    severity="note",
 )
 
 
@@ -31,14 +41,17 @@ def check_same_dialogue(evidence: Evidence) -> list[Finding]:
             "give the corpus, or a table with id and dialogue"
         )
 
+    kind = PODCAST if is_msp_podcast(dialogues) else KIND
+
     def dialogue_of(id_: str) -> str | None:
         return dialogues.get(evidence.key(id_))
 
     if evidence.splits:
-        return shared_between_parts(evidence, KIND, dialogue_of)
+        return shared_between_parts(evidence, kind, dialogue_of)
     findings = []
     for predictions in in_folds:
-        findings += tested_in_several_folds(evidence, predictions, KIND, dialogue_of)
+        tested = [dialogues.get(key) for key in evidence.keys_of(predictions.ids)]
+        findings += tested_in_several_folds(evidence, predictions, kind, tested)
     return findings
 
 

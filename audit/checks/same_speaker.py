@@ -34,9 +34,8 @@ def check_same_speaker(evidence: Evidence) -> list[Finding]:
         for predictions in evidence.predictions:
             if predictions.declared is None and predictions.folds is not None:
                 checked = True
-                findings += tested_in_several_folds(
-                    evidence, predictions, KIND, lambda id_: evidence.about(id_).speaker
-                )
+                speakers = [found.speaker for found in evidence.about_all(predictions.ids)]
+                findings += tested_in_several_folds(evidence, predictions, KIND, speakers)
     if checked:
         return findings
 

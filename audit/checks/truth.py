@@ -25,7 +25,7 @@ def check_truth(evidence: Evidence) -> list[Finding]:
     findings = []
     compared = 0
     for predictions in evidence.predictions:
-        labels = [evidence.about(id_).label for id_ in predictions.ids]
+        labels = [utterance.label for utterance in evidence.about_all(predictions.ids)]
         rows = [row for row, label in enumerate(labels) if label is not None]
         if not rows:
             continue

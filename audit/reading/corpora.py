@@ -12,7 +12,7 @@ from ser.extract.corpora.scan import scan_corpus
 from ..evidence import Utterance
 from .columns import Columns
 from .sheet import Sheet
-from .values import as_name
+from .values import as_name, keys_of_values
 
 # Names that mean that nobody knows.
 NOT_KNOWN = {"unknown", "nan", "none", "n/a", "na", ""}
@@ -23,16 +23,15 @@ def is_store(path: Path) -> bool:
     return (path / "manifests").is_dir()
 
 
-def read_store(path: Path) -> tuple[dict[str, Utterance], list[str]]:
-    """What the manifests of a store say, by id, and a note."""
+def read_store(path: Path) -> tuple[dict[str, dict[str, Utterance]], list[str]]:
+    """What the manifests of a store say, by corpus and id, and a note for each."""
     store = open_store(path)
-    utterances: dict[str, Utterance] = {}
+    by_corpus = {}
     notes = []
     for corpus in store.corpora():
-        of_corpus = _of_manifest(store.manifest(corpus))
-        utterances.update(of_corpus)
-        notes.append(f"{path}: {len(of_corpus):,} utterances of corpus {corpus}")
-    return utterances, notes
+        by_corpus[corpus] = _of_manifest(store.manifest(corpus))
+        notes.append(f"{path}: {len(by_corpus[corpus]):,} utterances of corpus {corpus}")
+    return by_corpus, notes
 
 
 def read_corpus(path: Path) -> tuple[dict[str, Utterance], list[str]]:
@@ -86,12 +85,13 @@ def _column(sheet: Sheet, columns: Columns, held: str) -> Sequence[str | None]:
     if heading is None or heading not in sheet.columns:
         return [None] * len(sheet)
 
-    known: dict[Any, str | None] = {}
-    names = []
-    for value in sheet.columns[heading]:
-        key = (type(value), value)
-        if key not in known:
-            name = as_name(value)
-            known[key] = None if name is None or name.casefold() in NOT_KNOWN else name
-        names.append(known[key])
-    return names
+    values = sheet.columns[heading]
+    keys = keys_of_values(values)
+    value_of = dict(zip(keys, values, strict=True))
+    name_of = {key: _known_name(value) for key, value in value_of.items()}
+    return [name_of[key] for key in keys]
+
+
+def _known_name(value: Any) -> str | None:
+    name = as_name(value)
+    return None if name is None or name.casefold() in NOT_KNOWN else name

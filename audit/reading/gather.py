@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ser.disk.memory import name_what_does_not_fit
 from ser.disk.paths import expand_user
 from ser.errors import WrongUse
 
@@ -23,6 +24,7 @@ from .segments import with_segment_ids
 from .sheet import ENDINGS, Sheet, read_json, read_sheet
 from .splits import (
     Members,
+    corpora_before_ids,
     files_of_split,
     join_members,
     names_parts,
@@ -57,6 +59,10 @@ class Gathering:
     utterances: list[dict[str, Utterance]] = field(default_factory=list)
     """By id, the first that says something counts."""
     corpora: list[dict[str, Utterance]] = field(default_factory=list)
+    stored: dict[str, dict[str, Utterance]] = field(default_factory=dict)
+    """Those of a store of ser, by name."""
+    corpus_names: set[str] = field(default_factory=set)
+    """Those that stand before ids, as EmoBox writes them."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,7 +71,8 @@ def gather(paths: Sequence[Path], columns: Mapping[str, str], claims: Sequence[C
     gathering = Gathering(columns)
     # The same file twice is no second system.
     for path in dict.fromkeys(expand_user(path) for path in paths):
-        _read_path(path, gathering)
+        with name_what_does_not_fit(path, WrongUse):
+            _read_path(path, gathering)
     _check_columns_were_found(gathering)
 
     splits = [*gathering.splits, *join_members(gathering.members, "the files of parts")]
@@ -93,10 +100,11 @@ def _with_utterances(evidence: Evidence, gathering: Gathering) -> Evidence:
         for members in split.parts.values():
             ids += members
         files.append(ids)
-    sources = [*gathering.corpora, *gathering.utterances]
+    corpora = [*gathering.corpora, *_stored_corpora(evidence, gathering)]
+    sources = [*corpora, *gathering.utterances]
     files += [list(source) for source in sources]
 
-    keys = join_keys(files)
+    keys = join_keys(files, gathering.corpus_names)
     utterances = known_utterances(dict.fromkeys(keys.values()))
     # What comes first counts: the corpus, then the files' own rows, then the ids themselves.
     for source in reversed(sources):
@@ -105,11 +113,24 @@ def _with_utterances(evidence: Evidence, gathering: Gathering) -> Evidence:
             utterances[key] = _completed(utterance, utterances.get(key))
 
     corpus = None
-    if gathering.corpora:
+    if corpora:
         corpus = []
-        for source in gathering.corpora:
+        for source in corpora:
             corpus += [keys[id_] for id_ in source]
     return replace(evidence, keys=keys, utterances=utterances, corpus=corpus)
+
+
+def _stored_corpora(evidence: Evidence, gathering: Gathering) -> list[dict[str, Utterance]]:
+    """The corpora of a store; of those that are there, the ones that runs of ser name."""
+    named: set[str] = set()
+    for predictions in evidence.predictions:
+        if predictions.declared is None:
+            return list(gathering.stored.values())
+        named.update(predictions.declared.corpora)
+
+    if named.isdisjoint(gathering.stored):
+        return list(gathering.stored.values())
+    return [utterances for name, utterances in gathering.stored.items() if name in named]
 
 
 def _completed(first: Utterance, second: Utterance | None) -> Utterance:
@@ -147,8 +168,8 @@ def _read_folder(folder: Path, gathering: Gathering) -> None:
         gathering.notes += notes
         return
     if is_store(folder):
-        known, notes = read_store(folder)
-        gathering.corpora.append(known)
+        by_corpus, notes = read_store(folder)
+        gathering.stored.update(by_corpus)
         gathering.notes += notes
         return
 
@@ -192,6 +213,7 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
     sheet = read_sheet(path)
     sheet = with_segment_ids(sheet)
     columns = find_columns(sheet, gathering.columns)
+    gathering.corpus_names.update(corpora_before_ids(sheet, columns))
     part, fold = part_and_fold(path, root)
     name = str(path.relative_to(root)) if root else path.name
     count = f"{name}: {len(sheet):,}"

@@ -1,5 +1,6 @@
 """What the ids of known corpora say by themselves: who speaks, in which dialogue, which emotion."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from ser.extract.corpora.patterns import fill
 
 from ..evidence import Utterance
 
+# MSP-Podcast: the number of the podcast, then that of the part. Its ids do not say who speaks.
+MSP_PODCAST_ID = re.compile(r"MSP-PODCAST_(?P<podcast>\d{4,5})_\d{4}(?:_\d{4})?", re.ASCII)
+
+# MSP-IMPROV: the sentence to be said, the speaker, how it came to be said, and who speaks to whom.
+# The two of a session have one number.
+MSP_IMPROV_ID = re.compile(
+    r"MSP-IMPROV-(?P<scene>S\d{2}[A-Z])-(?P<speaker>[FM](?P<session>\d{2}))-[A-Z]-[FM]{2}\d{2}",
+    re.ASCII,
+)
+
 # Ids that decide which corpus they are of, and the share of them that must fit.
 SAMPLE = 50
 SHARE = 0.9
@@ -18,11 +29,14 @@ SHARE = 0.9
 def known_utterances(keys: Iterable[str]) -> dict[str, Utterance]:
     """What the ids say, by id; nothing for those of a corpus that is not known."""
     keys = list(keys)
-    step = max(1, len(keys) // SAMPLE)
-    sample = keys[::step]
+    sample = _sample(keys)
 
-    if _share_of_iemocap(sample) >= SHARE:
+    if _share(sample, IEMOCAP_ID) >= SHARE:
         return _of_iemocap(keys)
+    if is_msp_podcast(keys):
+        return _of_msp_podcast(keys)
+    if _share(sample, MSP_IMPROV_ID) >= SHARE:
+        return _of_msp_improv(keys)
     for layout in _layouts():
         fitting = [key for key in sample if layout.match(key) is not None]
         if sample and len(fitting) >= SHARE * len(sample):
@@ -32,14 +46,23 @@ def known_utterances(keys: Iterable[str]) -> dict[str, Utterance]:
 
 def is_iemocap(keys: Iterable[str]) -> bool:
     """Whether these are ids of IEMOCAP."""
-    keys = list(keys)
-    return _share_of_iemocap(keys[:: max(1, len(keys) // SAMPLE)]) >= SHARE
+    return _share(_sample(list(keys)), IEMOCAP_ID) >= SHARE
 
 
-def _share_of_iemocap(sample: list[str]) -> float:
+def is_msp_podcast(keys: Iterable[str]) -> bool:
+    """Whether these are ids of MSP-Podcast."""
+    return _share(_sample(list(keys)), MSP_PODCAST_ID) >= SHARE
+
+
+def _sample(keys: list[str]) -> list[str]:
+    return keys[:: max(1, len(keys) // SAMPLE)]
+
+
+def _share(sample: list[str], pattern: re.Pattern[str]) -> float:
+    """The share of the sample that a pattern matches."""
     if not sample:
         return 0.0
-    return sum(IEMOCAP_ID.fullmatch(key) is not None for key in sample) / len(sample)
+    return sum(pattern.fullmatch(key) is not None for key in sample) / len(sample)
 
 
 def _of_iemocap(keys: Iterable[str]) -> dict[str, Utterance]:
@@ -50,6 +73,26 @@ def _of_iemocap(keys: Iterable[str]) -> dict[str, Utterance]:
             dialogue = match["dialogue"]
             # Not dialogue[:6]: that letter says who wore the markers.
             known[key] = Utterance(speaker=dialogue[:5] + match["gender"], dialogue=dialogue)
+    return known
+
+
+def _of_msp_podcast(keys: Iterable[str]) -> dict[str, Utterance]:
+    """A podcast is a dialogue of its own."""
+    known = {}
+    for key in keys:
+        match = MSP_PODCAST_ID.fullmatch(key)
+        if match is not None:
+            known[key] = Utterance(dialogue=f"podcast {match['podcast']}")
+    return known
+
+
+def _of_msp_improv(keys: Iterable[str]) -> dict[str, Utterance]:
+    known = {}
+    for key in keys:
+        match = MSP_IMPROV_ID.fullmatch(key)
+        if match is not None:
+            dialogue = f"session {match['session']}, {match['scene']}"
+            known[key] = Utterance(speaker=match["speaker"], dialogue=dialogue)
     return known
 
 

@@ -136,8 +136,14 @@ def _probabilities(sheet: Sheet, columns: Columns) -> tuple[np.ndarray | None, l
 
 def _numbers_of(sheet: Sheet, heading: str) -> np.ndarray:
     """A column as numbers `[n]`, NaN where one is missing. Raises `WrongUse`."""
+    values = sheet.columns[heading]
+    try:
+        return np.array([float(value) for value in values])
+    except (ValueError, TypeError):
+        pass
+
     numbers = []
-    for row, value in enumerate(sheet.columns[heading], 1):
+    for row, value in enumerate(values, 1):
         try:
             numbers.append(np.nan if value is None else float(value))
         except (ValueError, TypeError):
@@ -154,14 +160,12 @@ def _complete(sheet: Sheet, columns: Columns, held: str) -> list[str]:
     if values is None:
         raise WrongUse(f"{sheet.path}: {heading} has several numbers a row, and not one {held}")
     names = as_names(values) if held != "id" else [_id(value) for value in values]
-    complete: list[str] = []
-    for row, name in enumerate(names, 1):
-        if name is None:
-            raise WrongUse(
-                f"{sheet.path}: row {row} has no {held} ({heading}); fill it in, or leave the row "
-                "out"
-            )
-        complete.append(name)
+    complete = [name for name in names if name is not None]
+    if len(complete) < len(names):
+        row = names.index(None) + 1
+        raise WrongUse(
+            f"{sheet.path}: row {row} has no {held} ({heading}); fill it in, or leave the row out"
+        )
     return complete
 
 

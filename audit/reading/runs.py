@@ -105,5 +105,6 @@ def _declaration(runs: Sequence[Run]) -> Declaration:
         repeated_texts=texts,
         repeated_audio=audio,
         limited=config.limit is not None or config.only is not None,
+        corpora=tuple(config.corpus.split("+")),
         synthetic=config.provenance.synthetic,
     )

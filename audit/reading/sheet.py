@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import msgspec
 import numpy as np
 
-from ser.corpus.delimited import read_delimited
+from ser.corpus.delimited import read_delimited, read_plain_columns
 from ser.corpus.table_file import TABLE_ENDINGS, read_table_file
 from ser.disk.read import read_named
 from ser.disk.text import read_text
@@ -78,7 +78,11 @@ def _read(path: Path) -> Sheet:
 def _read_delimited(path: Path) -> Sheet:
     """CSV and TSV, column by column: a hundred thousand predictions are read at once."""
     try:
-        rows = list(read_delimited(read_text(path), has_tabs=path.suffix.lower() == ".tsv"))
+        text = read_text(path)
+        columns_of_text = read_plain_columns(text, has_tabs=path.suffix.lower() == ".tsv")
+        if columns_of_text is not None:
+            return Sheet(path.name, path, columns_of_text)
+        rows = list(read_delimited(text, has_tabs=path.suffix.lower() == ".tsv"))
     except OSError as error:
         raise WrongUse(f"{path}: cannot be read ({error.strerror}); give a plain file") from None
     except (csv.Error, ValueError) as error:

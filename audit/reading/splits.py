@@ -44,6 +44,9 @@ def files_of_split(folder: Path) -> list[Path]:
         for path in sorted(folder.glob("/".join(["*"] * (depth + 1)))):
             if path.suffix.lower() not in {*ENDINGS, ".tar"} or not path.is_file():
                 continue
+            # EmoBox has the lines of some parts once more as one object.
+            if path.suffix.lower() == ".json" and path.with_suffix(".jsonl").is_file():
+                continue
             # A folder's own name may say the part: train/list.txt.
             name = str(path.relative_to(folder).with_suffix(""))
             if part_in_name(name) or (path.suffix == ".tar" and fold_in_name(name)):
@@ -80,6 +83,26 @@ def read_members(sheet: Sheet, columns: Columns, part: str | None, fold: str) ->
         Members(sheet.source, in_fold, in_part, of_part)
         for (in_fold, in_part), of_part in members.items()
     ]
+
+
+def corpora_before_ids(sheet: Sheet, columns: Columns) -> set[str]:
+    """The names of corpora that stand before all ids of theirs.
+
+    EmoBox writes `{"key": "emodb-03a01Fa", "dataset": "emodb", …}`.
+    """
+    corpora = sheet.columns.get("dataset")
+    if corpora is None or columns.headings.get("id") not in sheet.columns:
+        return set()
+
+    before = set()
+    elsewhere = set()
+    ids = sheet.columns[columns.headings["id"]]
+    for corpus, id_ in zip(corpora, ids, strict=True):
+        if str(id_).startswith(f"{corpus}-"):
+            before.add(str(corpus))
+        else:
+            elsewhere.add(str(corpus))
+    return before - elsewhere
 
 
 def names_parts(sheet: Sheet, columns: Columns) -> bool:

@@ -23,18 +23,20 @@ def as_names(values: Sequence[Any]) -> list[str | None]:
 
     Numbers that were written as 1.0 where another is missing are whole ones again.
     """
-    known: dict[Any, str | None] = {}
-    names = []
-    for value in values:
-        # 1, 1.0 and True are one key of a dictionary.
-        key = (type(value), value)
-        if key not in known:
-            known[key] = as_name(value)
-        names.append(known[key])
+    keys = keys_of_values(values)
+    value_of = dict(zip(keys, values, strict=True))
+    name_of = {key: as_name(value) for key, value in value_of.items()}
+    if all(name is None or _is_whole(name) for name in name_of.values()):
+        for key, name in name_of.items():
+            name_of[key] = None if name is None else str(int(float(name)))
+    return [name_of[key] for key in keys]
 
-    if all(name is None or _is_whole(name) for name in known.values()):
-        return [None if name is None else str(int(float(name))) for name in names]
-    return names
+
+def keys_of_values(values: Sequence[Any]) -> Sequence[Any]:
+    """What tells the values of a column apart in a dictionary, where 1, 1.0 and True are equal."""
+    if set(map(type, values)) <= {str, type(None)}:
+        return values
+    return [(type(value), value) for value in values]
 
 
 def _is_whole(name: str) -> bool:
