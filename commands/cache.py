@@ -216,7 +216,10 @@ def import_(
     from ser.extract.corpora.table import read_manifest
 
     if manifest:
-        utterances = read_manifest(manifest, corpus_name or manifest.stem)
+        listed = read_manifest(manifest, corpus_name or manifest.stem)
+        utterances = listed.manifest
+        for warning in listed.warnings:
+            say(f"warning: {warning}", err=True)
     else:
         utterances = open_store(store).manifest(corpus_name)
 

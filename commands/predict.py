@@ -141,6 +141,8 @@ def predict(
 
     predictors = Predictors(runs, models, device)
     given = read_inputs(audio, text, table, predictors.takes_audio)
+    for warning in given.warnings:
+        say(f"warning: {warning}", err=True)
     with progress(len(given.turns), "predict", "utt", disable=len(given.turns) == 1) as bar:
 
         def update(done: int, total: int) -> None:

@@ -25,9 +25,20 @@ def spelled_alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def _plain(name: str) -> str:
-    """The name in Unicode's plainest form (NFKC), without characters that have no shape."""
-    plain = unicodedata.normalize("NFKC", name)
-    return "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
+    """The name in Unicode's plainest form (NFKC), without characters that have no shape.
+
+    All dashes are one, and what joins words is a blank.
+    """
+    letters = []
+    for letter in unicodedata.normalize("NFKC", name):
+        category = unicodedata.category(letter)
+        if category == "Pd":
+            letters.append("-")
+        elif category == "Pc":
+            letters.append(" ")
+        elif category != "Cf":
+            letters.append(letter)
+    return "".join(letters)
 
 
 def _without_case_and_zeros(name: str) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from ser.disk.memory import name_what_does_not_fit
 from ser.disk.parquet import read_parquet
 from ser.disk.read import LARGE, read_named
 from ser.disk.text import read_text
-from ser.errors import FREE_MEMORY, CorpusError, WrongUse
+from ser.errors import CorpusError, WrongUse
 
 from .delimited import DelimitedRow, read_delimited
 from .headings import check_headings
@@ -65,12 +66,13 @@ def read_table_file(path: Path) -> TableFile:
         raise WrongUse(f"{path} is not a file; give a CSV, TSV, Parquet or JSONL file")
 
     try:
-        return READERS[ending](path)
+        with name_what_does_not_fit(path, CorpusError):
+            return READERS[ending](path)
+    except CorpusError:
+        raise
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CorpusError(f"{path} cannot be read as {ending[1:]}: {reason}") from error
-    except MemoryError:
-        raise CorpusError(f"{path} does not fit into the memory left; {FREE_MEMORY}") from None
 
 
 def _read_parquet(path: Path) -> TableFile:
@@ -163,6 +165,16 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None
+
+
+def text_of(value: Any) -> str:
+    """The text of a value that names something: of 2.0 it is "2".
+
+    A column of whole numbers holds 2.0 where another of its values is missing.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 READERS = {

@@ -1,6 +1,7 @@
 """Audio files, a text or a table of turns, to the predictions of a trained run."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .inputs import check_inputs, read_inputs
@@ -31,4 +32,5 @@ def predict(
     check_inputs(audio, text, table)
     predictor = Predictor(run, models, device)
     given = read_inputs(audio, text, table, "audio" in predictor.fusion.inputs)
-    return predictor(given.turns, abstain_below)
+    answer = predictor(given.turns, abstain_below)
+    return replace(answer, notes=given.warnings + answer.notes)

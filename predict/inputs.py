@@ -1,7 +1,7 @@
 """What `ser predict` is given: audio files and folders of them, a text, or a table of turns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ser.errors import WrongUse
@@ -21,6 +21,8 @@ class GivenTurns:
     turns: list[Turn]
     files: dict[str, str]
     """By a turn's id, its audio path as it was given, or else its id."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd about the table, but may be meant so."""
 
     @property
     def spans(self) -> dict[str, Span]:
@@ -86,10 +88,10 @@ def _audio_files(path: str | Path) -> list[str]:
 
 def _read_table(table: Path, takes_audio: bool) -> GivenTurns:
     """The turns of a table, whose audio paths are relative to it."""
-    manifest = read_manifest(table, "new", "audio" if takes_audio else "id")
-    columns = [field.name for field in fields(Turn)]
+    listed = read_manifest(table, "new", "audio" if takes_audio else "id")
+    columns = [column.name for column in fields(Turn)]
 
-    rows = manifest.table.select(columns).to_pylist()
+    rows = listed.manifest.table.select(columns).to_pylist()
     are_parts = takes_audio and segments_in_folder(rows, table.parent)
 
     turns: list[Turn] = []
@@ -103,4 +105,4 @@ def _read_table(table: Path, takes_audio: bool) -> GivenTurns:
             row["start"] = None
             row["end"] = None
         turns.append(Turn(**row))
-    return GivenTurns(turns, files)
+    return GivenTurns(turns, files, listed.warnings)

@@ -582,7 +582,7 @@ IMPORTED = [
 
 
 def test_a_manifest_without_audio(tmp_path: Path) -> None:
-    manifest = read_manifest(table(tmp_path, *IMPORTED), "imported")
+    manifest = read_manifest(table(tmp_path, *IMPORTED), "imported").manifest
 
     assert manifest.corpus == "imported"
     assert manifest.ids == ["b", "a"]

@@ -1,7 +1,8 @@
 """Every file that a command reads, changed: each outcome is right, or one sentence.
 
-20 seconds of it in `make test`, always the same; an hour of others in `make test-slow`
-(`SER_FUZZ_SECONDS`, from `SER_FUZZ_SEED` on).
+What goes into tables and features is compared with what comes out in test_fuzz_tables.py and
+test_fuzz_features.py. 20 seconds of it in `make test`, always the same; an hour of others in
+`make test-slow` (`SER_FUZZ_SECONDS`, from `SER_FUZZ_SEED` on).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import tempfile
 import time
 import tomllib
@@ -33,6 +35,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ser.cache.transcripts import put_transcripts
+from ser.tests.claims import CLAIMS
 from ser.tests.command_line import ser
 from ser.tests.file_forms import form_of
 from ser.tests.newcomer import once
@@ -55,6 +58,7 @@ def make(folder: Path) -> None:
     noise = np.random.default_rng(0)
     for n in range(12):
         sf.write(folder / "audio" / f"u{n}.wav", noise.normal(0, 0.1, 4000 + 100 * n), 16000)
+    sf.write(folder / "quiet.flac", np.zeros(8000), 16000)
 
     rows = [json.loads(line) for line in (folder / "table.jsonl").read_text().splitlines()]
     pq.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
@@ -98,6 +102,37 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+# For a command on a file that claims too much: of the processors, and of addresses beyond those of
+# the process.
+ENOUGH_SECONDS = 20
+ENOUGH_BYTES = 3 << 30
+
+
+class TakesTooLong(BaseException):
+    """A command still works when its time is over."""
+
+
+@contextlib.contextmanager
+def little_time_and_memory() -> Iterator[None]:
+    """Let what runs within have a few seconds and gigabytes alone."""
+
+    def stop(*_: Any) -> None:
+        raise TakesTooLong(f"more than {ENOUGH_SECONDS} s of the processors")
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    addresses = pages * resource.getpagesize() + ENOUGH_BYTES
+    before = signal.signal(signal.SIGPROF, stop)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, ENOUGH_SECONDS)
+        resource.setrlimit(resource.RLIMIT_AS, (addresses, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def outcome(command: str) -> tuple[int, str, bytes]:
     """Exit code, what was printed and what was exported.
 
@@ -112,6 +147,8 @@ def outcome(command: str) -> tuple[int, str, bytes]:
         assert result.exit_code == 0 or result.output.strip(), command
         assert "Traceback" not in result.output, result.output
         assert "unexpected error" not in result.output, result.output
+        # That memory ends is said with the file that was too large.
+        assert "error: the memory left" not in result.output, result.output
         exported = Path(out, "file.safetensors")
         printed = re.sub(TIMES, "", result.stdout.replace(Path(out).name, "OUT"))
         return result.exit_code, printed, exported.read_bytes() if exported.exists() else b""
@@ -250,6 +287,28 @@ def attack(target: str, examples: int, seed: int | None = None) -> None:
     change_once()
 
 
+def claim_too_much(target: str, examples: int, seed: int, patient: bool) -> None:
+    """So many times, let a file claim more than it holds: the answer comes soon, or a sentence."""
+    [path] = Path().glob(target)
+    content = path.read_bytes()
+    random = Random(seed)
+    for _ in range(examples):
+        lie = CLAIMS[path.suffix](content, random, patient)
+        with replaced(path, lie, lie=True), little_time_and_memory():
+            for command in TARGETS[target]:
+                outcome(command)
+
+
+# What may claim: the files of others, and those whose checksums are no secret.
+CAN_CLAIM = [target for target in TARGETS if Path(target).suffix in CLAIMS]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of pages")
+@pytest.mark.parametrize("target", CAN_CLAIM)
+def test_a_file_that_claims_too_much(house: None, target: str) -> None:
+    claim_too_much(target, 2, seed=0, patient=False)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_changed_file(house: None, target: str) -> None:
     attack(target, 3)
@@ -266,6 +325,8 @@ def test_an_hour_of_changed_files(house: None) -> None:
         if time.monotonic() > ends:
             break
         attack(target, 50, seed)
+        if target in CAN_CLAIM:
+            claim_too_much(target, 10, seed, patient=True)
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert kibibytes < 4 << 20, "more than 4 GiB"
 

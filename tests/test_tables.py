@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hypothesis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -14,15 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 import zarr
+from hypothesis import strategies as st
 
 from ser.cache.store import open_store
 from ser.cache.tools.importing import import_feature
-from ser.corpus.delimited import read_delimited
+from ser.corpus.delimited import read_delimited, read_plain_columns
 from ser.corpus.manifest import Manifest
 from ser.corpus.people import one_spelling, spelled_alike
-from ser.errors import CorpusError, StoreError, WrongUse
+from ser.errors import CorpusError, StoreError, WrongUse, printable
 from ser.extract.corpora.counts import summary
 from ser.extract.corpora.scan import scan_corpus
+from ser.extract.corpora.table import read_manifest
+from ser.predict.inputs import read_inputs
 from ser.tests.command_line import printed, ser
 from ser.tests.store_samples import manifest_of
 from ser.train.data.fold_files import read_folds
@@ -113,6 +117,37 @@ def test_rows_are_read_as_they_are(kind: str) -> None:
     assert cells_of(text) == expected
 
 
+@hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
+@hypothesis.given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["a", "b c", " ", "", "NA", "null", "1", "\u00e9", "'x"]), max_size=3
+        )
+    ),
+    st.sampled_from([",", ";", "\t"]),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+)
+def test_plain_columns_are_what_the_rows_say(
+    rows: list[list[str]], delimiter: str, line_end: str
+) -> None:
+    text = line_end.join(delimiter.join(cells) for cells in [["h", "i", "j"], *rows])
+    plain = read_plain_columns(text, has_tabs=delimiter == "\t")
+    header, *read = cells_of(text, has_tabs=delimiter == "\t")
+    if plain is None:
+        return
+    assert list(plain) == header
+    for place, column in enumerate(plain.values()):
+        assert column == [cells[place] if cells[place].strip() else None for cells in read]
+
+
+def test_plain_columns_are_read_where_they_are_plain() -> None:
+    assert read_plain_columns("a;b\n1;\n\n2; \n", False) is None
+    assert read_plain_columns("a;b\n1;\n\n2;NA\n", False) == {"a": ["1", "2"], "b": [None, "NA"]}
+    assert read_plain_columns('a,b\n1,"2"\n', False) is None
+    assert read_plain_columns("a,b\n1\n", False) is None
+    assert read_plain_columns("a,a\n1,2\n", False) is None
+
+
 def test_rows_on_several_lines_are_counted(four_files: Path) -> None:
     path = four_files / "t.csv"
     path.write_text('audio,text,label\na.wav,"one\ntwo",ang\nb.wav,three,neu\n')
@@ -161,7 +196,15 @@ INDEXED = {
     "numbers from 1": ("1,2\n1.5,2\n4,5\n", "its first line is 1, 2, …"),
     "an index called so": ("index,a\n0,1\n1,3\n", "column 1 is called index, and may be the"),
     "an index called otherwise": ("X,a\n1,1\n2,3\n3,5\n", r"counts the rows \(X\)"),
-    "an index and no header": ("000,0.1\n001,0.3\n", "its first column counts the rows"),
+    "an index at the end": ("a,b,n\n1.5,2,7\n3,4.5,8\n5,1,9\n", r"counts the rows \(n\)"),
+    "an index that falls": ("n,a\n3,1.5\n2,2.5\n1,4.5\n", r"counts the rows \(n\)"),
+    "an index by tens": ("n,a\n10,1.5\n20,2.5\n30,4.5\n", r"counts the rows \(n\)"),
+    "classes as numbers": (
+        "id,a,emotion\nu001,1,0\nu000,3,2\n",
+        "emotion is no feature",
+    ),
+    "people as numbers": ("id,SPK,a\nu001,1,0\nu000,3,2\n", "but the speaker"),
+    "an index and no header": ("000,0.1\n001,0.3\n", "a column of it counts the rows"),
     "an index and numbers": (",0,1\n0,1,2\n1,3,4\n", "column 1 has no name"),
 }
 
@@ -373,6 +416,49 @@ def test_words_of_a_csv_stay_words_and_are_named(four_files: Path) -> None:
     [warning] = [text for text in scan.warnings if "is the word" in text]
     assert "the label of 2 utterances is the word 'NA'" in warning
     assert "valence 2" in printed("corpus", "show", path)
+
+
+@pytest.mark.parametrize("word", ["?", "-", ".", "#N/A", "\\N", "Unknown", "NULL", "<NA>"])
+def test_words_that_may_stand_for_nothing_are_named(four_files: Path, word: str) -> None:
+    path = four_files / "t.csv"
+    path.write_text(f"audio,label,speaker\na.wav,{word},ben\nb.wav,ang,{word}\n")
+    scan = scan_corpus(path)
+
+    assert scan.manifest.column("label") == [word, "ang"]
+    for column in ("label", "speaker"):
+        assert f"the {column} of 1 utterances is the word {word!r}" in "\n".join(scan.warnings)
+
+
+def test_numbers_of_a_described_table_are_names(four_files: Path) -> None:
+    """A column of whole numbers holds 1.0 where another row has none."""
+    frame = pd.DataFrame({"id": ["a", "b", "c", "d"], "who": [1, 2, None, 1]})
+    frame.to_parquet(four_files / "people.parquet")
+    layout = four_files / "layout.toml"
+    layout.write_text(
+        'name = "toy"\npattern = \'[a-d]\'\n[columns]\nspeaker = "{who}"\n'
+        '[[tables]]\nfile = "people.parquet"\nof = "{stem}"\nkey = "{id}"\n'
+    )
+    manifest = scan_corpus(four_files, str(layout)).manifest
+    assert manifest.column("speaker") == ["1", "2", None, "1"]
+
+
+def test_a_list_of_utterances_is_warned_of_as_a_corpus(four_files: Path) -> None:
+    path = four_files / "t.csv"
+    rows = ["id,audio,speaker,text,age", "1,a.wav,Anna,oh,30", "2,b.wav,an\u200bna,no,31"]
+    path.write_text("\n".join([*rows, "3,c.wav,nan,so,32"]), encoding="utf-8")
+
+    said = "\n".join(read_manifest(path, "mine").warnings)
+    assert "1 speakers are written in several ways" in said
+    assert "the speaker of 1 utterances is the word 'nan'" in said
+    assert "columns that are not read: age" in said
+    assert read_inputs([], None, path, takes_audio=True).warnings == said.split("\n")
+
+    np.save(four_files / "x.npy", np.ones((3, 2)))
+    words = ("--modality", "audio", "--manifest", path, "--store", four_files / "store")
+    done = ser("cache", "import", "mine", four_files / "x.npy", *words)
+    assert done.exit_code == 0, done.output
+    for sentence in said.split("\n"):
+        assert f"warning: {printable(sentence)}" in done.stderr
 
 
 # Numbers and headings
@@ -610,7 +696,7 @@ def test_feature_tables_of_other_tools(tmp_path: Path, kind: str, encoding: str)
 REFUSED_TABLES = {
     "an index called index": ("index,a\n0,1.5\n1,2.5\n", "column 1 is called index"),
     "numbers of columns from one": ("1,2,3\n4,5,6\n7,8,9\n", "say --no-header"),
-    "an index without any header": ("0,1.5,2\n1,3.5,4\n", "its first column counts the rows"),
+    "an index without any header": ("0,1.5,2\n1,3.5,4\n", "a column of it counts the rows"),
     "a word": ("a,b\n1,2\n3,x\n", "line 3: 'x' in column 'b' is not a number"),
     "an empty cell": ("a,b\n1,\n3,4\n", "line 2: '' in column 'b' is not a number"),
     "a cell too many": ("a,b\n1,2,3\n4,5\n", "line 2 has 3 columns where the first line has 2"),
@@ -805,3 +891,39 @@ def test_no_training_is_offered_without_labels(wav_folder: Path) -> None:
     done = ser("features", wav_folder, *words)
     assert done.exit_code == 0, done.output
     assert "ser train" not in done.output
+
+
+# audformat
+# ----------------------------------------
+
+
+def write_database(folder: Path, *lines: str) -> None:
+    """Columns without a scheme, so that nothing says whether they hold texts or numbers."""
+    columns = "{speaker: {}, transcription: {}}"
+    table = f"tables: {{files: {{type: filewise, columns: {columns}}}}}"
+    (folder / "db.yaml").write_text(f"name: mine\n{table}\n")
+    (folder / "db.files.csv").write_text("\n".join(["file,speaker,transcription", *lines]))
+
+
+def test_texts_of_audformat_are_no_numbers(four_files: Path) -> None:
+    write_database(four_files, "a.wav,01,NA", "b.wav,1.0,007", "c.wav,1,12", "d.wav,,")
+    manifest = scan_corpus(four_files, "audformat").manifest
+    assert manifest.column("speaker") == ["01", "1.0", "1", None]
+    assert manifest.column("text") == ["NA", "007", "12", None]
+
+
+def test_rows_of_audformat_that_are_torn_are_named(four_files: Path) -> None:
+    write_database(four_files, "a.wav,anna,oh", "b.wav,ben,oh, no")
+    scan = scan_corpus(four_files, "audformat")
+    assert scan.manifest.ids == ["a"]
+    assert "line 3: has 4 columns where the header has 3" in str(scan.problems[0])
+
+
+def test_columns_of_audformat_that_its_header_lacks_are_named(four_files: Path) -> None:
+    write_database(four_files, "a.wav,anna,oh")
+    row = {"file": "a.wav", "speaker": "anna", "transcription": "oh", "age": 30}
+    (four_files / "db.files.csv").unlink()
+    pq.write_table(pa.Table.from_pylist([row]), four_files / "db.files.parquet")
+    scan = scan_corpus(four_files, "audformat")
+    assert scan.manifest.column("speaker") == ["anna"]
+    assert "columns that are not read, since db.yaml does not list them: age" in scan.warnings[0]

@@ -56,6 +56,7 @@ from .data.standardizer import Standardizer
 from .data.views import with_views
 from .ingredients import (
     add_ingredients,
+    auxiliary_loss,
     auxiliary_task,
     draw_mix,
     rate_factor,
@@ -310,9 +311,7 @@ def fit_once(
                     returned = model(batch)
                 outputs = checked_outputs(returned, width)
                 loss = mixed_loss(outputs, batch, config, stage)
-                if auxiliary is not None:
-                    beside = auxiliary.loss(returned, batch)
-                    loss = loss + training.aux_weight * beside
+                loss = loss + auxiliary_loss(returned, batch, auxiliary, training.aux_weight)
 
                 # A mean over a batch counts as many times as the batch has utterances.
                 losses.append(loss.detach())

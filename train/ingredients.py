@@ -11,8 +11,8 @@ n  utterances     C  classes of an auxiliary head
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,12 +75,8 @@ class AuxiliaryTask:
     """Class numbers of all utterances, int64 [n]; `NOT_KNOWN` for some."""
     classes: int
 
-    def loss(self, returned: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The mean cross-entropy of the head's outputs `[b, C]` where the truth is known.
-
-        The head is one of those that a model `returned`.
-        """
-        outputs = returned[f"{AUXILIARY}{self.name}"].float()
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean cross-entropy of outputs `[b, C]` of the utterances where the truth is known."""
         truth = self.truth[batch.utterances].to(outputs.device)
         total = F.cross_entropy(outputs, truth, ignore_index=NOT_KNOWN, reduction="sum")
         return total / (truth != NOT_KNOWN).sum().clamp(min=1)
@@ -120,6 +116,15 @@ def remove_auxiliary_heads(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, PooledVector):
             part.heads.clear()
+
+
+def auxiliary_loss(
+    returned: dict[str, Any], batch: Batch, task: AuxiliaryTask | None, weight: float
+) -> Tensor | float:
+    """The weighted loss of the auxiliary head; 0 without one."""
+    if task is None:
+        return 0.0
+    return weight * task.loss(returned[f"{AUXILIARY}{task.name}"].float(), batch)
 
 
 def check_ingredients(

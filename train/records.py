@@ -207,13 +207,6 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Keys that this ser does not know, as a later one may write them: part of the run's name."""
 
     @property
-    def inputs_in_words(self) -> str:
-        """The features, joined with +, or of an ensemble how many runs it is made of."""
-        if self.members is not None:
-            return f"{len(self.members)} runs"
-        return "+".join(feature.feature for feature in self.features.values())
-
-    @property
     def layer_sums(self) -> dict[str, list[tuple[int, int]]]:
         """By modality, (layers, dimension) of each learnt sum; none for a single feature."""
         return {modality: feature.sums or [] for modality, feature in self.features.items()}

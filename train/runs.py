@@ -36,7 +36,7 @@ def run_options(config: RunConfig, defaults: bool = True) -> dict[str, Any]:
         features.append(f"{feature.feature}@{feature.fingerprint[:4]}")
 
     options["labels"] = config.labels.policy
-    options["features"] = "+".join(features) or config.inputs_in_words
+    options["features"] = "+".join(features)
     options["store"] = config.provenance.store
     options["code"] = (config.code or "none")[:8]
     if defaults:

@@ -22,6 +22,9 @@ from ser.errors import StoreError
 # What openSMILE writes beside the name of an utterance: where it begins and ends.
 PLACES = {"start", "end", "frametime", "frameindex"}
 
+# Columns of a manifest: numbers in them are codes of somebody's classes and people.
+NO_QUANTITIES = {"label", "speaker", "session", "dialogue", "turn", "gender", "votes", "text"}
+
 # What openSMILE's program calls the column of the names, in quotes of its own.
 SMILE_NAME = "name"
 
@@ -62,6 +65,7 @@ def read_feature_table(path: Path, has_header: bool = True) -> FeatureTable:
         rows = chain([first], rows)
 
     key = _key_column(headings) if is_header else None
+    _check_quantities(path, headings)
     value_columns = _value_columns(headings, key)
     if not value_columns:
         raise StoreError(f"{path}: has no column of values ({', '.join(headings)})")
@@ -82,7 +86,8 @@ def read_feature_table(path: Path, has_header: bool = True) -> FeatureTable:
         raise StoreError(f"{path}: has headings and no row; write a line for each utterance")
     table = np.stack(values)
     if not is_header or len(values) > 2:
-        _check_no_index(path, headings[value_columns[0]], table)
+        for place in dict.fromkeys([0, len(value_columns) - 1]):
+            _check_no_index(path, headings[value_columns[place]], table[:, place], table.shape[1])
     is_id = key is not None and column_of(headings[key]) == "id"
     return FeatureTable(
         table, None if key is None else ids, key is not None and not is_id, places or None
@@ -124,12 +129,29 @@ def _check_named(path: Path, headings: list[str]) -> None:
             )
 
 
-def _check_no_index(path: Path, heading: str, values: npt.NDArray[np.float64]) -> None:
-    """Raise `StoreError` if the first of several columns counts the rows."""
-    rows, dim = values.shape
-    if dim > 1 and rows > 1 and _counts_up(values[:, 0]):
+def _check_quantities(path: Path, headings: list[str]) -> None:
+    """Raise `StoreError` for a column that says who speaks or what is felt, if in numbers."""
+    for heading in headings:
+        if column_of(heading) in NO_QUANTITIES:
+            raise StoreError(
+                f"{path}: the column {heading} is no feature, but the {column_of(heading)} of the "
+                "utterances; leave it out, or call it otherwise if it is one"
+            )
+
+
+def _check_no_index(path: Path, heading: str, column: npt.NDArray[np.float64], dim: int) -> None:
+    """Raise `StoreError` if the first or last of several columns counts the rows.
+
+    It may count by other steps than one, and down.
+    """
+    steps = np.diff(column)
+    is_whole = np.equal(np.mod(column, 1), 0).all()
+    is_even = len(steps) > 0 and steps[0] != 0 and (steps == steps[0]).all()
+    # Two numbers always have one step.
+    counts = is_whole and is_even and (len(column) > 2 or steps[0] == 1)
+    if dim > 1 and counts:
         raise StoreError(
-            f"{path}: its first column counts the rows ({heading}), and may be an index; give the "
+            f"{path}: a column of it counts the rows ({heading}), and may be an index; give the "
             "columns names, and call it id if it holds the ids, or leave it out"
         )
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ser.corpus.segments import segment_id
-from ser.corpus.table_file import is_missing, read_table_file
+from ser.corpus.table_file import TableFile, is_missing, read_table_file, text_of
+from ser.disk.memory import does_not_fit, is_out_of_memory, name_what_does_not_fit
 from ser.disk.read import open_named, read_named
 from ser.errors import CorpusError, WrongUse
 
-from .reading import Reading
+from .reading import Reading, rows_of
 from .rows import add_row
 from .table import COLUMNS
 
@@ -143,9 +144,12 @@ def _in_order(place: Place) -> tuple[str, float, float]:
 def _read_header(path: Path) -> "audformat.Database":
     """The header of a database. Raises `WrongUse` for what is none."""
     try:
-        content = _load_yaml(read_named(path, MAX_HEADER))
+        with name_what_does_not_fit(path, CorpusError):
+            content = _load_yaml(read_named(path, MAX_HEADER))
         if not isinstance(content, dict) or not isinstance(content.get("name"), str):
             raise ValueError("it has no name")
+    except CorpusError:
+        raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _no_header(path, error) from None
 
@@ -218,8 +222,12 @@ def _read_tables(
             continue
         _load_table(database, name, path)
         if name in database.tables:
-            frames[name] = database[name].df
-            _warn_of_lost(database[name], name, path, reading)
+            written = read_table_file(path)
+            _take_texts(database[name], written)
+            frames[name] = _without_faulty(database[name].df, written)
+            _warn_of_lost(database[name], name, written, path, reading)
+            # Those that are no rows become problems.
+            list(rows_of(written, reading, path.name))
     return frames
 
 
@@ -234,14 +242,47 @@ def _load_table(database: "audformat.Database", name: str, path: Path) -> None:
             database[name].load(str(copy.with_suffix("")))
         # It raises errors of pyarrow, pandas and its own.
         except Exception as error:
+            if is_out_of_memory(error):
+                raise CorpusError(does_not_fit(path)) from None
             reason = " ".join(str(error).split()).replace(folder, str(path.parent))
             raise CorpusError(f"{path} cannot be read as a table of audformat: {reason}") from None
 
 
-def _warn_of_lost(table: "audformat.Table", name: str, path: Path, reading: Reading) -> None:
-    """Name the columns of which the package leaves values out: those that their scheme lacks."""
-    written = read_table_file(path)
+def _take_texts(table: "audformat.Table", written: TableFile) -> None:
+    """Let the columns that have no scheme hold what is written: the package guesses at numbers.
+
+    It makes speaker 1 of `01` and of `1.0`, and leaves out what is called NA.
+    """
+    import pandas as pd
+
+    if len(written.rows) != len(table.df):
+        return
     for column in table.columns:
+        if column in table.df.columns and table.columns[column].scheme_id is None:
+            values = [row.values.get(column) for row in written.rows]
+            table.df[column] = pd.Series(values, table.df.index, dtype=object)
+
+
+def _without_faulty(frame: "pd.DataFrame", written: TableFile) -> "pd.DataFrame":
+    """The rows that are whole, where the package has read a row for each line."""
+    if len(written.rows) != len(frame):
+        return frame
+    return frame[[not row.fault for row in written.rows]]
+
+
+def _warn_of_lost(
+    table: "audformat.Table", name: str, written: TableFile, path: Path, reading: Reading
+) -> None:
+    """Name the columns of which the package leaves values out: those that their scheme lacks."""
+    unread = [column for column in table.df.columns if column not in table.columns]
+    if unread:
+        reading.warnings.append(
+            f"{path.name}: columns that are not read, since db.yaml does not list them: "
+            f"{', '.join(map(str, unread))}"
+        )
+    # A header may list the files themselves as a column.
+    listed = [column for column in table.columns if column in table.df.columns]
+    for column in listed:
         present = [row.values[column] for row in written.rows if column in row.values]
         kept = table.df[column].dropna()
         if len(kept) < len(present):
@@ -305,8 +346,10 @@ def _values(
         values["session"] = database.splits[table.split_id].type
 
     for column, value in record.items():
+        if column not in table.columns:
+            continue
         scheme = str(table.columns[column].scheme_id or column)
-        meaning = meanings.get(scheme, {}).get(str(value))
+        meaning = meanings.get(scheme, {}).get(text_of(value))
         if isinstance(meaning, dict):  # such as a speaker's gender
             for name, of_label in meaning.items():
                 if not is_missing(of_label):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ser.corpus.table_file import read_table_file
+from ser.corpus.table_file import read_table_file, text_of
 from ser.disk.text import read_text
 from ser.errors import WrongUse
 
@@ -207,7 +207,7 @@ def _read_rows(
     rows: dict[str, Fields] = {}
 
     for record in _read_table_records(table, path, reading):
-        row = {name: str(value) for name, value in record.items() if value not in not_known}
+        row = {name: text_of(value) for name, value in record.items() if value not in not_known}
         key = fill(table.key, row)
         if key is None or not _meets(row, table.where):
             continue

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ser.corpus.people import one_spelling
 from ser.corpus.schema import SCHEMA
-from ser.corpus.table_file import is_missing
+from ser.corpus.table_file import is_missing, text_of
 from ser.corpus.times import seconds_of
 
 from .reading import Problem, Reading
@@ -124,13 +124,10 @@ def _convert(column: str, value: Any) -> Any:
     if kind == pa.float64():
         return _number(value)
 
-    # A table with missing values holds 1.0 where the others hold 1.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    elif isinstance(value, float) and math.isinf(value):
+    if isinstance(value, float) and math.isinf(value):
         raise ValueError
 
-    text = str(value)
+    text = text_of(value)
     text.encode()  # raises for half a surrogate pair
     if column in NAMES:
         return one_spelling(text)

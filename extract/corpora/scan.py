@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from ser.cache.store import check_name
 from ser.corpus.manifest import Manifest, Parent
-from ser.corpus.people import spelled_alike
 from ser.corpus.same_audio import warn_of_copies
 from ser.disk.paths import expand_user
 from ser.errors import WrongUse
@@ -17,8 +16,8 @@ from .admit import admit
 from .detect import find_format
 from .formats import find_reader
 from .measure import measure
+from .odd_names import warn_of_odd_names
 from .reading import Problem, Reading
-from .rows import COMPARED, NAMES, NO_NUMBER
 from .table import Transcripts, read_transcripts
 
 # Readers of other packages take the first two from here.
@@ -138,8 +137,7 @@ def scan_corpus(
         problems + measured.problems,
         reading.warnings
         + transcripts.warnings
-        + _alike(measured.rows)
-        + _missing_as_words(measured.rows)
+        + warn_of_odd_names(measured.rows)
         + measured.warnings
         + warn_of_copies(manifest),
         reading.known,
@@ -147,36 +145,6 @@ def scan_corpus(
     if text is None or name is None:
         return scan
     return scan.with_texts(transcripts.texts, without_text, name)
-
-
-def _alike(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each column in which names differ by case or zeros alone."""
-    warnings = []
-    for column in COMPARED:
-        names = {row[column] for row in rows if row.get(column)}
-        groups = spelled_alike(names)
-        if groups:
-            first = ", ".join(groups[0])
-            warnings.append(
-                f"{len(groups)} {column}s are written in several ways that differ by case or zeros "
-                f"alone, such as {first}: each way counts as another {column}, and may stand on "
-                "the other side of a split; write them alike if they are one"
-            )
-    return warnings
-
-
-def _missing_as_words(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each column in which a word may stand for a value that is missing."""
-    warnings = []
-    for column in NAMES:
-        values = [row.get(column) for row in rows]
-        words = [value for value in values if value is not None and value.casefold() in NO_NUMBER]
-        if words:
-            warnings.append(
-                f"the {column} of {len(words)} utterances is the word {words[0]!r}: leave the cell "
-                "empty if it is missing"
-            )
-    return warnings
 
 
 def _spread(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

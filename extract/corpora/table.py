@@ -19,6 +19,7 @@ from ser.corpus.times import with_unit
 from ser.errors import CorpusError, WrongUse
 
 from .admit import admit
+from .odd_names import warn_of_odd_names
 from .reading import Problem, Reading, rows_of
 from .rows import MEASURED, TIMES, add_row
 
@@ -148,16 +149,28 @@ def _check_columns(path: Path, table: TableFile, need: str, reading: Reading) ->
         )
 
 
-def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") -> Manifest:
-    """Read a manifest from a table, rows in the file's order.
+@dataclass(frozen=True)
+class ListedUtterances:
+    """The utterances that a table lists."""
+
+    manifest: Manifest
+    """In the order of the table."""
+    warnings: list[str]
+    """What is odd about the table, but may be meant so."""
+
+
+def read_manifest(path: Path, corpus: str, need: Literal["id", "audio"] = "id") -> ListedUtterances:
+    """Read a manifest from a table.
 
     `audio` may be absent unless it is the column to `need`. Raises `CorpusError` at the first bad
     row: features that are imported in the manifest's order depend on every row.
     """
-    rows, problems = admit(read_table(path, need, SCHEMA.names))
+    reading = read_table(path, need, SCHEMA.names)
+    rows, problems = admit(reading)
     if problems:
         raise CorpusError(f"{path}: {problems[0].reason}; correct the table and run again")
-    return Manifest.from_rows(corpus, rows)
+    manifest = Manifest.from_rows(corpus, rows)
+    return ListedUtterances(manifest, reading.warnings + warn_of_odd_names(rows))
 
 
 @dataclass(frozen=True)

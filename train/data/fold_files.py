@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ser.corpus.headings import column_of
-from ser.corpus.table_file import TABLE_ENDINGS, TableRow, read_table_file
+from ser.corpus.table_file import TABLE_ENDINGS, TableRow, read_table_file, text_of
 from ser.errors import CorpusError, WrongUse
 
 PARTS = ("train", "dev", "test")
@@ -108,10 +108,7 @@ def _column(heading: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as it names something; a whole number with a point, as pandas makes, without it."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+    return text_of(value).strip()
 
 
 def _read_emobox(path: Path) -> list[ListedFold]:

@@ -200,7 +200,7 @@ def _config(runs: Sequence[Run], by: str, weights: str | None) -> RunConfig:
     """What config.json holds: of what the members have in common, theirs."""
     first = runs[0].config
     configs = [run.config for run in runs]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"runs": len(runs)}
     if weights is not None:
         settings["weights"] = weights
 
@@ -295,7 +295,7 @@ def _score(run: Run, part: PartPredictions, predicted: Predicted) -> Scores:
     values: dict[str, Any] = {}
     if run.result.classes:
         classes = tuple(run.result.classes)
-        values.update(scores(part.truth.tolist(), probabilities.argmax(1).tolist(), classes))
+        values.update(scores(part.truth, probabilities.argmax(1), classes))
     if part.votes is not None:
         for name, by_utterance in divergences(part.votes, probabilities).items():
             values[name] = float(by_utterance.mean())

@@ -137,6 +137,5 @@ def _check_dev(truth: np.ndarray, speakers: Sequence[str | None]) -> None:
     for kind, values in (("speaker", set(speakers)), ("class", set(truth.tolist()))):
         if len(values) < 2:
             raise WrongUse(
-                f"--by stack: the dev part has one {kind} alone, and two are needed; use --by "
-                "mean, or train with a larger dev part (--set dev=0.2)"
+                f"--by stack: the dev part has one {kind} alone, and two are needed; use --by mean"
             )

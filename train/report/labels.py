@@ -110,7 +110,7 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
     return {
         "fusion": config.fusion,
-        "features": config.inputs_in_words,
+        "features": "+".join(feature.feature for feature in features),
         "corpus": config.corpus,
         "target": config.target,
         "labels": config.labels.policy,

@@ -160,7 +160,7 @@ def _lead(cells: Cells, classifying: Cells) -> str:
         opening = (
             f"The highest {score} of {len(rivals)} cells, chosen on the test score, is that of "
         )
-    features = best.config.inputs_in_words
+    features = "+".join(feature.feature for feature in best.config.features.values())
     of_features = "" if features in best.label else f" ({features})"
     return (
         f"{opening}{best.label}{of_features}: "

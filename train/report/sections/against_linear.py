@@ -46,9 +46,7 @@ def against_linear(cells: Cells) -> str:
 
     `cells` learn classes, the highest UA first. "" where none is other than linear.
     """
-    # An ensemble has no features of its own.
-    singles = [cell for cell in cells if cell.config.members is None]
-    others = [cell for cell in singles if not _is_linear(cell)]
+    others = [cell for cell in cells if not _is_linear(cell)]
     if not others:
         return ""
 
