@@ -373,7 +373,7 @@ def fit_once(
                     optimiser,
                     generators,
                     config.device,
-                    average.weights,
+                    average=average.weights,
                 )
                 on_epoch(epoch_record, make_state)
 
