@@ -3,11 +3,15 @@
 import os
 import warnings
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from ser.disk.read import open_named
 from ser.errors import CorpusError
 
 from .annotations import AnnotationFormat, Annotations, Interval, Tier
+
+if TYPE_CHECKING:
+    import pympi
 
 # ELAN counts milliseconds.
 MILLISECONDS = 1000
@@ -35,7 +39,7 @@ def read_eaf(path: Path) -> Annotations:
         raise CorpusError(f"is not a document of ELAN that can be read ({reason})") from None
 
 
-def _tier_of(document: "pympi.Eaf", name: str) -> Tier:  # noqa: F821
+def _tier_of(document: "pympi.Eaf", name: str) -> Tier:
     attributes = document.get_parameters_for_tier(name)
     intervals = []
     points = 0
@@ -50,7 +54,7 @@ def _tier_of(document: "pympi.Eaf", name: str) -> Tier:  # noqa: F821
     return Tier(name, intervals, points)
 
 
-def _recording_of(document: "pympi.Eaf") -> str:  # noqa: F821
+def _recording_of(document: "pympi.Eaf") -> str:
     """The name of the first medium that the document is linked with, without its ending."""
     for medium in document.get_linked_files():
         url = medium.get("RELATIVE_MEDIA_URL") or medium.get("MEDIA_URL") or ""

@@ -96,7 +96,10 @@ _SER: dict[str, Reader | Path] = {
 }
 
 # Formats that take a tier's name, as in textgrid:TIER.
-WITH_TIERS = ("textgrid", "elan")
+WITH_TIERS: dict[str, Callable[..., "Reading"]] = {
+    "textgrid": _read_textgrid,
+    "elan": _read_elan,
+}
 FORMATS: Registry[Reader | Path] = Registry("corpus format", "ser.corpora", Callable | Path, _SER)
 
 # What a folder of a layout holds, as a pattern. Formats are detected by it, in this order; then
@@ -111,7 +114,7 @@ def find_reader(format: str) -> Reader:
     """
     name, _, tier = format.partition(":")
     if name in WITH_TIERS and tier:
-        return partial(FORMATS.get(name, None), tier=tier)
+        return partial(WITH_TIERS[name], tier=tier)
     reader = FORMATS.get(format, expand_user(format))
     if isinstance(reader, Path):
         from .described import read_described
