@@ -23,6 +23,7 @@ from ser.commands import (
     demo,
     doctor,
     ensemble,
+    explore,
     features,
     predict,
     report,
@@ -177,6 +178,7 @@ main.add_command(ensemble.ensemble)
 main.add_command(report.report)
 main.add_command(runs.runs)
 main.add_command(audit.audit)
+main.add_command(explore.explore)
 main.add_command(predict.predict)
 main.add_command(predict.export)
 main.add_command(cache.cache)

@@ -23,6 +23,7 @@ ROOMS = (
     "corpus",
     "disk",
     "engines",
+    "explore",
     "export",
     "extract",
     "predict",
@@ -48,8 +49,12 @@ MAY_IMPORT = {
     "predict": {"extract", "predict", "train", *STAGES},
     "export": {"export", "extract", "predict", "train", *STAGES},
     "audit": {"audit", "extract", "train", *STAGES},
+    "explore": {"explore", "train", *STAGES},
     "doctor": {"extract", "train", *STAGES},
-    "commands": {"audit", "commands", "doctor", "export", "extract", "predict", "train", *STAGES},
+    "commands": {
+        *("audit", "commands", "doctor", "explore", "export", "extract", "predict", "train"),
+        *STAGES,
+    },
     "cli": {"commands"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,1 @@
+"""What differs between groups of utterances: effect sizes in a feature's dimensions."""
