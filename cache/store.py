@@ -247,16 +247,20 @@ class Store:
 
         Raises `MissingRows` naming the command if the store has none, and `WrongUse` listing them
         if two are complete for the corpus, or for all corpora of "a+b" (or if none is, and several
-        are incomplete).
+        are incomplete). One that is there under another name is found: see `Spec.is_called`.
         """
-        features = self.named(name)
+        features = self._ways(name)
         if len(features) == 1:
             return features[0]
 
         manifest = self.joined_manifest(corpus)
-        complete = [feature for feature in features if feature.complete(manifest)]
+        complete = _each_way_once([feature for feature in features if feature.complete(manifest)])
         if len(complete) == 1:
             return complete[0]
+        if not complete:
+            features = _each_way_once(features)
+            if len(features) == 1:
+                return features[0]
 
         if complete:
             fault = f"{name} is complete in several ways, choose one: {listed(complete)}"
@@ -274,24 +278,59 @@ class Store:
 
         Raises `MissingRows` if there is none.
         """
+        options = _options_of(name)
+        ways = []
+        for way in self._ways(name):
+            if _options_of(way.spec.name) == options:
+                ways.append(way)
+        if not ways:
+            raise MissingRows(
+                f"{self.path}: has no feature {name!r}; it is there under another name, which must "
+                f"be given: {listed(self._ways(name))}"
+            )
+        return ways
+
+    def _ways(self, name: str) -> list[Feature]:
+        """As `named`, and behind them those that are the same under another name."""
         full_name, _, fingerprint = name.partition("@")
-        feature, colon, options = full_name.partition(":")
-        sorted_name = feature + colon + ",".join(sorted(options.split(",")))
+        feature = full_name.partition(":")[0]
+        options = _options_of(name)
         folders = [folder for folder in self.folders() if folder.parent.name == feature]
 
-        ways = []
+        named = []
+        same = []
         for folder in folders:
             # No other fingerprint is read, so that a damaged one beside them does no harm.
-            if folder.name.startswith(fingerprint):
-                way = Feature(self.path, folder)
-                if way.spec.name == sorted_name:
-                    ways.append(way)
+            if not folder.name.startswith(fingerprint):
+                continue
+            way = Feature(self.path, folder)
+            if _options_of(way.spec.name) == options:
+                named.append(way)
+            elif way.spec.is_called(options):
+                same.append(way)
 
+        if named:
+            # Under another name those alone that are the same numbers.
+            numbers = {way.spec.numbers for way in named}
+            same = [way for way in same if way.spec.numbers in numbers]
+        ways = named + same
         if not ways:
             hint = self._similar(feature, folders)
             command = extract_command(self.path, full_name)
             raise MissingRows(f"{self.path}: has no feature {name!r}{hint} run {command}")
         return ways
+
+    def same_numbers(self, spec: Spec) -> Feature | None:
+        """The feature under another name that a spec's would be, where its own is not there."""
+        if (self.path / spec.folder).exists():
+            return None
+        for folder in self.folders():
+            if folder.parent.name != spec.feature:
+                continue
+            feature = Feature(self.path, folder)
+            if feature.spec.numbers == spec.numbers and feature.spec.is_called(spec.options):
+                return feature
+        return None
 
     def _similar(self, feature: str, folders: Sequence[Path]) -> str:
         """What a user may have meant: other ways of the feature, or one of a similar name."""
@@ -306,6 +345,20 @@ class Store:
             alike = difflib.get_close_matches(feature, names, n=1)
 
         return f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
+
+
+def _options_of(name: str) -> frozenset[str]:
+    """The options of extraction in a feature's name, in whatever order."""
+    variant = name.partition("@")[0].partition(":")[2]
+    return frozenset(variant.split(",")) - {""}
+
+
+def _each_way_once(features: Sequence[Feature]) -> list[Feature]:
+    """Of features that hold the same numbers under other names the first."""
+    by_numbers: dict[str, Feature] = {}
+    for feature in features:
+        by_numbers.setdefault(feature.spec.numbers, feature)
+    return list(by_numbers.values())
 
 
 def listed(features: Sequence[Feature]) -> str:

@@ -187,6 +187,7 @@ def _plan(
     store = _existing_store(config.store)
     if store is not None:
         scan = _with_parent(scan, store)
+    features = _as_named_there(features, store)
 
     # Audio first: it takes longer.
     modalities = sorted({feature.spec.modality for feature in features})
@@ -220,6 +221,26 @@ def _existing_store(folder: Path) -> Store | None:
         if names <= RESERVED - {"manifests"}:
             return None
     return open_store(folder)
+
+
+def _as_named_there(features: list[ResolvedFeature], store: Store | None) -> list[ResolvedFeature]:
+    """The features, each once, by the names under which the store has them already."""
+    named: list[ResolvedFeature] = []
+    for feature in features:
+        if store is not None:
+            with suppress(StoreError):
+                same = store.same_numbers(feature.spec)
+                if same is not None:
+                    spec = replace(feature.spec, variant=same.spec.variant)
+                    feature = replace(feature, spec=spec)
+        if not any(_is_computed_as(feature.spec, earlier.spec) for earlier in named):
+            named.append(feature)
+    return named
+
+
+def _is_computed_as(spec: Spec, other: Spec) -> bool:
+    """Whether a feature is another one, perhaps under another name."""
+    return spec.numbers == other.numbers and other.is_called(spec.options)
 
 
 def _with_parent(scan: Scan, store: Store) -> Scan:

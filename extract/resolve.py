@@ -22,7 +22,7 @@ from ser.weights.hub import OnDownload
 from ser.weights.source import Source, find_source
 
 from .extractor import Extractor, ResolvedFeature
-from .registry import FEATURES, parse_name
+from .registry import FEATURES, FeatureKind, parse_name
 
 
 def resolve(
@@ -256,7 +256,10 @@ def _resolve_feature(
     elif hop is not None:
         level = "frame"
 
-    variant = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    named = settings
+    if stored is None:
+        named = _without_defaults(settings, kind, types, config, checkpoint)
+    variant = ",".join(f"{key}={value}" for key, value in sorted(named.items()))
     identity: dict[str, Any] = {}
     if checkpoint:
         digest = checkpoint.speech_digest if kind.modality == "audio" else checkpoint.digest
@@ -279,6 +282,30 @@ def _resolve_feature(
         provenance=_provenance(feature, variant, extractor, checkpoint),
     )
     return ResolvedFeature(spec, config, checkpoint)
+
+
+def _without_defaults(
+    settings: Mapping[str, str],
+    kind: FeatureKind,
+    types: Mapping[str, Any],
+    config: Any,
+    checkpoint: Checkpoint | None,
+) -> dict[str, str]:
+    """The settings without those that change nothing: `logmel:bands=80` is `logmel`.
+
+    The number of a layer stays, as it tells an encoder's layers apart.
+    """
+    needed = dict(settings)
+    for key in settings:
+        if key == "layer":
+            continue
+        fewer = {name: value for name, value in needed.items() if name != key}
+        typed = {name: _typed("", name, value, types[name]) for name, value in fewer.items()}
+        with suppress(WrongUse):
+            extractor = kind.extractor_class
+            if extractor.resolve({**kind.preset, **kind.defaults, **typed}, checkpoint) == config:
+                needed = fewer
+    return needed
 
 
 def _typed(feature: str, key: str, value: str, kind: Any) -> Any:

@@ -38,6 +38,11 @@ class FeatureSelection:
     """Seconds over which frames, that lie closer, are averaged; the last over what is left."""
 
     @property
+    def level(self) -> str:
+        """What a row stands for as it is read: "frame", "token" or "utterance"."""
+        return "utterance" if self.vectors else self.feature.spec.level
+
+    @property
     def pooled(self) -> bool:
         """Whether vectors are to be made of its rows."""
         return self.vectors and self.feature.spec.level != "utterance"
@@ -86,7 +91,7 @@ class ModalitySelection:
     @property
     def level(self) -> str:
         """The level of its rows: "utterance" where features of several levels meet."""
-        levels = {part.feature.spec.level for part in self.parts}
+        levels = {part.level for part in self.parts}
         return levels.pop() if len(levels) == 1 else "utterance"
 
     @property
@@ -203,9 +208,7 @@ def _can_replace(view: ModalitySelection, plain: ModalitySelection) -> bool:
     """Whether a view is one feature with rows of the same form as the one it stands for."""
 
     def forms(selection: ModalitySelection) -> list[tuple[Any, ...]]:
-        return [
-            (part.feature.spec.level, part.dim, part.pool, part.hop) for part in selection.parts
-        ]
+        return [(part.level, part.dim, part.pool, part.hop) for part in selection.parts]
 
     return len(view.parts) == 1 and forms(view) == forms(plain)
 
@@ -213,9 +216,10 @@ def _can_replace(view: ModalitySelection, plain: ModalitySelection) -> bool:
 def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     """The feature of that name, and how it is read.
 
-    With pool=mean and no hop it is the stored means of that name (`ser features … pool=mean`) if
-    the store has them. With `layers=all` or `layers=6-9` it is the sum of these layers. Raises
-    `WrongUse` for a way that it cannot be read in, `MissingRows` if it is not in the store.
+    With pool= it is one vector per utterance. With pool=mean and no hop these are the stored means
+    of that name (`ser features … pool=mean`) if the store has them. With `layers=all` or
+    `layers=6-9` it is the sum of these layers. Raises `WrongUse` for a way that it cannot be read
+    in, `MissingRows` if it is not in the store.
     """
     feature, options, read, fingerprint = parse_feature_name(name)
     if not feature:
@@ -232,9 +236,16 @@ def select_feature(store: Store, name: str, corpus: str) -> ModalitySelection:
     else:
         layers = _find(store, feature, options, fingerprint, corpus)
 
+    if pool != "mean" and layers[0].spec.level == "utterance":
+        raise WrongUse(
+            f"{name}: has one vector per utterance, and there is nothing to pool; leave out "
+            f"pool={pool}"
+        )
+
     # Layers of one checkpoint have one hop.
     hop = _hop(name, layers[0], read["hop"]) if "hop" in read else None
-    parts = tuple(FeatureSelection(layer, cast(Pool, pool), hop=hop) for layer in layers)
+    vectors = "pool" in read
+    parts = tuple(FeatureSelection(layer, cast(Pool, pool), vectors, hop=hop) for layer in layers)
     full_name = layers[0].spec.name
     if len(parts) > 1:
         full_name = re.sub("@[^:]*", "", name.strip())
@@ -332,15 +343,18 @@ def _ways(
             continue
 
         stored = Feature(store.path, folder)
-        options = _as_dict(stored.spec.variant.split(","))
-        number = int(options.pop("layer", -1))
+        options = _as_dict(sorted(stored.spec.options))
+        # The last layer may stand there without its number.
+        last = stored.spec.config.get("layer", -1)
+        number = int(options.pop("layer", last))
         options.pop("norm", None)
         if number < 0 or options != named:
             continue
 
         key = canonical_json({**stored.spec.identity(), "variant": "", "config": {}})
         way = ways.setdefault(key, {})
-        if number not in way or stored.spec.config.get("norm") == norm:
+        is_named = f"layer={number}" in stored.spec.options
+        if number not in way or (is_named and stored.spec.config.get("norm") in ("none", norm)):
             way[number] = stored
     return list(ways.values())
 
