@@ -76,6 +76,7 @@ def sweep(
       ser sweep --list
       ser sweep perspective-table2 --seeds 20 --cell "LGF ADD-Fusion, perspective"
       ser sweep msmser-table2 --features wavlm+mpnet:layer=9
+      ser sweep layers --features whisper:layers=all,pool=mean --protocol speaker-out
       ser sweep mine.toml --shard 3/16
     """
     if list_:
@@ -152,7 +153,7 @@ def sweep(
 
 def _print_recipes(as_json: bool) -> None:
     """The recipes that come with ser, their cells and the papers' numbers."""
-    from ser.train.sweep.recipe import list_recipes
+    from ser.train.sweep.recipe import list_recipes, own_recipe_names, read_recipe
 
     recipes = list_recipes()
     if as_json:
@@ -164,10 +165,13 @@ def _print_recipes(as_json: bool) -> None:
         for cell, paper in recipe["paper"].items():
             scores = ", ".join(f"{metric} {value}" for metric, value in paper.items())
             answer(f"    {cell}: {scores}" if scores else f"    {cell}")
+    for name in own_recipe_names():
+        answer(f"{name}: {read_recipe(name).title}")
 
 
 def _read_recipe(name: str, options: Mapping[str, Any]) -> "Recipe":
     """The recipe with what the command line says, its stores at URLs pulled onto this machine."""
+    from ser.train.sweep.each_layer import with_each_layer
     from ser.train.sweep.other_features import on_features
     from ser.train.sweep.recipe import read_recipe
 
@@ -190,7 +194,9 @@ def _read_recipe(name: str, options: Mapping[str, Any]) -> "Recipe":
     for cell, experiment in zip(recipe.cells, pulled(experiments), strict=True):
         cells.append(replace(cell, experiment=experiment))
     recipe = replace(recipe, cells=tuple(cells))
-    return on_features(recipe, features) if features else recipe
+    if features:
+        recipe = on_features(recipe, features)
+    return with_each_layer(recipe)
 
 
 def _estimate_in_words(

@@ -16,6 +16,7 @@ from .sections.calibration import calibration
 from .sections.emotions import emotions
 from .sections.errors import errors
 from .sections.inside import inside
+from .sections.layers import layers
 from .sections.modalities import modalities
 from .sections.query_tokens import query_tokens
 from .sections.ratings import ratings
@@ -88,6 +89,7 @@ def make_page(cells: Cells, unfinished: Sequence[Run]) -> Page:
         emotions(classifying),
         calibration(classifying),
         training(cells),
+        layers(classifying),
         modalities(classifying),
         query_tokens(classifying),
         inside(classifying),

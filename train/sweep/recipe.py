@@ -11,6 +11,7 @@
         paper             the paper's numbers in percent
         utterances        how many utterances these numbers are of
         differs           in what the cell differs from what they are of
+        each_layer        true: it stands for a cell for each layer of its features
     [[quoted]]            name, paper, footnote: what the paper quotes of another system
     tested                the cell whose seeds are tested against each quoted number
 
@@ -39,10 +40,12 @@ from ..options import Experiment, setting_texts
 from .search import Range, Scalar, SearchBudget, candidates
 
 FOLDER = Path(__file__).parent.parent / "recipes"
+# Those that are of no paper.
+OWN_FOLDER = FOLDER / "own"
 # How a trained model is tested: as it is, with the other modality hidden, or one of its heads.
 TESTS = ("both", "only audio", "only text", "head audio", "head text")
 # What a cell's table says beside the options of its experiment.
-NOT_OPTIONS = ("name", "test", "paper", "utterances", "differs")
+NOT_OPTIONS = ("name", "test", "paper", "utterances", "differs", "each_layer")
 
 # Scores by metric: "ua", "wa", a class for its recall, each perhaps with "ua_std" and so on.
 Percents = dict[str, Annotated[float, msgspec.Meta(ge=0, le=100)]]
@@ -82,6 +85,7 @@ class CellTable(msgspec.Struct, frozen=True):
     model: tuple[str, ...] = ()
     utterances: int | None = None
     differs: str = ""
+    each_layer: bool = False
 
 
 # The other options of `ser train` may stand in a cell too. Their values are checked with those of
@@ -112,6 +116,8 @@ class RecipeCell:
     """That the paper's numbers are of, in all parts, if the recipe says it."""
     differs: str = ""
     """In what this cell is not what the paper's numbers are of, such as "features"."""
+    each_layer: bool = False
+    """Whether it stands for a cell for each layer of its features: see `each_layer`."""
     searched: tuple[str, ...] = ()
     """The settings that are searched, by name."""
     candidates: tuple[tuple[str, ...], ...] = ((),)
@@ -136,8 +142,13 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with ser."""
+    """The papers' recipes that come with ser."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def own_recipe_names() -> list[str]:
+    """The recipes that come with ser and are of no paper."""
+    return sorted(path.stem for path in OWN_FOLDER.glob("*.toml"))
 
 
 def list_recipes() -> dict[str, dict[str, Any]]:
@@ -198,9 +209,13 @@ def _find_recipe(name: str | Path) -> Path:
     if path.suffix == ".toml":
         return path
 
+    own_names = own_recipe_names()
+    if str(name) in own_names:
+        return OWN_FOLDER / f"{name}.toml"
+
     names = recipe_names()
     if str(name) not in names:
-        raise unknown("recipe", str(name), [*names, "FILE.toml"])
+        raise unknown("recipe", str(name), [*names, *own_names, "FILE.toml"])
     return FOLDER / f"{name}.toml"
 
 
@@ -264,6 +279,7 @@ def _read_cell(
         paper=read.paper,
         utterances=read.utterances,
         differs=read.differs,
+        each_layer=read.each_layer,
         searched=tuple(searched),
         candidates=candidates(searched, budget, path),
     )
