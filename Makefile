@@ -8,13 +8,14 @@ ONLY ?=
 # Some machines forbid Python to keep what it compiles: every process would then compile ser anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help install demo demo-features features papers test test-fast test-slow test-lowest test-newest check bench clean
+.PHONY: help install demo demo-features features papers test test-fast test-real test-slow test-lowest test-newest check bench clean
 
 help:
 	@echo "make demo                           five features, two trained models and a table, under demo/"
 	@echo "make features IEMOCAP=/path/to/it   the real job (CORPUS=... for other corpora)"
 	@echo "make papers IEMOCAP=/path/to/it     every table of the papers beside ours (ONLY=msmser for a part)"
 	@echo "make test-fast | test | test-slow   unit tests, all tests, torture that takes minutes"
+	@echo "make test-real [FULL=1]             Whisper's real weights on real speech: exactness, and scores beside scikit-learn's"
 	@echo "make test-lowest | test-newest      all tests on the oldest and the newest packages that pyproject.toml allows"
 	@echo "make check                          linters, types, and the documentation as a site, in .docs/"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
@@ -70,10 +71,14 @@ endif
 # Unit tests: no processes, no browser, no dask, no training of the demo.
 # Each process takes a half as it stands, and then from the other's: what a file prepares is made once.
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not heavy" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not heavy and not real" $(ARGS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# Fetches Whisper base's weights (130 MB), which stay in SER_REAL, by default a folder of the temporary one.
+test-real: install
+	OMP_NUM_THREADS=1 SER_REAL_FULL=$(FULL) $(BIN)/python -m pytest -m real -n 0 -s --timeout 1800 tests/test_real.py $(ARGS)
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
