@@ -8,7 +8,7 @@ from click.core import ParameterSource
 
 from ser.extract.config import ExtractionConfig
 
-from .next_training import train_options
+from .next_training import richer_fusion, seconds_of_training, train_options
 from .options import FILE, config_options, json_option
 from .output import answer, duration, next_step, plural, say, size_text, stage_bars, table
 from .weights_in_words import fetching_lines, left_out_lines
@@ -206,13 +206,30 @@ def _extract(plan: "ExtractionPlan", transcribed: bool, as_json: bool) -> "Summa
 def _suggest_training(plan: "ExtractionPlan", summary: "Summary") -> None:
     options = train_options(plan)
     if options is not None:
-        if not summary.whole:
-            options.append("--allow-missing")
-        next_step("train", *options)
+        left_out = [] if summary.whole else ["--allow-missing"]
+        next_step("train", *options, *left_out)
+        _say_how_long(plan, options)
     elif plan.config.limit is not None and any(plan.manifest.column("label")):
         say(
             "too few labelled utterances to train on: extract more, with a larger --limit", err=True
         )
+
+
+def _say_how_long(plan: "ExtractionPlan", options: list[str]) -> None:
+    """How long the training takes that is named, and which model may follow it."""
+    words = []
+    # Not where nothing is computed, which is told at once.
+    if any(plan.missing.values()):
+        seconds = seconds_of_training(options)
+        if seconds is not None:
+            words.append(f"about {duration(float(f'{seconds:.2g}'))}, going by a few utterances")
+    fusion = richer_fusion(plan)
+    if fusion is not None:
+        words.append(
+            f"any other model has to beat it, such as --fusion {fusion}, whose time --dry-run says"
+        )
+    if words:
+        say(f"      {'; '.join(words)}", err=True)
 
 
 def _plan_json(

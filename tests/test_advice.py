@@ -47,7 +47,7 @@ def test_from_the_demo_to_a_page_by_what_is_printed(tmp_path: Path, short_demo: 
     extracted = ser(*next_command(shown), "--features", FAST, *store)
     assert extracted.exit_code == 0, extracted.output
 
-    trained = ser(*next_command(extracted), *SMALL, "--out", tmp_path / "runs")
+    trained = ser(*next_command(extracted), "--out", tmp_path / "runs")
     assert trained.exit_code == 0, trained.output
 
     page = tmp_path / "report.html"
@@ -77,7 +77,7 @@ def test_after_a_few_utterances_training_works_or_is_not_named(
     assert extracted.exit_code == 0, extracted.output
 
     if "next: " in extracted.stderr:
-        trained = ser(*next_command(extracted), *SMALL, "--out", tmp_path / "runs")
+        trained = ser(*next_command(extracted), "--folds", 1, "--out", tmp_path / "runs")
         assert trained.exit_code == 0, trained.output
     else:
         assert limit < 20
@@ -94,7 +94,15 @@ def test_after_a_few_utterances_of_both_modalities_the_named_model_trains(
     assert extracted.exit_code == 0, extracted.output
 
     command = next_command(extracted)
-    assert command[command.index("--fusion") + 1] == "mit"
+    fusion = command.index("--fusion") + 1
+    assert command[fusion] == "linear"
+    assert re.search(r"about [\d.]+ m?s, going by a few", extracted.stderr), extracted.stderr
+    linear = ser(*command, "--folds", 1, "--out", tmp_path / "runs")
+    assert linear.exit_code == 0, linear.output
+
+    # The model that has to beat it.
+    assert "such as --fusion mit," in extracted.stderr
+    command[fusion] = "mit"
     trained = ser(*command, *SMALL, "--out", tmp_path / "runs")
     assert trained.exit_code == 0, trained.output
 

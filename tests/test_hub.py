@@ -148,7 +148,8 @@ def test_one_command_downloads_converts_and_extracts(
     ]
     places = [said.index(step) for step in steps]
     assert places == sorted(places), said
-    assert "next: ser train --features hubert+mpnet --fusion mit" in said
+    assert "next: ser train --features hubert+mpnet --fusion linear" in said
+    assert "such as --fusion mit" in said
     assert not [path for _, path in published.asked if "refs" in path]
     assert "model.safetensors" in published.downloads()
     assert sorted(kept.model for kept in list_kept()) == sorted(map(model_of, ENCODERS[:2]))

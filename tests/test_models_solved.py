@@ -68,7 +68,9 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_of(store: Path, fusion: str, features: str, out: Path, *texts: str, **more: Any) -> Job:
-    """The first job of an experiment."""
+    """The first job of an experiment, whose model is that of the training part by default."""
+    if "refit=true" not in texts:
+        texts = (*texts, "refit=false")
     options = {"folds": 1, "out": out, "set": texts, **more}
     return prepare(Experiment(features, fusion, store, **options))[0]
 
@@ -208,10 +210,13 @@ def test_dev_chooses_the_strength_with_the_lowest_loss(
 def test_dev_chooses_the_layer_and_a_setting_fixes_it(
     layers: Path, tmp_path: Path, fusion: str
 ) -> None:
-    of_all = run_of(job_of(layers, fusion, "hubert:layers=all+is13", tmp_path), tmp_path)
+    of_all = run_of(
+        job_of(layers, fusion, "hubert:layers=all+is13", tmp_path, "layer=dev"), tmp_path
+    )
     tried = [epoch.tried for epoch in of_all.result.history]
     layers_tried = [values["layer"] for values in tried]
-    assert layers_tried == np.repeat([0, 1, 2], len(STRENGTHS[fusion])).tolist()
+    strengths = len(STRENGTHS[fusion])
+    assert layers_tried == [0] * strengths + [1] * strengths + [2] * strengths
     losses = [epoch.eval_loss for epoch in of_all.result.history]
     chosen = layers_tried[int(np.argmin(losses))]
     shares = {f"hubert:layer={layer}": float(layer == chosen) for layer in range(3)}
@@ -238,7 +243,7 @@ REFUSED = {
         "--set layer=1: --features names no layers=all or range",
     ),
     "a layer that nothing chooses": (
-        {"select": "last", "features": "hubert:layers=all"},
+        {"set": ("layer=dev",), "select": "last", "features": "hubert:layers=all"},
         "--select last chooses no layer; use --select val, or say which by --set layer=2",
     ),
     "a setting of the loop": ({"set": ("lr=1",)}, "fusion linear:audio has no use for it"),
@@ -282,7 +287,7 @@ def test_without_a_part_that_selects_there_is_one_fit(layers: Path, tmp_path: Pa
 
 
 def test_refit_learns_train_and_dev_as_dev_chose(layers: Path, tmp_path: Path) -> None:
-    job = job_of(layers, "linear", "hubert:layers=all", tmp_path, "refit=true")
+    job = job_of(layers, "linear", "hubert:layers=all", tmp_path, "layer=dev", "refit=true")
     run = run_of(job, tmp_path)
     again = run.result.history[-1]
     assert (again.stage, again.epoch) == ("train again", run.result.epoch)
@@ -295,6 +300,39 @@ def test_refit_learns_train_and_dev_as_dev_chose(layers: Path, tmp_path: Path) -
     expected = fitted.predict_proba(x[job.fold.test])
     np.testing.assert_allclose(probabilities(run), expected, atol=2e-3)
     assert run.dev_predictions is None
+
+
+@pytest.mark.parametrize("fusion", STRENGTHS)
+def test_all_layers_side_by_side_are_the_features_side_by_side(
+    layers: Path, tmp_path: Path, fusion: str
+) -> None:
+    name = "hubert:layers=all+is13"
+    together = run_of(job_of(layers, fusion, name, tmp_path, "C=0.1", "layer=all"), tmp_path)
+    joined = "hubert:layer=0+hubert:layer=1+hubert:layer=2+is13"
+    alone = run_of(job_of(layers, fusion, joined, tmp_path, "C=0.1"), tmp_path)
+    np.testing.assert_allclose(probabilities(together), probabilities(alone), atol=1e-5)
+    assert together.result.history[0].tried == {"C": 0.1, "layer": "all"}
+
+    # As it is read from its folder.
+    again, _ = load_model(together)
+    assert again.model.columns is None
+
+
+@pytest.mark.parametrize(
+    ("select", "texts", "refit"),
+    [
+        pytest.param("val", (), True, id="by default"),
+        pytest.param("val", ("refit=false",), False, id="as it is set"),
+        pytest.param("last", (), False, id="nothing selects"),
+    ],
+)
+def test_what_a_solver_fits_learns_train_and_dev_by_default(
+    layers: Path, select: str, texts: tuple[str, ...], refit: bool
+) -> None:
+    experiment = Experiment("is13", "linear", layers, folds=1, select=select, set=texts)
+    [job] = prepare(experiment)
+    assert job.config.training.refit == refit
+    assert job.record.training.get("refit", False) == refit
 
 
 @pytest.mark.parametrize("fusion", STRENGTHS)
@@ -314,7 +352,7 @@ def test_every_seed_is_one_run_and_the_same_bytes(
 def test_a_killed_run_goes_on_behind_the_fits_that_it_has(
     layers: Path, tmp_path: Path, fusion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = job_of(layers, fusion, "hubert:layers=all", tmp_path)
+    job = job_of(layers, fusion, "hubert:layers=all", tmp_path, "layer=dev")
     whole = run_of(job, tmp_path / "whole")
     monkeypatch.setattr("ser.train.job_in_training.STATE_SECONDS", 0.0)
 
@@ -394,7 +432,7 @@ def test_fewer_columns_give_the_same_answer() -> None:
 
 @pytest.mark.parametrize("fusion", STRENGTHS)
 def test_a_trained_one_predicts_as_any_other(layers: Path, tmp_path: Path, fusion: str) -> None:
-    job = job_of(layers, fusion, "hubert:layers=all+is13+bert", tmp_path)
+    job = job_of(layers, fusion, "hubert:layers=all+is13+bert", tmp_path, "layer=dev")
     run = run_of(job, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -4,6 +4,7 @@ for run in run_experiment(Experiment(features="is13", fusion="audio", protocol="
     print(run.config.fold, run.result.ua)
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -22,6 +23,7 @@ from .data.folds import Fold
 from .data.loading import load_dataset
 from .data.memory import DataCache
 from .data.protocols import make_folds
+from .effective_settings import effective
 from .finetune import with_encoder
 from .fit import rows_to_evaluate
 from .fit_many import MAX_RUNS
@@ -32,8 +34,8 @@ from .options import Experiment, check_options
 from .rater_dropout import rater_dropout
 from .run_config import make_run_config
 from .run_folder import CONFIG, Run, load_run
-from .settings import TrainingSettings, has_setting, parse_settings
-from .solved_candidates import check_solved
+from .settings import TrainingSettings, has_setting, parse_settings, setting_name
+from .solved_candidates import check_solved, refits_by_default
 from .targets import TARGETS
 from .train_jobs import train_jobs
 
@@ -70,6 +72,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     )
 
     folds = _cut_folds(experiment, training, data)
+    if _refits_as_nothing_is_set(experiment, fusion, folds):
+        training = replace(training, refit=True)
     _check_dev_is_there(experiment, training, folds)
 
     device = choose_device(experiment.device)
@@ -90,6 +94,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         log=experiment.log,
         deterministic=experiment.deterministic,
     )
+    config = effective(config, folds, experiment.protocol)
     for fold in folds:
         # Refuses a selection on a dev part that is empty.
         rows_to_evaluate(fold, config)
@@ -109,16 +114,43 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         seeded = replace(config, seed=seed)
         for fold in folds:
             record = make_run_config(experiment, data, fold, seeded)
-            jobs.append(Job(data, fold, seeded, record))
+            jobs.append(Job(data, fold, with_epochs(seeded, data, fold), record))
     return jobs
 
 
+def with_epochs(config: TrainConfig, data: Dataset, fold: Fold) -> TrainConfig:
+    """The config with a number of epochs on that fold, where they follow from the updates."""
+    settings = config.settings
+    if config.fusion.updates is None or settings.epochs != "auto":
+        return config
+
+    units = len(data.groups(fold.train, config.fusion.unit)) * (len(data.views) + 1)
+    updates_per_epoch = math.ceil(units / settings.batch_size)
+    epochs = math.ceil(config.fusion.updates / updates_per_epoch)
+    return replace(config, settings=replace(settings, epochs=epochs))
+
+
 def _parse_settings(experiment: Experiment, fusion: Fusion) -> tuple[Any, TrainingSettings]:
+    return parse_settings(fusion, _setting_texts(experiment, fusion), experiment.epochs)
+
+
+def _setting_texts(experiment: Experiment, fusion: Fusion) -> list[str]:
+    """The settings that are asked for, and of `also_set` those that the fusion has."""
     texts = list(experiment.set)
     for text in experiment.also_set:
         if has_setting(fusion, text):
             texts.append(text)
-    return parse_settings(fusion, texts, experiment.epochs)
+    return texts
+
+
+def _refits_as_nothing_is_set(
+    experiment: Experiment, fusion: Fusion, folds: Sequence[Fold]
+) -> bool:
+    """Whether the default of `refit` is true for this fusion, on folds that have a dev part."""
+    asked = {setting_name(text) for text in _setting_texts(experiment, fusion)}
+    if "refit" in asked or not refits_by_default(fusion, experiment.select):
+        return False
+    return all(len(fold.dev) > 0 for fold in folds)
 
 
 def _check_standardising(settings: Any, training: TrainingSettings, data: Dataset) -> None:

@@ -54,9 +54,16 @@ def _list_setting(fusion: Fusion, field: Field[Any], kind: Any) -> ListedSetting
         )
     return ListedSetting(
         name=field.name,
-        default=field.default,
+        default=_default(fusion, field),
         kind=kind_name(kind),
         source=texts["source"],
         help=texts["help"],
         range=bounds_in_words(kind),
     )
+
+
+def _default(fusion: Fusion, field: Field[Any]) -> Any:
+    """The value where nothing is set; `experiment.prepare` lets what a solver fits be refitted."""
+    if fusion.solved and field.name == "refit":
+        return True
+    return field.default

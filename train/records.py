@@ -364,7 +364,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     eval_loss: float | None = None
     """The mean loss per utterance of the part that is evaluated, see `Target.evaluation_loss`."""
 
-    tried: dict[str, float] | None = None
+    tried: dict[str, float | str] | None = None
     """Of a model without a training loop, whose epochs are what was tried: the values of the
     settings, such as {"C": 0.01, "layer": 3}."""
 

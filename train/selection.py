@@ -167,9 +167,12 @@ def _describe_solved(history: Sequence[Epoch]) -> str | None:
     )
 
 
-def describe_tried(tried: Mapping[str, float]) -> str:
+def describe_tried(tried: Mapping[str, float | str]) -> str:
     """The values of a candidate, such as "C 0.01, layer 3"."""
-    return ", ".join(f"{name} {value:g}" for name, value in tried.items())
+    words = []
+    for name, value in tried.items():
+        words.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}")
+    return ", ".join(words)
 
 
 def epoch_scores(scored: Scores | None) -> dict[str, float | None]:

@@ -40,8 +40,9 @@ class TrainingSettings:
     )
     refit: bool = setting(
         False,
-        "ours",
-        "with --select val: train a new model on train + dev, for as many epochs as dev chose",
+        "ours; true for what a solver fits",
+        "with --select val: train a new model on train + dev, for as many epochs as dev chose, or "
+        "with the strength and layer that it chose",
         recorded_at_default=False,
     )
     patience: Depth = setting(

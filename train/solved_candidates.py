@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 from ser.errors import WrongUse
 
 from .config import TrainConfig
 from .data.dataset import Dataset
-from .models.solved import BY_DEV, SolvedModel
+from .models import Fusion
+from .models.solved import ALL_LAYERS, BY_DEV, SIDE_BY_SIDE, SolvedModel
 from .records import FeatureRecord
 from .targets import TARGETS
 
@@ -25,13 +26,13 @@ class Candidate:
     """C."""
     place: int = 0
     """The place of its layer among those that there are."""
-    layer: int | None = None
+    layer: int | Literal["all"] | None = None
     """The number of that layer in the encoder; None where there is none to choose."""
 
     @property
-    def tried(self) -> dict[str, float]:
+    def tried(self) -> dict[str, float | str]:
         """Its values by the names of the settings."""
-        values: dict[str, float] = {"C": self.strength}
+        values: dict[str, float | str] = {"C": self.strength}
         if self.layer is not None:
             values["layer"] = self.layer
         return values
@@ -43,9 +44,9 @@ def list_candidates(config: TrainConfig, data: Dataset) -> list[Candidate]:
     Raises `WrongUse` for a layer that is not there, or where nothing chooses one of several.
     """
     strengths = _strengths(config)
-    numbers = _layer_numbers(data.record.features)
+    numbers = layer_numbers(data.record.features)
     wanted = config.settings.layer
-    if wanted != BY_DEV and wanted not in numbers:
+    if wanted not in (BY_DEV, ALL_LAYERS, *numbers):
         there = "names no layers=all or range"
         if numbers:
             there = f"has layers {numbers[0]}-{numbers[-1]}"
@@ -53,11 +54,12 @@ def list_candidates(config: TrainConfig, data: Dataset) -> list[Candidate]:
     if wanted == BY_DEV and numbers and config.select == "last":
         raise WrongUse(
             "--select last chooses no layer; use --select val, or say which by "
-            f"--set layer={numbers[-1]}"
+            f"--set layer={numbers[-1]} or layer=all"
         )
     if not numbers:
         return [Candidate(strength) for strength in strengths]
-
+    if wanted == ALL_LAYERS:
+        return [Candidate(strength, SIDE_BY_SIDE, ALL_LAYERS) for strength in strengths]
     candidates = []
     for place, number in enumerate(numbers):
         if wanted in (BY_DEV, number):
@@ -76,7 +78,7 @@ def _strengths(config: TrainConfig) -> Sequence[float]:
     return cast(SolvedModel, narrow).strengths
 
 
-def _layer_numbers(features: Mapping[str, FeatureRecord]) -> list[int]:
+def layer_numbers(features: Mapping[str, FeatureRecord]) -> list[int]:
     """The numbers of the layers to choose from; none where no feature has several.
 
     Raises `WrongUse` where several features have.
@@ -85,10 +87,11 @@ def _layer_numbers(features: Mapping[str, FeatureRecord]) -> list[int]:
     for feature in features.values():
         first = 0
         for layers, _ in feature.sums or []:
-            parts = feature.parts[first : first + layers]
-            first += layers
             if layers > 1:
-                choices.append([_layer_number(part.feature) for part in parts])
+                # They follow each other, and the last may stand there without its number.
+                lowest = _layer_number(feature.parts[first].feature)
+                choices.append(list(range(lowest, lowest + layers)))
+            first += layers
 
     if len(choices) > 1:
         raise WrongUse(
@@ -103,6 +106,14 @@ def _layer_number(feature: str) -> int:
     match = re.search(r"\blayer=(\d+)", feature)
     assert match is not None, feature
     return int(match[1])
+
+
+def refits_by_default(fusion: Fusion, select: str) -> bool:
+    """Whether a model is fitted again on train and dev, where no setting says whether it is.
+
+    One that a solver fits is, once dev has chosen: it takes one more fit.
+    """
+    return fusion.solved and select == "val"
 
 
 def check_solved(config: TrainConfig, data: Dataset) -> None:

@@ -88,7 +88,7 @@ class Target:
         `WrongUse` for what it cannot use.
         """
         self._check_unused(training)
-        training = self._choose_score(training)
+        training = self.choose_score(training)
         if not self.rated:
             return training, data
 
@@ -111,7 +111,7 @@ class Target:
                 "it out"
             )
 
-    def _choose_score(self, training: TrainingSettings) -> TrainingSettings:
+    def choose_score(self, training: TrainingSettings) -> TrainingSettings:
         """With a score that the target has as `select_score`.
 
         Raises `WrongUse` if another was set.

@@ -129,6 +129,9 @@ class Fusion:
     """What no paper states and no setting changes: name → value and help."""
     pooled: bool = False
     """Whether the module has a `PooledVector`, so that mixup and auxiliary heads can be had."""
+    updates: int | None = None
+    """What the setting `epochs` of "auto", where it can be that, stands for: as many epochs as give
+    so many updates, of however large a training part."""
     takes_speakers: bool = False
     """Whether the module reads `batch.speakers`: a model of ONNX then has an input for them."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..records import FeatureRecord
 from .batch import Batch, visible_rows
 from .fusion import Dims, Fusion, Stage
+from .solved import SIDE_BY_SIDE
 
 # Of each sum: how many layers are added up, and their dimension. One layer stays as it is.
 Sums = Sequence[tuple[int, int]]
@@ -139,10 +140,12 @@ def layer_shares(
 ) -> dict[str, float]:
     """What each layer counts in its sum, from 0 to 1, by the name of its feature.
 
-    1 for the layer that a solved model sees, and 0 for its others. Of a trained model's `weights`
-    and the `features` of its config, by modality.
+    1 for the layer that a solved model sees, and 0 for its others; none where it sees all. Of a
+    trained model's `weights` and the `features` of its config, by modality.
     """
     shares: dict[str, float] = {}
+    if "layer" in weights and int(weights["layer"]) == SIDE_BY_SIDE:
+        return shares
     for modality, feature in features.items():
         names = [part.feature for part in feature.parts]
         first = 0

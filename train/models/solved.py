@@ -9,7 +9,7 @@ encoder one, which `fit_solved` chooses with the strength of the penalty. Axes:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +24,21 @@ Layers = Mapping[str, Sequence[tuple[int, int]]]
 # Fits the model's weights with a strength C of the penalty.
 Solve = Callable[[float], None]
 
+# What the setting `layer` may be.
+Layer = Depth | Literal["dev", "all"]
 # What stands for a value that the dev part chooses.
 BY_DEV = "dev"
+# All layers side by side: as a setting, and in a model.
+ALL_LAYERS = "all"
+SIDE_BY_SIDE = -1
 
 # A class that is not in the training part: its probability is about 1e-13.
 ABSENT = -30.0
+
+HELP_OF_LAYER = (
+    "of layers=all or a range: the layer that is used; all: side by side; dev: the one with the "
+    "lowest loss there"
+)
 
 # Settings of the training loop, which is not used.
 OF_THE_LOOP = (
@@ -56,9 +66,7 @@ class SolvedSettings:
         "a small C is a strong penalty: ½|w|² + C × the sum of the losses; dev: the one with the "
         "lowest loss there, and 1 where no part chooses",
     )
-    layer: Depth | Literal["dev"] = setting(
-        BY_DEV, OURS, "of layers=all or a range: the layer that is used; dev: as with C"
-    )
+    layer: Layer = setting(BY_DEV, OURS, HELP_OF_LAYER)
     standardise_audio: bool = setting(True, OURS)
     standardise_text: bool = setting(True, OURS)
 
@@ -79,7 +87,7 @@ class Truth:
 
 
 class SolvedModel(nn.Module):
-    """Outputs `[n, K]` of the columns of all modalities side by side, of one layer of an encoder.
+    """Outputs `[n, K]` of the columns of all modalities side by side, of one layer or of all.
 
     `strengths` are what is tried for C, the strongest penalty first. `choices` says how many layers
     there are to choose from: 1 where nothing is to be chosen.
@@ -94,6 +102,7 @@ class SolvedModel(nn.Module):
         super().__init__()
         self.dims = dict(dims)
 
+        self.side_by_side = False
         # Column j of what is seen is column `first + layer × per layer` of all.
         first: list[Tensor] = []
         per_layer: list[Tensor] = []
@@ -114,19 +123,32 @@ class SolvedModel(nn.Module):
     @property
     def width(self) -> int:
         """How many columns are seen, d."""
-        return len(self.first_columns)
+        columns = self.columns
+        return sum(self.dims.values()) if columns is None else len(columns)
 
     @property
     def columns(self) -> Tensor | None:
         """Which of the D columns are seen, int64 `[d]`; None for all."""
-        if self.choices == 1:
+        if self.choices == 1 or self.side_by_side:
             return None
         return self.first_columns + self.layer * self.columns_per_layer
 
     def choose_layer(self, number: int) -> None:
-        """See that layer, counted from 0 among those that there are."""
+        """See that layer, counted from 0 among those that there are, or all `SIDE_BY_SIDE`."""
         if self.choices > 1:
             self.layer.fill_(number)
+            # A graph of the model has no branch that depends on a tensor.
+            self.side_by_side = number == SIDE_BY_SIDE
+            self.resize()
+
+    def resize(self) -> None:
+        """Make room for as many weights as there are columns to see."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+        """As torch's, for whichever layer is seen."""
+        if "layer" in state_dict:
+            self.choose_layer(int(state_dict["layer"]))
+        return super().load_state_dict(state_dict, *args, **more)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits, or ratings, `[n, K]`."""
@@ -154,7 +176,7 @@ class SolvedModel(nn.Module):
 def _check_layer(model: nn.Module, _: object) -> None:
     """Raise `ValueError` for a layer that is not there."""
     assert isinstance(model, SolvedModel)
-    if not 0 <= int(model.layer) < model.choices:
+    if not SIDE_BY_SIDE <= int(model.layer) < model.choices:
         raise ValueError(f"layer {int(model.layer)} of {model.choices}")
 
 

@@ -7,6 +7,7 @@ paper leaves open is as in s3prl, its authors' toolkit.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,14 +15,17 @@ from .batch import Batch, vectors
 from .fusion import CommonSettings, Count, Dims, Dropout, Fusion, Positive, setting
 
 S3PRL = "s3prl, downstream/emotion/config.yaml"
+UPDATES = 30_000
 
 
 @dataclass(frozen=True)
 class SuperbSettings(CommonSettings):
     """SUPERB's emotion task, by s3prl's config."""
 
-    epochs: Count = setting(
-        270, f"{S3PRL}: 30,000 updates", "epochs; of the 4 classes of IEMOCAP, 111 updates each"
+    epochs: Count | Literal["auto"] = setting(
+        "auto",
+        f"{S3PRL}: {UPDATES:,} updates",
+        f"epochs; auto: as many as give {UPDATES:,} updates, some 270 of IEMOCAP's 4 classes",
     )
     batch_size: Count = setting(32, f"{S3PRL}: 4 × 8 accumulated")
     lr: Positive = setting(1e-4, S3PRL)
@@ -59,5 +63,6 @@ FUSIONS = [
         inputs=("audio",),
         level="vector",
         build=Superb,
+        updates=UPDATES,
     )
 ]

@@ -75,8 +75,8 @@ class Svm(SolvedModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **more: Any) -> Any:
         """As torch's, for any number of support vectors."""
-        count = len(state_dict["support"])
-        self.support = torch.zeros(count, self.width)
+        count, width = state_dict["support"].shape
+        self.support = torch.zeros(count, width)
         self.dual = torch.zeros(len(self.pairs), count)
         return super().load_state_dict(state_dict, *args, **more)
 

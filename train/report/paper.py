@@ -17,7 +17,8 @@ from ser.train.run_folder import Run
 from ser.train.scores.intervals import Ends
 from ser.train.scores.pooling import Score
 from ser.train.scores.tests import against_quoted
-from ser.train.settings import TrainingSettings, parse_settings
+from ser.train.settings import TrainingSettings, parse_settings, setting_name
+from ser.train.solved_candidates import refits_by_default
 from ser.train.sweep.recipe import Recipe, RecipeCell, read_recipe, recipe_names
 
 from .cell import Cell
@@ -247,6 +248,9 @@ def _settings(runs: Sequence[Run], cell: RecipeCell) -> Pairs:
     fusion = FUSIONS[runs[0].config.fusion]
     settings, training = parse_settings(fusion, tuple(cell.written.set), cell.written.epochs)
     written = {**asdict(settings), **asdict(training)}
+    named = {setting_name(text) for text in cell.written.set}
+    if "refit" not in named and refits_by_default(fusion, cell.written.select):
+        written["refit"] = True
 
     # A config need not name the settings that came later.
     defaults = {**asdict(fusion.settings()), **asdict(TrainingSettings())}

@@ -15,6 +15,7 @@ from ser.train.options import SELECTIONS, Experiment, setting_texts
 from ser.train.records import ENSEMBLE, FeatureRecord, RunResult
 from ser.train.run_folder import Run
 from ser.train.scores.measures import SHOWN
+from ser.train.solved_candidates import refits_by_default
 
 from ..cell import Cell, Cells, grouped
 from ..conditions import heard_in_training, left_out, parts
@@ -350,6 +351,12 @@ def _changed_settings(cell: Cell) -> dict[str, Any]:
     for key, value in cell.settings.items():
         if key not in listed or value != listed[key].default:
             changed[key] = value
+
+    # A config names it where it is true.
+    config = cell.config
+    fusion = FUSIONS.get(config.fusion)
+    if fusion and refits_by_default(fusion, config.select) and "refit" not in cell.settings:
+        changed["refit"] = False
     return changed
 
 
