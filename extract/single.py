@@ -29,7 +29,8 @@ def extract_utterance(
     """
     if not isinstance(source, str):
         clip = _decoded(source, recordings or Recordings())
-        with name_what_does_not_fit(getattr(source, "path", source), CorpusError):
+        path = source.path if isinstance(source, Segment) else source
+        with name_what_does_not_fit(path, CorpusError):
             results = [extractor.run([clip])[0] for extractor in extractors]
         # The extractors add theirs to those of the decoder.
         warnings += dict.fromkeys(clip.warnings)
