@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-PARTS = ("store", "extract", "train", "costs", "demo", "statistics")
+PARTS = ("store", "extract", "train", "finetune", "costs", "demo", "statistics")
 HEADERS = ["what", "plain", "ours", "unit", "ratio", "target"]
 
 

@@ -150,7 +150,7 @@ MORE_RUNS = {
     "balanced": ("hubert+mpnet", "mit", "--set sampler=balanced --set patience=1 --epochs 4"),
     "refit": ("is13", "audio", "--set refit=true --labels 6class"),
     "random": ("bert", "text:utterance", "--protocol random-70-20-10 --select last"),
-    "finetuned": ("bert", "bert", "--set finetune_layers=all"),
+    "finetuned": ("bert", "bert", "--set finetune_text=all"),
     "layers": ("hubert:layers=1-2,hop=0.1", "audio", ""),
     "meanstd": ("hubert:pool=meanstd+bert", "lgf-concat", "--set soft_labels=true"),
     "streamed": ("hubert+mpnet", "mit", "--memory 2MB"),

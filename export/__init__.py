@@ -22,6 +22,7 @@ from ser.errors import DISTRIBUTION, SerError, WrongUse
 from ser.extract.audio import ENCODER_RATE
 from ser.predict import Predictor
 from ser.predict.trained import EXPORTED, ExportRecord
+from ser.train.finetune import keeps_padding
 from ser.train.records import RunFile, to_json
 from ser.train.run_folder import CONFIG, MODEL
 from ser.train.seal import sealed_json
@@ -111,6 +112,11 @@ def _write_model(predictor: Predictor, folder: Path) -> WrittenModel:
 
 def _write_graph(predictor: Predictor, path: Path) -> WrittenModel:
     """Write model.onnx and compare it. Raises `NoGraph`."""
+    if predictor.fusion.encoded and predictor.fusion.unit == "dialogue":
+        raise NoGraph("the encoder that it trained takes the rows of every turn of a dialogue")
+    for features in predictor.features.values():
+        if any(keeps_padding(feature.spec) for feature in features):
+            raise NoGraph("the layers of Whisper that it trained take whole windows of 30 s")
     if is_on_one_encoder(predictor):
         return _write_graph_of_waveform(predictor, path)
     return _write_graph_of_features(predictor, path)

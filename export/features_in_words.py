@@ -59,6 +59,9 @@ def encoder_of_waveforms(spec: Spec) -> list[str]:
 
 def whisper(spec: Spec) -> list[str]:
     """The encoder of Whisper."""
+    states = "the states that the audio reaches"
+    if spec.config.get("pad") == "keep":
+        states = "all states of each window"
     return [
         checkpoint_in_words(spec),
         audio_in_words(spec),
@@ -66,7 +69,7 @@ def whisper(spec: Spec) -> list[str]:
         "log-mel spectrogram of WhisperFeatureExtractor (Hann window of 25 ms every 10 ms, log10, "
         "at least 8 below the window's maximum, (x + 4) / 4)",
         layer_in_words(spec),
-        "the last layer is after the final LayerNorm; the states that the audio reaches are kept",
+        f"the last layer is after the final LayerNorm; {states} are kept",
         *pooling_in_words(spec),
     ]
 

@@ -27,7 +27,7 @@ class Outputs(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.model = predictor.fitted.model
-        self.by_vectors = predictor.fusion.level == "vector"
+        self.fusion = predictor.fusion
         self.n_classes = len(predictor.classes)
         self.temperature = predictor.temperature or 1.0
 
@@ -60,9 +60,12 @@ class Outputs(nn.Module):
             if modality in self.moments:
                 mean, std = self.moments[modality]
                 values = (values - mean) / std
-            inputs[modality] = self.sequences(values)
+            inputs[modality] = self.sequences(values, self.fusion.takes_vectors(modality))
 
-        n = next(iter(columns.values())).shape[0] if self.by_vectors else 1
+        n = 1
+        for modality, values in columns.items():
+            if self.fusion.takes_vectors(modality):
+                n = values.shape[0]
         # The models make a layout of `dialogues`; it is one already: see `one_sequence.layout_of`.
         dialogue: Any = OneSequence(n)
         batch = Batch(inputs, dialogue, speakers, heads=frozenset({"logits"}))
@@ -77,11 +80,11 @@ class Outputs(nn.Module):
             outputs.append(low + (high - low) * (predictions[:, self.n_classes :] + 1) / 2)
         return tuple(outputs)
 
-    def sequences(self, values: Tensor) -> Sequences:
+    def sequences(self, values: Tensor, are_vectors: bool) -> Sequences:
         """Rows of one utterance, or a vector of each of n."""
         rows = values.shape[0]
         layout = OneSequence(rows)
-        lengths = torch.ones(rows, dtype=torch.int64) if self.by_vectors else layout.lengths
+        lengths = torch.ones(rows, dtype=torch.int64) if are_vectors else layout.lengths
         return Sequences(values, lengths, layout=layout)
 
 
@@ -99,7 +102,7 @@ class FromFeatures(nn.Module):
             modality: [feature.spec for feature in features]
             for modality, features in predictor.features.items()
         }
-        self.by_vectors = predictor.fusion.level == "vector"
+        self.fusion = predictor.fusion
         self.by_turns = predictor.fusion.unit == "dialogue"
         self.takes_speakers = predictor.fusion.takes_speakers
         self.of_tokens = [m for m in predictor.features if takes_tokens(predictor, m)]
@@ -121,7 +124,7 @@ class FromFeatures(nn.Module):
                     x = x[:, None].float()
                 elif not self.by_turns:
                     x = x[None] if spec.level == "utterance" else x
-                    x = as_read(x, record, spec, self.by_vectors)
+                    x = as_read(x, record, spec, self.fusion.takes_vectors(modality))
                 read.append(x)
             columns[modality] = torch.cat(read, 1)
         return self.outputs(columns, speakers)
@@ -135,7 +138,7 @@ class FromWaveform(nn.Module):
         self.frames = frames
         self.outputs = Outputs(predictor)
         self.records = predictor.records["audio"]
-        self.by_vectors = predictor.fusion.level == "vector"
+        self.by_vectors = predictor.fusion.takes_vectors("audio")
 
     def forward(self, *waveforms: Tensor) -> tuple[Tensor, ...]:
         """One, `[1, samples]`: 16 kHz, mono, from -1 to 1."""

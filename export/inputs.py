@@ -149,7 +149,7 @@ def feature_input(
         shape = (spec.dim,)
 
     description = feature_in_words(spec)
-    reading = reading_in_words(spec, record, predictor.fusion.level == "vector")
+    reading = reading_in_words(spec, record, predictor.fusion.takes_vectors(modality))
     if reading:
         who = "you give what is" if by_turns else "the graph takes the rows, which are"
         description += f"; {who} {reading}"
@@ -158,7 +158,7 @@ def feature_input(
 
 def read_columns(predictor: Predictor, spec: Spec, record: FeatureRecord) -> int:
     """The columns of a feature as the run takes them: twice its own for mean and deviation."""
-    by_vectors = predictor.fusion.level == "vector"
+    by_vectors = predictor.fusion.takes_vectors(spec.modality)
     if by_vectors and spec.level != "utterance" and record.pool == "meanstd":
         return 2 * spec.dim
     return spec.dim
@@ -205,7 +205,8 @@ def speaker_input(name: str) -> GraphInput:
 
 def whole_way(predictor: Predictor, feature: ResolvedFeature, record: FeatureRecord) -> str:
     """How a feature is made and read, in words."""
-    reading = reading_in_words(feature.spec, record, predictor.fusion.level == "vector")
+    by_vectors = predictor.fusion.takes_vectors(feature.spec.modality)
+    reading = reading_in_words(feature.spec, record, by_vectors)
     return "; ".join(filter(None, [feature_in_words(feature.spec), reading]))
 
 

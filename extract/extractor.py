@@ -4,7 +4,7 @@ docs/add-an-extractor.md shows how to write one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -77,6 +77,8 @@ class Extractor:
     fixed: ClassVar[frozenset[str]] = frozenset()
     # Settings without a meaning for it, which stand in no spec.
     unrecorded: ClassVar[frozenset[str]] = frozenset()
+    # Settings that came later, by the value with which they stand in no spec: fingerprints stay.
+    added_later: ClassVar[Mapping[str, Any]] = {"pool": "none"}
     # Settings that may differ between features that are computed together.
     varying: ClassVar[frozenset[str]] = frozenset()
 

@@ -1,5 +1,6 @@
 """What `ser features` will compute: which rows the store has, the tasks of the rest, their size."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -40,6 +41,8 @@ from .tasks import (
 PART_BYTES = 256 << 20
 # By level, unless a hop is known. 2: the shortest utterances.
 ROWS_PER_SECOND = {"frame": 50.0, "token": 50.0, "utterance": 2.0}
+# Seconds of a window of Whisper, whose states pad=keep keeps.
+WHISPER_WINDOW = 30.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class ExtractionPlan:
             if not missing:
                 continue
 
-            bytes_per_second = max(_row_bytes(spec) * _rows_per_second(spec) for spec in specs)
+            bytes_per_second = max(_bytes_per_second(spec, utterances) for spec in specs)
             limit = min(self.config.part_seconds, PART_BYTES / bytes_per_second)
             for group in _groups(utterances, modality, limit):
                 tasks += tasks_for(config, modality, group, missing)
@@ -169,7 +172,7 @@ def _pending_bytes(preparation: Preparation, feature: str, source: Source) -> di
     sizes: dict[str, int] = {}
     for single in resolve_from(names, unhashed, preparation.config.dtype):
         utterances = utterances_of(preparation.scan, single.spec.modality)
-        sizes[single.spec.name] = _estimate_bytes(single.spec, utterances)
+        sizes[single.spec.name] = estimate_bytes(single.spec, utterances)
     return sizes
 
 
@@ -198,7 +201,7 @@ def _plan(
         spec = feature.spec
         lacked = _missing(spec, utterances[spec.modality], scan.manifest, store, config.retry)
         missing[spec.fingerprint] = lacked
-        sizes[spec.fingerprint] = _estimate_bytes(spec, lacked)
+        sizes[spec.fingerprint] = estimate_bytes(spec, lacked)
 
     free = _free_bytes(config.store)
     planned = ExtractionPlan(
@@ -316,16 +319,33 @@ def _row_bytes(spec: Spec) -> int:
     return spec.dim * np.dtype(spec.dtype).itemsize
 
 
+def _bytes_per_second(spec: Spec, utterances: list[Utterance]) -> float:
+    """Bytes of a second's rows, at most; where whole windows are kept, on the average."""
+    if _keeps_windows(spec):
+        seconds = sum(utterance.length for utterance in utterances)
+        return estimate_bytes(spec, utterances) / max(seconds, 1.0)
+    return _row_bytes(spec) * _rows_per_second(spec)
+
+
+def _keeps_windows(spec: Spec) -> bool:
+    """Whether every window of Whisper has all its states, however short the audio is."""
+    return spec.config.get("pad") == "keep"
+
+
 def _rows_per_second(spec: Spec) -> float:
     """Rows per second of `Utterance.length`, at most."""
     return 1 / spec.hop if spec.hop else ROWS_PER_SECOND[spec.level]
 
 
-def _estimate_bytes(spec: Spec, utterances: list[Utterance]) -> int:
+def estimate_bytes(spec: Spec, utterances: list[Utterance]) -> int:
     """Bytes of a feature's rows of these utterances, about."""
     if spec.level == "utterance":
         return len(utterances) * _row_bytes(spec)
     per_second = _rows_per_second(spec)
+    if _keeps_windows(spec):
+        windows = sum(math.ceil(utterance.length / WHISPER_WINDOW) for utterance in utterances)
+        return int(windows * WHISPER_WINDOW * per_second) * _row_bytes(spec)
+
     rows = sum(1 + per_second * utterance.length for utterance in utterances)
     return int(rows * _row_bytes(spec))
 

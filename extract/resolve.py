@@ -240,9 +240,9 @@ def _resolve_feature(
 
     hashed = asdict(config)
     pooled = hashed.get("pool", "none") != "none"
-    if not pooled:
-        # `pool` was added later: without it, fingerprints are those of before.
-        hashed.pop("pool", None)
+    for name, value in extractor.added_later.items():
+        if hashed.get(name) == value:
+            hashed.pop(name)
 
     for name in extractor.unrecorded:
         if stored is None or name not in stored.config:

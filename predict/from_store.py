@@ -26,6 +26,7 @@ from ser.train.data.loading import InputReader, size_in_float32
 from ser.train.data.memory import DataCache
 from ser.train.data.select import FeatureSelection, ModalitySelection
 from ser.train.data.utterances import Utterances
+from ser.train.finetune import column_beside
 from ser.train.model_file import load_model
 from ser.train.rating_scales import predicted_ratings
 from ser.train.run_folder import DEV, PREDICTIONS
@@ -219,7 +220,8 @@ class StoredRun:
         predicted = np.full((len(utterances), width), np.nan, np.float32)
         if len(usable):
             known, notes = self._with_known_corpora(utterances.take(usable))
-            reader = features.reader(usable, self.fusion.level == "vector")
+            is_scaled_once = self.fusion.level == "vector" and not self.fusion.encoded
+            reader = features.reader(usable, is_scaled_once)
             data = Dataset(known, self.run.config.dims, reader)
             predicted[usable] = self._predict_all(data)
         else:
@@ -375,8 +377,9 @@ def _features_of(
                 FeatureSelection(
                     feature,
                     pool=part.pool,
-                    vectors=run.fusion.level == "vector",
+                    vectors=run.fusion.takes_vectors(modality),
                     extra=record.extra,
+                    beside=column_beside(feature.spec),
                     hop=part.hop,
                 )
             )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ser.corpus.manifest import Manifest
 from ser.disk.records import to_record
 from ser.engines.machine import choose_device
 from ser.errors import CorpusError, CorruptStore, SerError, UtteranceError, WrongUse, unknown
-from ser.extract.extractor import Extractor, ResolvedFeature
+from ser.extract.extractor import Extractor, FeatureRows, ResolvedFeature
 from ser.extract.recording import Segment, Span
 from ser.extract.resolve import resolve_again
 from ser.extract.single import Source
@@ -21,9 +22,11 @@ from ser.train.data.dataset import Dataset
 from ser.train.data.inputs import Inputs
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import UNLABELLED
-from ser.train.data.sources import as_read
+from ser.train.data.sources import as_read, with_column
 from ser.train.data.utterances import DIMENSIONS
+from ser.train.finetune import TOKENS, column_beside
 from ser.train.model_file import load_model
+from ser.train.models.encoder_front import FRONT
 from ser.train.rating_scales import predicted_ratings
 from ser.train.report.cell_scores import CellScores
 from ser.train.report.certainty import abstaining
@@ -319,27 +322,42 @@ class Predictor:
         rows: dict[str, Tensor] = {}
         for modality, features in self.features.items():
             source = _audio_of(turn) if modality == "audio" else turn.text
-            # Token ids, if the run trained the encoder.
-            extra = self.run.config.features[modality].extra
             if source is None:
-                columns = self.run.config.dims[modality] if extra is None else 1
-                rows[modality] = torch.empty(0, columns)
+                rows[modality] = torch.empty(0, self._columns(modality))
                 continue
 
             computed = self.source.rows(modality, source, warnings)
             stored: list[np.ndarray] = []
             for feature in features:
                 of_feature = computed[feature.spec.fingerprint]
-                values = of_feature.values if extra is None else of_feature.extras[extra][:, None]
-                stored.append(np.atleast_2d(values))
+                stored.append(self._values(modality, feature.spec, of_feature))
             rows[modality] = self.rows_as_read(modality, stored)
         return rows
+
+    def _columns(self, modality: str) -> int:
+        """Of a row of the modality as the run takes it."""
+        encoders: Any = getattr(self.fitted.model, FRONT, {})
+        if modality in encoders:
+            columns: int = encoders[modality].columns
+            return columns
+        return self.run.config.dims[modality]
+
+    def _values(self, modality: str, spec: Spec, rows: FeatureRows) -> np.ndarray:
+        """A feature's rows `[rows, dim]`, or what a run that trained its encoder takes of it."""
+        if self.run.config.features[modality].extra is not None:
+            return rows.extras[TOKENS][:, None]
+
+        values = np.atleast_2d(rows.values)
+        beside = column_beside(spec)
+        if beside is not None:
+            values = with_column(values, rows.extras[beside][:, None])
+        return values
 
     def rows_as_read(self, modality: str, stored: Sequence[np.ndarray]) -> Tensor:
         """One utterance's rows of a modality, from those of each feature as a store holds them:
         averaged, pooled and side by side, as the run read them; `[rows, dim]`.
         """
-        by_vectors = self.fusion.level == "vector"
+        by_vectors = self.fusion.takes_vectors(modality)
         columns: list[Tensor] = []
         for feature, record, values in zip(
             self.features[modality], self.records[modality], stored, strict=True

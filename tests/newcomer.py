@@ -36,7 +36,7 @@ RUNS = {
     "text": Experiment("mpnet", "text", also_set=SMALL),
     "superb": Experiment("hubert:layers=all,pool=mean+logmel", "superb"),
     "layers": Experiment("hubert:layers=1-2,hop=0.1", "audio", set=("d_model=16", "heads=2")),
-    "finetuned": Experiment("bert", "bert", set=("finetune_layers=all", "lr=1e-3")),
+    "finetuned": Experiment("bert", "bert", set=("finetune_text=all", "lr=1e-3")),
 }
 
 # What the recipes name beside `FEATURES`.

@@ -69,14 +69,21 @@ TOKENS = [3, 2, 1, 6]
 LONG = [5, 50, 1, 20]
 
 
+def settings_of(name: str, **settings: Any) -> Any:
+    """The fusion's settings at small sizes."""
+    kind = CASES[name].settings
+    known = {field.name for field in dataclasses.fields(kind)}
+    sizes = {key: value for key, value in {**TINY, **settings}.items() if key in known}
+    return kind(**sizes)
+
+
 def build(name: str, dims: dict[str, int] = DIMS, classes: int = 4, **settings: Any) -> nn.Module:
     """The fusion at small sizes, without dropout."""
     fusion = CASES[name]
-    known = {field.name for field in dataclasses.fields(fusion.settings)}
-    sizes = {key: value for key, value in {**TINY, **settings}.items() if key in known}
-
     model = fusion.build(
-        fusion.settings(**sizes), {modality: dims[modality] for modality in fusion.inputs}, classes
+        settings_of(name, **settings),
+        {modality: dims[modality] for modality in fusion.inputs},
+        classes,
     )
     return model.to(torch.get_default_dtype())
 

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from scipy import stats
 
-from ser.benchmarks import gpu, gpu_numbers, papers, statistics
+from ser.benchmarks import finetune, gpu, gpu_numbers, papers, statistics
 from ser.benchmarks.__main__ import main, report
 from ser.benchmarks.demo import difference
 from ser.tests.command_line import ser
@@ -233,3 +233,21 @@ def test_the_page_of_the_papers_has_every_recipe() -> None:
 def test_an_unknown_recipe_is_refused() -> None:
     done = CliRunner().invoke(papers.main, ["--only", "nothing"])
     assert "unknown recipe" in str(done.exception)
+
+
+def test_the_top_from_the_cache_makes_the_updates_of_the_whole_model(tmp_path: Path) -> None:
+    """With norms over channels: those over time would see the padding in the plain way."""
+    config = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": [8] * 7,
+        "feat_extract_norm": "layer",
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    steps = finetune.Steps(config, np.array([0.3, 0.5, 0.2, 0.4, 0.6]), tmp_path)
+    frozen_below = steps.plain_epoch(finetune.TOP)
+    assert steps.our_epoch() == pytest.approx(frozen_below, abs=1e-4)
+    assert steps.plain_epoch(None) != pytest.approx(frozen_below, abs=1e-6)

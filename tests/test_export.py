@@ -37,8 +37,9 @@ from ser.tests.test_extract_encoders import SPEECH
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.models import FUSIONS, Fusion, with_layers
 from ser.train.models.batch import Batch, Sequences
+from ser.train.models.encoder_front import with_encoders
+from ser.train.models.encoders import TopLayers, untrained_top
 from ser.train.models.solved import Truth
-from ser.train.models.transformer_encoder import TopLayers, untrained
 from ser.train.run_folder import RESULT
 from ser.weights.demo import write_random_checkpoint
 
@@ -517,7 +518,7 @@ def one_sequence(fusion: Fusion, values: dict[str, np.ndarray]) -> Batch:
     for modality in fusion.inputs:
         rows = torch.from_numpy(values[modality]).float()
         lengths = torch.tensor([len(rows)])
-        if fusion.level == "vector":
+        if fusion.takes_vectors(modality):
             turns = len(rows)
             lengths = torch.ones(turns, dtype=torch.int64)
         sequences[modality] = Sequences(rows, lengths)
@@ -582,13 +583,32 @@ def test_a_text_encoder_that_was_trained_is_in_the_graph(
         "num_attention_heads": 2,
         "intermediate_size": 16,
     }
-    fusion = FUSIONS["bert"]
+    tops = {"text": lambda: untrained_top(config, layers)}
+    fusion = with_encoders(FUSIONS["bert"], tops, {})
     dims = {"text": config["hidden_size"]}
-    model = fusion.build(
-        fusion.settings(finetune_layers=layers), dims, 4, untrained(config, layers)
-    )
+    model = fusion.build(fusion.settings(), dims, 4)
 
     graph_input = GraphInput("text", ("text_rows", config["hidden_size"]), "")
     if layers == "all":
         graph_input = GraphInput("text", ("text_rows", 1), "", config["vocab_size"])
     check_graph(fusion, model, [graph_input], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["audio:frame", "superb"])
+def test_an_audio_encoder_that_was_trained_is_in_the_graph(name: str, tmp_path: Path) -> None:
+    """For a fusion of frames, and for one of vectors, whose mean is in the graph."""
+    torch.manual_seed(0)
+    dim = DIMS["audio"] + 1
+    config = {
+        "model_type": "wavlm",
+        "hidden_size": dim,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "num_conv_pos_embedding_groups": 2,
+        "conv_dim": [8] * 7,
+    }
+    tops = {"audio": lambda: untrained_top(config, 1)}
+    fusion = with_encoders(FUSIONS[name], tops, {"audio": "mean"})
+    model = fusion.build(fusion.settings(), {"audio": dim}, 4)
+    check_graph(fusion, model, [GraphInput("audio", ("audio_rows", dim), "")], tmp_path)

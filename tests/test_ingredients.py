@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from ser.errors import WrongUse
 from ser.tests.small_models import build, make_batch
@@ -38,10 +38,19 @@ SMALL = ("hidden=8", "lr=0.01")
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
-def test_the_schedule_is_that_of_transformers(warmup: float) -> None:
-    training = TrainingSettings(schedule="cosine", warmup=warmup)
+@pytest.mark.parametrize(
+    ("name", "of_transformers"),
+    [
+        pytest.param("cosine", get_cosine_schedule_with_warmup, id="cosine"),
+        pytest.param("linear", get_linear_schedule_with_warmup, id="linear"),
+    ],
+)
+def test_the_schedule_is_that_of_transformers(
+    warmup: float, name: Any, of_transformers: Any
+) -> None:
+    training = TrainingSettings(schedule=name, warmup=warmup)
     optimiser = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = get_cosine_schedule_with_warmup(optimiser, int(warmup * 40), 40)
+    schedule = of_transformers(optimiser, int(warmup * 40), 40)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for update in range(40):

@@ -705,9 +705,3 @@ def test_uscs_cnn_has_the_papers_layers():
     clips = Sequences(torch.randn(900, 80).float(), torch.tensor([700, 200]))
     batch = Batch({"audio": clips}, torch.ones(2))
     assert model.float()(batch)["logits"].shape == (2, 5)
-
-
-@pytest.mark.parametrize("name", ["bert", "cnn+bert"])
-def test_fine_tuning_says_that_it_has_no_encoder(name):
-    with pytest.raises(WrongUse, match="finetune_layers=2 trains an encoder, and none was given"):
-        build(name, finetune_layers=2)

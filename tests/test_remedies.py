@@ -109,9 +109,6 @@ RUN = {
     "train/data/sources.py: ser cache remove … --store …": (
         "test_an_utterance_without_rows_is_made_again_as_printed"
     ),
-    "train/finetune.py: ser features CORPUS --features … --store STORE": (
-        "test_the_layer_to_finetune_from_is_extracted_as_printed"
-    ),
     "train/model_file.py: ser train --resume …": UNFINISHED,
     "train/run_folder.py: ser train --resume …": UNFINISHED,
     "train/sweep/tasks.py: ser features CORPUS … … …": (
@@ -415,7 +412,7 @@ def test_layers_that_are_missing_are_extracted_as_printed(newcomer: Path, own: P
 
 def test_the_layer_to_finetune_from_is_extracted_as_printed(newcomer: Path, own: Path) -> None:
     train = ["train", "--fusion", "bert", "--store", own / "features", "--out", own / "runs"]
-    train += ["--epochs", 1, "--folds", 1, "--set", "finetune_layers=1"]
+    train += ["--epochs", 1, "--folds", 1, "--set", "finetune_text=1"]
     refused = ser(*train, "--features", "bert")
     assert refused.exit_code == 2, refused.output
 

@@ -75,7 +75,7 @@ def check_scores(recipe: Recipe, sweep: Sweep, rows: list[RecipeRow]) -> None:
         assert row.done == row.runs == 1
         assert row.scores["ua"].pooled == pytest.approx(100 * run.result.tests[cell.test].ua)
         if run.config.fusion in ("bert", "cnn+bert"):
-            assert run.config.settings["finetune_layers"] == "all"
+            assert run.config.training["finetune_text"] == "all"
 
 
 def check_table(recipe: Recipe, sweep: Sweep, rows: list[RecipeRow]) -> None:

@@ -141,8 +141,12 @@ def test_the_papers_values_are_the_defaults(fusion: str, expected: dict[str, obj
             "audio:utterance", "standardise_text=true", "no use for it", id="the other modality"
         ),
         pytest.param("ef-add", "released=true", "no use for it", id="of the paper's other fusion"),
+        pytest.param("cnn", "finetune_text=1", "no use for it", id="an encoder that is not there"),
         pytest.param(
-            "cnn", "finetune_layers=1", "no use for it", id="an encoder that is not there"
+            "bert",
+            "finetune_layers=all",
+            "is called finetune_text now; use --set finetune_text=all",
+            id="the earlier name",
         ),
         pytest.param("mit", "lr=nan", "a number above 0", id="not a number"),
         pytest.param("mit", "dropout=5", "at least 0 and below 1", id="above a share"),

@@ -24,7 +24,7 @@ from .data.loading import load_dataset
 from .data.memory import DataCache
 from .data.protocols import make_folds
 from .effective_settings import effective
-from .finetune import with_encoder
+from .finetune import with_trained_encoders
 from .fit import rows_to_evaluate
 from .fit_many import MAX_RUNS
 from .ingredients import auxiliary_task, check_ingredients
@@ -59,8 +59,8 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
     data, fusion = load_dataset(experiment, cache)
     settings, training = _parse_settings(experiment, fusion)
     training, data = TARGETS[experiment.target].prepare(fusion, settings, training, data)
-    if getattr(settings, "finetune_layers", 0) != 0:
-        fusion, data = with_encoder(fusion, settings, data, tuple(experiment.model))
+    models = tuple(experiment.model)
+    fusion, data = with_trained_encoders(fusion, settings, training, data, models)
     _check_standardising(settings, training, data)
     target = TARGETS[experiment.target]
     check_ingredients(
@@ -215,7 +215,8 @@ def _choose_precision(experiment: Experiment, fusion: Fusion, device: str) -> st
     if precision == "auto":
         precision = "float32"
         on_cuda = device.startswith("cuda")
-        if fusion.level == "sequence" and on_cuda and _computes_in_bf16():
+        takes_rows = fusion.level == "sequence" or fusion.encoded
+        if takes_rows and on_cuda and _computes_in_bf16():
             precision = "bf16"
 
     if device == "mps" and precision == "bf16":

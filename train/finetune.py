@@ -1,151 +1,328 @@
-"""Train the encoder of a text feature itself: where it starts from, and with which weights.
+"""Train the encoder of a feature itself: where it starts from, and with which weights.
 
-USC §5.1 fine-tunes BERT. With `finetune_layers=n` its top n layers start from the cached rows of
-the layer below, with `all` the whole encoder from the cached token ids; their first weights are
-those of the feature's own checkpoint.
+With `finetune_audio=n` or `finetune_text=n` the encoder's top n layers start from the cached rows
+of the layer below, with `finetune_text=all` the whole encoder from the cached token ids. Their
+first weights are those of the feature's own checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from msgspec import structs
-from torch import nn
 
+from ser.cache.extract_command import extract_command
 from ser.cache.spec import Spec
 from ser.disk.records import to_record
-from ser.errors import CorruptStore, WrongUse, ser_command
+from ser.errors import CorruptStore, WrongUse
 from ser.weights.checkpoint import Checkpoint
 from ser.weights.digest import INCIDENTAL
 from ser.weights.find import parse_models, recorded_checkpoint
 from ser.weights.load import load_encoder
 
 from .data.dataset import Dataset
+from .data.select import ModalitySelection
 from .models import Fusion
-from .models.transformer_encoder import TopLayers, TransformerEncoder, untrained
+from .models.encoder_front import unfrozen_step_by_step, with_encoders
+from .models.encoders import ARCHITECTURES, EncoderTop, TopLayers, cut_top, untrained_top
+from .models.fusion import BOTH
 from .records import RunConfig
+from .settings import TrainingSettings
 
 # The extra of a text feature that holds token ids.
 TOKENS = "token"
 
-# The architectures that can be trained.
-ARCHITECTURES = ("bert", "mpnet")
+# The extra of Whisper's states that says which the audio reaches, and the variant that has it.
+OF_AUDIO = "audio"
+ALL_STATES = "pad=keep"
+
+# Settings that say how trained encoders learn.
+OF_ENCODERS = ("encoder_lr", "encoder_lr_decay", "encoder_mask", "unfreeze", "recompute")
+
+# Of every encoder of speech here.
+FRAMES_A_SECOND = 50
 
 
-def with_encoder(
-    fusion: Fusion, settings: Any, data: Dataset, models: Sequence[str] = ()
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """The encoder of one modality's feature, of which some layers are trained."""
+
+    setting: str
+    """As the user set it, such as "finetune_audio=2"."""
+    layers: TopLayers
+    spec: Spec
+    """Of the feature that it starts from."""
+    checkpoint: Checkpoint
+
+    @property
+    def depth(self) -> int:
+        """How many layers the encoder has."""
+        depth: int = self.checkpoint.setting("num_hidden_layers")
+        return depth
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run records of it: its config.json, without what changes no number."""
+        config = {}
+        for key, value in self.checkpoint.config.items():
+            if key not in INCIDENTAL:
+                config[key] = value
+        return config
+
+    def top(self, recompute: bool = False) -> EncoderTop:
+        """Its top layers, with the weights of the checkpoint."""
+        top = cut_top(load_encoder(self.checkpoint), self.layers, window_of(self.spec))
+        if recompute:
+            top.recompute()
+        return top
+
+
+def layers_by_modality(training: TrainingSettings) -> dict[str, TopLayers]:
+    """How many layers of an encoder train, of each modality of which any do."""
+    layers: dict[str, TopLayers] = {}
+    for modality in BOTH:
+        of_modality = getattr(training, f"finetune_{modality}")
+        if of_modality != 0:
+            layers[modality] = of_modality
+    return layers
+
+
+def with_trained_encoders(
+    fusion: Fusion,
+    settings: Any,
+    training: TrainingSettings,
+    data: Dataset,
+    models: Sequence[str] = (),
 ) -> tuple[Fusion, Dataset]:
-    """The fusion with the encoder inside, and the data that it starts from.
+    """The fusion with the encoders inside that are trained with it, and the data they start from.
 
-    Of the encoder, `settings.finetune_layers` train. `models` says where checkpoints lie now
-    ("bert=PATH"); by default where extraction found them. Raises `WrongUse` for a feature that
-    these layers cannot start from, naming the one that they can.
+    `models` says where checkpoints lie now ("bert=PATH"); by default where extraction found them.
+    Raises `WrongUse` for a feature that these layers cannot start from, naming the one that they
+    can, and for rows that only a trained encoder can use where none is trained.
     """
-    layers: TopLayers = settings.finetune_layers
-    _check_text_inputs(settings, data)
-    spec = to_record(data.origin.specs["text"], Spec, data.origin.store)
-    checkpoint = _find_checkpoint(spec, models)
+    layers = layers_by_modality(training)
+    _check_no_padding(data, layers)
+    if not layers:
+        _check_unused(training)
+        return fusion, data
 
-    if layers == "all":
-        data = _from_tokens(data)
-    else:
-        _check_layer(spec, layers, checkpoint.setting("num_hidden_layers"))
+    encoders = {}
+    for modality, of_modality in layers.items():
+        _check_inputs(modality, settings, data)
+        encoders[modality] = _find_encoder(modality, of_modality, data, models)
 
-    encoder_config = {}
-    for key, value in checkpoint.config.items():
-        if key not in INCIDENTAL:
-            encoder_config[key] = value
-    origin = structs.replace(data.origin, encoders={"text": encoder_config})
+    tops = {}
+    for modality, encoder in encoders.items():
+        tops[modality] = partial(encoder.top, recompute=training.recompute)
+    pools = {modality: feature.pool for modality, feature in data.record.features.items()}
+    fusion = with_encoders(fusion, tops, pools, training.encoder_mask)
+    if training.unfreeze:
+        most_layers = max(_count(encoder) for encoder in encoders.values())
+        fusion = unfrozen_step_by_step(fusion, most_layers)
 
-    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
-        encoder = TransformerEncoder(load_encoder(checkpoint), layers)
-        return fusion.build(settings, dims, classes, encoder)
+    configs = {modality: encoder.config for modality, encoder in encoders.items()}
+    origin = structs.replace(data.origin, encoders=configs)
+    data = replace(_starting_below(data, encoders), origin=origin)
+    return fusion, data
 
-    return replace(fusion, build=build), replace(data, origin=origin)
 
+def with_recorded_encoders(fusion: Fusion, training: TrainingSettings, record: RunConfig) -> Fusion:
+    """The fusion of a run's config, whose encoders come without their checkpoints.
 
-def with_recorded_encoder(fusion: Fusion, settings: Any, record: RunConfig) -> Fusion:
-    """The fusion of a run's config, whose encoder comes without a checkpoint.
-
-    Its weights are in the run.
+    Their weights are in the run.
     """
-    layers: TopLayers = getattr(settings, "finetune_layers", 0)
-    if layers == 0:
+    layers = layers_by_modality(training)
+    if not layers:
         return fusion
 
-    encoders = record.provenance.encoders or {}
-    if "text" not in encoders:
-        raise CorruptStore(
-            "the run's config.json does not describe the encoder that it trained; "
-            "train the run again"
-        )
+    configs = record.provenance.encoders or {}
+    tops: dict[str, Callable[[], EncoderTop]] = {}
+    for modality, of_modality in layers.items():
+        if modality not in configs:
+            raise CorruptStore(
+                "the run's config.json does not describe the encoder that it trained; "
+                "train the run again"
+            )
+        [written] = record.provenance.feature_specs(modality)
+        spec = to_record(written, Spec, "config.json")
+        window = window_of(spec)
+        tops[modality] = partial(untrained_top, configs[modality], of_modality, window)
 
-    def build(settings: Any, dims: Mapping[str, int], classes: int) -> nn.Module:
-        return fusion.build(settings, dims, classes, untrained(encoders["text"], layers))
-
-    return replace(fusion, build=build)
+    pools = {modality: feature.pool for modality, feature in record.features.items()}
+    return with_encoders(fusion, tops, pools)
 
 
-def _check_text_inputs(settings: Any, data: Dataset) -> None:
-    """Raise `WrongUse` unless the text inputs are one feature, as its encoder gave it."""
-    if settings.standardise_text:
+def window_of(spec: Spec) -> int | None:
+    """Rows of the windows that a feature's encoder attends over; None where it has none."""
+    if "window" not in spec.config or not spec.hop:
+        return None
+    return int(spec.config["window"] / spec.hop)
+
+
+def column_beside(spec: Spec) -> str | None:
+    """The extra that stands as one more column beside a feature's rows, where there is one."""
+    return OF_AUDIO if keeps_padding(spec) else None
+
+
+def keeps_padding(spec: Spec) -> bool:
+    """Whether the feature holds the states of the padding of each window too."""
+    return spec.config.get("pad") == "keep"
+
+
+def _count(encoder: TrainedEncoder) -> int:
+    """How many layers train."""
+    return encoder.depth if encoder.layers == "all" else encoder.layers
+
+
+def _check_unused(training: TrainingSettings) -> None:
+    """Raise `WrongUse` for a setting of trained encoders where none is trained."""
+    defaults = TrainingSettings()
+    for name in OF_ENCODERS:
+        if getattr(training, name) != getattr(defaults, name):
+            raise WrongUse(
+                f"--set {name}: is for an encoder that is trained too; set finetune_audio or "
+                "finetune_text, or leave it out"
+            )
+
+
+def _check_no_padding(data: Dataset, layers: Mapping[str, TopLayers]) -> None:
+    """Raise `WrongUse` for states of padding that no trained encoder takes."""
+    for modality in data.dims:
+        for spec in _specs(data, modality):
+            if modality not in layers and keeps_padding(spec):
+                plain = spec.name.replace(f",{ALL_STATES}", "").replace(f":{ALL_STATES}", "")
+                raise WrongUse(
+                    f"{spec.name} holds the states of each window's padding, for "
+                    f"finetune_{modality} alone; train on {plain}, or set finetune_{modality}"
+                )
+
+
+def _specs(data: Dataset, modality: str) -> list[Spec]:
+    """The specs of a modality's features."""
+    recorded = data.origin.specs.get(modality)
+    if recorded is None:
+        return []
+    written = recorded.get("joined", [recorded])
+    return [to_record(spec, Spec, data.origin.store) for spec in written]
+
+
+def _check_inputs(modality: str, settings: Any, data: Dataset) -> None:
+    """Raise `WrongUse` unless a modality's inputs are one feature, as its encoder gave it."""
+    name = f"finetune_{modality}"
+    if getattr(settings, f"standardise_{modality}", False):
         raise WrongUse(
-            "finetune_layers needs the text features as the encoder gave them; "
-            "use standardise_text=false"
+            f"{name} needs the {modality} features as the encoder gave them; "
+            f"use --set standardise_{modality}=false"
         )
-    if "text" in data.views:
+    if modality in data.views:
         raise WrongUse(
-            "finetune_layers trains on one text feature, and --views names another; "
-            "name audio views alone"
+            f"{name} trains on one {modality} feature, and --views names another; "
+            "leave those views out"
         )
-    if "joined" in data.origin.specs["text"]:
+    if len(_specs(data, modality)) != 1:
         raise WrongUse(
-            "finetune_layers trains the encoder of one text feature; name one, and no layers=…"
+            f"{name} trains the encoder of one {modality} feature; name one, and no layers=…"
         )
+    if data.record.features[modality].hop is not None:
+        raise WrongUse(f"{name} needs every row of the {modality} feature; leave hop=… out")
 
 
-def _find_checkpoint(spec: Spec, models: Sequence[str]) -> Checkpoint:
-    """The checkpoint that made the feature. Raises `WrongUse` if its encoder cannot be trained."""
-    checkpoint = None
-    if spec.extractor == "text" and spec.checkpoint and spec.config["special"]:
-        checkpoint = recorded_checkpoint(spec, parse_models(models))
-    if checkpoint is None or checkpoint.architecture not in ARCHITECTURES:
+def _find_encoder(
+    modality: str, layers: TopLayers, data: Dataset, models: Sequence[str]
+) -> TrainedEncoder:
+    """The encoder of a modality's feature. Raises `WrongUse` unless these layers can train."""
+    setting = f"finetune_{modality}={layers}"
+    [spec] = _specs(data, modality)
+    if not spec.checkpoint:
+        raise WrongUse(f"{setting}: {spec.name} comes from no encoder; name a feature of one")
+
+    checkpoint = recorded_checkpoint(spec, parse_models(models))
+    proven = ARCHITECTURES[modality]
+    if checkpoint.architecture not in proven:
         raise WrongUse(
-            f"finetune_layers trains bert or mpnet, on special tokens too, and {spec.name} is none "
-            "of these; extract it without special=false"
+            f"{setting}: {spec.name} is of a {checkpoint.architecture} encoder; proven to be exact "
+            f"are {', '.join(proven)}"
         )
-    return checkpoint
-
-
-def _from_tokens(data: Dataset) -> Dataset:
-    """The data with token ids as its text inputs."""
-    features = dict(data.record.features)
-    features["text"] = structs.replace(features["text"], extra=TOKENS)
-    record = structs.replace(data.record, features=features)
-    return replace(data, read=partial(data.read, text=TOKENS), record=record)
-
-
-def _check_layer(spec: Spec, layers: int, depth: int) -> None:
-    """Raise `WrongUse` unless the feature is the layer below the top `layers` of `depth`."""
-    if not 1 <= layers <= depth:
+    if not spec.config.get("special", True):
         raise WrongUse(
-            f"finetune_layers={layers}: the encoder of {spec.name} has layers 1 to {depth}, or all"
+            f"{setting}: {spec.name} has no rows of the special tokens, which the encoder sees; "
+            "extract it without special=false"
         )
 
-    layer = spec.config["layer"]
-    layer_below = depth - layers
-    if layer == layer_below:
+    encoder = TrainedEncoder(setting, layers, spec, checkpoint)
+    if layers != "all":
+        _check_layer(encoder, layers, data)
+    return encoder
+
+
+def _check_layer(encoder: TrainedEncoder, layers: int, data: Dataset) -> None:
+    """Raise `WrongUse` unless the feature is the layer below the top `layers`, with all rows."""
+    spec = encoder.spec
+    or_all = ", or all" if spec.modality == "text" else ""
+    if not 1 <= layers <= encoder.depth:
+        raise WrongUse(
+            f"{encoder.setting}: the encoder of {spec.name} has layers 1 to {encoder.depth}{or_all}"
+        )
+
+    layer_below = encoder.depth - layers
+    is_whisper = encoder.checkpoint.architecture == "whisper"
+    has_all_rows = spec.level != "utterance" and (keeps_padding(spec) or not is_whisper)
+    if spec.config["layer"] == layer_below and has_all_rows:
         return
 
-    options = [f"layer={layer_below}"]
-    for option in spec.variant.split(","):
-        if option and not option.startswith("layer="):
-            options.append(option)
-    name = f"{spec.feature}:{','.join(sorted(options))}"
-    extract = ser_command("features", "CORPUS", "--features", name, "--store", "STORE")
+    reason = f"{spec.name} is layer {spec.config['layer']}"
+    if spec.config["layer"] == layer_below and spec.level == "utterance":
+        reason = f"{spec.name} is the mean of its frames"
+    elif spec.config["layer"] == layer_below:
+        reason = f"{spec.name} lacks the states of each window's padding"
+
+    name = _name_below(spec, layer_below, is_whisper)
+    command = extract_command(data.origin.store, name, data.record.corpus)
     raise WrongUse(
-        f"finetune_layers={layers} starts from layer {layer_below} of {spec.feature}'s {depth}, "
-        f"and {spec.name} is layer {layer}; run {extract}, "
-        f"and train on {name}"
+        f"{encoder.setting} starts from layer {layer_below} of {spec.feature}'s {encoder.depth}, "
+        f"and {reason}; run {command} ({_size_in_words(encoder)}), and train on {name}"
     )
+
+
+def _name_below(spec: Spec, layer: int, is_whisper: bool) -> str:
+    """The name of the feature that holds all rows of a layer, computed as `spec` otherwise."""
+    options = [f"layer={layer}"]
+    if is_whisper:
+        options.append(ALL_STATES)
+    for option in spec.variant.split(","):
+        if option and option.partition("=")[0] not in ("layer", "norm", "pool", "pad"):
+            options.append(option)
+    return f"{spec.feature}:{','.join(sorted(options))}"
+
+
+def _size_in_words(encoder: TrainedEncoder) -> str:
+    """What a layer takes on disk, in float16."""
+    row = 2 * encoder.checkpoint.setting("hidden_size")
+    if encoder.checkpoint.architecture == "whisper":
+        states = encoder.checkpoint.setting("max_source_positions")
+        seconds = states / FRAMES_A_SECOND
+        return f"{row * states / 1e6:.2g} MB for each {seconds:g} s or less in float16"
+    if encoder.spec.modality == "text":
+        return f"{row / 1e3:.2g} kB a token in float16"
+    return f"{row * FRAMES_A_SECOND / 1e3:.3g} kB a second in float16"
+
+
+def _starting_below(data: Dataset, encoders: Mapping[str, TrainedEncoder]) -> Dataset:
+    """The data with what the encoders start from: rows, also for a fusion of vectors, or tokens."""
+    changes: dict[str, Callable[[ModalitySelection], ModalitySelection]] = {}
+    features = dict(data.record.features)
+    for modality, encoder in encoders.items():
+        changes[modality] = partial(_as_read, encoder=encoder)
+        if encoder.layers == "all":
+            features[modality] = structs.replace(features[modality], extra=TOKENS)
+
+    record = structs.replace(data.record, features=features)
+    return replace(data, read=partial(data.read, **changes), record=record)
+
+
+def _as_read(selection: ModalitySelection, encoder: TrainedEncoder) -> ModalitySelection:
+    """The selection of an encoder's feature as the encoder takes it."""
+    if encoder.layers == "all":
+        return selection.with_extra(TOKENS)
+    return selection.as_rows(column_beside(encoder.spec))

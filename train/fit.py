@@ -64,10 +64,12 @@ from .ingredients import (
 )
 from .models import Stage
 from .models.batch import Batch, Heads
+from .models.encoder_front import layers_above
 from .models.pooled_vector import AUXILIARY
 from .rater_dropout import rater_dropout
 from .records import Epoch
 from .selection import Selection
+from .settings import TrainingSettings
 from .targets import TARGETS
 from .weight_average import WeightAverage
 
@@ -224,7 +226,10 @@ def fit_once(
     dropout_of_raters = rater_dropout(data, train_data, training)
     eval_rows = rows_to_evaluate(fold, config)
     units = len(train_data.groups(train_rows, fusion.unit))
-    updates_per_epoch = math.ceil(units / settings.batch_size)
+    batch_sizes = [
+        min(settings.batch_size, units - first) for first in range(0, units, settings.batch_size)
+    ]
+    updates_per_epoch = math.ceil(len(batch_sizes) / training.accumulate)
 
     # The model. From here on torch's generator draws initial weights, then dropout.
     torch.manual_seed(config.seed)
@@ -261,8 +266,10 @@ def fit_once(
     for stage_number, stage in enumerate(fusion.stages[first_stage:], first_stage):
         # A stage trains the weights whose names begin with `stage.trains`, with an Adam of its own.
         for name, weight in model.named_parameters():
-            weight.requires_grad_(name in trainable and name.startswith(stage.trains))
-        optimiser = make_optimiser(dict(model.named_parameters()), stage, settings)
+            trains = name.startswith(stage.trains) and not is_frozen(model, name, stage)
+            weight.requires_grad_(name in trainable and trains)
+        factors = encoder_rates(model, settings, training)
+        optimiser = make_optimiser(dict(model.named_parameters()), stage, settings, factors)
         average = WeightAverage(training.ema)
         updates = selection.epochs(stage) * updates_per_epoch
         selection.start_stage()
@@ -299,9 +306,11 @@ def fit_once(
                 sampler=training.sampler,
                 hide=hiding(config, epoch, generators["hiding"]),
             )
-            for update, batch in enumerate(batches, epoch * updates_per_epoch):
+            for number, batch in enumerate(batches):
+                update = epoch * updates_per_epoch + number // training.accumulate
                 rate = learning_rate(settings, update) * rate_factor(training, update, updates)
-                optimiser.param_groups[0]["lr"] = rate
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * group["factor"]
 
                 # The heads that the loss looks at; the model may leave out the rest. It computes in
                 # bfloat16 where the config says so, and the loss in float32.
@@ -320,8 +329,13 @@ def fit_once(
                 if loss.is_cpu and not math.isfinite(loss.item()):
                     break
 
-                optimiser.zero_grad()
-                loss.backward()
+                # The batches of an update are one large batch.
+                if number % training.accumulate == 0:
+                    optimiser.zero_grad()
+                (loss * share_of_update(number, batch_sizes, config)).backward()
+                ends_update = (number + 1) % training.accumulate == 0
+                if not ends_update and number + 1 < len(batch_sizes):
+                    continue
                 if training.clip_norm:
                     nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
                 optimiser.step()
@@ -468,19 +482,63 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
-def make_optimiser(weights: Mapping[str, Tensor], stage: Stage, settings: Any) -> torch.optim.Adam:
+def make_optimiser(
+    weights: Mapping[str, Tensor],
+    stage: Stage,
+    settings: Any,
+    factors: Mapping[str, float] | None = None,
+) -> torch.optim.Adam:
     """Adam over the stage's parameters, with its L2 term in the gradient.
 
-    Perspective §3.3, USC Table 2.
+    Perspective §3.3, USC Table 2. `factors` say by name what the rate of some weights is multiplied
+    by: those of one factor are a group.
     """
-    trained = []
+    by_factor: dict[float, list[Tensor]] = {}
     for name, weight in weights.items():
         if weight.requires_grad and name.startswith(stage.trains):
-            trained.append(weight)
+            factor = (factors or {}).get(name, 1.0)
+            by_factor.setdefault(factor, []).append(weight)
 
+    groups = [{"params": trained, "factor": factor} for factor, trained in by_factor.items()]
     # One kernel for all weights, where there is one.
-    fused = trained[0].device.type in ("cpu", "cuda")
-    return Adam(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    fused = next(iter(weights.values())).device.type in ("cpu", "cuda")
+    return Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+
+
+def encoder_rates(model: nn.Module, settings: Any, training: TrainingSettings) -> dict[str, float]:
+    """By name, what the learning rate of each weight of a trained encoder is multiplied by.
+
+    A layer learns slower than the one above it (Howard & Ruder, ACL 2018, §3.2).
+    """
+    factor_of_top = 1.0
+    # A trial run learns nothing: its lr is 0.
+    if training.encoder_lr and settings.lr:
+        factor_of_top = training.encoder_lr / settings.lr
+
+    factors = {}
+    for name, _ in model.named_parameters():
+        above = layers_above(model, name)
+        if above is not None:
+            factors[name] = float(factor_of_top * training.encoder_lr_decay**above)
+    return factors
+
+
+def is_frozen(model: nn.Module, name: str, stage: Stage) -> bool:
+    """Whether a weight is of an encoder's layer that the stage does not train yet."""
+    above = layers_above(model, name)
+    return above is not None and stage.encoder_layers is not None and above >= stage.encoder_layers
+
+
+def share_of_update(number: int, batch_sizes: Sequence[int], config: TrainConfig) -> float:
+    """What the loss of a batch counts in its update: 1 where losses are sums.
+
+    A mean counts by the batch's part in the units of all batches of the update.
+    """
+    accumulate = config.training.accumulate
+    if config.reduction == "sum":
+        return 1.0
+    first = number - number % accumulate
+    return batch_sizes[number] / sum(batch_sizes[first : first + accumulate])
 
 
 def hiding(config: TrainConfig, epoch: int, generator: Generator) -> Hide:

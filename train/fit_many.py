@@ -65,6 +65,7 @@ def can_train_together(data: Dataset, config: TrainConfig) -> bool:
         or training.ema
         or training.mixup
         or training.aux != "none"
+        or training.accumulate > 1
         or training.refit
         or config.target != "class"
         or data.views

@@ -33,7 +33,16 @@ from .settings import TrainingSettings
 NOT_KNOWN = -100
 
 # Settings that the loop of training itself looks at; they are for models that have such a loop.
-OF_THE_LOOP = ("schedule", "warmup", "ema", "mixup", "layer_dropout", "aux", "rater_dropout")
+OF_THE_LOOP = (
+    "schedule",
+    "warmup",
+    "accumulate",
+    "ema",
+    "mixup",
+    "layer_dropout",
+    "aux",
+    "rater_dropout",
+)
 
 
 def rate_factor(training: TrainingSettings, update: int, updates: int) -> float:
@@ -41,7 +50,8 @@ def rate_factor(training: TrainingSettings, update: int, updates: int) -> float:
 
     With a `warmup` of W = share · T updates it is t / W before update W (Goyal et al. 2017, §2.2).
     With schedule "cosine" it is (1 + cos(π (t − W) / (T − W))) / 2 from there (Loshchilov and
-    Hutter, ICLR 2017, eq. 5, without restarts); else 1.
+    Hutter, ICLR 2017, eq. 5, without restarts), with "linear" 1 − (t − W) / (T − W) (Devlin et al.,
+    NAACL 2019, §A.2); else 1.
     """
     warmup = int(training.warmup * updates)
     if update < warmup:
@@ -49,6 +59,8 @@ def rate_factor(training: TrainingSettings, update: int, updates: int) -> float:
     if training.schedule == "constant":
         return 1.0
     progress = (update - warmup) / max(1, updates - warmup)
+    if training.schedule == "linear":
+        return 1 - progress
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 

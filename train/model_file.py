@@ -11,7 +11,7 @@ from ser.plugins import not_installed
 from .config import TrainConfig
 from .data.feature_range import PERCENTILES, FeatureRange
 from .data.standardizer import Standardizer
-from .finetune import with_recorded_encoder
+from .finetune import with_recorded_encoders
 from .fit import Fitted
 from .models import FUSIONS, Fusion, with_layers
 from .records import RunConfig
@@ -68,13 +68,13 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     )
     weights = _under("model.", tensors)
     try:
-        fusion_with_encoder = with_recorded_encoder(fusion, settings, record)
+        fusion = with_recorded_encoders(fusion, training, record)
         classes = len(record.labels.classes)
         target = TARGETS[record.target]
-        model = target.build(fusion_with_encoder, settings, record.dims, classes)
+        model = target.build(fusion, settings, record.dims, classes)
         model.load_state_dict(weights)
         scaling = _read_scaling(_under("scaling.", tensors), record.dims)
-        ranges = _read_ranges(_under("range.", tensors), record.dims)
+        ranges = _read_ranges(_under("range.", tensors))
     except SerError:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, MemoryError):
@@ -113,16 +113,14 @@ def _read_scaling(
     return scaling
 
 
-def _read_ranges(
-    tensors: Mapping[str, torch.Tensor], dims: Mapping[str, int]
-) -> dict[str, FeatureRange]:
+def _read_ranges(tensors: Mapping[str, torch.Tensor]) -> dict[str, FeatureRange]:
     """By modality, from "<modality>.mean", "<modality>.std" and "<modality>.percentiles"."""
     ranges = {}
     for modality in sorted({name.partition(".")[0] for name in tensors}):
-        dim = dims[modality]
+        mean = tensors[f"{modality}.mean"]
         ranges[modality] = FeatureRange(
-            mean=tensors[f"{modality}.mean"].view(dim),
-            std=tensors[f"{modality}.std"].view(dim),
+            mean=mean,
+            std=tensors[f"{modality}.std"].view_as(mean),
             percentiles=tensors[f"{modality}.percentiles"].view(PERCENTILES),
         )
     return ranges

@@ -141,7 +141,7 @@ class Experiment:
     )
     model: tuple[str, ...] | Mapping[str, str] = option(
         (),
-        help="Where the weights of an encoder lie that finetune_layers trains. Repeatable.",
+        help="Where the weights of an encoder lie that finetune_audio or _text trains. Repeatable.",
         metavar="NAME=ID_OR_PATH",
     )
     views: str = option(

@@ -14,7 +14,11 @@ import msgspec
 from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion
-from .models.fusion import Beta, Depth, Dropout, Gamma, Seed, Share, Weight, setting
+from .models.encoders import TopLayers
+from .models.fusion import Beta, Count, Decay, Depth, Dropout, Gamma, Seed, Share, Weight, setting
+
+# What settings were called before.
+RENAMED = {"finetune_layers": "finetune_text"}
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,11 @@ class TrainingSettings:
         "ours",
         "largest norm of the gradient; 0 leaves it alone",
     )
-    schedule: Literal["constant", "cosine"] = setting(
+    schedule: Literal["constant", "cosine", "linear"] = setting(
         "constant",
-        "cosine: Loshchilov and Hutter 2017, without restarts",
-        "learning rate over the updates of a stage: as it is, or down to 0 along a half cosine",
+        "cosine: Loshchilov and Hutter 2017, without restarts; linear: Devlin et al. 2019",
+        "learning rate over the updates of a stage: as it is, or down to 0 along a half cosine or "
+        "a line",
         recorded_at_default=False,
     )
     warmup: Share = setting(
@@ -178,6 +183,55 @@ class TrainingSettings:
         "IEMOCAP and MSP by ids",
         recorded_at_default=False,
     )
+    finetune_audio: Depth = setting(
+        0,
+        "ours: frozen",
+        "top layers of the audio encoder to train, from the cached frames of the layer below",
+        recorded_at_default=False,
+    )
+    finetune_text: TopLayers = setting(
+        0,
+        "ours: frozen; USC §5.1 fine-tunes BERT",
+        "top layers of the text encoder to train, from cached tokens of the layer below; "
+        "all: from token ids, the embeddings too",
+        recorded_at_default=False,
+    )
+    encoder_lr: Weight = setting(
+        0.0,
+        "ours",
+        "learning rate of the encoders' layers that train; 0: lr, as for the rest",
+        recorded_at_default=False,
+    )
+    encoder_lr_decay: Decay = setting(
+        1.0,
+        "Howard & Ruder 2018: 1/2.6",
+        "each layer of an encoder learns at so much of the rate of the layer above it",
+        recorded_at_default=False,
+    )
+    encoder_mask: Dropout = setting(
+        0.0,
+        "Park et al. 2019, on cached rows",
+        "share of an encoder's rows that training masks, in spans of 10",
+        recorded_at_default=False,
+    )
+    unfreeze: bool = setting(
+        False,
+        "Howard & Ruder 2018, §3.3",
+        "train the model on frozen encoders first, then one more layer of theirs in each stage",
+        recorded_at_default=False,
+    )
+    recompute: bool = setting(
+        False,
+        "Chen et al. 2016",
+        "compute the encoders' activations again in the backward pass, in place of keeping them",
+        recorded_at_default=False,
+    )
+    accumulate: Count = setting(
+        1,
+        "ours",
+        "batches whose gradients add up to one update",
+        recorded_at_default=False,
+    )
 
 
 def parse_settings(
@@ -226,6 +280,10 @@ def _check_name(fusion: Fusion, name: str, text: str, known: set[str]) -> None:
     """Raise `WrongUse` unless the text has the form name=value, and its name can be set."""
     if "=" not in text:
         raise WrongUse(f"--set {text}: must be key=value")
+
+    if name in RENAMED and name not in known:
+        new_text = text.replace(name, RENAMED[name], 1)
+        raise WrongUse(f"--set {text}: is called {RENAMED[name]} now; use --set {new_text}")
 
     if name in fusion.unused:
         remedy = "leave it out"
@@ -315,8 +373,15 @@ def settings_from_record(kind: type, record: Mapping[str, Any], file: str) -> An
     Raises `CorruptStore`, which names the `file`, for a setting that is unknown here, or of another
     type or range.
     """
+    names = {field.name for field in fields(kind)}
+    # At 0 a setting of another name changed nothing.
+    record = {
+        name: value
+        for name, value in record.items()
+        if name in names or name not in RENAMED or value != 0
+    }
     try:
-        strange = record.keys() - {field.name for field in fields(kind)}
+        strange = record.keys() - names
         if strange:
             raise ValueError(f"no setting of this ser is called {min(strange)!r}")
         return msgspec.convert(record, kind)

@@ -105,7 +105,7 @@ def write_random_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModel.from_config(config)
-        _randomise_norms_and_biases(model)
+        randomise_norms_and_biases(model)
 
     processor: Any
     if vocabulary:
@@ -160,7 +160,7 @@ def _is_random(folder: Path) -> bool:
     return isinstance(config, dict) and config.get(RANDOM_MARK) is True
 
 
-def _randomise_norms_and_biases(model: Any) -> None:
+def randomise_norms_and_biases(model: Any) -> None:
     """Draw the norms' weights and all biases, so that no test passes on ones and zeros."""
     import torch
 

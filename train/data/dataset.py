@@ -37,8 +37,8 @@ class Dataset:
     dims: dict[str, int]
     """The dimension of each modality's rows."""
     read: Callable[..., Mapping[str, Inputs]]
-    """Gives the inputs of each modality; called with text="input_ids" that extra of the feature in
-    place of its values."""
+    """Gives the inputs of each modality; called with text=FUNCTION those of the selection that the
+    function makes of the text's."""
     record: DatasetRecord = NO_RECORD
     """Corpus, manifest, features, …: what a run's config says of it."""
     origin: DatasetOrigin = NO_ORIGIN

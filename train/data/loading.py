@@ -1,6 +1,6 @@
 """The dataset of an experiment: its labelled utterances with the features that its fusion takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -140,18 +140,20 @@ class InputReader:
     vectors: bool
     """Whether the fusion takes vectors, which are standardised once and for all."""
 
-    def __call__(self, **extras: str) -> dict[str, Inputs]:
+    def __call__(
+        self, **changes: Callable[[ModalitySelection], ModalitySelection]
+    ) -> dict[str, Inputs]:
         """The inputs by modality, in memory as far as they fit; the others are streamed.
 
-        `extras` name for a modality what is read of its features in place of their values.
+        `changes` say for a modality what is read in place of its selection.
         """
         selections = dict(self.selections)
-        for modality, extra in extras.items():
-            selections[modality] = selections[modality].with_extra(extra)
+        for modality, change in changes.items():
+            selections[modality] = change(selections[modality])
 
         if self.budget is None or self.cache.fits(self.size, self.budget):
             return {m: self._in_memory(selection) for m, selection in selections.items()}
-        return self._streamed(selections, self.budget)
+        return self._streamed(selections, self.budget, self.vectors and not changes)
 
     def _in_memory(self, selection: ModalitySelection) -> Inputs:
         def read_all() -> Inputs:
@@ -162,12 +164,12 @@ class InputReader:
         return self.cache.load(selection.source_key(self.manifest), self.rows, read_all)
 
     def _streamed(
-        self, selections: Mapping[str, ModalitySelection], budget: int
+        self, selections: Mapping[str, ModalitySelection], budget: int, vectors: bool
     ) -> dict[str, Inputs]:
         streams = {}
         for modality, selection in selections.items():
             streams[modality] = modality_source(selection, self.manifest, self.rows)
-        in_memory, limited = share_budget(budget, streams, self.cache.workers, self.vectors)
+        in_memory, limited = share_budget(budget, streams, self.cache.workers, vectors)
 
         inputs: dict[str, Inputs] = {}
         for modality, stream in limited.items():

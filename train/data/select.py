@@ -34,6 +34,8 @@ class FeatureSelection:
     """Whether the model takes one vector for each utterance."""
     extra: str | None = None
     """What is read of the feature in place of its values, such as its token ids."""
+    beside: str | None = None
+    """An extra that is read as one more column beside the values."""
     hop: float | None = None
     """Seconds over which frames, that lie closer, are averaged; the last over what is left."""
 
@@ -142,18 +144,26 @@ class ModalitySelection:
             views=tuple(replace(view, vectors=True) for view in self.views),
         )
 
+    def as_rows(self, beside: str | None = None) -> "ModalitySelection":
+        """The same with every row, and with that extra as one more column."""
+        parts = tuple(replace(part, vectors=False, beside=beside) for part in self.parts)
+        return replace(self, parts=parts)
+
     def with_extra(self, extra: str) -> "ModalitySelection":
         """The same, but that this extra of each feature is read in place of its values."""
-        return replace(
-            self,
-            parts=tuple(replace(part, extra=extra) for part in self.parts),
-            views=tuple(replace(view, extra=extra) for view in self.views),
-        )
+        parts = tuple(replace(part, vectors=False, extra=extra) for part in self.parts)
+        return replace(self, parts=parts)
 
     def source_key(self, manifest: Manifest) -> str:
         """What is read, alike in all processes: for a `DataCache`."""
         ways = [
-            (real_path(part.feature.path), part.extra, part.pooled and part.pool, part.hop)
+            (
+                real_path(part.feature.path),
+                part.extra,
+                part.beside,
+                part.pooled and part.pool,
+                part.hop,
+            )
             for part in (*self.parts, *self.views)
         ]
         return f"{ways} {len(self.views)} {manifest.digest}"

@@ -8,6 +8,7 @@ import torch
 
 from ser.cache.feature import Feature
 from ser.cache.part import Part
+from ser.cache.rows import Packed
 from ser.cache.spec import Spec
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, WrongUse, ser_command
@@ -50,16 +51,14 @@ def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.nda
 
     def read(utterances: np.ndarray) -> Inputs:
         chosen = [places[number] for number in utterances.tolist()]
-        packed = feature.gather(chosen, [""] * len(chosen), selection.extra is not None)
+        with_extras = selection.extra is not None or selection.beside is not None
+        packed = feature.gather(chosen, [""] * len(chosen), with_extras)
 
         values = packed.values
         if selection.extra is not None:
-            if selection.extra not in packed.extras:
-                raise MissingRows(
-                    f"{spec.name} holds rows without '{selection.extra}'; "
-                    f"run {_remove(feature)} and extract it again"
-                )
-            values = packed.extras[selection.extra][:, None]
+            values = _extra(feature, packed, selection.extra)
+        elif selection.beside is not None:
+            values = with_column(values, _extra(feature, packed, selection.beside))
         stored = Inputs(torch.from_numpy(values), packed.offsets)
         return as_read(stored, selection.record, spec, selection.vectors)
 
@@ -79,13 +78,29 @@ def feature_source(selection: FeatureSelection, manifest: Manifest, rows: np.nda
     frames = round(selection.hop / (spec.hop or math.nan)) if selection.hop else 1
     lengths_read = np.ones_like(lengths) if selection.pooled else -(-lengths // frames)
     cost = lengths_read * empty.shape[1] * empty.itemsize
-    is_as_stored = not selection.pooled and selection.hop is None and selection.extra is None
+    as_values = selection.extra is None and selection.beside is None
+    is_as_stored = not selection.pooled and selection.hop is None and as_values
     if not is_as_stored:
         # Beside what is read stands what is stored.
         cost += lengths * spec.dim * np.dtype(spec.dtype).itemsize
 
     offsets = np.concatenate([[0], np.cumsum(lengths_read)])
     return Streamed(empty, offsets, read=read, cost=cost, order=order)
+
+
+def with_column(values: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Rows [rows, dim] with a column [rows, 1] of small whole numbers behind: [rows, dim + 1]."""
+    return np.concatenate([values, column.astype(values.dtype)], axis=1)
+
+
+def _extra(feature: Feature, packed: Packed, name: str) -> np.ndarray:
+    """An extra of a feature's rows, [rows, 1]. Raises `MissingRows` if they lack it."""
+    if name not in packed.extras:
+        raise MissingRows(
+            f"{feature.spec.name} holds rows without '{name}'; "
+            f"run {_remove(feature)} and extract it again"
+        )
+    return packed.extras[name][:, None]
 
 
 def _remove(feature: Feature) -> str:

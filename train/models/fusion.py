@@ -27,6 +27,7 @@ Factor = Annotated[float, Meta(gt=0, le=1000)]
 Weight = Annotated[float, Meta(ge=0, le=1e38)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Dropout = Annotated[float, Meta(ge=0, lt=1)]
+Decay = Annotated[float, Meta(gt=0, le=1)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
 Gamma = Annotated[float, Meta(ge=0, le=100)]
 
@@ -77,6 +78,9 @@ class Stage:
     trains: tuple[str, ...] = ("",)
     """Prefixes of parameter names: the optimiser gets the parameters that start with one of them
     ("" is all), and the others stay as the stage before left them."""
+    encoder_layers: int | None = None
+    """Of trained encoders, how many layers counted from the top train in this stage, and all below
+    them do not; None: all that are trained at all."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ class Fusion:
 
     The module's `forward(batch)` returns a dict: "logits" `[n, K]` and, where the model has
     unimodal heads, "audio" and "text" `[n, K]`, before the softmax; it may run under
-    `torch.autocast`. Where a setting `finetune_layers` is not 0, a text encoder to train with the
-    module is given last."""
+    `torch.autocast`."""
     unit: Literal["utterance", "dialogue"] = "utterance"
     """What a batch counts."""
     hide: Callable[[Any, int, int, Generator], dict[str, Tensor]] | None = None
@@ -134,14 +137,23 @@ class Fusion:
     so many updates, of however large a training part."""
     takes_speakers: bool = False
     """Whether the module reads `batch.speakers`: a model of ONNX then has an input for them."""
+    encoded: tuple[str, ...] = ()
+    """The modalities whose encoder is trained with the module (`encoder_front`): it takes their
+    rows, also where the fusion takes vectors."""
 
     def __post_init__(self) -> None:
         absent: set[str] = set()
         for modality in BOTH:
             if modality not in self.inputs:
                 absent.add(f"standardise_{modality}")
+            if modality not in self.inputs or self.solved:
+                absent.add(f"finetune_{modality}")
         if self.unit == "dialogue":
             absent.add("sampler")
 
         added = sorted(absent.difference(self.unused))
         object.__setattr__(self, "unused", (*self.unused, *added))
+
+    def takes_vectors(self, modality: str) -> bool:
+        """Whether one vector for each utterance is read of a modality, and not its rows."""
+        return self.level == "vector" and modality not in self.encoded

@@ -6,8 +6,8 @@
 combines the class probabilities of the two trained models and trains the whole again.
 
 §5.1 fine-tunes BERT. Here the encoder stays frozen by default, and the classifier works on cached
-token features; `finetune_layers` trains its top layers, or all of it, from the cached rows of the
-layer below (`ser.train.finetune`, `transformer_encoder`).
+token features; the training's setting `finetune_text` trains its top layers, or all of it, from the
+cached rows of the layer below (`ser.train.finetune`).
 """
 
 import math
@@ -18,8 +18,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ser.errors import WrongUse
 
 from .batch import Batch, visible_rows
 from .fusion import (
@@ -37,7 +35,6 @@ from .fusion import (
 )
 from .layers.classifier import classifier
 from .layers.layout import RaggedLayout
-from .transformer_encoder import TopLayers, TransformerEncoder
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,6 @@ class UscSettings(CommonSettings):
         16, OURS, "channels of the first convolution; each next has twice as many, up to 8 times"
     )
     hidden: Count = setting(128, OURS, "width between the two linear layers")
-    finetune_layers: TopLayers = setting(
-        0,
-        "ours: frozen; USC §5.1 fine-tunes BERT",
-        "top layers of the text encoder to train, from tokens of the layer below; "
-        "all: the embeddings too",
-    )
 
 
 class Cnn(nn.Module):
@@ -123,35 +114,16 @@ def to_one_length(x: Tensor, layout: RaggedLayout, frames: int) -> Tensor:
 
 
 class Bert(nn.Module):
-    """§5.1: text classification from BERT's first token, [CLS].
+    """§5.1: text classification from BERT's first token, [CLS]."""
 
-    Raises `WrongUse` if BERT itself is to be trained and no `encoder` is there.
-    """
-
-    def __init__(
-        self,
-        settings: UscSettings,
-        dims: Dims,
-        classes: int,
-        encoder: TransformerEncoder | None = None,
-    ) -> None:
+    def __init__(self, settings: UscSettings, dims: Dims, classes: int) -> None:
         super().__init__()
-        if settings.finetune_layers and encoder is None:
-            raise WrongUse(
-                f"finetune_layers={settings.finetune_layers} trains an encoder, "
-                "and none was given; get the fusion from ser.train.finetune.with_encoder"
-            )
-        takes_tokens = encoder is not None and encoder.takes_tokens
-        self.dim = 1 if takes_tokens else dims["text"]
-        self.encoder = encoder
+        self.dim = dims["text"]
         self.linear = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(dims["text"], classes))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[n, K]`; those of zeros where there is no token."""
         x, layout = visible_rows(batch, "text", self.dim)
-        if self.encoder is not None:
-            x = self.encoder(x, layout)
-
         first_tokens = to_one_length(x, layout, 1)[:, 0]  # [n, dim]
         return {"logits": self.linear(first_tokens)}
 
@@ -162,16 +134,10 @@ class CnnBert(nn.Module):
     "each … through a Linear layer, after which they are summed up".
     """
 
-    def __init__(
-        self,
-        settings: UscSettings,
-        dims: Dims,
-        classes: int,
-        encoder: TransformerEncoder | None = None,
-    ) -> None:
+    def __init__(self, settings: UscSettings, dims: Dims, classes: int) -> None:
         super().__init__()
         self.audio = Cnn(settings, dims, classes)
-        self.text = Bert(settings, dims, classes, encoder)
+        self.text = Bert(settings, dims, classes)
         self.linear = nn.ModuleDict({m: nn.Linear(classes, classes) for m in BOTH})
         # What a target makes of logits; another target puts its own here (`Target.build`).
         self.predictions: Callable[[Tensor], Tensor] = partial(F.softmax, dim=1)
@@ -214,7 +180,6 @@ FUSIONS = [
         inputs=("audio",),
         level="sequence",
         build=Cnn,
-        unused=("finetune_layers",),
     ),
     Fusion(
         name="bert",

@@ -1,0 +1,367 @@
+"""Fine-tuning of audio encoders: from waveforms by the extractor to a trained run, and back.
+
+The plain Hugging Face model is the truth. That every architecture's top is exact stands in
+test_encoder_tops.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import transformers
+
+from ser.cache.spec import Spec
+from ser.corpus.manifest import Manifest
+from ser.errors import UtteranceError, WrongUse
+from ser.extract.audio import Clip
+from ser.extract.plan import estimate_bytes
+from ser.extract.resolve import load_extractors, resolve
+from ser.extract.tasks import Utterance
+from ser.predict import Predictor, Turn
+from ser.predict.from_store import predict_stored
+from ser.tests.test_models_finetune import check_probabilities
+from ser.tests.tiny_store import add_feature, base_rows, new_store
+from ser.train.experiment import Experiment, Job, prepare, run_experiment
+from ser.train.fit import encoder_rates, fit, is_frozen, make_optimiser, share_of_update
+from ser.weights.demo import SIZES, write_random_checkpoint
+
+RATE = 16000
+DEPTH = 2
+# Seconds of a window of the small Whisper.
+WINDOW = 1
+
+SMALL = ("d_model=16", "heads=2", "queries=3", "hidden=8", "lstm_hidden=4", "channels=2")
+SMALL += ("frames=32", "lr=1e-3", "dropout=0", "standardise_audio=false")
+
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hubert": ("hubert", {}),
+    "wavlm": (
+        "wavlm",
+        {
+            **SIZES["hubert"],
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "conv_bias": True,
+        },
+    ),
+    "w2v-bert": (
+        "wav2vec2-bert",
+        {**SIZES["bert"], "left_max_position_embeddings": 8, "conv_depthwise_kernel_size": 9},
+    ),
+    "whisper": (
+        "whisper",
+        {
+            "encoder_layers": DEPTH,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "d_model": 64,
+            "max_source_positions": 50 * WINDOW,
+            "vocab_size": 8,
+            "pad_token_id": 1,
+        },
+    ),
+}
+PREPROCESSORS = {
+    "w2v-bert": transformers.SeamlessM4TFeatureExtractor(padding_value=1),
+    "whisper": transformers.WhisperFeatureExtractor(chunk_length=WINDOW),
+}
+# The feature that the top layer starts from.
+BELOW = {name: f"{name}:layer=1" for name in CHECKPOINTS} | {"whisper": "whisper:layer=1,pad=keep"}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A folder with `checkpoints`, `features` and `audio`."""
+
+    folder: Path
+    waves: dict[str, np.ndarray]
+    """By id, the samples of each utterance."""
+
+    def turns(self, ids: list[str]) -> list[Turn]:
+        """The utterances as somebody would bring them."""
+        return [Turn(id_, self.folder / "audio" / f"{id_}.wav", None) for id_ in ids]
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    """Utterances of 0.1 to 2.4 s, some longer than a window of Whisper."""
+    folder = tmp_path_factory.mktemp("heard")
+    rows = list(base_rows(("impro01",), 4))
+    for number, row in enumerate(rows):
+        row["label"] = ("ang", "hap", "neu", "sad")[number % 4]
+        row["text"] = "well"
+    manifest = Manifest.from_rows("heard", rows, synthetic=True)
+
+    rng = np.random.default_rng(0)
+    (folder / "audio").mkdir()
+    waves = {}
+    for number, id_ in enumerate(manifest.ids):
+        samples = rng.normal(0.01, 0.1, int(RATE * (0.1 + 2.3 * (number % 7) / 6)))
+        waves[id_] = samples.astype(np.float32)
+        sf.write(folder / "audio" / f"{id_}.wav", waves[id_], RATE, "FLOAT")
+
+    store = new_store(folder / "features", manifest)
+    names = [
+        f"{name}:layer={layer}" for name in ("hubert", "wavlm", "w2v-bert") for layer in (0, 1)
+    ]
+    names += ["hubert", "hubert:layer=1,pool=mean", "whisper:layer=1", BELOW["whisper"]]
+    names += ["whisper:layer=0,pad=keep"]
+    models = {}
+    for name, (architecture, settings) in CHECKPOINTS.items():
+        path = folder / "checkpoints" / name
+        models[name] = str(write_random_checkpoint(path, architecture, **settings))
+        if name in PREPROCESSORS:
+            PREPROCESSORS[name].save_pretrained(path)
+
+    [logmel], _ = resolve(["logmel"], {}, "float32")
+    features, _ = resolve(names, models, "float32")
+    clips = [Clip(waves[id_], RATE) for id_ in manifest.ids]
+    for extractor in load_extractors([*features, logmel], "cpu", 60):
+        outcomes = extractor.run(clips)
+        for spec in extractor.specs:
+            of_spec = []
+            for outcome in outcomes:
+                assert not isinstance(outcome, UtteranceError), outcome
+                of_spec.append(outcome[spec.fingerprint])
+            extras = {name: [rows.extras[name] for rows in of_spec] for name in of_spec[0].extras}
+            add_feature(store, manifest, spec, [rows.values for rows in of_spec], extras=extras)
+    return Heard(folder, waves)
+
+
+def experiment(heard: Heard, features: str, fusion: str, layers: object, **more: Any) -> Experiment:
+    setting = f"finetune_audio={layers}"
+    return Experiment(
+        features,
+        fusion,
+        store=heard.folder / "features",
+        set=(setting, *more.pop("set", ())),
+        also_set=SMALL,
+        epochs=1,
+        folds=1,
+        labels="4class",
+        **more,
+    )
+
+
+def prepared(heard: Heard, features: str, fusion: str, layers: object, **more: Any) -> Job:
+    [job, *_] = prepare(experiment(heard, features, fusion, layers, **more))
+    return job
+
+
+def plain(heard: Heard, name: str, ids: list[str]) -> Iterator[torch.Tensor]:
+    """The last hidden states `[rows, d]`, by Hugging Face alone, one by one."""
+    path = heard.folder / "checkpoints" / name
+    model = transformers.AutoModel.from_pretrained(path).eval()
+    prepare_audio = transformers.AutoFeatureExtractor.from_pretrained(path)
+    if name == "whisper":
+        model = model.get_encoder()
+
+    for id_ in ids:
+        samples = heard.waves[id_]
+        window = WINDOW * RATE if name == "whisper" else len(samples)
+        states = []
+        for start in range(0, len(samples), window):
+            piece = samples[start : start + window]
+            inputs = prepare_audio(piece, sampling_rate=RATE, return_tensors="pt")
+            with torch.inference_mode():
+                rows = model(**inputs).last_hidden_state[0]
+            if name == "whisper":
+                rows = rows[: -(-len(piece) // 320)]
+            if name == "w2v-bert":
+                rows = rows[: int(inputs.attention_mask.sum())]
+            states.append(rows)
+        yield torch.cat(states)
+
+
+def build(job: Job) -> Any:
+    torch.manual_seed(0)
+    classes = len(job.data.utterances.classes)
+    return job.config.fusion.build(job.config.settings, job.data.dims, classes).eval()
+
+
+@pytest.mark.parametrize("layers", [1, DEPTH])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_extractor_and_top_are_the_whole_encoder(heard: Heard, name: str, layers: int) -> None:
+    job = prepared(
+        heard, BELOW[name].replace("layer=1", f"layer={DEPTH - layers}"), "audio", layers
+    )
+    ids = job.data.utterances.ids[:7]
+    expected = list(plain(heard, name, ids))
+    model = build(job)
+    batch = job.data.batch(list(np.arange(7)[:, None]), {})
+
+    with torch.inference_mode():
+        encoded = model.encoders(batch).inputs["audio"]
+    assert encoded.lengths.tolist() == [len(rows) for rows in expected]
+    whole = torch.cat(expected)
+    assert (encoded.values - whole).abs().max() <= 1e-6 * whole.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("features", "fusion"),
+    [
+        pytest.param("{}", "audio", id="audio"),
+        pytest.param("{}", "superb", id="a fusion of vectors"),
+        pytest.param("{}:pool=meanstd", "superb", id="mean and deviation"),
+    ],
+)
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_a_run_predicts_as_it_was_tested(
+    heard: Heard, tmp_path: Path, name: str, features: str, fusion: str
+) -> None:
+    feature = BELOW[name]
+    if "pool" in features:
+        feature += ",pool=meanstd"
+    [run] = run_experiment(experiment(heard, feature, fusion, 1, out=tmp_path))
+    assert run.config.training["finetune_audio"] == 1
+
+    ids = run.predictions().column("id").to_pylist()
+    check_probabilities(run, Predictor(run.path)(heard.turns(ids)).predictions)
+
+    stored = predict_stored([run.path], heard.folder / "features")
+    probabilities = stored.mean().probabilities[[stored.ids.index(id_) for id_ in ids]]
+    tested = np.array(run.predictions().column("probabilities").to_pylist())
+    assert np.abs(probabilities - tested).max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("features", "fusion", "layers", "says"),
+    [
+        pytest.param(
+            "hubert",
+            "audio",
+            1,
+            "starts from layer 1 of hubert's 2, and hubert is layer 2; run `ser features CORPUS "
+            "--features hubert:layer=1 .*6.4 kB a second in float16.*train on hubert:layer=1",
+            id="the last layer",
+        ),
+        pytest.param(
+            "hubert:layer=1,pool=mean",
+            "superb",
+            1,
+            "hubert:layer=1,pool=mean is the mean of its frames; .* train on hubert:layer=1$",
+            id="stored means",
+        ),
+        pytest.param(
+            "whisper:layer=1",
+            "audio",
+            1,
+            "lacks the states of each window's padding; .*whisper:layer=1,pad=keep .*"
+            "0.0064 MB for each 1 s or less",
+            id="states that were cut",
+        ),
+        pytest.param(
+            "whisper:layer=1,pad=keep",
+            "audio",
+            0,
+            "for finetune_audio alone; train on whisper:layer=1, or set finetune_audio",
+            id="padding without a trained encoder",
+        ),
+        pytest.param("logmel", "audio", 1, "logmel comes from no encoder", id="no encoder"),
+        pytest.param("hubert:layer=1", "audio", 3, "has layers 1 to 2$", id="too many layers"),
+        pytest.param("hubert:layer=1,hop=0.1", "audio", 1, "leave hop=… out", id="averaged frames"),
+        pytest.param(
+            "hubert:layers=0-1", "audio", 1, "name one, and no layers=…", id="several layers"
+        ),
+        pytest.param(
+            "hubert:layer=1", "linear", 1, "linear:audio has no use for it", id="no training loop"
+        ),
+    ],
+)
+def test_what_does_not_go_together(
+    heard: Heard, features: str, fusion: str, layers: int, says: str
+) -> None:
+    with pytest.raises(WrongUse, match=says):
+        prepared(heard, features, fusion, layers)
+
+
+def test_standardised_frames_are_refused(heard: Heard) -> None:
+    asked = experiment(heard, "hubert:layer=1", "audio", 1, set=("standardise_audio=true",))
+    with pytest.raises(WrongUse, match="use --set standardise_audio=false"):
+        prepare(replace(asked, also_set=()))
+
+
+def test_every_state_of_a_window_is_counted_before_it_is_extracted() -> None:
+    """1,500 rows for each 30 s or less, of 512 values in float16."""
+    spec = Spec(
+        "whisper", "audio", "frame", 512, "float16", "whisper", 1, hop=0.02, config={"pad": "keep"}
+    )
+    utterances = [Utterance(f"u{n}", None, "", seconds) for n, seconds in enumerate((3.0, 31.0))]
+    assert estimate_bytes(spec, utterances) == 3 * 1500 * 1024
+
+
+def rates_of(job: Job, stage: int = -1) -> dict[str, float]:
+    """The learning rate of each weight in a stage, by name."""
+    model = build(job)
+    fusion = job.config.fusion
+    factors = encoder_rates(model, job.config.settings, job.config.training)
+    weights = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not is_frozen(model, name, fusion.stages[stage]):
+            weights[name] = weight
+    adam = make_optimiser(weights, fusion.stages[stage], job.config.settings, factors)
+
+    names = {weight: name for name, weight in weights.items()}
+    rates = {}
+    for group in adam.param_groups:
+        for weight in group["params"]:
+            rates[names[weight]] = group["lr"] * group["factor"]
+    return rates
+
+
+def test_an_encoder_learns_at_rates_of_its_own(heard: Heard) -> None:
+    settings = ("encoder_lr=1e-4", "encoder_lr_decay=0.5")
+    rates = rates_of(prepared(heard, "hubert:layer=0", "audio", 2, set=settings))
+    layers = "encoders.audio.encoder.layers"
+    assert rates[f"{layers}.1.final_layer_norm.weight"] == pytest.approx(1e-4)
+    assert rates[f"{layers}.0.final_layer_norm.weight"] == pytest.approx(5e-5)
+    own = {rate for name, rate in rates.items() if not name.startswith("encoders.")}
+    assert own == {1e-3}
+
+
+def test_layers_are_unfrozen_one_by_one(heard: Heard, tmp_path: Path) -> None:
+    job = prepared(heard, "hubert:layer=0", "audio", 2, set=("unfreeze=true",))
+    trained = []
+    for stage in range(3):
+        names = {name for name in rates_of(job, stage) if name.startswith("encoders.")}
+        trained.append({name.split(".")[4] for name in names})
+    assert trained == [set(), {"1"}, {"0", "1"}]
+
+    asked = experiment(heard, "hubert:layer=0", "audio", 2, set=("unfreeze=true",), out=tmp_path)
+    [run] = run_experiment(asked)
+    assert [epoch.stage for epoch in run.result.history][-1] == job.config.fusion.stages[-1].name
+
+
+def test_masked_and_recomputed_it_trains(heard: Heard) -> None:
+    job = prepared(heard, "hubert:layer=1", "superb", 1, set=("encoder_mask=0.3", "recompute=true"))
+    fitted = fit(job.data, job.fold, job.config)
+    assert fitted.fault is None
+
+
+@pytest.mark.parametrize("setting", ["encoder_lr=1e-4", "unfreeze=true", "recompute=true"])
+def test_settings_of_encoders_need_one(heard: Heard, setting: str) -> None:
+    with pytest.raises(WrongUse, match="set finetune_audio or finetune_text, or leave it out"):
+        prepared(heard, "hubert:layer=1", "audio", 0, set=(setting,))
+
+
+def test_accumulated_batches_are_one_large_batch(heard: Heard) -> None:
+    """The last update of an epoch has fewer."""
+    weights = []
+    # The L2 term tells gradients of another size.
+    shared = ("lr=1e-3", "weight_decay=0.1")
+    for sizes in (("batch_size=2", "accumulate=3"), ("batch_size=6",)):
+        job = prepared(heard, "hubert:layer=1", "superb", 0, set=(*sizes, *shared), select="last")
+        weights.append(fit(job.data, job.fold, job.config).model.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=0, atol=1e-5)
+
+    training = replace(job.config.training, accumulate=3)
+    config = replace(job.config, training=training)
+    shares = [share_of_update(number, [2, 2, 2, 2, 1], config) for number in range(5)]
+    assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3])
