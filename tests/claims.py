@@ -31,7 +31,9 @@ FLAC_MINUTES = 15
 
 
 def claim(random: Random) -> int:
-    """A number that is too large."""
+    """A number that is too large, often one that a bound on such numbers may let pass."""
+    if random.random() < 0.5:
+        return MIN_CLAIM
     return 10 ** random.randint(len(str(MIN_CLAIM)) - 1, len(str(MAX_CLAIM)) - 1)
 
 
@@ -42,6 +44,10 @@ def in_json(content: bytes, random: Random, patient: bool) -> bytes:
     _find_numbers(value, places)
     if not places:
         return content
+    # What a program repeats or allocates is called so; the others have their turn too.
+    sizes = [(parent, key) for parent, key in places if str(key).startswith("num_")]
+    if sizes and random.random() < 0.7:
+        places = sizes
     parent, key = random.choice(places)
     parent[key] = claim(random)
     return json.dumps(value).encode()

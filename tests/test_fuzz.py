@@ -306,7 +306,9 @@ CAN_CLAIM = [target for target in TARGETS if Path(target).suffix in CLAIMS]
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of pages")
 @pytest.mark.parametrize("target", CAN_CLAIM)
 def test_a_file_that_claims_too_much(house: None, target: str) -> None:
-    claim_too_much(target, 2, seed=0, patient=False)
+    # A config has many numbers.
+    examples = 5 if target == "bert/config.json" else 2
+    claim_too_much(target, examples, seed=1, patient=False)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -74,11 +74,6 @@ def read_careful(folder: Path, place: Place, data: Any) -> None:
         _check_warnings(table, writer, out)
 
 
-def _is_read(place: Place, writer: Writer) -> bool:
-    """Whether the place takes such files: audformat has no others."""
-    return place.name == "table" or writer.ending in ("csv", "parquet")
-
-
 def _ending(kind: str, writer: Writer) -> str:
     return "csv" if kind == "tabs in a CSV" else writer.ending
 
@@ -132,14 +127,16 @@ def _check_warnings(table: DrawnTable, writer: Writer, out: CameOut) -> None:
 def read_unquoted(folder: Path, place: Place, data: Any) -> None:
     """Of writers that know no quotation: no row is merged with another, none is lost in silence."""
     table = place.prepare(data.draw(drawn_tables(place.columns)))
-    kinds = [kind for kind, writer in UNQUOTED.items() if _is_read(place, writer)]
+    # audformat has nothing but commas.
+    kinds = sorted(UNQUOTED) if place.name == "table" else ["commas"]
     writer = UNQUOTED[data.draw(st.sampled_from(kinds))]
     path = folder / f"{place.name}.{writer.ending}"
     writer.write(path, table.rows(writer.as_written))
     try:
         out = place.read(path, table)
     except (CorpusError, WrongUse) as error:
-        assert path.name in str(error)
+        # A database is named by its folder, and its table by what is wrong with it.
+        assert path.name in str(error) or str(path.parent) in str(error)
         hypothesis.event("refused")
         return
     finally:
@@ -203,12 +200,17 @@ def read_lists_of_folds(folder: Path, data: Any) -> None:
     assert listed == expected
 
 
+# Where a row that is torn is none. One wrong row refuses a list of utterances, and a description
+# keeps the recording.
+LOSE_TORN_ROWS = ("a corpus", "--text", "audformat")
+
+
 @pytest.mark.parametrize("name", PLACES)
 def test_what_careful_writers_wrote(folder: Path, name: str) -> None:
     attack(lambda data: read_careful(folder, PLACES[name], data), 60)
 
 
-@pytest.mark.parametrize("name", ["a corpus", "--text", "audformat"])
+@pytest.mark.parametrize("name", LOSE_TORN_ROWS)
 def test_what_writers_without_quotation_wrote(folder: Path, name: str) -> None:
     attack(lambda data: read_unquoted(folder, PLACES[name], data), 60)
 
@@ -217,9 +219,11 @@ def test_lists_of_folds(folder: Path) -> None:
     attack(lambda data: read_lists_of_folds(folder, data), 60)
 
 
-def attack_place(folder: Path, place: Place, seed: int) -> None:
+def attack_place(folder: Path, name: str, seed: int) -> None:
+    place = PLACES[name]
     attack(lambda data: read_careful(folder, place, data), 200, seed)
-    attack(lambda data: read_unquoted(folder, place, data), 100, seed)
+    if name in LOSE_TORN_ROWS:
+        attack(lambda data: read_unquoted(folder, place, data), 100, seed)
 
 
 @pytest.mark.slow
@@ -231,6 +235,6 @@ def test_tables_for_minutes(folder: Path) -> None:
         if time.monotonic() > ends:
             break
         print(seed)
-        for place in PLACES.values():
-            attack_place(folder, place, seed)
+        for name in PLACES:
+            attack_place(folder, name, seed)
         attack(lambda data: read_lists_of_folds(folder, data), 100, seed)
