@@ -141,7 +141,7 @@ def _update(logits: Tensor, labels: Tensor, adam: torch.optim.Optimizer) -> floa
     adam.zero_grad()
     loss.backward()
     adam.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def cases(rounds: int = 1) -> list[dict[str, Any]]:
