@@ -28,6 +28,8 @@ CACHE = DataCache()
 KINDS = {fusion.settings: name for name, fusion in FUSIONS.items()}
 # And those that use what another one of their kind does not.
 NAMES = sorted({*KINDS.values(), "lgf-add", "mit"})
+# Of these each setting is tried in every run of the tests, of the others in `make test-slow`.
+ALWAYS = ("concat:utterance", "linear:text", "xares")
 
 # Another value of a setting, where it follows from its default too little, or allows too few.
 OTHER = {
@@ -85,7 +87,13 @@ def other_value(setting: ListedSetting, usual: object) -> str:
     return str(float(usual) / 2 or 0.25)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def always_or_slow(name: str) -> object:
+    """The name of a fusion as a parameter, which is slow but for a few."""
+    marks = [] if name in ALWAYS else [pytest.mark.slow]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(always_or_slow, NAMES))
 def test_a_setting_changes_the_name_of_a_run_and_its_bytes_or_neither(
     name: str, store: Path
 ) -> None:
