@@ -22,6 +22,7 @@ from ser.extract.corpora.probe import probe
 from ser.extract.corpora.scan import scan_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.tests.command_line import printed, ser
+from ser.tests.named_commands import next_command
 
 TONE = 0.3 * np.sin(np.arange(1600) / 5)
 
@@ -547,7 +548,12 @@ def test_the_next_step_goes_with_these_labels(folder: Path) -> None:
     assert "quarantined in logmel, mfcc: bad: " in done.output
     assert done.exit_code == 3
     options = " --labels all --protocol random-70-20-10 --allow-missing\n"
-    assert done.stderr.endswith(options)
+    assert options in done.stderr
+
+    # All of these recordings are the same one, of which nothing can be learnt.
+    trained = ser(*next_command(done))
+    assert trained.exit_code == 2
+    assert "all have the same features" in trained.stderr
 
 
 def test_bad_json_lines(folder: Path) -> None:

@@ -16,6 +16,7 @@ from ser.errors import LeakageError, StoreError, WrongUse
 from ser.predict import Predictors
 from ser.predict.from_store import predict_stored
 from ser.tests.command_line import ser
+from ser.tests.named_commands import next_command
 from ser.tests.newcomer import run_of, turns_of_test_part
 from ser.train.ensemble.make import make_ensemble
 from ser.train.ensemble.members import matrix_of
@@ -32,6 +33,8 @@ def trained(store: Path, out: Path, experiment: Experiment) -> list[Run]:
     options = {"set": (NEXT,), "also_set": SMALL, "epochs": 2, "folds": 1}
     if experiment.fusion == "linear":
         options["epochs"] = None
+        # What is fitted on dev needs a member that has not learnt from it.
+        options["set"] = (NEXT, "refit=false")
     for name, value in vars(experiment).items():
         if name in options and value not in ((), None, "all"):
             options[name] = value
@@ -336,3 +339,13 @@ def test_an_ensemble_of_other_predictions_is_not_silently_kept(
     with pytest.raises(StoreError, match="was made of other predictions"):
         make_ensemble(paths, "mean", tmp_path)
     assert ensemble.finished
+
+
+def test_the_report_that_an_ensemble_names(members: list[Run], tmp_path: Path) -> None:
+    runs = [run.path for run in members]
+    made = ser("ensemble", *runs, "--by", "mean", "--out", tmp_path)
+
+    report = ser(*next_command(made))
+
+    assert report.exit_code == 0
+    assert "ensemble" in report.output

@@ -79,7 +79,8 @@ RUN = {
     "commands/cache.py: ser features": ("test_what_verify_has_moved_is_computed_again_as_printed"),
     "commands/corpus.py: next: ser corpus show …": FROM_THE_DEMO,
     "commands/corpus.py: next: ser features … …": FROM_THE_DEMO,
-    "commands/features.py: next: ser train …": FROM_THE_DEMO,
+    "commands/ensemble.py: next: ser report … …": "test_the_report_that_an_ensemble_names",
+    "commands/features.py: next: ser train … …": FROM_THE_DEMO,
     "commands/report.py: next: ser report … --html report.html --open": (
         "test_the_page_that_a_report_names"
     ),
@@ -109,6 +110,9 @@ RUN = {
     "train/data/sources.py: ser cache remove … --store …": (
         "test_an_utterance_without_rows_is_made_again_as_printed"
     ),
+    "train/finetune.py: ser features CORPUS … … …": (
+        "test_the_layer_to_finetune_from_is_extracted_as_printed"
+    ),
     "train/model_file.py: ser train --resume …": UNFINISHED,
     "train/run_folder.py: ser train --resume …": UNFINISHED,
     "train/sweep/tasks.py: ser features CORPUS … … …": (
@@ -131,6 +135,7 @@ SPOKEN_OF = {
     "export/card.py: ser predict FOLDER --table",
     "export/card.py: ser report",
     "extract/resolve.py: ser features",
+    "predict/predictor.py: ser predict",
     "train/remove_runs.py: ser runs",
     "train/run_folder.py: ser train",
 }

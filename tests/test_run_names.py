@@ -115,7 +115,9 @@ def test_a_setting_changes_the_name_of_a_run_and_its_bytes_or_neither(
         if fusion.unit == "dialogue":
             of_two.add("dialogues")
         epochs = 2 if of_two else 1
-        usual.update(epochs=epochs, batch_size=8, lr=0.01)
+        # Of dialogues there are few: each is a batch, so that an epoch has several updates.
+        batch_size = 1 if fusion.unit == "dialogue" else 8
+        usual.update(epochs=epochs, batch_size=batch_size, lr=0.01)
     plain_name, plain_bytes = bytes_and_name(store, features, name, *texts(usual), **options)
 
     wrong = []

@@ -114,6 +114,12 @@ def fit_candidates(
         if candidate.place != place_of_solver:
             model.choose_layer(candidate.place)
             x = seen_vectors(train_data, train_rows, model.columns)
+            if not x.any():
+                # Standardised, what is the same everywhere is 0.
+                raise WrongUse(
+                    "the utterances to learn from all have the same features: there is nothing to "
+                    "learn; look whether their recordings hold sound"
+                )
             x_eval = seen_vectors(scaled, eval_rows, model.columns)
             solve = model.solver(x, truth)
             place_of_solver = candidate.place

@@ -295,7 +295,7 @@ def _score(run: Run, part: PartPredictions, predicted: Predicted) -> Scores:
     values: dict[str, Any] = {}
     if run.result.classes:
         classes = tuple(run.result.classes)
-        values.update(scores(part.truth, probabilities.argmax(1).tolist(), classes))
+        values.update(scores(part.truth.tolist(), probabilities.argmax(1).tolist(), classes))
     if part.votes is not None:
         for name, by_utterance in divergences(part.votes, probabilities).items():
             values[name] = float(by_utterance.mean())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class EncoderFront(nn.ModuleDict):
         return replace(batch, inputs=inputs)
 
     def _encode(self, batch: Batch, modality: str, top: nn.Module) -> Sequences:
-        x, layout = visible_rows(batch, modality, top.columns)
+        x, layout = visible_rows(batch, modality, cast(int, top.columns))
         if self.training and self.mask and not getattr(top, "takes_tokens", False):
             x = masked(x, layout, self.mask)
         rows, layout = top(x, layout)

@@ -9,7 +9,7 @@ encoder one, which `fit_solved` chooses with the strength of the penalty. Axes:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ Layer = Depth | Literal["dev", "all"]
 # What stands for a value that the dev part chooses.
 BY_DEV = "dev"
 # All layers side by side: as a setting, and in a model.
-ALL_LAYERS = "all"
+ALL_LAYERS: Final = "all"
 SIDE_BY_SIDE = -1
 
 # A class that is not in the training part: its probability is about 1e-13.

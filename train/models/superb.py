@@ -22,7 +22,8 @@ UPDATES = 30_000
 class SuperbSettings(CommonSettings):
     """SUPERB's emotion task, by s3prl's config."""
 
-    epochs: Count | Literal["auto"] = setting(
+    # A number before the training begins.
+    epochs: Count | Literal["auto"] = setting(  # type: ignore[assignment]
         "auto",
         f"{S3PRL}: {UPDATES:,} updates",
         f"epochs; auto: as many as give {UPDATES:,} updates, some 270 of IEMOCAP's 4 classes",

@@ -97,7 +97,8 @@ def _prose(text: str) -> str:
     """Any text as it is."""
     from tabulate import LATEX_ESCAPE_RULES
 
-    return _signs(_on_one_line(text).translate(str.maketrans(LATEX_ESCAPE_RULES)))
+    escapes: dict[str, str | int | None] = dict(LATEX_ESCAPE_RULES)
+    return _signs(_on_one_line(text).translate(str.maketrans(escapes)))
 
 
 def _signs(text: str) -> str:

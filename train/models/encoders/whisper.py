@@ -50,4 +50,5 @@ def build(config: Any) -> Any:
     """The encoder of this config, with any weights."""
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    return WhisperEncoder(config).to(torch.float32)
+    encoder: Any = WhisperEncoder(config)
+    return encoder.to(torch.float32)

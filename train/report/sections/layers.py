@@ -25,7 +25,7 @@ TITLE = "What each layer holds"
 def layers(cells: Cells) -> Section | None:
     """The section, of cells that learn classes; None where none is of a single layer of several."""
     fixed = [cell for cell in cells if _fixed_layer(cell) is not None]
-    plots = []
+    plots: list[Plot] = []
     for members in grouped(fixed, _what_is_alike).values():
         if len(members) > 1:
             plots.append(_curve(members, _beside(members[0], cells), len(plots)))
