@@ -287,6 +287,12 @@ def test_standardised_frames_are_refused(heard: Heard) -> None:
         prepare(replace(asked, also_set=()))
 
 
+def test_what_has_no_encoder_is_not_sent_to_another_refusal(heard: Heard) -> None:
+    asked = experiment(heard, "logmel", "audio", 1, set=("standardise_audio=true",))
+    with pytest.raises(WrongUse, match="logmel comes from no encoder"):
+        prepare(replace(asked, also_set=()))
+
+
 def test_every_state_of_a_window_is_counted_before_it_is_extracted() -> None:
     """1,500 rows for each 30 s or less, of 512 values in float16."""
     spec = Spec(

@@ -109,8 +109,10 @@ def with_trained_encoders(
 
     encoders = {}
     for modality, of_modality in layers.items():
-        _check_inputs(modality, settings, data)
+        _check_inputs(modality, data)
         encoders[modality] = _find_encoder(modality, of_modality, data, models)
+        # Last, since it names a setting: where no encoder is, that would not help.
+        _check_unscaled(modality, settings)
 
     tops = {}
     for modality, encoder in encoders.items():
@@ -207,14 +209,18 @@ def _specs(data: Dataset, modality: str) -> list[Spec]:
     return [to_record(spec, Spec, data.origin.store) for spec in written]
 
 
-def _check_inputs(modality: str, settings: Any, data: Dataset) -> None:
-    """Raise `WrongUse` unless a modality's inputs are one feature, as its encoder gave it."""
-    name = f"finetune_{modality}"
+def _check_unscaled(modality: str, settings: Any) -> None:
+    """Raise `WrongUse` unless a modality's inputs stay as its encoder gave them."""
     if getattr(settings, f"standardise_{modality}", False):
         raise WrongUse(
-            f"{name} needs the {modality} features as the encoder gave them; "
+            f"finetune_{modality} needs the {modality} features as the encoder gave them; "
             f"use --set standardise_{modality}=false"
         )
+
+
+def _check_inputs(modality: str, data: Dataset) -> None:
+    """Raise `WrongUse` unless a modality's inputs are one feature."""
+    name = f"finetune_{modality}"
     if modality in data.views:
         raise WrongUse(
             f"{name} trains on one {modality} feature, and --views names another; "
