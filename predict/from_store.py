@@ -10,12 +10,14 @@ before the run's temperature.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ser.cache.store import Store, open_store
+from ser.cache.tools.table_index import index_of_table
 from ser.corpus.manifest import Manifest
 from ser.engines.machine import choose_device, memory_budget
 from ser.errors import CorpusError, SerError, WrongUse
@@ -65,6 +67,9 @@ class StoredPredictions:
     classes: tuple[str, ...]
     by_run: dict[str, RunPredictions]
     """By the run's name; the columns of all are in the order of `classes`."""
+    index: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """The columns of a table that name the utterances, see `index_of_table`: `id`, and of segments
+    before it `file`, `start` and `end`."""
 
     def mean(self) -> RunPredictions:
         """The means over the runs that can use an utterance; of one run what it predicts."""
@@ -125,7 +130,10 @@ def predict_stored(
             on_progress(done, len(opened))
 
     ids = [manifest.ids[row] for row in wanted]
-    answers = StoredPredictions(ids, classes, by_run)
+    index = {}
+    for name, of_all in index_of_table(manifest).items():
+        index[name] = [of_all[row] for row in wanted]
+    answers = StoredPredictions(ids, classes, by_run, index)
     unusable = answers.mean().unusable
     if len(unusable) == len(ids):
         id_, reason = next(iter(unusable.items()))

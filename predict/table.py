@@ -57,8 +57,9 @@ def write_table(
 def write_stored_table(path: Path, predictions: StoredPredictions, decimal: str = ".") -> None:
     """Write a CSV with a row for each utterance of a store, in corpus order.
 
-    Columns: `id`; `predicted`, `p_CLASS` and ratings, means over the runs; then those of each run,
-    such as `predicted@RUN`. Where no run can use an utterance they are empty.
+    Columns: `id`, and of segments before it `file`, `start` and `end` in seconds; `predicted`,
+    `p_CLASS` and ratings, means over the runs; then those of each run, such as `predicted@RUN`.
+    Where no run can use an utterance they are empty.
     """
     mean = predictions.mean()
     headings = []
@@ -67,7 +68,8 @@ def write_stored_table(path: Path, predictions: StoredPredictions, decimal: str 
     headings += [f"p_{name}" for name in predictions.classes]
     headings += DIMENSIONS[: mean.ratings.shape[1]]
 
-    columns = ["id", *headings]
+    index = predictions.index or {"id": predictions.ids}
+    columns = [*index, *headings]
     for name in predictions.by_run:
         columns += [f"{heading}@{name}" for heading in headings]
 
@@ -75,7 +77,9 @@ def write_stored_table(path: Path, predictions: StoredPredictions, decimal: str 
     table = Sheet(sink, decimal)
     table.write_row(columns)
     for row, id_ in enumerate(predictions.ids):
-        cells: list[str | float] = [id_]
+        cells: list[str | float] = []
+        for of_all in index.values():
+            cells.append("" if of_all[row] is None else of_all[row])
         for of_run in (mean, *predictions.by_run.values()):
             cells += stored_cells(of_run, row, id_)
         table.write_row(cells)

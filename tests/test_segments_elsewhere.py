@@ -163,6 +163,20 @@ def test_segments_are_predicted_as_files_of_their_own(folder: Path, tmp_path: Pa
     assert "start" not in files.columns
 
 
+def test_segments_of_a_store_are_predicted_with_their_places(folder: Path, tmp_path: Path) -> None:
+    run = run_of(folder)
+    path = tmp_path / "p.csv"
+    printed("predict", run, "--store", folder / "s", "--csv", path)
+    frame = pd.read_csv(path)
+
+    assert list(frame.columns[:5]) == ["file", "start", "end", "id", "predicted"]
+    manifest = open_store(folder / "s").manifest()
+    assert frame["id"].tolist() == manifest.ids
+    assert frame["start"].tolist() == [number * SECONDS for number in range(COUNT)]
+    assert frame["end"].tolist() == [(number + 1) * SECONDS for number in range(COUNT)]
+    assert set(frame["file"]) == {"wav/long.wav"}
+
+
 def test_a_place_that_is_none_is_named(folder: Path, tmp_path: Path) -> None:
     rows: list[list[object]] = [["long.wav", 0, 0.5], ["long.wav", 5, 900]]
     table = write_csv(folder / "wav" / "few.csv", ["file", "start", "end"], rows)
