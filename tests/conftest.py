@@ -150,8 +150,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages are without their drawings, which take most of the time."""
-    monkeypatch.setattr("ser.train.report.elements.to_svg", lambda draw, name: ("", ""))
+    """Pages and figures are without their drawings, which take most of the time."""
+    for page in ("ser.train.report.elements", "ser.explore.page"):
+        monkeypatch.setattr(f"{page}.to_svg", lambda draw, name: ("", ""))
+    forms = dict.fromkeys(("pdf", "svg", "png"), b"")
+    monkeypatch.setattr("ser.train.report.figure_files._drawn", lambda plot: forms)
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def test_every_block_of_the_page_runs(
     monkeypatch: pytest.MonkeyPatch,
     registries: None,
     short_demo: None,
+    undrawn: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -192,12 +192,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
-def test_every_figure_of_the_page_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Drawing takes most of the time, and is tested above.
-    undrawn = dict.fromkeys(("pdf", "svg", "png"), b"")
-    monkeypatch.setattr("ser.train.report.figure_files._drawn", lambda plot: undrawn)
+def test_every_figure_of_the_page_is_written(tmp_path: Path, undrawn: None) -> None:
     write_msmser(tmp_path / "runs", seeds=[0])
 
     done = ser("report", tmp_path / "runs", "--figures", tmp_path / "figures")
