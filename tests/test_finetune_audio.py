@@ -350,6 +350,32 @@ def test_masked_and_recomputed_it_trains(heard: Heard) -> None:
     assert fitted.fault is None
 
 
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [
+        pytest.param("finetune_audio=0", True, id="frozen"),
+        pytest.param("encoder_lr=1e-4", True, id="another rate"),
+        pytest.param("encoder_lr=1e-3", False, id="the rate of the rest"),
+        pytest.param("encoder_mask=0.3", True, id="masked rows"),
+        pytest.param("unfreeze=true", True, id="unfrozen in stages"),
+        pytest.param("recompute=true", False, id="activations computed again"),
+    ],
+)
+def test_how_an_encoder_learns_changes_the_name_of_a_run_and_its_bytes_or_neither(
+    heard: Heard, setting: str, changes: bool
+) -> None:
+    names = []
+    contents = []
+    for settings in ((), (setting,)):
+        settings = ("batch_size=8", *settings)
+        job = prepared(heard, "hubert:layer=1", "superb", 1, set=settings, select="last")
+        fitted = fit(job.data, job.fold, job.config)
+        names.append(job.name)
+        contents.append(fitted.predict(job.data, job.fold.test, job.config)["logits"].tobytes())
+    assert (names[0] != names[1]) == changes
+    assert (contents[0] != contents[1]) == changes
+
+
 @pytest.mark.parametrize("setting", ["encoder_lr=1e-4", "unfreeze=true", "recompute=true"])
 def test_settings_of_encoders_need_one(heard: Heard, setting: str) -> None:
     with pytest.raises(WrongUse, match="set finetune_audio or finetune_text, or leave it out"):

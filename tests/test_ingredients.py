@@ -219,6 +219,11 @@ def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(store: Pat
     [
         pytest.param({"set": ("mixup=0.2",)}, "has no pooled vector", id="mixup"),
         pytest.param({"set": ("aux=gender",)}, "has no pooled vector", id="aux"),
+        pytest.param(
+            {"fusion": "xares", "set": ("aux=gender",)},
+            "xares learns nothing before",
+            id="unshared",
+        ),
         pytest.param({"set": ("rater_dropout=0.1",)}, "none are learnt", id="raters"),
         pytest.param({"set": ("layer_dropout=0.1",)}, "there is none; name layers", id="layers"),
         pytest.param({"fusion": "linear", "set": ("ema=0.9",)}, "has no training loop", id="ema"),

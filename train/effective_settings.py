@@ -6,6 +6,7 @@ another name.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from .config import TrainConfig
 from .data.dev_part import DEV_SHARE
@@ -36,7 +37,21 @@ def effective(config: TrainConfig, folds: Sequence[Fold], protocol: str) -> Trai
     drawn = any(_is_share(fold.dev_by) for fold in folds)
     if protocol != DRAWN and not drawn:
         training = replace(training, cut_seed=TrainingSettings().cut_seed)
+
+    # What says the same as if it were not there.
+    if _outlasts_every_stage(training.patience, config.settings):
+        training = replace(training, patience=0)
+    if training.encoder_lr == getattr(config.settings, "lr", None):
+        training = replace(training, encoder_lr=0.0)
+    # It gives the same numbers; whether it is done says the encoder that was made with it.
+    training = replace(training, recompute=False)
     return replace(config, training=training)
+
+
+def _outlasts_every_stage(patience: int, settings: Any) -> bool:
+    """Whether no stage is so long that patience could end it: its first epoch is the best yet."""
+    epochs = getattr(settings, "epochs", None)
+    return isinstance(epochs, int) and patience >= epochs - 1
 
 
 def _plain_number(text: str) -> str:

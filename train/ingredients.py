@@ -169,6 +169,13 @@ def check_ingredients(
                 f"--set {name}: fusion {fusion.name} has no pooled vector of an utterance; use one "
                 "that has, such as asp, mean-std or xares"
             )
+    learns_before_it = has_sums or fusion.encoded or not fusion.pools_as_is
+    if training.aux != defaults.aux and not learns_before_it:
+        raise WrongUse(
+            f"--set aux: {fusion.name} learns nothing before its pooled vector, so that a second "
+            "head would change nothing; name layers, such as --features hubert:layers=all, or use "
+            "--fusion asp"
+        )
     if training.mixup and has_ratings and training.vad_loss == "ccc":
         raise WrongUse(
             "--set mixup: the concordance of a batch is not that of its mixed utterances; use "

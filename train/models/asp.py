@@ -179,6 +179,7 @@ FUSIONS = [
         level="sequence",
         build=Pooled,
         pooled=True,
+        pools_as_is=True,
         fixed=FIXED,
     ),
     Fusion(
@@ -189,6 +190,7 @@ FUSIONS = [
         level="sequence",
         build=Pooled,
         pooled=True,
+        pools_as_is=True,
         fixed=FIXED,
     ),
 ]

@@ -132,6 +132,9 @@ class Fusion:
     """What no paper states and no setting changes: name → value and help."""
     pooled: bool = False
     """Whether the module has a `PooledVector`, so that mixup and auxiliary heads can be had."""
+    pools_as_is: bool = False
+    """Whether no weight of the module lies before its `PooledVector`: an auxiliary head then shares
+    none with it, but those of what stands before the module."""
     updates: int | None = None
     """What the setting `epochs` of "auto", where it can be that, stands for: as many epochs as give
     so many updates, of however large a training part."""

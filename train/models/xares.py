@@ -52,5 +52,6 @@ FUSIONS = [
         level="vector",
         build=Xares,
         pooled=True,
+        pools_as_is=True,
     )
 ]
