@@ -1,11 +1,16 @@
 """`ser report`: finished runs as tables on the terminal, in a paper, and as a page."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import FILE, decimal_option, open_option
-from .output import answer, next_step, open_page, plural, terminal_width
+from .output import answer, next_step, open_page, plural, progress, terminal_width
+
+if TYPE_CHECKING:
+    from ser.train.report.cell import Cells
+    from ser.train.report.sections.importance import Importance
 
 
 @click.command()
@@ -55,6 +60,12 @@ from .output import answer, next_step, open_page, plural, terminal_width
     help="Your cell, by its label: tested against each of the others.",
 )
 @click.option(
+    "--importance",
+    is_flag=True,
+    help="Say what each cell's score loses without each group of its features, such as pitch or "
+    "formants of openSMILE's; reads them from the store that the runs were trained from.",
+)
+@click.option(
     "--with-text",
     is_flag=True,
     help="Show transcripts too, if the corpus's licence lets you pass them on; those of generated "
@@ -70,6 +81,7 @@ def report(
     tables: str,
     paired: bool,
     ours: str,
+    importance: bool,
     with_text: bool,
     open_: bool,
     **files: Path | None,
@@ -83,6 +95,7 @@ def report(
       ser report runs --html report.html --latex tables.tex --figures figures
       ser report runs --paired --ours mit
       ser report runs --tables calibration,raters
+      ser report runs --importance
     """
     if open_ and html is None:
         raise click.UsageError(
@@ -102,7 +115,8 @@ def report(
 
     cells, unfinished = group_runs(find_runs(*runs), find_search_records(*runs), ours, with_text)
     names = [name.strip() for name in tables.split(",") if name.strip()]
-    answer(report_text(cells, unfinished, paired, names, terminal_width()))
+    measured = _measure_importance(cells) if importance else []
+    answer(report_text(cells, unfinished, paired, names, terminal_width(), measured))
 
     # In the order in which they are named.
     requested = {form: path for form, path in files.items() if path is not None}
@@ -116,7 +130,7 @@ def report(
     if html is None and figures is None and not requested:
         return
 
-    page = make_page(cells, unfinished)
+    page = make_page(cells, unfinished, measured)
     if html is not None:
         write_html(page, html)
         answer(f"wrote {html}")
@@ -128,3 +142,19 @@ def report(
         answer(f"wrote {plural(len(page.plots), 'figure')} into {figures}")
     if html is not None:
         open_page(html, open_)
+
+
+def _measure_importance(cells: "Cells") -> "list[Importance]":
+    """What each cell loses without each group of its features."""
+    from ser.predict.importance import importances
+
+    found = []
+    for cell in cells:
+        with progress(len(cell.runs), f"importance of {cell.label}", "run") as bar:
+
+            def update(done: int, total: int) -> None:
+                if done == total:
+                    bar.update()
+
+            found += importances(cell.runs, cell.label, on_progress=update)
+    return found

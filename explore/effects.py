@@ -6,9 +6,17 @@ likelihood (statsmodels' `MixedLM`; what lme4 writes `y ~ group + (1 | speaker)`
 
 The effect size is the difference to the reference in units of the standard deviation between
 utterances of one group: d = b / sqrt(var(speaker) + var(rest)) (Westfall, Kenny and Judd, 2014,
-equation 1, without random slopes). Intervals and p-values are by Student's t, whose degrees of
-freedom are n - speakers - groups + 1 where a group occurs beside the reference within speakers, and
+equation 1, without random slopes). p-values are by Student's t, whose degrees of freedom are
+n - speakers - groups + 1 where a group occurs beside the reference within speakers, and
 speakers - groups where it does not: then only whole speakers differ.
+
+The standard deviation is an estimate too, of few speakers a rough one, by which a large d varies
+more than b does. So the intervals are generalised confidence intervals (Weerahandi, 1993): the
+quantiles of (b - z × error × sqrt(f / chi2_f)) / deviation*, where z is standard normal, and the
+variance deviation*² is the sum of the two mean squares that it is made of, between and within
+speakers, each × its degrees of freedom / its chi2; the error has the chi2 of the mean square that
+it comes from. They leave out 0 where p is below 0.05. (An interval of b alone, divided by the
+deviation, held a d of 2 in 37 to 65 % of simulations with 12 speakers.)
 """
 
 import warnings
@@ -16,10 +24,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 # Of the intervals.
 COVERAGE = 0.95
+# Of the quantiles of a chi2 that stand for its distribution.
+LEVELS = (np.arange(64) + 0.5) / 64
 
 
 @dataclass(frozen=True)
@@ -56,15 +66,35 @@ class Design:
             columns.append((self.group_of == place).astype(float))
         return np.stack(columns, 1)
 
+    def is_within_speakers(self, place: int) -> bool:
+        """Whether a speaker has utterances of that group and of the reference."""
+        of_group = set(self.speaker_of[self.group_of == place])
+        of_reference = set(self.speaker_of[self.group_of == 0])
+        return bool(of_group & of_reference)
+
     def degrees_of_freedom(self, place: int) -> int:
         """Of the difference between a group and the reference."""
         speakers = len(np.unique(self.speaker_of))
-        beside = set(self.speaker_of[self.group_of == place]) & set(
-            self.speaker_of[self.group_of == 0]
-        )
-        if beside:
+        if self.is_within_speakers(place):
             return len(self.group_of) - speakers - len(self.groups) + 1
         return speakers - len(self.groups)
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """What was fitted to the values of one dimension; NaN where one of them is."""
+
+    coefficients: np.ndarray
+    """Of the fixed effects `[effects]`."""
+    errors: np.ndarray
+    """Their standard errors `[effects]`."""
+    speaker_variance: float
+    rest_variance: float
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of an utterance of one group."""
+        return float(np.sqrt(self.speaker_variance + self.rest_variance))
 
 
 def make_design(
@@ -107,32 +137,91 @@ def effects(values: np.ndarray, dimension: str, design: Design) -> Iterator[Effe
     spread = values.std()
     scale = spread if spread > 1e-12 * max(1.0, np.abs(values).max()) else np.nan
     scaled = (values - values.mean()) / scale
-    coefficients, errors, deviation = fit_mixed_model(scaled, design.fixed, design.speaker_of)
+    model = fit_mixed_model(scaled, design.fixed, design.speaker_of)
 
     for place in range(1, len(design.groups)):
+        group = design.groups[place]
         freedom = design.degrees_of_freedom(place)
-        d = coefficients[place] / deviation
-        error = errors[place] / deviation
+        d = float(model.coefficients[place] / model.deviation)
+        error = float(model.errors[place] / model.deviation)
         if freedom < 1 or not error > 0:
             nan = float("nan")
-            yield Effect(dimension, design.groups[place], float(d), nan, nan, nan)
+            yield Effect(dimension, group, d, nan, nan, nan)
             continue
-        half = float(stats.t.ppf((1 + COVERAGE) / 2, freedom)) * error
+
+        low, high = interval(d, error, mean_squares(model, design, place))
         p = float(2 * stats.t.sf(abs(d / error), freedom))
-        yield Effect(dimension, design.groups[place], float(d), d - half, d + half, p)
+        yield Effect(dimension, group, d, low, high, p)
 
 
-def fit_mixed_model(
-    values: np.ndarray, fixed: np.ndarray, speaker_of: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coefficients and standard errors `[effects]` of `fixed` `[n, effects]`.
+@dataclass(frozen=True)
+class MeanSquares:
+    """The two independent parts whose sum is the variance of an utterance of one group."""
 
-    And the standard deviation of an utterance, var(speaker) and var(rest) together. All NaN where a
-    value `[n]` is.
+    between: float
+    """Between speakers, as a share of the sum."""
+    freedom_between: int
+    freedom_within: int
+    is_error_between: bool
+    """Whether the standard error of the difference comes from the part between speakers."""
+
+
+def mean_squares(model: MixedModel, design: Design, place: int) -> MeanSquares:
+    """The parts for a group against the reference.
+
+    Of speakers with m utterances each (the harmonic mean) var(speaker) + var(rest) / m lies between
+    them, and the rest of var(rest) within.
     """
+    counts = np.bincount(design.speaker_of)
+    m = len(counts) / (1 / counts).sum()
+    between = model.speaker_variance + model.rest_variance / m
+    share = between / (model.speaker_variance + model.rest_variance)
+
+    is_within = design.is_within_speakers(place)
+    differences = len(design.groups) - 1
+    freedom_between = len(counts) - 1
+    freedom_within = len(design.group_of) - len(counts)
+    if is_within:
+        freedom_within -= differences
+    else:
+        freedom_between -= differences
+    return MeanSquares(share, max(1, freedom_between), max(1, freedom_within), not is_within)
+
+
+def interval(d: float, error: float, parts: MeanSquares) -> tuple[float, float]:
+    """The ends of the generalised confidence interval of an effect size.
+
+    `error` is the standard error of the difference in units of the standard deviation.
+    """
+    # χ² / f of each part, in every pair of their quantiles.
+    ratios = []
+    for freedom in (parts.freedom_between, parts.freedom_within):
+        ratios.append(special.chdtri(freedom, 1 - LEVELS) / freedom)
+    of_between, of_within = np.meshgrid(*ratios)
+
+    deviations = np.sqrt(parts.between / of_between + (1 - parts.between) / of_within)
+    errors = error / np.sqrt(of_between if parts.is_error_between else of_within)
+
+    ends = []
+    for level in ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2):
+
+        def excess(x: float, level: float = level) -> float:
+            """By how much the probability of a value below x is above the level."""
+            return float(special.ndtr((x * deviations - d) / errors).mean() - level)
+
+        # What it is with each of the pairs alone.
+        alone = (d + special.ndtri(level) * errors) / deviations
+        margin = 1e-9 * error
+        end = optimize.brentq(excess, alone.min() - margin, alone.max() + margin)
+        ends.append(float(end))
+    return ends[0], ends[1]
+
+
+def fit_mixed_model(values: np.ndarray, fixed: np.ndarray, speaker_of: np.ndarray) -> MixedModel:
+    """The model of values `[n]` by the fixed effects `[n, effects]` and a random intercept."""
     if not np.isfinite(values).all():
         unknown = np.full(fixed.shape[1], np.nan)
-        return unknown, unknown, float("nan")
+        return MixedModel(unknown, unknown, float("nan"), float("nan"))
     import statsmodels.api as sm
 
     with warnings.catch_warnings():
@@ -142,13 +231,14 @@ def fit_mixed_model(
             fitted = sm.MixedLM(values, fixed, speaker_of).fit(reml=True)
             errors = np.asarray(fitted.bse_fe)
             if np.isfinite(errors).all():
-                deviation = float(np.sqrt(float(fitted.cov_re[0, 0]) + fitted.scale))
-                return np.asarray(fitted.fe_params), errors, deviation
+                coefficients = np.asarray(fitted.fe_params)
+                speaker_variance = float(fitted.cov_re[0, 0])
+                return MixedModel(coefficients, errors, speaker_variance, float(fitted.scale))
         except np.linalg.LinAlgError:
             pass
         # Where speakers do not differ at all, the model is this one.
         plain = sm.OLS(values, fixed).fit()
-    return np.asarray(plain.params), np.asarray(plain.bse), float(np.sqrt(plain.scale))
+    return MixedModel(np.asarray(plain.params), np.asarray(plain.bse), 0.0, float(plain.scale))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -97,6 +97,11 @@ class Extractor:
         """Seconds between frames; None if rows are not frames."""
         return None
 
+    @classmethod
+    def dimension_names(cls, spec: Spec) -> Sequence[str] | None:
+        """What the values of a row are called in tables, one name each; None: by their numbers."""
+        return None
+
     def __init__(
         self,
         features: Sequence[ResolvedFeature],

@@ -6,7 +6,7 @@ and covers the extracted features.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePath
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import opensmile
 
+from ser.cache.spec import Spec
 from ser.errors import UtteranceError, WrongUse, unknown
 
 from .audio import CHANNELS, RESAMPLER, Clip
@@ -79,6 +80,12 @@ class SmileExtractor(Extractor):
     def hop(cls, config: SmileConfig, checkpoint: Any) -> float | None:
         """Seconds between frames: 0.01 in all sets. Functionals have one row an utterance."""
         return None if config.level == "functionals" else 0.01
+
+    @classmethod
+    def dimension_names(cls, spec: Spec) -> Sequence[str]:
+        """The names that openSMILE gives them."""
+        config = SmileConfig(spec.config["feature_set"], spec.config["level"])
+        return list(open_smile(config).feature_names)
 
     def open(self) -> None:
         """Open the library, once for all threads: its calls share no state."""

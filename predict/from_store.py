@@ -120,7 +120,7 @@ def predict_stored(
     for done, run in enumerate(opened, 1):
         for single in run.singles:
             if single.run.name not in predicted:
-                features = _features_of(single, opened_store, manifest, cache, budget)
+                features = features_of(single, opened_store, manifest, cache, budget)
                 with one_thread():
                     of_run = single.predict(features, utterances, wanted)
                 predicted[single.run.name] = of_run
@@ -227,7 +227,7 @@ class StoredRun:
         width = TARGETS[self.config.target].width(len(self.classes))
         predicted = np.full((len(utterances), width), np.nan, np.float32)
         if len(usable):
-            known, notes = self._with_known_corpora(utterances.take(usable))
+            known, notes = self.with_known_corpora(utterances.take(usable))
             is_scaled_once = self.fusion.level == "vector" and not self.fusion.encoded
             reader = features.reader(usable, is_scaled_once)
             data = Dataset(known, self.run.config.dims, reader)
@@ -251,7 +251,7 @@ class StoredRun:
                 continue
             rows = np.array([row_of_id[id_] for id_ in ids], dtype=np.int64)
             dialogues = table.column("dialogue").to_numpy()
-            predicted[rows] = self._predict_rows(_in_dialogues(data, rows, dialogues), rows)
+            predicted[rows] = self.predict_rows(in_dialogues(data, rows, dialogues), rows)
             is_known[rows] = True
 
         others = np.flatnonzero(~is_known)
@@ -261,7 +261,7 @@ class StoredRun:
                 # With the whole of their dialogues around them.
                 numbers = data.utterances.dialogues
                 rows = np.flatnonzero(np.isin(numbers, numbers[others]))
-            predicted_rows = self._predict_rows(data, rows)
+            predicted_rows = self.predict_rows(data, rows)
             is_other = np.isin(rows, others)
             predicted[rows[is_other]] = predicted_rows[is_other]
 
@@ -271,7 +271,8 @@ class StoredRun:
             raise SerError(f"{first}: the model's predictions of it became nan; train another run")
         return predicted
 
-    def _predict_rows(self, data: Dataset, rows: np.ndarray) -> np.ndarray:
+    def predict_rows(self, data: Dataset, rows: np.ndarray) -> np.ndarray:
+        """Of these rows of the data, [n, K + D] in their order."""
         logits = frozenset({"logits"})
         return self.fitted.predict(data, rows, self.config, heads=logits)["logits"]
 
@@ -281,7 +282,7 @@ class StoredRun:
             return []
         return [name for name in (PREDICTIONS, DEV) if name in self.run.result.files]
 
-    def _with_known_corpora(self, utterances: Utterances) -> tuple[Utterances, list[str]]:
+    def with_known_corpora(self, utterances: Utterances) -> tuple[Utterances, list[str]]:
         """The utterances, without their corpora where the run has no statistics of each."""
         by_corpus = [scale for scale in self.fitted.scaling.values() if scale.mean.ndim > 1]
         trained_on = self.run.config.corpus.split("+")
@@ -371,7 +372,7 @@ def _rows_of_part(manifest: Manifest, part: str | None) -> np.ndarray:
     return rows
 
 
-def _features_of(
+def features_of(
     run: StoredRun, store: Store, manifest: Manifest, cache: DataCache, budget: int | None
 ) -> StoredFeatures:
     """The features that a run was trained on, in a store, by their fingerprints."""
@@ -395,7 +396,7 @@ def _features_of(
     return StoredFeatures(selections, manifest, cache, budget)
 
 
-def _in_dialogues(data: Dataset, rows: np.ndarray, dialogues: np.ndarray) -> Dataset:
+def in_dialogues(data: Dataset, rows: np.ndarray, dialogues: np.ndarray) -> Dataset:
     """The data, in which these rows stand in dialogues of these numbers, and with no others."""
     numbers = data.utterances.dialogues + dialogues.max() + 1
     numbers[rows] = dialogues

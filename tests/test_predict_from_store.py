@@ -11,6 +11,7 @@ import pytest
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, WrongUse
 from ser.predict.from_store import predict_stored
+from ser.predict.importance import importances, open_tested
 from ser.tests.command_line import ser
 from ser.tests.store_samples import new_store
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows
@@ -18,6 +19,7 @@ from ser.train.data.inputs import Inputs
 from ser.train.data.streamed import Streamed
 from ser.train.experiment import Experiment, run_experiment
 from ser.train.run_folder import Run
+from ser.train.scores.measures import measure_of
 
 SMALL = ("d_model=16", "gru_hidden=8", "heads=2", "lr=0.01")
 EXPERIMENTS = {
@@ -70,6 +72,25 @@ def test_what_was_tested_is_predicted_again_bit_for_bit(
             if name == "class+vad":
                 arousal = recorded.column("predicted arousal").to_numpy()
                 np.testing.assert_array_equal(of_run.ratings[rows, 1], arousal)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [("sequences", {"hubert", "mpnet"}), ("dialogues", {"is13", "bert"}), ("class+vad", None)],
+)
+def test_importance_begins_at_the_score_that_was_tested(
+    runs: dict[str, list[Run]], name: str, groups: set[str] | None
+) -> None:
+    """What is lost is what is left of it, between all and chance."""
+    [run] = runs[name]
+    found = importances([run], permutations=2)
+    assert groups is None or {each.group for each in found} == groups
+    ua = 100 * run.result.tests["both"].ua
+    for each in found:
+        assert -100 + ua <= each.loss <= ua
+    tested = open_tested(run)
+    matrix = tested.counts(tested.data, measure_of("ua", run.result.classes, ()))
+    assert matrix.tolist() == run.result.tests["both"].confusion
 
 
 def test_what_does_not_fit_into_memory_is_streamed_bit_for_bit(

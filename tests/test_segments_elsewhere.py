@@ -13,7 +13,9 @@ import soundfile as sf
 from ser.cache.store import open_store
 from ser.extract.corpora.scan import scan_corpus
 from ser.predict import Predictor, Turn
+from ser.predict.importance import importances
 from ser.tests.command_line import printed, ser
+from ser.train.run_folder import find_runs
 
 RATE = 44100
 COUNT = 12
@@ -202,6 +204,21 @@ def test_places_in_a_dialogue_are_whole_files(folder: Path) -> None:
     answer = json.loads(printed("predict", run_of(folder), "--table", table, "--json"))
     alone = json.loads(printed("predict", run_of(folder), folder / "cut" / "00.wav", "--json"))
     assert answer["predictions"][0]["probabilities"] == alone["predictions"][0]["probabilities"]
+
+
+# What the run needs
+# ----------------------------------------
+
+
+def test_importance_is_by_families_of_measures(folder: Path) -> None:
+    """The two noises differ in their spectra alone."""
+    [run] = find_runs(folder / "runs")
+    found = importances([run], permutations=3)
+    groups = {each.group.removeprefix("egemaps: "): each for each in found}
+    assert sum(each.columns for each in found) == 88
+    assert groups["pitch"].columns == 10
+    assert groups["formants"].columns == 18
+    assert groups["rate and pauses"].columns == 6
 
 
 # Audited, and transcribed

@@ -9,6 +9,7 @@
     PERCENT_WITH_INTERVAL     50.00 [40.00, 60.00]: the value, and the ends of its 95 % interval
     PERCENT_WITH_DEVIATION    50.00 ± 1.10: the mean, and the sample deviation
     FINE_WITH_INTERVAL        0.512 [0.401, 0.623]
+    FINE_WITH_DEVIATION       0.051 ± 0.002
     PERCENT_IN_SHORT          50.00 [40.0, 60.0]: a narrower one, for a terminal
     FINE_IN_SHORT             0.512 [0.40, 0.62]
     DIFFERENCE                +1.50 [−0.25, +3.25]: in points, with the ends of its 95 % interval
@@ -114,6 +115,7 @@ VALUE = ValueFormat("{:.3g}", "{:.6g}")
 
 FINE = Format("{:.3f}", "{:.4f}")
 FINE_WITH_INTERVAL = Format("{:.3f}", "{:.4f}", WITH_INTERVAL)
+FINE_WITH_DEVIATION = Format("{:.3f}", "{:.4f}", WITH_DEVIATION)
 
 PERCENT = Format("{:.2f}", "{:.4f}", numeric_when_empty=True)
 PERCENT_WITH_INTERVAL = Format("{:.2f}", "{:.4f}", WITH_INTERVAL, numeric_when_empty=True)

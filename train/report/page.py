@@ -15,6 +15,7 @@ from .elements import Plot, Section, column_classes, table_width
 from .sections.calibration import calibration
 from .sections.emotions import emotions
 from .sections.errors import errors
+from .sections.importance import Importance, importance
 from .sections.inside import inside
 from .sections.layers import layers
 from .sections.modalities import modalities
@@ -76,10 +77,11 @@ class Page:
         return tables
 
 
-def make_page(cells: Cells, unfinished: Sequence[Run]) -> Page:
+def make_page(cells: Cells, unfinished: Sequence[Run], measured: Sequence[Importance] = ()) -> Page:
     """The report of these cells, highest UA first.
 
-    Sections about classes show the cells that learn classes.
+    Sections about classes show the cells that learn classes. `measured` is what the cells lose
+    without groups of their features, if that was measured.
     """
     classifying = [cell for cell in cells if cell.scores.classes]
     sections = [
@@ -91,6 +93,7 @@ def make_page(cells: Cells, unfinished: Sequence[Run]) -> Page:
         training(cells),
         layers(classifying),
         modalities(classifying),
+        importance(measured) if measured else None,
         query_tokens(classifying),
         inside(classifying),
         errors(classifying, first_of_several=len(cells) > 1),

@@ -12,6 +12,7 @@ from .fitted_table import fitted
 from .sections.against_linear import against_linear, against_linear_table
 from .sections.calibration import calibration_table, votes_table
 from .sections.errors import hardest_table
+from .sections.importance import Importance, importance_table
 from .sections.ratings import ratings_table
 from .sections.results import chosen_table, corpora_table, papers_table, results_table
 from .sections.significance import papers_tests_table, significance_table
@@ -70,12 +71,14 @@ def report_text(
     paired: bool = False,
     tables: Sequence[str] = (),
     width: int = WIDTH,
+    measured: Sequence[Importance] = (),
 ) -> str:
     """Each cell's scores, and the papers' numbers beside them, in lines of at most `width` letters.
 
     `paired`: the tests between cells too. `tables`: in place of the scores these of `TABLES`, with
-    every column. Raises `WrongUse` for a name of no table, and if tests are requested for fewer
-    than two cells that learn classes.
+    every column. `measured`: what the cells lose without groups of their features. Raises
+    `WrongUse` for a name of no table, and if tests are requested for fewer than two cells that
+    learn classes.
     """
     classifying = [cell for cell in cells if cell.scores.classes]
     if paired and len(classifying) < 2:
@@ -90,6 +93,8 @@ def report_text(
     if paired:
         for table in (significance_table(classifying), papers_tests_table(classifying)):
             pieces += _table_pieces(without_repeats(table), width)
+    if measured:
+        pieces += _table_pieces(without_repeats(importance_table(measured)), width)
 
     if not tables:
         pieces += [_filled(words, width) for words in conditions_in_words(cells)]
