@@ -15,7 +15,7 @@ from ser.disk.records import checksummed_json, read_checksummed
 from ser.disk.workspace import put_files
 from ser.errors import CorruptStore, MissingRows
 
-from .blocks import ArrayRead, ArrayRecord, Stretch, read_stretches
+from .blocks import ArrayRead, ArrayRecord, Stretches, aligned_empty, read_stretches
 from .extract_command import extract_rows_command
 from .manifests import list_corpora, read_manifest
 from .part import Part
@@ -260,13 +260,13 @@ class Feature:
             records = {part: part.record.arrays[name] for part in stretches}
             dtype, row_shape = self._array_kind(name, records.values())
 
-            arrays[name] = np.empty((offsets[-1], *row_shape), dtype)
+            arrays[name] = aligned_empty((int(offsets[-1]), *row_shape), dtype)
             reads = []
             for part, record in records.items():
                 reads.append(ArrayRead(part.folder, record, stretches[part]))
             read_stretches(reads, arrays[name])
 
-        return Packed(arrays.pop("values"), np.array(offsets), ids, arrays)
+        return Packed(arrays.pop("values"), offsets, ids, arrays)
 
     def _array_kind(self, name: str, records: Iterable[ArrayRecord]) -> tuple[str, tuple[int, ...]]:
         """The dtype of an array, and the shape of its rows, which are the same in all parts."""
@@ -280,27 +280,40 @@ class Feature:
         return kinds.pop()
 
 
-def _find_stretches(places: Sequence[Place]) -> tuple[dict[Part, list[Stretch]], list[int]]:
+def _find_stretches(
+    places: Sequence[Place],
+) -> tuple[dict[Part, Stretches], npt.NDArray[np.int64]]:
     """What to read from each part, and the offsets of the utterances in the target, `[n + 1]`."""
-    stretches: dict[Part, list[Stretch]] = {part: [] for part, _ in places}
-    offsets = [0]
+    places_of_part: dict[Part, list[int]] = {}
+    numbers = np.empty(len(places), np.int64)
+    for place, (part, number) in enumerate(places):
+        places_of_part.setdefault(part, []).append(place)
+        numbers[place] = number
 
-    for part, number in places:
-        start = part.offsets[number]
-        stop = part.offsets[number + 1]
-        target = offsets[-1]
-        offsets.append(target + stop - start)
+    starts = np.empty(len(places), np.int64)
+    stops = np.empty(len(places), np.int64)
+    for part, of_part in places_of_part.items():
+        starts[of_part] = part.row_offsets[numbers[of_part]]
+        stops[of_part] = part.row_offsets[numbers[of_part] + 1]
+    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
 
-        of_part = stretches[part]
-        if of_part:
-            last = of_part[-1]
-            if last.stop == start and last.target + start - last.start == target:
-                # It goes on where the last one ends, in the part and in the target.
-                of_part[-1] = Stretch(last.start, stop, last.target)
-                continue
-        of_part.append(Stretch(start, stop, target))
+    stretches = {}
+    for part, of_part in places_of_part.items():
+        targets = offsets[of_part]
+        stretches[part] = _joined(Stretches(starts[of_part], stops[of_part], targets))
 
     return stretches, offsets
+
+
+def _joined(stretches: Stretches) -> Stretches:
+    """The same rows, with those as one that follow one another in the part and in the target."""
+    starts, stops, targets = stretches
+    lengths = stops - starts
+
+    follows = (starts[1:] == stops[:-1]) & (targets[1:] == targets[:-1] + lengths[:-1])
+    firsts = np.concatenate([[True], ~follows])
+    lasts = np.concatenate([~follows, [True]])
+    return Stretches(starts[firsts], stops[lasts], targets[firsts])
 
 
 def _arrays_to_read(parts: Iterable[Part], extras: bool, values: bool) -> list[str]:

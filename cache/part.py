@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ser.corpus.manifest import Key
 from ser.disk.read import REPAIR
 from ser.disk.records import FORMAT_VERSION, read_checksummed
 from ser.errors import CorruptStore, StoreError
 
-from .blocks import ArrayRead, ArrayRecord, ByteCount, Stretch, read_stretches
+from .blocks import ArrayRecord, ByteCount, read_array
 
 # The files that a part may have. Nothing else is opened, whatever part.json says.
 _ARRAY_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,63}"
@@ -153,20 +154,23 @@ class Part:
         return [(self.record.corpus, id_, digest) for id_, digest in rows]
 
     @cached_property
-    def offsets(self) -> list[int]:
-        """Utterance i is rows `offsets[i]:offsets[i + 1]` of the values.
+    def row_offsets(self) -> npt.NDArray[np.int64]:
+        """Utterance i is rows `row_offsets[i]:row_offsets[i + 1]` of the values, `[n + 1]`.
 
         Raises `CorruptStore` if they do not fit the values.
         """
-        array = self.record.arrays["offsets"]
-        offsets = np.empty(len(self.record.ids) + 1, np.int64)
-        read_stretches([ArrayRead(self.folder, array, [Stretch(0, len(offsets), 0)])], offsets)
+        offsets = read_array(self.folder, self.record.arrays["offsets"])
 
         rows = self.record.arrays["values"].shape[0]
         if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
             raise CorruptStore(f"{self.folder}: its offsets do not fit its rows; {REPAIR}")
 
-        return offsets.tolist()
+        return offsets
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The same as a list, of which a single one is taken faster."""
+        return self.row_offsets.tolist()
 
 
 def _with_folders(files: Mapping[str, FileRecord]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,17 @@ class Packed:
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         """The rows of utterance `index`, `[n, dim]`: a view."""
-        index = range(len(self.ids))[index]
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
+        bounds = self._bounds
+        if index < 0:
+            index += len(self.ids)
+        if index < 0:
+            raise IndexError(f"there are {len(self.ids)} utterances")
+        return self.values[bounds[index] : bounds[index + 1]]
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """The offsets as a list, of which a single one is taken faster."""
+        return self.offsets.tolist()
 
 
 @dataclass

@@ -8,12 +8,14 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import crc32c
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from ser.cache import blocks
 from ser.cache.backends import BACKENDS
 from ser.cache.part import Quarantine
 from ser.cache.publish import publish_part
@@ -74,6 +76,46 @@ def test_any_rows_in_any_order(tmp_path: Path, backend: str) -> None:
 
     with pytest.raises(IndexError):
         packed[len(packed)]
+
+
+@pytest.mark.parametrize("read_bytes", [1000, 4 << 20], ids=["short reads", "long reads"])
+def test_any_stretches_of_any_blocks(
+    tmp_path: Path, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(blocks, "_BYTES_PER_THREAD", 1000)
+    random = np.random.default_rng(0)
+
+    for case in range(60):
+        shape = (int(random.integers(1, 400)), int(random.choice([1, 40, 2500])))
+        array = random.integers(0, 1 << 16, shape).astype("u2")
+
+        # Blocks in up to two files, some side by side, some with other bytes between them.
+        cuts = np.unique([0, shape[0], *random.integers(0, shape[0], 6)]).tolist()
+        files = {"0": b"", "1": b""}
+        found = []
+        for start, stop in itertools.pairwise(cuts):
+            name = str(random.integers(1 + case % 2))
+            files[name] += bytes(int(random.choice([0, 4, 5000])))
+            content = array[start:stop].tobytes()
+            offset = len(files[name])
+            found.append(blocks.Block(name, offset, len(content), crc32c.crc32c(content)))
+            files[name] += content
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        record = blocks.ArrayRecord("uint16", shape, tuple(found))
+        assert np.array_equal(blocks.read_array(tmp_path, record), array)
+
+        starts, stops = np.sort(random.integers(0, shape[0] + 1, (2, 20)), 0)
+        if case % 3 == 0:
+            stops = np.minimum(starts + 1, shape[0])
+        lengths = stops - starts
+        stretches = blocks.Stretches(starts, stops, np.cumsum(lengths) - lengths)
+        target = blocks.aligned_empty((lengths.sum(), shape[1]), "u2")
+        blocks.read_stretches([blocks.ArrayRead(tmp_path, record, stretches)], target)
+
+        rows = [array[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        assert np.array_equal(target, np.concatenate(rows))
 
 
 @pytest.mark.parametrize("level", ["frame", "token"])
