@@ -42,8 +42,9 @@ def sections(command: click.Command, name: str) -> Iterator[str]:
 
     rows = []
     for option in command.params:
+        # An argument stands in the usage; whether it has a record too depends on click's version.
         record = option.get_help_record(context)
-        if record is not None:
+        if isinstance(option, click.Option) and record is not None:
             rows.append(_table_row(*record))
     if rows:
         yield "| option | |\n|---|---|"

@@ -55,7 +55,9 @@ def signature_of(value: object) -> str:
         signature = inspect.signature(value)  # type: ignore[arg-type]
     except ValueError:
         return ""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(signature))
+    without_addresses = re.sub(r" at 0x[0-9a-f]+", "", str(signature))
+    # Before 3, pandas names its classes by the modules that hold them.
+    return re.sub(r"\bpandas\.core\.\w+\.", "pandas.", without_addresses)
 
 
 def changelog() -> str:

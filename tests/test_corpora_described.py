@@ -2,7 +2,9 @@
 real names.
 """
 
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import string
@@ -484,8 +486,10 @@ label = "{emotion}"
 def test_the_real_emodb_is_read_as_ever() -> None:
     scan = scan_corpus(emodb()[0].parent)
 
-    digest = "50b32b64becc86751cfb53febffdad43ab4531cf82cf860489241843fc04acfa"
-    assert scan.manifest.digest == digest
+    # Of the rows: the manifest's own bytes are Parquet, which versions of pyarrow write differently.
+    rows = json.dumps(scan.manifest.table.to_pylist(), sort_keys=True)
+    digest = "dd247d3da3b7998d103cdd8a16379105bde5a0d22fe4ff6591395db4ef8be572"
+    assert hashlib.sha256(rows.encode()).hexdigest() == digest
     assert scan.problems == []
     assert scan.warnings == ["339 of EmoDB's 535 utterances are here"]
     assert Counter(scan.manifest.column("label")) == {"ang": 127, "neu": 79, "hap": 71, "sad": 62}

@@ -319,7 +319,9 @@ def _meanings(database: "audformat.Database") -> dict[str, Meanings]:
 def _records(frame: "pd.DataFrame", is_by_file: bool) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The rows of a table: the file or segment of each, and its values by column."""
     columns = list(frame.columns)
-    for index, values in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
+    # Before 3, pandas has no tuples for rows without columns.
+    tuples = frame.itertuples(index=False, name=None) if columns else [()] * len(frame)
+    for index, values in zip(frame.index, tuples, strict=True):
         record = dict(zip(columns, values, strict=True))
         if is_by_file:
             yield (str(index), None, None), record

@@ -181,7 +181,10 @@ def _sinusoids(rows: int, d: int, dtype: torch.dtype, device: torch.device) -> T
     even_columns = torch.arange(0, d, 2, device=place, dtype=torch.float64)
 
     angle = t * torch.exp(even_columns * (-math.log(10000.0) / d))
-    table = torch.stack([angle.sin(), angle.cos()], 2).flatten(1)[:, :d]
+    # onnxruntime has a sine of float64, but no cosine before 1.30.
+    is_graph = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    cosine = (angle + math.pi / 2).sin() if is_graph else angle.cos()
+    table = torch.stack([angle.sin(), cosine], 2).flatten(1)[:, :d]
     return table.to(dtype).to(device)
 
 

@@ -338,9 +338,11 @@ def _short_word(name: str | None) -> str:
 
 def _heat(axes: Any, values: np.ndarray, colour: str, left: float, right: float) -> None:
     """A heat map in one colour of rising opacity, so that it stands on light and dark paper."""
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
-    ramp = LinearSegmentedColormap.from_list("ramp", [(colour, 0.0), (colour, 1.0)])
+    # Before 3.10, a pair of a colour and its opacity is taken for a value and its colour.
+    ends = [to_rgba(colour, 0.0), to_rgba(colour, 1.0)]
+    ramp = LinearSegmentedColormap.from_list("ramp", ends)
     axes.imshow(
         values,
         ramp,
