@@ -3,8 +3,9 @@
 n  predictions     K  classes
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -177,21 +178,60 @@ class Evidence:
         """The key of each."""
         return list(map(self.keys.get, ids, ids))
 
-    def about_all(self, ids: Sequence[str]) -> list[Utterance]:
-        """What is known of each."""
-        return [self.utterances.get(key, _NOTHING) for key in self.keys_of(ids)]
-
     def about(self, id_: str) -> Utterance:
         """What is known of the utterance with that id."""
         return self.utterances.get(self.key(id_), _NOTHING)
 
-    def all_ids(self) -> Iterator[str]:
-        """Every id that a file of predictions or a split has, repeats included."""
+    @cached_property
+    def split_keys(self) -> list[dict[str, list[str]]]:
+        """Of each split, by train, dev and test, the keys of its ids in their order."""
+        keys = []
+        for split in self.splits:
+            keys.append({part: self.keys_of(split.of(part)) for part in PARTS})
+        return keys
+
+    @cached_property
+    def speakers(self) -> dict[str, str]:
+        """By key, who speaks, of all of whom it is known."""
+        return self._known("speaker")
+
+    @cached_property
+    def dialogues(self) -> dict[str, str]:
+        """By key, the dialogue of each utterance of which it is known."""
+        return self._known("dialogue")
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """By key, the transcript of each utterance that has one."""
+        return self._known("text")
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """By key, the corpus's label of each utterance that has one."""
+        return self._known("label")
+
+    @cached_property
+    def sounds(self) -> dict[str, str]:
+        """By key, what is equal for equal audio bytes, where they were hashed."""
+        return self._known("sound")
+
+    def _known(self, what: str) -> dict[str, str]:
+        known = {}
+        for key, utterance in self.utterances.items():
+            value = getattr(utterance, what)
+            if value:
+                known[key] = value
+        return known
+
+    def all_keys(self) -> set[str]:
+        """The key of every utterance that a file of predictions or a split has."""
+        keys: set[str] = set()
         for predictions in self.predictions:
-            yield from predictions.ids
+            keys.update(self.keys_of(predictions.ids))
         for split in self.splits:
             for members in split.parts.values():
-                yield from members
+                keys.update(self.keys_of(members))
+        return keys
 
 
 _NOTHING = Utterance()

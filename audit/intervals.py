@@ -1,5 +1,6 @@
 """The interval of a score over the speakers who were tested."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from ser.train.scores.intervals import pooled_interval
 from ser.train.scores.measures import measure_of
 
 from .evidence import Predictions
-from .scores import class_numbers
+from .scores import class_numbers, numbered
 
 
 def interval_of_ua(
@@ -19,12 +20,11 @@ def interval_of_ua(
     None where `pooled_interval` gives none.
     """
     truth, predicted, classes = class_numbers(predictions)
-    _, group = np.unique(np.array(groups), return_inverse=True)
-    seed_names, seed = np.unique(
-        np.array(predictions.seeds or [""] * len(truth)), return_inverse=True
-    )
+    group, group_names = numbered(groups)
+    seed, seed_names = numbered(predictions.seeds or [""] * len(truth))
 
-    counts = np.zeros((group.max() + 1, len(seed_names), classes, classes))
-    np.add.at(counts, (group, seed, truth, predicted), 1)
+    shape = (len(group_names), len(seed_names), classes, classes)
+    cells = np.ravel_multi_index((group, seed, truth, predicted), shape)
+    counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape).astype(float)
     _, low, high = pooled_interval(counts, measure_of("ua", predictions.classes, ()))
     return low, high

@@ -3,6 +3,7 @@
 n  predictions     K  classes     F  folds     S  seeds
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -59,14 +60,14 @@ def _score(hashable: _Hashable) -> Scored:
     predictions = hashable.predictions
     n = len(predictions)
     truth, predicted, classes = class_numbers(predictions)
-    seeds = np.array(predictions.seeds or [""] * n)
-    folds = np.array(predictions.folds or [""] * n)
+    seeds, seed_names = numbered(predictions.seeds or [""] * n)
+    folds, fold_names = numbered(predictions.folds or [""] * n)
 
     by_seed = {}
     fold_means = []
-    for seed in np.unique(seeds):
+    for seed, seed_name in sorted(enumerate(seed_names), key=lambda pair: pair[1]):
         of_seed = seeds == seed
-        by_seed[str(seed)] = scores_of(truth[of_seed], predicted[of_seed], classes)
+        by_seed[seed_name] = scores_of(truth[of_seed], predicted[of_seed], classes)
         of_folds = []
         for fold in np.unique(folds[of_seed]):
             rows = of_seed & (folds == fold)
@@ -74,9 +75,9 @@ def _score(hashable: _Hashable) -> Scored:
         fold_means.append(_mean(of_folds))
 
     by_fold = {}
-    for fold in np.unique(folds):
+    for fold, fold_name in sorted(enumerate(fold_names), key=lambda pair: pair[1]):
         rows = folds == fold
-        by_fold[str(fold)] = scores_of(truth[rows], predicted[rows], classes)
+        by_fold[fold_name] = scores_of(truth[rows], predicted[rows], classes)
 
     return Scored(
         pooled=_mean(list(by_seed.values())),
@@ -89,11 +90,16 @@ def _score(hashable: _Hashable) -> Scored:
 
 def class_numbers(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, int]:
     """Truth and prediction as class numbers `[n]`, and how many classes there are."""
-    names = list(dict.fromkeys([*predictions.classes, *predictions.truth, *predictions.predicted]))
+    n = len(predictions)
+    numbers, names = numbered([*predictions.truth, *predictions.predicted, *predictions.classes])
+    return numbers[:n], numbers[n : 2 * n], len(names)
+
+
+def numbered(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The number of each value `[n]`, and the different values in the order of their numbers."""
+    names = list(dict.fromkeys(values))
     number = {name: place for place, name in enumerate(names)}
-    truth = np.array([number[name] for name in predictions.truth], int)
-    predicted = np.array([number[name] for name in predictions.predicted], int)
-    return truth, predicted, len(names)
+    return np.fromiter(map(number.__getitem__, values), int, len(values)), names
 
 
 def scores_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:

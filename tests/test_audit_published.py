@@ -5,10 +5,12 @@ s3prl         the letter of a dialogue as the speaker of all of its utterances
 nkululeko     a table for each part, and the whole corpus beside them
 autrainer     an index without a name before the file
 MSP-Podcast   `labels_consensus.csv`, and `Partitions.txt` before it
-X-ARES        tars of parts or folds: see test_audit.py
+X-ARES        tars of parts or folds
 """
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -219,3 +221,96 @@ def test_msp_improv(tmp_path: Path) -> None:
     mixed = [row.replace(",1", ",2") if "-M01-" in row else row for row in rows]
     path.write_text("\n".join(mixed))
     assert {finding.check for finding in audit([path]).faults} == {"same dialogue"}
+
+
+def write_keys(path: Path, corpus: str, keys: dict[str, str]) -> None:
+    """EmoBox's lines of these keys, with the files of their recordings."""
+    lines = []
+    for key, file in keys.items():
+        lines.append(json.dumps({"key": f"{corpus}-{key}", "dataset": corpus, "wav": file}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+
+
+def test_emobox_spells_the_names_of_recordings_anew(tmp_path: Path) -> None:
+    """Its keys of CREMA-D have dashes: who speaks, and other files' ids, follow from the files."""
+    for part, actors in (("train", (1001, 1002)), ("test", (1003, 1004))):
+        keys = {}
+        for actor in actors:
+            for emotion in ("ANG", "HAP", "NEU"):
+                name = f"{actor}_DFA_{emotion}_XX"
+                keys[name.replace("_", "-")] = f"downloads/cremad/AudioWAV/{name}.wav"
+        write_keys(tmp_path / "cremad" / "fold_1" / f"cremad_{part}_fold_1.jsonl", "cremad", keys)
+    done = audit([tmp_path / "cremad"])
+    assert done.verdict == "sound"
+    assert done.evidence.about("cremad-1003-DFA-ANG-XX").speaker == "1003"
+
+    table = tmp_path / "p.csv"
+    table.write_text("id,truth,predicted\n1003_DFA_ANG_XX,ang,ang\n1004_DFA_HAP_XX,hap,ang\n")
+    assert set(audit([tmp_path / "cremad", table]).evidence.speakers) == {
+        f"{actor}_DFA_{emotion}_XX"
+        for actor in (1001, 1002, 1003, 1004)
+        for emotion in ("ANG", "HAP", "NEU")
+    }
+
+
+def test_emobox_has_the_folds_of_emodb_under_two_names(tmp_path: Path) -> None:
+    speakers = {1: "03", 2: "08"}
+    for fold in speakers:
+        for part in ("train", "test"):
+            of_part = speakers[fold] if part == "test" else speakers[3 - fold]
+            keys = {f"{of_part}a0{n}Fa": f"wav/{of_part}a0{n}Fa.wav" for n in (1, 2, 4)}
+            for name in (f"emodb_{part}_fold{fold}", f"emodb_{part}_fold_{fold}"):
+                write_keys(tmp_path / f"fold_{fold}" / f"{name}.jsonl", "emodb", keys)
+    done = audit([tmp_path])
+    assert done.findings == []
+    assert done.verdict == "sound"
+
+
+def test_names_that_are_made_as_those_of_emodb(tmp_path: Path) -> None:
+    """Oréau's have other letters for other emotions: nothing is known of them."""
+    names = [f"{speaker}c01{letter}a" for speaker in (21, 22) for letter in "CTJPDSN"]
+    for part, of_part in (("train", names[::2]), ("test", names[1::2])):
+        keys = {name: f"wav/{name}.wav" for name in of_part}
+        write_keys(tmp_path / "fold_1" / f"oreau_{part}_fold_1.jsonl", "oreau", keys)
+    done = audit([tmp_path])
+    assert done.verdict == "unclear"
+    assert done.evidence.utterances == {}
+
+
+def test_two_test_parts(tmp_path: Path) -> None:
+    """MER2023 of EmoBox has one of its test parts under two names; half of one is a fault."""
+    members = {"train": ["a", "b"], "test": ["c", "d"], "test1": ["c", "d"], "test2": ["e"]}
+    path = tmp_path / "parts.json"
+    path.write_text(json.dumps(members))
+    done = audit([path])
+    assert [finding.severity for finding in done.findings] == ["note"]
+    assert "test and test1 are the same 2 utterances" in done.notes[0].sentence
+
+    path.write_text(json.dumps({**members, "test2": ["e", "d"]}))
+    assert {finding.check for finding in audit([path]).faults} == {"same utterance"}
+
+
+def write_tar(path: Path, speakers: dict[str, str], sounds: dict[str, bytes]) -> None:
+    """Utterances with their speakers, as X-ARES writes them: a sound and an object each."""
+    with tarfile.open(path, "w") as archive:
+        for id_, speaker in speakers.items():
+            known = json.dumps({"emotion": "happy", "speaker": speaker}).encode()
+            for ending, content in (("wav", sounds.get(id_, id_.encode())), ("json", known)):
+                member = tarfile.TarInfo(f"{id_}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def test_objects_and_sounds_in_tars(tmp_path: Path) -> None:
+    """X-ARES's folds say of each utterance who speaks, and hold its sound."""
+    for fold, names in enumerate(("ab", "cd", "ef")):
+        speakers = {f"{name}{n}": f"speaker {name}" for name in names for n in range(3)}
+        write_tar(tmp_path / f"ravdess_fold_{fold}_0000000.tar", speakers, {})
+    done = audit([tmp_path])
+    assert done.findings == []
+    assert done.verdict == "sound"
+
+    copied = {"e0": b"a0"}
+    write_tar(tmp_path / "ravdess_fold_2_0000000.tar", {"e0": "e", "a9": "speaker a"}, copied)
+    assert {finding.check for finding in audit([tmp_path]).faults} == {"same speaker", "same audio"}

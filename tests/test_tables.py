@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ser.cache.store import open_store
 from ser.cache.tools.importing import import_feature
-from ser.corpus.delimited import read_delimited, read_plain_columns
+from ser.corpus.delimited import read_columns, read_delimited
 from ser.corpus.manifest import Manifest
 from ser.corpus.people import one_spelling, spelled_alike
 from ser.errors import CorpusError, StoreError, WrongUse, printable
@@ -117,35 +117,41 @@ def test_rows_are_read_as_they_are(kind: str) -> None:
     assert cells_of(text) == expected
 
 
+PLAIN_CELLS = ["a", "b c", " ", "", "NA", "null", "1", "\u00e9", "'x"]
+
+
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(
     st.lists(
         st.lists(
-            st.sampled_from(["a", "b c", " ", "", "NA", "null", "1", "\u00e9", "'x"]), max_size=3
+            st.sampled_from([*PLAIN_CELLS, '"a, b"', '""', '"', 'a"', '"a""b"', ' "c"', '"d\ne"']),
+            max_size=3,
         )
     ),
     st.sampled_from([",", ";", "\t"]),
     st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
 )
-def test_plain_columns_are_what_the_rows_say(
+def test_columns_are_what_the_rows_say(
     rows: list[list[str]], delimiter: str, line_end: str
 ) -> None:
     text = line_end.join(delimiter.join(cells) for cells in [["h", "i", "j"], *rows])
-    plain = read_plain_columns(text, has_tabs=delimiter == "\t")
-    header, *read = cells_of(text, has_tabs=delimiter == "\t")
+    plain = read_columns(text, has_tabs=delimiter == "\t")
     if plain is None:
         return
+    header, *read = cells_of(text, has_tabs=delimiter == "\t")
     assert list(plain) == header
     for place, column in enumerate(plain.values()):
         assert column == [cells[place] if cells[place].strip() else None for cells in read]
 
 
-def test_plain_columns_are_read_where_they_are_plain() -> None:
-    assert read_plain_columns("a;b\n1;\n\n2; \n", False) is None
-    assert read_plain_columns("a;b\n1;\n\n2;NA\n", False) == {"a": ["1", "2"], "b": [None, "NA"]}
-    assert read_plain_columns('a,b\n1,"2"\n', False) is None
-    assert read_plain_columns("a,b\n1\n", False) is None
-    assert read_plain_columns("a,a\n1,2\n", False) is None
+def test_columns_are_read_where_each_row_is_a_line() -> None:
+    assert read_columns("a;b\n1;\n\n2; \n", False) is None
+    assert read_columns("a;b\n1;\n\n2;NA\n", False) == {"a": ["1", "2"], "b": [None, "NA"]}
+    assert read_columns('a,b\n1,"2, 3"\n', False) == {"a": ["1"], "b": ["2, 3"]}
+    assert read_columns('a\tb\n1\t"2"\n', False) is None
+    assert read_columns('a,b\n1,"2\n3"\n', False) is None
+    assert read_columns("a,b\n1\n", False) is None
+    assert read_columns("a,a\n1,2\n", False) is None
 
 
 def test_rows_on_several_lines_are_counted(four_files: Path) -> None:

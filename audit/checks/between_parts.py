@@ -1,14 +1,11 @@
 """What stands in two parts of a fold: the same for utterances, audio, dialogues and speakers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..evidence import PAIRS, Evidence, Predictions, Split
+from ..evidence import PAIRS, Evidence, Predictions
 from ..finding import Finding, Severity
 from ..words import counted, examples
-
-# From the id of an utterance to what it must share with no other part; None if it is not known.
-SharedThing = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -20,18 +17,29 @@ class Kind:
     noun: str
     """Such as "speaker"."""
     consequence: str
-    """What it does to the result, and what to do."""
+    """What it does to the result, and what to do; "{part}" is the second of the parts, and "{seen}"
+    what the first did with it."""
     severity: Severity = "fault"
 
+    def consequence_for(self, first: str, second: str) -> str:
+        """The consequence where these two parts share something."""
+        seen = "chose the epoch" if first == "dev" else "was trained on"
+        return self.consequence.format(part=second, seen=seen)
 
-def shared_between_parts(evidence: Evidence, kind: Kind, thing_of: SharedThing) -> list[Finding]:
-    """A finding for each pair of parts that share something, over all folds."""
+
+def shared_between_parts(
+    evidence: Evidence, kind: Kind, things: Mapping[str, str]
+) -> list[Finding]:
+    """A finding for each pair of parts that share something, over all folds.
+
+    `things` are what an utterance must share with no other part, by key, where it is known.
+    """
     findings = []
     for first, second in PAIRS:
         shared: dict[str, list[str]] = {}
         folds = []
-        for split in evidence.splits:
-            in_fold = _shared(split, first, second, thing_of)
+        for split, keys in zip(evidence.splits, evidence.split_keys, strict=True):
+            in_fold = _shared(split.of(second), keys[first], keys[second], things)
             if in_fold:
                 folds.append(split.fold)
             for thing, ids in in_fold.items():
@@ -41,13 +49,22 @@ def shared_between_parts(evidence: Evidence, kind: Kind, thing_of: SharedThing) 
     return findings
 
 
-def _shared(split: Split, first: str, second: str, thing_of: SharedThing) -> dict[str, list[str]]:
-    """The utterances of the second part by what they share with the first."""
-    in_first = {thing_of(id_) for id_ in split.of(first)} - {None}
+def _shared(
+    ids: Sequence[str], first: Sequence[str], second: Sequence[str], things: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """The utterances of the second part by what they share with the first.
+
+    `ids` are those of the second part, `first` and `second` the keys of both.
+    """
+    in_both = set(map(things.get, first)) & set(map(things.get, second))
+    in_both.discard(None)
+    if not in_both:
+        return {}
+
     shared: dict[str, list[str]] = {}
-    for id_ in split.of(second):
-        thing = thing_of(id_)
-        if thing is not None and thing in in_first:
+    for id_, key in zip(ids, second, strict=True):
+        thing = things.get(key)
+        if thing in in_both and thing is not None:
             shared.setdefault(thing, []).append(id_)
     return shared
 
@@ -70,7 +87,7 @@ def _finding(
         sentence=(
             f"{counted(len(shared), kind.noun)} {verb} in {parts[0]} and {parts[1]}"
             f"{in_folds(folds, len(evidence.splits))} ({examples(shared)}), with "
-            f"{counted(len(ids), 'utterance')} of {parts[1]}: {kind.consequence}"
+            f"{counted(len(ids), 'utterance')} of {parts[1]}: {kind.consequence_for(*parts)}"
         ),
         ids=tuple(ids),
         count=len(shared),
@@ -87,7 +104,8 @@ def tested_in_several_folds(
     """
     in_folds = predictions.folds or []
     keys = evidence.keys_of(predictions.ids)
-    if len(set(zip(keys, in_folds, strict=True))) > len(set(keys)):
+    fold_of = dict(zip(keys, in_folds, strict=True))
+    if list(map(fold_of.__getitem__, keys)) != in_folds:
         return []
 
     folds: dict[str, set[str]] = {}
@@ -108,7 +126,8 @@ def tested_in_several_folds(
             severity=kind.severity,
             sentence=(
                 f"{len(several):,} of {counted(len(folds), kind.noun)} are tested in several folds "
-                f"({examples(several)}), so each is in train when it is in test: {kind.consequence}"
+                f"({examples(several)}), so each is in train when it is in test: "
+                f"{kind.consequence_for('train', 'test')}"
             ),
             ids=tuple(shared),
             count=len(several),

@@ -41,7 +41,7 @@ def check_coverage(evidence: Evidence) -> list[Finding]:
 
 
 def _knows_labels(evidence: Evidence) -> bool:
-    return any(evidence.utterances[key].label is not None for key in evidence.corpus or ())
+    return any(key in evidence.labels for key in evidence.corpus or ())
 
 
 def _against_the_corpus(evidence: Evidence, corpus: list[str]) -> list[Finding]:
@@ -51,18 +51,12 @@ def _against_the_corpus(evidence: Evidence, corpus: list[str]) -> list[Finding]:
         if declared and (declared.limited or declared.protocol not in TEST_ALL):
             return []
 
-    known = set()
-    labels_used = set()
-    for id_ in evidence.all_ids():
-        key = evidence.key(id_)
-        known.add(key)
-        label = evidence.about(id_).label
-        if label is not None:
-            labels_used.add(label)
+    known = evidence.all_keys()
+    labels_used = set(map(evidence.labels.get, known)) - {None}
 
     missing = []
     for key in corpus:
-        if evidence.utterances[key].label in labels_used and key not in known:
+        if key not in known and evidence.labels.get(key) in labels_used:
             missing.append(key)
     if not missing:
         return []
@@ -84,15 +78,12 @@ def _against_the_corpus(evidence: Evidence, corpus: list[str]) -> list[Finding]:
 
 def _tests_whole_sessions(evidence: Evidence) -> bool:
     """Whether all that is missing is of speakers who are not tested at all: one fold of several."""
-    tested_speakers = set()
-    known = set()
-    for id_ in evidence.all_ids():
-        tested_speakers.add(evidence.about(id_).speaker)
-        known.add(evidence.key(id_))
+    known = evidence.all_keys()
+    tested_speakers = set(map(evidence.speakers.get, known))
     if None in tested_speakers:
         return False
     for key in evidence.corpus or ():
-        if key not in known and evidence.utterances[key].speaker in tested_speakers:
+        if key not in known and evidence.speakers.get(key) in tested_speakers:
             return False
     return True
 

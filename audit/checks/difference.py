@@ -36,7 +36,7 @@ def check_difference(evidence: Evidence) -> list[Finding]:
 
 def _for_tests(evidence: Evidence, predictions: Predictions, names: list[str]) -> ClassPredictions:
     number = {name: place for place, name in enumerate(names)}
-    keys = [evidence.key(id_) for id_ in predictions.ids]
+    keys = evidence.keys_of(predictions.ids)
     return ClassPredictions(
         classes=names,
         utterances=list(zip(keys, predictions.truth, strict=True)),
@@ -50,10 +50,11 @@ def _for_tests(evidence: Evidence, predictions: Predictions, names: list[str]) -
 def groupings(evidence: Evidence, predictions: Predictions) -> dict[str, list[str]]:
     """The group of each prediction, by what groups can be: speakers, dialogues, else utterances."""
     by_kind: dict[str, list[str]] = {}
-    speakers = [evidence.about(id_).speaker for id_ in predictions.ids]
-    if None not in speakers:
-        by_kind["speakers"] = [str(speaker) for speaker in speakers]
-    dialogues = [evidence.about(id_).dialogue for id_ in predictions.ids]
-    if None not in dialogues and len(set(dialogues)) < len(set(predictions.ids)):
-        by_kind["dialogues"] = [str(dialogue) for dialogue in dialogues]
-    return by_kind or {"utterances": [evidence.key(id_) for id_ in predictions.ids]}
+    keys = evidence.keys_of(predictions.ids)
+    speakers = [evidence.speakers.get(key, "") for key in keys]
+    if "" not in speakers:
+        by_kind["speakers"] = speakers
+    dialogues = [evidence.dialogues.get(key, "") for key in keys]
+    if "" not in dialogues and len(set(dialogues)) < len(set(keys)):
+        by_kind["dialogues"] = dialogues
+    return by_kind or {"utterances": keys}

@@ -36,9 +36,11 @@ def _listed_twice(evidence: Evidence) -> list[Finding]:
     twice: dict[str, None] = {}
     for split in evidence.splits:
         for members in split.parts.values():
+            keys = evidence.keys_of(members)
+            if len(set(keys)) == len(keys):
+                continue
             listed = set()
-            for id_ in members:
-                key = evidence.key(id_)
+            for id_, key in zip(members, keys, strict=True):
                 if key in listed:
                     twice[id_] = None
                 listed.add(key)
@@ -49,10 +51,10 @@ def _tested_twice(evidence: Evidence) -> list[Finding]:
     """Utterances in the test parts of two folds."""
     fold_of: dict[str, str] = {}
     twice: dict[str, None] = {}
-    for split in evidence.splits:
-        for id_ in split.of("test"):
-            place = f"{split.source}/{split.fold}"
-            if fold_of.setdefault(evidence.key(id_), place) != place:
+    for split, keys in zip(evidence.splits, evidence.split_keys, strict=True):
+        place = f"{split.source}/{split.fold}"
+        for id_, key in zip(split.of("test"), keys["test"], strict=True):
+            if fold_of.setdefault(key, place) != place:
                 twice[id_] = None
     return _fault(
         twice,
@@ -66,17 +68,20 @@ def _never_tested(evidence: Evidence) -> list[Finding]:
     if len(evidence.splits) < 2:
         return []
     tested: set[str] = set()
-    for split in evidence.splits:
-        tested.update(evidence.key(id_) for id_ in split.of("test"))
+    trained: set[str] = set()
+    for keys in evidence.split_keys:
+        tested.update(keys["test"])
+        trained.update(keys["train"], keys["dev"])
 
+    untested = trained - tested
     never: dict[str, None] = {}
-    keys: set[str] = set()
-    for split in evidence.splits:
-        for members in split.parts.values():
-            for id_ in members:
-                key = evidence.key(id_)
-                if key not in tested and key not in keys:
-                    keys.add(key)
+    for split, keys in zip(evidence.splits, evidence.split_keys, strict=True):
+        if untested.isdisjoint(keys["train"]) and untested.isdisjoint(keys["dev"]):
+            continue
+        for part in ("train", "dev"):
+            for id_, key in zip(split.of(part), keys[part], strict=True):
+                if key in untested:
+                    untested.discard(key)
                     never[id_] = None
     return _fault(
         never,

@@ -1,5 +1,7 @@
 """The same recording in two parts, under two ids."""
 
+from collections import Counter
+
 from ..evidence import Evidence
 from ..finding import Finding, NotChecked
 from .between_parts import Kind, shared_between_parts
@@ -7,8 +9,8 @@ from .between_parts import Kind, shared_between_parts
 KIND = Kind(
     check="same audio",
     noun="recording",
-    consequence="the bytes of a test utterance were trained on under another id; keep copies in "
-    "one part, or leave them out",
+    consequence="the recording of a {part} utterance {seen} under another id; keep copies in one "
+    "part, or leave them out",
 )
 
 
@@ -24,27 +26,18 @@ def check_same_audio(evidence: Evidence) -> list[Finding]:
                     severity="fault",
                     sentence=(
                         f"{declaration.repeated_audio:,} test utterances have audio that stands in "
-                        f"train or dev under another id: {KIND.consequence}"
+                        f"train or dev under another id: "
+                        f"{KIND.consequence_for('train', 'test')}"
                     ),
                     count=declaration.repeated_audio,
                 )
             )
 
-    has_sounds = any(utterance.sound for utterance in evidence.utterances.values())
-    if evidence.splits and has_sounds:
-        keys_of_sound: dict[str, set[str]] = {}
-        for key, utterance in evidence.utterances.items():
-            if utterance.sound is not None:
-                keys_of_sound.setdefault(utterance.sound, set()).add(key)
-
-        def sound_of(id_: str) -> str | None:
-            sound = evidence.about(id_).sound
-            # One id in two parts is another check's.
-            if sound is None or len(keys_of_sound[sound]) == 1:
-                return None
-            return sound
-
-        return findings + shared_between_parts(evidence, KIND, sound_of)
+    if evidence.splits and evidence.sounds:
+        counts = Counter(evidence.sounds.values())
+        # One id in two parts is another check's.
+        copies = {key: sound for key, sound in evidence.sounds.items() if counts[sound] > 1}
+        return findings + shared_between_parts(evidence, KIND, copies)
     if declared:
         return findings
 

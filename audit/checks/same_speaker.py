@@ -25,16 +25,14 @@ def check_same_speaker(evidence: Evidence) -> list[Finding]:
             checked = True
             findings += _of_runs(predictions, predictions.declared)
 
-    has_speakers = any(utterance.speaker for utterance in evidence.utterances.values())
+    has_speakers = bool(evidence.speakers)
     if evidence.splits and has_speakers:
-        return findings + shared_between_parts(
-            evidence, KIND, lambda id_: evidence.about(id_).speaker
-        )
+        return findings + shared_between_parts(evidence, KIND, evidence.speakers)
     if not evidence.splits and has_speakers:
         for predictions in evidence.predictions:
             if predictions.declared is None and predictions.folds is not None:
                 checked = True
-                speakers = [found.speaker for found in evidence.about_all(predictions.ids)]
+                speakers = list(map(evidence.speakers.get, evidence.keys_of(predictions.ids)))
                 findings += tested_in_several_folds(evidence, predictions, KIND, speakers)
     if checked:
         return findings

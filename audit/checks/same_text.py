@@ -35,9 +35,8 @@ def check_same_text(evidence: Evidence) -> list[Finding]:
                     )
                 )
 
-    has_texts = any(utterance.text for utterance in evidence.utterances.values())
-    if evidence.splits and has_texts:
-        return findings + shared_between_parts(evidence, KIND, lambda id_: evidence.about(id_).text)
+    if evidence.splits and evidence.texts:
+        return findings + shared_between_parts(evidence, KIND, evidence.texts)
     if declared:
         return findings
     raise NotChecked(

@@ -25,7 +25,7 @@ def check_truth(evidence: Evidence) -> list[Finding]:
     findings = []
     compared = 0
     for predictions in evidence.predictions:
-        labels = [utterance.label for utterance in evidence.about_all(predictions.ids)]
+        labels = list(map(evidence.labels.get, evidence.keys_of(predictions.ids)))
         rows = [row for row, label in enumerate(labels) if label is not None]
         if not rows:
             continue

@@ -34,6 +34,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "kept": ("kept", "selected", "best", "chosen"),
 }  # fmt: skip
 
+# What the column of a recording's file is called.
+FILES = {"wav", "audio", "path", "file", "filename", "filepath", "audiopath", "wavpath"}
+
 # What stands before the name of a class where each has a column of its own.
 PROBABILITY_PREFIXES = ("p_", "p(", "prob_", "proba_", "probability_", "posterior_", "logit_")
 
@@ -50,6 +53,13 @@ class Columns:
 
     def __contains__(self, held: str) -> bool:
         return held in self.headings
+
+    def file_beside_id(self, sheet: Sheet) -> str | None:
+        """The heading of the recordings' files, where the ids are in another column."""
+        for heading in sheet.columns:
+            if _plain(heading) in FILES and heading != self.headings.get("id"):
+                return heading if "id" in self else None
+        return None
 
     def in_words(self) -> str:
         """Such as "id = utt_id, truth = y_true"."""

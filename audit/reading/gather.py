@@ -15,7 +15,7 @@ from ..evidence import Claim, Evidence, History, Predictions, Script, Split, Utt
 from .columns import Columns, find_columns
 from .corpora import is_store, read_corpus, read_store, utterances_of
 from .histories import is_history, read_history
-from .join_keys import join_keys
+from .join_keys import join_keys, names_of_recordings
 from .known_ids import known_utterances
 from .predictions import has_predictions, read_predictions
 from .runs import is_run_folder, read_runs
@@ -63,6 +63,8 @@ class Gathering:
     """Those of a store of ser, by name."""
     corpus_names: set[str] = field(default_factory=set)
     """Those that stand before ids, as EmoBox writes them."""
+    recordings: dict[str, str] = field(default_factory=dict)
+    """By id, the name of its recording, where the id is that in another spelling."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -104,7 +106,7 @@ def _with_utterances(evidence: Evidence, gathering: Gathering) -> Evidence:
     sources = [*corpora, *gathering.utterances]
     files += [list(source) for source in sources]
 
-    keys = join_keys(files, gathering.corpus_names)
+    keys = join_keys(files, gathering.corpus_names, gathering.recordings)
     utterances = known_utterances(dict.fromkeys(keys.values()))
     # What comes first counts: the corpus, then the files' own rows, then the ids themselves.
     for source in reversed(sources):
@@ -189,12 +191,18 @@ def _read_folder(folder: Path, gathering: Gathering) -> None:
 
 def _read_tar(path: Path, root: Path | None, gathering: Gathering) -> None:
     part, fold = part_and_fold(path, root)
-    ids, part, fold = read_tar(path, part, fold)
+    sheet = read_tar(path)
+    columns = find_columns(sheet, {})
+    gathering.utterances.append(utterances_of(sheet, columns))
+    ids = sheet.columns["id"]
     if part is None:
         gathering.in_folds.append(Members(path.name, fold, "test", ids))
     else:
         gathering.members.append(Members(path.name, fold, part, ids))
-    gathering.notes.append(f"{path.name}: {len(ids):,} utterances of {part or fold}")
+    gathering.notes.append(
+        f"{path.name}: {len(ids):,} utterances of {part or fold or 'one fold'}; "
+        f"{columns.in_words()}"
+    )
 
 
 def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
@@ -213,7 +221,13 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
     sheet = read_sheet(path)
     sheet = with_segment_ids(sheet)
     columns = find_columns(sheet, gathering.columns)
-    gathering.corpus_names.update(corpora_before_ids(sheet, columns))
+    prefixes = corpora_before_ids(sheet, columns)
+    gathering.corpus_names.update(prefixes)
+    file_heading = columns.file_beside_id(sheet)
+    if file_heading is not None:
+        ids = sheet.columns[columns.headings["id"]]
+        files = sheet.columns[file_heading]
+        gathering.recordings.update(names_of_recordings(ids, files, prefixes))
     part, fold = part_and_fold(path, root)
     name = str(path.relative_to(root)) if root else path.name
     count = f"{name}: {len(sheet):,}"

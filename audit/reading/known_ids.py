@@ -7,7 +7,7 @@ from pathlib import Path
 from ser.extract.corpora.formats import FORMATS
 from ser.extract.corpora.iemocap import ID as IEMOCAP_ID
 from ser.extract.corpora.layout import Layout, read_layout
-from ser.extract.corpora.patterns import fill
+from ser.extract.corpora.patterns import Fields, fill
 
 from ..evidence import Utterance
 
@@ -20,6 +20,9 @@ MSP_IMPROV_ID = re.compile(
     r"MSP-IMPROV-(?P<scene>S\d{2}[A-Z])-(?P<speaker>[FM](?P<session>\d{2}))-[A-Z]-[FM]{2}\d{2}",
     re.ASCII,
 )
+
+# ESD: who speaks, and the number of the recording.
+ESD_ID = re.compile(r"(?P<speaker>00(?:0[1-9]|1\d|20))_\d{6}", re.ASCII)
 
 # Ids that decide which corpus they are of, and the share of them that must fit.
 SAMPLE = 50
@@ -37,8 +40,10 @@ def known_utterances(keys: Iterable[str]) -> dict[str, Utterance]:
         return _of_msp_podcast(keys)
     if _share(sample, MSP_IMPROV_ID) >= SHARE:
         return _of_msp_improv(keys)
+    if _share(sample, ESD_ID) >= SHARE:
+        return {key: Utterance(speaker=key[:4]) for key in keys if ESD_ID.fullmatch(key)}
     for layout in _layouts():
-        fitting = [key for key in sample if layout.match(key) is not None]
+        fitting = [key for key in sample if _fields(layout, key) is not None]
         if sample and len(fitting) >= SHARE * len(sample):
             return _of_layout(keys, layout)
     return {}
@@ -110,7 +115,7 @@ def _layouts() -> list[Layout]:
 def _of_layout(keys: Iterable[str], layout: Layout) -> dict[str, Utterance]:
     known = {}
     for key in keys:
-        fields = layout.match(key)
+        fields = _fields(layout, key)
         if fields is None:
             continue
         values = {}
@@ -122,3 +127,18 @@ def _of_layout(keys: Iterable[str], layout: Layout) -> dict[str, Utterance]:
             values[column] = value or None
         known[key] = Utterance(speaker=values["speaker"], label=values["label"])
     return known
+
+
+def _fields(layout: Layout, key: str) -> Fields | None:
+    """What a name says, if it is one of the corpus: its emotion must be one of the corpus's.
+
+    Oréau's names are made as EmoDB's are, of other letters.
+    """
+    fields = layout.match(key)
+    if fields is None:
+        return None
+    emotions = layout.maps.get("label")
+    label = fill(layout.columns.get("label", ""), fields)
+    if emotions is not None and label and label not in emotions and "*" not in emotions:
+        return None
+    return fields

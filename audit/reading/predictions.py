@@ -136,14 +136,12 @@ def _probabilities(sheet: Sheet, columns: Columns) -> tuple[np.ndarray | None, l
 
 def _numbers_of(sheet: Sheet, heading: str) -> np.ndarray:
     """A column as numbers `[n]`, NaN where one is missing. Raises `WrongUse`."""
-    values = sheet.columns[heading]
-    try:
-        return np.array([float(value) for value in values])
-    except (ValueError, TypeError):
-        pass
+    complete = sheet.numbers(heading)
+    if complete is not None:
+        return complete
 
     numbers = []
-    for row, value in enumerate(values, 1):
+    for row, value in enumerate(sheet.columns[heading], 1):
         try:
             numbers.append(np.nan if value is None else float(value))
         except (ValueError, TypeError):

@@ -1,6 +1,7 @@
 """A file as columns: CSV, TSV, JSON lines, Parquet, JSON or npz, whoever wrote it."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +10,16 @@ from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
-from ser.corpus.delimited import read_delimited, read_plain_columns
-from ser.corpus.table_file import TABLE_ENDINGS, read_table_file
-from ser.disk.read import read_named
+from ser.corpus.delimited import CellColumns, read_columns, read_delimited
+from ser.corpus.table_file import TABLE_ENDINGS, is_missing
+from ser.disk.parquet import read_parquet
+from ser.disk.read import LARGE, read_named
 from ser.disk.text import read_text
 from ser.errors import WrongUse
 
 ENDINGS = {*TABLE_ENDINGS, ".json", ".npz", ".txt", ".lst", ".list"}
-
-DELIMITED = {".csv", ".tsv"}
 
 # A list of ids without a heading.
 LISTS = {".txt", ".lst", ".list"}
@@ -43,6 +44,16 @@ class Sheet:
         for matrix in self.matrices.values():
             return len(matrix)
         return 0
+
+    def numbers(self, heading: str) -> np.ndarray | None:
+        """A column as numbers `[n]`; None if one of its values is none."""
+        if isinstance(self.columns, CellColumns):
+            return self.columns.numbers(heading)
+        values = self.columns[heading]
+        try:
+            return np.fromiter(map(float, values), float, len(values))
+        except (ValueError, TypeError):
+            return None
 
     @property
     def headings(self) -> list[str]:
@@ -70,16 +81,18 @@ def _read(path: Path) -> Sheet:
     if ending == ".json":
         return sheet_of_objects(path, _objects(path, read_json(path)))
 
-    if ending in DELIMITED:
-        return _read_delimited(path)
-    return _read_rows(path)
+    if ending == ".jsonl":
+        return _read_json_lines(path)
+    if ending == ".parquet":
+        return _read_parquet(path)
+    return _read_delimited(path)
 
 
 def _read_delimited(path: Path) -> Sheet:
     """CSV and TSV, column by column: a hundred thousand predictions are read at once."""
     try:
         text = read_text(path)
-        columns_of_text = read_plain_columns(text, has_tabs=path.suffix.lower() == ".tsv")
+        columns_of_text = read_columns(text, has_tabs=path.suffix.lower() == ".tsv")
         if columns_of_text is not None:
             return Sheet(path.name, path, columns_of_text)
         rows = list(read_delimited(text, has_tabs=path.suffix.lower() == ".tsv"))
@@ -105,19 +118,64 @@ def _read_delimited(path: Path) -> Sheet:
     return Sheet(path.name, path, columns)
 
 
-def _read_rows(path: Path) -> Sheet:
-    """JSON lines and Parquet."""
-    table = read_table_file(path)
-    for row in table.rows:
-        if row.fault:
-            raise WrongUse(f"{path}: {row.where} {row.fault}; correct the line")
-
-    columns: dict[str, list[Any]] = {heading: [] for heading in table.headings}
-    for row in table.rows:
-        values = row.values
-        for heading, column in columns.items():
-            column.append(values.get(heading))
+def _read_parquet(path: Path) -> Sheet:
+    try:
+        table = read_parquet(read_named(path, LARGE))
+        columns = {
+            heading.strip(): _without_blanks(column.to_pylist())
+            for heading, column in zip(table.column_names, table.columns, strict=True)
+        }
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); give a plain file") from None
+    except (pa.ArrowException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise WrongUse(f"{path} cannot be read as parquet: {reason}") from None
     return _with_lists_as_matrices(Sheet(path.name, path, columns))
+
+
+def _read_json_lines(path: Path) -> Sheet:
+    try:
+        text = read_text(path)
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}); give a plain file") from None
+    except ValueError as error:
+        raise WrongUse(f"{path} cannot be read as jsonl: {error}") from None
+
+    objects: list[dict[str, Any]] = []
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            objects.append(decode(line))
+        # NaN is no JSON, but Python writes it.
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            objects.append(_json_object(path, number, line))
+    return sheet_of_objects(path, objects)
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    # A number of thousands of digits is a ValueError, too.
+    except (ValueError, RecursionError):
+        raise WrongUse(f"{path}: line {number} is not JSON; correct the line") from None
+    if not isinstance(value, dict):
+        raise WrongUse(
+            f"{path}: line {number} is not a JSON object; write one a line, such as "
+            '{"id": "a", "truth": "ang", "predicted": "sad"}'
+        )
+    return value
+
+
+def _without_blanks(values: list[Any]) -> list[Any]:
+    """The values, None for a blank text and for a number that is none."""
+    kinds = set(map(type, values))
+    if kinds == {str} and all(map(str.strip, set(values))):
+        return values
+    if kinds.isdisjoint({str, float}):
+        return values
+    return [None if is_missing(value) else value for value in values]
 
 
 def read_json(path: Path) -> Any:
@@ -131,12 +189,12 @@ def read_json(path: Path) -> Any:
 def sheet_of_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Sheet:
     """A sheet of JSON objects, each a row."""
     headings: dict[str, None] = {}
-    for row in objects:
-        headings.update(dict.fromkeys(row))
+    for names in dict.fromkeys(map(tuple, objects)):
+        headings.update(dict.fromkeys(names))
 
     columns: dict[str, list[Any]] = {}
     for heading in headings:
-        columns[heading] = [row.get(heading) for row in objects]
+        columns[heading.strip()] = _without_blanks([row.get(heading) for row in objects])
     return _with_lists_as_matrices(Sheet(path.name, path, columns))
 
 

@@ -9,22 +9,32 @@ ser           a CSV with columns id, fold and perhaps part
 lists         train.txt, dev.txt, test.txt with an id a line
 """
 
+import hashlib
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+import msgspec
 
 from ser.errors import WrongUse
 
 from ..evidence import Split
 from .columns import Columns
 from .parts import fold_in_name, part_in_name, part_of
-from .sheet import ENDINGS, Sheet
+from .sheet import ENDINGS, Sheet, sheet_of_objects
 from .values import as_names
 
-# How deep below a folder its split lies: fold_1/train.jsonl.
-DEPTH = 2
+# How deep below a folder its split lies: fold_1/train.jsonl, meta_data/Session1/train.json.
+DEPTH = 3
+
+# Endings of sounds in a tar.
+SOUNDS = {"wav", "flac", "mp3", "ogg", "opus", "m4a", "sox", "wma"}
+
+# Bytes of an utterance's JSON, and those of a sound that are hashed at once.
+LARGEST_JSON = 1 << 20
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,9 @@ def files_of_split(folder: Path) -> list[Path]:
             name = str(path.relative_to(folder).with_suffix(""))
             if part_in_name(name) or (path.suffix == ".tar" and fold_in_name(name)):
                 files.append(path)
+        # What lies deeper is another's.
+        if files and depth > 0:
+            break
     return files
 
 
@@ -130,22 +143,70 @@ def _tested_in_turn(sheet: Sheet, ids: list[str], folds: Sequence[str]) -> list[
     return members
 
 
-def read_tar(path: Path, part: str | None, fold: str) -> tuple[list[str], str | None, str]:
-    """The ids in a WebDataset, as X-ARES writes one for each part or fold."""
+def read_tar(path: Path) -> Sheet:
+    """The utterances of a WebDataset, as X-ARES writes one for each part or fold.
+
+    Each is a sound, which is hashed, and a JSON object of what is known of it: `a.wav`, `a.json`.
+    """
+    objects: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(path) as archive:
-            names = [name for name in archive.getnames() if not name.startswith("._")]
+            for member in archive:
+                if not member.isfile() or PurePosixPath(member.name).name.startswith("._"):
+                    continue
+                id_, _, ending = member.name.rpartition(".")
+                known = objects.setdefault(id_ or member.name, {})
+                if member.size and ending.casefold() == "json":
+                    known.update(_json_of_member(archive, member))
+                elif member.size and ending.casefold() in SOUNDS:
+                    known["sha256"] = _digest(archive, member)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise WrongUse(f"{path}: is not a tar file that can be read ({error})") from None
-    # An utterance is a sound and its labels: a.wav, a.json.
-    ids = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-    return ids, part, fold
+
+    for id_, known in objects.items():
+        known.pop("id", None)
+        known["id"] = id_
+    if not objects:
+        return Sheet(path.name, path, {"id": []})
+    return sheet_of_objects(path, list(objects.values()))
+
+
+def _json_of_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any]:
+    """What an utterance's JSON says; nothing where it is no object."""
+    file = archive.extractfile(member)
+    if file is None or member.size > LARGEST_JSON:
+        return {}
+    try:
+        value = msgspec.json.decode(file.read())
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _digest(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
+    file = archive.extractfile(member)
+    if file is None:
+        return None
+    digest = hashlib.sha256()
+    while piece := file.read(PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def join_members(members: Sequence[Members], source: str) -> list[Split]:
-    """The folds that these files make together."""
+    """The folds that these files make together.
+
+    A file that lists what another does for the same part of the same fold says nothing new: EmoBox
+    has EmoDB's folds under two names.
+    """
     by_fold: dict[str, dict[str, list[str]]] = {}
+    listed: dict[tuple[str, str], list[tuple[str, set[str]]]] = {}
     for of_file in members:
+        ids = set(of_file.ids)
+        others = listed.setdefault((of_file.fold, of_file.part), [])
+        if any(name != of_file.source and ids == other for name, other in others):
+            continue
+        others.append((of_file.source, ids))
         parts = by_fold.setdefault(of_file.fold, {})
         parts.setdefault(of_file.part, []).extend(of_file.ids)
     return [Split(source, fold, parts) for fold, parts in by_fold.items()]
