@@ -34,7 +34,7 @@ def _never_predicted(predictions: Predictions) -> list[Finding]:
         Finding(
             CHECK,
             "note",
-            f"{predictions.source}: {', '.join(never)} is true and never predicted: the model has "
+            f"{predictions.source}: {_are(never)} true and never predicted: the model has "
             "given up on it, and WA hides that",
             (),
             len(never),
@@ -55,12 +55,17 @@ def _never_true(predictions: Predictions) -> list[Finding]:
         Finding(
             CHECK,
             "note",
-            f"{predictions.source}: {', '.join(never)} is predicted "
+            f"{predictions.source}: {_are(never)} predicted "
             f"{counted(len(ids), 'time')} and never true: is it another name of a class?",
             tuple(ids),
             len(never),
         )
     ]
+
+
+def _are(names: list[str]) -> str:
+    """Such as "ang is", or "ang, sad are"."""
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _no_numbers(predictions: Predictions, probabilities: np.ndarray) -> list[Finding]:

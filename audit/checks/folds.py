@@ -1,5 +1,6 @@
 """Folds that overlap, leave out, or test twice."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from ..evidence import Evidence, Predictions
@@ -105,6 +106,18 @@ def _predicted_twice(evidence: Evidence, predictions: Predictions) -> list[Findi
         if place in seen:
             twice[id_] = None
         seen.add(place)
+
+    times = Counter(places)
+    is_named = predictions.seeds is not None or predictions.folds is not None
+    keys = evidence.keys_of(predictions.ids)
+    has_one_truth = len(set(zip(keys, predictions.truth, strict=True))) == len(times)
+    if not is_named and has_one_truth and len(set(times.values())) == 1:
+        sentence = (
+            f"{predictions.source}: each of {counted(len(times), 'utterance')} is predicted "
+            f"{times.most_common(1)[0][1]} times, and no column says by which training; the scores "
+            "are over all of them: name the seeds in a column"
+        )
+        return [Finding(CHECK, "note", sentence, (), len(times))]
 
     where = "rows or folds" if predictions.folds is None else "folds"
     return _fault(

@@ -6,6 +6,7 @@ from ser.corpus.labels import LABEL_POLICIES, code
 
 from ..evidence import Evidence, Predictions
 from ..finding import Finding, NotChecked
+from ..reading.class_names import class_by_policy
 from ..words import examples
 
 CHECK = "truth"
@@ -107,17 +108,8 @@ def _classes_of_labels(truth: list[str], labels: list[str], classes: set[str]) -
     for label, (_, name) in most_often.items():
         class_of[label] = by_code.get(code(label), name)
         if code(label) not in by_code:
-            class_of[label] = _by_policy(code(label), by_code) or name
+            class_of[label] = class_by_policy(code(label), by_code) or name
     return class_of
-
-
-def _by_policy(label: str, by_code: dict[str, str]) -> str | None:
-    """The class that a policy makes of a label which is no class itself."""
-    for policy in LABEL_POLICIES.values():
-        for name, members in policy.items():
-            if label in members and name in by_code:
-                return by_code[name]
-    return None
 
 
 def _exchanged(predictions: Predictions, class_of: dict[str, str]) -> list[Finding]:

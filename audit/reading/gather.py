@@ -12,12 +12,20 @@ from ser.disk.paths import expand_user
 from ser.errors import WrongUse
 
 from ..evidence import Claim, Evidence, History, Predictions, Script, Split, Utterance
-from .columns import Columns, find_columns
+from .class_names import (
+    as_truth_is_named,
+    class_names_in_json,
+    class_names_in_table,
+    renamed_predictions,
+    with_class_names,
+)
+from .columns import Columns, columns_of_classes, find_columns
 from .corpora import is_store, read_corpus, read_store, utterances_of
 from .histories import is_history, read_history
 from .join_keys import join_keys, names_of_recordings
 from .known_ids import known_utterances
-from .predictions import has_predictions, read_predictions
+from .parts import FOLD_IN_A_NAME
+from .predictions import TRUTH_OF_CORPUS, has_predictions, read_predictions, sheet_with_truth
 from .runs import is_run_folder, read_runs
 from .scripts import read_script
 from .segments import with_segment_ids
@@ -63,6 +71,15 @@ class Gathering:
     """Those of a store of ser, by name."""
     corpus_names: set[str] = field(default_factory=set)
     """Those that stand before ids, as EmoBox writes them."""
+    class_names: list[dict[str, str]] = field(default_factory=list)
+    """By what stands for them in files of predictions, the names of classes."""
+    without_ids: list[Path] = field(default_factory=list)
+    """Files of predictions whose rows name no utterances."""
+    without_truth: list[tuple[Sheet, Columns, str]] = field(default_factory=list)
+    """Predictions whose truth the corpus must say, and the fold that their file names."""
+    bare: list[tuple[Sheet, Columns, Columns, str]] = field(default_factory=list)
+    """Tables with a column of numbers for each class: what their columns are if they are of a
+    corpus, what if they are of predictions, and the fold."""
     recordings: dict[str, str] = field(default_factory=dict)
     """By id, the name of its recording, where the id is that in another spelling."""
     notes: list[str] = field(default_factory=list)
@@ -75,7 +92,11 @@ def gather(paths: Sequence[Path], columns: Mapping[str, str], claims: Sequence[C
     for path in dict.fromkeys(expand_user(path) for path in paths):
         with name_what_does_not_fit(path, WrongUse):
             _read_path(path, gathering)
+    _read_bare_tables(gathering)
+    _read_predictions_without_truth(gathering)
     _check_columns_were_found(gathering)
+    _check_ids_are_there(gathering)
+    _name_classes(gathering)
 
     splits = [*gathering.splits, *join_members(gathering.members, "the files of parts")]
     splits += _folds_in_turn(gathering.in_folds)
@@ -212,13 +233,24 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
             "stores and corpora; save it as one of them"
         )
     if path.suffix.lower() == ".json":
-        splits = splits_in_json(path, read_json(path))
+        value = read_json(path)
+        splits = splits_in_json(path, value)
         if splits:
             gathering.splits += splits
             gathering.notes.append(f"{path.name}: {len(splits)} folds")
             return
+        names = class_names_in_json(value)
+        if names:
+            _add_class_names(path, names, gathering)
+            # s3prl's files list utterances too.
+            if "meta_data" not in value:
+                return
 
     sheet = read_sheet(path)
+    names = class_names_in_table(sheet)
+    if names:
+        _add_class_names(path, names, gathering)
+        return
     sheet = with_segment_ids(sheet)
     columns = find_columns(sheet, gathering.columns)
     prefixes = corpora_before_ids(sheet, columns)
@@ -232,11 +264,15 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
     name = str(path.relative_to(root)) if root else path.name
     count = f"{name}: {len(sheet):,}"
 
-    if has_predictions(columns):
-        gathering.notes.append(f"{count} predictions; {columns.in_words()}")
-        _add_predictions(sheet, columns, fold, gathering)
-        # Their truth is what is to be checked, so it says nothing here.
-        gathering.utterances.append(utterances_of(sheet, columns, with_labels=False))
+    if has_predictions(sheet, columns):
+        if "truth" not in columns and "id" in columns:
+            gathering.without_truth.append((sheet, columns, fold))
+        else:
+            _add_predictions(sheet, columns, fold, gathering)
+        return
+    of_classes = columns_of_classes(sheet, columns)
+    if of_classes is not None:
+        gathering.bare.append((sheet, columns, of_classes, fold))
         return
     if is_history(columns):
         gathering.notes.append(f"{count} rows of a history; {columns.in_words()}")
@@ -260,7 +296,7 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
 
 
 def _add_predictions(sheet: Sheet, columns: Columns, fold: str, gathering: Gathering) -> None:
-    predictions, splits = read_predictions(sheet, columns)
+    predictions, splits, said = read_predictions(sheet, columns)
     gathering.splits += splits
     if predictions.folds is None and fold:
         predictions = replace(predictions, folds=[fold] * len(predictions))
@@ -268,6 +304,94 @@ def _add_predictions(sheet: Sheet, columns: Columns, fold: str, gathering: Gathe
     if predictions.seeds is None and seed is not None:
         predictions = replace(predictions, seeds=[seed[1]] * len(predictions))
     gathering.predictions.append(predictions)
+
+    note = f"{sheet.path.name}: {len(sheet):,} predictions; {columns.in_words()}{said}"
+    if "id" in columns:
+        # Their truth is what is to be checked, so it says nothing here.
+        gathering.utterances.append(utterances_of(sheet, columns, with_labels=False))
+    else:
+        gathering.without_ids.append(sheet.path)
+        note += "; no column names the utterances, so what hangs on them is not checked"
+    gathering.notes.append(note)
+
+
+def _add_class_names(path: Path, names: dict[str, str], gathering: Gathering) -> None:
+    gathering.class_names.append(names)
+    pairs = [f"{key} is {name}" for key, name in names.items()]
+    gathering.notes.append(f"{path.name}: names of {len(names)} classes; {', '.join(pairs)}")
+
+
+def _name_classes(gathering: Gathering) -> None:
+    """Call the classes as the files say that name them, and in all systems alike."""
+    for place, predictions in enumerate(gathering.predictions):
+        for names in gathering.class_names:
+            named = with_class_names(predictions, names)
+            if named is not None:
+                gathering.predictions[place] = named
+                break
+
+    for place, predictions in enumerate(gathering.predictions[1:], 1):
+        others = [*predictions.truth, *predictions.predicted, *predictions.classes]
+        renamed = as_truth_is_named(gathering.predictions[0].truth, others)
+        if renamed:
+            gathering.predictions[place] = renamed_predictions(predictions, renamed)
+
+
+def _read_bare_tables(gathering: Gathering) -> None:
+    """Columns of classes are probabilities where nothing else is, and else a corpus's ratings."""
+    has_others = gathering.predictions or gathering.of_runs or gathering.without_truth
+    for sheet, of_corpus, of_predictions, fold in gathering.bare:
+        if has_others and "id" in of_corpus:
+            note = f"{sheet.path.name}: {len(sheet):,} utterances of a corpus"
+            gathering.notes.append(f"{note}; {of_corpus.in_words()}")
+            gathering.corpora.append(utterances_of(sheet, of_corpus))
+        else:
+            _add_predictions(sheet, of_predictions, fold, gathering)
+
+
+def _read_predictions_without_truth(gathering: Gathering) -> None:
+    """Predictions whose true classes are the labels that the corpus, or the ids, give them."""
+    for sheet, columns, fold in gathering.without_truth:
+        heading = columns.headings["id"]
+        ids = [str(value).strip() for value in sheet.columns[heading]]
+        labels = _labels_of(ids, gathering)
+        with_truth = sheet_with_truth(sheet, columns, labels)
+        if not len(with_truth):
+            # Says what is missing.
+            read_predictions(sheet, columns)
+        columns = replace(columns, headings={**columns.headings, "truth": TRUTH_OF_CORPUS})
+        _add_predictions(with_truth, columns, fold, gathering)
+        left_out = len(sheet) - len(with_truth)
+        if left_out:
+            gathering.notes.append(
+                f"{sheet.path.name}: {left_out:,} predictions are left out, of utterances whose "
+                "label in the corpus is none of the classes, or is not known"
+            )
+
+
+def _labels_of(ids: Sequence[str], gathering: Gathering) -> list[str | None]:
+    """The corpus's label of each utterance, or that its id says; None where nobody says it."""
+    sources = [*gathering.corpora, *gathering.stored.values(), *gathering.utterances]
+    keys = join_keys([ids, *sources], gathering.corpus_names, gathering.recordings)
+    label_of: dict[str, str | None] = {}
+    for key, utterance in known_utterances(dict.fromkeys(keys[id_] for id_ in ids)).items():
+        label_of[key] = utterance.label
+    for source in reversed(sources):
+        for id_, utterance in source.items():
+            if utterance.label is not None:
+                label_of[keys[id_]] = utterance.label
+    return [label_of.get(keys[id_]) for id_ in ids]
+
+
+def _check_ids_are_there(gathering: Gathering) -> None:
+    """Raise `WrongUse` if rows without ids would have to be compared with those of other files."""
+    systems = len(gathering.predictions) + len(gathering.of_runs)
+    if gathering.without_ids and systems > 1:
+        raise WrongUse(
+            f"{gathering.without_ids[0]}: no column names the utterances, so its rows cannot be "
+            "compared with those of the other files: say which with --columns id=…, or audit it "
+            "alone"
+        )
 
 
 def _check_columns_were_found(gathering: Gathering) -> None:
@@ -303,9 +427,21 @@ def _belong_together(first: Predictions, second: Predictions) -> bool:
         return False
     if set(first.ids).isdisjoint(second.ids):
         return True
-    if first.seeds is None or second.seeds is None:
+    if _family(first) != _family(second):
         return False
-    return set(first.seeds).isdisjoint(second.seeds)
+    return _trainings(first).isdisjoint(_trainings(second))
+
+
+def _trainings(predictions: Predictions) -> set[tuple[str, str]]:
+    """The seeds and folds of predictions; one without a name is any."""
+    nothing = [""] * len(predictions)
+    return set(zip(predictions.seeds or nothing, predictions.folds or nothing, strict=True))
+
+
+def _family(predictions: Predictions) -> str:
+    """The name of the first of its files, without the seed and the fold that it says."""
+    name = predictions.source.partition(", ")[0]
+    return FOLD_IN_A_NAME.sub("", SEED_IN_A_NAME.sub("", name))
 
 
 def _joined(first: Predictions, second: Predictions) -> Predictions:

@@ -1,5 +1,7 @@
 """Predictions from the columns of a file."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,35 +9,44 @@ import numpy as np
 from ser.errors import WrongUse, printable
 
 from ..evidence import Predictions, Split
-from .columns import Columns
+from .class_names import as_truth_is_named, class_of_label
+from .columns import Columns, plain
 from .parts import part_of
 from .sheet import Sheet
 from .values import as_names
 
+# The heading of a truth that the corpus says and not the file.
+TRUTH_OF_CORPUS = "the corpus's label"
 
-def has_predictions(columns: Columns) -> bool:
+# Headings of trainings that may be the folds of one.
+RUNS = {"run", "runid", "trial", "lauf"}
+
+
+def has_predictions(sheet: Sheet, columns: Columns) -> bool:
     """Whether a file says what a model predicted."""
-    return "predicted" in columns or "probabilities" in columns or bool(columns.probabilities)
+    if "predicted" in columns or columns.probabilities:
+        return True
+    return columns.headings.get("probabilities") in sheet.matrices
 
 
-def read_predictions(sheet: Sheet, columns: Columns) -> tuple[Predictions, list[Split]]:
+def read_predictions(sheet: Sheet, columns: Columns) -> tuple[Predictions, list[Split], str]:
     """The predictions of a file, on its test part if it names parts, and the split if it does.
 
+    Last, what is to be said of how it was read. Without a column of ids, the rows are numbered.
     Raises `WrongUse` where rows lack what a prediction needs.
     """
-    if "id" not in columns:
-        raise WrongUse(
-            f"{sheet.path}: no column names the utterances; its columns are "
-            f"{_listed(sheet.headings)}: say which with --columns id=…"
-        )
     if "truth" not in columns:
         raise WrongUse(
             f"{sheet.path}: no column holds the true classes; its columns are "
-            f"{_listed(sheet.headings)}: say which with --columns truth=…"
+            f"{_listed(sheet.headings)}: say which with --columns truth=…, or give the corpus, "
+            "which has labels"
         )
 
     probabilities, names = _probabilities(sheet, columns)
-    ids = _complete(sheet, columns, "id")
+    if "id" in columns:
+        ids = _complete(sheet, columns, "id")
+    else:
+        ids = [f"row {row}" for row in range(1, len(sheet) + 1)]
     truth = _complete(sheet, columns, "truth")
 
     if names and not set(truth) <= set(names) and all(name.isdecimal() for name in set(truth)):
@@ -55,6 +66,15 @@ def read_predictions(sheet: Sheet, columns: Columns) -> tuple[Predictions, list[
             )
         predicted = [names[place] for place in probabilities.argmax(1)]
 
+    said = ""
+    renamed = as_truth_is_named(truth, [*names, *dict.fromkeys(predicted)])
+    named_anew = [renamed.get(name, name) for name in names]
+    if renamed and len(set(named_anew)) == len(names):
+        names = named_anew
+        predicted = [renamed.get(name, name) for name in predicted]
+        pairs = [f"{other} is {name}" for other, name in renamed.items()]
+        said = f"; of its classes {_listed(pairs)}"
+
     everything = Predictions(
         source=sheet.source,
         ids=ids,
@@ -66,9 +86,36 @@ def read_predictions(sheet: Sheet, columns: Columns) -> tuple[Predictions, list[
         seeds=_optional(sheet, columns, "seed"),
         epochs=_optional(sheet, columns, "epoch"),
     )
+    everything = _with_runs_as_folds(everything, columns)
     if "part" not in columns:
-        return everything, []
-    return _by_part(everything, sheet, columns)
+        return everything, [], said
+    predictions, splits = _by_part(everything, sheet, columns)
+    return predictions, splits, said
+
+
+def _with_runs_as_folds(predictions: Predictions, columns: Columns) -> Predictions:
+    """What a column `run` numbers are the folds of one training where each tests others."""
+    is_run = plain(columns.headings.get("seed", "")) in RUNS
+    has_repeats = len(set(predictions.ids)) < len(predictions)
+    if not is_run or has_repeats or predictions.folds is not None:
+        return predictions
+    return replace(predictions, folds=predictions.seeds, seeds=None)
+
+
+def sheet_with_truth(sheet: Sheet, columns: Columns, labels: Sequence[str | None]) -> Sheet:
+    """The rows whose corpus label is one of the classes, with that class as their truth."""
+    _, names = _probabilities(sheet, columns)
+    if not names and "predicted" in columns:
+        names = [name for name in as_names(sheet.columns[columns.headings["predicted"]]) if name]
+    class_of = {label: class_of_label(label, names) for label in set(labels) if label is not None}
+
+    rows = [row for row, label in enumerate(labels) if label is not None and class_of[label]]
+    truth = [class_of[labels[row] or ""] for row in rows]
+    chosen: dict[str, list[Any]] = {TRUTH_OF_CORPUS: truth}
+    for heading, values in sheet.columns.items():
+        chosen[heading] = [values[row] for row in rows]
+    matrices = {heading: matrix[rows] for heading, matrix in sheet.matrices.items()}
+    return replace(sheet, columns=chosen, matrices=matrices)
 
 
 def _by_part(
@@ -140,14 +187,36 @@ def _numbers_of(sheet: Sheet, heading: str) -> np.ndarray:
     if complete is not None:
         return complete
 
+    values = sheet.columns[heading]
+    with_commas = _with_decimal_commas(values)
+    if with_commas is not None:
+        return with_commas
+
     numbers = []
-    for row, value in enumerate(sheet.columns[heading], 1):
+    for row, value in enumerate(values, 1):
         try:
             numbers.append(np.nan if value is None else float(value))
         except (ValueError, TypeError):
             raise WrongUse(
                 f"{sheet.path}: row {row}: {heading} is not a number: {printable(str(value))[:40]}"
             ) from None
+    return np.array(numbers)
+
+
+def _with_decimal_commas(values: list[Any]) -> np.ndarray | None:
+    """Numbers such as 0,25, as a German spreadsheet writes them; None if they are none."""
+    numbers = []
+    for value in values:
+        if value is None:
+            numbers.append(np.nan)
+            continue
+        text = str(value).strip()
+        if "." in text or text.count(",") > 1:
+            return None
+        try:
+            numbers.append(float(text.replace(",", ".")))
+        except ValueError:
+            return None
     return np.array(numbers)
 
 

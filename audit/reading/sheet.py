@@ -281,6 +281,7 @@ def _with_lists_as_matrices(sheet: Sheet) -> Sheet:
     matrices: dict[str, np.ndarray] = {}
     for heading, values in sheet.columns.items():
         if values and isinstance(values[0], list):
+            columns.update(_scores_of_classes(values))
             try:
                 matrix = np.array(values, float)
             except (ValueError, TypeError):
@@ -290,3 +291,18 @@ def _with_lists_as_matrices(sheet: Sheet) -> Sheet:
         else:
             columns[heading] = values
     return Sheet(sheet.source, sheet.path, columns, matrices, sheet.extra)
+
+
+def _scores_of_classes(values: list[Any]) -> dict[str, list[Any]]:
+    """A column of each class, where a row lists `{"label": "angry", "score": 0.9}` of all.
+
+    So a pipeline of Hugging Face answers. Nothing where rows list something else.
+    """
+    rows = []
+    for value in values:
+        try:
+            rows.append({f"p_{score['label']}": float(score["score"]) for score in value})
+        except (TypeError, KeyError, ValueError):
+            return {}
+    headings = dict.fromkeys(heading for row in rows for heading in row)
+    return {heading: [row.get(heading) for row in rows] for heading in headings}
