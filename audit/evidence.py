@@ -67,6 +67,27 @@ class Predictions:
         return len(self.ids)
 
 
+def rows_of(predictions: Predictions, rows: list[int]) -> Predictions:
+    """Some rows of predictions, in this order."""
+
+    def chosen(values: list[str] | None) -> list[str] | None:
+        return None if values is None else [values[row] for row in rows]
+
+    probabilities = predictions.probabilities
+    return Predictions(
+        source=predictions.source,
+        ids=[predictions.ids[row] for row in rows],
+        truth=[predictions.truth[row] for row in rows],
+        predicted=[predictions.predicted[row] for row in rows],
+        classes=predictions.classes,
+        probabilities=None if probabilities is None else probabilities[rows],
+        folds=chosen(predictions.folds),
+        seeds=chosen(predictions.seeds),
+        epochs=chosen(predictions.epochs),
+        declared=predictions.declared,
+    )
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What runs of ser say of themselves."""

@@ -78,6 +78,9 @@ def score_sentence(evidence: Evidence, predictions: Predictions) -> str:
     )
     if predictions.folds is not None:
         sentence += f", {counted(len(scored.by_fold), 'fold')}"
+    epochs = len(set(predictions.epochs or []))
+    if epochs > 1:
+        sentence += f", {epochs} epochs together"
     if predictions.seeds is not None:
         sentence += f", {counted(len(scored.by_seed), 'seed')}"
     return sentence

@@ -11,7 +11,7 @@ import numpy as np
 
 from ser.train.scores.classes import METRICS, confusions, metrics
 
-from .evidence import Predictions
+from .evidence import Predictions, rows_of
 
 # How people write them.
 NAMES = {"ua": "UA", "wa": "WA", "macro_f1": "macro-F1", "weighted_f1": "weighted F1"}
@@ -40,6 +40,20 @@ class Scored:
 def score(predictions: Predictions) -> Scored:
     """All scores of one system."""
     return _score(_Hashable(predictions))
+
+
+@cache
+def _by_epoch(hashable: "_Hashable") -> dict[str, Predictions]:
+    predictions = hashable.predictions
+    rows: dict[str, list[int]] = {}
+    for row, epoch in enumerate(predictions.epochs or []):
+        rows.setdefault(epoch, []).append(row)
+    return {epoch: rows_of(predictions, of_epoch) for epoch, of_epoch in rows.items()}
+
+
+def predictions_by_epoch(predictions: Predictions) -> dict[str, Predictions]:
+    """Those of each epoch by its name; nothing where none is named."""
+    return _by_epoch(_Hashable(predictions))
 
 
 class _Hashable:

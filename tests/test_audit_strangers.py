@@ -14,6 +14,7 @@ import pytest
 from sklearn.metrics import recall_score
 
 from ser.audit.audit import audit
+from ser.audit.in_words import audit_text
 from ser.audit.scores import score
 from ser.errors import WrongUse
 
@@ -234,3 +235,55 @@ def test_ratings_of_a_corpus_are_no_predictions(system: System, tmp_path: Path) 
     done = audit([path, corpus])
     assert len(done.evidence.predictions) == 1
     assert done.evidence.corpus is not None
+
+
+def test_predictions_and_a_split_of_other_utterances(system: System, tmp_path: Path) -> None:
+    """What is tested and not predicted, predicted and not tested; nothing that fits is no proof."""
+    (path,) = upper_case(system, tmp_path)
+    split = tmp_path / "split.csv"
+
+    def coverage_of(test: list[str], train: list[str]) -> list[tuple[str, int]]:
+        rows = [{"id": id_, "split": "test", "label": "neutral"} for id_ in test]
+        rows += [{"id": id_, "split": "train", "label": "neutral"} for id_ in train]
+        pd.DataFrame(rows).to_csv(split, index=False)
+        findings = audit([path, split]).findings
+        return [(found.severity, found.count) for found in findings if found.check == "coverage"]
+
+    n = len(system.ids)
+    more = [f"16b10N{take}" for take in "abc"]
+    assert coverage_of(system.ids, more) == []
+    assert coverage_of([*system.ids, *more], []) == [("fault", 3)]
+    assert coverage_of(system.ids[:-5], system.ids[-5:]) == [("fault", 5)]
+    assert coverage_of(more, []) == [("fault", n)]
+
+    split.write_text("\n".join(["id,split", *(f"{id_},test" for id_ in [*system.ids, "other"])]))
+    said = [found for found in audit([path, split]).findings if found.check == "coverage"]
+    assert [(found.severity, found.count) for found in said] == [("note", 1)]
+
+
+def test_files_that_spell_ids_otherwise_are_of_the_same_utterances(
+    system: System, tmp_path: Path
+) -> None:
+    (first,) = index_column(system, tmp_path)
+    first = first.rename(tmp_path / "first.csv")
+    (second,) = upper_case(system, tmp_path)
+    done = audit([first, second])
+    assert len(done.evidence.predictions) == 2
+    (said,) = [finding for finding in done.findings if finding.check == "difference"]
+    assert "+0.00 points of UA" in said.sentence
+
+    with pytest.raises(WrongUse, match="--claim is given 3 times, and there are 2 systems"):
+        audit([first, second], claims=["ua=1", "ua=2", "ua=3"])
+
+
+def test_session_in_the_documentation(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "audit.md").read_text()
+    behind = page.partition("`theirs.csv`")[2]
+    table = behind.partition("```csv\n")[2].partition("```")[0]
+    session = behind.partition("```text\n")[2].partition("\n…")[0]
+    command, answer = session.split("\n", 1)
+
+    path = tmp_path / "theirs.csv"
+    path.write_text(table)
+    done = audit([path], claims=[command.rpartition("--claim ")[2]])
+    assert audit_text(done, 100).startswith(answer + "\n")

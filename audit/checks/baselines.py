@@ -1,10 +1,13 @@
 """What needs no model: chance, the largest class, and the words alone."""
 
 from collections import Counter
+from collections.abc import Mapping
 
-from ..evidence import Evidence, Predictions, Split
+from ..evidence import Claim, Evidence, Predictions
 from ..finding import Finding, NotChecked
 from ..scores import agrees, score
+from .claims import claims_of_systems
+from .truth import classes_of_labels
 
 CHECK = "baselines"
 
@@ -14,10 +17,10 @@ def check_baselines(evidence: Evidence) -> list[Finding]:
     if not evidence.predictions:
         raise NotChecked("whether the result is above chance: give predictions")
     findings = []
-    for place, predictions in enumerate(evidence.predictions):
+    for predictions in evidence.predictions:
         findings += _against_guesses(predictions)
-        if place == 0:
-            findings += _claims_against_guesses(evidence, predictions)
+    for claim, predictions in claims_of_systems(evidence):
+        findings += _claim_against_guesses(claim, predictions)
     return findings + _against_words(evidence, evidence.predictions[0])
 
 
@@ -43,26 +46,30 @@ def _against_guesses(predictions: Predictions) -> list[Finding]:
     return findings
 
 
-def _claims_against_guesses(evidence: Evidence, predictions: Predictions) -> list[Finding]:
+def _claim_against_guesses(claim: Claim, predictions: Predictions) -> list[Finding]:
     chance = 1 / len(set(predictions.truth))
     majority = max(Counter(predictions.truth).values()) / len(predictions)
-    measured = score(predictions).pooled
     findings = []
-    for claim in evidence.claims:
-        for metric, level, name in (
-            ("ua", chance, "chance"),
-            ("wa", majority, "the largest class"),
-        ):
-            value, rounding = claim.scores.get(metric, (1.0, 0.0))
-            # What is claimed and comes out was said above.
-            if value <= level and not agrees(value, measured[metric], rounding):
-                findings.append(
-                    _note(
-                        f"{metric.upper()} {100 * value:.2f} % is claimed, and {name} gives "
-                        f"{100 * level:.2f} %"
-                    )
-                )
+    for metric, level, name in (("ua", chance, "chance"), ("wa", majority, "the largest class")):
+        findings += _claim_against(claim, predictions, metric, level, name)
     return findings
+
+
+def _claim_against(
+    claim: Claim, predictions: Predictions, metric: str, level: float, name: str
+) -> list[Finding]:
+    """A note where what is claimed is not above what a guess, or the words, give."""
+    if metric not in claim.scores:
+        return []
+    value, rounding = claim.scores[metric]
+    # What is claimed and comes out is said of the predictions.
+    if value > level or agrees(value, score(predictions).pooled[metric], rounding):
+        return []
+    return [
+        _note(
+            f"{metric.upper()} {100 * value:.2f} % is claimed, and {name} gives {100 * level:.2f} %"
+        )
+    ]
 
 
 def _note(sentence: str) -> Finding:
@@ -74,9 +81,10 @@ def _against_words(evidence: Evidence, predictions: Predictions) -> list[Finding
 
     Nothing where the split, the transcripts or the labels of the training parts are not known.
     """
+    class_of = _class_of_keys(evidence, predictions)
     right: list[tuple[str, str]] = []
-    for split in evidence.splits:
-        of_fold = _words_alone(evidence, split)
+    for keys in evidence.split_keys:
+        of_fold = _words_alone(evidence.texts, class_of, keys)
         if of_fold is None:
             return []
         right += of_fold
@@ -92,27 +100,51 @@ def _against_words(evidence: Evidence, predictions: Predictions) -> list[Finding
             predicted=[name for _, name in right],
             classes=sorted(set(truth)),
         )
-    ).pooled
-    ours = score(predictions).pooled
-    if words["ua"] < ours["ua"]:
-        return []
-    return [
-        _note(
-            f"{predictions.source}: UA {100 * ours['ua']:.2f} % is not above a linear model of the "
-            f"words alone on the same folds, {100 * words['ua']:.2f} %"
+    ).pooled["ua"]
+
+    findings = []
+    name = "a linear model of the words alone, on the same folds,"
+    for claim, claimed in claims_of_systems(evidence):
+        if claimed is predictions:
+            findings += _claim_against(claim, predictions, "ua", words, name)
+    ours = score(predictions).pooled["ua"]
+    if words >= ours:
+        findings.append(
+            _note(
+                f"{predictions.source}: UA {100 * ours:.2f} % is not above a linear model of the "
+                f"words alone on the same folds, {100 * words:.2f} %"
+            )
         )
-    ]
+    return findings
 
 
-def _words_alone(evidence: Evidence, split: Split) -> list[tuple[str, str]] | None:
-    """True label and prediction of each test utterance of a fold; None if words are not known."""
+def _class_of_keys(evidence: Evidence, predictions: Predictions) -> dict[str, str]:
+    """The class of each utterance, by key: its truth, else what its label is among the tested."""
+    keys = evidence.keys_of(predictions.ids)
+    class_of = dict(zip(keys, predictions.truth, strict=True))
+
+    labelled = [key for key in class_of if key in evidence.labels]
+    labels = [evidence.labels[key] for key in labelled]
+    truth = [class_of[key] for key in labelled]
+    of_label = classes_of_labels(truth, labels, set(class_of.values()))
+    for key, label in evidence.labels.items():
+        if label in of_label:
+            class_of.setdefault(key, of_label[label])
+    return class_of
+
+
+def _words_alone(
+    texts: Mapping[str, str], class_of: Mapping[str, str], keys: Mapping[str, list[str]]
+) -> list[tuple[str, str]] | None:
+    """Truth and prediction of each test utterance of a fold; None if words are not known."""
     parts = {}
     for part in ("train", "test"):
-        rows = [evidence.about(id_) for id_ in split.of(part)]
-        parts[part] = [(row.text, row.label) for row in rows if row.text and row.label]
-        if len(parts[part]) < max(1, len(rows) // 2):
+        known = [key for key in keys[part] if key in texts and key in class_of]
+        if len(known) < max(1, len(keys[part]) // 2):
             return None
-    if len({label for _, label in parts["train"]}) < 2:
+        parts[part] = known
+    train_classes = [class_of[key] for key in parts["train"]]
+    if len(set(train_classes)) < 2:
         return None
 
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -120,12 +152,12 @@ def _words_alone(evidence: Evidence, split: Split) -> list[tuple[str, str]] | No
 
     vectors = TfidfVectorizer()
     try:
-        train = vectors.fit_transform([text for text, _ in parts["train"]])
+        train = vectors.fit_transform([texts[key] for key in parts["train"]])
     # Texts of no word of two letters.
     except ValueError:
         return None
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
-    model.fit(train, [label for _, label in parts["train"]])
-    predicted = model.predict(vectors.transform([text for text, _ in parts["test"]]))
-    truth = [str(label) for _, label in parts["test"]]
-    return list(zip(truth, [str(label) for label in predicted], strict=True))
+    model.fit(train, train_classes)
+    predicted = model.predict(vectors.transform([texts[key] for key in parts["test"]]))
+    truth = [class_of[key] for key in parts["test"]]
+    return list(zip(truth, map(str, predicted), strict=True))

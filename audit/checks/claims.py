@@ -4,32 +4,29 @@ from ser.train.scores.classes import METRICS
 
 from ..evidence import Claim, Evidence, Predictions
 from ..finding import Finding, NotChecked
-from ..scores import NAMES, Scored, agrees, score
+from ..scores import NAMES, Scored, agrees, predictions_by_epoch, score
 
 CHECK = "claim"
 
 
 def check_claims(evidence: Evidence) -> list[Finding]:
-    """Every claimed score against its predictions: the n-th claim of the n-th system.
-
-    With one system, or one claim, each is compared with each.
-    """
+    """Every claimed score against its predictions."""
     if not evidence.claims:
         raise NotChecked("whether claimed scores come out: give them, such as --claim ua=76.4")
     if not evidence.predictions:
         raise NotChecked("whether claimed scores come out: give the predictions too")
 
-    systems = evidence.predictions
-    claims = evidence.claims
-    if len(claims) == len(systems):
-        pairs = list(zip(claims, systems, strict=True))
-    else:
-        pairs = [(claim, systems[0]) for claim in claims]
-
     findings = []
-    for claim, predictions in pairs:
+    for claim, predictions in claims_of_systems(evidence):
         findings += _compare(claim, predictions)
     return findings
+
+
+def claims_of_systems(evidence: Evidence) -> list[tuple[Claim, Predictions]]:
+    """The n-th claim with the n-th system; all of them with the only one."""
+    if len(evidence.predictions) == 1:
+        return [(claim, evidence.predictions[0]) for claim in evidence.claims]
+    return list(zip(evidence.claims, evidence.predictions, strict=False))
 
 
 def _compare(claim: Claim, predictions: Predictions) -> list[Finding]:
@@ -52,8 +49,30 @@ def _compare(claim: Claim, predictions: Predictions) -> list[Finding]:
                 )
             )
             continue
+        epoch = _epoch_of(metric, value, rounding, predictions)
+        if epoch is not None:
+            findings.append(
+                Finding(
+                    CHECK,
+                    "note",
+                    f"{NAMES[metric]} {_shown(value, rounding)} is epoch {epoch} of "
+                    f"{predictions.source} alone: say what chose it",
+                    (),
+                    1,
+                )
+            )
+            continue
         findings.append(_fault(metric, value, rounding, scored, predictions))
     return findings
+
+
+def _epoch_of(metric: str, value: float, rounding: float, predictions: Predictions) -> str | None:
+    """The epoch whose score is claimed, where predictions of several are here."""
+    by_epoch = predictions_by_epoch(predictions)
+    for epoch, of_epoch in by_epoch.items():
+        if len(by_epoch) > 1 and agrees(value, score(of_epoch).pooled[metric], rounding):
+            return epoch
+    return None
 
 
 def _fault(

@@ -1,13 +1,16 @@
 """Utterances that a result is silent about: against the corpus, and against its known counts."""
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import cast
 
 from ser.corpus.labels import IEMOCAP, LABEL_POLICIES, code
 
 from ..evidence import Evidence, Predictions
-from ..finding import Finding, NotChecked
+from ..finding import Finding, NotChecked, Severity
+from ..reading.class_names import class_of_label
 from ..reading.known_ids import is_iemocap
-from ..words import examples
+from ..words import counted, examples
 
 CHECK = "coverage"
 
@@ -22,11 +25,16 @@ def check_coverage(evidence: Evidence) -> list[Finding]:
     if not evidence.predictions and not evidence.splits:
         raise NotChecked("whether utterances are left out: give predictions or a split")
 
-    if evidence.corpus is not None and _knows_labels(evidence):
-        return _against_the_corpus(evidence, evidence.corpus)
-
     findings = []
-    checked = False
+    if evidence.splits:
+        for predictions in evidence.predictions:
+            if predictions.declared is None:
+                findings += _against_the_split(evidence, predictions)
+
+    if evidence.corpus is not None and _knows_labels(evidence):
+        return findings + _against_the_corpus(evidence, evidence.corpus)
+
+    checked = bool(findings)
     for predictions in evidence.predictions:
         keys = set(evidence.keys_of(predictions.ids))
         if is_iemocap(keys):
@@ -38,6 +46,93 @@ def check_coverage(evidence: Evidence) -> list[Finding]:
             "id and label of the whole corpus"
         )
     return findings
+
+
+def _against_the_split(evidence: Evidence, predictions: Predictions) -> list[Finding]:
+    """Utterances that are tested and not predicted, and those that are predicted and not tested."""
+    id_of = dict(zip(evidence.keys_of(predictions.ids), predictions.ids, strict=True))
+    tested: set[str] = set()
+    missing: dict[str, None] = {}
+    for split in evidence.splits:
+        for part, ids in split.parts.items():
+            if not part.startswith("test"):
+                continue
+            keys = evidence.keys_of(ids)
+            tested.update(keys)
+            # A fold or part of which nothing is predicted is another result's.
+            if id_of.keys().isdisjoint(keys):
+                continue
+            for id_, key in zip(ids, keys, strict=True):
+                if key not in id_of:
+                    missing[id_] = None
+
+    untested = [id_ for key, id_ in id_of.items() if key not in tested]
+    findings = []
+    if len(untested) == len(id_of):
+        findings.append(_of_other_utterances(evidence, predictions))
+    elif untested:
+        findings.append(
+            Finding(
+                CHECK,
+                "fault",
+                f"{predictions.source}: {counted(len(untested), 'utterance')} "
+                f"({examples(untested)}) predicted, and in no test part of the split: the score "
+                "is of other utterances than the split tests",
+                tuple(untested),
+                len(untested),
+            )
+        )
+    return findings + _without_prediction(evidence, predictions, missing)
+
+
+def _without_prediction(
+    evidence: Evidence, predictions: Predictions, missing: Iterable[str]
+) -> list[Finding]:
+    """A fault of those whose label is of a tested class, a note of those whose label nobody says.
+
+    Those of other labels are left out by every label policy.
+    """
+    classes = set(predictions.truth)
+    of_classes = []
+    unknown = []
+    for id_ in missing:
+        label = evidence.labels.get(evidence.key(id_))
+        if label is None:
+            unknown.append(id_)
+        elif class_of_label(label, classes) is not None:
+            of_classes.append(id_)
+
+    findings = []
+    for ids, severity, remedy in (
+        (of_classes, "fault", "predict them, or say which are left out and why"),
+        (unknown, "note", "give their labels, which may be of other classes"),
+    ):
+        if ids:
+            findings.append(
+                Finding(
+                    CHECK,
+                    cast(Severity, severity),
+                    f"{predictions.source}: {counted(len(ids), 'utterance')} of the test part "
+                    f"without a prediction ({examples(ids)}): the score is not of all that is "
+                    f"tested; {remedy}",
+                    tuple(ids),
+                    len(ids),
+                )
+            )
+    return findings
+
+
+def _of_other_utterances(evidence: Evidence, predictions: Predictions) -> Finding:
+    split = evidence.splits[0]
+    of_split = next(iter(split.of("test") or split.of("train")), "none")
+    return Finding(
+        CHECK,
+        "fault",
+        f"{predictions.source}: none of its utterances (such as {predictions.ids[0]}) is in a test "
+        f"part of the split (such as {of_split}): it is another split's, or spells ids otherwise",
+        (),
+        len(set(predictions.ids)),
+    )
 
 
 def _knows_labels(evidence: Evidence) -> bool:

@@ -11,15 +11,18 @@ def check_seeds(evidence: Evidence) -> list[Finding]:
     """How far the seeds of a system are apart, where they are further than the claim's decimals."""
     if not evidence.predictions:
         raise NotChecked("how far seeds are apart: give predictions")
+    several = []
     for predictions in evidence.predictions:
-        if len(set(predictions.seeds or [""])) < 2:
-            raise NotChecked(
-                "how far seeds are apart: there is one training; give predictions of three seeds "
-                "or more, with a column `seed`"
-            )
+        if len(set(predictions.seeds or [""])) > 1:
+            several.append(predictions)
+    if not several:
+        raise NotChecked(
+            "how far seeds are apart: there is one training; give predictions of three seeds or "
+            "more, with a column `seed`"
+        )
 
     findings = []
-    for predictions in evidence.predictions:
+    for predictions in several:
         scored = score(predictions)
         values = [100 * scores["ua"] for scores in scored.by_seed.values()]
         spread = max(values) - min(values)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from ..evidence import Evidence, History, Predictions
 from ..finding import Finding, NotChecked
 from ..reading.parts import part_in_name
-from ..reading.predictions import rows_of
-from ..scores import agrees, score
+from ..scores import agrees, predictions_by_epoch, score
+from .claims import claims_of_systems
 
 CHECK = "selection"
 
@@ -39,7 +39,7 @@ def check_selection(evidence: Evidence) -> list[Finding]:
                 )
         if predictions.epochs is not None and len(set(predictions.epochs)) > 1:
             checked = True
-            findings += _epochs_of_predictions(evidence, predictions, predictions.epochs)
+            findings += _epochs_of_predictions(evidence, predictions)
     for history in evidence.histories:
         checked = True
         findings += _of_history(evidence, history)
@@ -52,17 +52,16 @@ def check_selection(evidence: Evidence) -> list[Finding]:
     return findings
 
 
-def _epochs_of_predictions(
-    evidence: Evidence, predictions: Predictions, epochs: list[str]
-) -> list[Finding]:
+def _epochs_of_predictions(evidence: Evidence, predictions: Predictions) -> list[Finding]:
     """A claim that is the best test score of several epochs, whose predictions are all here."""
     by_epoch = {}
-    for epoch in dict.fromkeys(epochs):
-        rows = [row for row, of_row in enumerate(epochs) if of_row == epoch]
-        by_epoch[epoch] = score(rows_of(predictions, rows)).pooled
+    for epoch, of_epoch in predictions_by_epoch(predictions).items():
+        by_epoch[epoch] = score(of_epoch).pooled
 
     findings = []
-    for claim in evidence.claims:
+    for claim, claimed in claims_of_systems(evidence):
+        if claimed is not predictions:
+            continue
         for metric, (value, rounding) in claim.scores.items():
             of_metric = {epoch: scores[metric] for epoch, scores in by_epoch.items()}
             best = max(of_metric, key=of_metric.__getitem__)
@@ -87,6 +86,12 @@ def _of_history(evidence: Evidence, history: History) -> list[Finding]:
     columns = {name: history.columns[name] for name in history.columns if _is_score(name)}
     of_test = {name: values for name, values in columns.items() if _is_of(name, "test")}
     of_dev = {name: values for name, values in columns.items() if _is_of(name, "dev")}
+    # Where toolkits say "eval", dev is meant if test stands beside it, or nothing does.
+    of_eval = {name: values for name, values in columns.items() if "eval" in name.casefold()}
+    if of_dev and not of_test:
+        of_test = of_eval
+    else:
+        of_dev |= of_eval
     kept = history.kept or _claimed_epoch(evidence, history, of_test)
     if kept is None:
         return []
@@ -193,7 +198,8 @@ def _is_score(name: str) -> bool:
 
 def _is_of(name: str, part: str) -> bool:
     found = part_in_name(name)
-    return found is not None and found.startswith(part)
+    is_eval = "eval" in name.casefold()
+    return found is not None and found.startswith(part) and not is_eval
 
 
 def _lower_is_better(name: str) -> bool:

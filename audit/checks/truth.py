@@ -49,7 +49,7 @@ def _compare(
     predictions: Predictions, ids: list[str], truth: list[str], labels: list[str]
 ) -> list[Finding]:
     classes = {*predictions.classes, *truth}
-    class_of = _classes_of_labels(truth, labels, classes)
+    class_of = classes_of_labels(truth, labels, classes)
     wrong = []
     for row, (name, label) in enumerate(zip(truth, labels, strict=True)):
         if class_of[label] != name:
@@ -91,7 +91,7 @@ def _compare(
     return findings
 
 
-def _classes_of_labels(truth: list[str], labels: list[str], classes: set[str]) -> dict[str, str]:
+def classes_of_labels(truth: list[str], labels: list[str], classes: set[str]) -> dict[str, str]:
     """The class of each label of the corpus.
 
     By its name where both have one, through a label policy of ser (exc is hap in 4class); else the
@@ -153,7 +153,7 @@ def _shift(truth: list[str], labels: list[str], classes: set[str]) -> int | None
             continue
         moved = truth[shift:] if shift > 0 else truth[:shift]
         here = labels[:-shift] if shift > 0 else labels[-shift:]
-        class_of = _classes_of_labels(moved, here, classes)
+        class_of = classes_of_labels(moved, here, classes)
         agreeing = sum(class_of[label] == name for name, label in zip(moved, here, strict=True))
         # One class alone agrees with any shift.
         if agreeing >= AGREES * len(moved) and len(set(moved)) > 1:

@@ -42,9 +42,10 @@ def class_names_in_json(value: Any) -> dict[str, str]:
 
 def class_names_in_table(sheet: Sheet) -> dict[str, str]:
     """The names of classes by number, where a file has a column of each and no more."""
-    columns = [as_names(values) for heading, values in sheet.columns.items() if heading]
-    if len(columns) != 2 or len(sheet) > MOST_CLASSES or sheet.matrices:
+    headings = [heading for heading in sheet.columns if heading]
+    if len(headings) != 2 or len(sheet) > MOST_CLASSES or sheet.matrices:
         return {}
+    columns = [as_names(sheet.columns[heading]) for heading in headings]
     for numbers, names in (columns, columns[::-1]):
         if None in numbers or None in names:
             return {}

@@ -73,6 +73,8 @@ class Gathering:
     """Those that stand before ids, as EmoBox writes them."""
     class_names: list[dict[str, str]] = field(default_factory=list)
     """By what stands for them in files of predictions, the names of classes."""
+    found: set[tuple[str, str]] = field(default_factory=set)
+    """What a column of some file holds, and its heading."""
     without_ids: list[Path] = field(default_factory=list)
     """Files of predictions whose rows name no utterances."""
     without_truth: list[tuple[Sheet, Columns, str]] = field(default_factory=list)
@@ -100,7 +102,12 @@ def gather(paths: Sequence[Path], columns: Mapping[str, str], claims: Sequence[C
 
     splits = [*gathering.splits, *join_members(gathering.members, "the files of parts")]
     splits += _folds_in_turn(gathering.in_folds)
-    predictions = [*_systems(gathering.predictions), *gathering.of_runs]
+    predictions = [*_systems(gathering), *_told_apart(gathering.of_runs)]
+    if len(claims) > len(predictions) > 1:
+        raise WrongUse(
+            f"--claim is given {len(claims)} times, and there are {len(predictions)} systems; give "
+            "one for each, in the order of the files"
+        )
 
     evidence = Evidence(
         predictions=predictions,
@@ -253,6 +260,7 @@ def _read_file(path: Path, root: Path | None, gathering: Gathering) -> None:
         return
     sheet = with_segment_ids(sheet)
     columns = find_columns(sheet, gathering.columns)
+    gathering.found.update(columns.headings.items())
     prefixes = corpora_before_ids(sheet, columns)
     gathering.corpus_names.update(prefixes)
     file_heading = columns.file_beside_id(sheet)
@@ -396,25 +404,42 @@ def _check_ids_are_there(gathering: Gathering) -> None:
 
 def _check_columns_were_found(gathering: Gathering) -> None:
     """Raise `WrongUse` for a heading of `--columns` that no file has."""
-    said = " ".join(gathering.notes)
     for held, heading in gathering.columns.items():
-        if f"{held} = {heading}" not in said:
+        if (held, heading) not in gathering.found:
             raise WrongUse(
                 f"--columns {held}={heading}: no file has a column {heading!r}; the columns as "
                 f"they were taken: {'; '.join(gathering.notes) or 'none'}"
             )
 
 
-def _systems(files: Sequence[Predictions]) -> list[Predictions]:
+def _told_apart(of_runs: Sequence[Predictions]) -> list[Predictions]:
+    """Those of runs, the second of a name called so."""
+    counts: dict[str, int] = {}
+    named = []
+    for predictions in of_runs:
+        source = predictions.source
+        counts[source] = counts.get(source, 0) + 1
+        if counts[source] > 1:
+            predictions = replace(predictions, source=f"{source} ({counts[source]})")
+        named.append(predictions)
+    return named
+
+
+def _systems(gathering: Gathering) -> list[Predictions]:
     """Files of predictions as systems.
 
     Files that share no utterance are the folds of one system; so are those whose names differ by
     their seed. Any other is a system of its own.
     """
+    files = gathering.predictions
+    if len(files) < 2:
+        return files
+
+    keys = join_keys([file.ids for file in files], gathering.corpus_names, gathering.recordings)
     systems: list[Predictions] = []
     for predictions in files:
         for place, system in enumerate(systems):
-            if _belong_together(system, predictions):
+            if _belong_together(system, predictions, keys):
                 systems[place] = _joined(system, predictions)
                 break
         else:
@@ -422,10 +447,11 @@ def _systems(files: Sequence[Predictions]) -> list[Predictions]:
     return systems
 
 
-def _belong_together(first: Predictions, second: Predictions) -> bool:
+def _belong_together(first: Predictions, second: Predictions, keys: Mapping[str, str]) -> bool:
     if set(first.classes) != set(second.classes) and (first.probabilities is not None):
         return False
-    if set(first.ids).isdisjoint(second.ids):
+    of_first = set(map(keys.__getitem__, first.ids))
+    if of_first.isdisjoint(map(keys.__getitem__, second.ids)):
         return True
     if _family(first) != _family(second):
         return False

@@ -6,7 +6,7 @@ from typing import Any
 from ..evidence import History
 from .columns import Columns
 from .sheet import Sheet
-from .values import as_names
+from .values import as_name, as_names
 
 # What marks the epoch that was kept.
 YES = {"1", "true", "yes", "kept", "best", "*", "x"}
@@ -26,7 +26,7 @@ def read_history(sheet: Sheet, columns: Columns) -> History:
     marked = columns.headings.get("kept")
     if marked is not None:
         for epoch, value in zip(epochs, sheet.columns[marked], strict=True):
-            if str(value).strip().casefold() in YES:
+            if (as_name(value) or "").casefold() in YES:
                 kept = epoch
 
     numbers: dict[str, list[float]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 
 from ser.errors import WrongUse, printable
 
-from ..evidence import Predictions, Split
+from ..evidence import Predictions, Split, rows_of
 from .class_names import as_truth_is_named, class_of_label
 from .columns import Columns, plain
 from .parts import part_of
@@ -141,27 +141,6 @@ def _by_part(
             members.setdefault(fold, {}).setdefault(part, []).append(id_)
     splits = [Split(sheet.source, fold, in_parts) for fold, in_parts in members.items()]
     return rows_of(everything, tested), splits
-
-
-def rows_of(predictions: Predictions, rows: list[int]) -> Predictions:
-    """Some rows of predictions, in this order."""
-
-    def chosen(values: list[str] | None) -> list[str] | None:
-        return None if values is None else [values[row] for row in rows]
-
-    probabilities = predictions.probabilities
-    return Predictions(
-        source=predictions.source,
-        ids=[predictions.ids[row] for row in rows],
-        truth=[predictions.truth[row] for row in rows],
-        predicted=[predictions.predicted[row] for row in rows],
-        classes=predictions.classes,
-        probabilities=None if probabilities is None else probabilities[rows],
-        folds=chosen(predictions.folds),
-        seeds=chosen(predictions.seeds),
-        epochs=chosen(predictions.epochs),
-        declared=predictions.declared,
-    )
 
 
 def _probabilities(sheet: Sheet, columns: Columns) -> tuple[np.ndarray | None, list[str]]:

@@ -46,8 +46,8 @@ def read_runs(path: Path) -> tuple[list[Predictions], dict[str, Utterance], list
         of_cell = _predictions(runs, known)
         predictions.append(of_cell)
         notes.append(
-            f"{path}: {len(of_cell):,} predictions of {len(runs)} runs ({of_cell.source}), "
-            f"protocol {runs[0].config.protocol}, --select {runs[0].config.select}"
+            f"{path}: {len(of_cell):,} predictions of {len(runs)} runs, {of_cell.source}, "
+            f"--select {runs[0].config.select}"
         )
     return predictions, known, notes
 
@@ -74,7 +74,7 @@ def _predictions(runs: Sequence[Run], known: dict[str, Utterance]) -> Prediction
 
     config = runs[0].config
     return Predictions(
-        source=f"{config.fusion} on {config.corpus}",
+        source=f"{config.fusion} on {config.corpus}, {config.labels}, {config.protocol}",
         ids=ids,
         truth=truth,
         predicted=predicted,

@@ -201,9 +201,12 @@ def sheet_of_objects(path: Path, objects: Sequence[Mapping[str, Any]]) -> Sheet:
 def _objects(path: Path, value: Any) -> list[dict[str, Any]]:
     """The rows that a JSON file lists.
 
-    A list of objects; s3prl's `{"meta_data": [{"path": …, "label": …, "speaker": …}]}`; or
-    SpeechBrain's `{id: {"wav": …, "emo": …}}`.
+    A list of objects; s3prl's `{"meta_data": [{"path": …, "label": …, "speaker": …}]}`;
+    SpeechBrain's `{id: {"wav": …, "emo": …}}`; or the history in Hugging Face's
+    `trainer_state.json`.
     """
+    if isinstance(value, dict) and isinstance(value.get("log_history"), list):
+        value = _evaluations(value)
     if isinstance(value, dict) and isinstance(value.get("meta_data"), list):
         value = value["meta_data"]
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
@@ -218,6 +221,17 @@ def _objects(path: Path, value: Any) -> list[dict[str, Any]]:
             '[{"id": "a", "truth": "ang", "predicted": "sad"}]'
         )
     return value
+
+
+def _evaluations(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The evaluations of a training by Hugging Face, the one whose checkpoint is best marked."""
+    best = str(state.get("best_model_checkpoint") or "").rpartition("-")[2]
+    rows = []
+    for row in state["log_history"]:
+        if isinstance(row, dict) and any(name.startswith("eval") for name in row):
+            is_best = best and str(row.get("step")) == best
+            rows.append({**row, "kept": "yes" if is_best else None})
+    return rows
 
 
 def _read_list(path: Path) -> Sheet:
