@@ -1,8 +1,8 @@
 """Which tests are heavy, and fixtures that several files use.
 
 A heavy test starts processes, a browser or a dask cluster, builds the wheel, extracts or trains the
-demo, runs or converts encoders of every kind, writes graphs of ONNX, trains tables of many runs, or
-searches. `make test-fast` leaves them out.
+demo, runs or converts encoders of every kind, writes graphs of ONNX, trains tables or stacks of
+many runs, runs models on a pretended GPU, or searches. `make test-fast` leaves them out.
 """
 
 import gc
@@ -10,10 +10,12 @@ import inspect
 import os
 import shutil
 import signal
+import subprocess
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,18 +25,24 @@ HEAVY_FILES = (
     "test_benchmarks",
     "test_cluster",
     "test_copies_s3",
+    "test_encoder_tops",
     "test_engines",
     "test_export",
     "test_extract_encoders",
     "test_faults",
+    "test_finetune_audio",
     "test_fuzz",
     "test_hub",
+    "test_models_on_a_gpu",
     "test_report_html",
+    "test_train_together",
+    "test_transcribe",
     "test_weights",
 )
 HEAVY_TESTS = {
     "test_a_whole_release_has_its_published_counts",
     "test_each_fold_counts_with_its_best_candidate",
+    "test_every_fusion_learns_every_target",
     "test_every_table_shows_the_same_digits",
     "test_from_the_demo_to_a_page_by_what_is_printed",
     "test_published_feature_files_are_trained_on",
@@ -140,6 +148,24 @@ def hub(hub_of_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SER_CACHE", str(tmp_path / "ser"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return hub_of_session
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle is opened here: the child process that opens it takes seconds to start."""
+    from ser.weights import open_pickle
+
+    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        *_, folder, pickle = command
+        try:
+            open_pickle.main(Path(folder), pickle)
+        except SystemExit as fault:
+            return subprocess.CompletedProcess(command, 1, stderr=str(fault))
+        except Exception:
+            return subprocess.CompletedProcess(command, 1, stderr=traceback.format_exc())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("ser.weights.convert.subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(params=["zarr", "hdf5"])

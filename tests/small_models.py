@@ -1,8 +1,10 @@
 """Small models and batches of each fusion, without dropout."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,23 @@ CASES = _cases()
 # fused rows.
 ALIKE = {"ef-concat", "ef-at", "mf-add", "mf-at", "lf-add", "lf-concat"}
 DIFFERENT = [name for name in TRAINED if name not in ALIKE]
+
+
+def one_of_each_kind(names: Sequence[str]) -> list[Any]:
+    """The names as parameters, of which `make test` runs one of each kind of settings and rows.
+
+    For what costs much, and asks of a model no more than its outputs.
+    """
+    seen = set()
+    parameters = []
+    for name in names:
+        fusion = TRAINED[name]
+        kind = (fusion.settings, fusion.level, fusion.unit)
+        marks = pytest.mark.slow if kind in seen else ()
+        seen.add(kind)
+        parameters.append(pytest.param(name, marks=marks))
+    return parameters
+
 
 # Small sizes, by the names that the fusions' settings share.
 TINY: dict[str, Any] = {

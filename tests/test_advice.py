@@ -68,7 +68,14 @@ def test_the_page_that_a_report_names(tmp_path: Path, store: Path) -> None:
     assert page.exists()
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5, 10, 20, 40], ids="{} utterances".format)
+FEW = [1, 2, 5, 10, 20, 40]
+# The others are between these.
+FEW_OR_SLOW = [
+    pytest.param(limit, marks=() if limit in (1, 10, 20) else pytest.mark.slow) for limit in FEW
+]
+
+
+@pytest.mark.parametrize("limit", FEW_OR_SLOW, ids="{} utterances".format)
 def test_after_a_few_utterances_training_works_or_is_not_named(
     demo_corpus: Path, tmp_path: Path, limit: int
 ) -> None:

@@ -125,7 +125,7 @@ def traced(
 
 
 # A backend, a call, and how many of its occurrences fail.
-FAILING_CALLS = [pytest.param("zarr", "fsync", 1), pytest.param("hdf5", "rename", 1)]
+FAILING_CALLS = [pytest.param("zarr", "fsync", 1)]
 for _backend, _call in itertools.product(BACKENDS, CALLS):
     FAILING_CALLS.append(pytest.param(_backend, _call, 12, marks=pytest.mark.slow))
 

@@ -262,7 +262,10 @@ def test_a_worker_with_another_ser_is_refused(cluster: DaskProcesses) -> None:
             list(connected.run(worker_name, range(2)))
 
 
-@pytest.mark.parametrize("needs", [{}, {"GPU": 1}], ids=["any", "with a GPU"])
+@pytest.mark.parametrize(
+    "needs",
+    [pytest.param({}, id="any", marks=pytest.mark.slow), pytest.param({"GPU": 1}, id="with a GPU")],
+)
 def test_a_worker_is_started_as_printed(
     processes: DaskProcesses, monkeypatch: pytest.MonkeyPatch, needs: dict[str, float]
 ) -> None:

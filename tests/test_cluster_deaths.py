@@ -111,6 +111,7 @@ def test_workers_die_and_freeze_and_nothing_is_lost_or_twice(
     )
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_path: Path) -> None:
     """The command is killed, and run again while its worker still publishes."""
     # It waits at the second of the second part.
@@ -148,6 +149,7 @@ def test_what_a_killed_command_left_behind_counts(processes: DaskProcesses, tmp_
     assert len(contents(far)) == 1
 
 
+@pytest.mark.slow
 def test_the_scheduler_dies_and_the_command_runs_again(
     processes: DaskProcesses, tmp_path: Path
 ) -> None:
@@ -233,6 +235,7 @@ def test_what_kills_its_worker_is_named(tmp_path: Path) -> None:
     assert len(opened) == len(set(opened)) > 3, "each process opens the extractor once"
 
 
+@pytest.mark.slow
 def test_the_only_worker_with_a_resource_dies_and_comes_back(
     processes: DaskProcesses, tmp_path: Path
 ) -> None:
@@ -329,6 +332,7 @@ def test_ctrl_c_in_a_terminal_is_one_sentence(tmp_path: Path) -> None:
     assert not alive and len(gone) > 2
 
 
+@pytest.mark.slow
 def test_what_a_lost_bundle_has_finished_is_kept(processes: DaskProcesses, tmp_path: Path) -> None:
     options = {
         "store": make_store(tmp_path / "tiny", turns=24).path,

@@ -9,10 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +27,6 @@ from ser.tests.newcomer import shrink
 from ser.tests.small_disk import fill, small_disk
 from ser.tests.test_weights import Canary, as_pickle
 from ser.weights import hub as hub_client
-from ser.weights import open_pickle
 from ser.weights.convert import convert_once
 from ser.weights.demo import write_random_checkpoint
 from ser.weights.find import find_checkpoint, open_source
@@ -83,23 +80,6 @@ def published(
     hub.publish(model_of("mpnet"), pickles["mpnet"])
     hub.publish(model_of("bert"), checkpoints["bert"])
     return hub
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pickle is opened here: a child process takes seconds to start."""
-
-    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
-        *_, folder, pickle = command
-        try:
-            open_pickle.main(Path(folder), pickle)
-        except SystemExit as fault:
-            return subprocess.CompletedProcess(command, 1, stderr=str(fault))
-        except Exception:
-            return subprocess.CompletedProcess(command, 1, stderr=traceback.format_exc())
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr("ser.weights.convert.subprocess", SimpleNamespace(run=run))
 
 
 def model_of(feature: str) -> str:
@@ -250,6 +230,7 @@ print(find_checkpoint("some/pickled").digest)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_is_made_again_and_once_by_two_processes(
     hub: StandInHub,
     checkpoints: dict[str, Path],

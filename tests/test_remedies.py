@@ -448,7 +448,7 @@ def test_what_a_recipe_lacks_is_extracted_as_printed(newcomer: Path, own: Path) 
 
 
 def test_pickled_weights_are_converted_as_printed(
-    newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None
 ) -> None:
     """By what `ser features` says of a folder; `ser doctor` has nothing to add of the cache."""
     hub = tmp_path / "hub"

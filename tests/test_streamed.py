@@ -270,6 +270,7 @@ def stopped(store: str, out: str) -> None:
         print(how, os.wait()[1], flush=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_run_that_is_stopped_while_it_reads_ends_at_once_and_goes_on_to_the_same_bytes(
     rich: Path, tmp_path: Path

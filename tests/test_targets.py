@@ -20,7 +20,7 @@ from ser.commands.summary import summary_text
 from ser.corpus.manifest import Manifest
 from ser.errors import Diverged, WrongUse
 from ser.tests.command_line import ser
-from ser.tests.small_models import DIFFERENT
+from ser.tests.small_models import DIFFERENT, one_of_each_kind
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.config import TrainConfig
 from ser.train.data.labels import get_policy
@@ -134,7 +134,7 @@ def test_the_losses_of_classes_and_ratings_add_up(unit: str, soft: bool) -> None
     torch.testing.assert_close(found, wanted * (6 if unit == "sum" else 1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", one_of_each_kind(DIFFERENT))
 def test_every_fusion_learns_every_target(store: Path, name: str) -> None:
     losses = set()
     for target, of in TARGETS.items():

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ser.errors import Diverged, SerError, WrongUse
+from ser.tests.small_models import ALIKE
 from ser.train import fit_many as fit_many_module
 from ser.train import stacked_runs as stacked_runs_module
 from ser.train import train_jobs as train_jobs_module
@@ -124,8 +125,17 @@ def trained(stack, groups, chosen, labels):
     return outputs, torch.where(real, labels[rows], NO_LABEL), real
 
 
+# Each position, each method and each other model; of the fused head alone, one.
+TO_STACK = [*STACKABLE, "lgf-add fused", "ef-add fused", "mf-concat fused", "lf-at fused"]
+STACKED_SLOWLY = {*ALIKE, "ef-add fused", "mf-concat fused", "lf-at fused"}
+
+
 @pytest.mark.parametrize(
-    "name", [*STACKABLE, "ef-add fused", "mf-concat fused", "lf-at fused", "lgf-add fused"]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in STACKED_SLOWLY else ())
+        for name in TO_STACK
+    ],
 )
 @pytest.mark.usefixtures("double")
 def test_four_steps_of_a_stack_are_those_of_each_model_alone(name):
@@ -232,7 +242,7 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
     "options",
     [
         {"loss": "perspective", "select": "best-test"},
-        {"fusion": "ef-add", "select": "last"},
+        pytest.param({"fusion": "ef-add", "select": "last"}, marks=pytest.mark.slow),
         {"fusion": "audio", "features": "is13"},
         {
             "more": (
@@ -244,7 +254,9 @@ def experiment(store: Path, out: Path, *more: str, **options) -> Experiment:
         },
         {"precision": "bf16"},
         {"epochs": 9, "more": ("patience=1", "lr=0.02")},
-        *({"fusion": fusion, "losses": True} for fusion in ("ef-concat", "mf-at", "lgf-add")),
+        {"fusion": "lgf-add", "losses": True},
+        pytest.param({"fusion": "ef-concat", "losses": True}, marks=pytest.mark.slow),
+        pytest.param({"fusion": "mf-at", "losses": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -395,6 +395,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_transcription_goes_on(whisper: Path, table: Path, tmp_path: Path) -> None:
     words = ["features", table, "--transcribe", "whisper", "--model", f"whisper={whisper}"]
     words += ["--part-seconds", 1]

@@ -410,7 +410,7 @@ def test_convert_keeps_the_digest_and_all_that_is_read(copy: Path, tmp_path: Pat
         assert torch.equal(plain(samples).last_hidden_state, converted(samples).last_hidden_state)
 
 
-@pytest.mark.parametrize("how", ["pickle", "nested"])
+@pytest.mark.parametrize("how", ["pickle", pytest.param("nested", marks=pytest.mark.slow)])
 def test_the_canary_does_not_run(copy: Path, tmp_path: Path, how: str) -> None:
     canary = tmp_path / "ran"
     evil = Canary(canary)
