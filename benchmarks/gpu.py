@@ -84,8 +84,9 @@ STAGES = {
     "encoders": Stage(f"{_NUMBERS}:encoders", 20, "extract/encoder.py, extract/speech.py"),
     "same seed": Stage(f"{_TIMES}:same_seed", 20, "train/fit.py, engines/machine.py"),
     "hubert": Stage(f"{_TIMES}:hubert", 35, "extract/worker.py, cache/part.py"),
-    "perspective": Stage(f"{_TIMES}:perspective", 45, "train/fit_many.py, train/sweep/tasks.py"),
-    "mit": Stage(f"{_TIMES}:mit", 60, "train/models/msmser.py, train/fit.py"),
+    "perspective": Stage(f"{_TIMES}:perspective", 40, "train/fit_many.py, train/sweep/tasks.py"),
+    "mit": Stage(f"{_TIMES}:mit", 50, "train/models/msmser.py, train/fit.py"),
+    "finetune": Stage(f"{_TIMES}:finetune", 15, "train/models/encoders/, train/finetune.py"),
     "launches": Stage(f"{_TIMES}:launches", 20, "train/fit_many.py, train/models/msmser.py"),
 }
 

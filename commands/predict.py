@@ -121,16 +121,18 @@ def predict(
     if decimal != "." and csv is None:
         raise click.UsageError("--decimal is for --csv; add --csv FILE, or leave it out")
     given_of_store = [f"--{name}" for name in OF_A_STORE if _is_given(ctx, name)]
-    given_otherwise = [f"--{name}" for name in ("text", "table", "models") if ctx.params[name]]
+    given_otherwise = [f"--{name}" for name in ("text", "table") if ctx.params[name]]
     if abstain_below:
         given_otherwise.append("--abstain-below")
     if given_of_store and given_otherwise:
         raise click.UsageError(
-            f"{given_otherwise[0].replace('models', 'model')} is for audio, and "
+            f"{given_otherwise[0]} is for audio, and "
             f"{given_of_store[0]} takes features from a store; leave one of them out"
         )
     if given_of_store:
-        predictions = _predict_stored(paths, store, corpus, part, device, memory, submission, csv)
+        predictions = _predict_stored(
+            paths, store, corpus, part, device, memory, submission, csv, models
+        )
         whole = _show_stored(predictions, csv, submission, decimal, as_json)
         ctx.exit(0 if whole else 3)
 
@@ -179,6 +181,7 @@ def _predict_stored(
     memory: str | None,
     submission: tuple[str, Path] | None,
     csv: Path | None,
+    models: "Sequence[str]",
 ) -> "StoredPredictions":
     """What the runs predict of the utterances of a store."""
     from ser.predict.from_store import predict_stored
@@ -197,7 +200,9 @@ def _predict_stored(
         def update(done: int, total: int) -> None:
             bar.update(done - bar.n)
 
-        return predict_stored(runs, store or Path("features"), corpus, part, device, memory, update)
+        return predict_stored(
+            runs, store or Path("features"), corpus, part, device, memory, update, models
+        )
 
 
 def _show_stored(

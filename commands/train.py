@@ -11,7 +11,7 @@ from ser.train.options import Experiment
 
 from .cache import pulled
 from .options import config_options, json_option
-from .output import answer, duration, next_step, plural, progress, safe, say
+from .output import answer, duration, next_step, plural, progress, safe, say, size_text
 from .unknown_options import CommandWithSettings
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") ->
             f"{plural(ahead.updates, 'update')}"
         )
     words = (
-        f"{experiment.fusion} on {experiment.features}: {ahead.parameters:,} parameters, "
+        f"{experiment.fusion} on {experiment.features}: {_parameters_in_words(ahead)}, "
         f"{ahead.utterances:,} utterances, {work}, {most}about {duration(ahead.seconds)}"
     )
 
@@ -166,9 +166,22 @@ def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") ->
         if config.precision != "bf16":
             words += "; --precision bf16 is faster, as float32 does without the tensor cores"
 
+    if ahead.activations is not None:
+        words += f"; activations of a batch: at most about {size_text(ahead.activations)}"
+        if "recompute=true" not in experiment.set:
+            words += ", --set recompute=true keeps fewer"
+
     if ahead.streamed:
         streamed = " and ".join(ahead.streamed)
         words += f"; {streamed} read from the store as needed, the rest in memory"
+    return words
+
+
+def _parameters_in_words(ahead: "Estimate") -> str:
+    """How many there are, and how many of them train."""
+    words = f"{ahead.parameters:,} parameters"
+    if ahead.trained < ahead.parameters:
+        words += f" ({ahead.trained:,} of them train)"
     return words
 
 

@@ -23,6 +23,7 @@ from ser.extract.audio import ENCODER_RATE
 from ser.predict import Predictor
 from ser.predict.trained import EXPORTED, ExportRecord
 from ser.train.finetune import keeps_padding
+from ser.train.models.encoder_front import merge_all_adapters
 from ser.train.records import RunFile, to_json
 from ser.train.run_folder import CONFIG, MODEL
 from ser.train.seal import sealed_json
@@ -67,6 +68,8 @@ def export(
         )
 
     predictor = Predictor(run, models, "cpu")
+    # A graph holds weights, and the file beside it the adapters, as the run.
+    merge_all_adapters(predictor.fitted.model)
     make_folder(path.parent)
     with (
         explain_disk_errors(f"exporting to {folder}", path.parent),

@@ -9,7 +9,7 @@ before the run's temperature.
     n  utterances     K  classes     D  dimensions: valence, arousal and dominance, or none
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ser.train.rating_scales import predicted_ratings
 from ser.train.run_folder import DEV, PREDICTIONS
 from ser.train.targets import TARGETS
 from ser.train.train_jobs import one_thread
+from ser.weights.find import parse_models
 
 from .ensembles import OpenedEnsemble, open_ensemble
 from .several import check_same_outputs
@@ -95,16 +96,19 @@ def predict_stored(
     device: str = "auto",
     memory: str | None = None,
     on_progress: OnRuns | None = None,
+    models: Mapping[str, str] | Iterable[str] = (),
 ) -> StoredPredictions:
     """What each run predicts of the utterances of a corpus, labelled or not, in corpus order.
 
     `part` keeps those whose session has that name, such as "test3". Features that do not fit into
-    `memory` are streamed. An utterance that a feature has quarantined, or that lacks the audio or
-    text of it, is `unusable`. Raises `WrongUse` for runs that predict different things or are named
-    twice, and for an unknown corpus or part, `MissingRows` for features that the store lacks,
-    naming the command, and `CorpusError` if no run can use any of the utterances.
+    `memory` are streamed. `models` says where the checkpoints of encoders with adapters lie now
+    ("hubert=PATH"); by default where extraction found them. An utterance that a feature has
+    quarantined, or that lacks the audio or text of it, is `unusable`. Raises `WrongUse` for runs
+    that predict different things or are named twice, and for an unknown corpus or part,
+    `MissingRows` for features that the store lacks, naming the command, and `CorpusError` if no run
+    can use any of the utterances.
     """
-    opened = _open_runs(runs, device)
+    opened = _open_runs(runs, device, parse_models(models))
     opened_store = open_store(store)
     manifest = opened_store.joined_manifest(corpus)
     wanted = _rows_of_part(manifest, part)
@@ -194,9 +198,11 @@ class StoredFeatures:
 class StoredRun:
     """A trained run, or an exported one, that takes its features from a store."""
 
-    def __init__(self, path: str | Path, device: str = "auto") -> None:
+    def __init__(
+        self, path: str | Path, device: str = "auto", models: Mapping[str, str] | None = None
+    ) -> None:
         self.run = open_trained(path)
-        self.fitted, config = load_model(self.run, choose_device(device))
+        self.fitted, config = load_model(self.run, choose_device(device), models)
         precision = self.run.config.precision
         if config.device == "mps":
             precision = "float32"
@@ -208,6 +214,14 @@ class StoredRun:
     def rated(self) -> bool:
         """Whether it predicts valence, arousal and dominance."""
         return TARGETS[self.config.target].rated
+
+    @property
+    def adapted(self) -> list[str]:
+        """The features of whose encoders the run holds adapters alone."""
+        if not self.config.training.lora_rank:
+            return []
+        names = [self.run.config.features[modality].feature for modality in self.fusion.encoded]
+        return [name.partition(":")[0] for name in names]
 
     @property
     def singles(self) -> "list[StoredRun]":
@@ -316,11 +330,13 @@ class StoredRun:
 class StoredEnsemble:
     """An ensemble, whose members take their features from a store."""
 
-    def __init__(self, ensemble: OpenedEnsemble, device: str) -> None:
+    def __init__(
+        self, ensemble: OpenedEnsemble, device: str, models: Mapping[str, str] | None = None
+    ) -> None:
         self.ensemble = ensemble
         self.run = ensemble.run
         self.classes = ensemble.classes
-        self.singles = [StoredRun(member.path, device) for member in ensemble.members]
+        self.singles = [StoredRun(member.path, device, models) for member in ensemble.members]
 
     @property
     def rated(self) -> bool:
@@ -344,17 +360,33 @@ class StoredEnsemble:
         return RunPredictions(labels, probabilities, ratings, unusable, notes)
 
 
-def _open_runs(paths: Sequence[str | Path], device: str) -> list[StoredRun | StoredEnsemble]:
-    """The runs, which predict the same, each once."""
+def _open_runs(
+    paths: Sequence[str | Path], device: str, models: Mapping[str, str]
+) -> list[StoredRun | StoredEnsemble]:
+    """The runs, which predict the same, each once.
+
+    Raises `WrongUse` for models of which none of them has adapters.
+    """
     opened: list[StoredRun | StoredEnsemble] = []
     for path in paths:
         ensemble = open_ensemble(open_trained(path))
-        run = StoredRun(path, device) if ensemble is None else StoredEnsemble(ensemble, device)
+        run: StoredRun | StoredEnsemble
+        if ensemble is None:
+            run = StoredRun(path, device, models)
+        else:
+            run = StoredEnsemble(ensemble, device, models)
         if run.run.name in [other.run.name for other in opened]:
             raise WrongUse(f"{path}: is run {run.run.name} again; name each run once")
         if opened:
             check_same_outputs(opened[0], run)
         opened.append(run)
+
+    adapted = {name for run in opened for single in run.singles for name in single.adapted}
+    for name in sorted(models.keys() - adapted):
+        raise WrongUse(
+            f"--model {name}: no run here has adapters of {name}, and features come from the "
+            "store; leave it out"
+        )
     return opened
 
 

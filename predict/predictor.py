@@ -76,7 +76,8 @@ class Predictor:
             )
         calibration = self.run.result.calibration
         self.temperature = None if calibration is None else calibration.temperature
-        self.fitted, self.config = load_model(self.run, choose_device(device))
+        sources = parse_models(models)
+        self.fitted, self.config = load_model(self.run, choose_device(device), sources)
         self.fusion = self.config.fusion
         self.classes: tuple[str, ...] = tuple(self.run.config.labels.classes)
 
@@ -84,7 +85,7 @@ class Predictor:
         self.records = {
             modality: record.parts for modality, record in self.run.config.features.items()
         }
-        self.features = self._resolve(parse_models(models))
+        self.features = self._resolve(sources)
         self.source = FeatureSource(self.config.device)
         self.share(self.source)
 

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from ser.tests.small_models import DIMS, FRAMES, TOKENS, TRAINED, make_batch, settings_of
 from ser.train.models.batch import Sequences, visible_rows
 from ser.train.models.encoder_front import masked, with_encoders
-from ser.train.models.encoders import ARCHITECTURES, EncoderTop, cut_top, untrained_top
+from ser.train.models.encoders import (
+    ARCHITECTURES,
+    Adapters,
+    EncoderTop,
+    add_adapters,
+    cut_top,
+    merge_adapters,
+    untrained_top,
+)
 from ser.train.models.encoders.text import name_of_layers
 from ser.train.models.layers.layout import RaggedLayout
 from ser.weights.demo import randomise_norms_and_biases
@@ -247,6 +255,49 @@ def test_a_trained_top_is_built_again_without_its_checkpoint(whole: Whole, layer
         torch.testing.assert_close(again(x, layout)[0], top(x, layout)[0], rtol=0, atol=1e-12)
     trained = {name for name, weight in top.named_parameters() if weight.requires_grad}
     assert trained == {name for name, weight in again.named_parameters() if weight.requires_grad}
+
+
+def test_adapters_are_low_rank_changes_of_every_projection(whole: Whole) -> None:
+    """By hand: the plain top with W + (alpha / rank) B A; nothing before the first update."""
+    pytest.importorskip("peft")
+    x, layout = rows_below(whole, 2)
+    plain = top_of(whole, 1)
+    adapted = top_of(whole, 1)
+    add_adapters(adapted, Adapters(rank=2, alpha=3.0, dropout=0.0))
+    adapted.double()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(x, layout)[0], plain(x, layout)[0], rtol=0, atol=1e-12)
+
+    trained = {name: w for name, w in adapted.named_parameters() if w.requires_grad}
+    torch.manual_seed(0)
+    for weight in trained.values():
+        nn.init.normal_(weight, std=0.1)
+    rows, _ = adapted(x, layout)
+    (rows * torch.randn_like(rows)).sum().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in trained.values())
+
+    changes = {}
+    for name, weight in trained.items():
+        projection, _, rest = name.partition(".lora_A.")
+        if rest:
+            changes[f"{projection}.weight"] = 1.5 * trained[f"{projection}.lora_B.{rest}"] @ weight
+    linear = {
+        name
+        for name, module in plain.layers_of_stack.named_modules()
+        if isinstance(module, nn.Linear) and "gru" not in name
+    }
+    assert {name.removeprefix(f"{plain.stack}.") for name in changes} == {
+        f"{name}.weight" for name in linear
+    }
+
+    state = plain.state_dict()
+    plain.load_state_dict({**state, **{name: state[name] + changes[name] for name in changes}})
+    merge_adapters(adapted)
+    assert adapted.state_dict().keys() == state.keys()
+    with torch.no_grad():
+        # Some norms compute in float32.
+        torch.testing.assert_close(plain(x, layout)[0], rows, rtol=0, atol=1e-6)
+        torch.testing.assert_close(adapted(x, layout)[0], plain(x, layout)[0], rtol=0, atol=1e-6)
 
 
 SMALL_HUBERT = {

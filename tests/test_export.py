@@ -40,7 +40,7 @@ from ser.train.models.batch import Batch, Sequences
 from ser.train.models.encoder_front import with_encoders
 from ser.train.models.encoders import TopLayers, untrained_top
 from ser.train.models.solved import Truth
-from ser.train.run_folder import RESULT
+from ser.train.run_folder import RESULT, Run
 from ser.weights.demo import write_random_checkpoint
 
 TOLERANCE = 1e-4
@@ -256,6 +256,48 @@ def test_a_model_that_trained_its_text_encoder_takes_tokens(
     predictions = Predictor(run.path)(turns).predictions
     for prediction, output in zip(predictions, outputs, strict=True):
         assert np.abs(answered(output) - predicted(prediction)).max() < TOLERANCE
+
+
+@pytest.fixture
+def adapted(newcomer: Path, tmp_path: Path) -> Run:
+    """A run that trained adapters of its text encoder."""
+    pytest.importorskip("peft")
+    options = {"store": newcomer / "features", "out": tmp_path / "runs", "folds": 1, "epochs": 1}
+    settings = ("finetune_text=all", "lora_rank=2", "encoder_lr=0.05")
+    [run] = run_experiment(Experiment("bert", "bert", set=settings, **options))
+    return run
+
+
+def test_a_graph_is_made_of_merged_adapters(
+    newcomer: Path, adapted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the file beside it holds the adapters, for `ser predict`."""
+    turns = turns_of_test_part(newcomer, adapted)[:2]
+    expected = [predicted(each) for each in Predictor(adapted.path)(turns).predictions]
+
+    def without_a_graph(predictor: Predictor, folder: Path) -> Any:
+        assert not any("lora" in name for name in predictor.fitted.model.state_dict())
+        of_merged = [predicted(each) for each in predictor(turns).predictions]
+        assert np.abs(np.subtract(of_merged, expected)).max() < 2e-6
+        return export_room.WrittenModel(feature_inputs(predictor), [], "none", "not now")
+
+    monkeypatch.setattr(export_room, "_write_model", without_a_graph)
+    export(adapted.path, tmp_path / "exported")
+    for_others = Predictor(tmp_path / "exported")(turns).predictions
+    assert np.array_equal([predicted(each) for each in for_others], expected)
+
+
+@pytest.mark.slow
+def test_a_graph_of_merged_adapters_gives_what_the_run_predicts(
+    newcomer: Path, adapted: Run, tmp_path: Path
+) -> None:
+    export(adapted.path, tmp_path / "exported")
+    turns = turns_of_test_part(newcomer, adapted)[:2]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(newcomer / "checkpoints" / "bert-random")
+    model = OnnxModel(tmp_path / "exported" / "model.onnx")
+    for turn, prediction in zip(turns, Predictor(adapted.path)(turns).predictions, strict=True):
+        outputs = model({"bert": np.array(tokenizer(turn.text).input_ids)})
+        assert np.abs(answered(outputs) - predicted(prediction)).max() < TOLERANCE
 
 
 def test_the_card_says_what_it_is_and_how_inputs_are_made(exported: Callable[[str], Path]) -> None:

@@ -4,8 +4,11 @@ The plain Hugging Face model is the truth. That every architecture's top is exac
 test_encoder_tops.
 """
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import pytest
 import soundfile as sf
 import torch
 import transformers
+from safetensors.torch import load
 
 from ser.cache.spec import Spec
+from ser.commands.train import _estimate_in_words
 from ser.corpus.manifest import Manifest
-from ser.errors import UtteranceError, WrongUse
+from ser.errors import SerError, UtteranceError, WrongUse
 from ser.extract.audio import Clip
 from ser.extract.plan import estimate_bytes
 from ser.extract.resolve import load_extractors, resolve
@@ -26,9 +31,16 @@ from ser.predict import Predictor, Turn
 from ser.predict.from_store import predict_stored
 from ser.tests.test_models_finetune import check_probabilities
 from ser.tests.tiny_store import add_feature, base_rows, new_store
+from ser.train.activations import kept_bytes
+from ser.train.estimate import estimate
 from ser.train.experiment import Experiment, Job, prepare, run_experiment
 from ser.train.fit import encoder_rates, fit, is_frozen, make_optimiser, share_of_update
+from ser.train.model_file import load_model
+from ser.train.models.encoder_front import merge_all_adapters, state_of
+from ser.train.models.encoders import lora
+from ser.train.run_folder import Run
 from ser.weights.demo import SIZES, write_random_checkpoint
+from ser.weights.find import find_checkpoint
 
 RATE = 16000
 DEPTH = 2
@@ -177,6 +189,12 @@ def plain(heard: Heard, name: str, ids: list[str]) -> Iterator[torch.Tensor]:
                 rows = rows[: int(inputs.attention_mask.sum())]
             states.append(rows)
         yield torch.cat(states)
+
+
+def opened(state: bytes) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
+    size = int.from_bytes(state[:8], "little")
+    return load(state), json.loads(state[8 : 8 + size])["__metadata__"]
 
 
 def build(job: Job) -> Any:
@@ -376,7 +394,170 @@ def test_how_an_encoder_learns_changes_the_name_of_a_run_and_its_bytes_or_neithe
     assert (contents[0] != contents[1]) == changes
 
 
-@pytest.mark.parametrize("setting", ["encoder_lr=1e-4", "unfreeze=true", "recompute=true"])
+ADAPTED = ("lora_rank=2", "lora_alpha=4", "lora_dropout=0.1", "encoder_lr=0.1", "batch_size=2")
+
+
+@pytest.fixture(scope="module", params=["hubert", "wavlm"])
+def adapted(request: pytest.FixtureRequest, heard: Heard, tmp_path_factory: Any) -> Run:
+    """A run that trained adapters of both layers."""
+    pytest.importorskip("peft")
+    out = tmp_path_factory.mktemp(request.param)
+    asked = experiment(heard, f"{request.param}:layer=0", "audio", 2, set=ADAPTED, out=out)
+    [run] = run_experiment(asked)
+    return run
+
+
+def encoder_of(run: Run) -> str:
+    """Its name, such as "hubert"."""
+    return run.config.features["audio"].feature.partition(":")[0]
+
+
+def test_a_run_holds_the_adapters_and_not_the_encoder(heard: Heard, adapted: Run) -> None:
+    tensors, _ = adapted.tensors("model.safetensors")
+    of_encoder = {name: x for name, x in tensors.items() if name.startswith("model.encoders.")}
+    # A and B of six projections of each layer.
+    assert len(of_encoder) == 2 * 6 * DEPTH
+    assert all(".lora_" in name and 2 in x.shape for name, x in of_encoder.items())
+    assert any(x.any() for name, x in of_encoder.items() if ".lora_B." in name)
+
+    checkpoint = find_checkpoint(heard.folder / "checkpoints" / encoder_of(adapted))
+    spec = adapted.config.provenance.specs["audio"]
+    assert spec["checkpoint"]["digest"] in (checkpoint.digest, checkpoint.speech_digest)
+
+
+def test_adapters_predict_as_they_were_tested(heard: Heard, adapted: Run) -> None:
+    ids = adapted.predictions().column("id").to_pylist()
+    check_probabilities(adapted, Predictor(adapted.path)(heard.turns(ids)).predictions)
+
+    stored = predict_stored([adapted.path], heard.folder / "features")
+    probabilities = stored.mean().probabilities[[stored.ids.index(id_) for id_ in ids]]
+    tested = np.array(adapted.predictions().column("probabilities").to_pylist())
+    assert np.array_equal(probabilities, tested.astype(np.float32))
+
+
+def test_adapters_need_their_checkpoint(heard: Heard, adapted: Run, tmp_path: Path) -> None:
+    """It may lie elsewhere; another one is refused."""
+    name = encoder_of(adapted)
+    moved = shutil.copytree(heard.folder / "checkpoints" / name, tmp_path / "moved")
+    other = heard.folder / "checkpoints" / ("wavlm" if name == "hubert" else "hubert")
+    store = heard.folder / "features"
+
+    here = predict_stored([adapted.path], store).mean()
+    there = predict_stored([adapted.path], store, models={name: str(moved)}).mean()
+    assert np.array_equal(here.probabilities, there.probabilities)
+    for open_run in (Predictor, partial(predict_stored, store=store)):
+        with pytest.raises(WrongUse, match=f"is not the checkpoint that {name}:layer=0"):
+            run = adapted.path if open_run is Predictor else [adapted.path]
+            open_run(run, models={name: str(other)})
+    with pytest.raises(WrongUse, match="no run here has adapters of bert"):
+        predict_stored([adapted.path], store, models={"bert": str(moved)})
+
+
+def test_merged_adapters_give_the_same(heard: Heard, adapted: Run) -> None:
+    fitted, config = load_model(adapted)
+    merged, _ = load_model(adapted)
+    merge_all_adapters(merged.model)
+    assert not any("lora" in name for name in merged.model.state_dict())
+
+    job = prepared(heard, adapted.config.features["audio"].feature, "audio", 2, set=ADAPTED)
+    rows = job.fold.test
+    expected = fitted.predict(job.data, rows, config)["logits"]
+    assert np.abs(merged.predict(job.data, rows, config)["logits"] - expected).max() < 2e-6
+
+
+def test_adapters_within_a_budget_of_memory_train_to_the_same_bytes(
+    heard: Heard, adapted: Run, tmp_path: Path
+) -> None:
+    feature = adapted.config.features["audio"].feature
+    asked = experiment(heard, feature, "audio", 2, set=ADAPTED, out=tmp_path, memory="0.3MB")
+    [job] = prepare(asked)
+    assert job.data.inputs["audio"].streamed
+    [streamed] = run_experiment(asked)
+    assert streamed.name == adapted.name
+    whole = (adapted.path / "model.safetensors").read_bytes()
+    assert (streamed.path / "model.safetensors").read_bytes() == whole
+
+
+def test_adapters_go_on_where_they_were_stopped(heard: Heard) -> None:
+    """With averaged weights, gradual unfreezing and a refit, which the state holds too."""
+    pytest.importorskip("peft")
+    more = ("ema=0.5", "unfreeze=true", "refit=true")
+    job = prepared(heard, "hubert:layer=0", "audio", 2, set=(*ADAPTED[:3], *more))
+    states = []
+    whole = fit(job.data, job.fold, job.config, lambda _, state: states.append(state()))
+    assert len(states) == 6
+    for state in (states[1], states[4]):
+        file = opened(state)
+        resumed = fit(job.data, job.fold, job.config, resume=file)
+        for name, weight in state_of(whole.model).items():
+            assert torch.equal(weight, state_of(resumed.model)[name])
+    assert not any("base_layer" in name for name in file[0])
+
+
+def test_adapters_in_bfloat16_are_close(heard: Heard) -> None:
+    pytest.importorskip("peft")
+    job = prepared(heard, "hubert:layer=0", "audio", 2, set=ADAPTED, precision="bf16")
+    model = build(job)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    batch = job.data.batch(list(np.arange(7)[:, None]), {})
+    with torch.inference_mode():
+        exact = model(batch)["logits"]
+        with job.config.autocast():
+            rough = model(batch)["logits"].float()
+    assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_kept_activations_are_counted_once() -> None:
+    """By hand: the input `[3, 4]`, and the result `[3, 5]` of ReLU, which both sides of it need."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    x = torch.randn(3, 4)
+    assert kept_bytes(model, lambda: model(x)) == 4 * (3 * 4 + 3 * 5)
+
+
+def test_what_trains_and_what_it_keeps_is_said_before(heard: Heard) -> None:
+    """Of the batch that is made of the longest utterance alone."""
+    pytest.importorskip("peft")
+    settings = ("lora_rank=2", "batch_size=3")
+    job = prepared(heard, "hubert:layer=0", "superb", 2, set=settings)
+    ahead = estimate([job])
+    sizes = SIZES["hubert"]
+    width, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    adapters = 2 * 2 * (4 * 2 * width + 2 * (width + inner))
+    frozen = {name for name, weight in build(job).named_parameters() if not weight.requires_grad}
+    state = build(job).state_dict()
+    assert ahead.trained == ahead.parameters - sum(state[name].numel() for name in frozen)
+    of_encoder = [x.numel() for name, x in state.items() if ".lora_" in name]
+    assert sum(of_encoder) == adapters
+
+    longest = int(np.argmax(np.diff(job.data.inputs["audio"].offsets)))
+    batch = job.data.batch([np.array([longest])] * 3, {})
+    model = build(job).train()
+    assert ahead.activations == pytest.approx(kept_bytes(model, lambda: model(batch)), rel=0.02)
+
+    recomputed = prepared(heard, "hubert:layer=0", "superb", 2, set=(*settings, "recompute=true"))
+    assert estimate([recomputed]).activations < ahead.activations / 2
+    words = _estimate_in_words(experiment(heard, "hubert:layer=0", "superb", 2), job, ahead)
+    assert f"({ahead.trained:,} of them train)" in words and "recompute=true keeps fewer" in words
+
+
+def test_adapters_without_peft_say_how_to_get_it(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    with pytest.raises(SerError, match=r"pip install 'ser-fusion\[lora\]'"):
+        prepared(heard, "hubert:layer=1", "audio", 1, set=("lora_rank=2",))
+
+
+def test_settings_of_adapters_need_some(heard: Heard) -> None:
+    with pytest.raises(WrongUse, match="lora_alpha: is for adapters of an encoder; set lora_rank"):
+        prepared(heard, "hubert:layer=1", "audio", 1, set=("lora_alpha=2",))
+
+
+@pytest.mark.parametrize(
+    "setting", ["encoder_lr=1e-4", "unfreeze=true", "recompute=true", "lora_rank=2"]
+)
 def test_settings_of_encoders_need_one(heard: Heard, setting: str) -> None:
     with pytest.raises(WrongUse, match="set finetune_audio or finetune_text, or leave it out"):
         prepared(heard, "hubert:layer=1", "audio", 0, set=(setting,))

@@ -8,7 +8,9 @@ import pytest
 
 from ser.errors import MissingRows, SerError, WrongUse
 from ser.tests.command_line import ser
-from ser.train.sweep.other_features import on_features
+from ser.train.models import FUSIONS
+from ser.train.settings import parse_settings
+from ser.train.sweep.other_features import features_to_extract, on_features
 from ser.train.sweep.recipe import list_recipes, read_recipe
 from ser.train.sweep.tasks import plan_sweep
 
@@ -274,3 +276,22 @@ def test_what_is_missing_is_made_by_one_command(store: Path, tmp_path: Path) -> 
     command = f"ser features CORPUS --features {names} --corpus-name tiny --store {store}"
     with pytest.raises(MissingRows, match=f"cell 'Text'.*`{command}`"):
         plan_sweep(read_recipe("usc-table3", store=store, out=tmp_path))
+
+
+def test_the_tops_of_the_recipe_start_from_the_layers_below_them() -> None:
+    """HuBERT base has 12 layers; the store needs each of these once."""
+    recipe = read_recipe("finetune-top")
+    trained = set()
+    for cell in recipe.cells:
+        # What `audio` is on frames.
+        settings, training = parse_settings(FUSIONS["audio:frame"], cell.experiment.set)
+        assert not settings.standardise_audio
+        features = cell.experiment.features
+        layer = int(features.partition("layer=")[2] or 12)
+        assert layer == 12 - training.finetune_audio
+        trained.add((training.finetune_audio, training.lora_rank))
+    assert trained == {(0, 0), (1, 0), (2, 0), (4, 0), (2, 8), (2, 32), (4, 8), (4, 32)}
+
+    needed = ",".join(features_to_extract(recipe))
+    assert set(needed.split(",")) == {f"hubert:layer={n}" for n in (8, 10, 11)} | {"hubert"}
+    assert all(name in recipe.note for name in needed.split(","))

@@ -146,6 +146,7 @@ NOT_RUN = {
     "cache/tools/remote.py: pip install '…[cloud]'": "it fetches packages; see the extras below",
     "engines/scheduler.py: pip install 'ser-fusion[cluster]'": "likewise",
     "export/__init__.py: pip install '…[onnx]'": "likewise",
+    "train/models/encoders/lora.py: pip install '…[lora]'": "likewise",
     "train/options.py: pip install 'ser-fusion[tensorboard]'": "likewise",
     "plugins.py: pip install …": "it fetches a package that only its user knows",
     "extract/text.py: pip install sentencepiece protobuf": "it fetches packages",

@@ -12,6 +12,7 @@ from msgspec import convert, to_builtins
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 
+from .models.encoder_front import load_state, state_of
 from .records import Epoch
 
 # Torch's generator, and those of a training's own draws, by name.
@@ -72,7 +73,7 @@ def write_state(
 
     tensors = {}
     parts = {
-        "model": model.state_dict(),
+        "model": state_of(model),
         "kept": kept,
         "adam": moments,
         "random": generator_states,
@@ -125,7 +126,7 @@ def restore_state(
     device: str,
 ) -> dict[str, Tensor]:
     """Put everything back as `write_state` found it. Returns the weights that were kept."""
-    model.load_state_dict(_under("model.", tensors))
+    load_state(model, _under("model.", tensors))
 
     moments: dict[int, dict[str, Tensor]] = {}
     for name, moment in _under("adam.", tensors).items():

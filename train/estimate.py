@@ -2,13 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from .activations import largest_batch_bytes
 from .data.dataset import Dataset
 from .experiment import fit_groups
 from .fit import Fitted, fit, rows_to_evaluate
@@ -33,6 +35,8 @@ class Estimate:
     """How long some runs take, from a few timed steps."""
 
     parameters: int
+    trained: int
+    """How many of them train."""
     utterances: int
     runs: int
     epochs: int
@@ -47,6 +51,9 @@ class Estimate:
     """False where the time is scaled from that of other runs."""
     streamed: tuple[str, ...] = ()
     """The modalities that are read from the store as they are needed."""
+    activations: int | None = None
+    """Where an encoder trains, about the bytes that a batch of the longest utterances keeps for the
+    backward pass."""
 
 
 def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Estimate:
@@ -75,7 +82,14 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
         # Timed by itself.
         paces = {}
     with oom_as_error(config), one_thread(), _same_draws_after(config.device):
-        parameters = _count_parameters(first)
+        model = _build(first)
+        parameters = _count(model.parameters())
+        trained = _count(weight for weight in model.parameters() if weight.requires_grad)
+        activations = None
+        if config.fusion.encoded:
+            activations = largest_batch_bytes(first, model)
+        # Before the next is built.
+        del model
         timed = config.precision not in paces
         if timed:
             seconds_per_row = _time_rows(fit_groups(jobs)[0])
@@ -85,6 +99,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     seconds = paces[config.precision] * parameters * rows * epochs
     return Estimate(
         parameters=parameters,
+        trained=trained,
         utterances=len(data.utterances),
         runs=len(jobs),
         epochs=epochs,
@@ -93,6 +108,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
         at_most=config.training.patience > 0,
         timed=timed,
         streamed=_streamed(data),
+        activations=activations,
     )
 
 
@@ -117,7 +133,8 @@ def estimate_solved(jobs: Sequence[Job]) -> Estimate:
     utterances = sum(len(job.fold.train) for job in jobs)
     weights = model.model.state_dict()
     return Estimate(
-        parameters=sum(weight.numel() for weight in weights.values()),
+        parameters=_count(weights.values()),
+        trained=_count(weights.values()),
         utterances=len(first.data.utterances),
         runs=len(jobs),
         epochs=len(candidates),
@@ -180,12 +197,16 @@ def _training_units(job: Job) -> int:
     return len(units) * (len(job.data.views) + 1)
 
 
-def _count_parameters(job: Job) -> int:
+def _build(job: Job) -> nn.Module:
+    """The model that a job trains."""
     config = job.config
     target = TARGETS[config.target]
     classes = len(job.data.utterances.classes)
-    model = target.build(config.fusion, config.settings, job.data.dims, classes)
-    return sum(weight.numel() for weight in model.parameters())
+    return target.build(config.fusion, config.settings, job.data.dims, classes)
+
+
+def _count(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)
 
 
 def _time_rows(jobs: Sequence[Job]) -> float:

@@ -14,6 +14,7 @@ from .data.protocols import UNDECIDED
 from .fit import NO_NUMBERS, Fitted
 from .job import Job
 from .model_file import write_model
+from .models.encoder_front import state_of
 from .models.layer_sums import layer_shares
 from .records import (
     Calibration,
@@ -89,7 +90,7 @@ def finish(run: Run, job: Job, model: Fitted, seconds: float) -> str | None:
         if not np.isfinite(predicted).all():
             return NO_NUMBERS
 
-    weights = snapshot(model.model.state_dict())
+    weights = snapshot(state_of(model.model))
     files = write_files(run, job, model, weights, on_test, on_dev)
     result = make_result(job, model, weights, on_test, on_dev, no_majority, seconds, files)
     run.write_json(RESULT, result)

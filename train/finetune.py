@@ -25,7 +25,16 @@ from .data.dataset import Dataset
 from .data.select import ModalitySelection
 from .models import Fusion
 from .models.encoder_front import unfrozen_step_by_step, with_encoders
-from .models.encoders import ARCHITECTURES, EncoderTop, TopLayers, cut_top, untrained_top
+from .models.encoders import (
+    ARCHITECTURES,
+    Adapters,
+    EncoderTop,
+    TopLayers,
+    add_adapters,
+    check_peft,
+    cut_top,
+    untrained_top,
+)
 from .models.fusion import BOTH
 from .records import RunConfig
 from .settings import TrainingSettings
@@ -38,7 +47,23 @@ OF_AUDIO = "audio"
 ALL_STATES = "pad=keep"
 
 # Settings that say how trained encoders learn.
-OF_ENCODERS = ("encoder_lr", "encoder_lr_decay", "encoder_mask", "unfreeze", "recompute")
+OF_ENCODERS = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "encoder_lr",
+    "encoder_lr_decay",
+    "encoder_mask",
+    "unfreeze",
+    "recompute",
+)
+
+# Those of them that say how adapters learn.
+OF_ADAPTERS = ("lora_alpha", "lora_dropout")
+
+# Whose they are, and what there would have to be set.
+ENCODER = "an encoder that is trained too"
+FINETUNE = "finetune_audio or finetune_text"
 
 # Of every encoder of speech here.
 FRAMES_A_SECOND = 50
@@ -70,9 +95,11 @@ class TrainedEncoder:
                 config[key] = value
         return config
 
-    def top(self, recompute: bool = False) -> EncoderTop:
+    def top(self, adapters: Adapters | None = None, recompute: bool = False) -> EncoderTop:
         """Its top layers, with the weights of the checkpoint."""
         top = cut_top(load_encoder(self.checkpoint), self.layers, window_of(self.spec))
+        if adapters is not None:
+            add_adapters(top, adapters)
         if recompute:
             top.recompute()
         return top
@@ -86,6 +113,17 @@ def layers_by_modality(training: TrainingSettings) -> dict[str, TopLayers]:
         if of_modality != 0:
             layers[modality] = of_modality
     return layers
+
+
+def adapters_of(training: TrainingSettings) -> Adapters | None:
+    """The adapters that train in place of the encoders' weights, if any do.
+
+    Raises `SerError` where peft is not installed.
+    """
+    if not training.lora_rank:
+        return None
+    check_peft()
+    return Adapters(training.lora_rank, training.lora_alpha, training.lora_dropout)
 
 
 def with_trained_encoders(
@@ -104,8 +142,11 @@ def with_trained_encoders(
     layers = layers_by_modality(training)
     _check_no_padding(data, layers)
     if not layers:
-        _check_unused(training)
+        _check_unused(training, OF_ENCODERS, ENCODER, FINETUNE)
         return fusion, data
+    if not training.lora_rank:
+        _check_unused(training, OF_ADAPTERS, "adapters of an encoder", "lora_rank")
+    adapters = adapters_of(training)
 
     encoders = {}
     for modality, of_modality in layers.items():
@@ -116,7 +157,7 @@ def with_trained_encoders(
 
     tops = {}
     for modality, encoder in encoders.items():
-        tops[modality] = partial(encoder.top, recompute=training.recompute)
+        tops[modality] = partial(encoder.top, adapters, training.recompute)
     pools = {modality: feature.pool for modality, feature in data.record.features.items()}
     fusion = with_encoders(fusion, tops, pools, training.encoder_mask)
     if training.unfreeze:
@@ -129,16 +170,24 @@ def with_trained_encoders(
     return fusion, data
 
 
-def with_recorded_encoders(fusion: Fusion, training: TrainingSettings, record: RunConfig) -> Fusion:
+def with_recorded_encoders(
+    fusion: Fusion,
+    training: TrainingSettings,
+    record: RunConfig,
+    models: Mapping[str, str] | None = None,
+) -> Fusion:
     """The fusion of a run's config, whose encoders come without their checkpoints.
 
-    Their weights are in the run.
+    Their weights are in the run. Of encoders with adapters it holds these alone, and the rest comes
+    from the checkpoint, which `models` finds by feature, or where extraction found it. Raises
+    `WrongUse` for another checkpoint, and `SerError` where peft is not installed.
     """
     layers = layers_by_modality(training)
     if not layers:
         return fusion
 
     configs = record.provenance.encoders or {}
+    adapters = adapters_of(training)
     tops: dict[str, Callable[[], EncoderTop]] = {}
     for modality, of_modality in layers.items():
         if modality not in configs:
@@ -148,8 +197,15 @@ def with_recorded_encoders(fusion: Fusion, training: TrainingSettings, record: R
             )
         [written] = record.provenance.feature_specs(modality)
         spec = to_record(written, Spec, "config.json")
-        window = window_of(spec)
-        tops[modality] = partial(untrained_top, configs[modality], of_modality, window)
+        if adapters is None:
+            window = window_of(spec)
+            tops[modality] = partial(untrained_top, configs[modality], of_modality, window)
+            continue
+
+        setting = f"finetune_{modality}={of_modality}"
+        checkpoint = recorded_checkpoint(spec, models or {})
+        encoder = TrainedEncoder(setting, of_modality, spec, checkpoint)
+        tops[modality] = partial(encoder.top, adapters)
 
     pools = {modality: feature.pool for modality, feature in record.features.items()}
     return with_encoders(fusion, tops, pools)
@@ -177,15 +233,14 @@ def _count(encoder: TrainedEncoder) -> int:
     return encoder.depth if encoder.layers == "all" else encoder.layers
 
 
-def _check_unused(training: TrainingSettings) -> None:
-    """Raise `WrongUse` for a setting of trained encoders where none is trained."""
+def _check_unused(
+    training: TrainingSettings, names: Sequence[str], whose: str, remedy: str
+) -> None:
+    """Raise `WrongUse` for a setting of those names, which is of what this training has not."""
     defaults = TrainingSettings()
-    for name in OF_ENCODERS:
+    for name in names:
         if getattr(training, name) != getattr(defaults, name):
-            raise WrongUse(
-                f"--set {name}: is for an encoder that is trained too; set finetune_audio or "
-                "finetune_text, or leave it out"
-            )
+            raise WrongUse(f"--set {name}: is for {whose}; set {remedy}, or leave it out")
 
 
 def _check_no_padding(data: Dataset, layers: Mapping[str, TopLayers]) -> None:

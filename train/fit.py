@@ -64,7 +64,7 @@ from .ingredients import (
 )
 from .models import Stage
 from .models.batch import Batch, Heads
-from .models.encoder_front import layers_above
+from .models.encoder_front import layers_above, load_state, state_of
 from .models.pooled_vector import AUXILIARY
 from .rater_dropout import rater_dropout
 from .records import Epoch
@@ -251,7 +251,7 @@ def fit_once(
 
     # Which epoch is the best so far, a copy of its weights, and why training broke, if it did.
     selection = Selection(config, chosen=list(chosen))
-    kept = snapshot(model.state_dict())
+    kept = snapshot(state_of(model))
     fault: str | None = None
 
     # Where it starts: at the first stage, or where the state of a stopped training stands.
@@ -367,7 +367,7 @@ def fit_once(
             epoch_record = selection.add(stage, epoch, mean_loss, scores, eval_loss, seconds)
             if epoch_record.kept:
                 with average.applied(model):
-                    kept = snapshot(model.state_dict())
+                    kept = snapshot(state_of(model))
 
             # Whoever listens may write the state down.
             if on_epoch:
@@ -392,7 +392,7 @@ def fit_once(
                 on_epoch(epoch_record, make_state)
 
         # The next stage, and the run, go on from the weights of the best epoch.
-        model.load_state_dict(kept)
+        load_state(model, kept)
         if not fault and selection.best == -math.inf:
             fault = NO_NUMBERS
         if fault:

@@ -14,6 +14,7 @@ from .data.standardizer import Standardizer
 from .finetune import with_recorded_encoders
 from .fit import Fitted
 from .models import FUSIONS, Fusion, with_layers
+from .models.encoder_front import load_state
 from .records import RunConfig
 from .run_folder import CONFIG, MODEL, Run, RunFiles
 from .seal import AGAIN
@@ -42,12 +43,15 @@ def write_model(
     return run.write_tensors(MODEL, save(tensors))
 
 
-def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
+def load_model(
+    run: Run, device: str = "cpu", models: Mapping[str, str] | None = None
+) -> tuple[Fitted, TrainConfig]:
     """The trained model of a run with its scaling, on a device, and a config to predict with there.
 
-    Loss, selection, seed and precision of that config are the defaults, not the run's. Raises
-    `WrongUse` if the run has no model or its fusion is unknown here, `CorruptStore` for weights
-    that are NaN.
+    Loss, selection, seed and precision of that config are the defaults, not the run's. `models`
+    says by feature where the checkpoint of an encoder with adapters lies now; by default where
+    extraction found it. Raises `WrongUse` if the run has no model, its fusion is unknown here or
+    that checkpoint is another one, `CorruptStore` for weights that are NaN.
     """
     if not (run.path / MODEL).exists():
         raise WrongUse(
@@ -68,11 +72,11 @@ def load_model(run: Run, device: str = "cpu") -> tuple[Fitted, TrainConfig]:
     )
     weights = _under("model.", tensors)
     try:
-        fusion = with_recorded_encoders(fusion, training, record)
+        fusion = with_recorded_encoders(fusion, training, record, models)
         classes = len(record.labels.classes)
         target = TARGETS[record.target]
         model = target.build(fusion, settings, record.dims, classes)
-        model.load_state_dict(weights)
+        load_state(model, weights)
         scaling = _read_scaling(_under("scaling.", tensors), record.dims)
         ranges = _read_ranges(_under("range.", tensors))
     except SerError:

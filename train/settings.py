@@ -15,7 +15,19 @@ from ser.errors import CorruptStore, WrongUse, unknown
 
 from .models import Fusion
 from .models.encoders import TopLayers
-from .models.fusion import Beta, Count, Decay, Depth, Dropout, Gamma, Seed, Share, Weight, setting
+from .models.fusion import (
+    Beta,
+    Count,
+    Decay,
+    Depth,
+    Dropout,
+    Gamma,
+    Positive,
+    Seed,
+    Share,
+    Weight,
+    setting,
+)
 
 # What settings were called before.
 RENAMED = {"finetune_layers": "finetune_text"}
@@ -194,6 +206,24 @@ class TrainingSettings:
         "ours: frozen; USC §5.1 fine-tunes BERT",
         "top layers of the text encoder to train, from cached tokens of the layer below; "
         "all: from token ids, the embeddings too",
+        recorded_at_default=False,
+    )
+    lora_rank: Depth = setting(
+        0,
+        "Hu et al. 2022",
+        "rank of adapters in the encoders' layers, which train in place of their weights; 0: none",
+        recorded_at_default=False,
+    )
+    lora_alpha: Positive = setting(
+        16.0,
+        "ours",
+        "what the adapters give counts alpha / rank times (Hu et al. 2022, §4.1)",
+        recorded_at_default=False,
+    )
+    lora_dropout: Dropout = setting(
+        0.0,
+        "Hu et al. 2022",
+        "dropout of what the adapters take",
         recorded_at_default=False,
     )
     encoder_lr: Weight = setting(

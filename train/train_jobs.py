@@ -21,6 +21,7 @@ from .fit_solved import fit_solved
 from .job import Job, OnProgress
 from .job_in_training import JobInTraining
 from .model_file import write_model
+from .models.encoder_front import state_of
 from .run_folder import FAULT, STATE, Run, claimed
 from .selection import describe_choice
 
@@ -147,7 +148,7 @@ def end(job_in_training: JobInTraining, model: Fitted, seconds: float) -> Run | 
     """Write what a training has come to: the result, or the fault and the last good weights."""
     run = job_in_training.run
     if model.fault:
-        write_model(run, snapshot(model.model.state_dict()), model.scaling)
+        write_model(run, snapshot(state_of(model.model)), model.scaling)
 
     config = job_in_training.job.config
     choice = describe_choice(model.history, config.select, config.training.select_score)

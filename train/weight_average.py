@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .models.encoder_front import load_state, state_of
+
 
 class WeightAverage:
     """The average over the updates of a stage; none for a decay α of 0."""
@@ -24,7 +26,7 @@ class WeightAverage:
         """Take in the weights after an update."""
         if not self.decay:
             return
-        for name, weight in model.state_dict().items():
+        for name, weight in state_of(model).items():
             average = self.weights.get(name)
             if average is None or not weight.is_floating_point():
                 self.weights[name] = weight.detach().clone()
@@ -37,12 +39,12 @@ class WeightAverage:
         if not self.weights:
             yield
             return
-        trained = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-        model.load_state_dict(self.weights)
+        trained = {name: weight.detach().clone() for name, weight in state_of(model).items()}
+        load_state(model, self.weights)
         try:
             yield
         finally:
-            model.load_state_dict(trained)
+            load_state(model, trained)
 
     def restore(self, weights: Mapping[str, Tensor], model: nn.Module) -> None:
         """Go on from the average of a stopped training."""

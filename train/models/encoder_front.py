@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch, Sequences, visible_rows
-from .encoders import EncoderTop
+from .encoders import EncoderTop, merge_adapters
 from .fusion import Dims, Fusion, Stage
 from .layers.layout import RaggedLayout
 from .layers.pooling import mean_rows
@@ -159,6 +159,42 @@ def unfrozen_step_by_step(fusion: Fusion, layers: int) -> Fusion:
         steps.append(replace(last, name=f"{last.name}: {count} layers", encoder_layers=count))
     steps.append(replace(last, name=last.name))
     return replace(fusion, stages=(*before, *steps))
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model, without those of its encoders that stay their checkpoint's."""
+    state = model.state_dict()
+    for name in _of_checkpoints(model):
+        del state[name]
+    return state
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `state_of` gave. Raises `RuntimeError` if it is not of such a model."""
+    whole = model.state_dict()
+    of_checkpoints = {name: whole[name] for name in _of_checkpoints(model)}
+    model.load_state_dict({**of_checkpoints, **state})
+
+
+def _of_checkpoints(model: nn.Module) -> set[str]:
+    """The names of a model's weights that stay those of checkpoints."""
+    names = set()
+    for modality, top in _tops(model).items():
+        for name in top.of_checkpoint:
+            names.add(f"{FRONT}.{modality}.{name}")
+    return names
+
+
+def _tops(model: nn.Module) -> dict[str, EncoderTop]:
+    """By modality, the encoders that are trained with a model."""
+    return dict(getattr(model, FRONT, {}))
+
+
+def merge_all_adapters(model: nn.Module) -> None:
+    """Make of the adapters of a model's encoders plain weights."""
+    for top in _tops(model).values():
+        merge_adapters(top)
+        top.of_checkpoint = frozenset()
 
 
 def layers_above(model: nn.Module, weight: str) -> int | None:

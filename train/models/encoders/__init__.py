@@ -11,9 +11,20 @@ import torch
 from ser.errors import WrongUse
 
 from . import speech, text, whisper
+from .lora import Adapters, add_adapters, check_peft, merge_adapters
 from .top import EncoderTop, TopLayers
 
-__all__ = ["ARCHITECTURES", "EncoderTop", "TopLayers", "cut_top", "untrained_top"]
+__all__ = [
+    "ARCHITECTURES",
+    "Adapters",
+    "EncoderTop",
+    "TopLayers",
+    "add_adapters",
+    "check_peft",
+    "cut_top",
+    "merge_adapters",
+    "untrained_top",
+]
 
 # The architectures that are proven to be exact, each by the same test.
 ARCHITECTURES = {

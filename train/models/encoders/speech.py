@@ -6,9 +6,11 @@ already, and is taken out.
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.layout import RaggedLayout, Rows
@@ -74,6 +76,13 @@ class SpeechTop(EncoderTop):
         if below and positions is not None:
             encoder.layers[0].attention.rel_attn_embed = positions.requires_grad_(False)
 
+    def call_projections(self) -> None:
+        """WavLM hands the weights of its projections to a function of torch, past any adapter."""
+        for layer in self.layers_of_stack:
+            attention: Any = getattr(layer, "attention", None)
+            if hasattr(attention, "torch_multi_head_self_attention"):
+                attention.torch_multi_head_self_attention = partial(attend_by_calls, attention)
+
     def forward(self, x: Tensor, layout: RaggedLayout) -> Rows:
         """Frames of layer k `[r, d]` → of layer L `[r, d]`."""
         # In a graph of ONNX the number of rows is not known.
@@ -83,6 +92,31 @@ class SpeechTop(EncoderTop):
         pieces = cut_into_windows(layout, self.window)
         output = self.encoder(pieces.pad(x), attention_mask=attention_mask(pieces))
         return pieces.unpad(output.last_hidden_state), layout
+
+
+def attend_by_calls(
+    attention: Any, x: Tensor, mask: Tensor | None, position_bias: Tensor
+) -> tuple[Tensor, None]:
+    """What `torch_multi_head_self_attention` of WavLM computes, by calls of its projections.
+
+    x `[n, t, d]`, mask `[n, t]`, where 1 holds a frame, position_bias `[n h, t, t]` of h heads.
+    """
+    n, t, _ = x.shape
+    by_head = (n, t, attention.num_heads, attention.head_dim)
+    query = attention.q_proj(x).view(by_head).transpose(1, 2)
+    key = attention.k_proj(x).view(by_head).transpose(1, 2)
+    value = attention.v_proj(x).view(by_head).transpose(1, 2)
+
+    bias = position_bias.view(n, attention.num_heads, t, t)
+    if mask is not None:
+        bias = bias.masked_fill(mask.ne(1)[:, None, None], -torch.inf)
+
+    dropout = attention.dropout if attention.training else 0.0
+    heads = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout
+    )
+    output: Tensor = attention.out_proj(heads.transpose(1, 2).reshape(n, t, -1))
+    return output, None
 
 
 def build(config: Any) -> Any:

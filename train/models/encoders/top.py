@@ -31,6 +31,8 @@ class EncoderTop(nn.Module):
     """The name of the list of its layers."""
     behind: tuple[str, ...] = ()
     """The names of what stands behind the last layer."""
+    of_checkpoint: frozenset[str] = frozenset()
+    """The names of the weights that stay those of its checkpoint, and that a run does not hold."""
 
     def forward(self, x: Tensor, layout: RaggedLayout) -> Rows:
         """Rows of layer k `[r, columns]` → rows of layer L `[r, d]`, and where they lie."""
@@ -61,6 +63,12 @@ class EncoderTop(nn.Module):
         """
         for layer in self.layers_of_stack:
             layer.forward = partial(_recomputed, layer, layer.forward)
+
+    def call_projections(self) -> None:
+        """Let each layer call its projections as modules, so that an adapter of one counts.
+
+        Nearly all do so by themselves.
+        """
 
     def train_only(self, *parts: nn.Module | None) -> None:
         """Give gradients to these parts, and to no other."""
