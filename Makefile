@@ -8,7 +8,7 @@ ONLY ?=
 # Some machines forbid Python to keep what it compiles: every process would then compile ser anew.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help install demo demo-features features papers test test-fast test-real test-slow test-lowest test-newest check bench clean
+.PHONY: help install demo demo-features features papers test test-fast test-real test-slow test-lowest test-newest test-praat check bench clean
 
 help:
 	@echo "make demo                           five features, two trained models and a table, under demo/"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-fast | test | test-slow   unit tests, all tests, torture that takes minutes"
 	@echo "make test-real [FULL=1]             Whisper's real weights on real speech: exactness, and scores beside scikit-learn's"
 	@echo "make test-lowest | test-newest      all tests on the oldest and the newest packages that pyproject.toml allows"
+	@echo "make test-praat                     plugins/ser-praat, installed beside ser in .plugins/"
 	@echo "make check                          linters, types, and the documentation as a site, in .docs/"
 	@echo "make bench [ONLY=store]             ours against the plain way, side by side"
 
@@ -99,6 +100,17 @@ test-newest: RESOLUTION := highest
 test-lowest test-newest: test-%: .venv-%/bin/.installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+# A package of its own under the GPL, which ser never imports: it is installed beside the virtual environment, not into it.
+.plugins/.installed: $(BIN)/.installed $(wildcard plugins/ser-praat/*)
+	rm -rf .plugins
+	mkdir .plugins
+	cp -R plugins/ser-praat .plugins/source
+	$(PIP) --no-deps --target .plugins/site praat-parselmouth .plugins/source
+	touch $@
+
+test-praat: .plugins/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.plugins/site $(BIN)/python -m pytest -c pyproject.toml plugins/ser-praat/tests $(ARGS)
+
 # The site is built from the code too; with -q, mkdocs would not count warnings as errors.
 # Type checkers need the root under the package's name.
 check: install
@@ -112,4 +124,4 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ONLY)
 
 clean:
-	rm -rf .venv-lowest .venv-newest demo .docs .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv-lowest .venv-newest .plugins demo .docs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

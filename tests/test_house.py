@@ -117,6 +117,19 @@ def test_imports_follow_the_direction() -> None:
         assert not wrong, f"{name} imports {wrong}"
 
 
+def test_no_module_imports_what_is_under_the_gpl() -> None:
+    """Praat's measures are a package of their own, `plugins/ser-praat`."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            imported = {taken.partition(".")[0] for taken in modules}
+            assert not imported & {"parselmouth", "ser_praat"}, name
+
+
 def test_no_circle_of_imports() -> None:
     """At any level; the error names the files of a circle."""
     TopologicalSorter({name: needs(name) for name in MODULES}).prepare()
