@@ -75,7 +75,10 @@ class OtherBytes:
 
 @dataclass(frozen=True)
 class Checksum:
-    """A section of a file: the CRC-32C of all before it, four bytes, little-endian."""
+    """A section of a file: the CRC-32C of all between the last one, or the file's begin, and it.
+
+    Four bytes, little-endian.
+    """
 
 
 # The sections of a file, in order.
@@ -114,32 +117,34 @@ def file_pieces(
     Each block is added to those of its array, `blocks[array]`, when its bytes are done.
     """
     size = 0
-    checksum_of_file = 0
+    checksum_of_sections = 0
 
     for section in content:
         start = size
         checksum = 0
 
-        for buffer in _buffers(section, checksum_of_file):
+        for buffer in _buffers(section, checksum_of_sections):
             for first in range(0, len(buffer), PIECE):
                 piece = memoryview(buffer)[first : first + PIECE]
                 size += len(piece)
                 checksum = crc32c.crc32c(piece, checksum)
-                checksum_of_file = crc32c.crc32c(piece, checksum_of_file)
+                checksum_of_sections = crc32c.crc32c(piece, checksum_of_sections)
                 yield piece
 
+        if isinstance(section, Checksum):
+            checksum_of_sections = 0
         if isinstance(section, ArrayBlock):
             blocks[section.array].append(Block(path, start, size - start, checksum))
 
 
 def _buffers(
-    section: ArrayBlock | OtherBytes | Checksum, checksum_of_file: int
+    section: ArrayBlock | OtherBytes | Checksum, checksum_of_sections: int
 ) -> Sequence[Buffer]:
     if isinstance(section, ArrayBlock):
         return section.buffers
     if isinstance(section, OtherBytes):
         return [section.content]
-    return [checksum_of_file.to_bytes(4, "little")]
+    return [checksum_of_sections.to_bytes(4, "little")]
 
 
 def padding(rows: int, array: PiecedArray, value: float | int) -> OtherBytes:

@@ -4,13 +4,16 @@ import hashlib
 import os
 import random
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import crc32c
 import h5py
 import numpy as np
 import pytest
+import zarr
 
 from ser.cache.feature import Feature
 from ser.cache.manifest_log import LOG
@@ -243,6 +246,22 @@ def test_zarr_metadata_that_shows_plain_readers_something_else(tmp_path: Path, k
     assert old in content
     replace_file(folder, name, content.replace(old, new))
     with pytest.raises(CorruptStore, match=r"another array, codec or fill"):
+        check_part(folder, feature.fingerprint)
+
+
+def test_an_index_that_shows_plain_readers_something_else(tmp_path: Path) -> None:
+    feature, _, folder = sample(tmp_path / "s", "zarr")
+    name = "data.zarr/values/c/0/0"
+    content = (folder / name).read_bytes()
+
+    # The bytes of the block, as they are, and an index that says that the chunk is not there.
+    index = struct.pack("<QQ", (1 << 64) - 1, (1 << 64) - 1)
+    checksum = struct.pack("<I", crc32c.crc32c(index))
+    replace_file(folder, name, content[:-20] + index + checksum)
+
+    values = zarr.open_group(folder / "data.zarr", mode="r")["values"][:]
+    assert np.isnan(values).all()
+    with pytest.raises(CorruptStore, match=r"values/c/0/0: its index leads Zarr elsewhere"):
         check_part(folder, feature.fingerprint)
 
 

@@ -43,7 +43,7 @@ def damage(part: Path) -> None:
     for path in part.rglob("*"):
         if path.name == "data.h5" or path.parent.parent.name == "c":
             content = bytearray(path.read_bytes())
-            content[-9] ^= 4
+            content[-9 if path.name == "data.h5" else 0] ^= 4
             path.write_bytes(content)
             return
 

@@ -88,6 +88,10 @@ def flip_last_bits(content: bytes) -> bytes:
     return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
 
 
+def flip_first_bits(content: bytes) -> bytes:
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
 def in_manifests(folder: Path, pattern: str, change: Callable[[bytes], bytes]) -> None:
     [path] = folder.glob(f"features/manifests/mine/{pattern}")
     edit(path, change)
@@ -102,7 +106,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "the manifest is altered": lambda folder: in_manifests(folder, "*.parquet", flip_last_bits),
     "the spec is altered": lambda folder: of_the_spec(folder, lambda path: edit(path, bytes.upper)),
     "the spec has no version": lambda folder: of_the_spec(folder, set_version),
-    "a part is altered": lambda folder: in_values(folder, flip_last_bits),
+    "a part is altered": lambda folder: in_values(folder, flip_first_bits),
     "a part is cut": lambda folder: in_values(folder, lambda content: content[:-5]),
 }
 
@@ -286,7 +290,7 @@ def test_what_is_damaged_where_it_is_published_is_pushed_again_as_printed(
     published = recordings / "published"
     printed("cache", "push", published)
     data = min(published.glob(f"{FEATURE}/*/parts/*/data.zarr/values/c/0/0"))
-    edit(data, flip_last_bits)
+    edit(data, flip_first_bits)
 
     pull = ["cache", "pull", published, "--store", recordings / "copy"]
     refused = ser(*pull)

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from ser.cache import blocks
+from ser.cache import blocks, zarr_layout
 from ser.cache.backends import BACKENDS
 from ser.cache.part import Quarantine
 from ser.cache.publish import publish_part
 from ser.cache.rows import PartRows
 from ser.cache.store import open_store
 from ser.cache.tools.listing import computed_with
+from ser.cache.tools.verify import check_part
 from ser.corpus.manifest import Manifest
 from ser.errors import MissingRows, StoreError, WrongUse
 from ser.tests.store_samples import (
@@ -147,6 +148,32 @@ def test_plain_zarr_and_plain_h5py_open_it(tmp_path: Path, level: str) -> None:
         if level == "token":
             assert data["word"].dtype == np.int32
             assert np.array_equal(data["word"][:], np.concatenate(part.extras["word"]))
+
+
+def test_a_part_has_a_file_for_each_array(tmp_path: Path) -> None:
+    # At most four beside part.json and what describes them to Zarr.
+    for backend, expected in (("zarr", 4), ("hdf5", 1)):
+        _, feature, _, _ = sample_store(tmp_path / backend, backend, level="token")
+        for part in feature.parts():
+            names = [name for name in part.record.files if not name.endswith("zarr.json")]
+            assert len(names) == expected == len(part.record.arrays) ** (backend == "zarr")
+
+
+def test_an_array_larger_than_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zarr_layout, "SHARD_BYTES", 2 * 1000 * 3 * 2)
+    manifest = manifest_of(1)
+    feature = new_store(tmp_path / "s", manifest).add(spec_of(dim=3))
+    values = np.random.default_rng(0).normal(size=(4900, 3)).astype("f2")
+    fill(feature, manifest, "zarr", {"u000": values})
+
+    [part] = feature.parts()
+    shards = sorted((part.folder / "data.zarr/values/c").iterdir())
+    assert [shard.name for shard in shards] == ["0", "1", "2"]
+    data = zarr.open_group(part.folder / "data.zarr", mode="r")
+    assert data["values"].shards == (1960, 3) and data["values"].chunks == (980, 3)
+    assert np.array_equal(data["values"][:], values)
+    assert np.array_equal(feature["u000"], values)
+    check_part(part.folder, feature.fingerprint)
 
 
 def test_size_on_disk(tmp_path: Path, backend: str) -> None:
