@@ -79,6 +79,12 @@ TINY: dict[str, Any] = {
     "frames": 40,
     "channels": 2,
     "hidden": 5,
+    "encoder_width": 6,
+    "encoder_dropout": 0.0,
+    "node_hidden": 4,
+    "window": 1,
+    "bases": 3,
+    "speaker_width": 3,
 }
 
 # Rows of the four utterances of a batch.

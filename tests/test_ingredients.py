@@ -28,7 +28,7 @@ from ser.train.ingredients import (
     draw_mix,
     rate_factor,
 )
-from ser.train.models import Stage
+from ser.train.models import FUSIONS, Stage
 from ser.train.models.batch import Mix
 from ser.train.rater_dropout import RaterDropout
 from ser.train.settings import TrainingSettings
@@ -138,7 +138,7 @@ def test_an_auxiliary_head_learns_what_is_known() -> None:
     batch = make_batch("asp")
     model.vector.add_head("gender", 2)
     model.vector.double()
-    task = AuxiliaryTask("gender", torch.tensor([0, 1, NOT_KNOWN, 1]), 2)
+    task = AuxiliaryTask("gender", torch.tensor([0, 1, NOT_KNOWN, 1]), 2, weight=1.0)
 
     returned = model(batch)
     assert returned["aux gender"].shape == (4, 2)
@@ -244,5 +244,10 @@ def test_what_does_not_fit_is_refused(
 def test_an_auxiliary_head_needs_two_classes(store: Path) -> None:
     data = SimpleNamespace(utterances=SimpleNamespace(genders=["F"] * 3, speakers=["a"] * 3))
     fold = SimpleNamespace(name="one", train=np.arange(3))
-    with pytest.raises(WrongUse, match="has 1 of them in its training part"):
-        auxiliary_task(data, fold, TrainingSettings(aux="gender"))  # type: ignore[arg-type]
+    aux = TrainingSettings(aux="gender")
+    with pytest.raises(WrongUse, match="aux=gender: fold 'one' has 1 of them in its training part"):
+        auxiliary_task(data, fold, aux, FUSIONS["asp"])  # type: ignore[arg-type]
+
+    none = TrainingSettings()
+    with pytest.raises(WrongUse, match="dann is trained to tell nothing of the speaker: .* 1 of"):
+        auxiliary_task(data, fold, none, FUSIONS["dann"])  # type: ignore[arg-type]

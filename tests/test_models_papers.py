@@ -20,6 +20,8 @@ from ser.tests import one_by_one
 from ser.tests.small_models import DIMS, FRAMES, LONG, TINY, build, make_batch, parts, without
 from ser.train.models import FUSIONS
 from ser.train.models.batch import Batch, Sequences
+from ser.train.models.consk_gcn import EDGE_TYPES, dialogue_graph
+from ser.train.models.layers.layout import RaggedLayout
 from ser.train.models.msmser import MsmserSettings, random_modality_masking
 from ser.train.models.perspective import METHODS, POSITIONS, PerspectiveSettings
 from ser.train.models.usc import UscSettings
@@ -456,12 +458,107 @@ def icon(model, dialogue):
     return {"logits": torch.stack(logits)}
 
 
+def roles_of(dialogue):
+    """Who speaks, by the order of their first turns."""
+    order = list(dict.fromkeys(dialogue.speakers.tolist()))
+    return [order.index(speaker) for speaker in dialogue.speakers.tolist()]
+
+
+def lian(model, dialogue):
+    a = model.features["audio"](dialogue.inputs["audio"].values).relu()
+    t = model.features["text"](dialogue.inputs["text"].values).relu()
+    turns = []
+    for a_i, t_i, role in zip(a, t, roles_of(dialogue), strict=True):
+        z = fuse("at", model.fuse, a_i, t_i)
+        turns.append(torch.cat([z, model.speakers.weight[min(role, 1)]]))
+
+    h, _ = model.gru["fused"](torch.stack(turns))
+    return {"logits": model.logits(attend(model.attention, h, h))}
+
+
+def dann(model, dialogue):
+    x = []
+    for modality in ("audio", "text"):
+        x.append(model.features[modality](dialogue.inputs[modality].values).relu())
+    h, _ = model.gru["both"](torch.cat(x, 1))
+    return {"logits": model.logits(attend(model.attention, h, h))}
+
+
+def dutta(model, dialogue):
+    """As the code has it: a two-layer GRU, `softmax(…, 1)`, and BERT's encoder over both."""
+    states = {}
+    heads = {}
+    for modality in ("audio", "text"):
+        stage_2 = getattr(model, modality)
+        h = dialogue.inputs[modality].values
+        for gru in stage_2.gru:
+            h = gru(h)[0]
+
+        attended = []
+        for half, layer in ((h[:, :4], stage_2.forwards), (h[:, 4:], stage_2.backwards)):
+            out = layer.map(half)[None]
+            weights = torch.bmm(out, out.permute(0, 2, 1)).softmax(1)
+            attended.append(torch.bmm(weights, out)[0])
+        states[modality] = torch.cat(attended, 1)
+        heads[modality] = stage_2.logits(states[modality])
+
+    projected = [model.project[modality](states[modality]) for modality in ("text", "audio")]
+    x = torch.cat(projected)
+    for layer in model.encoder:
+        x = layer.norm1(x + attend(layer.self_attn, x, x))
+        x = layer.norm2(x + layer.linear2(F.gelu(layer.linear1(x))))
+    text, audio = x.chunk(2)
+    return {**heads, "logits": model.logits(torch.cat([text, audio], 1))}
+
+
+def consk_gcn(model, dialogue):
+    """Edge by edge, with a window of one turn before and after."""
+    u = torch.cat([dialogue.inputs["audio"].values, dialogue.inputs["text"].values], 1)
+    g = model.lstm_2(model.lstm_1(u)[0])[0]
+    role = [min(number, 1) for number in roles_of(dialogue)]
+    relational = model.relational
+    relations = [
+        sum(s * v for s, v in zip(share, relational.bases, strict=True))
+        for share in relational.shares
+    ]
+
+    h = []
+    neighbours_of = []
+    for i in range(len(g)):
+        neighbours = range(max(0, i - 1), min(len(g), i + 2))
+        neighbours_of.append(neighbours)
+        scores = []
+        kinds = []
+        for j in neighbours:
+            cosine = F.cosine_similarity(g[i], model.semantic.map.weight @ g[j], dim=0)
+            scores.append(1 - cosine.arccos() / math.pi)
+            kinds.append(2 * (2 * role[i] + role[j]) + (0 if i < j else 1))
+        alpha = torch.stack(scores).softmax(0)
+
+        h_i = relational.root(g[i])
+        for j, kind, weight in zip(neighbours, kinds, alpha, strict=True):
+            h_i = h_i + weight / kinds.count(kind) * (g[j] @ relations[kind])
+        h.append(h_i)
+
+    logits = []
+    for i, neighbours in enumerate(neighbours_of):
+        summed = sum(h[j] for j in neighbours)
+        convolved = model.own(h[i]) + model.neighbours(summed)
+        dense = model.logits[0](torch.cat([convolved, g[i]])).relu()
+        logits.append(model.logits[3](dense))
+    return {"logits": torch.stack(logits)}
+
+
 @pytest.mark.parametrize(
     ("name", "plain"),
     [
         pytest.param("bc-lstm", bc_lstm, id="bc-lstm"),
         pytest.param("catf-lstm", catf_lstm, id="catf-lstm"),
         pytest.param("icon", icon, id="icon"),
+        pytest.param("lian", lian, id="lian"),
+        pytest.param("dann", dann, id="dann"),
+        pytest.param("dutta", dutta, id="dutta"),
+        pytest.param("consk-gcn:semantic", consk_gcn, id="consk-gcn"),
     ],
 )
 def test_dialogue_by_dialogue(name, plain):
@@ -470,6 +567,80 @@ def test_dialogue_by_dialogue(name, plain):
     batch = make_dialogues([3, 1, 6])
     batch.speakers = torch.tensor([0, 1, 1, 7, 2, 2, 3, 2, 3, 3])
     torch.testing.assert_close(model(batch), by_dialogue(model, batch, plain), rtol=0, atol=1e-10)
+
+
+def test_graph_convolutions_are_those_of_torch_geometric():
+    """Its RGCNConv, which knows no weights of edges, and its GraphConv."""
+    geometric = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not here")
+    model = build("consk-gcn:semantic")
+    layout = RaggedLayout(torch.tensor([3, 1, 6]))
+    graph = dialogue_graph(torch.tensor([0, 1, 1, 0, 0, 0, 1, 0, 1, 1]), layout, window=2)
+    g = torch.randn(10, 8)
+    first = layout.lengths.cumsum(0) - layout.lengths
+
+    edges = []
+    for dialogue, kind, i, j in graph.types.nonzero().tolist():
+        edges.append((first[dialogue] + j, first[dialogue] + i, kind))
+    sources, targets, kinds = torch.tensor(edges).T
+    index = torch.stack([sources, targets])
+
+    rgcn = geometric.RGCNConv(8, 8, EDGE_TYPES, num_bases=3)
+    rgcn.weight.data = model.relational.bases
+    rgcn.comp.data = model.relational.shares
+    rgcn.root.data = model.relational.root.weight.T
+    rgcn.bias.data = model.relational.root.bias
+    expected = rgcn(g, index, kinds)
+    ones = torch.ones(3, 6, 6)
+    ours = layout.unpad(model.relational(layout.pad(g), graph, ones))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+    convolution = geometric.GraphConv(8, 8)
+    convolution.lin_rel.load_state_dict(model.neighbours.state_dict())
+    convolution.lin_root.load_state_dict(model.own.state_dict())
+    padded = layout.pad(ours)
+    summed = layout.unpad(graph.edges.to(padded.dtype) @ padded)
+    ours = model.own(ours) + model.neighbours(summed)
+    torch.testing.assert_close(ours, convolution(expected, index), rtol=0, atol=1e-12)
+
+
+def test_the_speakers_gradient_is_reversed_and_grows():
+    model = build("dann", adversary=0.5)
+    model.speakers.add_head("speaker", 3)
+    model.speakers.to(torch.float64)
+    batch = make_dialogues([3, 2])
+    speakers = torch.tensor([0, 1, 2, 1, 0])
+
+    def gradients(progress: float) -> tuple[Tensor, Tensor]:
+        model.zero_grad()
+        batch.progress = progress
+        F.cross_entropy(model(batch)["aux speaker"], speakers).backward()
+        head = model.speakers.heads["speaker"].weight.grad.clone()
+        return head, model.features["audio"].weight.grad.clone()
+
+    # What a head without reversal sends back.
+    model.zero_grad()
+    h = torch.cat([model.features[m](batch.inputs[m].values).relu() for m in DIMS], 1)
+    z = by_dialogue_gru(model, h, [3, 2])
+    F.cross_entropy(model.speakers.heads["speaker"](z), speakers).backward()
+    of_head = model.speakers.heads["speaker"].weight.grad.clone()
+    of_encoder = model.features["audio"].weight.grad.clone()
+
+    for progress, factor in ((0.0, 0.0), (0.1, 0.4621171572600098 / 2), (1.0, 0.99990920426 / 2)):
+        head, encoder = gradients(progress)
+        torch.testing.assert_close(head, of_head)
+        torch.testing.assert_close(encoder, -factor * of_encoder, rtol=1e-9, atol=1e-15)
+
+    model.eval()
+    assert set(model(batch)) == {"logits"}
+
+
+def by_dialogue_gru(model, x, sizes):
+    """DANN's encoder behind the features, one dialogue after the other."""
+    z = []
+    for turns in x.split(sizes):
+        h, _ = model.gru["both"](turns)
+        z.append(attend(model.attention, h, h))
+    return torch.cat(z)
 
 
 def test_superb_on_layer_means_is_the_head_on_frames():

@@ -22,7 +22,7 @@ CELLS = {
     "perspective-table2": 25,
     "perspective-table1": 4,
     "perspective-table3": 11,
-    "perspective-table4": 4,
+    "perspective-table4": 8,
     "superb-er": 6,
     "usc-table3": 22,
 }

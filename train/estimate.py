@@ -69,7 +69,7 @@ def estimate(jobs: Sequence[Job], paces: dict[str, float] | None = None) -> Esti
     data = first.data
     config = first.config
 
-    epochs = config.settings.epochs * len(config.fusion.stages)
+    epochs = sum(getattr(config.settings, stage.epochs) for stage in config.fusion.stages)
     if config.training.refit:
         epochs *= 2
 
@@ -183,9 +183,14 @@ def trial_job(job: Job, epochs: int, batches: int) -> Job:
         # Starts with an empty array of the type of rows, as there may be none.
         parts[part] = np.concatenate([job.fold.train[:0], *(units[number] for number in spread)])
 
+    settings: dict[str, Any] = {}
+    for stage in config.fusion.stages:
+        settings[stage.epochs] = epochs
+        settings[stage.lr] = 0.0
+
     config = replace(
         config,
-        settings=replace(config.settings, epochs=epochs, lr=0.0),
+        settings=replace(config.settings, **settings),
         training=replace(config.training, refit=False),
     )
     return replace(job, fold=replace(job.fold, **parts), config=config)

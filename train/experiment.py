@@ -99,7 +99,7 @@ def prepare(experiment: Experiment, cache: DataCache | None = None) -> list[Job]
         # Refuses a selection on a dev part that is empty.
         rows_to_evaluate(fold, config)
         # Refuses an auxiliary head without two classes.
-        auxiliary_task(data, fold, training)
+        auxiliary_task(data, fold, training, fusion)
     # Refuses a corpus without votes.
     rater_dropout(data, data, training)
 

@@ -236,7 +236,7 @@ def fit_once(
     classes = len(data.utterances.classes)
     width = target.width(classes)
     model = target.build(fusion, settings, data.dims, classes)
-    auxiliary = auxiliary_task(train_data, fold, training)
+    auxiliary = auxiliary_task(train_data, fold, training, fusion)
     add_ingredients(model, training, auxiliary)
     model = model.to(config.device)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
@@ -268,7 +268,7 @@ def fit_once(
         for name, weight in model.named_parameters():
             trains = name.startswith(stage.trains) and not is_frozen(model, name, stage)
             weight.requires_grad_(name in trainable and trains)
-        factors = encoder_rates(model, settings, training)
+        factors = encoder_rates(model, getattr(settings, stage.lr), training)
         optimiser = make_optimiser(dict(model.named_parameters()), stage, settings, factors)
         average = WeightAverage(training.ema)
         updates = selection.epochs(stage) * updates_per_epoch
@@ -308,7 +308,8 @@ def fit_once(
             )
             for number, batch in enumerate(batches):
                 update = epoch * updates_per_epoch + number // training.accumulate
-                rate = learning_rate(settings, update) * rate_factor(training, update, updates)
+                rate = learning_rate(settings, update, stage.lr)
+                rate *= rate_factor(training, update, updates)
                 for group in optimiser.param_groups:
                     group["lr"] = rate * group["factor"]
 
@@ -316,11 +317,12 @@ def fit_once(
                 # bfloat16 where the config says so, and the loss in float32.
                 batch.heads = config.heads(stage)
                 batch.mix = draw_mix(training, len(batch), config.device)
+                batch.progress = update / updates
                 with config.autocast():
                     returned = model(batch)
                 outputs = checked_outputs(returned, width)
                 loss = mixed_loss(outputs, batch, config, stage)
-                loss = loss + auxiliary_loss(returned, batch, auxiliary, training.aux_weight)
+                loss = loss + auxiliary_loss(returned, batch, auxiliary)
 
                 # A mean over a batch counts as many times as the batch has utterances.
                 losses.append(loss.detach())
@@ -510,18 +512,20 @@ def make_optimiser(
     groups = [{"params": trained, "factor": factor} for factor, trained in by_factor.items()]
     # One kernel for all weights, where there is one.
     fused = next(iter(weights.values())).device.type in ("cpu", "cuda")
-    return Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return Adam(
+        groups, lr=getattr(settings, stage.lr), weight_decay=settings.weight_decay, fused=fused
+    )
 
 
-def encoder_rates(model: nn.Module, settings: Any, training: TrainingSettings) -> dict[str, float]:
-    """By name, what the learning rate of each weight of a trained encoder is multiplied by.
+def encoder_rates(model: nn.Module, lr: float, training: TrainingSettings) -> dict[str, float]:
+    """By name, what the rate `lr` is multiplied by for each weight of a trained encoder.
 
     A layer learns slower than the one above it (Howard & Ruder, ACL 2018, §3.2).
     """
     factor_of_top = 1.0
     # A trial run learns nothing: its lr is 0.
-    if training.encoder_lr and settings.lr:
-        factor_of_top = training.encoder_lr / settings.lr
+    if training.encoder_lr and lr:
+        factor_of_top = training.encoder_lr / lr
 
     factors = {}
     for name, _ in model.named_parameters():
@@ -569,12 +573,13 @@ def hiding_everywhere(modality: str) -> Hide:
     return hide
 
 
-def learning_rate(settings: Any, update: int) -> float:
+def learning_rate(settings: Any, update: int, setting: str = "lr") -> float:
     """That of a stage's update t = 0, 1, …: lr / (1 + decay t).
 
-    Settings without a `decay` have 0.
+    Settings without a `decay` have 0. `setting` names the one that lr is.
     """
-    return settings.lr / (1 + getattr(settings, "decay", 0.0) * update)
+    rate: float = getattr(settings, setting)
+    return rate / (1 + getattr(settings, "decay", 0.0) * update)
 
 
 def checked_outputs(returned: Any, width: int) -> dict[str, Tensor]:

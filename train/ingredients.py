@@ -86,6 +86,8 @@ class AuxiliaryTask:
     truth: Tensor
     """Class numbers of all utterances, int64 [n]; `NOT_KNOWN` for some."""
     classes: int
+    weight: float
+    """What its loss counts beside the model's own."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The mean cross-entropy of outputs `[b, C]` of the utterances where the truth is known."""
@@ -94,23 +96,34 @@ class AuxiliaryTask:
         return total / (truth != NOT_KNOWN).sum().clamp(min=1)
 
 
-def auxiliary_task(data: Dataset, fold: Fold, training: TrainingSettings) -> AuxiliaryTask | None:
-    """What the auxiliary head of a training learns; None without `aux`.
+def auxiliary_task(
+    data: Dataset, fold: Fold, training: TrainingSettings, fusion: Fusion
+) -> AuxiliaryTask | None:
+    """What the auxiliary head of a training learns: that of `aux`, or the fusion's adversary.
 
-    Its classes are those of the training part. Raises `WrongUse` if that has fewer than two.
+    None without either. Its classes are those of the training part. Raises `WrongUse` if that has
+    fewer than two.
     """
-    if training.aux == "none":
+    name = fusion.adversary or training.aux
+    if name == "none":
         return None
-    values = data.utterances.genders if training.aux == "gender" else data.utterances.speakers
+
+    values = data.utterances.genders if name == "gender" else data.utterances.speakers
     known = {values[row] for row in fold.train if values} - {None}
     if len(known) < 2:
-        raise WrongUse(
-            f"--set aux={training.aux}: fold '{fold.name}' has {len(known)} of them in its "
-            "training part, and two are needed; leave it out"
-        )
+        found = f"fold '{fold.name}' has {len(known)} of them in its training part"
+        if fusion.adversary:
+            raise WrongUse(
+                f"--fusion {fusion.name} is trained to tell nothing of the {name}: {found}, and "
+                "two are needed; use another fusion"
+            )
+        raise WrongUse(f"--set aux={name}: {found}, and two are needed; leave it out")
+
     number = {value: place for place, value in enumerate(sorted(known, key=str))}
     truth = np.array([number.get(value, NOT_KNOWN) for value in values], dtype=np.int64)
-    return AuxiliaryTask(training.aux, torch.from_numpy(truth), len(known))
+    # How much the adversary counts is said where its gradient is reversed.
+    weight = 1.0 if fusion.adversary else training.aux_weight
+    return AuxiliaryTask(name, torch.from_numpy(truth), len(known), weight)
 
 
 def add_ingredients(
@@ -131,12 +144,12 @@ def remove_auxiliary_heads(model: nn.Module) -> None:
 
 
 def auxiliary_loss(
-    returned: dict[str, Any], batch: Batch, task: AuxiliaryTask | None, weight: float
+    returned: dict[str, Any], batch: Batch, task: AuxiliaryTask | None
 ) -> Tensor | float:
     """The weighted loss of the auxiliary head; 0 without one."""
     if task is None:
         return 0.0
-    return weight * task.loss(returned[f"{AUXILIARY}{task.name}"].float(), batch)
+    return task.weight * task.loss(returned[f"{AUXILIARY}{task.name}"].float(), batch)
 
 
 def check_ingredients(

@@ -30,7 +30,7 @@ class Selection:
     def epochs(self, stage: Stage) -> int:
         """How many a stage has: as many as were chosen for it before, or as are set."""
         chosen = {epoch.stage: epoch.epoch for epoch in self.chosen if epoch.kept}
-        return chosen.get(stage.name, self.config.settings.epochs)
+        return chosen.get(stage.name, getattr(self.config.settings, stage.epochs))
 
     def stopped(self, stage: Stage) -> bool:
         """Whether `patience` epochs of the stage have passed since one that was better."""

@@ -65,6 +65,8 @@ class Batch:
     """int64 `[n]`: the row of each in the dataset."""
     mix: Mix | None = None
     """How a model with a `PooledVector` mixes the utterances, if it is to."""
+    progress: float = 0.0
+    """In training, the share of the stage's updates that came before, from 0 to 1."""
 
     def __len__(self) -> int:
         first_modality = next(iter(self.inputs.values()))

@@ -69,7 +69,7 @@ class CommonSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a part of the model, for `settings.epochs` epochs with a fresh optimiser."""
+    """One training of a part of the model, with a fresh optimiser."""
 
     name: str
     output: str = "logits"
@@ -81,6 +81,10 @@ class Stage:
     encoder_layers: int | None = None
     """Of trained encoders, how many layers counted from the top train in this stage, and all below
     them do not; None: all that are trained at all."""
+    epochs: str = "epochs"
+    """The setting that says how many epochs it has."""
+    lr: str = "lr"
+    """The setting that is its learning rate."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Fusion:
     updates: int | None = None
     """What the setting `epochs` of "auto", where it can be that, stands for: as many epochs as give
     so many updates, of however large a training part."""
+    adversary: str | None = None
+    """What the module's `PooledVector` is to tell nothing of, "speaker" or "gender": a head behind
+    the gradient reversal that stands before it learns this in training."""
     takes_speakers: bool = False
     """Whether the module reads `batch.speakers`: a model of ONNX then has an input for them."""
     encoded: tuple[str, ...] = ()
