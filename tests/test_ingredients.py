@@ -249,5 +249,5 @@ def test_an_auxiliary_head_needs_two_classes(store: Path) -> None:
         auxiliary_task(data, fold, aux, FUSIONS["asp"])  # type: ignore[arg-type]
 
     none = TrainingSettings()
-    with pytest.raises(WrongUse, match="dann is trained to tell nothing of the speaker: .* 1 of"):
+    with pytest.raises(WrongUse, match=r"dann is trained to tell nothing of the speaker: .* 1 of"):
         auxiliary_task(data, fold, none, FUSIONS["dann"])  # type: ignore[arg-type]
