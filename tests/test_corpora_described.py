@@ -486,7 +486,7 @@ label = "{emotion}"
 def test_the_real_emodb_is_read_as_ever() -> None:
     scan = scan_corpus(emodb()[0].parent)
 
-    # Of the rows: the manifest's own bytes are Parquet, which versions of pyarrow write differently.
+    # Of the rows: the manifest's own bytes are Parquet, which each pyarrow writes differently.
     rows = json.dumps(scan.manifest.table.to_pylist(), sort_keys=True)
     digest = "dd247d3da3b7998d103cdd8a16379105bde5a0d22fe4ff6591395db4ef8be572"
     assert hashlib.sha256(rows.encode()).hexdigest() == digest
