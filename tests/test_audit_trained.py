@@ -70,6 +70,8 @@ def test_no_false_alarm(store: Store, tmp_path: Path, protocol: str) -> None:
     done = audit([tmp_path / "runs"])
     assert done.faults == []
     assert done.verdict == "sound"
+    (predictions,) = done.evidence.predictions
+    assert predictions.source.endswith(f", 4class, {protocol}")
 
     # The store beside them says of every utterance what the runs do not.
     done = audit([tmp_path / "runs", store.path])

@@ -74,7 +74,7 @@ def _predictions(runs: Sequence[Run], known: dict[str, Utterance]) -> Prediction
 
     config = runs[0].config
     return Predictions(
-        source=f"{config.fusion} on {config.corpus}, {config.labels}, {config.protocol}",
+        source=f"{config.fusion} on {config.corpus}, {config.labels.policy}, {config.protocol}",
         ids=ids,
         truth=truth,
         predicted=predicted,
