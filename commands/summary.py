@@ -7,7 +7,7 @@ from ser.train.report.conditions import caveat, conditions, left_out
 from ser.train.report.headings import heading_of
 from ser.train.report.table import Table
 from ser.train.report.text_table import tabulated
-from ser.train.report.votes import divergences_from_votes, scores_of_raters
+from ser.train.report.votes import divergences_from_votes, multilabel_f1, scores_of_raters
 from ser.train.run_folder import column
 from ser.train.scores.calibration import BINS, LEVEL
 from ser.train.scores.measures import SHOWN
@@ -115,6 +115,10 @@ def _votes(scores: CellScores) -> list[str]:
     if divergences:
         shown = [f"{name.upper()} {_with_spread(ends, 3)}" for name, ends in divergences.items()]
         texts.append(f"from the raters' votes, in nats: {', '.join(shown)}")
+    f1 = multilabel_f1(scores)
+    if f1 is not None:
+        threshold = f"1/{len(scores.classes)}"
+        texts.append(f"multi-label macro-F1 {f1:.2f} (classes of a share above {threshold})")
 
     raters = scores_of_raters(scores)
     if raters:

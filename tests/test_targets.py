@@ -15,6 +15,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from scipy.stats import t as student
+from sklearn.metrics import f1_score
 
 from ser.commands.summary import summary_text
 from ser.corpus.manifest import Manifest
@@ -524,6 +525,13 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
         np.average([r.result.js for r in runs], weights=[r.result.n for r in runs])
     )
 
+    table = cell.predictions.table
+    votes, predicted = (np.stack(table[name]) > 0.250001 for name in ("votes", "probabilities"))
+    named = votes.any(0)
+    f1 = f1_score(votes[:, named], predicted[:, named], average="macro")
+    assert scores_as_json(cell)["multilabel_f1"] == pytest.approx(100 * f1)
+    assert f"multi-label macro-F1 {100 * f1:.2f}" in summary_text(cell)
+
     raters = scores_of_raters(cell)
     assert raters is not None
     assert scores_as_json(cell)["raters"] == raters
@@ -534,7 +542,7 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
     assert "from the raters' votes, in nats: KL" in summary_text(cell)
     assert "the raters' own: UA" in summary_text(cell)
     assert "· 4class · target distribution ·" in conditions(cell.runs)
-    assert {"KL in nats", "raters’ UA %", "votes left out"} <= votes_table(
+    assert {"KL in nats", "multi-label F1 %", "raters’ UA %", "votes left out"} <= votes_table(
         group_runs(runs)[0]
     ).rows[0].keys()
 
@@ -557,7 +565,9 @@ def test_what_has_no_majority_trains_and_is_scored_apart(store: Path, tmp_path: 
     apart = run.result.no_majority
     assert apart.n == len(more.fold.left_out["no majority among the raters (test)"])
     assert apart.js > 0
+    assert 0 <= apart.multilabel_f1 <= 1
     assert votes_table(group_runs([run])[0]).rows[0]["without a majority"] == apart.n
+    assert "their multi-label F1 %" in votes_table(group_runs([run])[0]).rows[0]
     assert "no majority among the raters (test)" in Run(run.path).result.left_out
 
 

@@ -54,7 +54,7 @@ def test_a_result_is_the_same_after_its_json() -> None:
     corpus = SplitCorpus(synthetic=True, classes={"ang": 3}, train=1, dev=1, test=1)
     result = made_result(
         made_config(),
-        no_majority=UndecidedScores(n=2, kl=0.5, js=0.25),
+        no_majority=UndecidedScores(n=2, kl=0.5, js=0.25, multilabel_f1=0.75),
         corpora={"acted": corpus},
         standardise_by="all",
         layers={"hubert:layer=6": 0.5},

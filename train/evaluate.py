@@ -26,7 +26,7 @@ from .records import (
     UndecidedScores,
 )
 from .run_folder import CONFIG, DEV, RESULT, STATE, Run, RunFiles
-from .scores.raters import divergences
+from .scores.raters import divergences, multilabel_macro_f1
 from .selection import count_tied
 from .targets import TARGETS
 
@@ -74,7 +74,10 @@ def score_undecided(model: Fitted, job: Job) -> UndecidedScores | None:
     predicted = model.predict(job.data, rows, job.config)["logits"]
     distances = divergences(job.data.utterances.votes[rows], predicted)
     return UndecidedScores(
-        n=len(rows), kl=float(distances["kl"].mean()), js=float(distances["js"].mean())
+        n=len(rows),
+        kl=float(distances["kl"].mean()),
+        js=float(distances["js"].mean()),
+        multilabel_f1=multilabel_macro_f1(job.data.utterances.votes[rows], predicted),
     )
 
 

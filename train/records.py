@@ -300,6 +300,9 @@ class UndecidedScores(msgspec.Struct, frozen=True, kw_only=True):
     js: float
     """The mean JS divergence from the raters' votes, in nats."""
 
+    multilabel_f1: float | None = None
+    """See `scores.raters.multilabel_macro_f1`; None of a run of an earlier ser."""
+
     def score(self, metric: str) -> float:
         """The divergence of that name: kl or js."""
         value: float = getattr(self, metric)

@@ -8,7 +8,7 @@ from ser.train.scores.measures import RANGES, SHOWN
 from .by_corpus import corpora_rows
 from .cell_scores import CellScores
 from .certainty import conformal, reliability, temperatures
-from .votes import divergences_from_votes, scores_of_raters
+from .votes import divergences_from_votes, multilabel_f1, scores_of_raters
 
 ENDS = ("pooled", "low", "high")
 
@@ -46,6 +46,9 @@ def scores_as_json(scores: CellScores) -> dict[str, Any]:
         facts["raters"] = raters
     for kind, ends in divergences_from_votes(scores).items():
         facts[kind] = dict(zip(ENDS, ends, strict=True))
+    f1 = multilabel_f1(scores)
+    if f1 is not None:
+        facts["multilabel_f1"] = f1
     return facts
 
 

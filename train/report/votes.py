@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ser.train.scores.intervals import Ends, average
-from ser.train.scores.raters import divergences, rater_scores
+from ser.train.scores.raters import divergences, multilabel_macro_f1, rater_scores
 
 from .cell_scores import CellScores
 
@@ -38,3 +38,21 @@ def divergences_from_votes(scores: CellScores) -> dict[str, Ends]:
         name: average(values, predictions.group, (0.0, np.inf))
         for name, values in by_prediction.items()
     }
+
+
+def multilabel_f1(scores: CellScores) -> float | None:
+    """The `multilabel_macro_f1` of each seed's predictions, the mean over the seeds, in percent.
+
+    None unless the shares of the votes are learnt.
+    """
+    if any(result.kl is None for result in scores.results):
+        return None
+    predictions = scores.predictions
+    shares = np.stack(predictions.table.votes)
+    seeds = predictions.table.seed.to_numpy()
+    of_seeds = []
+    for seed in np.unique(seeds):
+        rows = seeds == seed
+        probabilities = predictions.probabilities["both"][rows]
+        of_seeds.append(multilabel_macro_f1(shares[rows], probabilities))
+    return 100 * float(np.mean(of_seeds))

@@ -60,3 +60,29 @@ def divergences(votes: np.ndarray, probabilities: np.ndarray) -> dict[str, np.nd
     kl = rel_entr(p, q).sum(1)
     js = rel_entr(p, middle).sum(1) / 2 + rel_entr(q, middle).sum(1) / 2
     return {"kl": kl, "js": js}
+
+
+def multilabel_macro_f1(votes: np.ndarray, probabilities: np.ndarray) -> float:
+    """How well the classes that the raters name and those that a model names agree.
+
+    A class is named where its share of the votes, or its probability, is above 1 / K: an utterance
+    may have several (EMO-SUPERB, arXiv 2402.13018). Votes and probabilities are `[n, K]`. It is the
+    mean of F1_k = 2 TP_k / (2 TP_k + FP_k + FN_k) over the classes that raters name somewhere, in
+    [0, 1]; NaN where they name none.
+
+    >>> votes = np.array([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]])
+    >>> multilabel_macro_f1(votes, np.array([[0.4, 0.4, 0.2], [0.1, 0.5, 0.4]])).__round__(3)
+    0.889
+    """
+    # 1 / 3 in float32 is above 1 / 3.
+    threshold = 1 / votes.shape[1] + 1e-6
+    named = votes > threshold
+    predicted = probabilities > threshold
+
+    right = (named & predicted).sum(0)
+    sizes = named.sum(0)
+    occurring = sizes > 0
+    if not occurring.any():
+        return float("nan")
+    f1 = 2 * right[occurring] / (sizes + predicted.sum(0))[occurring]
+    return float(f1.mean())

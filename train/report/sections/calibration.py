@@ -26,7 +26,7 @@ from ..formats import (
     TEXT,
 )
 from ..table import Column, Row, Table, columns_of
-from ..votes import divergences_from_votes, scores_of_raters
+from ..votes import divergences_from_votes, multilabel_f1, scores_of_raters
 from .notes import drawn
 
 PLOTTED = 2  # cells in the diagram, each before and after its temperature
@@ -185,8 +185,10 @@ def votes_table(cells: Cells) -> Table:
             *columns_of(PERCENT, [f"raters’ {name} %" for name in SHOWN]),
             *columns_of(COUNT, ["votes", "votes left out"]),
             *columns_of(FINE_WITH_INTERVAL, ["KL in nats", "JS in nats"]),
+            Column("multi-label F1 %", PERCENT),
             Column("without a majority", COUNT),
             *columns_of(FINE, ["their KL", "their JS"]),
+            Column("their multi-label F1 %", PERCENT),
         ],
         rows=rows,
         note=(
@@ -194,8 +196,10 @@ def votes_table(cells: Cells) -> Table:
             "majority of the other votes for it. Votes for no class of the policy make no "
             "majority, a rater’s several votes count in parts, and a vote for no class, for two "
             "alike, or where the others are tied, is left out. KL and JS: the mean divergence of "
-            "the raters’ shares from the probabilities. Top-1 scores are by the majority’s label; "
-            "utterances without one, if kept, train only, and count here as tested."
+            "the raters’ shares from the probabilities. Multi-label F1: the macro-F1 of the "
+            "classes whose share of the votes, and whose probability, is above 1 / K "
+            "(EMO-SUPERB). Top-1 scores are by the majority’s label; utterances without one, if "
+            "kept, train only, and count here as tested."
         ),
     )
 
@@ -211,6 +215,9 @@ def _votes_row(cell: Cell) -> Row:
 
     for name, ends in divergences_from_votes(cell.scores).items():
         row[f"{name.upper()} in nats"] = ends
+    f1 = multilabel_f1(cell.scores)
+    if f1 is not None:
+        row["multi-label F1 %"] = f1
     return row | _without_a_majority(cell)
 
 
@@ -225,4 +232,8 @@ def _without_a_majority(cell: Cell) -> Row:
     for name in ("kl", "js"):
         means = [of_run.score(name) for of_run in undecided]
         row[f"their {name.upper()}"] = mean_by_size(means, sizes)
+
+    f1 = [of_run.multilabel_f1 for of_run in undecided if of_run.multilabel_f1 is not None]
+    if len(f1) == len(undecided):
+        row["their multi-label F1 %"] = 100 * mean_by_size(f1, sizes)
     return row
