@@ -66,6 +66,12 @@ class Manifest:
     Then `start` and `end` are places in that file, and `audio_sha256` is a `segment_digest`.
     """
 
+    sounds: Mapping[str, str] = field(default_factory=dict)
+    """What stands for the samples of audio files that hold the same ones in other bytes.
+
+    By the sha256 of such a file; all other files sound like no other.
+    """
+
     _keys: dict[Modality, list[Key]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -75,6 +81,7 @@ class Manifest:
         rows: Iterable[Mapping[str, Any]],
         synthetic: bool = False,
         recordings: Mapping[str, str] | None = None,
+        sounds: Mapping[str, str] | None = None,
     ) -> "Manifest":
         """Build a manifest from mappings; columns that a row lacks are null.
 
@@ -88,7 +95,13 @@ class Manifest:
             filled.append(row)
 
         table = pa.Table.from_pylist(filled, schema=SCHEMA)
-        return cls(corpus, table, synthetic, recordings=dict(recordings or {}))
+        return cls(
+            corpus,
+            table,
+            synthetic,
+            recordings=dict(recordings or {}),
+            sounds=dict(sounds or {}),
+        )
 
     @classmethod
     def joined(cls, parts: Sequence["Manifest"]) -> "Manifest":
@@ -100,7 +113,12 @@ class Manifest:
         names = "+".join(part.corpus for part in parts)
         table = pa.concat_tables([part._with_corpus_in_names() for part in parts])
         synthetic = any(part.synthetic for part in parts)
-        return cls(names, table, synthetic, parts=tuple(parts))
+
+        sounds: dict[str, str] = {}
+        for part in parts:
+            sounds.update(part.sounds)
+
+        return cls(names, table, synthetic, parts=tuple(parts), sounds=sounds)
 
     def _with_corpus_in_names(self) -> pa.Table:
         """The table, with the corpus's name before all that has a name within it alone."""
@@ -129,7 +147,7 @@ class Manifest:
         """Whether both have the same rows in the same order, and say the same of the corpus."""
         if (self.synthetic, self.parent) != (other.synthetic, other.parent):
             return False
-        if self.recordings != other.recordings:
+        if self.recordings != other.recordings or self.sounds != other.sounds:
             return False
         return self.table.equals(other.table)
 
@@ -227,6 +245,8 @@ class Manifest:
             metadata["parent"] = canonical_json(self.parent).decode()
         if self.recordings:
             metadata["recordings"] = canonical_json(self.recordings).decode()
+        if self.sounds:
+            metadata["sounds"] = canonical_json(self.sounds).decode()
 
         sink = io.BytesIO()
         pq.write_table(self.table.replace_schema_metadata(metadata), sink)
@@ -285,10 +305,11 @@ class Manifest:
         parent = msgspec.json.decode(metadata.get(b"parent", b"null"), type=Parent | None)
 
         recordings = msgspec.json.decode(metadata.get(b"recordings", b"{}"), type=dict[str, str])
+        sounds = msgspec.json.decode(metadata.get(b"sounds", b"{}"), type=dict[str, str])
 
         table = _with_schema(table)
         _check_votes(table["votes"])
-        return cls(corpus, table, synthetic, parent, recordings=recordings)
+        return cls(corpus, table, synthetic, parent, recordings=recordings, sounds=sounds)
 
 
 def _with_schema(table: pa.Table) -> pa.Table:

@@ -1,9 +1,10 @@
-"""Recordings that stand in a corpus under several ids: equal bytes, by their sha256."""
+"""Recordings that stand in a corpus under several ids: equal bytes, or equal samples."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from .manifest import Manifest
+from .segments import places_of
 
 # Ids that a warning names before it counts the rest.
 MAX_NAMED = 3
@@ -12,12 +13,11 @@ MAX_NAMED = 3
 def sounds_of(manifest: Manifest) -> list[str | None]:
     """What each row sounds like: equal for equal audio, None where there is none.
 
-    Rows that are spans of one file are equal if they begin and end alike.
+    Files of the same samples in other bytes sound alike (see `Manifest.sounds`). Rows that are
+    spans of one file are equal if they begin and end alike.
     """
-    digests = manifest.column("audio_sha256")
+    digests = _by_samples(manifest)
     paths = manifest.column("audio")
-    starts = manifest.column("start")
-    ends = manifest.column("end")
 
     files_of: dict[str, list[str]] = {}
     for digest, path in zip(digests, paths, strict=True):
@@ -25,13 +25,32 @@ def sounds_of(manifest: Manifest) -> list[str | None]:
             files_of.setdefault(digest, []).append(path)
 
     sounds: list[str | None] = []
-    for digest, start, end in zip(digests, starts, ends, strict=True):
+    for digest, place in zip(digests, places_of(manifest), strict=True):
         sound = digest
         # In a corpus of one file each, start and end are places in a dialogue.
         if digest is not None and len(set(files_of[digest])) < len(files_of[digest]):
-            sound = f"{digest} {start} {end}"
+            sound = f"{digest} {place}"
         sounds.append(sound)
     return sounds
+
+
+def _by_samples(manifest: Manifest) -> list[str | None]:
+    """The digest of each row's audio, or what stands for all files of the same samples."""
+    digests = manifest.column("audio_sha256")
+    if not manifest.sounds:
+        return digests
+
+    by_samples: list[str | None] = []
+    rows = zip(digests, manifest.recording_digests(), places_of(manifest), strict=True)
+    for digest, recording, place in rows:
+        sound = None if recording is None else manifest.sounds.get(recording)
+        if sound is None:
+            by_samples.append(digest)
+        elif digest == recording:
+            by_samples.append(sound)
+        else:
+            by_samples.append(f"{sound} {place}")
+    return by_samples
 
 
 def rows_by_sound(sounds: Sequence[str | None]) -> list[list[int]]:

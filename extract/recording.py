@@ -202,13 +202,36 @@ class Recording:
         check_length(end - first, self.rate, self.channels)
 
         try:
-            with self._lock:
-                channels = self._read(first, end)
-            return clip_of(channels, self.rate)
+            return clip_of(self.read(first, end), self.rate)
         except MemoryError as fault:
             raise CorpusError(
                 f"{self.path}: memory ran out while it was decoded; free some, and run again"
             ) from fault
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """The samples from `first` to before `end`, `[end - first, channels]` float32.
+
+        Raises `UtteranceError` if they cannot be decoded, `CorpusError` if the disk fails.
+        """
+        with self._lock:
+            return self._read(first, end)
+
+    def opening(self, count: int) -> np.ndarray:
+        """At most so many samples from its start, `[count, channels]` float32.
+
+        No more than these are decoded, whatever the coding. Raises as `read` does.
+        """
+        with self._lock:
+            decoder = self._open_decoder()
+            try:
+                channels = decoder.read(min(count, self.frames), dtype="float32", always_2d=True)
+            except UNDECODABLE as fault:
+                raise undecodable(fault) from fault
+            finally:
+                # Its place is not one that `_read` knows.
+                self._forget_decoder()
+            self._raise_fault_of_disk()
+            return channels
 
     def _read(self, first: int, end: int) -> np.ndarray:
         """The samples `[end - first, channels]` float32."""

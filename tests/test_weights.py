@@ -165,6 +165,7 @@ REDIRECTS = [
     pytest.param({"adapter_weights": "x"}, id="weights by an unknown key"),
     pytest.param({"model_file": "evil.py"}, id="a file"),
     pytest.param({"code_revision": "main"}, id="a revision"),
+    pytest.param({"remote_code": "someone/model"}, id="code"),
     pytest.param({"custom_pipelines": {"x": {"impl": "evil.P"}}}, id="a pipeline"),
     pytest.param({"sub": [{"auto_map": {"AutoModel": "evil.Model"}}]}, id="code of a part"),
     pytest.param({"_attn_implementation": "someone/kernels"}, id="a kernel"),
@@ -180,6 +181,15 @@ def test_a_config_that_names_other_weights_or_code_is_refused(
     edit(copy / "config.json", **entry)
     key = "transformers_weights" if "text_config" in entry else next(iter(entry))
     with pytest.raises(WeightsError, match="auto_map" if key == "sub" else key):
+        find_checkpoint(copy)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "processor_config.json"])
+@pytest.mark.parametrize("key", ["gguf_file", "audio_tokenizer"])
+def test_a_tokenizer_of_another_file_is_refused(copy: Path, file: str, key: str) -> None:
+    """Transformers would read that file, which nobody has hashed."""
+    (copy / file).write_text(json.dumps({key: "../other/model.gguf"}))
+    with pytest.raises(WeightsError, match=f"{file} names other weights or code .{key}"):
         find_checkpoint(copy)
 
 

@@ -54,7 +54,7 @@ def check_config(folder: Path, name: str) -> None:
         if not (entry.is_file() or entry.is_dir()):
             raise WeightsError(f"{entry} is not a plain file; copy the whole folder again")
 
-    for file in CONFIG_FILES:
+    for file in FILES_BESIDE_WEIGHTS:
         path = folder / file
         if not file.endswith("config.json") or not path.exists():
             continue

@@ -13,9 +13,12 @@ from ser.errors import WeightsError
 
 # Entries that name code, or files to load in place of the checkpoint's own.
 _REDIRECTS = re.compile(
-    r"auto_map|transformers_weights|custom_pipelines?|trust_remote_code"
+    r"auto_map|transformers_weights|custom_pipelines?|(trust_)?remote_code"
     r"|.*_(weights|weights_name|checkpoint|revision|file|path|url|repo|module)"
 )
+# The files of a tokenizer are those of fixed names, whatever its config calls them; but for these:
+# of a GGUF file all that it holds, of another tokenizer.
+_OF_ANY_FILE = {"gguf_file", "audio_tokenizer"}
 # This one says where a config came from, and nothing is loaded from there.
 _HARMLESS = {"_name_or_path"}
 
@@ -40,10 +43,11 @@ def check_redirects(name: str, file: str, config: dict[str, Any]) -> None:
                 f"{name}: {file} asks to run the repository's own code (auto_map), "
                 "which ser never does"
             )
-        # The files of a tokenizer are those of fixed names, whatever its config calls them.
-        redirects = key not in _HARMLESS and _REDIRECTS.fullmatch(key)
+        redirects = key in _OF_ANY_FILE
+        if file == "config.json" and key not in _HARMLESS:
+            redirects = redirects or _REDIRECTS.fullmatch(key) is not None
         names_something = bool(value) and isinstance(value, str | dict | list)
-        if file == "config.json" and redirects and names_something:
+        if redirects and names_something:
             raise WeightsError(
                 f"{name}: {file} names other weights or code ({key}: {str(value)[:80]!r}), "
                 "which ser never loads; copy the checkpoint that it means, and remove the entry"

@@ -14,6 +14,7 @@ from ..recording import ROUNDED_BY
 from .audio_paths import files_meant, is_there
 from .probe import Probe, probe
 from .reading import Problem, Reading
+from .same_samples import find_same_samples
 from .segments import are_segments, has_place, is_cut_out, segment_of, share_files
 
 
@@ -29,6 +30,8 @@ class Measured:
     """Of files that are odd, but can."""
     recordings: dict[str, str]
     """If the rows are segments, the sha256 of each file, by its path."""
+    sounds: dict[str, str]
+    """What stands for files of the same samples in other bytes, by the sha256 of each."""
 
 
 def measure(reading: Reading, rows: list[dict[str, Any]]) -> Measured:
@@ -83,7 +86,8 @@ def measure(reading: Reading, rows: list[dict[str, Any]]) -> Measured:
         for audio, result in probes.items():
             if result.sha256 is not None:
                 recordings[audio] = result.sha256
-    return Measured(measured, problems, warnings, recordings)
+    sounds = find_same_samples(root, probes)
+    return Measured(measured, problems, warnings, recordings, sounds)
 
 
 class Faults:

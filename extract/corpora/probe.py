@@ -8,6 +8,7 @@ from ser.errors import CorpusError, UtteranceError
 
 from ..audio_header import Header
 from ..recording import Recording
+from .sample_digest import opening_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Probe:
     """Why it cannot be used as a whole."""
     header: Header | None = None
     """What its header says of its length."""
+    opening: str = ""
+    """A digest of its first samples; empty if they cannot be decoded."""
 
     @property
     def fault(self) -> UtteranceError | None:
@@ -62,6 +65,7 @@ def probe(path: Path) -> Probe:
                 recording.channels,
                 too_long=_too_long(recording),
                 header=recording.header,
+                opening=opening_of(recording),
             )
     except UtteranceError as fault:
         # A new one, without its traceback, which holds the file.

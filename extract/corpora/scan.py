@@ -74,7 +74,9 @@ class Scan:
         for row in parent.table.to_pylist():
             rows.append({**row, "text": texts.get(row["id"]), "text_sha256": None})
 
-        manifest = Manifest.from_rows(name, rows, parent.synthetic, parent.recordings)
+        manifest = Manifest.from_rows(
+            name, rows, parent.synthetic, parent.recordings, parent.sounds
+        )
         if name != parent.corpus:
             origin = Parent(parent.corpus, parent.digest, dict(made_by or {}))
             manifest = replace(manifest, parent=origin)
@@ -129,7 +131,9 @@ def scan_corpus(
         raise WrongUse(f"{path} holds no utterance that can be read as {format}{first}")
 
     measured = measure(reading, rows)
-    manifest = Manifest.from_rows(corpus, measured.rows, reading.synthetic, measured.recordings)
+    manifest = Manifest.from_rows(
+        corpus, measured.rows, reading.synthetic, measured.recordings, measured.sounds
+    )
     scan = Scan(
         manifest,
         reading.root,
