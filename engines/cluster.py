@@ -13,9 +13,9 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ser.children import isolated_children
+from ser.disk.deadline import within
 from ser.errors import DISTRIBUTION, SerError, WrongUse
 
-from .deadline import within
 from .interrupts import defer_sigint
 from .processes import R, T, task_name
 from .scheduler import Needs, can_run, check_scheduler, is_protected, local_workers, no_worker

@@ -50,8 +50,9 @@ class StandInHub:
 
     `fault(method, path)`, if set, says what happens to a request. "429", "503" and "404" are
     answers, "portal" is the page of somebody who wants a login first, "cut" an answer whose body
-    ends in the middle, "slow" one that comes in pieces, "silent" none for a long time, "elsewhere"
-    a redirection to another host of the same machine.
+    ends in the middle, "slow" one that comes in pieces, "silent" none for a long time, "trickling"
+    one that goes on for as long, byte by byte, "elsewhere" a redirection to another host of the
+    same machine.
     """
 
     def __init__(self) -> None:
@@ -107,6 +108,9 @@ class _Request(BaseHTTPRequestHandler):
         fault = self.hub.fault(self.command, path) if self.hub.fault else None
         if fault == "silent":
             time.sleep(SILENCE)
+        if fault == "trickling":
+            self._trickle()
+            return
         if fault == "portal":
             self._send(HTTPStatus.OK, b"<html>Welcome to our hotel</html>")
             return
@@ -121,6 +125,18 @@ class _Request(BaseHTTPRequestHandler):
             self._send_file(match[1], match[3], fault)
         else:
             self._send(HTTPStatus.NOT_FOUND)
+
+    def _trickle(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        ends = time.monotonic() + SILENCE
+        # Until nobody listens any more.
+        with contextlib.suppress(OSError):
+            while time.monotonic() < ends:
+                self.wfile.write(b" ")
+                time.sleep(PAUSE)
+        self.close_connection = True
 
     def _say_what_is_there(self, name: str, part: str) -> None:
         model = self.hub.models.get(name)

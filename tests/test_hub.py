@@ -414,6 +414,7 @@ def test_too_many_requests_for_a_file_are_waited_for(
         pytest.param("429", "takes no more requests for now (429): wait 1 s", id="too many"),
         pytest.param("503", "answered with 503: run the same command again later", id="down"),
         pytest.param("silent", "did not answer in 0.2 s: run the same command again", id="silent"),
+        pytest.param("trickling", "did not answer in 0.6 s: run the same", id="trickling"),
         pytest.param("portal", "did not answer as a Hub does: check HF_ENDPOINT", id="no Hub"),
         pytest.param(None, "has no such model, or hides it: check the name", id="unknown"),
     ],
@@ -422,6 +423,7 @@ def test_what_the_hub_does_not_give_is_one_sentence(
     hub: StandInHub, monkeypatch: pytest.MonkeyPatch, fault: str | None, sentence: str
 ) -> None:
     monkeypatch.setattr(hub_client, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub_client, "ANSWER_WITHIN", 0.6)
     hub.fault = lambda method, path: fault
 
     with pytest.raises(WeightsError) as refused:

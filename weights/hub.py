@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ser.disk.deadline import within
 from ser.disk.faults import DISK_FULL, explain_disk_errors
 from ser.disk.paths import expand_user
 from ser.errors import SerError, WeightsError
@@ -22,8 +23,10 @@ OnDownload = Callable[[str, int, int], None]
 
 # Seconds between two looks at what has come.
 LOOK_EVERY = 0.5
-# Seconds that the Hub may take to answer.
+# Seconds that the Hub may be silent.
 PATIENCE = 10
+# Seconds until it has said what a model holds: some servers trickle.
+ANSWER_WITHIN = 60
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ def look_up(name: str, remedy: str) -> Repository:
     from huggingface_hub import HfApi
 
     with explained(name, remedy):
-        info = HfApi().model_info(name, files_metadata=True, timeout=PATIENCE)
+        info = within(
+            ANSWER_WITHIN,
+            host(),
+            lambda: HfApi().model_info(name, files_metadata=True, timeout=PATIENCE),
+        )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     return Repository(name, str(info.sha), sizes)
 
@@ -170,7 +177,9 @@ def _fault_of_network(error: Exception) -> str:
         if status is not None:
             return f"{host()} answered with {status}: run the same command again later"
         if "Timeout" in type(cause).__name__:
-            return f"{host()} did not answer in {PATIENCE} s: run the same command again"
+            # Of `within`, or of a client that waits for each byte.
+            seconds = ANSWER_WITHIN if type(cause) is TimeoutError else PATIENCE
+            return f"{host()} did not answer in {seconds} s: run the same command again"
         if isinstance(cause, FileMetadataError | json.JSONDecodeError):
             return (
                 f"{host()} did not answer as a Hub does: check HF_ENDPOINT, the proxy, and whether "

@@ -42,6 +42,7 @@ async def _read(filesystem: Any, place: str, max_bytes: int, patience: float) ->
     begun = time.monotonic()
     content = bytearray()
     stream = await _answer(_open(filesystem, place, max_bytes), patience, place)
+    is_told = False
 
     try:
         while len(content) < max_bytes:
@@ -51,6 +52,13 @@ async def _read(filesystem: Any, place: str, max_bytes: int, patience: float) ->
             if not piece:
                 break
             content += piece
+
+            waited = time.monotonic() - begun
+            if not is_told and waited > SAY_AFTER and len(content) < LEAST:
+                is_told = True
+                log.warning(
+                    "%s: %d bytes in %.0f s; at most %.0f s", place, len(content), waited, patience
+                )
     finally:
         # What is still under way is not read.
         await _close(stream)

@@ -11,14 +11,14 @@ Answer = TypeVar("Answer")
 # After so many seconds it is said what is waited for.
 SAY_AFTER = 10.0
 
-log = logging.getLogger("ser.engines")
+log = logging.getLogger("ser.disk")
 
 
 def within(seconds: float, who: str, ask: Callable[[], Answer]) -> Answer:
     """The answer of `ask()`, in a thread of its own.
 
-    Says `who` is silent after 10 seconds. Raises what `ask` raises, and `TimeoutError` after so
-    many seconds; the thread is then left alone, and ends with this process.
+    Says after 10 seconds that `who` has not answered. Raises what `ask` raises, and `TimeoutError`
+    after so many seconds; the thread is then left alone, and ends with this process.
     """
     answers: list[Answer] = []
     faults: list[BaseException] = []
@@ -35,7 +35,7 @@ def within(seconds: float, who: str, ask: Callable[[], Answer]) -> Answer:
     asking.start()
     asking.join(min(SAY_AFTER, seconds))
     if asking.is_alive() and seconds > SAY_AFTER:
-        log.warning("%s has been silent for %.0f s; at most %.0f s", who, SAY_AFTER, seconds)
+        log.warning("%s has not answered for %.0f s; at most %.0f s", who, SAY_AFTER, seconds)
         asking.join(seconds - SAY_AFTER)
 
     if asking.is_alive():
