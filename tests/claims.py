@@ -80,8 +80,12 @@ def in_toml(content: bytes, random: Random, patient: bool) -> bytes:
     numbers = list(re.finditer(r"(?<==\s)\d+", text))
     if not numbers:
         return content
-    chosen = random.choice(numbers)
-    return f"{text[: chosen.start()]}{claim(random)}{text[chosen.end() :]}".encode()
+    # One of them, or all: a bound on one may hang on another.
+    chosen = numbers if random.random() < 0.3 else [random.choice(numbers)]
+    large = str(claim(random))
+    for number in reversed(chosen):
+        text = text[: number.start()] + large + text[number.end() :]
+    return text.encode()
 
 
 def in_yaml(content: bytes, random: Random, patient: bool) -> bytes:
@@ -118,7 +122,13 @@ def in_npy(content: bytes, random: Random, patient: bool) -> bytes:
 
 
 def in_flac(content: bytes, random: Random, patient: bool) -> bytes:
-    """A long silence, which takes next to no bytes."""
+    """A long silence, which takes next to no bytes, or a header that counts more samples."""
+    if random.random() < 0.5:
+        # The last 36 bits of these bytes of STREAMINFO.
+        info = int.from_bytes(content[18:26], "big")
+        larger = (info >> 36 << 36) | claim(random)
+        return content[:18] + larger.to_bytes(8, "big") + content[26:]
+
     sink = io.BytesIO()
     silence = np.zeros(FLAC_RATE * 60, np.int16)
     with sf.SoundFile(sink, "w", FLAC_RATE, 1, format="FLAC", subtype="PCM_16") as file:

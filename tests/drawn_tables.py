@@ -62,6 +62,8 @@ NAMES: dict[Any, str | None] = {
     "  ": None,
     None: None,
 }
+# Names that may be one person's: each stands as it is, and that is said.
+ALIKE = [{"anna", "Anna"}, {"1", "01", "1.0"}]
 NUMBERS_AS_NAMES: dict[Any, str | None] = {1: "1", 2.0: "2", 10: "10", math.nan: None, None: None}
 
 LABELS: dict[Any, str | None] = {
@@ -147,7 +149,7 @@ STRANGE_HEADINGS = ["age", "Unnamed: 0", "duration_ms"]
 
 # What stands before the number in an id.
 PREFIXES = ["u", "0", "Ses01_", "\u00e4", "wav/u", "d e", "'c", 'b"']
-PATHS = ["wav/u{}.wav", "./wav/u{}.wav", "wav\\u{}.wav", "WAV/u{}.wav"]
+PATHS = ["wav/u{}.wav", "./wav/u{}.wav", "wav\\u{}.wav", "WAV/u{}.wav", "flac/u{}.flac"]
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ def drawn_tables(draw: Any, columns: Sequence[str], can_lack_ids: bool = False) 
     ids = [f"{prefix}{number}" for number in range(size)]
     if "id" not in chosen:
         # Without its ending, the path is the id.
-        ids = [name.removeprefix("./").replace("\\", "/").removesuffix(".wav") for name in audio]
+        names = [name.removeprefix("./").replace("\\", "/") for name in audio]
+        ids = [name.rpartition(".")[0] for name in names]
 
     values: dict[str, list[Any]] = {}
     for column in draw(st.permutations(chosen)):

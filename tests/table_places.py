@@ -44,16 +44,20 @@ class Place:
     writers: tuple[str, ...] = tuple(WRITERS)
     """The careful writers whose files it takes."""
     prepare: Callable[[DrawnTable], DrawnTable] = lambda table: table
+    warns: bool = True
+    """Whether it says which names may be none, or one and the same."""
     name: str = "table"
     """Of the file, without its ending."""
 
 
 def write_recordings(folder: Path) -> None:
-    """A different sound for each row that a table may have."""
+    """A different sound for each row that a table may have, as WAV and as FLAC."""
     (folder / "wav").mkdir()
+    (folder / "flac").mkdir()
     for number in range(MOST_ROWS):
         sound = np.full(160, 0.1 * (number + 1))
         sf.write(folder / "wav" / f"u{number}.wav", sound, 16000)
+        sf.write(folder / "flac" / f"u{number}.flac", sound, 16000)
 
 
 def _scanned(path: Path, format: str | None = None) -> CameOut:
@@ -68,7 +72,8 @@ def read_corpus(path: Path, table: DrawnTable) -> CameOut:
     out = _scanned(path)
     for number, id_ in enumerate(table.ids):
         if "audio" in table.columns and id_ in out.rows:
-            assert out.rows[id_]["audio"] == f"wav/u{number}.wav"
+            kind = table.columns["audio"][number].rpartition(".")[2]
+            assert out.rows[id_]["audio"] == f"{kind}/u{number}.{kind}"
     return out
 
 

@@ -20,6 +20,7 @@ from ser.errors import CorpusError, WrongUse
 from ser.train.data.fold_files import read_folds
 
 from .drawn_tables import (
+    ALIKE,
     FAULT,
     DrawnTable,
     assert_comes_out,
@@ -71,7 +72,8 @@ def read_careful(folder: Path, place: Place, data: Any) -> None:
 
     if out is not None:
         assert_comes_out(table, writer.columns(table), place.gives, out)
-        _check_warnings(table, writer, out)
+        if place.warns:
+            _check_warnings(out)
 
 
 def _ending(kind: str, writer: Writer) -> str:
@@ -113,15 +115,15 @@ def _has_no_text(table: DrawnTable, writer: Writer) -> bool:
     return not any(meant_by("text", text) for text in texts)
 
 
-def _check_warnings(table: DrawnTable, writer: Writer, out: CameOut) -> None:
+def _check_warnings(out: CameOut) -> None:
     """What came out as it went in and is odd is said."""
-    if not out.warnings:
-        return
     said = "\n".join(out.warnings)
     for column in ("label", "speaker", "session"):
-        words = [row.get(column) for row in out.rows.values()]
-        if any(word in ("NA", "nan", "None") for word in words):
+        names = {row.get(column) for row in out.rows.values()}
+        if names & {"NA", "nan", "None"}:
             assert f"the {column} of " in said
+        if column != "label" and any(len(names & alike) > 1 for alike in ALIKE):
+            assert f" {column}s are written in several ways" in said
 
 
 def read_unquoted(folder: Path, place: Place, data: Any) -> None:
