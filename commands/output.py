@@ -78,6 +78,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def parameters_text(parameters: int, trained: int) -> str:
+    """How many weights a model has, and how many of them train: "9,000 parameters"."""
+    words = f"{parameters:,} parameters"
+    if trained < parameters:
+        words += f" ({trained:,} of them train)"
+    return words
+
+
 def size_text(size: float) -> str:
     """Bytes in the unit that fits them: "12.3 MB", "1.20 GB"."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

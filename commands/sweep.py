@@ -12,7 +12,7 @@ from ser.train.options import Experiment
 
 from .cache import pulled
 from .options import COUNT, config_options, json_option
-from .output import answer, duration, next_step, plural, progress, safe, say
+from .output import answer, duration, next_step, parameters_text, plural, progress, safe, say
 from .unknown_options import CommandWithSettings
 
 if TYPE_CHECKING:
@@ -210,17 +210,17 @@ def _estimate_in_words(
 
 
 def _bytes_of_weights(planned: "Sweep", estimates: Mapping[str, "Estimate"]) -> int:
-    """What the models of the open tasks take on disk: four bytes a parameter."""
-    parameters = 0
+    """What the models of the open tasks take on disk: four bytes a parameter that trains."""
+    trained = 0
     for task in planned.open_tasks:
         if task.cell in estimates:
-            parameters += estimates[task.cell].parameters
-    return 4 * parameters
+            trained += estimates[task.cell].trained
+    return 4 * trained
 
 
 def _print_estimates(estimates: Mapping[str, "Estimate"]) -> None:
     for name, cell in estimates.items():
-        line = f"  {name}: {cell.parameters:,} parameters, "
+        line = f"  {name}: {parameters_text(cell.parameters, cell.trained)}, "
         line += f"about {duration(cell.seconds / cell.runs)} a run"
         if not cell.timed:
             line += " (not timed: from another cell's time by rows × parameters)"

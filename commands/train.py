@@ -11,7 +11,17 @@ from ser.train.options import Experiment
 
 from .cache import pulled
 from .options import config_options, json_option
-from .output import answer, duration, next_step, plural, progress, safe, say, size_text
+from .output import (
+    answer,
+    duration,
+    next_step,
+    parameters_text,
+    plural,
+    progress,
+    safe,
+    say,
+    size_text,
+)
 from .unknown_options import CommandWithSettings
 
 if TYPE_CHECKING:
@@ -156,8 +166,9 @@ def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") ->
             f"{plural(ahead.runs, 'run')} × {most}{plural(ahead.epochs, 'epoch')}, "
             f"{plural(ahead.updates, 'update')}"
         )
+    parameters = parameters_text(ahead.parameters, ahead.trained)
     words = (
-        f"{experiment.fusion} on {experiment.features}: {_parameters_in_words(ahead)}, "
+        f"{experiment.fusion} on {experiment.features}: {parameters}, "
         f"{ahead.utterances:,} utterances, {work}, {most}about {duration(ahead.seconds)}"
     )
 
@@ -174,14 +185,6 @@ def _estimate_in_words(experiment: Experiment, job: "Job", ahead: "Estimate") ->
     if ahead.streamed:
         streamed = " and ".join(ahead.streamed)
         words += f"; {streamed} read from the store as needed, the rest in memory"
-    return words
-
-
-def _parameters_in_words(ahead: "Estimate") -> str:
-    """How many there are, and how many of them train."""
-    words = f"{ahead.parameters:,} parameters"
-    if ahead.trained < ahead.parameters:
-        words += f" ({ahead.trained:,} of them train)"
     return words
 
 
