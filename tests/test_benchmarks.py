@@ -72,6 +72,7 @@ def test_the_table_ends_with_what_it_found(
     assert main(["nothing"]) == 2
 
 
+@pytest.mark.slow
 def test_the_page_for_gpus_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ser.errors import WrongUse
 from ser.tests.command_line import ser
-from ser.tests.small_models import DIFFERENT
+from ser.tests.small_models import DIFFERENT, one_of_each_kind
 from ser.train.config import TrainConfig
 from ser.train.data.dev_part import Cut
 from ser.train.data.loading import load_dataset
@@ -250,7 +250,7 @@ def weights(fitted: Fitted) -> torch.Tensor:
     return torch.cat([weight.flatten() for weight in fitted.model.state_dict().values()])
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", one_of_each_kind(DIFFERENT))
 def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(
     name: str, fit_small: Callable[[str], Fit]
 ) -> None:
