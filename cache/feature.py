@@ -68,6 +68,12 @@ class Feature:
         # Rows of the latest manifests, by id: for `__getitem__`.
         self._latest: dict[str, Place] = {}
 
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (
+            f"<Feature {spec.feature}@{self.fingerprint}: {spec.level} × {spec.dim} {spec.dtype}>"
+        )
+
     @property
     def fingerprint(self) -> str:
         """The folder's name: how the feature was computed."""

@@ -67,11 +67,15 @@ def ensemble(
         answer(facts)
         return
 
+    # Classes have no CCC, and ratings nothing else.
+    measures = {"wa": "WA %", "ua": "UA %", "macro_f1": "macro-F1 %", "ccc": "CCC"}
+    shown = [key for key in measures if any(fact[key] is not None for fact in facts)]
+
     rows = []
     for fact in facts:
-        scores = [fact["wa"], fact["ua"], fact["macro_f1"], fact["ccc"]]
+        scores = [fact[key] for key in shown]
         rows.append([fact["run"], fact["fold"], len(fact["members"]), *scores])
-    headings = ["run", "fold", "members", "WA %", "UA %", "macro-F1 %", "CCC"]
+    headings = ["run", "fold", "members", *(measures[key] for key in shown)]
     answer(table(rows, headings, floatfmt=".2f"))
     for run in made:
         if run.result.ensemble is not None and run.result.ensemble.members[0].weight is not None:

@@ -134,6 +134,9 @@ class Manifest:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def __repr__(self) -> str:
+        return f"<Manifest of {self.corpus}: {len(self)} utterances>"
+
     def column(self, name: str) -> list[Any]:
         """One column as a list of Python values, nulls as None."""
         return self.table.column(name).to_pylist()

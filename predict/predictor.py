@@ -193,6 +193,9 @@ class Predictor:
     def check(self, turns: Sequence[Turn], abstain_below: float = 0.0) -> None:
         """Raise `WrongUse` where a call would, before anything is computed."""
         self._check_bound(abstain_below)
+        for turn in turns:
+            if not isinstance(turn, Turn):
+                raise WrongUse(f"{turn!r} is not a turn; give ser.Turn(audio=…, text=…)")
         self._check_modalities([self._without_blanks(turn) for turn in turns])
 
     def _check_bound(self, abstain_below: float) -> None:

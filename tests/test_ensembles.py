@@ -256,7 +256,8 @@ def test_cells_of_several_folds_are_one_cell_of_a_report(store: Path, tmp_path: 
         *("--html", tmp_path / "page.html", "--csv", tmp_path / "tables.csv"),
     )
     assert report.exit_code == 0, report.output
-    assert "ensemble:mean" in report.stdout
+    assert "ensemble:mean  " in report.stdout
+    assert "`ser train --features is13@" in " ".join(report.stdout.split())
     page = (tmp_path / "page.html").read_text()
     assert "ser ensemble" in page
     pooled = np.mean([fact["wa"] for fact in facts])

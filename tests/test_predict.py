@@ -170,6 +170,8 @@ def test_a_turn_needs_no_name(newcomer: Path) -> None:
     assert unnamed.id == recording
     assert unnamed.probabilities == named.probabilities
     assert Turn(text="hello there").id == "text"
+    with pytest.raises(WrongUse, match=r"'1.wav' is not a turn; give ser.Turn\(audio="):
+        predictor(["1.wav"])
 
 
 def test_text_alone_on_the_command_line(newcomer: Path) -> None:

@@ -1,6 +1,7 @@
 """What people import: a table, a dataset, against the plainest way to the same."""
 
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from ser.train.torch_dataset import TorchDataset
 def test_pooled_table_is_the_mean_of_the_stored_frames(newcomer: Path) -> None:
     store = open_store(newcomer / "features")
     manifest = store.manifest()
+    assert repr(manifest) == f"<Manifest of demo: {len(manifest)} utterances>"
+    assert re.fullmatch(
+        r"<Feature hubert@[0-9a-f]{16}: frame × \d+ float16>", repr(store["hubert"])
+    )
+
     table = pooled(store["hubert"], manifest, "meanstd")
     assert list(table.index) == manifest.ids and table.shape == (
         len(manifest),

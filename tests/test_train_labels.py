@@ -114,7 +114,7 @@ def test_policies_that_are_wrong(tmp_path: Path, text: str | None, says: str) ->
 def test_a_corpus_with_other_labels_says_which() -> None:
     for name, labels, says in (
         ("4class", ["bor", "dis", "bor"], r"bor \(2\), dis \(1\)"),
-        ("all", [None], "none"),
+        ("all", [None], "corpus other has no labels, and nothing can be trained on it"),
     ):
         rows = [{"id": f"u{i}", "label": label} for i, label in enumerate(labels)]
         with pytest.raises(WrongUse, match=says):

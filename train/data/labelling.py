@@ -103,7 +103,14 @@ def _class_numbers(
 
 
 def _fewer_than_two_classes(policy: Policy, manifest: Manifest) -> WrongUse:
-    counts = Counter(label or "none" for label in manifest.column("label"))
+    labels = manifest.column("label")
+    if not any(labels):
+        return WrongUse(
+            f"corpus {manifest.corpus} has no labels, and nothing can be trained on it: give "
+            "`ser features` a table with a column label, or a label for each file by --format FILE.toml"
+        )
+
+    counts = Counter(label or "none" for label in labels)
     listed = ", ".join(f"{name} ({n})" for name, n in counts.most_common())
     return WrongUse(
         f"label policy {policy.name} keeps fewer than two classes of corpus {manifest.corpus}, "

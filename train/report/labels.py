@@ -60,6 +60,9 @@ def _label(options: Options, shown: Sequence[str]) -> str:
             text = f"{value:g}" if isinstance(value, float) else str(value)
             name = key.removeprefix(DIGEST)
             pieces.append(text if key in UNNAMED else f"{name} {text}")
+
+    # An ensemble has no features.
+    pieces = [piece for piece in pieces if piece]
     return " · ".join(pieces)
 
 

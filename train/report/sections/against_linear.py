@@ -44,9 +44,10 @@ def against_linear_table(cells: Cells) -> Table:
 def against_linear(cells: Cells) -> str:
     """A sentence: by how much the best cell beats the linear one, or what trains that one.
 
-    `cells` learn classes, the highest UA first. "" where none is other than linear.
+    `cells` learn classes, the highest UA first. "" where none on features is other than linear.
     """
-    others = [cell for cell in cells if not _is_linear(cell)]
+    # An ensemble has no features of its own, but those of its members.
+    others = [cell for cell in cells if cell.config.features and not _is_linear(cell)]
     if not others:
         return ""
 
