@@ -107,7 +107,8 @@ def _fewer_than_two_classes(policy: Policy, manifest: Manifest) -> WrongUse:
     if not any(labels):
         return WrongUse(
             f"corpus {manifest.corpus} has no labels, and nothing can be trained on it: give "
-            "`ser features` a table with a column label, or a label for each file by --format FILE.toml"
+            "`ser features` a table with a column label, or labels in the files' names by "
+            "--format FILE.toml"
         )
 
     counts = Counter(label or "none" for label in labels)
