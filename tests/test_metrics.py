@@ -301,7 +301,10 @@ def test_what_a_cell_says_of_itself(cell: Any) -> None:
 
     results = cell_scores.results
     said = conditions(cell_scores.runs)
-    assert said == "session-out · val · 4class · only scripted · dev none"
+    assert (
+        said
+        == "session-out · val · 4class (leaves out 30.0 % of the corpus) · only scripted · dev none"
+    )
     assert left_out(results) == {"label xxx is not in 4class": 5, "--only scripted": 7}
     assert caveat(results) == "synthetic corpus (c): no comparison with the paper is meant"
 

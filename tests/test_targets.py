@@ -541,7 +541,7 @@ def test_a_run_learns_the_votes_and_is_scored_by_them(store: Path, tmp_path: Pat
     assert raters["n"] == sum(tested) > tested[0] > 0, "the raters of what is tested"
     assert "from the raters' votes, in nats: KL" in summary_text(cell)
     assert "the raters' own: UA" in summary_text(cell)
-    assert "· 4class · target distribution ·" in conditions(cell.runs)
+    assert "of the corpus) · target distribution ·" in conditions(cell.runs)
     assert {"KL in nats", "multi-label F1 %", "raters’ UA %", "votes left out"} <= votes_table(
         group_runs(runs)[0]
     ).rows[0].keys()

@@ -435,9 +435,10 @@ def test_the_summary_says_what_the_scores_are_of(store: Path, tmp_path: Path) ->
         in text
     )
 
+    others = 100 * (raw.count("fru") + raw.count("xxx")) / len(raw)
     stated = (
-        "session-out · val · 4class · dev 0.1 in whole dialogues · "
-        "n train 60–64 · n dev 10 · n test 16–20"
+        f"session-out · val · 4class (leaves out {others:.1f} % of the corpus) · "
+        "dev 0.1 in whole dialogues · n train 60–64 · n dev 10 · n test 16–20"
     )
     assert stated in text
     assert (

@@ -34,7 +34,7 @@ def conditions(runs: Sequence[Run]) -> str:
     pieces.append(selection)
 
     if first.classes:
-        pieces.append(first.labels)
+        pieces.append(_labels(first))
     pieces.append(_target(runs[0]))
     for why in first.left_out:
         if why.startswith("--"):  # --only, --limit
@@ -47,6 +47,23 @@ def conditions(runs: Sequence[Run]) -> str:
     for name, value in parts(results).items():
         pieces.append(f"{name} {value}")
     return " · ".join(piece for piece in pieces if piece)
+
+
+def _labels(result: RunResult) -> str:
+    """The label policy, and which share of the labelled corpus it does not look at."""
+    used = sum(result.parts.values())
+    by_policy = 0
+    for reason, n in left_out([result]).items():
+        # What has no label is left out by nobody.
+        if reason.startswith("label none "):
+            continue
+        used += n
+        if reason.startswith("label "):
+            by_policy += n
+
+    if not by_policy:
+        return result.labels
+    return f"{result.labels} (leaves out {100 * by_policy / used:.1f} % of the corpus)"
 
 
 def _repeated_audio(results: Sequence[RunResult]) -> str:
