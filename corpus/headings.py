@@ -24,8 +24,24 @@ ALIASES = {
 PATHS = {"path", "filename", "file_name", "filepath", "file_path"}
 PATHS |= {"audio_file", "audio_path", "wav_file", "wav_path"}
 
-# Such as start_ms, End (s) or "start time [ms]".
-_TIME = re.compile(rf"(start|end)(?:[ _]?time)?(?:[ _]?[(\[]?({'|'.join(UNITS)})[)\]]?)?")
+# What others call the times: Praat's tables tmin and tmax, ELAN's exports "Begin Time - ss.msec",
+# BIDS onset and duration.
+TIMES = {
+    "start": "start",
+    "begin": "start",
+    "onset": "start",
+    "tmin": "start",
+    "end": "end",
+    "stop": "end",
+    "tmax": "end",
+    "duration": "duration",
+}
+
+# Such as start_ms, End (s), "start time [ms]" or StartTime.
+_TIME = re.compile(
+    rf"({'|'.join(TIMES)})(?:[ _]?time)?"
+    rf"(?:[ _]?[(\[]?({'|'.join(UNITS)})[)\]]?| - (hh:mm:ss\.ms|ss\.msec|msec))?"
+)
 
 
 def column_of(heading: str) -> str:
@@ -37,8 +53,8 @@ def column_of(heading: str) -> str:
     name = heading.strip().casefold()
     column = ALIASES.get(name, name)
     time = _TIME.fullmatch(name)
-    if time is not None and time[2]:
-        column = time[1]
+    if time is not None:
+        column = TIMES[time[1]]
     return column if column in SCHEMA.names else heading
 
 
@@ -62,7 +78,9 @@ def unit_of(heading: str) -> str:
     ('', 'ms')
     """
     time = _TIME.fullmatch(heading.strip().casefold())
-    return time[2] or "" if time is not None else ""
+    if time is None:
+        return ""
+    return "ms" if time[3] == "msec" else time[2] or ""
 
 
 def check_headings(headings: Iterable[str]) -> None:
@@ -75,7 +93,8 @@ def check_headings(headings: Iterable[str]) -> None:
 def _check_headings(headings: tuple[str, ...]) -> None:
     counts = Counter(column_of(heading) for heading in headings)
     for column in SCHEMA.names:
-        if counts[column] > 1:
+        # One in seconds and one in milliseconds say the same, and no manifest takes either.
+        if column != "duration" and counts[column] > 1:
             rivals = [heading for heading in headings if column_of(heading) == column]
             raise ValueError(
                 f"two columns stand for the {column} ({', '.join(rivals)}): "

@@ -230,6 +230,50 @@ def test_elan(folder: Path) -> None:
         scan_corpus(folder, "elan:emotion")
 
 
+SUBDIVIDED = """<TIER LINGUISTIC_TYPE_REF="t" TIER_ID="words" PARENT_REF="emotion">
+<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="b1" TIME_SLOT_REF1="ts2" TIME_SLOT_REF2="u1">
+<ANNOTATION_VALUE>one</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="b2" TIME_SLOT_REF1="u1" TIME_SLOT_REF2="u2">
+<ANNOTATION_VALUE>two</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="b3" TIME_SLOT_REF1="u2" TIME_SLOT_REF2="u3">
+<ANNOTATION_VALUE>three</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="b4" TIME_SLOT_REF1="u3" TIME_SLOT_REF2="ts3">
+<ANNOTATION_VALUE>four</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+<ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="b5" TIME_SLOT_REF1="ts4" TIME_SLOT_REF2="u4">
+<ANNOTATION_VALUE>nowhere</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>
+</TIER>
+<TIER LINGUISTIC_TYPE_REF="sub" TIER_ID="gloss" PARENT_REF="words">
+<ANNOTATION><REF_ANNOTATION ANNOTATION_ID="c1" ANNOTATION_REF="b2">
+<ANNOTATION_VALUE>zwei</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>
+</TIER>
+<LINGUISTIC_TYPE LINGUISTIC_TYPE_ID="t" TIME_ALIGNABLE="true" CONSTRAINTS="Time_Subdivision"/>
+"""
+
+
+def test_elan_divides_what_has_no_times_evenly(folder: Path) -> None:
+    """And one tier that cannot be read whole is in no other's way."""
+    slots = "".join(f'<TIME_SLOT TIME_SLOT_ID="u{number}"/>' for number in (1, 2, 3, 4))
+    first_type = '<LINGUISTIC_TYPE LINGUISTIC_TYPE_ID="default"'
+    text = EAF.replace("</TIME_ORDER>", slots + "</TIME_ORDER>")
+    (folder / "a.eaf").write_text(text.replace(first_type, SUBDIVIDED + first_type))
+
+    assert segments(scan_corpus(folder, "elan:emotion")) == EXPECTED
+    scan = scan_corpus(folder, "elan:words")
+    places = zip(scan.manifest.column("start"), scan.manifest.column("end"), strict=True)
+    assert list(places) == [(1.25, 1.6875), (1.6875, 2.125), (2.125, 2.5625), (2.5625, 3.0)]
+    assert any("1 annotations of tier 'words' have no time" in note for note in scan.warnings)
+    assert segments(scan_corpus(folder, "elan:gloss")) == [(1.6875, 2.125, "zwei")]
+
+
+def test_tiers_that_cannot_be_utterances_say_why(folder: Path) -> None:
+    (folder / "a.TextGrid").write_text(LONG)
+    with pytest.raises(WrongUse, match="no interval is left to be an utterance: 1 points"):
+        scan_corpus(folder, "textgrid:bells")
+    (folder / "a.TextGrid").write_text(LONG.replace('"words"', '"emotion"'))
+    with pytest.raises(WrongUse, match="has 2 tiers called 'emotion': rename all but one"):
+        scan_corpus(folder, "textgrid:emotion")
+
+
 def test_audacity(folder: Path) -> None:
     (folder / "a.txt").write_text(LABELS)
     scan = scan_corpus(folder, "audacity")

@@ -355,6 +355,11 @@ def test_headings_of_times() -> None:
     assert [column_of(heading) for heading in named] == columns
     assert [unit_of(heading) for heading in named[:6]] == ["", "", "ms", "ms", "s", "sec"]
 
+    # Of Praat, ELAN, MELD and BIDS.
+    others = ["tmin", "tmax", "Begin Time - ss.msec", "End Time - msec", "EndTime", "onset"]
+    assert [column_of(heading) for heading in others] == [*["start", "end"] * 2, "end", "start"]
+    assert [unit_of(heading) for heading in others] == ["", "", "", "ms", "", ""]
+
 
 def three_parts(folder: Path) -> Path:
     sf.write(folder / "a.wav", noise(3.0, 16000), 16000)
@@ -375,6 +380,14 @@ def three_parts(folder: Path) -> Path:
         ),
         pytest.param(
             ["wav", "Start", "End"], [["a.wav", "0", "1,5"], ["a.wav", "1,5", "3,0"]], id="commas"
+        ),
+        pytest.param(
+            ["file", "onset", "duration"], [["a.wav", 0, 1.5], ["a.wav", 1.5, "n/a"]], id="BIDS"
+        ),
+        pytest.param(
+            ["file", "begin_ms", "duration_ms"],
+            [["a.wav", 0, 1500], ["a.wav", 1500, 1500]],
+            id="ms and ms",
         ),
     ],
 )
@@ -415,6 +428,16 @@ def test_durations_of_pandas_in_parquet(tmp_path: Path) -> None:
     )
     frame.to_parquet(tmp_path / "t.parquet")
     assert scan_corpus(tmp_path / "t.parquet").manifest.column("duration") == [1.5, 1.5]
+
+
+def test_a_duration_that_is_none_is_named(tmp_path: Path) -> None:
+    three_parts(tmp_path)
+    rows = [["x", "a.wav", 0.1, "soon"], ["y", "a.wav", 0.1, 0.2], ["z", "a.wav", 1, 1]]
+    table = write_rows(tmp_path / "t.csv", ["id", "file", "start", "duration"], rows)
+    scan = scan_corpus(table)
+    [problem] = scan.problems
+    assert "line 2: the duration 'soon' is not a time" in problem.reason
+    assert scan.manifest.column("end") == [0.3, 2.0]
 
 
 def scanned(folder: Path, rows: Sequence[Sequence[object]]) -> Scan:

@@ -97,11 +97,15 @@ def read_annotated(path: Path, format: AnnotationFormat, tier: str | None) -> Re
         for recording, each in chosen:
             _add_tier(reading, recordings, file, recording, each, format, left_out)
 
-    if (not found and not reading.problems) or (format.has_tiers and not found and tiers_seen):
+    is_seen = tier is not None and one_form(tier) in map(one_form, tiers_seen)
+    if not found and (tiers_seen or not reading.problems) and not is_seen:
         named = ", ".join(tiers_seen) or "none"
         raise WrongUse(f"{path}: no file has the tier {tier!r}; their tiers: {named}")
-    for reason, count in left_out.items():
-        reading.warnings.append(f"{count} {reason}")
+    reasons = [f"{count} {reason}" for reason, count in left_out.items()]
+    if not reading.rows and not reading.problems:
+        why = ", ".join(reasons) or "none is there"
+        raise WrongUse(f"{path}: no interval is left to be an utterance: {why}; name another tier")
+    reading.warnings.extend(reasons)
     _warn_of_others(reading, recordings)
     return reading
 
@@ -134,6 +138,8 @@ def _choose(
         return chosen
     fault = f"has no tier {tier!r}" if not chosen else f"has {len(chosen)} tiers called {tier!r}"
     reason = f"{fault}; its tiers: {', '.join(names) or 'none'}"
+    if chosen:
+        reason = f"{fault}: rename all but one of them"
     reading.problems.append(Problem(None, file, reason))
     return []
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # ELAN counts milliseconds.
 MILLISECONDS = 1000
 
+# First and last millisecond, None where the document does not say it.
+Span = tuple[float | None, float | None]
+
 
 def read_eaf(path: Path) -> Annotations:
     """The tiers of a document, those too that lean on another, of which they have the times.
@@ -40,18 +43,76 @@ def read_eaf(path: Path) -> Annotations:
 
 
 def _tier_of(document: "pympi.Eaf", name: str) -> Tier:
-    attributes = document.get_parameters_for_tier(name)
+    aligned, references, attributes, _ = document.tiers[name]
+    speaker = attributes.get("PARTICIPANT") or None
+
+    spans = _spans_of(document, name)
+    labels = {annotation: label for annotation, (_, _, label, _) in aligned.items()}
+    for annotation, (_, label, _, _) in references.items():
+        labels[annotation] = label
+        spans[annotation] = _span_of_reference(document, annotation)
+
     intervals = []
     points = 0
-    for start, end, label, *_ in document.get_annotation_data_for_tier(name):
+    untimed = 0
+    for annotation, label in labels.items():
+        start, end = spans[annotation]
         if start is None or end is None:
-            raise ValueError(f"an annotation of tier {name} has no time")
-        if start == end:
+            untimed += 1
+        elif start == end:
             points += 1
+        else:
+            intervals.append(Interval(start / MILLISECONDS, end / MILLISECONDS, label, speaker))
+
+    note = ""
+    if untimed:
+        note = f"{untimed} annotations of tier {name!r} have no time, and are left out"
+    return Tier(name, intervals, points, note)
+
+
+def _spans_of(document: "pympi.Eaf", name: str) -> dict[str, Span]:
+    """Where the annotations of a tier that have times of their own begin and end.
+
+    Between annotations that divide another one, ELAN writes times only where somebody moved them:
+    the others lie evenly between their neighbours, as it shows them.
+    """
+    aligned = document.tiers[name][0]
+    times: dict[str, float | None] = dict(document.timeslots)
+    following = {start: end for start, end, *_ in aligned.values()}
+
+    for first in list(following):
+        if times.get(first) is None:
             continue
-        speaker = attributes.get("PARTICIPANT") or None
-        intervals.append(Interval(start / MILLISECONDS, end / MILLISECONDS, label, speaker))
-    return Tier(name, intervals, points)
+        chain = [first]
+        while chain[-1] in following and len(chain) <= len(following):
+            chain.append(following[chain[-1]])
+            if times.get(chain[-1]) is not None:
+                break
+
+        begin = times[first]
+        end = times.get(chain[-1])
+        if begin is None or end is None:
+            continue
+        for place, slot in enumerate(chain[1:-1], 1):
+            times[slot] = begin + (end - begin) * place / (len(chain) - 1)
+
+    spans = {}
+    for annotation, (start, end, *_) in aligned.items():
+        spans[annotation] = (times.get(start), times.get(end))
+    return spans
+
+
+def _span_of_reference(document: "pympi.Eaf", annotation: str) -> Span:
+    """Where an annotation without times lies: as the one that it leans on, or that leans on."""
+    seen = set()
+    while annotation not in seen:
+        seen.add(annotation)
+        tier = document.annotations[annotation]
+        aligned, references, *_ = document.tiers[tier]
+        if annotation in aligned:
+            return _spans_of(document, tier)[annotation]
+        annotation = references[annotation][0]
+    return None, None
 
 
 def _recording_of(document: "pympi.Eaf") -> str:

@@ -120,7 +120,7 @@ def _convert(column: str, value: Any) -> Any:
     if kind == pa.int32():
         return _turn(value)
     if column in TIMES:
-        return _time(value)
+        return time_of(value)
     if kind == pa.float64():
         return _number(value)
 
@@ -153,7 +153,11 @@ def _number(value: Any) -> float | None:
     return number
 
 
-def _time(value: Any) -> float | None:
+def time_of(value: Any) -> float | None:
+    """A time in seconds; None for a word that says that there is none.
+
+    Raises `ValueError` or `TypeError` for what is no time.
+    """
     # pandas' word for a time that is missing.
     if isinstance(value, str) and value.strip().casefold() in {*NO_NUMBER, "nat"}:
         return None

@@ -5,7 +5,7 @@ audio, one of `headings.PATHS` is. Audio paths are relative to the table's folde
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,14 @@ from ser.corpus.headings import column_of, path_heading, unit_of
 from ser.corpus.manifest import Manifest
 from ser.corpus.schema import SCHEMA
 from ser.corpus.segments import segment_id
-from ser.corpus.table_file import TableFile, TableRow, read_table_file
+from ser.corpus.table_file import TableFile, TableRow, is_missing, read_table_file
 from ser.corpus.times import with_unit
 from ser.errors import CorpusError, WrongUse
 
 from .admit import admit
 from .odd_names import warn_of_odd_names
 from .reading import Problem, Reading, rows_of
-from .rows import MEASURED, TIMES, add_row
+from .rows import MEASURED, TIMES, add_row, time_of
 
 COLUMNS = [name for name in SCHEMA.names if name not in MEASURED]
 
@@ -47,16 +47,20 @@ def read_table(
         needs = ["audio"]
     for line in rows_of(table, reading, str(path)):
         values = {}
+        duration = None
         for heading, value in line.values.items():
             column = column_by_heading[heading]
             if column == "audio" and isinstance(value, str):
                 value = value.strip()
             if column in TIMES:
                 value = with_unit(value, unit_of(heading))
-            if column in columns:
+            if column == "duration" and "end" in columns:
+                duration = with_unit(value, unit_of(heading))
+            if column in columns and _is_own_duration(heading, column):
                 values[column] = value
 
-        add_row(reading, values.items(), str(path), line.where, needs)
+        with_end = _with_end(values, duration)
+        add_row(reading, with_end, str(path), line.where, needs)
 
     _name_segments(reading.rows)
     # Of each dialogue.
@@ -67,6 +71,30 @@ def read_table(
 
     _check_columns(path, table, need, reading)
     return reading
+
+
+def _with_end(values: dict[str, Any], duration: Any) -> Iterator[tuple[str, Any]]:
+    """The values of a row; of one that says where it begins and how long it is, its end too.
+
+    Raises `ValueError` for a duration that is none.
+    """
+    yield from values.items()
+    if is_missing(duration) or not is_missing(values.get("end")):
+        return
+    # A start that is no time was named before this.
+    start = None if is_missing(values.get("start")) else time_of(values["start"])
+    if start is None:
+        return
+    try:
+        seconds = time_of(duration)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"the duration {ascii(duration)[:60]} is not a time, such as 1.5 (seconds), 1500 ms or "
+            "00:00:01.5"
+        ) from None
+    if seconds is not None:
+        # To the nanosecond: 0.1 + 0.2 is not 0.3.
+        yield "end", round(start + seconds, 9)
 
 
 def _with_audio_column(table: TableFile) -> TableFile:
@@ -140,7 +168,7 @@ def _check_columns(path: Path, table: TableFile, need: str, reading: Reading) ->
     unread = [
         heading or "one without a name"
         for heading in table.headings
-        if column_of(heading) not in SCHEMA.names
+        if not _is_read(heading, names)
     ]
     if unread:
         reading.warnings.append(
@@ -208,3 +236,19 @@ def read_transcripts(path: Path, ids: list[str]) -> Transcripts:
         if id not in texts:
             problems.append(Problem(id, place, "no transcript of this utterance", "text"))
     return Transcripts(texts, problems, reading.warnings)
+
+
+def _is_read(heading: str, columns: Collection[str]) -> bool:
+    """Whether a column of a table that has these `columns` says something to ser.
+
+    A manifest's own duration is known, and comes from the audio; any other one needs a start.
+    """
+    column = column_of(heading)
+    if not _is_own_duration(heading, column):
+        return "start" in columns
+    return column in SCHEMA.names
+
+
+def _is_own_duration(heading: str, column: str) -> bool:
+    """Whether a column is none of durations, or the one of a manifest, in seconds."""
+    return column != "duration" or heading.strip().casefold() == "duration"
