@@ -15,7 +15,7 @@ from ser.disk.records import checksummed_json, read_checksummed
 from ser.disk.workspace import put_files
 from ser.errors import CorruptStore, MissingRows
 
-from .blocks import ArrayRead, ArrayRecord, Stretches, aligned_empty, read_stretches
+from .blocks import ArrayRead, ArrayRecord, Stretches, empty_to_read_into, read_stretches
 from .extract_command import extract_rows_command
 from .manifests import list_corpora, read_manifest
 from .part import Part
@@ -266,7 +266,7 @@ class Feature:
             records = {part: part.record.arrays[name] for part in stretches}
             dtype, row_shape = self._array_kind(name, records.values())
 
-            arrays[name] = aligned_empty((int(offsets[-1]), *row_shape), dtype)
+            arrays[name] = empty_to_read_into((int(offsets[-1]), *row_shape), dtype)
             reads = []
             for part, record in records.items():
                 reads.append(ArrayRead(part.folder, record, stretches[part]))
@@ -314,6 +314,8 @@ def _find_stretches(
 def _joined(stretches: Stretches) -> Stretches:
     """The same rows, with those as one that follow one another in the part and in the target."""
     starts, stops, targets = stretches
+    if len(starts) == 1:
+        return stretches
     lengths = stops - starts
 
     follows = (starts[1:] == stops[:-1]) & (targets[1:] == targets[:-1] + lengths[:-1])

@@ -112,7 +112,7 @@ def test_any_stretches_of_any_blocks(
             stops = np.minimum(starts + 1, shape[0])
         lengths = stops - starts
         stretches = blocks.Stretches(starts, stops, np.cumsum(lengths) - lengths)
-        target = blocks.aligned_empty((lengths.sum(), shape[1]), "u2")
+        target = blocks.empty_to_read_into((lengths.sum(), shape[1]), "u2")
         blocks.read_stretches([blocks.ArrayRead(tmp_path, record, stretches)], target)
 
         rows = [array[start:stop] for start, stop in zip(starts, stops, strict=True)]
