@@ -106,8 +106,8 @@ def _fewer_than_two_classes(policy: Policy, manifest: Manifest) -> WrongUse:
     labels = manifest.column("label")
     if not any(labels):
         return WrongUse(
-            f"corpus {manifest.corpus} has no labels, and nothing can be trained on it: give "
-            "`ser features` a table with a column label, or labels in the files' names by "
+            f"corpus {manifest.corpus} has no labels, and nothing can be trained on it: extract it "
+            "from a table with a column label, or with labels from the files' names by "
             "--format FILE.toml"
         )
 
