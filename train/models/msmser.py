@@ -276,9 +276,16 @@ def random_modality_masking(
     return {"audio": masked & ~text, "text": masked & text}
 
 
-POOLING = {"pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)")}
+POOLING = {
+    "pooling": ("linear", "score of the self-attention pooling: α = softmax(w · x)"),
+    "words": (
+        "tokens",
+        "rows of the text, <s> and </s> among them; §2.1 has a row for each word",
+    ),
+}
 MIT_FIXED = {
     **POOLING,
+    "types": ("added", "codes of the modalities, to each row; §2.2: appended"),
     "positions": (
         "sinusoidal",
         "codes of both modalities before MIT; there are none in the encoders",
