@@ -281,10 +281,14 @@ def test_every_setting_of_training_changes_what_a_fusion_learns_or_is_refused(
 def test_patience_ends_a_stage_and_refit_starts_anew(
     name: str, fit_small: Callable[[str], Fit]
 ) -> None:
+    stages = FUSIONS[name].stages
     # So small a rate that no epoch is better than the first; of equals the later one is kept.
-    still = fit_small(name)("epochs=3", "patience=1", "lr=1e-30", "refit=true", select="val")
+    of_stages = {f"{stage.epochs}=3" for stage in stages} | {
+        f"{stage.lr}=1e-30" for stage in stages
+    }
+    still = fit_small(name)(*of_stages, "patience=1", "refit=true", select="val")
     epochs_of_a_stage = 2 + 2  # two, and as many again on train + dev
-    assert len(still.history) == epochs_of_a_stage * len(FUSIONS[name].stages)
+    assert len(still.history) == epochs_of_a_stage * len(stages)
 
 
 @pytest.mark.parametrize(
