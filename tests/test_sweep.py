@@ -41,7 +41,7 @@ TRAINED = {
         "perspective-table2": 25,
         "perspective-table1": 4,
         "perspective-table3": 0,
-        "perspective-table4": 2,
+        "perspective-table4": 6,
     },
     "superb": {"superb-er": 2},
     "usc": {"usc-table3": 20},

@@ -48,6 +48,7 @@ from .fusion import (
     setting,
 )
 from .layers.classifier import classifier
+from .layers.device import without_autocast
 from .layers.layout import RaggedLayout
 from .layers.rnn import recurrent
 from .layers.roles import speaker_roles
@@ -171,10 +172,11 @@ class ConskGcn(nn.Module):
         g = recurrent(self.lstm_2, recurrent(self.lstm_1, u, layout), layout)
 
         graph = dialogue_graph(speaker_roles(batch, layout, SPEAKERS), layout, self.window)
-        nodes = layout.pad(g)
-        h = self.relational(nodes, graph, self.semantic(nodes, graph))  # [m, t, d]
-        h = self.own(h) + self.neighbours(graph.edges.to(h.dtype) @ h)
-        return {"logits": self.logits(torch.cat([layout.unpad(h), g], 1))}
+        with without_autocast(batch.device.type):
+            nodes = layout.pad(g)
+            h = self.relational(nodes, graph, self.semantic(nodes, graph))  # [m, t, d]
+            h = self.own(h) + self.neighbours(graph.edges.to(h.dtype) @ h)
+            return {"logits": self.logits(torch.cat([layout.unpad(h), g], 1))}
 
 
 FUSIONS = [
