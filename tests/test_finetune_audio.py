@@ -482,7 +482,7 @@ def test_adapters_go_on_where_they_were_stopped(heard: Heard) -> None:
     """With averaged weights, gradual unfreezing and a refit, which the state holds too."""
     pytest.importorskip("peft")
     more = ("ema=0.5", "unfreeze=true", "refit=true")
-    job = prepared(heard, "hubert:layer=0", "audio", 2, set=(*ADAPTED[:3], *more))
+    job = prepared(heard, "hubert:layer=0", "superb", 2, set=(*ADAPTED[:3], *more), limit=10)
     states = []
     whole = fit(job.data, job.fold, job.config, lambda _, state: states.append(state()))
     assert len(states) == 6
@@ -520,7 +520,7 @@ def test_what_trains_and_what_it_keeps_is_said_before(heard: Heard) -> None:
     """Of the batch that is made of the longest utterance alone."""
     pytest.importorskip("peft")
     settings = ("lora_rank=2", "batch_size=3")
-    job = prepared(heard, "hubert:layer=0", "superb", 2, set=settings)
+    job = prepared(heard, "hubert:layer=0", "superb", 2, set=settings, limit=10)
     ahead = estimate([job])
     sizes = SIZES["hubert"]
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
@@ -536,7 +536,8 @@ def test_what_trains_and_what_it_keeps_is_said_before(heard: Heard) -> None:
     model = build(job).train()
     assert ahead.activations == pytest.approx(kept_bytes(model, lambda: model(batch)), rel=0.02)
 
-    recomputed = prepared(heard, "hubert:layer=0", "superb", 2, set=(*settings, "recompute=true"))
+    recomputing = (*settings, "recompute=true")
+    recomputed = prepared(heard, "hubert:layer=0", "superb", 2, set=recomputing, limit=10)
     assert largest_batch_bytes(recomputed, build(recomputed)) < ahead.activations / 2
     words = _estimate_in_words(experiment(heard, "hubert:layer=0", "superb", 2), job, ahead)
     assert f"({ahead.trained:,} of them train)" in words and "recompute=true keeps fewer" in words
