@@ -21,6 +21,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ from ser.train.activations import kept_bytes
 from ser.train.models import FUSIONS
 from ser.train.models.batch import Batch, Sequences
 from ser.train.models.encoder_front import with_encoders
-from ser.train.models.encoders import cut_top
+from ser.train.models.encoders import Adapters, add_adapters, cut_top
 
 RATE = 16000
 TOP = 2
+RANK = 8
 BATCH = 4
 UTTERANCES = 12
 CLASSES = 4
@@ -111,6 +113,21 @@ class Steps:
     def our_epoch(self) -> list[float]:
         """The losses of the top on cached rows."""
         return self._epoch(copy.deepcopy(self.ours), self._our_logits)
+
+    def adapted_epoch(self) -> list[float]:
+        """The losses of adapters of the top on cached rows."""
+        return self._epoch(self._adapted(), self._our_logits)
+
+    def adapted_bytes(self) -> int:
+        """What training adapters takes."""
+        return self._bytes(self._adapted(), self._our_logits)
+
+    def _adapted(self) -> nn.Module:
+        """Ours, with adapters in place of the layers."""
+        model = copy.deepcopy(self.ours)
+        top: Any = model.get_submodule("encoders.audio")
+        add_adapters(top, Adapters(RANK, alpha=16.0, dropout=0.0))
+        return model
 
     def plain_bytes(self, trained_layers: int | None) -> int:
         """What training takes the plain way."""
@@ -197,4 +214,9 @@ def cases(rounds: int = 1) -> list[dict[str, Any]]:
         for words, layers, _ in ways:
             what = f"memory of the top {TOP} ÷ {words}, batches of {BATCH}"
             rows.append(row(what, steps.plain_bytes(layers) / 1e6, ours, "MB", None))
+
+        if find_spec("peft") is not None:
+            what = f"adapters of rank {RANK} ÷ the layers themselves, from the cache"
+            rows.append(compare(what, steps.our_epoch, steps.adapted_epoch, None, rounds))
+            rows.append(row(f"memory of {what}", ours, steps.adapted_bytes() / 1e6, "MB", None))
     return rows

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -252,3 +253,7 @@ def test_the_top_from_the_cache_makes_the_updates_of_the_whole_model(tmp_path: P
     frozen_below = steps.plain_epoch(finetune.TOP)
     assert steps.our_epoch() == pytest.approx(frozen_below, abs=1e-4)
     assert steps.plain_epoch(None) != pytest.approx(frozen_below, abs=1e-6)
+    assert steps.our_bytes() < steps.plain_bytes(finetune.TOP) < steps.plain_bytes(None)
+    if find_spec("peft") is not None:
+        # Before the first update they are the layers.
+        assert steps.adapted_epoch()[0] == pytest.approx(frozen_below[0], abs=1e-4)
