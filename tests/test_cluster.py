@@ -9,13 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import length_hint
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile as sf
 
 from ser import engines
 from ser.errors import SerError, WrongUse
+from ser.extract.config import ExtractionConfig
+from ser.extract.run import extract, plan
 from ser.tests.dask_processes import DaskProcesses
 from ser.tests.stand_in import left_open, loaded, with_thing, worker_name
 from ser.tests.stand_in_corpus import (
@@ -133,6 +138,23 @@ def test_two_workers_give_bit_for_bit_what_the_command_alone_gives(
     again = run(*asked, scheduler=cluster.address, **options)
     for facts in again.features.values():
         assert facts["computed"] == 0
+
+
+def test_segments_of_one_recording_on_two_workers(cluster: DaskProcesses, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 6 * 44100)
+    sf.write(tmp_path / "long.wav", samples, 44100)
+    rows = [f"long.wav,{number / 2},{number / 2 + 0.75}" for number in range(10)]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["file,start,end", *rows]))
+
+    features = "logmel,egemaps"
+    near = ExtractionConfig(table, features, store=tmp_path / "near", part_seconds=2)
+    extract(plan(near))
+    far = replace(near, store=tmp_path / "far", scheduler=cluster.address)
+    extract(plan(far))
+    assert len(contents(tmp_path / "near")) == 2
+    assert contents(tmp_path / "far") == contents(tmp_path / "near")
+    assert files(tmp_path / "far") == files(tmp_path / "near")
 
 
 def test_one_run_lets_go_what_another_holds(cluster: DaskProcesses) -> None:
