@@ -28,7 +28,7 @@ install: $(BIN)/.installed
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) -e '.[dev,cluster]'
+	$(PIP) -e '.[dev,cluster,smile]'
 	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
@@ -94,7 +94,7 @@ test-newest: RESOLUTION := highest
 	.venv-$*/bin/pip install -q --disable-pip-version-check --no-compile --no-deps -c constraints.txt torch uv
 	grep '^torch==' constraints.txt > .venv-$*/torch.txt
 	.venv-$*/bin/uv pip install -q --python .venv-$*/bin/python --resolution $(RESOLUTION) -c .venv-$*/torch.txt \
-	  -e '.[dev,cluster]'
+	  -e '.[dev,cluster,smile]'
 	touch $@
 
 test-lowest test-newest: test-%: .venv-%/bin/.installed

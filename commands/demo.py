@@ -1,9 +1,12 @@
 """`ser demo`: both stages on generated speech, in one command."""
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
+
+from ser.errors import DISTRIBUTION
 
 from .options import FILE, open_option
 from .output import answer, open_page, say
@@ -40,11 +43,22 @@ def demo(ctx: click.Context, folder: Path, open_: bool) -> None:
     Example: ser demo --open
     """
     ser = ctx.find_root().command
-    for step in STEPS:
+    steps = STEPS
+    if find_spec("opensmile") is None:
+        say(
+            "openSMILE is not installed: the second model takes logmel in place of is13; "
+            f"`pip install '{DISTRIBUTION}[smile]'` adds it",
+            err=True,
+        )
+        steps = [step.replace("is13+bert", "logmel+bert") for step in STEPS]
+
+    for step in steps:
         words = shlex.split(step.format(shlex.quote(str(folder))))
         say(f"\n$ {shlex.join(['ser', *words])}", err=True)
         exit_code = ser.main(words, prog_name="ser", standalone_mode=False)
-        if exit_code:
+        # 3: is13 was left out.
+        left_out_alone = exit_code == 3 and steps is not STEPS
+        if exit_code and not left_out_alone:
             ctx.exit(exit_code)
 
     page = folder / "report.html"

@@ -266,6 +266,7 @@ def _plan_json(
 def _plan_text(plan: "ExtractionPlan") -> str:
     """What will be computed, a line for each feature."""
     from ser.extract.corpora.alike import problem_lines
+    from ser.extract.resolve import PackageMissing
 
     rows = len(plan.manifest)
     lines = [f"{plan.manifest.corpus}: {plural(rows, 'utterance')} → {plan.config.store}"]
@@ -279,15 +280,30 @@ def _plan_text(plan: "ExtractionPlan") -> str:
             f"  {spec.name}@{fingerprint}{random}: {missing} to compute, {rows - missing} there, "
             f"about {size_text(plan.sizes[fingerprint])}"
         )
+    if _is_first_use(plan, "smile"):
+        lines.append(
+            "  openSMILE and its features are for research and non-commercial use; see README, "
+            "Licences"
+        )
     for name, size in plan.pending.items():
         lines.append(f"  {name}: {rows} to compute once its weights are here, {size_text(size)}")
     for name, fault in plan.unavailable.items():
-        lines.append(f"  {name}: left out, its weights are not here: {fault}")
+        why = ":" if isinstance(fault, PackageMissing) else ", its weights are not here:"
+        lines.append(f"  {name}: left out{why} {fault}")
     for problem in problem_lines(plan.scan.refused):
         lines.append(f"  not in the corpus as read: {problem}")
 
     lines.append(f"  {size_text(plan.bytes)} in all, {plan.free / 1e9:.1f} GB free")
     return "\n".join(lines)
+
+
+def _is_first_use(plan: "ExtractionPlan", extractor: str) -> bool:
+    """Whether the store has no row of a feature of that extractor yet."""
+    of_extractor = [feature for feature in plan.features if feature.spec.extractor == extractor]
+    rows = len(plan.manifest)
+    return bool(of_extractor) and all(
+        len(plan.missing[feature.spec.fingerprint]) == rows for feature in of_extractor
+    )
 
 
 def _estimate_text(seconds: float | None) -> str:

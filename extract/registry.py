@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from ser.cache.spec import Level
 from ser.corpus.names import Modality
-from ser.errors import WrongUse, unknown
+from ser.errors import DISTRIBUTION, WrongUse, unknown
 from ser.plugins import Registry
 
 from .extractor import Extractor
@@ -33,6 +33,8 @@ class FeatureKind:
     preset: Mapping[str, Any] = field(default_factory=dict)
     # Defaults of settings that the user may change.
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # A package that it needs and ser alone does not: as it is imported, and the extra of ser.
+    package: tuple[str, str] | None = None
 
     @property
     def extractor_class(self) -> type[Extractor]:
@@ -57,6 +59,14 @@ class FeatureKind:
             if entry.init and not hidden:
                 settings[setting] = types[entry.name]
         return settings
+
+
+OPENSMILE = ("opensmile", "smile")
+
+
+def lacks(package: str, extra: str) -> str:
+    """That a package is not installed here, and the command that installs it."""
+    return f"{package} is not installed here; run `pip install '{DISTRIBUTION}[{extra}]'`"
 
 
 def _speech() -> type[Extractor]:
@@ -84,7 +94,10 @@ def _text() -> type[Extractor]:
 
 
 def _smile() -> type[Extractor]:
-    from .smile import SmileExtractor
+    try:
+        from .smile import SmileExtractor
+    except ImportError as fault:
+        raise WrongUse(lacks(*OPENSMILE)) from fault
 
     return SmileExtractor
 
@@ -217,6 +230,7 @@ BUILT_IN: Mapping[str, FeatureKind] = {
         "openSMILE's IS13_ComParE",
         _smile,
         preset={"set": "IS13_ComParE"},
+        package=OPENSMILE,
     ),
     "egemaps": FeatureKind(
         "audio",
@@ -224,6 +238,7 @@ BUILT_IN: Mapping[str, FeatureKind] = {
         "openSMILE's eGeMAPSv02",
         _smile,
         preset={"set": "eGeMAPSv02"},
+        package=OPENSMILE,
     ),
     "compare": FeatureKind(
         "audio",
@@ -231,12 +246,14 @@ BUILT_IN: Mapping[str, FeatureKind] = {
         "openSMILE's ComParE_2016",
         _smile,
         preset={"set": "ComParE_2016"},
+        package=OPENSMILE,
     ),
     "smile": FeatureKind(
         "audio",
         "utterance",
         "any set of openSMILE, as smile:set=GeMAPSv01b",
         _smile,
+        package=OPENSMILE,
     ),
     # Spectra.
     "logmel": FeatureKind(

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, get_args
 
 import msgspec
@@ -22,7 +23,11 @@ from ser.weights.hub import OnDownload
 from ser.weights.source import Source, find_source
 
 from .extractor import Extractor, ResolvedFeature
-from .registry import FEATURES, FeatureKind, parse_name
+from .registry import FEATURES, FeatureKind, lacks, parse_name
+
+
+class PackageMissing(WeightsError):
+    """A feature needs a package that is not installed here."""
 
 
 def resolve(
@@ -43,8 +48,8 @@ def find_sources(
 ) -> tuple[dict[str, Source | None], dict[str, WeightsError]]:
     """Where the checkpoint of each feature comes from; None for one without weights.
 
-    Of a feature whose checkpoint is not to be had, the error is returned beside them. Nothing is
-    downloaded. Raises `WrongUse` for an unknown name.
+    Of a feature whose checkpoint or package is not to be had, the error is returned beside them.
+    Nothing is downloaded. Raises `WrongUse` for an unknown name.
     """
     features = [parse_name(name)[0] for name in names]
     _check_models(models)
@@ -52,6 +57,10 @@ def find_sources(
     sources: dict[str, Source | None] = {}
     missing: dict[str, WeightsError] = {}
     for feature in dict.fromkeys(features):
+        package = FEATURES[feature].package
+        if package is not None and find_spec(package[0]) is None:
+            missing[feature] = PackageMissing(lacks(*package))
+            continue
         try:
             sources[feature] = _find_source(feature, models, convert)
         except WeightsError as fault:

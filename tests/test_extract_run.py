@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -340,6 +341,35 @@ def test_missing_weights_leave_out_a_default_feature_by_name(corpus: Corpus) -> 
     completed = ser(*command[1:])
     assert completed.exit_code == 0, completed.output
     assert open_store(corpus.store).feature("hubert").rows(open_store(corpus.store).manifest()) == 8
+
+
+def test_without_opensmile_a_default_feature_is_left_out_by_name(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is asked for is refused, with the command that installs it."""
+    monkeypatch.setattr("ser.extract.resolve.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ser.extract.smile", None)
+    words = ["features", corpus.table, "--store", corpus.store, "--dry-run"]
+    for name in ENCODERS:
+        words += ["--model", f"{name}={corpus.models[name]}"]
+
+    done = ser(*words)
+    assert done.exit_code == 3
+    remedy = "opensmile is not installed here; run `pip install 'ser-fusion[smile]'`"
+    assert f"is13: left out: {remedy}" in done.output
+    assert "logmel" in done.output
+
+    for name in ("egemaps", "smile:set=GeMAPSv01b"):
+        refused = ser(*words, "--features", name)
+        assert refused.exit_code == 2
+        assert remedy in refused.output
+
+
+def test_the_licence_of_opensmile_is_said_at_first_use(corpus: Corpus) -> None:
+    words = ["features", corpus.table, "--store", corpus.store, "--features", "egemaps"]
+    said = "for research and non-commercial use"
+    assert said in ser(*words).output
+    assert said not in ser(*words).output
 
 
 def test_audio_that_changes_while_running_stops_it(corpus: Corpus) -> None:

@@ -147,6 +147,8 @@ NOT_RUN = {
     "engines/scheduler.py: pip install 'ser-fusion[cluster]'": "likewise",
     "export/__init__.py: pip install '…[onnx]'": "likewise",
     "train/models/encoders/lora.py: pip install '…[lora]'": "likewise",
+    "extract/registry.py: pip install '…[…]'": "likewise",
+    "commands/demo.py: pip install '…[smile]'": "likewise",
     "train/options.py: pip install 'ser-fusion[tensorboard]'": "likewise",
     "plugins.py: pip install …": "it fetches a package that only its user knows",
     "extract/text.py: pip install sentencepiece protobuf": "it fetches packages",
