@@ -288,8 +288,10 @@ def _plan_text(plan: "ExtractionPlan") -> str:
     for name, size in plan.pending.items():
         lines.append(f"  {name}: {rows} to compute once its weights are here, {size_text(size)}")
     for name, fault in plan.unavailable.items():
-        why = ":" if isinstance(fault, PackageMissing) else ", its weights are not here:"
-        lines.append(f"  {name}: left out{why} {fault}")
+        if isinstance(fault, PackageMissing):
+            lines.append(f"  {name}: left out: {fault}")
+        else:
+            lines.append(f"  {name}: left out, its weights are not here: {fault}")
     for problem in problem_lines(plan.scan.refused):
         lines.append(f"  not in the corpus as read: {problem}")
 
