@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -314,6 +315,25 @@ def test_the_shell_completes(line: str, completed: str) -> None:
 def test_the_demo_is_commands_that_exist() -> None:
     for step in STEPS:
         check_options(shlex.split(step), "ser demo")
+
+
+def test_the_demo_goes_on_without_opensmile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The extraction exits with 3, and the second model takes log-mel."""
+    ran: list[list[str]] = []
+
+    def run(words: list[str], **_: object) -> int:
+        ran.append(words)
+        return 3 if words[0] == "features" else 0
+
+    monkeypatch.setattr("ser.commands.demo.find_spec", lambda name: None)
+    monkeypatch.setattr(main, "main", run)
+    with click.Context(main) as context:
+        context.invoke(main.commands["demo"], folder=tmp_path, open_=False)
+    assert [words[0] for words in ran] == [step.split()[0] for step in STEPS]
+    assert "logmel+bert" in ran[4]
+    assert "openSMILE is not installed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
