@@ -282,7 +282,7 @@ def test_a_dry_run_writes_nothing(store: Path, tmp_path: Path) -> None:
     assert found.parameters > 1000
     assert found.seconds > 0
     assert not found.at_most
-    assert estimate(prepare(lgf(store, tmp_path / "out", set=("patience=3",)))).at_most
+    assert estimate(prepare(lgf(store, tmp_path / "out", set=("patience=2",)))).at_most
     # Four sessions of two dialogues but one dialogue, two dialogues a batch.
     assert found.updates == 15 * 10 * 4
 
