@@ -11,7 +11,9 @@ from ser.tests.store_samples import new_store
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows
 from ser.train.report.grouping import group_runs
 from ser.train.report.page import make_page
+from ser.train.report.sections.against_linear import against_linear_table
 from ser.train.report.sections.layers import layers as section_of_layers
+from ser.train.report.sections.training import layers_table
 from ser.train.run_folder import find_runs
 from ser.train.sweep.each_layer import with_each_layer
 from ser.train.sweep.recipe import read_recipe
@@ -84,6 +86,13 @@ def test_the_curve_has_scores_of_test_and_what_dev_chose(store: Path, tmp_path: 
     in_sum = [heading for heading in table.headings if heading.startswith("% in the sum of")]
     assert of_dev and len(in_sum) == 1
     assert sum(row[in_sum[0]][0] for row in table.rows) == pytest.approx(100)
+    # What was set is no finding.
+    found = {row["cell"] for row in layers_table(cells).rows}
+    fixed = {cell.label for cell in cells if cell.settings.get("layer") in scores}
+    assert found and not found & fixed
+    # Nor is a model chosen by its test score what others are measured by.
+    [beside] = against_linear_table(cells).rows
+    assert beside["linear"] not in fixed
     assert "over-layers" in [part.anchor for part in make_page(cells, []).sections]
 
 

@@ -1,10 +1,11 @@
 """By how much each cell beats a linear model on the same features: a reviewer's first question."""
 
 import shlex
+from dataclasses import fields
 from typing import Any
 
 from ser.cache.feature_name import parse_feature_name
-from ser.train.models.linear import FUSIONS
+from ser.train.models.linear import FUSIONS, LinearSettings
 
 from ..cell import Cell, Cells
 from ..cell_scores import compare_cells
@@ -82,14 +83,22 @@ def against_linear(cells: Cells) -> str:
 def linear_beside(cell: Cell, cells: Cells) -> Cell | None:
     """The linear cell on the features, labels and folds of a cell that is not linear itself.
 
-    Of several the first, which has the highest score. None if there is none.
+    Of several the one with the fewest settings that are not the default, so that a layer that was
+    set is not chosen by its test score; of equals the first. None if there is none.
     """
     if _is_linear(cell):
         return None
+    beside = []
     for other in cells:
         if _is_linear(other) and _conditions(other) == _conditions(cell):
-            return other
-    return None
+            beside.append(other)
+    return min(beside, key=_count_of_set, default=None)
+
+
+def _count_of_set(cell: Cell) -> int:
+    """How many of the model's settings are not at their default."""
+    defaults = {field.name: field.default for field in fields(LinearSettings)}
+    return sum(value != defaults.get(name) for name, value in cell.config.settings.items())
 
 
 def linear_command(cell: Cell) -> str:

@@ -24,7 +24,7 @@ TITLE = "What each layer holds"
 
 def layers(cells: Cells) -> Section | None:
     """The section, of cells that learn classes; None where none is of a single layer of several."""
-    fixed = [cell for cell in cells if _fixed_layer(cell) is not None]
+    fixed = [cell for cell in cells if fixed_layer(cell) is not None]
     plots: list[Plot] = []
     for members in grouped(fixed, _what_is_alike).values():
         if len(members) > 1:
@@ -38,7 +38,7 @@ def layers(cells: Cells) -> Section | None:
     return Section("over-layers", TITLE, [words, *plots])
 
 
-def _fixed_layer(cell: Cell) -> int | None:
+def fixed_layer(cell: Cell) -> int | None:
     """The layer that the cell's model is told to see; None where it is told of none."""
     layer = cell.settings.get("layer", BY_DEV)
     return None if layer in (BY_DEV, ALL_LAYERS) else int(layer)
@@ -82,8 +82,8 @@ def _curve(members: Sequence[Cell], beside: Sequence[Cell], number: int) -> Plot
 
     points: Points = []
     rows: list[Row] = []
-    for cell in sorted(members, key=lambda cell: _fixed_layer(cell) or 0):
-        layer = _fixed_layer(cell)
+    for cell in sorted(members, key=lambda cell: fixed_layer(cell) or 0):
+        layer = fixed_layer(cell)
         shares = cell.results[0].layers or {}
         name = max(shares, key=lambda name: shares[name])
         score = cell.scores.with_interval("ua")

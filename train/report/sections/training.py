@@ -12,6 +12,7 @@ from ..elements import Plot, Section, side_by_side, table_elements
 from ..figures import Points, lines
 from ..formats import COUNT, FINE, NUMBER, PERCENT, PERCENT_WITH_DEVIATION, TEXT
 from ..table import Column, Row, Table, columns_of, evenly, joined
+from .layers import fixed_layer
 from .notes import drawn
 
 PLOTTED = 4  # cells in a plot where each is a series
@@ -94,6 +95,9 @@ def layers_table(cells: Cells) -> Table:
     """What the layers of a joined feature count in learned sums; no row where nothing is summed."""
     rows: list[Row] = []
     for cell in cells:
+        if fixed_layer(cell) is not None:
+            # All of it, as was set.
+            continue
         weights_by_run = [result.layers or {} for result in cell.results]
         for name in weights_by_run[0]:
             shares = [100 * weights[name] for weights in weights_by_run if name in weights]
@@ -105,6 +109,6 @@ def layers_table(cells: Cells) -> Table:
         rows=rows,
         note=(
             "Softmax of the learned weights: mean ± standard deviation over the runs; those of a "
-            "sum add up to 100."
+            "sum add up to 100. Of a linear model 100 where dev chose the layer."
         ),
     )
