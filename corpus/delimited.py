@@ -198,7 +198,13 @@ def _read_quoted(lines: list[str], delimiter: str, quotes_headings: bool) -> Ite
         except StopIteration:
             return
         except csv.Error as error:
-            raise csv.Error(f"line {first_line}: {error}") from error
+            reason = str(error)
+            if reason == "unexpected end of data":
+                reason = (
+                    "a quotation opens there and is never closed; close it, or write the mark in a "
+                    'quoted cell twice ("")'
+                )
+            raise csv.Error(f"line {first_line}: {reason}") from error
 
         last_line = reader.line_num
         if not cells:

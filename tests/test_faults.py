@@ -1,16 +1,22 @@
 """Disks that fill up: one sentence, and nothing lost."""
 
+import asyncio
 import errno
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import zarr
+from zarr.storage import LocalStore
 
 from ser.cache.store import open_store
-from ser.cache.tools.exporting import export
+from ser.cache.tools.exporting import export, write_by_chunks
+from ser.cache.tools.remote import explained
 from ser.cache.tools.verify import verify
 from ser.disk.faults import explain_disk_errors
 from ser.errors import StoreError, WrongUse
@@ -139,6 +145,39 @@ def test_a_zarr_export_on_a_full_disk_is_one_sentence(tmp_path: Path, disk: Path
     assert "disk is full" in done.stdout
     assert done.stderr == ""
     assert not list(disk.iterdir())
+
+
+def test_a_zarr_export_writes_one_chunk_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way elsewhere goes on after a fault, into what is being removed."""
+    rows = np.arange(90.0).reshape(45, 2)
+    array = zarr.create_array(tmp_path / "x.zarr", shape=(45, 2), chunks=(4, 2), dtype="f8")
+    under_way = 0
+    most = 0
+    put = LocalStore.set
+
+    async def counting(self: LocalStore, key: str, value: Any) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        await put(self, key, value)
+        under_way -= 1
+
+    monkeypatch.setattr(LocalStore, "set", counting)
+    write_by_chunks(array, 0, rows[:7])
+    write_by_chunks(array, 7, rows[7:])
+
+    assert most == 1
+    assert np.array_equal(array[:], rows)
+
+
+def test_a_full_disk_is_no_network(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left", str(tmp_path / "pub" / "x"))
+    message = r"x: the disk is full while writing to pub; free some"
+    with pytest.raises(StoreError, match=message), explained("pub"):
+        raise full
 
 
 def test_a_disk_without_inodes_is_told_from_a_full_one(corpus: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ser.cache.tools.remote import Remote
 from ser.disk.unfinished import remove_unfinished, unfinished_name
 from ser.disk.workspace import TEMPORARY, workspace_beside
 from ser.disk.write import write_whole
@@ -89,6 +90,20 @@ def test_an_unfinished_file_is_removed_by_the_next_writer(
 
     assert not file.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", ".mine.part"}
+
+
+def test_a_push_removes_what_a_killed_one_left_in_a_whole_part(
+    tmp_path: Path, forgotten_folders: None
+) -> None:
+    folder = tmp_path / "pub" / "frames" / "0" / "parts"
+    folder.mkdir(parents=True)
+    left = make_unfinished(folder, seconds_ago=60)
+    (folder / "part.json").write_text("{}")
+
+    Remote(str(tmp_path / "pub")).remove_unfinished()
+
+    assert not left.exists()
+    assert [path.name for path in folder.iterdir()] == ["part.json"]
 
 
 def test_an_unfinished_file_that_is_written_stays(tmp_path: Path, forgotten_folders: None) -> None:

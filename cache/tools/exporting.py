@@ -266,8 +266,7 @@ def write_zarr(path: Path, exported: ExportedFeature) -> None:
 def _quiet_zarr() -> Iterator[None]:
     """Let the first fault of zarr stand for all.
 
-    On a full disk each chunk that was under way fails too, and asyncio would log every one of them
-    when it is collected.
+    Asyncio would log a task that failed when it is collected.
     """
     logger = logging.getLogger("asyncio")
     level = logger.level
@@ -300,12 +299,30 @@ def _write_zarr(path: Path, exported: ExportedFeature) -> None:
     )
     end = 0
     for batch in exported.values():
-        values[end : end + len(batch)] = batch
+        write_by_chunks(values, end, batch)
         end += len(batch)
 
     for name, array in exported.arrays_beside_values.items():
         fill_value = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).max
-        group.create_array(name, data=array, fill_value=fill_value, **no_chunk_left_out)
+        beside = group.create_array(
+            name, shape=array.shape, dtype=array.dtype, fill_value=fill_value, **no_chunk_left_out
+        )
+        write_by_chunks(beside, 0, array)
+
+
+def write_by_chunks(array: Any, first: int, rows: npt.NDArray[Any]) -> None:
+    """Write rows into a Zarr array, from row `first` on, one chunk after the other.
+
+    Several at once are tasks that go on after one of them has failed: they would write into what is
+    being removed, and asyncio would tell of each.
+    """
+    size = array.chunks[0]
+    end = first + len(rows)
+    while first < end:
+        after = min(end, (first // size + 1) * size)
+        array[first:after] = rows[: after - first]
+        rows = rows[after - first :]
+        first = after
 
 
 def write_csv(path: Path, exported: ExportedFeature) -> None:

@@ -145,6 +145,8 @@ class Push:
 
         Raises `StoreError` if another push has begun a part with other numbers.
         """
+        # Also in parts that are whole by now, into which nobody writes again.
+        self.remote.remove_unfinished()
         sent = self.remote.each(partial(self._send, on_progress), self.parts)
 
         for manifest in self._manifests.values():

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ser.cache.part import FileRecord, file_record
+from ser.disk.faults import DISK_FULL, explain_disk_errors
 from ser.disk.read import SMALL, open_named
+from ser.disk.unfinished import is_unfinished, remove_unfinished
 from ser.disk.write import make_folder, write_whole
 from ser.errors import DISTRIBUTION, CorruptStore, SerError, StoreError, WrongUse
 
@@ -71,6 +73,13 @@ def explained(url: str, here: Path | None = None) -> Iterator[None]:
 
 def _explain_unknown(url: str, error: Exception) -> SerError:
     """One sentence for an error of a file system; each has classes of its own."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        try:
+            with explain_disk_errors(f"writing to {url}", Path(error.filename or "/")):
+                raise error
+        except StoreError as full:
+            return full
+
     reason = redacted(" ".join(str(error).split()))[:300] or type(error).__name__
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
 
@@ -125,6 +134,16 @@ class Remote:
             start = len(self._root.rstrip("/")) + 1
             return {name[start:] for name in self._fs.find(self._root, **self._within())}
         return set()
+
+    def remove_unfinished(self) -> None:
+        """Remove the unfinished files of killed writers there; of this machine's disks alone.
+
+        Files elsewhere appear whole or not at all.
+        """
+        if self._is_local:
+            names = {Path(self._root, name) for name in self.files}
+            for folder in {path.parent for path in names if is_unfinished(path.name)}:
+                remove_unfinished(folder)
 
     def each(self, work: Callable[[str], Result], names: Collection[str]) -> dict[str, Result]:
         """The result for each name, several at once if the file system can.
