@@ -66,6 +66,13 @@ def test_tsv_knows_no_quotation(four_files: Path) -> None:
     assert manifest.column("label") == ["ang", "neu", "hap", "neu"]
 
 
+def test_a_quotation_without_an_end_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('audio,text\na.wav,well\nb.wav,"well\nc.wav,well\n')
+    with pytest.raises(CorpusError, match="line 3: a quotation opens there and is never closed"):
+        scan_corpus(path)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";"], ids=["commas", "semicolons"])
 def test_a_quotation_that_swallows_rows_is_refused_with_its_line(
     four_files: Path, delimiter: str
