@@ -80,7 +80,7 @@ def _lacks_inodes(folder: Path, needed: int) -> bool:
         folder = folder.parent
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
-    if free < 2 * needed + FEW_BYTES:
+    if free < needed + FEW_BYTES:
         return False
     # Some file systems count no inodes.
     return status.f_files > 0 and status.f_favail < FEW_INODES

@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -205,6 +207,20 @@ def test_each_lack_of_room_is_called_by_its_name(
 ) -> None:
     with pytest.raises(StoreError, match=message), explain_disk_errors("writing", tmp_path):
         raise error
+
+
+def test_a_disk_where_the_bytes_would_fit_lacks_inodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free is more than is needed, though not twice as much."""
+    disk = SimpleNamespace(f_bavail=20_000, f_frsize=1000, f_files=12, f_favail=10)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    needed = 12_500_000
+    with (
+        pytest.raises(StoreError, match="inodes"),
+        explain_disk_errors("exporting", tmp_path, needed),
+    ):
+        raise OSError(errno.ENOSPC, "No space left")
 
 
 def test_a_fault_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
