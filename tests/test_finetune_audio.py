@@ -324,7 +324,8 @@ def rates_of(job: Job, stage: int = -1) -> dict[str, float]:
     """The learning rate of each weight in a stage, by name."""
     model = build(job)
     fusion = job.config.fusion
-    factors = encoder_rates(model, job.config.settings, job.config.training)
+    lr = getattr(job.config.settings, fusion.stages[stage].lr)
+    factors = encoder_rates(model, lr, job.config.training)
     weights = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad and not is_frozen(model, name, fusion.stages[stage]):
