@@ -22,10 +22,15 @@ def names_of_dimensions(feature: Feature) -> list[str] | None:
     """
     spec = feature.spec
     # The states of encoders have no names, nor have spectra: torch need not be imported.
-    if spec.checkpoint or spec.extractor in NAMELESS or spec.feature not in FEATURES:
+    if spec.checkpoint or spec.extractor in NAMELESS:
         return None
 
-    extractor = FEATURES[spec.feature].extractor_class
+    # Whatever a feature of openSMILE is called, its names are openSMILE's.
+    known_as = "is13" if spec.extractor == "smile" else spec.feature
+    if known_as not in FEATURES:
+        return None
+
+    extractor = FEATURES[known_as].extractor_class
     if extractor.name != spec.extractor:
         return None
 

@@ -138,7 +138,6 @@ SPOKEN_OF = {
     "predict/predictor.py: ser predict",
     "train/remove_runs.py: ser runs",
     "train/run_folder.py: ser train",
-    "train/data/labelling.py: ser features",
 }
 
 # Why no test runs it.
