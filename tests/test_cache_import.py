@@ -479,7 +479,7 @@ def bounded(where: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the mark")
 def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
-    """50 MB of values of 500 utterances within 25 MB, and their numbers unchanged."""
+    """50 MB of values of 500 utterances within 30 MB, and their numbers unchanged."""
     rng = np.random.default_rng(0)
     ids = manifest_of(500).ids
     values = rng.random((25_000, 500), np.float32)
@@ -497,7 +497,7 @@ def test_files_larger_than_memory_go_through_it(tmp_path: Path) -> None:
 
     peaks = [int(line) for line in in_a_process(bounded, tmp_path).split()]
 
-    assert peaks[-1] - peaks[0] < 25_000
+    assert peaks[-1] - peaks[0] < 30_000
     with h5py.File(tmp_path / "out-out-byid.h5") as file:
         assert np.array_equal(file["values"], values)
         assert np.array_equal(file["offsets"], offsets)
