@@ -226,11 +226,21 @@ def _may_hold_rows(lines: list[str], delimiter: str, width: int, quotes_headings
     """Whether the lines of one row look as if they were several rows.
 
     Behind the quoted cell the last line always has the rest of the row; it counts if the first line
-    has the cells of a whole row, too. Where each text is quoted no row begins without a mark.
+    has the cells of a whole row, too. Where each text is quoted all rows begin alike: with a mark,
+    or with a number.
     """
     is_row = []
     for line in lines:
-        begins_as_row = line.startswith('"') or not quotes_headings
+        begins_alike = _beginning_of(line, delimiter) == _beginning_of(lines[0], delimiter)
+        begins_as_row = begins_alike or not quotes_headings
         is_row.append(line.count(delimiter) + 1 >= width and begins_as_row)
 
     return any(is_row[1:-1]) or (is_row[0] and is_row[-1])
+
+
+def _beginning_of(line: str, delimiter: str) -> str:
+    """What a line begins with: a quoted cell, a number, or another text."""
+    if line.startswith('"'):
+        return "mark"
+    first = line.partition(delimiter)[0].strip()
+    return "number" if first.replace(".", "", 1).isdecimal() else "text"

@@ -27,7 +27,7 @@ def spelled_alike(names: Iterable[str]) -> list[list[str]]:
 def _plain(name: str) -> str:
     """The name in Unicode's plainest form (NFKC), without characters that have no shape.
 
-    All dashes are one, and what joins words is a blank.
+    All dashes are one, what joins words is a blank, and digits of any script are 0 to 9.
     """
     letters = []
     for letter in unicodedata.normalize("NFKC", name):
@@ -36,6 +36,8 @@ def _plain(name: str) -> str:
             letters.append("-")
         elif category == "Pc":
             letters.append(" ")
+        elif category == "Nd":
+            letters.append(str(unicodedata.decimal(letter)))
         elif category != "Cf":
             letters.append(letter)
     return "".join(letters)

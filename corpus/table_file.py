@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,11 @@ def is_missing(value: Any) -> bool:
 def text_of(value: Any) -> str:
     """The text of a value that names something: of 2.0 it is "2".
 
-    A column of whole numbers holds 2.0 where another of its values is missing.
+    A column of whole numbers holds 2.0 where another of its values is missing, and the decimal 2.00
+    where a database wrote it.
     """
-    if isinstance(value, float) and value.is_integer():
+    is_number = isinstance(value, float | Decimal) and math.isfinite(value)
+    if is_number and value == int(value):
         value = int(value)
     return str(value)
 

@@ -21,6 +21,8 @@ UNKNOWN_LENGTH = 0x7F000000
 # Bytes. What follows the samples and is no longer is a tag or padding; what is longer and no chunk
 # are samples that the header does not count.
 LONGEST_TRAILER = 512
+# Bytes. Chunks behind samples that the header does not count are looked for in so many.
+LONGEST_CHUNKS = 1 << 16
 # What other programs put behind the last chunk.
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"3DI")
 LONGEST_TAG = max(map(len, TAGS))
@@ -167,7 +169,8 @@ def _with_length(
             )
         return Header()
     if is_unknown:
-        return Header(_mended_size(size_at, size_format, held))
+        behind = _chunks_at_end(data, position, chunks)
+        return Header(_mended_size(size_at, size_format, held - behind))
 
     follows = position + size
     rest = held - size
@@ -182,9 +185,32 @@ def _with_length(
     if trailing < rest or has_tag or rest <= LONGEST_TRAILER:
         return Header(trailing=trailing)
 
-    mend = _mended_size(size_at, size_format, held)
+    # Those that follow samples which the header does not count are no samples themselves.
+    behind = _chunks_at_end(data, follows, chunks)
+    mend = _mended_size(size_at, size_format, held - behind)
     # A length of 0 is what a pipe leaves.
-    return Header(mend, uncounted=rest if size else 0)
+    return Header(mend, uncounted=rest - behind if size else 0)
+
+
+def _chunks_at_end(data: Content, position: int, chunks: Chunks) -> int:
+    """How many bytes of known chunks stand at the very end, behind `position`.
+
+    They are looked for in the last bytes alone, and their sizes have to lead to the end.
+    """
+    tail = data[max(position, len(data) - LONGEST_CHUNKS) :]
+    leads_to_end = {len(tail)}
+    first = len(tail)
+    names = b"|".join(map(re.escape, sorted(KNOWN_CHUNKS)))
+    for found in reversed(list(re.finditer(names, tail))):
+        begins = found.start() + chunks.head.size
+        if begins > len(tail):
+            continue
+        _, size = _unpack(tail, found.start(), chunks.head)
+        padding = size % 2 if chunks.even else 0
+        if not leads_to_end.isdisjoint({begins + size, begins + size + padding}):
+            leads_to_end.add(found.start())
+            first = found.start()
+    return len(tail) - first
 
 
 def _mended_size(size_at: int, size_format: str, size: int) -> Mend:

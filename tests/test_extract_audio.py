@@ -222,6 +222,8 @@ GSM = audio_bytes(tone(), subtype="GSM610")
         pytest.param(wav(0x7FFFFFFF), 0, 0, id="pipe: 2 GB less one"),
         pytest.param(wav(0x80000000), 0, 0, id="pipe: 2 GB"),
         pytest.param(wav(0xFFFFFFFF), 0, 0, id="pipe: 4 GB"),
+        pytest.param(wav(3200, LIST), 28800, 0, id="a tenth of it, and a chunk"),
+        pytest.param(wav(0xFFFFFFFF, LIST), 0, 0, id="pipe: 4 GB, and a chunk"),
         pytest.param(wav(32000, LIST), 0, 0, id="a chunk after it"),
         pytest.param(wav(32000, LIST[:-2]), 0, 0, id="a chunk that is cut"),
         pytest.param(wav(32000, b"TAG" + bytes(125)), 0, 128, id="an ID3v1 tag"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import textwrap
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ SWALLOWED = {
     "from the first column": 'a,b,c\n"1,2,3\n4",5,6\n',
     "in the first column too": 'a,b,c\n"1\n2,3,4\n5",6,7\n',
     "a row between": 'a,b\n1,"x\n2,y\nz"\n',
+    "below quoted headings": '"a","b","c"\nu1,2,"3\nu2,5,6"\n',
+    "below quoted headings, by number": '"a","b"\n1,"2\n3,4"\n',
 }
 
 
@@ -211,6 +214,10 @@ INDEXED = {
     "an index called otherwise": ("X,a\n1,1\n2,3\n3,5\n", r"counts the rows \(X\)"),
     "an index at the end": ("a,b,n\n1.5,2,7\n3,4.5,8\n5,1,9\n", r"counts the rows \(n\)"),
     "an index that falls": ("n,a\n3,1.5\n2,2.5\n1,4.5\n", r"counts the rows \(n\)"),
+    "an index in between": (
+        "a,n,b\n1.5,0,2\n3,1,4.5\n1,2,9\n2,3,0\n4,4,1\n",
+        r"counts the rows \(n\)",
+    ),
     "an index by tens": ("n,a\n10,1.5\n20,2.5\n30,4.5\n", r"counts the rows \(n\)"),
     "classes as numbers": (
         "id,a,emotion\nu001,1,0\nu000,3,2\n",
@@ -351,9 +358,11 @@ def test_who_counts_as_one_person(four_files: Path, kind: str, column: str) -> N
 
 def test_what_differs_by_case_or_zeros() -> None:
     names = ["S1", "s01", "s10", "1", "01", "1.0", "10", "100", "0", "00", "Anna", "anna", "1.5"]
+    names += ["7", "\u0667"]  # the same digit in Arabic
     assert spelled_alike(names) == [
         ["0", "00"],
         ["01", "1", "1.0"],
+        ["7", "\u0667"],
         ["Anna", "anna"],
         ["S1", "s01"],
     ]
@@ -440,6 +449,12 @@ def test_words_that_may_stand_for_nothing_are_named(four_files: Path, word: str)
     assert scan.manifest.column("label") == [word, "ang"]
     for column in ("label", "speaker"):
         assert f"the {column} of 1 utterances is the word {word!r}" in "\n".join(scan.warnings)
+
+
+def test_decimals_of_a_database_are_names(four_files: Path) -> None:
+    table = pa.table({"audio": ["a.wav", "b.wav"], "speaker": [Decimal("1.00"), None]})
+    pq.write_table(table, four_files / "t.parquet")
+    assert scan_corpus(four_files / "t.parquet").manifest.column("speaker") == ["1", None]
 
 
 def test_numbers_of_a_described_table_are_names(four_files: Path) -> None:
@@ -638,6 +653,9 @@ def test_lines_of_a_first_column_are_no_rows() -> None:
 def test_a_writer_that_quotes_all_has_its_line_breaks() -> None:
     text = '"audio","text"\n"a.wav","one, two,\nthree, four"\n'
     assert cells_of(text)[1:] == [["a.wav", "one, two,\nthree, four"]]
+
+    text = '"turn","text"\n1,"one, two,\nthree, four"\n'
+    assert cells_of(text)[1:] == [["1", "one, two,\nthree, four"]]
 
 
 def test_blanks_before_a_quoted_cell() -> None:

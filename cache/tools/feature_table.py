@@ -22,6 +22,9 @@ from ser.errors import StoreError
 # What openSMILE writes beside the name of an utterance: where it begins and ends.
 PLACES = {"start", "end", "frametime", "frameindex"}
 
+# Rows from which a column among others counts them, and does not look so by chance.
+LONG_COUNT = 5
+
 # Columns of a manifest: numbers in them are codes of somebody's classes and people.
 NO_QUANTITIES = {"label", "speaker", "session", "dialogue", "turn", "gender", "votes", "text"}
 
@@ -86,8 +89,7 @@ def read_feature_table(path: Path, has_header: bool = True) -> FeatureTable:
         raise StoreError(f"{path}: has headings and no row; write a line for each utterance")
     table = np.stack(values)
     if not is_header or len(values) > 2:
-        for place in dict.fromkeys([0, len(value_columns) - 1]):
-            _check_no_index(path, headings[value_columns[place]], table[:, place], table.shape[1])
+        _check_no_index(path, [headings[column] for column in value_columns], table)
     is_id = key is not None and column_of(headings[key]) == "id"
     return FeatureTable(
         table, None if key is None else ids, key is not None and not is_id, places or None
@@ -139,21 +141,32 @@ def _check_quantities(path: Path, headings: list[str]) -> None:
             )
 
 
-def _check_no_index(path: Path, heading: str, column: npt.NDArray[np.float64], dim: int) -> None:
-    """Raise `StoreError` if the first or last of several columns counts the rows.
+def _check_no_index(path: Path, headings: list[str], table: npt.NDArray[np.float64]) -> None:
+    """Raise `StoreError` if one of several columns `[rows, dim]` counts the rows.
 
-    It may count by other steps than one, and down.
+    The first and the last may count by other steps than one, and down.
     """
+    last = len(headings) - 1
+    for number, heading in enumerate(headings):
+        column = table[:, number]
+        if number in (0, last):
+            counts = _counts_by_steps(column)
+        else:
+            counts = len(column) >= LONG_COUNT and _counts_up(column)
+        if last > 0 and counts:
+            raise StoreError(
+                f"{path}: a column of it counts the rows ({heading}), and may be an index; give "
+                "the columns names, and call it id if it holds the ids, or leave it out"
+            )
+
+
+def _counts_by_steps(column: npt.NDArray[np.float64]) -> bool:
+    """Whether whole numbers rise or fall by one step."""
     steps = np.diff(column)
     is_whole = np.equal(np.mod(column, 1), 0).all()
     is_even = len(steps) > 0 and steps[0] != 0 and (steps == steps[0]).all()
     # Two numbers always have one step.
-    counts = is_whole and is_even and (len(column) > 2 or steps[0] == 1)
-    if dim > 1 and counts:
-        raise StoreError(
-            f"{path}: a column of it counts the rows ({heading}), and may be an index; give the "
-            "columns names, and call it id if it holds the ids, or leave it out"
-        )
+    return bool(is_whole and is_even and (len(column) > 2 or steps[0] == 1))
 
 
 def _key_column(headings: list[str]) -> int | None:
