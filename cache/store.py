@@ -333,7 +333,7 @@ class Store:
         return None
 
     def _similar(self, feature: str, folders: Sequence[Path]) -> str:
-        """What a user may have meant: other ways of the feature, or one of a similar name."""
+        """What a user may have meant: other ways of the feature, one of a similar name, or any."""
         others = set()
         for folder in folders:
             spec = Feature(self.path, folder).spec
@@ -341,8 +341,9 @@ class Store:
 
         alike = sorted(others)
         if not alike:
-            names = {folder.parent.name for folder in self.folders()}
-            alike = difflib.get_close_matches(feature, names, n=1)
+            names = sorted({folder.parent.name for folder in self.folders()})
+            # All, where none is alike.
+            alike = difflib.get_close_matches(feature, names, n=1) or names
 
         return f" (there is {', '.join(alike)}); if you mean another," if alike else ";"
 

@@ -8,7 +8,7 @@ from click.core import ParameterSource
 
 from ser.extract.config import ExtractionConfig
 
-from .next_training import richer_fusion, seconds_of_training, train_options
+from .next_training import export_words, richer_fusion, seconds_of_training, train_options
 from .options import FILE, config_options, json_option
 from .output import answer, duration, next_step, plural, say, size_text, stage_bars, table
 from .weights_in_words import fetching_lines, left_out_lines
@@ -60,7 +60,8 @@ def features(ctx: click.Context, as_json: bool, dry_run: bool, **options: Any) -
         summary = _extract(planned, scan is not None, as_json)
         whole = whole and summary.whole
 
-    for line in left_out_lines(planned):
+    # Of a dry run the plan, just above, names the reasons.
+    for line in left_out_lines(planned, with_reasons=not dry_run or as_json):
         say(line, err=True)
     ctx.exit(0 if whole else 3)
 
@@ -199,11 +200,12 @@ def _extract(plan: "ExtractionPlan", transcribed: bool, as_json: bool) -> "Summa
         say(line, err=as_json)
 
     if plan.features and not as_json and not plan.unavailable:
-        _suggest_training(plan, summary)
+        _suggest_next(plan, summary)
     return summary
 
 
-def _suggest_training(plan: "ExtractionPlan", summary: "Summary") -> None:
+def _suggest_next(plan: "ExtractionPlan", summary: "Summary") -> None:
+    """To train, or where there is nothing to train on to take the first feature elsewhere."""
     options = train_options(plan)
     if options is not None:
         left_out = [] if summary.whole else ["--allow-missing"]
@@ -213,6 +215,8 @@ def _suggest_training(plan: "ExtractionPlan", summary: "Summary") -> None:
         say(
             "too few labelled utterances to train on: extract more, with a larger --limit", err=True
         )
+    else:
+        next_step("cache", "export", *export_words(plan))
 
 
 def _say_how_long(plan: "ExtractionPlan", options: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The `ser train` that fits what `ser features` has just extracted."""
+"""The `ser train`, or else `ser cache export`, that fits what `ser features` has extracted."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,16 @@ def train_options(plan: "ExtractionPlan") -> list[str] | None:
         return None
     features = _first_of_each_modality(plan)
     return ["--features", features, "--fusion", "linear", *_corpus_and_store(plan), *cut]
+
+
+def export_words(plan: "ExtractionPlan") -> list[str]:
+    """The words of `ser cache export` that write the first feature to a file.
+
+    A table where each utterance has one row, numpy's arrays where it has many.
+    """
+    spec = plan.features[0].spec
+    suffix = ".csv" if spec.level == "utterance" else ".npz"
+    return [spec.name, f"{spec.feature}{suffix}", *_corpus_and_store(plan)]
 
 
 def richer_fusion(plan: "ExtractionPlan") -> str | None:

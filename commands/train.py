@@ -1,6 +1,6 @@
 """`ser train`: stage 2, from the store to results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +111,29 @@ def _run_what_is_left(experiment: Experiment, jobs: Sequence["Job"]) -> list["Ru
 
     ahead = estimate(left)
     say(_estimate_in_words(experiment, left[0], ahead), err=True)
-    with progress(len(jobs) * ahead.epochs, experiment.fusion, "epoch") as bar:
-        return list(run_jobs(experiment, jobs, EpochsOnBar(bar, jobs, ahead.epochs)))
+
+    done = _epochs_done(folder, left) if experiment.resume else {}
+    for name, epochs in done.items():
+        say(f"run {name} goes on after epoch {epochs} of {ahead.epochs}", err=True)
+
+    total = len(jobs) * ahead.epochs
+    with progress(total, experiment.fusion, "epoch", initial=sum(done.values())) as bar:
+        return list(run_jobs(experiment, jobs, EpochsOnBar(bar, jobs, ahead.epochs, done)))
+
+
+def _epochs_done(folder: Path, jobs: Sequence["Job"]) -> dict[str, int]:
+    """After how many epochs each job goes on that has a state in its run's folder, by name."""
+    from ser.train.checkpoint import read_progress
+    from ser.train.run_folder import STATE, Run
+
+    done = {}
+    for job in jobs:
+        run = Run(folder / job.name)
+        if (run.path / STATE).exists():
+            _, metadata = run.tensors(STATE)
+            so_far = read_progress(metadata)
+            done[job.name] = len(so_far.chosen) + len(so_far.history)
+    return done
 
 
 def _warn_of_alike_speakers(jobs: Sequence["Job"]) -> None:
@@ -215,13 +236,16 @@ class EpochsOnBar:
     """Shows on a progress bar which epochs of which runs are done, with the last one's scores.
 
     Called after each epoch of a job, and with None when its run is finished: perhaps by an earlier
-    command, which reported its epochs.
+    command, which reported its epochs. `done` says of unfinished runs how many an earlier command
+    did.
     """
 
-    def __init__(self, bar: Any, jobs: Sequence["Job"], epochs_per_run: int) -> None:
+    def __init__(
+        self, bar: Any, jobs: Sequence["Job"], epochs_per_run: int, done: Mapping[str, int]
+    ) -> None:
         self.bar = bar
         self.epochs_per_run = epochs_per_run
-        self.done = {job.name: 0 for job in jobs}
+        self.done = {job.name: done.get(job.name, 0) for job in jobs}
 
     def __call__(self, job: "Job", epoch: "Epoch | None") -> None:
         if epoch is None:

@@ -51,15 +51,17 @@ def _sizes(sizes: dict[str, int]) -> str:
     return ", ".join(f"{feature} {size_text(size)}" for feature, size in sizes.items())
 
 
-def left_out_lines(plan: "ExtractionPlan") -> list[str]:
+def left_out_lines(plan: "ExtractionPlan", with_reasons: bool) -> list[str]:
     """Each feature that is left out and why; at the end the one command that completes the store.
 
-    Empty if nothing is left out.
+    Without the reasons the command alone. Empty if nothing is left out.
     """
     if not plan.unavailable:
         return []
 
-    lines = [f"left out: {feature}: {fault}" for feature, fault in plan.unavailable.items()]
+    lines = []
+    if with_reasons:
+        lines += [f"left out: {feature}: {fault}" for feature, fault in plan.unavailable.items()]
     command = shlex.join(completing_command(plan.config, list(plan.unavailable)))
     lines.append(
         f"{', '.join(plan.unavailable)} left out; once that is seen to, `{command}` completes it"

@@ -356,7 +356,10 @@ def test_without_opensmile_a_default_feature_is_left_out_by_name(
     done = ser(*words)
     assert done.exit_code == 3
     remedy = "opensmile is not installed here; run `pip install 'ser-fusion[smile]'`"
+    # The reason once, and the command that completes it.
     assert f"is13: left out: {remedy}" in done.output
+    assert done.output.count(remedy) == 1
+    assert done.output.splitlines()[-1].startswith("is13 left out; once that is seen to, `ser feat")
     assert "logmel" in done.output
 
     for name in ("egemaps", "smile:set=GeMAPSv01b"):

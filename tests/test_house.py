@@ -214,7 +214,12 @@ def test_wheel_alone_runs(tmp_path: Path) -> None:
     copy = tmp_path / "checkout"
     site = tmp_path / "site"
     names = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        # Also what is new and not yet added.
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\n")
     names = [name for name in names if (ROOT / name).is_file()]
     for name in names:

@@ -80,6 +80,7 @@ RUN = {
     "commands/corpus.py: next: ser corpus show …": FROM_THE_DEMO,
     "commands/corpus.py: next: ser features … …": FROM_THE_DEMO,
     "commands/ensemble.py: next: ser report … …": "test_the_report_that_an_ensemble_names",
+    "commands/features.py: next: ser cache export …": "test_without_labels_an_export_is_offered",
     "commands/features.py: next: ser train … …": FROM_THE_DEMO,
     "commands/report.py: next: ser report … --html report.html --open": (
         "test_the_page_that_a_report_names"

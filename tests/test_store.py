@@ -381,7 +381,7 @@ def test_features_by_name(tmp_path: Path) -> None:
     store, _, manifest, _ = sample_store(tmp_path / "s", "zarr")
 
     command = "ser features CORPUS --features hubert "
-    with pytest.raises(MissingRows, match=f"no feature 'hubert'.*{command}"):
+    with pytest.raises(MissingRows, match=rf"no feature 'hubert' \(there is frames\).*{command}"):
         store.feature("hubert")
     hint = r"no feature 'frmes:layer=9' \(there is frames\); if you mean another, run "
     with pytest.raises(MissingRows, match=hint):

@@ -29,6 +29,7 @@ from ser.extract.corpora.scan import scan_corpus
 from ser.extract.corpora.table import read_manifest
 from ser.predict.inputs import read_inputs
 from ser.tests.command_line import printed, ser
+from ser.tests.named_commands import next_command
 from ser.tests.store_samples import manifest_of
 from ser.train.data.fold_files import read_folds
 
@@ -917,11 +918,27 @@ def test_a_folder_of_recordings_is_a_corpus_without_labels(wav_folder: Path) -> 
         scan_corpus(wav_folder / "labels.csv", "folder")
 
 
-def test_no_training_is_offered_without_labels(wav_folder: Path) -> None:
-    words = ("--format", "folder", "--features", "logmel", "--store", wav_folder / "s")
+@pytest.mark.parametrize("feature", ["logmel", "egemaps"])
+def test_without_labels_an_export_is_offered(
+    wav_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str
+) -> None:
+    """And no training: as a table where an utterance has one row, else as arrays."""
+    monkeypatch.chdir(tmp_path)
+    for path in wav_folder.rglob("*.wav"):
+        # Long enough for openSMILE.
+        sf.write(path, np.full(8000, 0.1), 16000)
+    words = ("--format", "folder", "--features", feature, "--store", tmp_path / "s")
     done = ser("features", wav_folder, *words)
     assert done.exit_code == 0, done.output
     assert "ser train" not in done.output
+
+    exported = ser(*next_command(done))
+    assert exported.exit_code == 0, exported.output
+    ids = open_store(tmp_path / "s").manifest().ids
+    if feature == "logmel":
+        assert np.load("logmel.npz", allow_pickle=False)["ids"].tolist() == ids
+    else:
+        assert pd.read_csv("egemaps.csv")["id"].tolist() == ids
 
 
 # audformat

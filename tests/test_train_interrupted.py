@@ -182,7 +182,12 @@ def test_the_command_that_goes_on_is_named_and_works(
     assert stopped.exit_code == 1
     sentence = "interrupted; what was finished is kept, and the same command with --resume goes on"
     assert sentence in stopped.stderr
-    assert ser(*words, "--resume").exit_code == 0
+    [run] = tmp_path.glob("*/config.json")
+    resumed = ser(*words, "--resume")
+    assert resumed.exit_code == 0
+    assert f"run {run.parent.name} goes on after epoch 3 of {EPOCHS}" in resumed.stderr
+    assert f"| 3/{EPOCHS} [" in resumed.stderr
+    assert f"| 0/{EPOCHS} [" not in resumed.stderr
     goes_on_to_the_same_bytes(store, tmp_path, whole)
 
 
