@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 import soundfile as sf
 import torch
@@ -149,6 +150,12 @@ def test_a_run_on_one_encoder_takes_the_waveform(case: str, newcomer: Path, tmp_
 
     sentence = export(run.path, tmp_path / "out")
     assert "model.onnx takes a waveform at 16 kHz" in sentence
+    if options["fusion"] != "cnn":
+        # The encoder runs once, whatever number of its layers is used.
+        encoder = transformers.AutoModel.from_pretrained(weights)
+        layers = [layer for layer in encoder.modules() if isinstance(layer, torch.nn.Conv1d)]
+        nodes = onnx.load(tmp_path / "out" / "model.onnx").graph.node
+        assert [node.op_type for node in nodes].count("Conv") == len(layers)
 
     generator = np.random.default_rng(1)
     recordings = [next(corpus.rglob("wav/*/*.wav"))]
@@ -594,7 +601,7 @@ def test_what_a_solver_fits_is_a_graph(name: str, tmp_path: Path) -> None:
     x = rng.normal(size=(60, model.width))
     labels = rng.integers(0, 4, 60)
     model.solver(x, Truth(np.eye(4)[labels]))(1.0)
-    model.calibrate(x, labels)
+    model.calibrate(torch.from_numpy(x).float(), labels)
     check_graph(fusion, model, graph_inputs(fusion), tmp_path)
 
 

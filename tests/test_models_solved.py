@@ -423,7 +423,10 @@ def test_fewer_columns_give_the_same_answer() -> None:
     space = RowSpace.of(x)
     # The row that is there twice spans nothing of its own.
     assert space.coordinates.shape == (40, 39)
-    np.testing.assert_allclose(space.coordinates @ space.basis.T, x, atol=1e-12)
+    basis = space.rows.T @ space.combinations
+    np.testing.assert_allclose(basis.T @ basis, np.eye(39), atol=1e-12)
+    np.testing.assert_allclose(space.coordinates @ basis.T, x, atol=1e-12)
+    np.testing.assert_allclose(space.weights(np.eye(39)), basis.T, atol=1e-12)
 
     direct = LogisticRegression(C=0.01, tol=1e-10, max_iter=10_000).fit(x, labels)
     reduced = LogisticRegression(C=0.01, tol=1e-10, max_iter=10_000).fit(space.coordinates, labels)

@@ -124,10 +124,11 @@ def estimate_solved(jobs: Sequence[Job]) -> Estimate:
     train = first.fold.train
     spread = np.linspace(0, len(train) - 1, min(len(train), TIMED_UTTERANCES)).astype(int)
     fold = replace(first.fold, train=train[spread])
+    # The solvers import it, which takes longer than a fit.
+    import sklearn.linear_model  # noqa: F401
+
     with oom_as_error(first.config), one_thread():
-        # The first time scikit-learn is imported.
-        for _ in range(2):
-            model = fit_candidates(first.data, fold, first.config, [middle])
+        model = fit_candidates(first.data, fold, first.config, [middle])
     seconds_per_utterance = model.history[0].seconds / len(spread)
 
     utterances = sum(len(job.fold.train) for job in jobs)

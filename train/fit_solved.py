@@ -113,28 +113,29 @@ def fit_candidates(
         # The vectors of its layer, which the strengths share.
         if candidate.place != place_of_solver:
             model.choose_layer(candidate.place)
-            x = seen_vectors(train_data, train_rows, model.columns)
+            seen = seen_vectors(train_data, train_rows, model.columns)
+            x = seen.double().numpy()
             if not x.any():
                 # Standardised, what is the same everywhere is 0.
                 raise WrongUse(
                     "the utterances to learn from all have the same features: there is nothing to "
                     "learn; look whether their recordings hold sound"
                 )
-            x_eval = seen_vectors(scaled, eval_rows, model.columns)
+            seen_eval = seen_vectors(scaled, eval_rows, model.columns)
             solve = model.solver(x, truth)
             place_of_solver = candidate.place
 
         fit_quietly(solve, candidate)
         if len(eval_rows) and not target.rated and not target.voted:
-            model.calibrate(x_eval, labels)
+            model.calibrate(seen_eval.float(), labels)
 
         # The loss of what it learnt from, and the scores and the loss of the part that selects.
-        learnt = predict(model, x, config)
+        learnt = predict(model, seen, config)
         loss = target.evaluation_loss(train_data.utterances, train_rows, learnt, config)
         scores: Scores | None = None
         eval_loss: float | None = None
         if len(eval_rows):
-            predicted = predict(model, x_eval, config)
+            predicted = predict(model, seen_eval, config)
             scores = target.score(scaled.utterances, eval_rows, predicted, config)
             eval_loss = target.evaluation_loss(scaled.utterances, eval_rows, predicted, config)
 
@@ -202,15 +203,15 @@ def truth_of_rows(data: Dataset, rows: np.ndarray, fold: Fold, config: TrainConf
     return Truth(shares, ratings)
 
 
-def seen_vectors(data: Dataset, rows: np.ndarray, columns: Tensor | None) -> np.ndarray:
-    """What a model sees of the rows, float64 `[n, d]`: these columns of all, or all."""
+def seen_vectors(data: Dataset, rows: np.ndarray, columns: Tensor | None) -> Tensor:
+    """What a model sees of the rows, in their dtype `[n, d]`: these columns of all, or all."""
     of_modalities = []
     for inputs in data.inputs.values():
         of_modalities.append(_all_columns(inputs, rows))
     x = torch.cat(of_modalities, 1)
     if columns is not None:
         x = x[:, columns]
-    return x.double().numpy()
+    return x
 
 
 def _all_columns(inputs: Inputs, rows: np.ndarray) -> Tensor:
@@ -233,7 +234,7 @@ def fit_quietly(solve: Solve, candidate: Candidate) -> None:
             log.warning("C %g has not converged; its fit may still improve", candidate.strength)
 
 
-def predict(model: SolvedModel, x: np.ndarray, config: TrainConfig) -> np.ndarray:
+def predict(model: SolvedModel, x: Tensor, config: TrainConfig) -> np.ndarray:
     """What the target predicts from what is seen `[n, d]`: probabilities or ratings `[n, K]`."""
-    outputs = model.outputs(torch.from_numpy(x).float())
+    outputs = model.outputs(x.float())
     return TARGETS[config.target].predictions(outputs).numpy()

@@ -92,7 +92,9 @@ def _logistic(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.nd
     from sklearn.linear_model import LogisticRegression
 
     rows, labels, weights = one_label_each(x, shares)
-    fitted = LogisticRegression(C=strength, max_iter=MAX_STEPS).fit(rows, labels, weights)
+    # Where all are 1 the fit is the same, and no step sums them.
+    unequal = None if (weights == 1).all() else weights
+    fitted = LogisticRegression(C=strength, max_iter=MAX_STEPS).fit(rows, labels, unequal)
     weight = fitted.coef_
     bias = fitted.intercept_
     if len(fitted.classes_) == 2:

@@ -12,19 +12,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RowSpace:
-    """Rows by coordinates: x = `coordinates` @ `basis`.T."""
+    """Rows by coordinates: x = `coordinates` @ basis.T, with basis = `rows`.T @ `combinations`.
+
+    The basis `[d, r]` has orthonormal columns. It is never made: that would cost as much as the
+    coordinates, and weights need it for a few rows alone, a support vector machine for none.
+    """
 
     coordinates: np.ndarray
     """float64 [n, r], r = min(n, d) at most."""
-    basis: np.ndarray | None
-    """float64 [d, r], its columns orthonormal; None where the coordinates are the rows."""
+    rows: np.ndarray
+    """float64 [n, d]: x."""
+    combinations: np.ndarray | None
+    """float64 [n, r]; None where the coordinates are the rows."""
 
     @classmethod
     def of(cls, x: np.ndarray) -> "RowSpace":
         """That of rows [n, d]; themselves where they have no more columns than there are rows."""
         n, d = x.shape
         if d <= n:
-            return cls(x, None)
+            return cls(x, x, None)
 
         # By the n × n products of the rows, which is several times faster than a QR of x. What is
         # rounding alone is left out: a row that is there twice spans nothing of its own.
@@ -32,10 +38,10 @@ class RowSpace:
         real = squares > squares[-1] * n * np.finfo(np.float64).eps
         lengths = np.sqrt(squares[real])
         directions = directions[:, real]
-        return cls(directions * lengths, x.T @ (directions / lengths))
+        return cls(directions * lengths, x, directions / lengths)
 
     def weights(self, of_coordinates: np.ndarray) -> np.ndarray:
         """Weights [K, r] of the coordinates as weights [K, d] of the columns."""
-        if self.basis is None:
+        if self.combinations is None:
             return of_coordinates
-        return of_coordinates @ self.basis.T
+        return (of_coordinates @ self.combinations.T) @ self.rows

@@ -169,8 +169,8 @@ class SolvedModel(nn.Module):
         """What fits the model to rows float64 `[n, d]` with their truth."""
         raise NotImplementedError
 
-    def calibrate(self, x: np.ndarray, labels: np.ndarray) -> None:
-        """Scale the outputs for rows `[n, d]` of the part that chooses, of these classes `[n]`."""
+    def calibrate(self, x: Tensor, labels: np.ndarray) -> None:
+        """Scale the outputs for rows float32 `[n, d]` of the part that chooses, classes `[n]`."""
 
 
 def _check_layer(model: nn.Module, _: object) -> None:

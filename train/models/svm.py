@@ -140,9 +140,9 @@ class Svm(SolvedModel):
         self.scale = torch.tensor(1.0)
         self.absent = torch.from_numpy(absent).float()
 
-    def calibrate(self, x: np.ndarray, labels: np.ndarray) -> None:
+    def calibrate(self, x: Tensor, labels: np.ndarray) -> None:
         """As `SolvedModel.calibrate`: by the temperature that is fitted."""
-        shares = (self.decisions(torch.from_numpy(x).float()) + self.absent).softmax(1)
+        shares = (self.decisions(x) + self.absent).softmax(1)
         temperature = fit_temperature(labels, shares.double().numpy())
         self.scale = torch.tensor(1 / temperature)
 
