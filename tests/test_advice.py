@@ -11,18 +11,23 @@ from click.testing import Result
 
 from ser.cache.spec import Spec
 from ser.cache.store import open_store
+from ser.commands.next_training import richer_fusion, train_options
 from ser.corpus.manifest import Manifest
 from ser.errors import LeakageError, WrongUse
+from ser.extract.config import ExtractionConfig
 from ser.extract.corpora.scan import scan_corpus
+from ser.extract.run import plan
 from ser.tests.command_line import ser
 from ser.tests.named_commands import commands_in, next_command
 from ser.tests.newcomer import shrink
+from ser.tests.test_extract_encoders import SPEECH
 from ser.tests.tiny_store import add_feature, make_manifest, make_rows, new_store
 from ser.train.data.dev_part import Cut
 from ser.train.data.labelling import apply_policy
 from ser.train.data.labels import get_policy
 from ser.train.data.protocols import make_folds
 from ser.train.data.utterances import Utterances
+from ser.weights.demo import write_random_checkpoint
 
 # Features of utterances that are fast to compute.
 FAST = "egemaps"
@@ -112,6 +117,34 @@ def test_after_a_few_utterances_of_both_modalities_the_named_model_trains(
     command[fusion] = "mit"
     trained = ser(*command, *SMALL, "--out", tmp_path / "runs")
     assert trained.exit_code == 0, trained.output
+
+
+@pytest.mark.parametrize(
+    ("features", "richer"),
+    [
+        ("whisper", "audio"),
+        ("whisper:layer=1,pool=mean", None),
+        ("whisper:layers=all,pool=mean", None),
+        ("is13", None),
+        ("egemaps", None),
+    ],
+)
+def test_a_linear_model_is_named_first(
+    demo_corpus: Path, tmp_path: Path, features: str, richer: str | None
+) -> None:
+    """On frames as on vectors: a model of frames, which may take hours, comes after it."""
+    models = {}
+    if features.startswith("whisper"):
+        architecture, settings = SPEECH["whisper"]
+        weights = write_random_checkpoint(tmp_path / "weights", architecture, **settings)
+        models = {"whisper": str(weights)}
+    config = ExtractionConfig(demo_corpus, features, store=tmp_path / "features", models=models)
+    planned = plan(config)
+
+    options = train_options(planned)
+    assert options is not None
+    assert options[:4] == ["--features", features, "--fusion", "linear"]
+    assert richer_fusion(planned) == richer
 
 
 @pytest.mark.parametrize("limit", [5, 12, 20, 37], ids="{} utterances".format)
