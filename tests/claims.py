@@ -90,10 +90,12 @@ def in_toml(content: bytes, random: Random, patient: bool) -> bytes:
 
 def in_yaml(content: bytes, random: Random, patient: bool) -> bytes:
     """The file with lines of which each stands for the one before, several times."""
-    lines = [content.decode().rstrip(), "a0: &a0 {k: 1}"]
+    lines = [content.decode().rstrip(), "a0: &a0 {k: 1}", "b0: &b0 {k: 1}"]
     for number in range(1, DOUBLED_LINES):
         before = ", ".join([f"*a{number - 1}"] * random.choice((2, 6)))
         lines.append(f"a{number}: &a{number} [{before}]")
+        # Values that are shared take no memory; those that are merged are copied.
+        lines.append(f"b{number}: &b{number} {{<<: [{before.replace('a', 'b')}]}}")
     return "\n".join(lines).encode()
 
 

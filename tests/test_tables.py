@@ -967,6 +967,15 @@ def test_rows_of_audformat_that_are_torn_are_named(four_files: Path) -> None:
     assert "line 3: has 4 columns where the header has 3" in str(scan.problems[0])
 
 
+@pytest.mark.parametrize("kind", ["ilewise", "Filewise", "misc"])
+def test_tables_of_audformat_are_by_file_or_of_segments(four_files: Path, kind: str) -> None:
+    write_database(four_files, "a.wav,anna,oh")
+    header = four_files / "db.yaml"
+    header.write_text(header.read_text().replace("filewise", kind))
+    with pytest.raises(WrongUse, match=rf"the table files is '{kind}'; write filewise or segment"):
+        scan_corpus(four_files, "audformat")
+
+
 def test_columns_of_audformat_that_its_header_lacks_are_named(four_files: Path) -> None:
     write_database(four_files, "a.wav,anna,oh")
     row = {"file": "a.wav", "speaker": "anna", "transcription": "oh", "age": 30}

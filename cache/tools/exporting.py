@@ -98,8 +98,10 @@ def export(
             raise unknown("column of --with", name, known)
     if not path.parent.is_dir():
         raise WrongUse(f"{path.parent}: no such folder; make it first, or name another file")
-    if path.exists() or _is_foreign(index_of(path)):
+    if path.exists():
         raise WrongUse(f"{path}: exists already; name another file")
+    if _is_foreign(index_of(path)):
+        raise WrongUse(f"{index_of(path)}: exists already; name another file than {path.name}")
 
     exported = _prepare_export(feature, manifest, columns, beside, decimal, audformat)
     _check_no_nul(path, exported.rows.ids)

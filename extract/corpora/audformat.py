@@ -48,6 +48,9 @@ MAX_NODES = 1_000_000
 # In the order of preference.
 ENDINGS = (".parquet", ".csv")
 
+# A row of a table is a file, or a part of one.
+TABLE_TYPES = ("filewise", "segmented")
+
 # By the text of a scheme's label, what it means: a text, or fields such as a speaker's gender.
 Meanings = dict[str, Any]
 
@@ -159,10 +162,19 @@ def _read_header(path: Path) -> "audformat.Database":
     # What the package asks for, and nothing here depends on.
     content = {"source": "", "usage": "unrestricted", **content}
     try:
-        return audformat.Database.load_header_from_yaml(content)
+        database = audformat.Database.load_header_from_yaml(content)
     # It raises errors of its own, and of what it does not expect.
     except Exception as error:
         raise _no_header(path, error) from None
+
+    # The package takes any other word for one of segments.
+    for name in database.tables:
+        kind = database[name].type
+        if kind not in TABLE_TYPES:
+            raise WrongUse(
+                f"{path}: the type of the table {name} is {kind!r}; write filewise or segmented"
+            )
+    return database
 
 
 def _no_header(path: Path, error: Exception) -> WrongUse:
