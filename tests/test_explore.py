@@ -92,6 +92,40 @@ def test_speakers_who_do_not_differ_and_what_does_not_vary() -> None:
         assert np.isnan([unknown.d, unknown.low, unknown.p]).all()
 
 
+def test_where_speakers_hardly_differ_no_other_variance_is_likelier() -> None:
+    """Few utterances, unevenly spread: the likelihood with its matrices written out."""
+    speakers = np.repeat(np.arange(4), [7, 7, 8, 6])
+    rng = np.random.default_rng(5)
+    same = (speakers[:, None] == speakers).astype(float)
+
+    at_bound = 0
+    for _ in range(20):
+        fixed = np.stack([np.ones(28), rng.random(28) < 0.5], 1)
+        values = rng.normal(size=28)
+
+        def fit_at(
+            ratio: float, x: np.ndarray = fixed, y: np.ndarray = values
+        ) -> tuple[float, np.ndarray, np.ndarray]:
+            covariance = np.eye(28) + ratio * same
+            weighted = np.linalg.solve(covariance, x)
+            inverse = np.linalg.inv(x.T @ weighted)
+            slopes = inverse @ weighted.T @ y
+            rest = y - x @ slopes
+            variance = rest @ np.linalg.solve(covariance, rest) / 26
+            loss = 26 * np.log(variance) + np.linalg.slogdet(covariance)[1]
+            loss -= np.linalg.slogdet(inverse)[1]
+            return loss, slopes, np.sqrt(variance * np.diag(inverse))
+
+        model = fit_mixed_model(values, fixed, speakers)
+        ratio = model.speaker_variance / model.rest_variance
+        least, slopes, errors = fit_at(ratio)
+        assert all(least <= fit_at(other)[0] + 1e-9 for other in np.linspace(0, 2, 101))
+        np.testing.assert_allclose(model.coefficients, slopes, rtol=1e-8)
+        np.testing.assert_allclose(model.errors, errors, rtol=1e-8)
+        at_bound += ratio < 1e-6
+    assert 0 < at_bound < 20
+
+
 def test_intervals_of_independent_groups_are_those_of_the_noncentral_t() -> None:
     """Exact where speakers do not count: by the distribution of Cohen's d (Steiger, 2004)."""
     count = 20
